@@ -1,0 +1,85 @@
+/* cpu_features.c - cpuid, xgetbv and the scheduler's mask: see cpu_features.h. */
+#include "base/cpu_features.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+static mf_cpu_features features;
+static pthread_once_t features_once = PTHREAD_ONCE_INIT;
+
+static int32_t count_cores(void)
+{
+    int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        cores = CPU_COUNT(&set);
+    }
+    /* A container's quota: more threads than it pays for only wait on each other. */
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f) {
+        long long quota, period;
+        if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
+            int32_t allowed = (int32_t)((quota + period - 1) / period);
+            if (allowed >= 1 && allowed < cores) {
+                cores = allowed;
+            }
+        }
+        fclose(f);
+    }
+    return cores < 1 ? 1 : cores;
+}
+
+#if defined(__x86_64__)
+static uint64_t read_xcr0(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return ((uint64_t)hi << 32) | lo;
+}
+
+static void detect_x86(void)
+{
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) {
+        return;
+    }
+    bool osxsave = c & (1u << 27), fma = c & (1u << 12), f16c = c & (1u << 29), avx = c & (1u << 28);
+    if (!osxsave || !avx) {
+        return;
+    }
+    uint64_t xcr0 = read_xcr0();
+    bool ymm = (xcr0 & 0x6) == 0x6, zmm = (xcr0 & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        return;
+    }
+    uint32_t sub_a = 0, sub_b = 0, sub_c = 0, sub_d = 0;
+    __get_cpuid_count(7, 1, &sub_a, &sub_b, &sub_c, &sub_d);
+    features.avx2_fma_f16c = ymm && fma && f16c && (b & (1u << 5));
+    features.avx512_core = zmm && (b & (1u << 16)) && (b & (1u << 30)) && (b & (1u << 31)) && (b & (1u << 17));
+    features.avx512_vnni = features.avx512_core && (c & (1u << 11));
+    features.avx512_bf16 = features.avx512_core && (sub_a & (1u << 5));
+    bool tiles = (xcr0 & 0x60000) == 0x60000 && (d & (1u << 24));
+    features.amx_bf16 = tiles && (d & (1u << 22));
+    features.amx_int8 = tiles && (d & (1u << 25));
+}
+#endif
+
+static void detect(void)
+{
+#if defined(__x86_64__)
+    detect_x86();
+#endif
+    features.num_cores = count_cores();
+}
+
+const mf_cpu_features *mf_cpu_features_get(void)
+{
+    pthread_once(&features_once, detect);
+    return &features;
+}

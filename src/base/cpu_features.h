@@ -1,0 +1,18 @@
+/* cpu_features.h - what this machine's CPU and operating system allow. */
+#ifndef MF_BASE_CPU_FEATURES_H
+#define MF_BASE_CPU_FEATURES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct mf_cpu_features {
+    bool avx2_fma_f16c; /* AVX2, FMA and F16C, and the OS saves their registers */
+    bool avx512_core;   /* F, BW, VL, DQ and OS support */
+    bool avx512_vnni, avx512_bf16;
+    bool amx_bf16, amx_int8; /* CPUID only; permission is asked for by the kernels that use them */
+    int32_t num_cores;       /* cores this process may run on, capped by its CPU quota */
+} mf_cpu_features;
+
+const mf_cpu_features *mf_cpu_features_get(void);
+
+#endif

@@ -1,0 +1,29 @@
+/* file.h - opening untrusted files: regular files only, whole and read-only, mapped or read into memory. */
+#ifndef MF_BASE_FILE_H
+#define MF_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+typedef struct mf_file {
+    const uint8_t *data; /* size bytes; never NULL after an open, also when size is 0 */
+    size_t size;
+    char *path;  /* owned copy, for messages */
+    bool mapped; /* false: read into memory */
+} mf_file;
+
+/* Opens a regular file (O_NONBLOCK, fstat: a FIFO, device or directory is refused) of at most max_bytes (0 = no cap).
+ * use_map: memory-map it, else read it.  Errors name the path. */
+mf_status mf_file_open(const char *path, bool use_map, uint64_t max_bytes, mf_file *file, mf_error *err);
+void mf_file_close(mf_file *file); /* a zeroed or closed one is fine */
+
+bool mf_path_is_file(const char *path);
+bool mf_path_is_dir(const char *path);
+
+/* "dir/name" into a new string (mf_free); NULL when out of memory. */
+char *mf_path_join(const char *dir, const char *name);
+
+#endif

@@ -1,0 +1,33 @@
+/* json.h - reading untrusted JSON: an iterative scan bounds depth, number of values and checks UTF-8 before jansson sees
+ * a byte (jansson itself recurses).  Duplicate keys, NUL escapes, a BOM and bytes after the value are refused.
+ *
+ * Callers use jansson's json_t accessors on the result and json_decref it; the getters below make the usual
+ * "key K of FILE: expected X; got Y" messages. */
+#ifndef MF_BASE_JSON_H
+#define MF_BASE_JSON_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+typedef struct mf_json_limits {
+    int32_t max_depth;   /* 0 = 64 */
+    int64_t max_values;  /* 0 = 1,048,576; strings that are keys count too */
+    bool top_is_object;  /* refuse anything else at the top */
+} mf_json_limits;
+
+/* `name` stands for the file in messages.  MF_ERR_FORMAT or MF_ERR_LIMIT with line or byte named. */
+mf_status mf_json_parse(const char *text, size_t size, const char *name, const mf_json_limits *limits, json_t **out,
+                        mf_error *err);
+
+/* Reads a whole file (at most max_bytes) and parses it. */
+mf_status mf_json_load(const char *path, uint64_t max_bytes, const mf_json_limits *limits, json_t **out, mf_error *err);
+
+const char *mf_json_type_name(const json_t *value); /* "an integer", "a string", "nothing" for NULL */
+
+/* true when bytes are well-formed UTF-8; else *bad_at (optional) is the offset of the first wrong byte. */
+bool mf_utf8_valid(const char *text, size_t size, size_t *bad_at);
+
+#endif
