@@ -1,0 +1,148 @@
+/* ops.h - the contract between a device's backend and everything above it.
+ *
+ * api_*.c validates arguments once, resolves defaults into the *_call structs below and goes through mf_device_ops.  A
+ * backend (ref/, cpu/, later cuda/) fills that table and may trust every field.  The MoE operations are public
+ * (moefuse.h); the dense operations in the second half exist for model/forward.c and take f32 activations.
+ *
+ * Every result row depends on its own inputs alone, summed in an order fixed by (format, sizes): not on T, on the row's
+ * place, on other rows or on the number of threads. */
+#ifndef MF_KERNELS_OPS_H
+#define MF_KERNELS_OPS_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "base/threads.h"
+#include "moefuse.h"
+
+/* ---- validated calls of the MoE operations ---- */
+
+typedef struct mf_gate_call {
+    mf_gate_config cfg;        /* all defaults resolved; eps and factor rounded to f32 below */
+    const mf_gate_args *args;  /* tensors checked: dtype, shape, stride, presence */
+    int64_t num_tokens;        /* T */
+    int64_t num_valid_tokens;  /* from the tensor, clamped to [0, T]; rows at or past it are padded */
+    int32_t num_columns;       /* C = K + S */
+    int32_t row_width;         /* N = E + Z */
+    int32_t map_copies;        /* columns of expert_map; 0 = no map */
+    int64_t hash_rows;         /* V */
+    float renorm_eps, routed_scaling_factor;
+} mf_gate_call;
+
+typedef struct mf_align_call {
+    const mf_align_args *args;
+    int64_t num_tokens, num_columns, block_size, num_slots;
+    int64_t capacity;          /* entries of sorted_token_ids to fill */
+    void *workspace;
+} mf_align_call;
+
+struct mf_experts {
+    mf_device *device;
+    int64_t num_slots, hidden_size;
+    int64_t max_intermediate_size; /* the widest slot */
+    mf_dtype act_dtype;
+    mf_act_quant act_quant;
+    mf_slot *slots;                /* [num_slots], owned */
+};
+
+typedef struct mf_experts_call {
+    const mf_experts *experts;
+    const mf_experts_args *args;
+    int64_t num_tokens, num_columns;
+    void *workspace;               /* 64-byte aligned part of the caller's, backend's size */
+} mf_experts_call;
+
+typedef struct mf_sum_reduce_call {
+    const mf_sum_reduce_args *args;
+    int64_t num_tokens, num_columns, hidden_size;
+    int64_t num_valid_tokens;
+} mf_sum_reduce_call;
+
+/* ---- dense operations, f32 activations ---- */
+
+/* Rows of a batch and where their keys lie.  The cache of one layer is [num_blocks][block_size][row_size] f32; row r of the
+ * batch is token `position[r]` of sequence `sequence[r]`, whose i-th block is block_table[sequence * max_blocks + i]. */
+typedef struct mf_kv_view {
+    float *cache;               /* this layer's part */
+    int64_t row_size;           /* floats per token: kv_lora_rank + qk_rope_head_dim for MLA */
+    int64_t block_size;         /* tokens per block */
+    const int32_t *block_table; /* [num_sequences, max_blocks] */
+    int64_t max_blocks;
+    const int32_t *sequence;    /* [T] */
+    const int32_t *position;    /* [T] */
+    int64_t max_context;        /* largest position + 1 of the batch: sizes score rows */
+} mf_kv_view;
+
+/* Multi-head latent attention over the compressed cache, in the absorbed form:
+ *   c_s = cache row [kv_lora_rank] (normed latent), p_s = its last qk_rope_head_dim floats (rotated key)
+ *   q_lat = W_UK^T q_nope;  score_s = scale * (q_lat . c_s + q_rope . p_s), s = 0..position
+ *   o = W_UV (sum_s softmax(score)_s c_s)
+ * kv_b [heads * (nope + v), kv_lora_rank]: per head the nope rows W_UK, then the v rows W_UV. */
+typedef struct mf_mla_args {
+    int64_t num_tokens, num_heads;
+    int64_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
+    float softmax_scale;
+    const float *q;             /* [T, heads, nope + rope], rope part rotated */
+    const mf_matrix *kv_b;
+    mf_kv_view kv;
+    float *out;                 /* [T, heads, v] */
+    float *scratch;             /* mla_scratch_floats() */
+} mf_mla_args;
+
+typedef struct mf_device_ops {
+    const char *name;
+    void (*close)(mf_device *device); /* frees backend state; may be NULL */
+
+    mf_status (*gate)(mf_device *device, const mf_gate_call *call, mf_error *err);
+    mf_status (*align)(mf_device *device, const mf_align_call *call, mf_error *err);
+    size_t (*experts_workspace_bytes)(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
+    mf_status (*experts)(mf_device *device, const mf_experts_call *call, mf_error *err);
+    mf_status (*sum_reduce)(mf_device *device, const mf_sum_reduce_call *call, mf_error *err);
+
+    /* out[t] = value of row ids[t] of the table; ids are in range (the caller checks). */
+    void (*embed)(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                  int64_t out_stride);
+    /* out = x / sqrt(mean(x^2) + eps) * weight, f32; the mean's sum has a fixed order.  out may be x. */
+    void (*rms_norm)(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
+                     const float *weight, float eps, float *out, int64_t out_stride);
+    /* out[t, :] = w . x[t, :] (+ bias); any mf_format, weight only. */
+    void (*linear)(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
+                   int64_t num_tokens, float *out, int64_t out_stride);
+    /* Rotates num_vectors vectors of size dim per row in place: vector v of row t starts at x + t*row_stride +
+     * v*vector_stride.  cos_sin: [positions][dim/2][2].  pair: (2i, 2i+1); else (i, i + dim/2). */
+    void (*rope)(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
+                 bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
+    /* Copies rows [T, row_size] to their places in the cache. */
+    void (*kv_write)(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
+    size_t (*mla_scratch_floats)(const mf_device *device, const mf_mla_args *args);
+    void (*mla_attention)(mf_device *device, const mf_mla_args *args);
+    /* acc += x, n floats */
+    void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
+} mf_device_ops;
+
+struct mf_device {
+    const mf_device_ops *ops;
+    mf_pool *pool;       /* NULL: one thread */
+    const void *kernels; /* cpu: its mf_cpu_kernels */
+    char name[16];
+    char description[120];
+};
+
+/* Backends, found by name in device.c. */
+mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
+mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
+
+/* ---- matrices of any format (format.c) ---- */
+
+/* Checks pointers, sizes, strides, scale dtype and group size of one matrix; `what` names it in messages. */
+mf_status mf_matrix_check(const mf_matrix *m, const char *what, mf_error *err);
+/* Values of row r, columns [first, first + count), to f32 in the format's own arithmetic. */
+void mf_matrix_decode_row(const mf_matrix *m, int64_t r, int64_t first, int64_t count, float *out);
+/* The sub-matrix of rows [first, first + count); first must be a multiple of the scale block's rows where blocks matter. */
+mf_matrix mf_matrix_rows(const mf_matrix *m, int64_t first, int64_t count);
+/* The sub-matrix of columns [first, first + count); first must be a multiple of the scale block, group or byte. */
+mf_matrix mf_matrix_columns(const mf_matrix *m, int64_t first, int64_t count);
+/* Bytes of the stored codes and scales that a view covers. */
+int64_t mf_matrix_bytes(const mf_matrix *m);
+
+#endif

@@ -1,0 +1,94 @@
+/* config.h - config.json read into one normalised description that every family shares.
+ *
+ * A family (families/*.c) is data plus one reading function; forward.c and the loader look at nothing but this struct.
+ * Every integer has a range, every combination is cross-checked, before anything is allocated from it. */
+#ifndef MF_MODEL_CONFIG_H
+#define MF_MODEL_CONFIG_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "moefuse.h"
+
+enum { MF_MAX_EOS_IDS = 16, MF_MAX_LAYERS = 1024 };
+
+typedef enum mf_rope_type { MF_ROPE_DEFAULT = 0, MF_ROPE_YARN, MF_ROPE_LINEAR } mf_rope_type;
+
+typedef struct mf_rope_config {
+    mf_rope_type type;
+    double theta;
+    int64_t dim;        /* rotated dimensions of a head */
+    bool pair;          /* (2i, 2i+1), else (i, i + dim/2) */
+    double factor;      /* yarn */
+    int64_t original_max_position_embeddings;
+    double beta_fast, beta_slow;
+    double mscale, mscale_all_dim;   /* 0 = not set */
+    double attention_factor;         /* 0 = not set */
+    bool truncate;                   /* yarn: floor and ceil the ramp's ends */
+} mf_rope_config;
+
+typedef enum mf_quant_method { MF_QUANT_NONE = 0, MF_QUANT_FP8_BLOCK } mf_quant_method;
+
+typedef struct mf_quant_config {
+    mf_quant_method method;
+    int64_t block_n, block_k;         /* 128, 128 */
+    const char **modules_to_not_convert; /* NULL-terminated, in the config's arena; whole dotted components */
+    bool ue8m0_scales;
+} mf_quant_config;
+
+typedef struct mf_family mf_family;
+
+typedef struct mf_model_config {
+    const mf_family *family;
+    char architecture[64];
+    char model_type[64];
+    int64_t vocab_size, hidden_size, num_layers;
+    int64_t num_nextn_layers;         /* MTP layers after the last one: recognised and skipped */
+    int64_t max_position_embeddings;
+    double rms_norm_eps;
+    bool tie_word_embeddings;
+    mf_dtype torch_dtype;             /* MF_BF16, MF_F16 or MF_F32 */
+
+    int64_t num_heads;
+    int64_t q_lora_rank;              /* 0: one q_proj */
+    int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+    bool attention_bias;              /* of q_a_proj, kv_a_proj_with_mqa and o_proj */
+    double latent_norm_eps;           /* 1e-6 for MLA whatever rms_norm_eps says */
+    double softmax_scale;             /* with yarn's mscale in it */
+    mf_rope_config rope;
+
+    int64_t intermediate_size;        /* dense layers */
+    uint8_t layer_is_moe[MF_MAX_LAYERS];
+    int64_t num_moe_layers;
+    int64_t moe_intermediate_size;    /* I */
+    int64_t num_shared_experts;       /* S chunks of width I in one shared MLP; 0 = none */
+    mf_gate_config gate;              /* without shared slots and replicas: the plan adds them */
+    bool has_correction_bias;
+    mf_activation activation;
+
+    mf_quant_config quant;
+
+    int32_t bos_token_id;             /* -1 = none */
+    int32_t eos_token_ids[MF_MAX_EOS_IDS];
+    int32_t num_eos_token_ids;
+    /* generation_config.json's sampling defaults; NaN or -1 = not given */
+    double default_temperature, default_top_p, default_repetition_penalty;
+    int64_t default_top_k;
+
+    void *arena;                      /* mf_arena *, owned: strings above */
+} mf_model_config;
+
+/* Reads DIR/config.json (and DIR/generation_config.json when there is one).  Errors name file and key; an unknown
+ * architecture lists the known ones. */
+mf_status mf_model_config_load(const char *dir, mf_model_config **config, mf_error *err);
+/* The same from text: `name` stands for the file.  generation may be NULL. */
+mf_status mf_model_config_parse(const char *text, size_t size, const char *name, mf_model_config **config, mf_error *err);
+void mf_model_config_close(mf_model_config **config);
+
+/* Parameters by kind, from the config alone. */
+typedef struct mf_model_size {
+    int64_t total_params, active_params; /* active: per token */
+} mf_model_size;
+mf_model_size mf_model_config_size(const mf_model_config *config);
+
+#endif

@@ -1,0 +1,60 @@
+/* model.h - a loaded model on a device: open, run a batch of token rows, close. */
+#ifndef MF_MODEL_MODEL_H
+#define MF_MODEL_MODEL_H
+
+#include "model/config.h"
+#include "model/plan.h"
+#include "model/weights.h"
+
+typedef struct mf_model_options {
+    const char *device;          /* "cpu", "ref" */
+    int32_t num_threads;         /* 0 = all */
+    bool dummy;                  /* --load-format dummy */
+    uint64_t seed;               /* of dummy weights */
+    bool use_map;
+    bool touch;
+    int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */
+    int64_t max_model_len;       /* 0 = the model's; positions per sequence: sizes the rope table and score rows */
+    mf_plan_options plan;
+    mf_progress progress;
+} mf_model_options;
+
+typedef struct mf_model mf_model;
+
+mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_model **model, mf_error *err);
+void mf_model_close(mf_model **model);
+
+const mf_model_config *mf_model_get_config(const mf_model *model);
+const mf_weights *mf_model_get_weights(const mf_model *model);
+const mf_plan *mf_model_get_plan(const mf_model *model);
+const mf_device *mf_model_get_device(const mf_model *model);
+int64_t mf_model_max_len(const mf_model *model);
+int64_t mf_model_workspace_bytes(const mf_model *model);
+
+/* The paged store of keys and values: all layers of one block lie together in `num_blocks` blocks of `block_size` tokens. */
+typedef struct mf_kv_store mf_kv_store;
+int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size);
+mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, mf_kv_store **store, mf_error *err);
+void mf_kv_store_close(mf_kv_store **store);
+
+typedef struct mf_batch {
+    int32_t num_tokens;          /* rows, <= max_batch_tokens */
+    const int32_t *token_ids;    /* [num_tokens], each in [0, vocab_size) */
+    const int32_t *position;     /* [num_tokens]; rows of one sequence in ascending positions, all earlier ones cached or in
+                                    this batch */
+    const int32_t *sequence;     /* [num_tokens]: row of block_table */
+    const int32_t *block_table;  /* [num_sequences, max_blocks] */
+    int32_t num_sequences, max_blocks;
+    int32_t num_logit_rows;      /* rows whose logits are wanted */
+    const int32_t *logit_rows;   /* [num_logit_rows], ascending */
+} mf_batch;
+
+/* Writes logits [num_logit_rows, vocab_size] f32.  Allocates nothing.  expert_load (optional) int32 [num_layers, E]
+ * accumulates logical routed counts; bad_rows (optional) counts rows whose router logits hold a NaN. */
+mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,
+                           int32_t *bad_rows, mf_error *err);
+
+/* The start-up plan's lines "model", "device", "memory"(weights), "fusion" for people; see also mf_plan_print. */
+mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer *out);
+
+#endif

@@ -1,0 +1,50 @@
+/* plan.h - which shared experts become slots, layer by layer, and why not where not.
+ *
+ * Made once from config and weights, before the device sees them; immutable; printed at start.  spec: a shared MLP of width
+ * S*I is cut into S views; slot ids are E..E+S*R-1, R replicas of a chunk being R slots with the same pointers. */
+#ifndef MF_MODEL_PLAN_H
+#define MF_MODEL_PLAN_H
+
+#include "base/buffer.h"
+#include "model/weights.h"
+
+typedef struct mf_plan_options {
+    bool disable_shared_experts_fusion;
+    bool disable_fused_gate;
+    int32_t num_shared_expert_replicas; /* 1..64 */
+} mf_plan_options;
+
+typedef struct mf_layer_plan {
+    bool is_moe;
+    mf_layer_mode mode;       /* SLOT or SERIAL; meaningful when has_shared */
+    bool has_shared;
+    bool fused_gate;
+    int32_t num_shared_chunks;  /* S */
+    int32_t num_replicas;       /* R */
+    mf_format routed_format, shared_format;
+    char reason[200];         /* why the shared expert is not in slots; "" when it is, or when there is none */
+} mf_layer_plan;
+
+typedef struct mf_plan {
+    const mf_model_config *config; /* borrowed */
+    mf_plan_options options;       /* replicas reduced to 1 when there is no shared expert */
+    mf_layer_plan *layers;         /* [num_layers], owned */
+    int32_t num_moe, num_slot, num_overlap, num_serial, num_fused_gate; /* counts over MoE layers */
+    char warnings[4][240];
+    int32_t num_warnings;
+} mf_plan;
+
+mf_status mf_plan_make(const mf_model_config *config, const mf_weights *weights, const mf_plan_options *options,
+                       mf_plan **plan, mf_error *err);
+void mf_plan_close(mf_plan **plan);
+
+/* The slots of a MoE layer under the plan: routed experts, then the chunks' replicas in SLOT mode.  *slots is an array of
+ * *num_slots in the arena; *shared / *num_shared are the chunks for SERIAL (0 in SLOT). */
+struct mf_arena;
+mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, int64_t layer, struct mf_arena *arena,
+                              mf_slot **slots, int64_t *num_slots, mf_slot **shared, int64_t *num_shared, mf_error *err);
+
+/* The `fusion` lines of the start-up plan; all_layers prints one line per layer, else only those that differ. */
+mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_layers, mf_buffer *out);
+
+#endif

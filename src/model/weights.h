@@ -1,0 +1,78 @@
+/* weights.h - a model's weights as matrices: views into the checkpoint wherever the stored form can be used, else
+ * converted copies in an arena (norms and small vectors become f32).
+ *
+ * The family expands to the full set of expected tensors first; each must arrive exactly once, each arriving one must be
+ * expected or match an explicit skip rule. */
+#ifndef MF_MODEL_WEIGHTS_H
+#define MF_MODEL_WEIGHTS_H
+
+#include "base/progress.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+/* One gate/up/down MLP of any width. */
+typedef struct mf_mlp_weights {
+    mf_matrix gate, up, down;
+} mf_mlp_weights;
+
+typedef struct mf_layer_weights {
+    const float *input_norm;          /* [H] */
+    const float *post_attention_norm; /* [H] */
+    /* MLA */
+    mf_matrix q_proj;                 /* [heads * (nope + rope), H] when q_lora_rank is 0 */
+    mf_matrix q_a_proj, q_b_proj;
+    const float *q_a_bias;            /* with attention_bias, else NULL */
+    const float *q_a_norm;            /* [q_lora_rank] */
+    mf_matrix kv_a_proj;              /* [kv_lora_rank + rope, H] */
+    const float *kv_a_bias;
+    const float *kv_a_norm;           /* [kv_lora_rank] */
+    mf_matrix kv_b_proj;              /* [heads * (nope + v), kv_lora_rank] */
+    mf_matrix o_proj;                 /* [H, heads * v] */
+    const float *o_bias;
+    /* MLP */
+    mf_mlp_weights dense;             /* dense layers */
+    mf_matrix router;                 /* [E, H] */
+    const float *e_score_correction_bias; /* [E] or NULL */
+    mf_mlp_weights *experts;          /* [E] */
+    mf_mlp_weights shared;            /* one MLP of width S * I; data NULL when there is none */
+} mf_layer_weights;
+
+typedef struct mf_weights_stats {
+    int64_t bytes_total;              /* stored bytes of the weights in use */
+    int64_t bytes_by_format[MF_FORMAT_COUNT];
+    int64_t bytes_converted;          /* copied into memory of our own */
+    int64_t num_skipped_tensors;      /* MTP layers, rotary inv_freq, ... */
+    int32_t num_skipped_layers;       /* MTP layers */
+    double seconds;
+} mf_weights_stats;
+
+typedef struct mf_weights {
+    const mf_model_config *config;    /* borrowed */
+    mf_matrix embed_tokens;           /* [vocab_rows, H] */
+    mf_matrix lm_head;                /* [vocab_rows, H]; the embedding's view when tied */
+    const float *norm;                /* [H] */
+    mf_layer_weights *layers;         /* [num_layers] */
+    mf_weights_stats stats;
+    mf_checkpoint *checkpoint;        /* owned; NULL for dummy weights */
+    void *arena;                      /* mf_arena *, owned: converted and dummy weights */
+} mf_weights;
+
+typedef struct mf_weights_options {
+    bool dummy;        /* seeded random weights of the config's shapes and format; no files are read */
+    uint64_t seed;
+    bool use_map;
+    bool touch;        /* read every byte once, with progress, so that the first token does not wait for the disk */
+    mf_progress progress;
+} mf_weights_options;
+
+mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options,
+                          mf_weights **weights, mf_error *err);
+void mf_weights_close(mf_weights **weights);
+
+/* Validates names, shapes, dtypes and files as mf_weights_load does but reports up to max_findings problems through `report`
+ * instead of stopping at the first.  deep: also reads all bytes (NaN or infinite scales, norms, biases). */
+typedef void (*mf_finding_fn)(void *context, const char *finding);
+mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool deep, int32_t max_findings,
+                           mf_finding_fn report, void *context, int32_t *num_findings, mf_error *err);
+
+#endif
