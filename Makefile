@@ -1,0 +1,77 @@
+# The short front of the build.  `make help` lists what there is; CMakePresets.json holds the configurations.
+
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+MODEL ?= models/word-problems
+PROMPT ?= Mia buys 3 boxes of pencils. Each box has 12 pencils. She gives 9 pencils to her brother. How many pencils does she have left?
+PREFIX ?= /usr/local
+VENV_PYTHON = .venv/bin/python
+
+.PHONY: help run build test quick asan tsan fuzz bench install goldens accuracy clean setup-build setup-test
+
+help:
+	@echo "make run      install what is missing, build, load the shipped model, answer a question"
+	@echo "make test     install what the tests need, build, run everything; last line 'N passed, N failed'"
+	@echo "make quick    unit and conformance tests only, under a minute once built"
+	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make tsan     engine and thread tests under ThreadSanitizer"
+	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
+	@echo "make bench    kernel and decode speed of this machine"
+	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
+	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"
+	@echo "make install  install program, library, headers, pkg-config file under PREFIX ($(PREFIX)); DESTDIR is honoured"
+
+setup-build:
+	@tools/setup.sh build
+
+setup-test:
+	@tools/setup.sh build test
+
+build: setup-build
+	@cmake --preset release $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset release -j $(JOBS) -- --no-print-directory
+
+run: build
+	@build/release/bin/moefuse run $(MODEL) -p "$(PROMPT)"
+
+dev: setup-test
+	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset dev -j $(JOBS) -- --no-print-directory
+
+build-asan: setup-test
+	@cmake --preset asan $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset asan -j $(JOBS) -- --no-print-directory
+
+test: build dev build-asan
+	@$(VENV_PYTHON) tests/run_tests.py all
+
+quick: dev
+	@$(VENV_PYTHON) tests/run_tests.py quick
+
+asan: build-asan
+	@$(VENV_PYTHON) tests/run_tests.py asan
+
+tsan: setup-test
+	@cmake --preset tsan $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset tsan -j $(JOBS) -- --no-print-directory
+	@$(VENV_PYTHON) tests/run_tests.py tsan
+
+fuzz:
+	@tools/setup.sh build fuzz
+	@cmake --preset fuzz $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset fuzz -j $(JOBS) -- --no-print-directory
+	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+
+bench: dev
+	@bench/run.sh
+
+accuracy: dev
+	@build/dev/bin/tests-tools/word_problems_accuracy $(MODEL) models/word-problems/eval/word_problems.jsonl
+
+goldens:
+	@$(or $(PYTHON),python3) tools/make_tiny_model.py --out tests/model/goldens
+
+install: build
+	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
+
+clean:
+	rm -rf build

@@ -1,0 +1,55 @@
+"""Includes point down the picture only: greps every #include "folder/..." under src/ and fails on an arrow that points up.
+
+Also keeps two promises of the tree: CUDA types and #ifdefs on ISA or CUDA stay in their folders, and library folders hold no
+call that exits or prints.  Prints TAP."""
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# folder -> folders it may include from, itself apart
+ALLOWED = {
+    "base": set(),
+    "kernels": {"base"},
+    "comm": {"base"},
+    "model": {"base", "kernels", "comm"},
+    "text": {"base"},
+    "engine": {"base", "kernels", "comm", "model"},
+    "server": {"base", "text", "engine", "model"},
+    "cli": {"base", "text", "engine", "model", "server"},
+}
+# model/, engine/ and above know no ISA; the program's folders know no tensor op.
+NOT_ABOVE_KERNELS = re.compile(r"immintrin\.h|arm_neon\.h|cuda_runtime|__AVX|__ARM_NEON")
+BANNED_CALLS = re.compile(
+    r"(?<![\w.>])(abort|exit|_exit|sprintf|strcpy|strcat|atoi|atol|atof|alloca|system|popen|gets|printf|puts|putchar)\s*\(")
+
+failures = {"includes point down": [], "ISA and CUDA stay in kernels": [], "libraries neither exit nor print": [],
+            "no file passes a thousand lines": []}
+for path in sorted((ROOT / "src").rglob("*.[ch]")):
+    folder = path.relative_to(ROOT / "src").parts[0]
+    text = path.read_text(encoding="utf-8")
+    rel = path.relative_to(ROOT)
+    if folder not in ALLOWED:
+        failures["includes point down"].append(f"{rel}: folder {folder} is not in the picture")
+        continue
+    for number, line in enumerate(text.splitlines(), 1):
+        match = re.match(r'\s*#\s*include\s+"([a-z_]+)/', line)
+        if match and match.group(1) != folder and match.group(1) in ALLOWED and match.group(1) not in ALLOWED[folder]:
+            failures["includes point down"].append(f"{rel}:{number}: {folder} must not include {match.group(1)}: {line.strip()}")
+        if folder not in ("kernels", "base") and NOT_ABOVE_KERNELS.search(line):
+            failures["ISA and CUDA stay in kernels"].append(f"{rel}:{number}: {line.strip()}")
+    code = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group(0).count("\n"), text, flags=re.S)
+    code = re.sub(r'"(?:\\.|[^"\\])*"', '""', code)
+    if folder not in ("cli", "server"):
+        for number, line in enumerate(code.splitlines(), 1):
+            if BANNED_CALLS.search(line):
+                failures["libraries neither exit nor print"].append(f"{rel}:{number}: {line.strip()}")
+    if text.count("\n") > 1000:
+        failures["no file passes a thousand lines"].append(f"{rel}: {text.count(chr(10))} lines")
+
+for number, (claim, found) in enumerate(failures.items(), 1):
+    print(f"{'not ok' if found else 'ok'} {number} - {claim}")
+    for line in found:
+        print(f"# {line}")
+print(f"1..{len(failures)}")
+sys.exit(any(failures.values()))

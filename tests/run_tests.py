@@ -1,0 +1,108 @@
+"""Runs the test programs and counts their TAP lines; the last line is `N passed, N failed`.
+
+    run_tests.py all | quick | asan | tsan
+
+A program is a failure by itself when it crashes, times out, or ends non-zero without a failed line.  Programs run two at a
+time; each one's log stays in build/test-logs."""
+import concurrent.futures
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LOGS = ROOT / "build" / "test-logs"
+PYTHON = sys.executable
+TIMEOUT_S = 400
+ASAN_ENV = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def programs(preset, *prefixes):
+    folder = ROOT / "build" / preset / "bin" / "tests"
+    found = sorted(p for p in folder.glob("*") if os.access(p, os.X_OK) and p.is_file())
+    return [p for p in found if not prefixes or p.name.startswith(prefixes)]
+
+
+def native(preset, *prefixes, env=None):
+    return [(f"{preset}/{p.name}", [str(p)], env or {}) for p in programs(preset, *prefixes)]
+
+
+def fuzz_replays():
+    jobs = []
+    for corpus in sorted((ROOT / "tests" / "fuzz" / "corpus").iterdir()):
+        program = ROOT / "build" / "asan" / "bin" / "fuzz" / f"fuzz_{corpus.name}"
+        jobs.append((f"asan/fuzz_{corpus.name} corpus", [str(program), str(corpus)], ASAN_ENV))
+    return jobs
+
+
+def scripts(preset):
+    tools = ROOT / "build" / preset / "bin"
+    jobs = [("boundaries", [PYTHON, "tests/boundaries_test.py"], {})]
+    for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
+                               ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
+                               ("program", "tests/program_test.py", "moefuse"),
+                               ("install and ABI", "tests/abi/install_test.py", "moefuse")):
+        jobs.append((name, [PYTHON, script, str(tools / tool)], {}))
+    return jobs
+
+
+SUITES = {
+    "quick": lambda: native("dev", "unit_", "conformance_"),
+    "asan": lambda: native("asan", env=ASAN_ENV) + fuzz_replays(),
+    "tsan": lambda: native("tsan", "unit_base", "engine_", "conformance_layer", "conformance_experts"),
+    "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV),
+}
+
+
+def run(job):
+    name, command, env = job
+    started = time.time()
+    log = LOGS / (re.sub(r"[^A-Za-z0-9_.-]+", "_", name) + ".log")
+    try:
+        with open(log, "wb") as out:
+            code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                  timeout=TIMEOUT_S, env={**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP", **env}).returncode
+        problem = f"exit status {code}" if code else None
+    except subprocess.TimeoutExpired:
+        problem = f"no end within {TIMEOUT_S} s"
+    except OSError as error:
+        problem = str(error)
+        log.write_text(problem + "\n")
+    text = log.read_text(errors="replace")
+    passed = len(re.findall(r"^ok \d+", text, re.M))
+    failed = len(re.findall(r"^not ok \d+", text, re.M))
+    if passed + failed == 0 and not problem:
+        passed = 1  # a replay: its exit status is the verdict
+    if problem and failed == 0:
+        failed = 1
+    return name, passed, failed, problem, log, time.time() - started
+
+
+def main():
+    suite = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if suite not in SUITES:
+        sys.exit(f"usage: run_tests.py {' | '.join(SUITES)}")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    total_passed = total_failed = 0
+    jobs = SUITES[suite]()
+    workers = min(2, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for name, passed, failed, problem, log, seconds in pool.map(run, jobs):
+            total_passed += passed
+            total_failed += failed
+            print(f"{'FAIL' if failed else 'ok  '} {name}: {passed} passed, {failed} failed ({seconds:.1f} s)", flush=True)
+            if failed:
+                for line in log.read_text(errors="replace").splitlines()[-60:]:
+                    print(f"     | {line}")
+                print(f"     ({problem or 'failed lines'}; whole log: {log.relative_to(ROOT)})", flush=True)
+    if not jobs:
+        total_failed = 1
+        print("FAIL no test programs were built")
+    print(f"{total_passed} passed, {total_failed} failed")
+    sys.exit(1 if total_failed else 0)
+
+
+if __name__ == "__main__":
+    main()
