@@ -19,8 +19,8 @@ typedef struct mf_layer_plan {
     mf_layer_mode mode;       /* SLOT or SERIAL; meaningful when has_shared */
     bool has_shared;
     bool fused_gate;
-    int32_t num_shared_chunks;  /* S */
-    int32_t num_replicas;       /* R */
+    int32_t num_shared_chunks;  /* S: slots of the gate in SLOT mode, else slots of the separate product */
+    int32_t num_replicas;       /* R; 1 unless SLOT */
     mf_format routed_format, shared_format;
     char reason[200];         /* why the shared expert is not in slots; "" when it is, or when there is none */
 } mf_layer_plan;
@@ -34,6 +34,8 @@ typedef struct mf_plan {
     int32_t num_warnings;
 } mf_plan;
 
+enum { MF_PLAN_MAX_SLOTS = 8192, MF_PLAN_MAX_SHARED_CHUNKS = 16, MF_PLAN_MAX_REPLICAS = 64 };
+
 mf_status mf_plan_make(const mf_model_config *config, const mf_weights *weights, const mf_plan_options *options,
                        mf_plan **plan, mf_error *err);
 void mf_plan_close(mf_plan **plan);
@@ -44,7 +46,8 @@ struct mf_arena;
 mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, int64_t layer, struct mf_arena *arena,
                               mf_slot **slots, int64_t *num_slots, mf_slot **shared, int64_t *num_shared, mf_error *err);
 
-/* The `fusion` lines of the start-up plan; all_layers prints one line per layer, else only those that differ. */
-mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_layers, mf_buffer *out);
+/* The `fusion` lines of the start-up plan; all_layers prints one line per layer, else only those that differ from most, and
+ * one for all when most are not in slots. */
+mf_status mf_plan_print(const mf_plan *plan, bool all_layers, mf_buffer *out);
 
 #endif

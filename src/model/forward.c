@@ -1,0 +1,234 @@
+/* forward.c - the only layer walk: embed -> per layer { norm -> attention -> add; norm -> MLP -> add } -> norm -> lm_head.
+ *
+ * It reads the same for every family and device: sizes and switches come from the config, decisions from the plan, arithmetic
+ * from the device's table.  Activations are f32.  Nothing is allocated and no row's result depends on another row. */
+#include "model/model_impl.h"
+
+/* ---- the batch, checked before any op sees it ---- */
+
+static mf_status check_rows(const mf_model *model, const mf_kv_store *store, const mf_batch *batch, int64_t *max_context,
+                            mf_error *err)
+{
+    int64_t vocab = model->config->vocab_size;
+    *max_context = 0;
+    for (int32_t t = 0; t < batch->num_tokens; t++) {
+        int32_t token = batch->token_ids[t], position = batch->position[t], sequence = batch->sequence[t];
+        if (token < 0 || token >= vocab) {
+            return mf_fail(err, MF_ERR_INVALID, "batch row %d: token id %d; expected 0..%lld", (int)t, (int)token,
+                           (long long)vocab - 1);
+        }
+        if (position < 0 || position >= model->max_len) {
+            return mf_fail(err, MF_ERR_INVALID, "batch row %d: position %d; expected 0..%lld", (int)t, (int)position,
+                           (long long)model->max_len - 1);
+        }
+        if (sequence < 0 || sequence >= batch->num_sequences || position / store->block_size >= batch->max_blocks) {
+            return mf_fail(err, MF_ERR_INVALID, "batch row %d: sequence %d, position %d lie outside a block table of [%d, %d]",
+                           (int)t, (int)sequence, (int)position, (int)batch->num_sequences, (int)batch->max_blocks);
+        }
+        *max_context = position >= *max_context ? position + 1 : *max_context;
+        if (t + 1 < batch->num_tokens && batch->sequence[t + 1] == sequence) {
+            if (batch->position[t + 1] <= position) {
+                return mf_fail(err, MF_ERR_INVALID, "batch row %d: position %d follows %d; expected ascending positions",
+                               (int)t + 1, (int)batch->position[t + 1], (int)position);
+            }
+            continue; /* a later row of the sequence covers this one's blocks */
+        }
+        const int32_t *blocks = batch->block_table + (int64_t)sequence * batch->max_blocks;
+        for (int32_t i = 0; i <= position / store->block_size; i++) {
+            if (blocks[i] < 0 || blocks[i] >= store->num_blocks) {
+                return mf_fail(err, MF_ERR_INVALID, "sequence %d, block %d of its table: %d; expected 0..%d", (int)sequence,
+                               (int)i, (int)blocks[i], (int)store->num_blocks - 1);
+            }
+        }
+    }
+    return MF_OK;
+}
+
+static mf_status check_batch(const mf_model *model, const mf_kv_store *store, const mf_batch *batch, int64_t *max_context,
+                             mf_error *err)
+{
+    if (batch->num_tokens < 0 || batch->num_tokens > model->max_batch_tokens) {
+        return mf_fail(err, MF_ERR_INVALID, "batch: %d rows; expected 0..%lld", (int)batch->num_tokens,
+                       (long long)model->max_batch_tokens);
+    }
+    for (int32_t i = 0; i < batch->num_logit_rows; i++) {
+        int32_t row = batch->logit_rows[i];
+        if (row < (i ? batch->logit_rows[i - 1] + 1 : 0) || row >= batch->num_tokens) {
+            return mf_fail(err, MF_ERR_INVALID, "batch: logit row %d at place %d; expected ascending rows below %d", (int)row,
+                           (int)i, (int)batch->num_tokens);
+        }
+    }
+    return check_rows(model, store, batch, max_context, err);
+}
+
+/* ---- attention ---- */
+
+mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    return (mf_mla_args){
+        .num_tokens = num_tokens,
+        .num_heads = config->num_heads,
+        .qk_nope_head_dim = config->qk_nope_head_dim,
+        .qk_rope_head_dim = config->qk_rope_head_dim,
+        .v_head_dim = config->v_head_dim,
+        .kv_lora_rank = config->kv_lora_rank,
+        .softmax_scale = (float)config->softmax_scale,
+        .q = model->scratch.q,
+        .kv_b = &model->weights->layers[layer].kv_b_proj,
+        .kv.max_context = model->max_len,
+        .kv.row_size = config->kv_lora_rank + config->qk_rope_head_dim,
+        .out = model->scratch.attention,
+        .scratch = model->scratch.workspace,
+    };
+}
+
+/* h [T, H] normed input -> h [T, H] output of multi-head latent attention. */
+static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    const mf_device_ops *ops = model->device->ops;
+    mf_device *device = model->device;
+    mf_model_scratch *s = &model->scratch;
+    int64_t hidden = config->hidden_size, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
+    int64_t latent = config->kv_lora_rank, q_lora = config->q_lora_rank;
+    int64_t q_width = config->num_heads * (nope + rope), kv_width = latent + rope;
+    float latent_eps = (float)config->latent_norm_eps;
+
+    if (q_lora > 0) {
+        ops->linear(device, &w->q_a_proj, w->q_a_bias, s->h, hidden, num_tokens, s->q_a, q_lora);
+        ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
+        ops->linear(device, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
+    } else {
+        ops->linear(device, &w->q_proj, NULL, s->h, hidden, num_tokens, s->q, q_width);
+    }
+    ops->linear(device, &w->kv_a_proj, w->kv_a_bias, s->h, hidden, num_tokens, s->kv, kv_width);
+    ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
+    ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
+              kv->position, num_tokens);
+    ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
+    ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
+    args.kv = *kv;
+    ops->mla_attention(device, &args);
+    ops->linear(device, &w->o_proj, w->o_bias, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h, hidden);
+}
+
+/* ---- the MLP half of a layer ---- */
+
+/* x += MLP(h), as an expert that every token picks. */
+static mf_status run_dense(mf_model *model, int64_t layer, int64_t num_tokens, mf_error *err)
+{
+    mf_model_scratch *s = &model->scratch;
+    int64_t hidden = model->config->hidden_size;
+    mf_experts_args args = { .experts = model->layers[layer].dense,
+                             .x = mf_tensor_2d(s->h, MF_F32, num_tokens, hidden),
+                             .topk_ids = mf_tensor_2d(s->zero_ids, MF_I32, num_tokens, 1),
+                             .y = mf_tensor_3d(s->mlp_out, MF_F32, num_tokens, 1, hidden) };
+    MF_TRY(mf_fused_experts(model->device, &args, s->workspace, s->workspace_bytes, err));
+    model->device->ops->add(model->device, s->x, s->mlp_out, num_tokens * hidden);
+    return MF_OK;
+}
+
+void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call)
+{
+    const mf_model_config *config = model->config;
+    const mf_model_scratch *s = &model->scratch;
+    const mf_model_layer *l = &model->layers[layer];
+    const float *bias = model->weights->layers[layer].e_score_correction_bias;
+    *call = (mf_moe_call){
+        .gate = { .config = &l->gate,
+                  .router_logits = mf_tensor_2d(s->router_logits, MF_F32, num_tokens, l->gate.num_experts) },
+        .layer = { .experts = l->experts,
+                   .shared = l->shared,
+                   .mode = model->plan->layers[layer].mode,
+                   .unfused_gate = !model->plan->layers[layer].fused_gate,
+                   .y_dtype = MF_F32,
+                   .x = mf_tensor_2d(s->h, MF_F32, num_tokens, config->hidden_size),
+                   .residual = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size),
+                   .out = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size) },
+    };
+    if (bias) {
+        call->gate.e_score_correction_bias = mf_tensor_1d(bias, MF_F32, l->gate.num_experts);
+    }
+    call->layer.gate = &call->gate;
+}
+
+/* x += routed experts and shared expert of h. */
+static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows, mf_error *err)
+{
+    mf_model_scratch *s = &model->scratch;
+    int64_t num_experts = model->layers[layer].gate.num_experts;
+    model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, s->h, model->config->hidden_size,
+                               num_tokens, s->router_logits, num_experts);
+    mf_moe_call call;
+    mf_model_moe_call(model, layer, num_tokens, &call);
+    if (load) {
+        call.gate.load = mf_tensor_1d(load + layer * num_experts, MF_I32, num_experts);
+    }
+    if (bad_rows) {
+        call.gate.bad_rows = mf_tensor_1d(bad_rows, MF_I32, 1);
+    }
+    return mf_moe_layer(model->device, &call.layer, s->workspace, s->workspace_bytes, err);
+}
+
+/* ---- the walk ---- */
+
+/* Final norm and lm_head for the rows whose logits are wanted; neighbouring rows go together. */
+static void run_head(mf_model *model, const mf_batch *batch, float *logits)
+{
+    const mf_device_ops *ops = model->device->ops;
+    mf_model_scratch *s = &model->scratch;
+    int64_t hidden = model->config->hidden_size;
+    int32_t count = batch->num_logit_rows;
+    for (int32_t i = 0, next; i < count; i = next) {
+        for (next = i + 1; next < count && batch->logit_rows[next] == batch->logit_rows[next - 1] + 1; next++) {
+        }
+        ops->rms_norm(model->device, s->x + batch->logit_rows[i] * hidden, hidden, next - i, hidden, model->weights->norm,
+                      (float)model->config->rms_norm_eps, s->h + i * hidden, hidden);
+    }
+    mf_matrix head = model->weights->lm_head;
+    head.n = model->config->vocab_size; /* padding rows behind the vocabulary make no logits */
+    ops->linear(model->device, &head, NULL, s->h, hidden, count, logits, model->config->vocab_size);
+}
+
+mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,
+                           int32_t *bad_rows, mf_error *err)
+{
+    const mf_model_config *config = model->config;
+    const mf_device_ops *ops = model->device->ops;
+    mf_device *device = model->device;
+    mf_model_scratch *s = &model->scratch;
+    int64_t hidden = config->hidden_size, num_tokens = batch->num_tokens, max_context;
+    float eps = (float)config->rms_norm_eps;
+    MF_TRY(check_batch(model, store, batch, &max_context, err));
+    if (num_tokens == 0) {
+        return MF_OK;
+    }
+    mf_kv_view kv = { .row_size = store->row_size,
+                      .block_size = store->block_size,
+                      .block_table = batch->block_table,
+                      .max_blocks = batch->max_blocks,
+                      .sequence = batch->sequence,
+                      .position = batch->position,
+                      .max_context = max_context };
+    ops->embed(device, &model->weights->embed_tokens, batch->token_ids, num_tokens, s->x, hidden);
+    for (int64_t l = 0; l < config->num_layers; l++) {
+        const mf_layer_weights *w = &model->weights->layers[l];
+        kv.cache = store->cache + l * store->layer_floats;
+        ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->input_norm, eps, s->h, hidden);
+        run_attention(model, l, &kv, num_tokens);
+        ops->add(device, s->x, s->h, num_tokens * hidden);
+        ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->post_attention_norm, eps, s->h, hidden);
+        if (config->layer_is_moe[l]) {
+            MF_TRY(run_moe(model, l, num_tokens, expert_load, bad_rows, err));
+        } else {
+            MF_TRY(run_dense(model, l, num_tokens, err));
+        }
+    }
+    if (batch->num_logit_rows > 0) {
+        run_head(model, batch, logits);
+    }
+    return MF_OK;
+}

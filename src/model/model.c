@@ -1,0 +1,413 @@
+/* model.c - a model on a device: opening it, its scratch memory, the paged store of keys and values, its start-up lines.
+ *
+ * Everything that a forward call needs is sized and checked here once. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/sys.h"
+#include "model/model_impl.h"
+#include "model/rope.h"
+
+enum { MAX_BATCH_TOKENS = 1 << 20, MAX_KV_BLOCK_SIZE = 4096 };
+
+/* ---- scratch ---- */
+
+/* Sizes first, pointers second: the same list runs twice, once with base NULL. */
+typedef struct carver {
+    char *base;
+    int64_t used;
+    bool overflow;
+} carver;
+
+static void *carve(carver *c, int64_t rows, int64_t columns, size_t size)
+{
+    int64_t count, bytes, end;
+    if (!mf_mul_ok(rows, columns, &count) || !mf_mul_ok(count, (int64_t)size, &bytes) || !mf_add_ok(bytes, (int64_t)63, &bytes) ||
+        !mf_add_ok(c->used, bytes / 64 * 64, &end)) {
+        c->overflow = true;
+        return NULL;
+    }
+    void *part = c->base ? c->base + c->used : NULL;
+    c->used = end;
+    return part;
+}
+
+static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
+{
+    const mf_model_config *config = model->config;
+    int64_t rows = model->max_batch_tokens;
+    s->x = carve(c, rows, config->hidden_size, sizeof(float));
+    s->h = carve(c, rows, config->hidden_size, sizeof(float));
+    s->q_a = carve(c, rows, config->q_lora_rank, sizeof(float));
+    s->q = carve(c, rows, config->num_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
+    s->kv = carve(c, rows, config->kv_lora_rank + config->qk_rope_head_dim, sizeof(float));
+    s->attention = carve(c, rows, config->num_heads * config->v_head_dim, sizeof(float));
+    s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
+    s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
+    s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
+    s->workspace = carve(c, (int64_t)s->workspace_bytes, 1, 1);
+}
+
+/* The largest need of any part that uses the workspace, at full batch and full context. */
+static size_t largest_workspace(const mf_model *model)
+{
+    const mf_device_ops *ops = model->device->ops;
+    size_t largest = 0;
+    for (int64_t l = 0; l < model->config->num_layers; l++) {
+        mf_mla_args mla = mf_model_mla_args(model, l, model->max_batch_tokens);
+        size_t bytes = ops->mla_scratch_floats(model->device, &mla) * sizeof(float);
+        largest = bytes > largest ? bytes : largest;
+        if (model->layers[l].dense) {
+            bytes = mf_fused_experts_workspace_bytes(model->layers[l].dense, model->max_batch_tokens, 1);
+        } else {
+            mf_moe_call call;
+            mf_model_moe_call(model, l, model->max_batch_tokens, &call);
+            bytes = mf_moe_layer_workspace_bytes(&call.layer);
+        }
+        largest = bytes > largest ? bytes : largest;
+    }
+    return largest;
+}
+
+/* Not zeroed but for zero_ids: every value is written before it is read, and untouched pages cost no memory. */
+static mf_status open_scratch(mf_model *model, mf_error *err)
+{
+    mf_model_scratch *s = &model->scratch;
+    s->workspace_bytes = largest_workspace(model);
+    carver c = { 0 };
+    carve_scratch(model, s, &c);
+    if (c.overflow || s->workspace_bytes > INT64_MAX / 2) {
+        return mf_fail(err, MF_ERR_INVALID, "--max-num-batched-tokens %lld: the scratch memory does not fit in 64 bits",
+                       (long long)model->max_batch_tokens);
+    }
+    s->total_bytes = c.used + 64;
+    s->block = mf_alloc((size_t)s->total_bytes);
+    if (!s->block) {
+        return mf_fail(err, MF_ERR_NOMEM, "scratch memory of %lld bytes for %lld rows: out of memory; lower "
+                       "--max-num-batched-tokens", (long long)s->total_bytes, (long long)model->max_batch_tokens);
+    }
+    c = (carver){ .base = (char *)(((uintptr_t)s->block + 63) / 64 * 64) };
+    carve_scratch(model, s, &c);
+    memset(s->zero_ids, 0, (size_t)model->max_batch_tokens * sizeof(int32_t));
+    return MF_OK;
+}
+
+/* ---- layers ---- */
+
+static mf_status create_experts(mf_model *model, const mf_slot *slots, int64_t num_slots, int64_t layer, const char *what,
+                                mf_experts **experts, mf_error *err)
+{
+    mf_experts_desc desc = { .num_slots = num_slots,
+                             .hidden_size = model->config->hidden_size,
+                             .slots = slots,
+                             .act_dtype = MF_F32,
+                             .act_quant = MF_ACT_QUANT_NONE };
+    mf_status status = mf_experts_create(model->device, &desc, experts, err);
+    return status == MF_OK ? MF_OK : mf_fail_context(err, status, "layer %lld, %s", (long long)layer, what);
+}
+
+static mf_status open_layer(mf_model *model, int64_t l, mf_arena *arena, mf_error *err)
+{
+    const mf_layer_plan *decided = &model->plan->layers[l];
+    mf_model_layer *layer = &model->layers[l];
+    if (!decided->is_moe) {
+        const mf_mlp_weights *dense = &model->weights->layers[l].dense;
+        mf_slot slot = { .gate = dense->gate, .up = dense->up, .down = dense->down, .activation = model->config->activation };
+        return create_experts(model, &slot, 1, l, "dense MLP", &layer->dense, err);
+    }
+    mf_slot *slots, *shared;
+    int64_t num_slots, num_shared;
+    MF_TRY(mf_plan_layer_slots(model->plan, model->weights, l, arena, &slots, &num_slots, &shared, &num_shared, err));
+    MF_TRY(create_experts(model, slots, num_slots, l, "experts", &layer->experts, err));
+    if (num_shared) {
+        MF_TRY(create_experts(model, shared, num_shared, l, "shared expert", &layer->shared, err));
+    }
+    layer->gate = model->config->gate;
+    layer->gate.num_shared_slots = decided->has_shared && decided->mode == MF_MODE_SLOT ? decided->num_shared_chunks : 0;
+    layer->gate.num_replicas = decided->num_replicas;
+    return MF_OK;
+}
+
+static mf_status open_layers(mf_model *model, mf_error *err)
+{
+    model->layers = mf_alloc_array((size_t)model->config->num_layers, sizeof *model->layers);
+    if (!model->layers) {
+        return mf_fail(err, MF_ERR_NOMEM, "out of memory for %lld layers", (long long)model->config->num_layers);
+    }
+    for (int64_t l = 0; l < model->config->num_layers; l++) {
+        mf_arena arena = { 0 };
+        mf_status status = open_layer(model, l, &arena, err);
+        mf_arena_clear(&arena);
+        MF_TRY(status);
+    }
+    return MF_OK;
+}
+
+/* ---- open and close ---- */
+
+static char *last_part(const char *dir)
+{
+    size_t end = strlen(dir);
+    while (end > 1 && dir[end - 1] == '/') {
+        end--;
+    }
+    size_t start = end;
+    while (start > 0 && dir[start - 1] != '/') {
+        start--;
+    }
+    return mf_strndup(dir + start, end - start);
+}
+
+static mf_status check_options(const mf_model *model, const mf_model_options *options, mf_error *err)
+{
+    if (options->max_batch_tokens < 1 || options->max_batch_tokens > MAX_BATCH_TOKENS) {
+        return mf_fail(err, MF_ERR_INVALID, "--max-num-batched-tokens: expected 1..%d; got %lld", MAX_BATCH_TOKENS,
+                       (long long)options->max_batch_tokens);
+    }
+    if (options->max_model_len < 0 || options->max_model_len > model->config->max_position_embeddings) {
+        return mf_fail(err, MF_ERR_INVALID, "--max-model-len: expected 1..%lld (max_position_embeddings); got %lld",
+                       (long long)model->config->max_position_embeddings, (long long)options->max_model_len);
+    }
+    return MF_OK;
+}
+
+mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_model **out, mf_error *err)
+{
+    *out = NULL;
+    mf_status status = MF_OK;
+    mf_model *model = mf_alloc_zero(sizeof *model);
+    if (!model || !(model->name = last_part(dir))) {
+        mf_free(model);
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", dir);
+    }
+    model->dummy = options->dummy;
+    model->use_map = options->use_map;
+    mf_device_options device_options = { .num_threads = options->num_threads };
+    mf_weights_options weights_options = { .dummy = options->dummy,
+                                           .seed = options->seed,
+                                           .use_map = options->use_map,
+                                           .touch = options->touch,
+                                           .progress = options->progress };
+    /* What fails fast comes first: nobody waits for a load to learn that a flag was wrong. */
+    MF_TRY_GOTO(mf_model_config_load(dir, &model->config, err), fail);
+    MF_TRY_GOTO(check_options(model, options, err), fail);
+    model->max_batch_tokens = options->max_batch_tokens;
+    model->max_len = options->max_model_len ? options->max_model_len : model->config->max_position_embeddings;
+    MF_TRY_GOTO(mf_device_open(options->device, &device_options, &model->device, err), fail);
+    MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
+    MF_TRY_GOTO(mf_plan_make(model->config, model->weights, &options->plan, &model->plan, err), fail);
+    for (int32_t i = 0; i < model->plan->num_warnings; i++) {
+        mf_log(MF_LOG_WARN, "%s", model->plan->warnings[i]);
+    }
+    MF_TRY_GOTO(open_layers(model, err), fail);
+    MF_TRY_GOTO(mf_rope_table_make(&model->config->rope, model->max_len, &model->rope_table, err), fail);
+    MF_TRY_GOTO(open_scratch(model, err), fail);
+    *out = model;
+    return MF_OK;
+fail:
+    mf_model_close(&model);
+    return status;
+}
+
+void mf_model_close(mf_model **out)
+{
+    if (!out || !*out) {
+        return;
+    }
+    mf_model *model = *out;
+    for (int64_t l = 0; model->layers && l < model->config->num_layers; l++) {
+        mf_experts_destroy(&model->layers[l].dense);
+        mf_experts_destroy(&model->layers[l].experts);
+        mf_experts_destroy(&model->layers[l].shared);
+    }
+    mf_free(model->layers);
+    mf_free(model->scratch.block);
+    mf_free_aligned(model->rope_table);
+    mf_plan_close(&model->plan);
+    mf_weights_close(&model->weights);
+    mf_device_close(&model->device);
+    mf_model_config_close(&model->config);
+    mf_free(model->name);
+    mf_free(model);
+    *out = NULL;
+}
+
+const mf_model_config *mf_model_get_config(const mf_model *model)
+{
+    return model->config;
+}
+
+const mf_weights *mf_model_get_weights(const mf_model *model)
+{
+    return model->weights;
+}
+
+const mf_plan *mf_model_get_plan(const mf_model *model)
+{
+    return model->plan;
+}
+
+const mf_device *mf_model_get_device(const mf_model *model)
+{
+    return model->device;
+}
+
+int64_t mf_model_max_len(const mf_model *model)
+{
+    return model->max_len;
+}
+
+int64_t mf_model_workspace_bytes(const mf_model *model)
+{
+    return model->scratch.total_bytes + model->max_len * model->config->rope.dim * (int64_t)sizeof(float);
+}
+
+/* ---- keys and values ---- */
+
+static int64_t kv_row_size(const mf_model *model)
+{
+    return model->config->kv_lora_rank + model->config->qk_rope_head_dim;
+}
+
+int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size)
+{
+    return model->config->num_layers * block_size * kv_row_size(model) * (int64_t)sizeof(float);
+}
+
+/* Not zeroed: a row is written before any query reads it, and blocks that nobody uses cost no memory. */
+mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, mf_kv_store **out, mf_error *err)
+{
+    *out = NULL;
+    if (num_blocks < 1 || block_size < 1 || block_size > MAX_KV_BLOCK_SIZE) {
+        return mf_fail(err, MF_ERR_INVALID, "KV cache: expected at least 1 block of 1..%d tokens; got %d of %d",
+                       MAX_KV_BLOCK_SIZE, (int)num_blocks, (int)block_size);
+    }
+    int64_t bytes;
+    if (!mf_mul_ok(mf_kv_store_block_bytes(model, block_size), (int64_t)num_blocks, &bytes) || bytes > INT64_MAX - 64) {
+        return mf_fail(err, MF_ERR_INVALID, "KV cache: %d blocks of %d tokens do not fit in 64 bits", (int)num_blocks,
+                       (int)block_size);
+    }
+    mf_kv_store *store = mf_alloc_zero(sizeof *store);
+    void *block = mf_alloc((size_t)bytes + 64);
+    if (!store || !block) {
+        mf_free(store);
+        mf_free(block);
+        return mf_fail(err, MF_ERR_NOMEM, "KV cache of %d blocks x %d tokens needs %lld bytes: out of memory", (int)num_blocks,
+                       (int)block_size, (long long)bytes);
+    }
+    store->block = block;
+    store->cache = (float *)(((uintptr_t)block + 63) / 64 * 64);
+    store->row_size = kv_row_size(model);
+    store->num_layers = model->config->num_layers;
+    store->layer_floats = (int64_t)num_blocks * block_size * store->row_size;
+    store->num_blocks = num_blocks;
+    store->block_size = block_size;
+    *out = store;
+    return MF_OK;
+}
+
+void mf_kv_store_close(mf_kv_store **store)
+{
+    if (store && *store) {
+        mf_free((*store)->block);
+        mf_free(*store);
+        *store = NULL;
+    }
+}
+
+/* ---- for people ---- */
+
+static const char *bytes_text(int64_t bytes, char out[32])
+{
+    static const char *const units[] = { "bytes", "kB", "MB", "GB", "TB" };
+    double value = (double)bytes;
+    int unit = 0;
+    while (value >= 999.95 && unit < 4) {
+        value /= 1000.0;
+        unit++;
+    }
+    snprintf(out, 32, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+    return out;
+}
+
+static const char *count_text(int64_t count, char out[32])
+{
+    static const char *const units[] = { "", " K", " M", " B", " T" };
+    double value = (double)count;
+    int unit = 0;
+    while (value >= 999.95 && unit < 4) {
+        value /= 1000.0;
+        unit++;
+    }
+    snprintf(out, 32, unit == 0 ? "%.0f%s" : "%.1f%s", value, units[unit]);
+    return out;
+}
+
+static mf_status print_model_line(const mf_model *model, mf_buffer *out)
+{
+    const mf_model_config *config = model->config;
+    char total[32], active[32];
+    MF_TRY(mf_buffer_printf(out, "model   %s \"%s\"  %lld layers", config->model_type, model->name,
+                            (long long)config->num_layers));
+    if (config->num_moe_layers > 0) {
+        MF_TRY(mf_buffer_printf(out, " (%lld dense, %lld MoE)  %d experts top-%d",
+                                (long long)(config->num_layers - config->num_moe_layers), (long long)config->num_moe_layers,
+                                (int)config->gate.num_experts, (int)config->gate.top_k));
+        if (config->num_shared_experts > 0) {
+            MF_TRY(mf_buffer_printf(out, " + %lld shared", (long long)config->num_shared_experts));
+        }
+    }
+    mf_model_size size = mf_model_config_size(config);
+    return mf_buffer_printf(out, "  %s total, %s active\n", count_text(size.total_params, total),
+                            count_text(size.active_params, active));
+}
+
+/* "cpu avx2+fma+f16c, 2 threads" in columns: "cpu  avx2+fma+f16c  2 threads" */
+static mf_status print_device_line(const mf_model *model, mf_buffer *out)
+{
+    const char *text = mf_device_description(model->device);
+    MF_TRY(mf_buffer_append_text(out, "device  "));
+    size_t name = strcspn(text, " ");
+    MF_TRY(mf_buffer_append(out, text, name));
+    text += name;
+    while (*text) {
+        text += strspn(text, ", ");
+        size_t part = 0; /* up to the next comma */
+        while (text[part] && text[part] != ',') {
+            part++;
+        }
+        MF_TRY(mf_buffer_append_text(out, "  "));
+        MF_TRY(mf_buffer_append(out, text, part));
+        text += part;
+    }
+    return mf_buffer_append_text(out, "\n");
+}
+
+/* "weights 9.2 GB (mapped; int4_group, 1.1 GB bf16)": the format with most bytes by name, the others with their sizes. */
+static mf_status print_memory_line(const mf_model *model, mf_buffer *out)
+{
+    const mf_weights_stats *stats = &model->weights->stats;
+    char text[32];
+    int most = 0;
+    for (int f = 1; f < MF_FORMAT_COUNT; f++) {
+        most = stats->bytes_by_format[f] > stats->bytes_by_format[most] ? f : most;
+    }
+    const char *how = model->dummy ? "dummy" : model->use_map ? "mapped" : "read";
+    MF_TRY(mf_buffer_printf(out, "memory  weights %s (%s; %s", bytes_text(stats->bytes_total, text), how,
+                            mf_format_name((mf_format)most)));
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        if (f != most && stats->bytes_by_format[f] > 0) {
+            MF_TRY(mf_buffer_printf(out, ", %s %s", bytes_text(stats->bytes_by_format[f], text), mf_format_name((mf_format)f)));
+        }
+    }
+    return mf_buffer_printf(out, ") | workspace %s\n", bytes_text(mf_model_workspace_bytes(model), text));
+}
+
+mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer *out)
+{
+    MF_TRY(print_model_line(model, out));
+    MF_TRY(print_device_line(model, out));
+    MF_TRY(print_memory_line(model, out));
+    return mf_plan_print(model->plan, all_layers, out);
+}

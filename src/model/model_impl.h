@@ -1,0 +1,63 @@
+/* model_impl.h - what model.c sets up and forward.c walks over. */
+#ifndef MF_MODEL_MODEL_IMPL_H
+#define MF_MODEL_MODEL_IMPL_H
+
+#include "base/arena.h"
+#include "kernels/ops.h"
+#include "model/model.h"
+
+typedef struct mf_model_layer {
+    mf_experts *dense;   /* a dense layer's MLP: an expert that every token picks; else NULL */
+    mf_experts *experts; /* a MoE layer's routed experts and, in SLOT mode, its shared chunks */
+    mf_experts *shared;  /* the shared chunks of a separate shared expert; else NULL */
+    mf_gate_config gate; /* with the plan's shared slots and replicas */
+} mf_model_layer;
+
+/* Memory of one forward call, for max_batch_tokens rows.  Parts that never live at the same time share `workspace`. */
+typedef struct mf_model_scratch {
+    void *block;              /* owns all of them */
+    float *x;                 /* [T, H] the residual stream */
+    float *h;                 /* [T, H] normed input, then output, of a block */
+    float *q_a;               /* [T, q_lora_rank] */
+    float *q;                 /* [T, heads * (nope + rope)] */
+    float *kv;                /* [T, kv_lora_rank + rope] */
+    float *attention;         /* [T, heads * v] */
+    float *mlp_out;           /* [T, H] a dense MLP's output */
+    float *router_logits;     /* [T, E] */
+    int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */
+    void *workspace;          /* of attention, dense experts and MoE layers */
+    size_t workspace_bytes;
+    int64_t total_bytes;
+} mf_model_scratch;
+
+struct mf_model {
+    char *name;               /* last part of the directory */
+    mf_model_config *config;
+    mf_weights *weights;
+    mf_plan *plan;
+    mf_device *device;
+    mf_model_layer *layers;   /* [num_layers] */
+    float *rope_table;        /* [max_len][rope dim / 2][2] */
+    mf_model_scratch scratch;
+    int64_t max_batch_tokens, max_len;
+    bool dummy, use_map;
+};
+
+struct mf_kv_store {
+    void *block;              /* owns cache */
+    float *cache;             /* [num_layers][num_blocks][block_size][row_size] */
+    int64_t layer_floats;     /* num_blocks * block_size * row_size */
+    int64_t row_size, num_layers;
+    int32_t num_blocks, block_size;
+};
+
+/* The arguments of one MoE layer for T rows; workspace sizes are asked with the same struct that runs. */
+typedef struct mf_moe_call {
+    mf_gate_args gate;
+    mf_layer_args layer;
+} mf_moe_call;
+
+void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
+mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
+
+#endif

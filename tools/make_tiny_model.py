@@ -1,0 +1,402 @@
+#!/usr/bin/env python3
+"""Makes the tiny random checkpoints of tests/model/goldens and the numbers that transformers computes for them.
+
+    python tools/make_tiny_model.py --out tests/model/goldens [--only NAME ...]
+
+Needs torch, transformers >= 5.0 and safetensors; runs on a CPU in about a minute.
+
+Each DIR/NAME holds a checkpoint in the layout that models are released in (one tensor per expert and projection, scales
+beside FP8 weights) and golden.bin: the float32 logits of transformers' own model code for a prompt and its greedy
+continuation.  DIR/rope.bin holds rotary tables of transformers' rope functions.  Everything follows from a seed per case.
+
+transformers stacks experts in memory, so the per-expert tensors are written here and read back two ways: through
+from_pretrained and through load_state_dict with stacks built here.  Both must give the same logits.  FP8 weights are
+given to transformers dequantised (code * weight_scale_inv of its 128 x 128 block).
+
+A random router has near ties, and a near tie makes an honest rounding difference pick another expert.  A seed is taken
+only if every choice of an expert, of a group and of the next greedy token is wider than the bounds below.
+
+golden.bin, little endian: "MFGL", i32 version 1, num_prompt, num_generated, vocab_size; i32 ids of prompt and
+continuation; f32 logits [num_prompt + num_generated, vocab_size].
+rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear), dim, original_max, truncate,
+num_positions; f64 theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor (0 = not set); f64 factor on
+cos and sin; f32 inv_freq [dim/2]; i32 positions; f32 (cos, sin) [num_positions, dim/2].
+"""
+import argparse
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+import tempfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config  # noqa: E402
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+MIN_KEY_GAP = 1e-4    # between the last chosen and the first rejected expert or group
+MIN_LOGIT_GAP = 1e-2  # between the greedy token and the next
+NUM_PROMPT = 20
+NUM_GENERATED = 16
+
+MLA_SMALL = dict(num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8,
+                 v_head_dim=12)
+
+V2 = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", hidden_act="silu", rms_norm_eps=1e-6,
+          attention_bias=False, norm_topk_prob=False, scoring_func="softmax", moe_layer_freq=1, tie_word_embeddings=False,
+          bos_token_id=0, eos_token_id=1, rope_theta=10000.0, max_position_embeddings=640, **MLA_SMALL)
+V3 = dict(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", hidden_act="silu", rms_norm_eps=1e-6,
+          attention_bias=False, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1,
+          num_nextn_predict_layers=0, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, rope_theta=10000.0,
+          max_position_embeddings=640, q_lora_rank=20, **MLA_SMALL)
+FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
+
+
+def yarn(**changes):
+    values = dict(type="yarn", factor=40, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=1.0,
+                  mscale_all_dim=1.0)
+    values.update(changes)
+    return {k: v for k, v in values.items() if v is not None}
+
+
+# name -> (storage, seed, options, config).  Together they hold every switch of the DeepSeek families.
+CASES = {
+    # noaux_tc, groups, one shared expert, yarn as V3 has it
+    "v3": ("bf16", 1, {}, dict(V3, vocab_size=128, hidden_size=48, intermediate_size=72, moe_intermediate_size=20,
+                               num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=16, num_experts_per_tok=4,
+                               n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5, rope_scaling=yarn())),
+    # no query LoRA, plain softmax top-k, two shared experts, mscale 0.707
+    "v2_lite": ("bf16", 2, {}, dict(V2, vocab_size=96, hidden_size=64, intermediate_size=80, moe_intermediate_size=24,
+                                    num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3,
+                                    n_shared_experts=2, n_group=1, topk_group=1, topk_method="greedy", q_lora_rank=None,
+                                    routed_scaling_factor=1.0, rope_scaling=yarn(mscale=0.707, mscale_all_dim=0.707))),
+    # query LoRA, group_limited_greedy, factor 16
+    "v2": ("bf16", 3, {}, dict(V2, vocab_size=80, hidden_size=32, intermediate_size=56, moe_intermediate_size=16,
+                               num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=16, num_experts_per_tok=4,
+                               n_shared_experts=2, n_group=4, topk_group=2, topk_method="group_limited_greedy", q_lora_rank=20,
+                               routed_scaling_factor=16.0, rope_scaling=yarn(mscale=0.707, mscale_all_dim=0.707))),
+    # 60 experts (not a power of two), three shared, no dense layer, no yarn; another rms_norm_eps than the latents' 1e-6
+    "v2_e60": ("bf16", 4, {}, dict(V2, vocab_size=64, hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
+                                   num_hidden_layers=1, first_k_dense_replace=0, n_routed_experts=60, num_experts_per_tok=4,
+                                   n_shared_experts=3, n_group=1, topk_group=1, topk_method="greedy", q_lora_rank=None,
+                                   routed_scaling_factor=1.0, rms_norm_eps=1e-3)),
+    # FP8 blocks, two shared experts whose chunks meet the block edge; 144 rows or columns: a short last block
+    "v3_fp8": ("fp8", 5, {}, dict(V3, vocab_size=64, hidden_size=48, intermediate_size=144, moe_intermediate_size=128,
+                                  num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2,
+                                  n_shared_experts=2, n_group=2, topk_group=1, routed_scaling_factor=2.5,
+                                  num_attention_heads=6, num_key_value_heads=6, v_head_dim=24, rope_scaling=yarn(),
+                                  quantization_config=FP8)),
+    # FP8 blocks that straddle the chunks: 2 x 72 columns, blocks of 128
+    "v3_fp8_straddle": ("fp8", 6, {}, dict(V3, vocab_size=64, hidden_size=32, intermediate_size=64, moe_intermediate_size=72,
+                                           num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=6,
+                                           num_experts_per_tok=2, n_shared_experts=2, n_group=1, topk_group=1,
+                                           routed_scaling_factor=1.5, quantization_config=FP8)),
+    # f16, attention biases, half rope, yarn by its factor alone, tied embeddings
+    "v3_f16": ("f16", 7, {}, dict(V3, vocab_size=96, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+                                  num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=12, num_experts_per_tok=3,
+                                  n_shared_experts=1, n_group=3, topk_group=2, routed_scaling_factor=2.0, attention_bias=True,
+                                  rope_interleave=False, tie_word_embeddings=True,
+                                  max_position_embeddings=64, rope_scaling=yarn(mscale=None, mscale_all_dim=None, factor=4))),
+    # f32 in three shards with an index, linear rope in the newer spelling
+    "v3_sharded": ("f32", 8, dict(shards=3), dict(V3, vocab_size=64, hidden_size=24, intermediate_size=40,
+                                                  moe_intermediate_size=12, num_hidden_layers=3, first_k_dense_replace=2,
+                                                  n_routed_experts=10, num_experts_per_tok=3, n_shared_experts=1, n_group=1,
+                                                  topk_group=1, routed_scaling_factor=2.5, num_attention_heads=3,
+                                                  num_key_value_heads=3, q_lora_rank=None, rope_theta=None,
+                                                  rope_parameters=dict(rope_type="linear", rope_theta=5000.0, factor=2.0))),
+    # a multi-token-prediction layer behind the last one, to be skipped; weights not renormalised
+    "v3_mtp": ("bf16", 9, dict(mtp=True), dict(V3, vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+                                               num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=8,
+                                               num_experts_per_tok=3, n_shared_experts=1, n_group=2, topk_group=1,
+                                               routed_scaling_factor=2.5, norm_topk_prob=False, num_nextn_predict_layers=1,
+                                               rope_scaling=yarn())),
+    # Kimi-K2: DeepSeek-V3's code under another model_type, which transformers cannot load: its oracle is deepseek_v3
+    "kimi_k2": ("bf16", 10, dict(oracle_model_type="deepseek_v3"),
+                dict(V3, model_type="kimi_k2", vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+                     num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=24, num_experts_per_tok=4,
+                     n_shared_experts=1, n_group=1, topk_group=1, routed_scaling_factor=2.827, rope_theta=50000.0,
+                     max_position_embeddings=512, rope_scaling=yarn(factor=32))),
+}
+
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16}
+CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16"}
+
+
+def released_names(state):
+    """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each."""
+    shapes = {}
+    for name, tensor in state.items():
+        if name.endswith("mlp.experts.gate_up_proj"):
+            for e in range(tensor.shape[0]):
+                half = tensor.shape[1] // 2
+                for part in ("gate_proj", "up_proj"):
+                    shapes[name[: -len("gate_up_proj")] + f"{e}.{part}.weight"] = (half, tensor.shape[2])
+        elif name.endswith("mlp.experts.down_proj"):
+            for e in range(tensor.shape[0]):
+                shapes[name[: -len("down_proj")] + f"{e}.down_proj.weight"] = tuple(tensor.shape[1:])
+        else:
+            shapes[name] = tuple(tensor.shape)
+    return shapes
+
+
+def mtp_names(shapes, config):
+    """The extra layer of a V3 release: a whole decoder layer, two norms, the joining projection, and repeats of the ends."""
+    last, extra = config["num_hidden_layers"] - 1, config["num_hidden_layers"]
+    hidden = config["hidden_size"]
+    prefix = f"model.layers.{extra}."
+    names = {name.replace(f"layers.{last}.", f"layers.{extra}."): shape for name, shape in shapes.items()
+             if name.startswith(f"model.layers.{last}.")}
+    names.update({prefix + "enorm.weight": (hidden,), prefix + "hnorm.weight": (hidden,),
+                  prefix + "eh_proj.weight": (hidden, 2 * hidden), prefix + "shared_head.norm.weight": (hidden,),
+                  prefix + "shared_head.head.weight": shapes["lm_head.weight"],
+                  prefix + "embed_tokens.weight": shapes["model.embed_tokens.weight"]})
+    return names
+
+
+def random_tensor(name, shape, generator):
+    x = torch.randn(shape, generator=generator)
+    if name.endswith("e_score_correction_bias"):
+        return x * 0.1
+    if name.endswith("bias"):
+        return x * 0.2
+    if len(shape) == 1:  # norms
+        return 1.0 + 0.2 * x
+    if "embed_tokens" in name:
+        return x
+    gain = 2.0 if name.endswith(("mlp.gate.weight", "lm_head.weight")) else 1.0
+    return x * (gain / math.sqrt(shape[-1]))
+
+
+def quantise_fp8(weight):
+    """e4m3fn codes and one scale per 128 x 128 block; the last blocks are short."""
+    n, k = weight.shape
+    scale = torch.empty(-(-n // 128), -(-k // 128))
+    codes = torch.empty(n, k, dtype=torch.float8_e4m3fn)
+    value = torch.empty(n, k)
+    for i in range(scale.shape[0]):
+        for j in range(scale.shape[1]):
+            block = (slice(128 * i, 128 * i + 128), slice(128 * j, 128 * j + 128))
+            scale[i, j] = weight[block].abs().max() / 448.0
+            codes[block] = (weight[block] / scale[i, j]).to(torch.float8_e4m3fn)
+            value[block] = codes[block].float() * scale[i, j]
+    return codes, scale, value
+
+
+def is_quantised(name):
+    return "_proj" in name and name.endswith(".weight") and ".layers." in name and not name.endswith("eh_proj.weight")
+
+
+def stacked_state(values, template):
+    """Released tensors as the parameters of transformers' model."""
+    state = {}
+    for name, tensor in template.items():
+        if name.endswith("mlp.experts.gate_up_proj"):
+            base = name[: -len("gate_up_proj")]
+            state[name] = torch.stack([torch.cat([values[f"{base}{e}.gate_proj.weight"], values[f"{base}{e}.up_proj.weight"]])
+                                       for e in range(tensor.shape[0])])
+        elif name.endswith("mlp.experts.down_proj"):
+            base = name[: -len("down_proj")]
+            state[name] = torch.stack([values[f"{base}{e}.down_proj.weight"] for e in range(tensor.shape[0])])
+        elif name in values:
+            state[name] = values[name]
+        elif name == "lm_head.weight":  # tied
+            state[name] = values["model.embed_tokens.weight"]
+    return state
+
+
+def write_config(directory, config):
+    with open(os.path.join(directory, "config.json"), "w") as f:
+        json.dump(config, f, indent=2)
+        f.write("\n")
+
+
+def write_weights(directory, tensors, shards):
+    tensors = {name: t.contiguous() for name, t in sorted(tensors.items())}
+    if shards == 1:
+        save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
+        return
+    names, weight_map, total = list(tensors), {}, 0
+    for i in range(shards):
+        part = names[i * len(names) // shards:(i + 1) * len(names) // shards]
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({n: tensors[n] for n in part}, os.path.join(directory, file), metadata={"format": "pt"})
+        for n in part:
+            weight_map[n] = file
+            total += tensors[n].numel() * tensors[n].element_size()
+    with open(os.path.join(directory, "model.safetensors.index.json"), "w") as f:
+        json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, f, indent=1)
+        f.write("\n")
+
+
+def smallest_gap(keys, count):
+    """Between the count-th and the next largest of each row; infinite when all are taken."""
+    if count >= keys.shape[-1]:
+        return float("inf")
+    order = keys.sort(dim=-1, descending=True).values
+    return (order[..., count - 1] - order[..., count]).min().item()
+
+
+def router_gap(logits, module, config):
+    """How far the closest decision of one router is from going the other way."""
+    logits = logits.double()
+    if config["model_type"] == "deepseek_v2":
+        keys, grouped = logits, config["topk_method"] == "group_limited_greedy"
+    else:
+        keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
+    gap = float("inf")
+    groups = config["n_group"]
+    if grouped and groups > 1:
+        members = keys.view(keys.shape[0], groups, -1)
+        score = members.max(dim=-1).values if keys is logits else members.topk(2, dim=-1).values.sum(dim=-1)
+        gap = smallest_gap(score, config["topk_group"])
+        kept = torch.zeros_like(score).scatter_(1, score.topk(config["topk_group"], dim=-1).indices, 1.0)
+        keys = members.masked_fill(kept.unsqueeze(-1) == 0, float("-inf")).flatten(1)
+    return min(gap, smallest_gap(keys, config["num_experts_per_tok"]))
+
+
+@torch.no_grad()
+def run_oracle(model, config, prompt):
+    """Greedy continuation by whole forward passes, then the logits of the whole text; and the closest decisions."""
+    gaps = []
+    hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
+             for name, m in model.named_modules() if name.endswith("mlp.gate")]
+    ids, logit_gap = list(prompt), float("inf")
+    for _ in range(NUM_GENERATED):
+        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logit_gap = min(logit_gap, smallest_gap(row[None], 1))
+        ids.append(int(row.argmax()))
+    logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    for hook in hooks:
+        hook.remove()
+    return ids, logits, min(gaps), logit_gap
+
+
+def load_oracle(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def make_case(name, out, attempt):
+    storage, seed, options, config = CASES[name]
+    config = {k: v for k, v in config.items() if v is not None or k == "q_lora_rank"}
+    config["torch_dtype"] = CONFIG_DTYPES[storage]
+    oracle_config = {k: v for k, v in config.items() if k != "quantization_config"}
+    oracle_config["model_type"] = options.get("oracle_model_type", config["model_type"])
+    generator = torch.Generator().manual_seed(1000 * seed + attempt)
+
+    directory = os.path.join(out, name)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_config(scratch, oracle_config)
+        template = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scratch), attn_implementation="eager")
+        template = template.float().eval()
+        state = template.state_dict()
+        shapes = released_names(state)
+        if config["tie_word_embeddings"]:
+            shapes.pop("lm_head.weight", None)
+        if options.get("mtp"):
+            shapes.update(mtp_names(shapes, config))
+        stored, values = {}, {}
+        for tensor, shape in sorted(shapes.items()):
+            w = random_tensor(tensor, shape, generator)
+            if tensor.endswith("e_score_correction_bias"):
+                stored[tensor] = values[tensor] = w
+            elif storage == "fp8" and is_quantised(tensor):
+                stored[tensor], stored[tensor + "_scale_inv"], values[tensor] = quantise_fp8(w)
+            else:
+                stored[tensor] = w.to(DTYPES[storage])
+                values[tensor] = stored[tensor].float()
+        if options.get("mtp"):  # a release repeats the ends of the main model in the extra layer
+            prefix = f"model.layers.{config['num_hidden_layers']}."
+            stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()
+            stored[prefix + "embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
+        write_config(directory, config)
+        write_weights(directory, stored, options.get("shards", 1))
+        if oracle_config != config:
+            write_weights(scratch, values, 1)
+        model = load_oracle(scratch if oracle_config != config else directory)
+
+        prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()
+        ids, logits, key_gap, logit_gap = run_oracle(model, oracle_config, prompt)
+        missing, unexpected = template.load_state_dict(stacked_state(values, state), strict=False)
+        if missing or unexpected:
+            raise SystemExit(f"{name}: {missing} {unexpected}")
+        if not torch.equal(run_oracle(template, oracle_config, prompt)[1], logits):
+            raise SystemExit(f"{name}: from_pretrained does not read the released names as they are meant")
+
+    with open(os.path.join(directory, "golden.bin"), "wb") as f:
+        f.write(b"MFGL" + struct.pack("<4i", 1, NUM_PROMPT, NUM_GENERATED, config["vocab_size"]))
+        f.write(struct.pack(f"<{len(ids)}i", *ids))
+        f.write(logits.float().contiguous().numpy().astype("<f4").tobytes())
+    return key_gap, logit_gap, logits
+
+
+ROPE_CASES = [  # theta, dim, max positions, rope parameters
+    (10000.0, 64, 163840, dict(rope_type="default")),
+    (10000.0, 64, 163840, dict(rope_type="yarn", factor=40.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+                               mscale=1.0, mscale_all_dim=1.0)),
+    (10000.0, 64, 163840, dict(rope_type="yarn", factor=40.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+                               mscale=0.707, mscale_all_dim=0.5)),
+    (50000.0, 64, 131072, dict(rope_type="yarn", factor=32.0, original_max_position_embeddings=4096, beta_fast=1, beta_slow=1)),
+    (150000.0, 64, 131072, dict(rope_type="yarn", factor=32.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+                                truncate=False)),
+    (10000.0, 16, 4096, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16, beta_slow=2,
+                             attention_factor=0.75)),
+    (500000.0, 32, 8192, dict(rope_type="linear", factor=8.0)),
+]
+
+
+def write_rope(path):
+    with open(path, "wb") as f:
+        f.write(b"MFRP" + struct.pack("<2i", 1, len(ROPE_CASES)))
+        for theta, dim, limit, parameters in ROPE_CASES:
+            config = DeepseekV3Config(qk_rope_head_dim=dim, max_position_embeddings=limit,
+                                      rope_parameters=dict(parameters, rope_theta=theta))
+            module = DeepseekV3RotaryEmbedding(config)
+            positions = [p for p in (0, 1, 2, 3, 17, 63, 64, 1000, 4095, 4096, 8191, 65536, 131071, 163839) if p < limit]
+            cos, sin = module(torch.zeros(1), torch.tensor([positions]))
+            half = dim // 2
+            table = torch.stack([cos[0, :, :half], sin[0, :, :half]], dim=-1)
+            get = parameters.get
+            kind = {"default": 0, "yarn": 1, "linear": 2}[parameters["rope_type"]]
+            f.write(struct.pack("<5i", kind, dim, get("original_max_position_embeddings", 0), int(get("truncate", True)),
+                                len(positions)))
+            f.write(struct.pack("<8d", theta, get("factor", 1.0), get("beta_fast", 32.0), get("beta_slow", 1.0),
+                                get("mscale", 0.0), get("mscale_all_dim", 0.0), get("attention_factor", 0.0),
+                                module.attention_scaling))
+            f.write(module.inv_freq.numpy().astype("<f4").tobytes())
+            f.write(struct.pack(f"<{len(positions)}i", *positions))
+            f.write(table.contiguous().numpy().astype("<f4").tobytes())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--only", nargs="*", default=sorted(CASES), choices=sorted(CASES))
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)  # one order of sums
+    torch.use_deterministic_algorithms(True)
+    os.makedirs(args.out, exist_ok=True)
+    write_rope(os.path.join(args.out, "rope.bin"))
+    for name in args.only:
+        for attempt in range(200):
+            key_gap, logit_gap, logits = make_case(name, args.out, attempt)
+            if key_gap >= MIN_KEY_GAP and logit_gap >= MIN_LOGIT_GAP:
+                break
+        else:
+            raise SystemExit(f"{name}: no seed with clear decisions")
+        size = sum(os.path.getsize(os.path.join(args.out, name, f)) for f in os.listdir(os.path.join(args.out, name)))
+        print(f"{name}: attempt {attempt}, closest expert {key_gap:.2e}, closest token {logit_gap:.2e}, "
+              f"largest logit {logits.abs().max():.3f}, {size} bytes")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
