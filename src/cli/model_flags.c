@@ -1,0 +1,102 @@
+/* model_flags.c - see model_flags.h. */
+#include "cli/model_flags.h"
+
+#include <string.h>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "cli/cli.h"
+
+#define ROW(group_, name_, type_, field, ...) \
+    { .group = group_, .name = name_, .type = type_, .value = &v->field, __VA_ARGS__ }
+
+void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
+{
+    *v = (mf_model_flags){
+        .device = "cpu",
+        .dtype = "auto",
+        .kv_cache_dtype = "auto",
+        .load_format = "auto",
+        .max_num_seqs = 128,
+        .max_num_batched_tokens = 2048,
+        .block_size = 16,
+        .tensor_parallel_size = 1,
+        .num_shared_expert_replicas = 1,
+        .generation_config = "auto",
+        .log_level = "info",
+    };
+    const double any = 9.2e18;
+    const mf_flag table[] = {
+        ROW("model", "--model", MF_FLAG_TEXT, model, .argument = "DIR", .help = "the model's folder, as the positional MODEL"),
+        ROW("model", "--load-format", MF_FLAG_TEXT, load_format, .choices = "auto|dummy", .argument = "F",
+            .help = "dummy: seeded random weights from config.json alone (auto)"),
+        ROW("model", "--no-mmap", MF_FLAG_BOOL, no_mmap, .help = "read the weights instead of mapping the files"),
+        ROW("model", "--chat-template", MF_FLAG_TEXT, chat_template, .argument = "FILE",
+            .help = "a Jinja template instead of the model's own"),
+        ROW("model", "--generation-config", MF_FLAG_TEXT, generation_config, .choices = "auto|none", .argument = "G",
+            .help = "auto: the model's sampling defaults; none: temperature 1 (auto)"),
+        ROW("model", "--seed", MF_FLAG_INT, seed, .min = -any, .max = any, .argument = "N",
+            .help = "of sampling, and of dummy weights (0)"),
+        ROW("device", "--device", MF_FLAG_TEXT, device, .choices = "cpu|ref", .argument = "D",
+            .help = "cpu, or ref: the specification in plain C, slow (cpu)"),
+        ROW("device", "--threads", MF_FLAG_INT, threads, .alias = "-t", .min = 0, .max = 256, .argument = "N",
+            .help = "threads of the CPU pool; 0: one per core (0)"),
+        ROW("device", "--dtype", MF_FLAG_TEXT, dtype, .choices = "auto|float32", .argument = "T",
+            .help = "of activations; cpu computes in float32 (auto)"),
+        ROW("device", "--kv-cache-dtype", MF_FLAG_TEXT, kv_cache_dtype, .choices = "auto|float32", .argument = "T",
+            .help = "of the KV cache; cpu keeps float32 (auto)"),
+        ROW("device", "--tensor-parallel-size", MF_FLAG_INT, tensor_parallel_size, .alias = "-tp", .min = 1, .max = 1024,
+            .argument = "N", .help = "more than one device: not in this build, warned about (1)"),
+        ROW("device", "--enable-expert-parallel", MF_FLAG_BOOL, enable_expert_parallel,
+            .help = "more than one device: not in this build, warned about"),
+        ROW("fusion", "--disable-shared-experts-fusion", MF_FLAG_BOOL, disable_shared_experts_fusion,
+            .help = "run every shared expert as its own product; same bits"),
+        ROW("fusion", "--disable-fused-gate", MF_FLAG_BOOL, disable_fused_gate,
+            .help = "run the gate as separate steps; same bits"),
+        ROW("fusion", "--num-shared-expert-replicas", MF_FLAG_INT, num_shared_expert_replicas, .given = &v->replicas_given,
+            .min = 1, .max = 64, .argument = "N", .help = "slot ids per shared chunk, one copy of the bytes (1)"),
+        ROW("limits", "--max-model-len", MF_FLAG_INT, max_model_len, .min = 1, .max = 1 << 24, .argument = "N",
+            .help = "tokens per sequence (the model's, reduced to fit memory)"),
+        ROW("limits", "--max-num-seqs", MF_FLAG_INT, max_num_seqs, .min = 1, .max = 4096, .argument = "N",
+            .help = "sequences per step (128)"),
+        ROW("limits", "--max-num-batched-tokens", MF_FLAG_INT, max_num_batched_tokens, .min = 1, .max = 65536,
+            .argument = "N", .help = "tokens per step; longer prompts are cut into chunks (2048)"),
+        ROW("limits", "--block-size", MF_FLAG_INT, block_size, .min = 1, .max = 1024, .argument = "N",
+            .help = "tokens per KV block (16)"),
+        ROW("limits", "--kv-cache-memory-bytes", MF_FLAG_INT, kv_cache_memory_bytes, .min = 0, .max = any, .argument = "N",
+            .help = "memory for the KV cache; 0: as much as is useful, at most half of what is free (0)"),
+        ROW("limits", "--no-enable-prefix-caching", MF_FLAG_BOOL, no_enable_prefix_caching,
+            .help = "do not reuse the KV blocks of equal prefixes"),
+        ROW("output", "--no-progress", MF_FLAG_BOOL, no_progress, .help = "no progress while loading"),
+        ROW("output", "--log-level", MF_FLAG_TEXT, log_level, .choices = "debug|info|warn|error", .argument = "L",
+            .help = "debug prints the plan of every layer (info)"),
+        ROW("output", "--help", MF_FLAG_BOOL, help, .alias = "-h", .help = "this text"),
+    };
+    _Static_assert(sizeof table / sizeof *table == MF_NUM_MODEL_FLAGS, "keep the count in step");
+    memcpy(rows, table, sizeof table);
+}
+
+mf_status mf_model_flags_settle(mf_model_flags *v, const char *const *positionals, int32_t num_positionals, mf_error *err)
+{
+    if (num_positionals > 0) {
+        if (v->model) {
+            return mf_fail(err, MF_ERR_INVALID, "the model is given twice: \"%.128s\" and --model \"%.128s\"", positionals[0],
+                           v->model);
+        }
+        v->model = positionals[0];
+    }
+    if (!v->model) {
+        v->model = mf_default_model_dir();
+        if (!v->model) {
+            return mf_fail(err, MF_ERR_INVALID, "no MODEL given, and the shipped model is not beside this program");
+        }
+    }
+    if (v->tensor_parallel_size > 1) {
+        mf_log(MF_LOG_WARN, "--tensor-parallel-size %lld has no effect: this build has no transport between devices",
+               (long long)v->tensor_parallel_size);
+    }
+    if (v->enable_expert_parallel) {
+        mf_log(MF_LOG_WARN, "--enable-expert-parallel has no effect: this build has no transport between devices");
+    }
+    return MF_OK;
+}

@@ -1,0 +1,36 @@
+/* model_flags.h - the flags that every verb that loads a model shares, and what they become. */
+#ifndef MF_CLI_MODEL_FLAGS_H
+#define MF_CLI_MODEL_FLAGS_H
+
+#include "cli/flags.h"
+
+typedef struct mf_model_flags {
+    const char *model; /* --model, or the first positional */
+    const char *device, *dtype, *kv_cache_dtype, *load_format;
+    int64_t threads;
+    bool no_mmap;
+    int64_t max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory_bytes;
+    bool no_enable_prefix_caching;
+    int64_t tensor_parallel_size;
+    bool enable_expert_parallel;
+    bool disable_shared_experts_fusion, disable_fused_gate;
+    int64_t num_shared_expert_replicas;
+    bool replicas_given;
+    const char *chat_template, *generation_config;
+    int64_t seed;
+    bool no_progress;
+    const char *log_level;
+    bool help;
+} mf_model_flags;
+
+enum { MF_NUM_MODEL_FLAGS = 24 };
+
+/* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
+void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);
+
+/* Settles MODEL (positional against --model, the shipped one when neither is given) and warns about flags that cannot take
+ * effect here. */
+mf_status mf_model_flags_settle(mf_model_flags *values, const char *const *positionals, int32_t num_positionals,
+                                mf_error *err);
+
+#endif

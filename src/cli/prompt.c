@@ -1,0 +1,76 @@
+/* prompt.c - see prompt.h. */
+#include "cli/prompt.h"
+
+#include "base/file.h"
+#include "base/sys.h"
+
+enum { MAX_TEMPLATE_BYTES = 1 << 20 };
+
+static mf_status open_template(const char *dir, const char *template_file, mf_prompt *prompt, mf_error *err)
+{
+    MF_TRY(mf_chat_template_load(dir, &prompt->chat_template, &prompt->special_tokens, err));
+    if (!template_file) {
+        return MF_OK;
+    }
+    mf_chat_template_close(&prompt->chat_template);
+    mf_file file;
+    MF_TRY(mf_file_open(template_file, false, MAX_TEMPLATE_BYTES, &file, err));
+    mf_status status =
+        mf_chat_template_parse((const char *)file.data, file.size, template_file, &prompt->chat_template, err);
+    mf_file_close(&file);
+    return status;
+}
+
+mf_status mf_prompt_open(const char *dir, const char *template_file, int64_t max_model_len, mf_prompt *prompt, mf_error *err)
+{
+    *prompt = (mf_prompt){ .max_text_bytes = 4 * (size_t)max_model_len + 65536 };
+    char *path = mf_path_join(dir, "tokenizer.json");
+    if (!path) {
+        return mf_fail(err, MF_ERR_NOMEM, "out of memory");
+    }
+    mf_status status = mf_tokenizer_open(path, &prompt->tokenizer, err);
+    mf_free(path);
+    if (status == MF_OK) {
+        status = open_template(dir, template_file, prompt, err);
+    }
+    if (status != MF_OK) {
+        mf_prompt_close(prompt);
+    }
+    return status;
+}
+
+void mf_prompt_close(mf_prompt *prompt)
+{
+    mf_tokenizer_close(&prompt->tokenizer);
+    mf_chat_template_close(&prompt->chat_template);
+    json_decref(prompt->special_tokens);
+    *prompt = (mf_prompt){ 0 };
+}
+
+mf_status mf_prompt_encode_chat(const mf_prompt *prompt, json_t *messages, mf_ids *ids, mf_error *err)
+{
+    if (!prompt->chat_template) {
+        return mf_fail(err, MF_ERR_INVALID, "the model has no chat template; use --raw, or --chat-template FILE");
+    }
+    json_t *variables = prompt->special_tokens ? json_copy(prompt->special_tokens) : json_object();
+    if (!variables || json_object_set(variables, "messages", messages) != 0 ||
+        json_object_set_new(variables, "add_generation_prompt", json_true()) != 0) {
+        json_decref(variables);
+        return mf_fail(err, MF_ERR_NOMEM, "out of memory");
+    }
+    mf_buffer text = { .limit = prompt->max_text_bytes };
+    mf_template_limits limits = { .output_bytes = prompt->max_text_bytes };
+    mf_status status = mf_chat_template_render(prompt->chat_template, variables, &limits, &text, err);
+    json_decref(variables);
+    if (status == MF_OK) {
+        /* The template writes the special tokens itself; the post-processor would add a second one. */
+        status = mf_tokenizer_encode(prompt->tokenizer, mf_buffer_text(&text), text.size, 0, ids, err);
+    }
+    mf_buffer_close(&text);
+    return status;
+}
+
+mf_status mf_prompt_encode_raw(const mf_prompt *prompt, const char *text, size_t size, mf_ids *ids, mf_error *err)
+{
+    return mf_tokenizer_encode(prompt->tokenizer, text, size, MF_ENCODE_ADD_SPECIAL, ids, err);
+}

@@ -1,0 +1,89 @@
+"""What `make install` lays down works for a stranger: the headers compile as C and C++ without warnings, pkg-config finds the
+library, a program linked against it gets the worked row of the gate, and nothing but mf_ symbols is exported.
+
+    install_test.py PATH/TO/BUILD/bin/moefuse"""
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+BUILD = pathlib.Path(sys.argv[1]).resolve().parent.parent
+count = failures = 0
+
+
+def claim(text, ok, detail=""):
+    global count, failures
+    count += 1
+    failures += not ok
+    print(f"{'ok' if ok else 'not ok'} {count} - {text}")
+    if not ok:
+        print("\n".join("# " + line for line in str(detail).splitlines()))
+
+
+def call(command, **kwargs):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+# E 8, G 4, L 2, TOP2_SUM, K 2, SIGMOID, zero bias, all logits 0, S 1, factor 2.5: ids 0 1 8, weights 1.25 1.25 1.
+PROGRAM = r"""
+#include <moefuse.h>
+#include <moefuse_engine.h>
+#include <stdio.h>
+int main(void)
+{
+    mf_error err;
+    mf_device *device = 0;
+    if (mf_device_open("cpu", 0, &device, &err) != MF_OK) { puts(err.message); return 1; }
+    float logits[8] = {0}, bias[8] = {0}, weights[3];
+    int32_t ids[3];
+    mf_gate_config config = MF_GATE_CONFIG_INIT;
+    config.num_experts = 8; config.top_k = 2; config.num_shared_slots = 1;
+    config.scoring = MF_SCORING_SIGMOID; config.bias_domain = MF_BIAS_SCORE; config.renorm = MF_RENORM_SUM_EPS;
+    config.n_group = 4; config.topk_group = 2; config.group_score = MF_GROUP_SCORE_TOP2_SUM;
+    config.routed_scaling_factor = 2.5;
+    mf_gate_args args = {0};
+    args.config = &config;
+    args.router_logits = mf_tensor_2d(logits, MF_F32, 1, 8);
+    args.e_score_correction_bias = mf_tensor_1d(bias, MF_F32, 8);
+    args.topk_ids = mf_tensor_2d(ids, MF_I32, 1, 3);
+    args.topk_weights = mf_tensor_2d(weights, MF_F32, 1, 3);
+    if (mf_moe_fused_gate(device, &args, &err) != MF_OK) { puts(err.message); return 1; }
+    printf("%d %d %d %g %g %g\n", ids[0], ids[1], ids[2], weights[0], weights[1], weights[2]);
+    mf_device_close(&device);
+    return 0;
+}
+"""
+
+with tempfile.TemporaryDirectory() as temp:
+    temp = pathlib.Path(temp)
+    prefix = temp / "usr"
+    result = call(["cmake", "--install", str(BUILD), "--prefix", str(prefix)])
+    claim("make install succeeds", result.returncode == 0, result.stdout)
+    pc = next(prefix.rglob("moefuse.pc"), None)
+    claim("a pkg-config file is installed", pc is not None)
+    env = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent) if pc else ""}
+    flags = call(["pkg-config", "--cflags", "--libs", "moefuse"], env=env)
+    claim("pkg-config finds the library", flags.returncode == 0, flags.stdout)
+    flags = flags.stdout.split()
+    libdir = [f[2:] for f in flags if f.startswith("-L")]
+    (temp / "t.c").write_text(PROGRAM)
+    (temp / "t.cc").write_text(PROGRAM.replace("mf_gate_args args = {0};", "mf_gate_args args = {};"))
+    for compiler, source, standard in (("gcc", "t.c", "-std=c11"), ("g++", "t.cc", "-std=gnu++20")):
+        extra = ["-Wno-missing-field-initializers"] if compiler == "g++" else []
+        result = call([compiler, standard, "-Wall", "-Wextra", "-Werror", *extra, str(temp / source), "-o", str(temp / "t"), *flags])
+        claim(f"the headers compile with {compiler} {standard} and no warning", result.returncode == 0, result.stdout)
+        result = call([str(temp / "t")], env={**os.environ, "LD_LIBRARY_PATH": ":".join(libdir)})
+        claim(f"a {compiler} program gets the worked row of the gate", result.stdout == "0 1 8 1.25 1.25 1\n", result.stdout)
+    library = next(prefix.rglob("libmoefuse.so*"), None)
+    symbols = call(["nm", "-D", "--defined-only", str(library)]).stdout.split("\n")
+    foreign = [s for s in symbols if s and not s.split()[-1].split("@")[0].startswith("mf_")]
+    claim("the library exports mf_ symbols only", library is not None and symbols and not foreign, "\n".join(foreign[:20]))
+    program = next(prefix.rglob("bin/moefuse"), None)
+    result = call([str(program), "--version"])
+    claim("the installed program says its version", result.stdout.startswith("moefuse "), result.stdout)
+    result = call([str(program), "info"], cwd=temp)
+    claim("the installed program finds the shipped model", result.returncode == 0 and "deepseek_v3" in result.stdout,
+          result.stdout)
+print(f"1..{count}")
+sys.exit(failures > 0)
