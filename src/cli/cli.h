@@ -4,6 +4,7 @@
 
 #include "cli/console.h"
 #include "cli/flags.h"
+#include "cli/model_flags.h"
 
 typedef struct mf_verb {
     const char *name;

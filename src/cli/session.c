@@ -1,0 +1,108 @@
+/* session.c - see session.h. */
+#include "cli/session.h"
+
+#include <string.h>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "engine/engine.h"
+
+typedef struct progress_bridge {
+    mf_console_progress console;
+} progress_bridge;
+
+static int32_t draw_progress(void *context, const mf_engine_progress *info)
+{
+    mf_progress_info copy = { info->what, info->files_done, info->files_total, info->bytes_done, info->bytes_total, info->seconds };
+    return mf_console_progress_draw(context, &copy);
+}
+
+mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
+{
+    *session = (mf_session){ 0 };
+    if (!mf_path_is_dir(flags->model)) {
+        return mf_fail(err, MF_ERR_IO, "%.512s: expected a model directory; got %s", flags->model,
+                       mf_path_is_file(flags->model) ? "a file" : "nothing of that name");
+    }
+    mf_model_config *config = NULL;
+    MF_TRY(mf_model_config_load(flags->model, &config, err));
+    int64_t max_len = config->max_position_embeddings;
+    int64_t vocab_size = config->vocab_size;
+    bool has_shared = config->num_shared_experts > 0, has_moe = config->num_moe_layers > 0;
+    mf_model_config_close(&config);
+    if (!has_moe && (flags->disable_shared_experts_fusion || flags->disable_fused_gate || flags->replicas_given)) {
+        mf_log(MF_LOG_WARN, "the fusion flags have no effect: the model has no MoE layer");
+    } else if (!has_shared && flags->disable_shared_experts_fusion) {
+        mf_log(MF_LOG_WARN, "--disable-shared-experts-fusion has no effect: the model has no shared expert");
+    }
+    MF_TRY(mf_prompt_open(flags->model, flags->chat_template, max_len, &session->prompt, err));
+    int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
+    if (tokenizer_size > vocab_size) {
+        mf_status status = mf_fail(err, MF_ERR_FORMAT,
+                                   "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
+                                   flags->model, tokenizer_size, (long long)vocab_size);
+        mf_session_close(session);
+        return status;
+    }
+    progress_bridge bridge;
+    mf_console_progress_start(&bridge.console, flags->no_progress);
+    mf_engine_options options = MF_ENGINE_OPTIONS_INIT;
+    options.model_dir = flags->model;
+    options.device = flags->device;
+    options.num_threads = (int32_t)flags->threads;
+    options.load_format_dummy = strcmp(flags->load_format, "dummy") == 0;
+    options.no_mmap = flags->no_mmap;
+    options.seed = (uint64_t)flags->seed;
+    options.max_model_len = flags->max_model_len;
+    options.max_num_seqs = (int32_t)flags->max_num_seqs;
+    options.max_num_batched_tokens = (int32_t)flags->max_num_batched_tokens;
+    options.block_size = (int32_t)flags->block_size;
+    options.kv_cache_memory_bytes = flags->kv_cache_memory_bytes;
+    options.enable_prefix_caching = !flags->no_enable_prefix_caching;
+    options.num_sampled_ids = tokenizer_size;
+    options.disable_shared_experts_fusion = flags->disable_shared_experts_fusion;
+    options.disable_fused_gate = flags->disable_fused_gate;
+    options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
+    options.progress = draw_progress;
+    options.progress_context = &bridge.console;
+    mf_status status = mf_engine_open(&options, &session->engine, err);
+    mf_console_progress_end(&bridge.console);
+    if (status != MF_OK) {
+        mf_session_close(session);
+        return status;
+    }
+    session->model = mf_engine_get_model(session->engine);
+    session->config = mf_model_get_config(session->model);
+    return MF_OK;
+}
+
+void mf_session_close(mf_session *session)
+{
+    mf_engine_close(&session->engine);
+    mf_prompt_close(&session->prompt);
+    *session = (mf_session){ 0 };
+}
+
+void mf_session_print_plan(const mf_session *session, FILE *out)
+{
+    mf_buffer text = { 0 };
+    if (mf_model_print_plan(session->model, false, &text) == MF_OK) {
+        fputs(mf_buffer_text(&text), out);
+    }
+    mf_buffer_close(&text);
+    mf_engine_stats stats;
+    mf_engine_get_stats(session->engine, &stats);
+    int64_t tokens = (int64_t)stats.kv_blocks_total * stats.kv_block_size;
+    int64_t length = mf_engine_max_model_len(session->engine);
+    char blocks[32], bytes[32], len[32], model_len[32];
+    mf_format_count(stats.kv_blocks_total, blocks, sizeof blocks);
+    mf_format_bytes((int64_t)stats.kv_blocks_total * mf_kv_store_block_bytes(session->model, stats.kv_block_size), bytes,
+                    sizeof bytes);
+    mf_format_count(length, len, sizeof len);
+    mf_format_count(session->config->max_position_embeddings, model_len, sizeof model_len);
+    fprintf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks, stats.kv_block_size,
+            (long long)(length ? tokens / length : 0), len);
+    fprintf(out, "limits  max-model-len %s%s%s%s\n", len, length < session->config->max_position_embeddings ? " (model " : "",
+            length < session->config->max_position_embeddings ? model_len : "",
+            length < session->config->max_position_embeddings ? ")" : "");
+}

@@ -1,0 +1,26 @@
+/* session.h - an open engine with its text side, as the verbs that generate use it. */
+#ifndef MF_CLI_SESSION_H
+#define MF_CLI_SESSION_H
+
+#include <stdio.h>
+
+#include "cli/model_flags.h"
+#include "cli/prompt.h"
+#include "model/model.h"
+#include "moefuse_engine.h"
+
+typedef struct mf_session {
+    mf_engine *engine;
+    const mf_model *model;         /* the engine's */
+    const mf_model_config *config; /* the model's */
+    mf_prompt prompt;
+} mf_session;
+
+/* Opens tokenizer, template and engine with progress on stderr.  The text side comes first: it is quick to refuse. */
+mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err);
+void mf_session_close(mf_session *session);
+
+/* The start-up plan: model, device, memory, fusion, limits. */
+void mf_session_print_plan(const mf_session *session, FILE *out);
+
+#endif
