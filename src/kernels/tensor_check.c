@@ -157,27 +157,44 @@ mf_status mf_check_aligned(const mf_tensor *t, const char *name, mf_error *err)
     return MF_OK;
 }
 
-/* Bytes of a checked view from its first to its last element. */
-static size_t extent_bytes(const mf_tensor *t)
+/* Bytes of a checked view; 0 when it has none or has gaps. */
+static size_t dense_bytes(const mf_tensor *t)
 {
     if (!t->data || mf_tensor_empty(t)) {
         return 0;
     }
-    int64_t extent = 1;
-    for (int32_t i = 0; i < t->ndim; i++) {
-        extent += t->shape[i] > 1 ? (t->shape[i] - 1) * t->stride[i] : 0;
+    int64_t count = 1;
+    for (int32_t i = t->ndim - 1; i >= 0; i--) {
+        if (t->shape[i] > 1 && t->stride[i] != count) {
+            return 0;
+        }
+        count *= t->shape[i];
     }
-    return (size_t)extent * mf_dtype_size(t->dtype);
+    return (size_t)count * mf_dtype_size(t->dtype);
 }
 
 mf_status mf_check_disjoint(const mf_tensor *a, const char *a_name, const mf_tensor *b, const char *b_name, mf_error *err)
 {
     uintptr_t a0 = (uintptr_t)a->data;
     uintptr_t b0 = (uintptr_t)b->data;
-    size_t a_bytes = extent_bytes(a);
-    size_t b_bytes = extent_bytes(b);
+    size_t a_bytes = dense_bytes(a);
+    size_t b_bytes = dense_bytes(b);
     if (a_bytes > 0 && b_bytes > 0 && (a0 <= b0 ? b0 - a0 < a_bytes : a0 - b0 < b_bytes)) {
         return mf_fail(err, MF_ERR_INVALID, "%s overlaps %s", a_name, b_name);
+    }
+    return MF_OK;
+}
+
+mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens,
+                        int64_t *num_valid, mf_error *err)
+{
+    MF_TRY(mf_check_optional_1d(num_valid_tokens, "num_valid_tokens", MF_DT(MF_I32), 1, err));
+    MF_TRY(mf_check_optional_1d(row_valid, "row_valid", MF_DT(MF_U8), num_tokens, err));
+    *num_valid = num_tokens;
+    if (num_valid_tokens->data) {
+        int32_t n;
+        memcpy(&n, num_valid_tokens->data, sizeof n);
+        *num_valid = n < 0 ? 0 : n < num_tokens ? n : num_tokens;
     }
     return MF_OK;
 }

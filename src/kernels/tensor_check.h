@@ -35,8 +35,13 @@ mf_status mf_check_optional_2d(const mf_tensor *t, const char *name, uint32_t dt
 /* data is a multiple of the element's size.  For ops that read through typed pointers. */
 mf_status mf_check_aligned(const mf_tensor *t, const char *name, mf_error *err);
 
-/* Neither view may share a byte of its extent with the other; absent or empty ones share none. */
+/* The views share no byte.  Only dense views are compared: strided ones may interleave without overlapping. */
 mf_status mf_check_disjoint(const mf_tensor *a, const char *a_name, const mf_tensor *b, const char *b_name, mf_error *err);
+
+/* The optional pair that says which of num_tokens rows take part: num_valid_tokens i32 [1], whose value is clamped to
+ * [0, num_tokens] into *num_valid, and row_valid u8 [num_tokens]. */
+mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens,
+                        int64_t *num_valid, mf_error *err);
 
 /* The workspace is there, 64-byte aligned and large enough. */
 mf_status mf_check_workspace(const void *workspace, size_t bytes, size_t needed, mf_error *err);
