@@ -43,6 +43,7 @@ struct mf_experts {
     mf_dtype act_dtype;
     mf_act_quant act_quant;
     mf_slot *slots;                /* [num_slots], owned */
+    uint32_t quants13, quants2;    /* bit q set: some slot's w13 / w2 takes activations quantised by mf_quant q */
 };
 
 typedef struct mf_experts_call {

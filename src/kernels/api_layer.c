@@ -1,0 +1,452 @@
+/* api_layer.c - mf_moe_layer: gate -> experts -> sum-reduce, from the public operations.
+ *
+ * The three modes differ in where a shared chunk's rows come from - columns of the grouped product (SLOT) or a product of
+ * their own whose rows enter the combine as addends (OVERLAP, SERIAL) - and in nothing that is rounded, so they agree to
+ * the bit.  Everything in between lives in the caller's workspace. */
+#include <math.h>
+
+#include "base/sys.h"
+#include "kernels/activation.h"
+#include "kernels/fp_env.h"
+#include "kernels/ref/canonical.h"
+#include "kernels/tensor_check.h"
+
+enum { MAX_SHARED = MF_GATE_MAX_SHARED };
+
+/* What the layer runs: a copy of the gate's arguments with its outputs filled in, and views into the workspace. */
+typedef struct layer_run {
+    const mf_layer_args *args;
+    int64_t num_tokens, hidden_size;
+    int64_t num_routed;        /* K */
+    int64_t num_shared;        /* S, in whichever mode */
+    bool is_slot, scales_input, has_shared_weights;
+    mf_gate_config config;
+    mf_gate_args gate;
+    mf_tensor y;               /* [T, C, H] */
+    mf_tensor shared_ids;      /* [T, S]; not SLOT */
+    mf_tensor shared_y;        /* [T, S, H]; not SLOT */
+    mf_tensor shared_weights;  /* f32 [T, S]; not SLOT, PER_TOKEN */
+    mf_tensor row_valid;       /* u8 [T] */
+    mf_tensor input_scale;     /* f32 [T, C]; TOPK_SIGMOID */
+    mf_tensor combine_weights; /* f32 [T, C]; TOPK_SIGMOID */
+    mf_tensor hidden;          /* x in y_dtype; with zero experts */
+    void *scratch;             /* of the unfused gate and of the experts, one after the other */
+    size_t scratch_bytes;
+    size_t total_bytes;
+} layer_run;
+
+/* Takes bytes from the workspace: with base NULL only the sizes are counted.  *total becomes SIZE_MAX on overflow. */
+static void *carve(uint8_t *base, size_t *total, int64_t count, size_t size)
+{
+    size_t bytes;
+    size_t at = *total;
+    if (at == SIZE_MAX || count < 0 || !mf_mul_ok((size_t)count, size, &bytes) || bytes > PTRDIFF_MAX - 64 ||
+        !mf_add_ok(at, (bytes + 63) / 64 * 64, total) || *total > PTRDIFF_MAX) {
+        *total = SIZE_MAX;
+        return NULL;
+    }
+    return base ? base + at : NULL;
+}
+
+static int64_t product3(int64_t a, int64_t b, int64_t c)
+{
+    int64_t ab, abc;
+    return mf_mul_ok(a, b, &ab) && mf_mul_ok(ab, c, &abc) ? abc : -1;
+}
+
+static mf_tensor carve_2d(uint8_t *base, size_t *total, mf_dtype dtype, int64_t n0, int64_t n1)
+{
+    return mf_tensor_2d(carve(base, total, product3(n0, n1, 1), mf_dtype_size(dtype)), dtype, n0, n1);
+}
+
+static mf_tensor carve_3d(uint8_t *base, size_t *total, mf_dtype dtype, int64_t n0, int64_t n1, int64_t n2)
+{
+    return mf_tensor_3d(carve(base, total, product3(n0, n1, n2), mf_dtype_size(dtype)), dtype, n0, n1, n2);
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Fills the views over base (NULL: sizes only).  Needs pointers and counts that check_shapes has seen. */
+static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
+{
+    const int64_t tokens = args->x.shape[0];
+    const int64_t hidden = args->x.shape[1];
+    *run = (layer_run){ .args = args, .num_tokens = tokens, .hidden_size = hidden, .gate = *args->gate };
+    run->config = *args->gate->config;
+    run->gate.config = &run->config;
+    run->is_slot = args->mode == MF_MODE_SLOT;
+    run->num_routed = run->config.top_k;
+    run->num_shared = run->is_slot ? run->config.num_shared_slots : args->shared ? args->shared->num_slots : 0;
+    run->scales_input = run->config.scoring == MF_SCORING_TOPK_SIGMOID;
+    run->config.input_scale_supported = 1;
+    if (!run->is_slot) {
+        run->has_shared_weights = run->num_shared > 0 && run->config.shared_weight == MF_SHARED_PER_TOKEN;
+        run->config.shared_weight = MF_SHARED_ONE; /* the gate writes no shared column here */
+    }
+    const int64_t columns = run->num_routed + (run->is_slot ? run->num_shared : 0);
+    size_t *total = &run->total_bytes;
+
+    if (!mf_tensor_present(&run->gate.topk_ids)) {
+        run->gate.topk_ids = carve_2d(base, total, MF_I32, tokens, columns);
+    }
+    if (!mf_tensor_present(&run->gate.topk_weights)) {
+        run->gate.topk_weights = carve_2d(base, total, MF_F32, tokens, columns);
+    }
+    if (run->config.num_zero_experts > 0) {
+        if (!mf_tensor_present(&run->gate.identity_weight)) {
+            run->gate.identity_weight = mf_tensor_1d(carve(base, total, tokens, 4), MF_F32, tokens);
+        }
+        run->hidden = args->x;
+        if (args->x.dtype != args->y_dtype) {
+            run->hidden = carve_2d(base, total, args->y_dtype, tokens, hidden);
+        }
+    }
+    run->row_valid = mf_tensor_1d(carve(base, total, tokens, 1), MF_U8, tokens);
+    if (run->scales_input) {
+        run->input_scale = carve_2d(base, total, MF_F32, tokens, columns);
+        run->combine_weights = carve_2d(base, total, MF_F32, tokens, columns);
+    }
+    run->y = carve_3d(base, total, args->y_dtype, tokens, columns, hidden);
+    size_t scratch = mf_fused_experts_workspace_bytes(args->experts, tokens, columns);
+    if (!run->is_slot && run->num_shared > 0) {
+        run->shared_ids = carve_2d(base, total, MF_I32, tokens, run->num_shared);
+        run->shared_y = carve_3d(base, total, args->y_dtype, tokens, run->num_shared, hidden);
+        if (run->has_shared_weights) {
+            run->shared_weights = carve_2d(base, total, MF_F32, tokens, run->num_shared);
+        }
+        scratch = larger(scratch, mf_fused_experts_workspace_bytes(args->shared, tokens, run->num_shared));
+    }
+    if (args->unfused_gate) {
+        scratch = larger(scratch, mf_moe_gate_workspace_bytes(&run->gate));
+    }
+    run->scratch_bytes = scratch;
+    run->scratch = scratch == SIZE_MAX ? carve(base, total, -1, 1) : carve(base, total, (int64_t)scratch, 1);
+}
+
+/* Enough of the arguments to lay out the workspace. */
+static mf_status check_shapes(const mf_layer_args *args, mf_error *err)
+{
+    if (!args || !args->gate || !args->gate->config || !args->experts) {
+        return mf_fail(err, MF_ERR_INVALID, "%s is NULL",
+                       !args                  ? "args"
+                       : !args->gate          ? "gate"
+                       : !args->gate->config  ? "gate config"
+                                              : "experts");
+    }
+    const mf_gate_config *config = args->gate->config;
+    if ((unsigned)args->mode > MF_MODE_SERIAL) {
+        return mf_fail(err, MF_ERR_INVALID, "mode %d; expected SLOT, OVERLAP or SERIAL", (int)args->mode);
+    }
+    if (args->y_dtype != MF_F32 && args->y_dtype != MF_BF16 && args->y_dtype != MF_F16) {
+        return mf_fail(err, MF_ERR_INVALID, "y_dtype %s; expected f32, bf16 or f16", mf_dtype_name(args->y_dtype));
+    }
+    if (config->top_k < 1 || config->top_k > MF_GATE_MAX_TOP_K) {
+        return mf_fail(err, MF_ERR_INVALID, "top_k %d; expected 1 to %d", (int)config->top_k, MF_GATE_MAX_TOP_K);
+    }
+    if (config->num_shared_slots < 0 || config->num_shared_slots > MAX_SHARED) {
+        return mf_fail(err, MF_ERR_INVALID, "num_shared_slots %d; expected 0 to %d", (int)config->num_shared_slots, MAX_SHARED);
+    }
+    MF_TRY(mf_check_2d(&args->x, "x", MF_DT(args->experts->act_dtype), MF_ANY, args->experts->hidden_size, err));
+    if (args->mode == MF_MODE_SLOT) {
+        return args->shared ? mf_fail(err, MF_ERR_INVALID, "shared: given in mode SLOT; expected its chunks among the slots")
+                            : MF_OK;
+    }
+    if (config->num_shared_slots != 0) {
+        return mf_fail(err, MF_ERR_INVALID, "num_shared_slots %d in mode %s; expected 0", (int)config->num_shared_slots,
+                       mf_layer_mode_name(args->mode));
+    }
+    if (args->shared && args->shared->num_slots > MAX_SHARED) {
+        return mf_fail(err, MF_ERR_INVALID, "shared: %lld chunks; expected at most %d", (long long)args->shared->num_slots,
+                       MAX_SHARED);
+    }
+    return MF_OK;
+}
+
+/* The gate's table of slots and the experts' must be the same one; a window or per-rank numbering makes ids local. */
+static mf_status check_slots(const mf_layer_args *args, mf_error *err)
+{
+    const mf_gate_config *config = args->gate->config;
+    if (config->window_count >= 0 || config->ep_size > 0) {
+        return MF_OK;
+    }
+    int64_t physical = config->num_physical_experts >= 0 ? config->num_physical_experts : config->num_experts;
+    int64_t shared = (int64_t)config->num_shared_slots * config->num_replicas;
+    int64_t slots = config->num_slots >= 0 ? config->num_slots : physical + shared;
+    if (args->experts->num_slots != slots) {
+        return mf_fail(err, MF_ERR_INVALID, "experts: %lld slots; the gate's configuration has %lld",
+                       (long long)args->experts->num_slots, (long long)slots);
+    }
+    return MF_OK;
+}
+
+static mf_status check_layer(const mf_device *device, const mf_layer_args *args, mf_error *err)
+{
+    const mf_gate_config *config = args->gate->config;
+    const int64_t tokens = args->x.shape[0];
+    const int64_t hidden = args->experts->hidden_size;
+    MF_TRY(check_slots(args, err));
+    if (args->experts->device != device || (args->shared && args->shared->device != device)) {
+        return mf_fail(err, MF_ERR_INVALID, "%s: created for another device",
+                       args->experts->device != device ? "experts" : "shared");
+    }
+    MF_TRY(mf_check_2d(&args->gate->router_logits, "router_logits", MF_DT_FLOAT3, tokens, MF_ANY, err));
+    MF_TRY(mf_check_2d(&args->out, "out", MF_DT_FLOAT3, tokens, hidden, err));
+    MF_TRY(mf_check_optional_2d(&args->residual, "residual", MF_DT(args->out.dtype), tokens, hidden, err));
+    if (config->shared_weight == MF_SHARED_RECIPROCAL) {
+        return mf_fail(err, MF_ERR_INVALID, "shared_weight RECIPROCAL: the layer's combine scales routed columns only; "
+                                            "expected ONE or PER_TOKEN");
+    }
+    bool gated = args->mode != MF_MODE_SLOT && args->shared && config->shared_weight == MF_SHARED_PER_TOKEN;
+    if (gated != mf_tensor_present(&args->shared_gate_weight)) {
+        return mf_fail(err, MF_ERR_INVALID, "shared_gate_weight: %s", gated ? "missing with shared_weight PER_TOKEN"
+                                                                            : "given without a PER_TOKEN shared MLP of its own");
+    }
+    if (gated) {
+        MF_TRY(mf_check_1d(&args->shared_gate_weight, "shared_gate_weight", MF_DT(MF_F32), tokens, err));
+    }
+    if (args->shared && args->shared->hidden_size != hidden) {
+        return mf_fail(err, MF_ERR_INVALID, "shared: hidden_size %lld; expected %lld", (long long)args->shared->hidden_size,
+                       (long long)hidden);
+    }
+    if (args->shared && args->shared->act_dtype != args->experts->act_dtype) {
+        return mf_fail(err, MF_ERR_INVALID, "shared: act_dtype %s; expected that of the routed experts, %s",
+                       mf_dtype_name(args->shared->act_dtype), mf_dtype_name(args->experts->act_dtype));
+    }
+    if (config->num_zero_experts > 0 && args->y_dtype != args->x.dtype && args->y_dtype != MF_F32) {
+        return mf_fail(err, MF_ERR_INVALID, "y_dtype %s: a zero expert adds x itself; expected f32 or x's dtype, %s",
+                       mf_dtype_name(args->y_dtype), mf_dtype_name(args->x.dtype));
+    }
+    return MF_OK;
+}
+
+static const uint8_t *at(const mf_tensor *t, int64_t i, int64_t j)
+{
+    return (const uint8_t *)t->data + (i * t->stride[0] + j) * (int64_t)mf_dtype_size(t->dtype);
+}
+
+static float f32_at(const mf_tensor *t, int64_t i, int64_t j)
+{
+    float v;
+    memcpy(&v, at(t, i, j), 4);
+    return v;
+}
+
+/* Rows that take part: the caller's mask, without rows whose token id lies outside the hash table.  The combine must leave
+ * such rows alone in every mode, and a separate shared MLP has no ids that would say so. */
+static void find_valid_rows(const layer_run *run)
+{
+    const mf_gate_args *gate = &run->gate;
+    int64_t limit = run->num_tokens;
+    if (gate->num_valid_tokens.data) {
+        int32_t n;
+        memcpy(&n, gate->num_valid_tokens.data, 4);
+        limit = n < 0 ? 0 : n < limit ? n : limit;
+    }
+    uint8_t *valid = run->row_valid.data;
+    for (int64_t t = 0; t < run->num_tokens; t++) {
+        bool ok = t < limit && (!gate->row_valid.data || *at(&gate->row_valid, t, 0) != 0);
+        if (ok && run->config.hash) {
+            int64_t token;
+            if (gate->token_ids.dtype == MF_I64) {
+                memcpy(&token, at(&gate->token_ids, t, 0), 8);
+            } else {
+                int32_t narrow;
+                memcpy(&narrow, at(&gate->token_ids, t, 0), 4);
+                token = narrow;
+            }
+            ok = token >= 0 && token < gate->hash_table.shape[0];
+        }
+        valid[t] = ok;
+    }
+}
+
+static bool row_has_nan(const mf_tensor *logits, int64_t t)
+{
+    for (int64_t i = 0; i < logits->shape[1]; i++) {
+        float v;
+        mf_load_row(at(logits, t, i), logits->dtype, 1, &v);
+        if (mf_is_nan(v)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* With HASH the gate reads the logits of the row's own experts only. */
+static bool hashed_row_has_nan(const layer_run *run, int64_t t)
+{
+    const mf_gate_args *gate = &run->gate;
+    int64_t token = 0;
+    if (gate->token_ids.dtype == MF_I64) {
+        memcpy(&token, at(&gate->token_ids, t, 0), 8);
+    } else {
+        int32_t narrow;
+        memcpy(&narrow, at(&gate->token_ids, t, 0), 4);
+        token = narrow;
+    }
+    for (int64_t k = 0; k < run->num_routed; k++) {
+        int32_t id;
+        float v;
+        memcpy(&id, at(&gate->hash_table, token, k), 4);
+        if (id >= 0 && id < run->config.num_experts) {
+            mf_load_row(at(&gate->router_logits, t, id), gate->router_logits.dtype, 1, &v);
+            if (mf_is_nan(v)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* ids and weights of the separate shared MLP: what the gate would have written into its columns. */
+static MF_NOINLINE void write_shared_columns(const layer_run *run)
+{
+    const uint8_t *valid = run->row_valid.data;
+    int32_t *ids = run->shared_ids.data;
+    float *weights = run->shared_weights.data;
+    const int64_t shared = run->num_shared;
+    for (int64_t t = 0; t < run->num_tokens; t++) {
+        float weight = 0.0f;
+        if (valid[t] && run->has_shared_weights) {
+            float logit = f32_at(&run->args->shared_gate_weight, t, 0);
+            if (!mf_is_nan(logit)) {
+                weight = mf_canon_zero(mf_sigmoid(mf_canon_input(logit)));
+            } else if (run->gate.bad_rows.data &&
+                       !(run->config.hash ? hashed_row_has_nan(run, t) : row_has_nan(&run->gate.router_logits, t))) {
+                int32_t count; /* the gate has counted rows whose logits hold a NaN */
+                memcpy(&count, run->gate.bad_rows.data, 4);
+                count = (int32_t)((uint32_t)count + 1u);
+                memcpy(run->gate.bad_rows.data, &count, 4);
+            }
+        }
+        for (int64_t j = 0; j < shared; j++) {
+            ids[t * shared + j] = valid[t] ? (int32_t)j : -1;
+            if (weights) {
+                weights[t * shared + j] = weight;
+            }
+        }
+    }
+}
+
+/* TOPK_SIGMOID: a routed weight scales the expert's input and the combine then takes 1; shared columns the other way. */
+static void split_weights(const layer_run *run)
+{
+    const int64_t columns = run->y.shape[1];
+    float *scale = run->input_scale.data;
+    float *weights = run->combine_weights.data;
+    for (int64_t t = 0; t < run->num_tokens; t++) {
+        for (int64_t c = 0; c < columns; c++) {
+            float w = f32_at(&run->gate.topk_weights, t, c);
+            bool routed = c < run->num_routed;
+            scale[t * columns + c] = routed ? w : 1.0f;
+            weights[t * columns + c] = routed ? 1.0f : w;
+        }
+    }
+}
+
+static void widen_hidden(const layer_run *run)
+{
+    for (int64_t t = 0; t < run->num_tokens; t++) {
+        mf_load_row(at(&run->args->x, t, 0), run->args->x.dtype, run->hidden_size,
+                    (float *)run->hidden.data + t * run->hidden_size);
+    }
+}
+
+static mf_status run_experts(mf_device *device, const layer_run *run, mf_error *err)
+{
+    const mf_layer_args *args = run->args;
+    mf_experts_args routed = { .experts = args->experts,
+                               .x = args->x,
+                               .topk_ids = run->gate.topk_ids,
+                               .input_scale = run->input_scale,
+                               .y = run->y };
+    MF_TRY(mf_fused_experts(device, &routed, run->scratch, run->scratch_bytes, err));
+    if (run->is_slot || run->num_shared == 0) {
+        return MF_OK;
+    }
+    write_shared_columns(run);
+    mf_experts_args shared = { .experts = args->shared, .x = args->x, .topk_ids = run->shared_ids, .y = run->shared_y };
+    return mf_fused_experts(device, &shared, run->scratch, run->scratch_bytes, err);
+}
+
+static mf_status combine(mf_device *device, const layer_run *run, mf_error *err)
+{
+    const mf_layer_args *args = run->args;
+    mf_tensor addends[MAX_SHARED];
+    mf_sum_reduce_args sum = {
+        .x = run->y,
+        .topk_ids = run->gate.topk_ids,
+        .topk_weights = run->scales_input ? run->combine_weights : run->gate.topk_weights,
+        .routed_scaling_factor = run->config.fold_scale ? 1.0f : (float)run->config.routed_scaling_factor,
+        .num_shared_columns = run->is_slot ? (int32_t)run->num_shared : 0,
+        .residual = args->residual,
+        .row_valid = run->row_valid,
+        .out = args->out,
+    };
+    if (run->config.num_zero_experts > 0) {
+        sum.identity_weight = run->gate.identity_weight;
+        sum.hidden = run->hidden;
+    }
+    if (!run->is_slot && run->num_shared > 0) {
+        size_t row_bytes = (size_t)run->hidden_size * mf_dtype_size(args->y_dtype);
+        for (int64_t a = 0; a < run->num_shared; a++) {
+            uint8_t *first = (uint8_t *)run->shared_y.data + (size_t)a * row_bytes;
+            addends[a] = mf_tensor_2d(first, args->y_dtype, run->num_tokens, run->hidden_size);
+            addends[a].stride[0] = run->num_shared * run->hidden_size;
+        }
+        sum.addends = addends;
+        sum.num_addends = (int32_t)run->num_shared;
+        sum.addend_weights = run->shared_weights;
+    }
+    return mf_moe_sum_reduce(device, &sum, err);
+}
+
+size_t mf_moe_layer_workspace_bytes(const mf_layer_args *args)
+{
+    layer_run run;
+    if (check_shapes(args, NULL) != MF_OK) {
+        return 0; /* the call itself says what is wrong */
+    }
+    lay_out(&run, args, NULL);
+    return run.total_bytes;
+}
+
+mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *workspace, size_t workspace_bytes, mf_error *err)
+{
+    layer_run run;
+    if (!device) {
+        return mf_fail(err, MF_ERR_INVALID, "device is NULL");
+    }
+    MF_TRY(check_shapes(args, err));
+    MF_TRY(check_layer(device, args, err));
+    lay_out(&run, args, NULL);
+    if (run.total_bytes == SIZE_MAX) {
+        return mf_fail(err, MF_ERR_INVALID, "x: %lld tokens need more workspace than an address space has",
+                       (long long)args->x.shape[0]);
+    }
+    MF_TRY(mf_check_workspace(workspace, workspace_bytes, run.total_bytes, err));
+    lay_out(&run, args, workspace);
+    if (args->unfused_gate) {
+        MF_TRY(mf_moe_gate_unfused(device, &run.gate, run.scratch, run.scratch_bytes, err));
+    } else {
+        MF_TRY(mf_moe_fused_gate(device, &run.gate, err));
+    }
+    if (run.num_tokens == 0) {
+        return MF_OK;
+    }
+    find_valid_rows(&run);
+    if (run.scales_input) {
+        split_weights(&run);
+    }
+    if (run.config.num_zero_experts > 0 && args->x.dtype != args->y_dtype) {
+        widen_hidden(&run);
+    }
+    mf_fp_env saved = mf_fp_enter(); /* the shared gate's sigmoid is canonical arithmetic */
+    mf_status status = run_experts(device, &run, err);
+    mf_fp_leave(saved);
+    MF_TRY(status);
+    return combine(device, &run, err);
+}

@@ -1,0 +1,104 @@
+/* cpu_device.c - "cpu": the fastest code that this machine's ISA allows, on a pool of threads. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cpu_features.h"
+#include "base/sys.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/ref/ref_ops.h"
+
+static void close_device(mf_device *device)
+{
+    mf_free((void *)device->kernels);
+    device->kernels = NULL;
+}
+
+static const mf_device_ops cpu_ops = {
+    .name = "cpu",
+    .close = close_device,
+    .gate = mf_ref_gate,
+    .align = mf_ref_align,
+    .experts_workspace_bytes = mf_ref_experts_workspace_bytes,
+    .experts = mf_ref_experts,
+    .sum_reduce = mf_ref_sum_reduce,
+    .embed = mf_ref_embed,
+    .rms_norm = mf_ref_rms_norm,
+    .linear = mf_ref_linear,
+    .rope = mf_ref_rope,
+    .kv_write = mf_ref_kv_write,
+    .mla_scratch_floats = mf_ref_mla_scratch_floats,
+    .mla_attention = mf_ref_mla_attention,
+    .add = mf_ref_add,
+};
+
+/* The rungs of the ladder, lowest first. */
+typedef struct rung {
+    const char *name; /* as MOEFUSE_ISA says it */
+    bool (*is_available)(const mf_cpu_features *features);
+    void (*fill)(mf_cpu_kernels *kernels);
+} rung;
+
+static bool always(const mf_cpu_features *features)
+{
+    (void)features;
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool has_avx2(const mf_cpu_features *features)
+{
+    return features->avx2_fma_f16c;
+}
+#endif
+
+static const rung ladder[] = {
+    { "c", always, mf_cpu_kernels_fill_c },
+#if defined(__x86_64__)
+    { "avx2", has_avx2, mf_cpu_kernels_fill_avx2 },
+#endif
+};
+enum { NUM_RUNGS = sizeof ladder / sizeof ladder[0] };
+
+/* The highest rung to climb to: MOEFUSE_ISA can lower the machine's, not raise it. */
+static mf_status choose_top(size_t *top, mf_error *err)
+{
+    const char *wanted = getenv("MOEFUSE_ISA");
+    *top = NUM_RUNGS - 1;
+    if (!wanted || !*wanted) {
+        return MF_OK;
+    }
+    char known[64] = "";
+    for (size_t i = 0; i < NUM_RUNGS; i++) {
+        if (strcmp(wanted, ladder[i].name) == 0) {
+            *top = i;
+            return MF_OK;
+        }
+        size_t n = strlen(known);
+        snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", ladder[i].name);
+    }
+    return mf_fail(err, MF_ERR_INVALID, "MOEFUSE_ISA \"%.20s\": unknown; expected one of %s", wanted, known);
+}
+
+mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err)
+{
+    const mf_cpu_features *features = mf_cpu_features_get();
+    size_t top;
+    MF_TRY(choose_top(&top, err));
+    mf_cpu_kernels *kernels = mf_alloc_zero(sizeof *kernels);
+    if (!kernels) {
+        return mf_fail(err, MF_ERR_NOMEM, "device cpu: out of memory");
+    }
+    for (size_t i = 0; i <= top; i++) {
+        if (ladder[i].is_available(features)) {
+            ladder[i].fill(kernels);
+        }
+    }
+    device->kernels = kernels;
+    device->ops = &cpu_ops;
+    int32_t num_threads = options->num_threads > 0 ? options->num_threads : features->num_cores;
+    MF_TRY(mf_pool_open(num_threads, &device->pool, err));
+    snprintf(device->description, sizeof device->description, "cpu %s, %d thread%s", kernels->isa, (int)num_threads,
+             num_threads == 1 ? "" : "s");
+    return MF_OK;
+}

@@ -1,0 +1,57 @@
+/* cpu_kernels.h - the table that the dispatch ladder fills: scalar C first, then each ISA overwrites what it improves.
+ *
+ * Every entry's result for one (row, token) depends on the row, the token's values and the sizes alone, in one order of
+ * sums per ISA and format: never on how many rows or tokens a call carries. */
+#ifndef MF_KERNELS_CPU_KERNELS_H
+#define MF_KERNELS_CPU_KERNELS_H
+
+#include "kernels/quantise.h"
+
+/* out[t * out_stride + r] = row (first_row + r) of w times x[t], r < num_rows, t < num_tokens. */
+typedef struct mf_cpu_tile {
+    const mf_matrix *w;
+    int64_t first_row, num_rows;
+    int64_t num_tokens;
+    const void *const *x;        /* [num_tokens] rows of w->k: f32, or i16 codes for INT8_TOKEN */
+    const float *const *x_scale; /* [num_tokens] scales of quantised x (mf_quant_num_scales each); NULL = weight only */
+    float *out;
+    int64_t out_stride;
+} mf_cpu_tile;
+
+typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);
+
+typedef struct mf_cpu_kernels {
+    const char *isa; /* "c", "avx2+fma+f16c" */
+    /* Products by format: x in f32; x quantised by the format's own rule (NULL where the format has none). */
+    mf_cpu_tile_fn tile[MF_FORMAT_COUNT];
+    mf_cpu_tile_fn tile_w8a8[MF_FORMAT_COUNT];
+    /* h[i] = act(g[i], u[i]) rounded to dtype, kept as f32.  h may be g.  i < n, n any. */
+    void (*activate)(const mf_slot *slot, mf_dtype dtype, const float *g, const float *u, int64_t n, float *h);
+    /* f32 <-> stored rows of f32, bf16, f16 */
+    void (*load_row)(const void *data, mf_dtype dtype, int64_t n, float *out);
+    void (*store_row)(const float *x, int64_t n, mf_dtype dtype, void *data);
+    /* x[n] to codes and scales: f32 codes for the fp8 rules, i16 codes for INT8_TOKEN. */
+    void (*quantise)(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n, void *codes, float *scales);
+    float (*dot)(const float *a, const float *b, int64_t n);
+    void (*axpy)(float *acc, float a, const float *x, int64_t n); /* acc += a * x */
+    /* x[i] = exp(x[i] - max), and their sum */
+    float (*exp_sum)(float *x, int64_t n, float max);
+    void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+} mf_cpu_kernels;
+
+void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
+
+static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
+{
+    return device->kernels;
+}
+
+/* Runs tasks on the pool when there is enough work to pay for waking it; the tasks' results are the same either way. */
+static inline void mf_cpu_run(mf_device *device, double work, int64_t num_tasks, mf_task_fn fn, void *context)
+{
+    enum { LEAST_WORK = 200000 }; /* multiply-adds: about 10 us of one core */
+    mf_pool_run(work < LEAST_WORK ? NULL : device->pool, num_tasks, fn, context);
+}
+
+#endif

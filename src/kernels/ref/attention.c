@@ -1,0 +1,78 @@
+/* attention.c - multi-head latent attention over the compressed cache, absorbed form: see mf_mla_args. */
+#include <math.h>
+
+#include "kernels/format.h"
+#include "kernels/ref/ref_ops.h"
+
+size_t mf_ref_mla_scratch_floats(const mf_device *device, const mf_mla_args *args)
+{
+    (void)device;
+    return (size_t)(args->kv.max_context + 3 * args->kv_lora_rank);
+}
+
+static float dot(const float *a, const float *b, int64_t n)
+{
+    float sum = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        sum += a[i] * b[i];
+    }
+    return sum;
+}
+
+static void attend(const mf_mla_args *args, int64_t t, int64_t head)
+{
+    const int64_t rank = args->kv_lora_rank;
+    const int64_t nope = args->qk_nope_head_dim;
+    const int64_t rope = args->qk_rope_head_dim;
+    const int64_t first_row = head * (nope + args->v_head_dim);
+    const int64_t context = args->kv.position[t] + (int64_t)1;
+    const float *q = args->q + (t * args->num_heads + head) * (nope + rope);
+    float *scores = args->scratch;
+    float *q_lat = scores + args->kv.max_context;
+    float *row = q_lat + rank;
+    float *o_lat = row + rank;
+
+    for (int64_t i = 0; i < rank; i++) {
+        q_lat[i] = 0.0f;
+        o_lat[i] = 0.0f;
+    }
+    for (int64_t j = 0; j < nope; j++) {
+        mf_matrix_decode_row(args->kv_b, first_row + j, 0, rank, row);
+        for (int64_t i = 0; i < rank; i++) {
+            q_lat[i] += q[j] * row[i];
+        }
+    }
+    float max = -INFINITY;
+    for (int64_t s = 0; s < context; s++) {
+        const float *cached = mf_kv_row(&args->kv, t, s);
+        scores[s] = args->softmax_scale * (dot(q_lat, cached, rank) + dot(q + nope, cached + rank, rope));
+        max = scores[s] > max ? scores[s] : max;
+    }
+    float sum = 0.0f;
+    for (int64_t s = 0; s < context; s++) {
+        scores[s] = expf(scores[s] - max);
+        sum += scores[s];
+    }
+    for (int64_t s = 0; s < context; s++) {
+        const float *cached = mf_kv_row(&args->kv, t, s);
+        for (int64_t i = 0; i < rank; i++) {
+            o_lat[i] += scores[s] * cached[i];
+        }
+    }
+    for (int64_t i = 0; i < rank; i++) {
+        o_lat[i] /= sum;
+    }
+    for (int64_t j = 0; j < args->v_head_dim; j++) {
+        args->out[(t * args->num_heads + head) * args->v_head_dim + j] = mf_ref_dot(args->kv_b, first_row + nope + j, o_lat);
+    }
+}
+
+void mf_ref_mla_attention(mf_device *device, const mf_mla_args *args)
+{
+    (void)device;
+    for (int64_t t = 0; t < args->num_tokens; t++) {
+        for (int64_t head = 0; head < args->num_heads; head++) {
+            attend(args, t, head);
+        }
+    }
+}
