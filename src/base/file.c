@@ -117,6 +117,12 @@ bool mf_path_is_dir(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+bool mf_path_exists(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
 char *mf_path_join(const char *dir, const char *name)
 {
     size_t nd = strlen(dir), nn = strlen(name);

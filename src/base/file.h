@@ -22,6 +22,7 @@ void mf_file_close(mf_file *file); /* a zeroed or closed one is fine */
 
 bool mf_path_is_file(const char *path);
 bool mf_path_is_dir(const char *path);
+bool mf_path_exists(const char *path); /* of any kind; a symbolic link to nothing counts */
 
 /* "dir/name" into a new string (mf_free); NULL when out of memory. */
 char *mf_path_join(const char *dir, const char *name);

@@ -29,6 +29,10 @@ void mf_free_aligned(void *block);
 char *mf_strdup(const char *text);
 char *mf_strndup(const char *text, size_t n);
 
+/* Bytes that this process could still take without swapping: the system's, or less where a control group says so.
+ * 0 = not known. */
+int64_t mf_available_memory(void);
+
 int64_t mf_now_ns(void);
 double mf_now_s(void);
 
