@@ -1,6 +1,6 @@
 /* config.h - config.json read into one normalised description that every family shares.
  *
- * A family (families/*.c) is data plus one reading function; forward.c and the loader look at nothing but this struct.
+ * A family (one file in families/) is data plus one reading function; forward.c and the loader look at nothing but this struct.
  * Every integer has a range, every combination is cross-checked, before anything is allocated from it. */
 #ifndef MF_MODEL_CONFIG_H
 #define MF_MODEL_CONFIG_H
@@ -32,7 +32,8 @@ typedef enum mf_quant_method { MF_QUANT_NONE = 0, MF_QUANT_FP8_BLOCK } mf_quant_
 typedef struct mf_quant_config {
     mf_quant_method method;
     int64_t block_n, block_k;         /* 128, 128 */
-    const char **modules_to_not_convert; /* NULL-terminated, in the config's arena; whole dotted components */
+    const char **modules_to_not_convert; /* NULL-terminated, sorted, in the config's arena; whole dotted components */
+    int64_t num_modules_to_not_convert;
     bool ue8m0_scales;
 } mf_quant_config;
 
@@ -81,8 +82,11 @@ typedef struct mf_model_config {
 /* Reads DIR/config.json (and DIR/generation_config.json when there is one).  Errors name file and key; an unknown
  * architecture lists the known ones. */
 mf_status mf_model_config_load(const char *dir, mf_model_config **config, mf_error *err);
-/* The same from text: `name` stands for the file.  generation may be NULL. */
+/* The same from config.json's text: `name` stands for the file in messages.  No generation config is read. */
 mf_status mf_model_config_parse(const char *text, size_t size, const char *name, mf_model_config **config, mf_error *err);
+/* Adds generation_config.json's text: more end tokens and the sampling defaults. */
+mf_status mf_model_config_parse_generation(mf_model_config *config, const char *text, size_t size, const char *name,
+                                           mf_error *err);
 void mf_model_config_close(mf_model_config **config);
 
 /* Parameters by kind, from the config alone. */

@@ -54,7 +54,8 @@ typedef struct mf_weights {
     mf_layer_weights *layers;         /* [num_layers] */
     mf_weights_stats stats;
     mf_checkpoint *checkpoint;        /* owned; NULL for dummy weights */
-    void *arena;                      /* mf_arena *, owned: converted and dummy weights */
+    void *arena;                      /* mf_arena *, owned: tables and converted weights */
+    void *memory;                     /* owned: dummy weights */
 } mf_weights;
 
 typedef struct mf_weights_options {
@@ -62,12 +63,16 @@ typedef struct mf_weights_options {
     uint64_t seed;
     bool use_map;
     bool touch;        /* read every byte once, with progress, so that the first token does not wait for the disk */
-    mf_progress progress;
+    int32_t num_threads; /* that make dummy weights; 0 = one per core; the bytes do not depend on it */
+    mf_progress progress; /* at most ten calls a second */
 } mf_weights_options;
 
 mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options,
                           mf_weights **weights, mf_error *err);
 void mf_weights_close(mf_weights **weights);
+
+/* Bytes that dummy weights of this config take. */
+int64_t mf_weights_dummy_bytes(const mf_model_config *config);
 
 /* Validates names, shapes, dtypes and files as mf_weights_load does but reports up to max_findings problems through `report`
  * instead of stopping at the first.  deep: also reads all bytes (NaN or infinite scales, norms, biases). */

@@ -1,0 +1,350 @@
+/* config_parts.c - attention, rope, quantisation and token ids of config.json: see config_parts.h. */
+#include "model/config_parts.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/json.h"
+
+enum { MAX_QUANT_MODULES = 65536 };
+
+mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why)
+{
+    static const bool off = false;
+    bool value;
+    MF_TRY(mf_read_bool(reader, key, &off, &value));
+    return value ? mf_read_fail(reader, MF_ERR_UNSUPPORTED, key, "expected false; got true: %s", why) : MF_OK;
+}
+
+mf_status mf_config_only_text(const mf_reader *reader, const char *key, const char *only, const char *why)
+{
+    const char *text;
+    MF_TRY(mf_read_text(reader, key, false, &text));
+    if (text && strcmp(text, only) != 0) {
+        char expected[200];
+        snprintf(expected, sizeof expected, "\"%s\"%s%s", only, why ? ": " : "", why ? why : "");
+        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, key, expected);
+    }
+    return MF_OK;
+}
+
+/* ---- rope ---- */
+
+double mf_yarn_mscale(double scale, double k)
+{
+    return scale <= 1.0 ? 1.0 : 0.1 * k * log(scale) + 1.0;
+}
+
+static bool is_one_of(const char *text, const char *const *list)
+{
+    for (; *list; list++) {
+        if (strcmp(text, *list) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The scaling object's own keys; rope->theta holds the outer rope_theta already. */
+static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_embeddings, mf_rope_config *rope)
+{
+    static const char *const known[] = { "type",      "rope_type",      "rope_theta",       "factor",    "beta_fast",
+                                         "beta_slow", "mscale",         "mscale_all_dim",   "truncate",  "attention_factor",
+                                         "original_max_position_embeddings", "partial_rotary_factor", NULL };
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)scaling->object, key, value) {
+        if (!json_is_null(value) && !is_one_of(key, known)) {
+            return mf_read_fail(scaling, MF_ERR_UNSUPPORTED, key, "is not a rope key that is known here");
+        }
+    }
+    const char *type, *old_type;
+    MF_TRY(mf_read_text(scaling, "rope_type", false, &type));
+    MF_TRY(mf_read_text(scaling, "type", false, &old_type));
+    if (type && old_type && strcmp(type, old_type) != 0) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type", "is \"%s\" and \"type\" is \"%s\": expected the same", type,
+                            old_type);
+    }
+    const char *type_key = type ? "rope_type" : "type";
+    type = type ? type : old_type;
+    if (!type && mf_read_value(scaling, "factor")) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type", "expected \"default\", \"linear\" or \"yarn\"; got nothing");
+    }
+    if (!type || strcmp(type, "default") == 0) {
+        rope->type = MF_ROPE_DEFAULT;
+    } else if (strcmp(type, "yarn") == 0) {
+        rope->type = MF_ROPE_YARN;
+    } else if (strcmp(type, "linear") == 0) {
+        rope->type = MF_ROPE_LINEAR;
+    } else {
+        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\" or \"yarn\"");
+    }
+    double partial, one = 1.0;
+    MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
+    MF_TRY(mf_read_number(scaling, "partial_rotary_factor", 0, 1, &one, &partial));
+    if (partial != 1.0) {
+        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, "partial_rotary_factor", "1");
+    }
+    if (rope->type == MF_ROPE_DEFAULT) {
+        return MF_OK;
+    }
+    static const double zero = 0.0, fast = 32.0, slow = 1.0;
+    static const bool yes = true;
+    MF_TRY(mf_read_int(scaling, "original_max_position_embeddings", 1, 1 << 30, &max_position_embeddings,
+                       &rope->original_max_position_embeddings));
+    double ratio = (double)max_position_embeddings / (double)rope->original_max_position_embeddings;
+    bool may_derive = rope->type == MF_ROPE_YARN && ratio >= 1.0;
+    MF_TRY(mf_read_number(scaling, "factor", 1, 1e6, may_derive ? &ratio : NULL, &rope->factor));
+    MF_TRY(mf_read_number(scaling, "beta_fast", 1e-3, 1e6, &fast, &rope->beta_fast));
+    MF_TRY(mf_read_number(scaling, "beta_slow", 1e-3, 1e6, &slow, &rope->beta_slow));
+    MF_TRY(mf_read_number(scaling, "mscale", 0, 100, &zero, &rope->mscale));
+    MF_TRY(mf_read_number(scaling, "mscale_all_dim", 0, 100, &zero, &rope->mscale_all_dim));
+    MF_TRY(mf_read_number(scaling, "attention_factor", 1e-3, 1e3, &zero, &rope->attention_factor));
+    MF_TRY(mf_read_bool(scaling, "truncate", &yes, &rope->truncate));
+    if (rope->beta_fast < rope->beta_slow) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "beta_fast", "expected at least beta_slow %g; got %g", rope->beta_slow,
+                            rope->beta_fast);
+    }
+    return MF_OK;
+}
+
+static bool rope_equal(const mf_rope_config *a, const mf_rope_config *b)
+{
+    return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
+           a->original_max_position_embeddings == b->original_max_position_embeddings && a->beta_fast == b->beta_fast &&
+           a->beta_slow == b->beta_slow && a->mscale == b->mscale && a->mscale_all_dim == b->mscale_all_dim &&
+           a->attention_factor == b->attention_factor && a->truncate == b->truncate;
+}
+
+mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, mf_model_config *config)
+{
+    /* 10000 is what every implementation takes when rope_theta is absent. */
+    static const double default_theta = 10000.0;
+    mf_rope_config old = { .truncate = true, .dim = dim };
+    MF_TRY(mf_read_number(reader, "rope_theta", 2, 1e12, &default_theta, &old.theta));
+    mf_reader inner;
+    char scope[128];
+    bool has_scaling, has_parameters;
+    mf_rope_config fresh = old;
+    MF_TRY(mf_read_object(reader, "rope_scaling", &inner, scope, sizeof scope, &has_scaling));
+    if (has_scaling) {
+        MF_TRY(read_scaling(&inner, config->max_position_embeddings, &old));
+    }
+    MF_TRY(mf_read_object(reader, "rope_parameters", &inner, scope, sizeof scope, &has_parameters));
+    if (has_parameters) {
+        MF_TRY(read_scaling(&inner, config->max_position_embeddings, &fresh));
+        bool has_theta = mf_read_value(reader, "rope_theta") != NULL;
+        if (has_scaling && !rope_equal(&old, &fresh)) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters", "differs from \"%srope_scaling\" and \"rope_theta\"",
+                                reader->scope);
+        }
+        if (has_theta && old.theta != fresh.theta) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters.rope_theta", "is %g and \"%srope_theta\" is %g",
+                                fresh.theta, reader->scope, old.theta);
+        }
+        old = fresh;
+    }
+    old.pair = config->rope.pair;
+    config->rope = old;
+    return MF_OK;
+}
+
+/* ---- attention ---- */
+
+mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleave_default, mf_model_config *config)
+{
+    static const mf_int_key keys[] = {
+        { "num_attention_heads", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, num_heads) },
+        { "q_lora_rank", NULL, 1, 65536, 0, offsetof(mf_model_config, q_lora_rank) }, /* null: one q_proj */
+        { "kv_lora_rank", NULL, 1, 65536, MF_KEY_REQUIRED, offsetof(mf_model_config, kv_lora_rank) },
+        { "qk_nope_head_dim", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, qk_nope_head_dim) },
+        { "qk_rope_head_dim", NULL, 2, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, qk_rope_head_dim) },
+        { "v_head_dim", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, v_head_dim) },
+    };
+    MF_TRY(mf_read_int_keys(reader, keys, sizeof keys / sizeof keys[0], config));
+    if (config->qk_rope_head_dim % 2 != 0) {
+        return mf_read_unexpected(reader, MF_ERR_INVALID, "qk_rope_head_dim", "an even integer");
+    }
+    int64_t kv_heads;
+    MF_TRY(mf_read_int(reader, "num_key_value_heads", 1, 4096, &config->num_heads, &kv_heads));
+    if (kv_heads != config->num_heads) {
+        return mf_read_fail(reader, MF_ERR_UNSUPPORTED, "num_key_value_heads",
+                            "expected num_attention_heads %lld (latent attention has no fewer key heads); got %lld",
+                            (long long)config->num_heads, (long long)kv_heads);
+    }
+    static const bool off = false;
+    MF_TRY(mf_read_bool(reader, "attention_bias", &off, &config->attention_bias));
+    config->rope.pair = true;
+    if (rope_interleave_default) {
+        MF_TRY(mf_read_bool(reader, "rope_interleave", rope_interleave_default, &config->rope.pair));
+    }
+    config->latent_norm_eps = 1e-6; /* the norms' class default: rms_norm_eps is not passed to them */
+    MF_TRY(mf_config_read_rope(reader, config->qk_rope_head_dim, config));
+
+    /* Yarn's temperature sits in the softmax scale; both sides of the product carry it, hence squared. */
+    double scale = 1.0 / sqrt((double)(config->qk_nope_head_dim + config->qk_rope_head_dim));
+    if (config->rope.type != MF_ROPE_DEFAULT && config->rope.mscale_all_dim != 0.0) {
+        double m = mf_yarn_mscale(config->rope.factor, config->rope.mscale_all_dim);
+        scale *= m * m;
+    }
+    config->softmax_scale = scale;
+    return MF_OK;
+}
+
+/* ---- quantisation ---- */
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static mf_status read_modules(const mf_reader *quant, mf_model_config *config)
+{
+    const char *key = "modules_to_not_convert";
+    const json_t *list = mf_read_value(quant, key), *other = mf_read_value(quant, "ignored_layers");
+    if (list && other && !json_equal(list, other)) {
+        return mf_read_fail(quant, MF_ERR_INVALID, key, "differs from \"ignored_layers\", which means the same");
+    }
+    if (!list) {
+        list = other;
+        key = "ignored_layers";
+    }
+    if (!list) {
+        return MF_OK;
+    }
+    if (!json_is_array(list) || json_array_size(list) > MAX_QUANT_MODULES) {
+        return mf_read_unexpected(quant, MF_ERR_INVALID, key, "a list of at most 65536 module names");
+    }
+    mf_arena *arena = config->arena;
+    size_t n = json_array_size(list);
+    const char **names = mf_arena_array(arena, n + 1, sizeof *names);
+    if (!names) {
+        return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        if (!text || !*text) {
+            return mf_read_fail(quant, MF_ERR_INVALID, key, "entry %zu: expected a module's name; got %s", i,
+                                text ? "an empty string" : mf_json_type_name(json_array_get(list, i)));
+        }
+        if (strncmp(text, "re:", 3) == 0 || strpbrk(text, "*?[](){}|^$+\\")) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\" is a pattern: expected whole module names", text);
+        }
+        names[i] = mf_arena_strdup(arena, text);
+        if (!names[i]) {
+            return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
+        }
+    }
+    qsort(names, n, sizeof *names, compare_names);
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (kept == 0 || strcmp(names[i], names[kept - 1]) != 0) {
+            names[kept++] = names[i];
+        }
+    }
+    names[kept] = NULL;
+    config->quant.modules_to_not_convert = names;
+    config->quant.num_modules_to_not_convert = (int64_t)kept;
+    return MF_OK;
+}
+
+static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
+{
+    static const char *const known[] = { "quant_method",   "activation_scheme", "fmt",         "weight_block_size",
+                                         "modules_to_not_convert", "ignored_layers", "scale_fmt", "dequantize",
+                                         "modules_to_convert", "expert_dtype", NULL };
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)quant->object, key, value) {
+        if (!json_is_null(value) && !is_one_of(key, known)) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "is not a key of quant_method \"fp8\" that is known here");
+        }
+    }
+    MF_TRY(mf_config_only_text(quant, "activation_scheme", "dynamic", "static activation scales are not supported"));
+    MF_TRY(mf_config_only_text(quant, "fmt", "e4m3", NULL));
+    MF_TRY(mf_config_only_text(quant, "expert_dtype", "fp8", NULL));
+    const json_t *convert = mf_read_value(quant, "modules_to_convert");
+    if (convert && json_array_size(convert) > 0) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "modules_to_convert", "nothing");
+    }
+    const json_t *block = mf_read_value(quant, "weight_block_size");
+    if (!json_is_array(block) || json_array_size(block) != 2 || json_integer_value(json_array_get(block, 0)) != 128 ||
+        json_integer_value(json_array_get(block, 1)) != 128) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "weight_block_size",
+                                  "[128, 128] (one scale per 128 x 128 block)");
+    }
+    const char *scale_fmt;
+    MF_TRY(mf_read_text(quant, "scale_fmt", false, &scale_fmt));
+    if (scale_fmt && strcmp(scale_fmt, "ue8m0") != 0 && strcmp(scale_fmt, "float") != 0) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "scale_fmt", "\"ue8m0\" or \"float\"");
+    }
+    config->quant.method = MF_QUANT_FP8_BLOCK;
+    config->quant.block_n = 128;
+    config->quant.block_k = 128;
+    config->quant.ue8m0_scales = scale_fmt && strcmp(scale_fmt, "ue8m0") == 0;
+    return read_modules(quant, config);
+}
+
+mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config)
+{
+    const mf_reader *holder = mf_read_value(reader, "quantization_config") ? reader : outer;
+    if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
+        return mf_fail(reader->err, MF_ERR_UNSUPPORTED, "%s: key \"compression_config\": this weight format is not supported",
+                       reader->file);
+    }
+    mf_reader quant;
+    char scope[128];
+    bool found;
+    MF_TRY(mf_read_object(holder, "quantization_config", &quant, scope, sizeof scope, &found));
+    if (!found) {
+        return MF_OK;
+    }
+    const char *method;
+    MF_TRY(mf_read_text(&quant, "quant_method", true, &method));
+    if (strcmp(method, "fp8") != 0) {
+        return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method", "\"fp8\" with 128 x 128 blocks, or no quantisation");
+    }
+    return read_fp8(&quant, config);
+}
+
+/* ---- token ids ---- */
+
+static mf_status add_eos(const mf_reader *reader, const json_t *value, mf_model_config *config)
+{
+    char expected[96];
+    snprintf(expected, sizeof expected, "a token id in 0..%lld or a list of them", (long long)config->vocab_size - 1);
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) >= config->vocab_size) {
+        return mf_read_unexpected(reader, MF_ERR_INVALID, "eos_token_id", expected);
+    }
+    int32_t id = (int32_t)json_integer_value(value);
+    for (int32_t i = 0; i < config->num_eos_token_ids; i++) {
+        if (config->eos_token_ids[i] == id) {
+            return MF_OK;
+        }
+    }
+    if (config->num_eos_token_ids == MF_MAX_EOS_IDS) {
+        return mf_read_fail(reader, MF_ERR_LIMIT, "eos_token_id", "more than %d different ids", MF_MAX_EOS_IDS);
+    }
+    config->eos_token_ids[config->num_eos_token_ids++] = id;
+    return MF_OK;
+}
+
+mf_status mf_config_read_tokens(const mf_reader *reader, mf_model_config *config)
+{
+    int64_t none = -1, bos;
+    if (config->bos_token_id < 0) {
+        MF_TRY(mf_read_int(reader, "bos_token_id", 0, config->vocab_size - 1, &none, &bos));
+        config->bos_token_id = (int32_t)bos;
+    }
+    const json_t *eos = mf_read_value(reader, "eos_token_id");
+    if (!json_is_array(eos)) {
+        return eos ? add_eos(reader, eos, config) : MF_OK;
+    }
+    for (size_t i = 0; i < json_array_size(eos); i++) {
+        MF_TRY(add_eos(reader, json_array_get(eos, i), config));
+    }
+    return MF_OK;
+}

@@ -1,0 +1,18 @@
+/* deepseek.h - what the DeepSeek families share: tensor names and the keys that size their layers. */
+#ifndef MF_MODEL_FAMILIES_DEEPSEEK_H
+#define MF_MODEL_FAMILIES_DEEPSEEK_H
+
+#include "model/family.h"
+
+extern const char *const mf_deepseek_names[MF_ROLE_COUNT];
+
+#define MF_DEEPSEEK_STACKED_GATE_UP "model.layers.{l}.mlp.experts.gate_up_proj"
+#define MF_DEEPSEEK_STACKED_DOWN "model.layers.{l}.mlp.experts.down_proj"
+
+/* Layers, experts, shared experts and the factor; config->gate holds num_experts, top_k and routed_scaling_factor after. */
+mf_status mf_deepseek_read_layers(const mf_reader *reader, const char *experts_alias, mf_model_config *config);
+
+/* n_group and topk_group, checked against the experts. */
+mf_status mf_deepseek_read_groups(const mf_reader *reader, mf_model_config *config);
+
+#endif

@@ -1,0 +1,229 @@
+/* index.c - the set of files that make one checkpoint: model.safetensors alone, or model.safetensors.index.json and the shards
+ * it names.  A tensor must stand exactly where the index puts it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/sys.h"
+#include "model/checkpoint.h"
+
+#define SINGLE "model.safetensors"
+#define INDEX "model.safetensors.index.json"
+
+enum { MAX_INDEX_BYTES = 256 << 20 };
+
+/* [A-Za-z0-9._-]+, no separators, not "." or "..". */
+static bool name_is_plain(const char *name)
+{
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    size_t n = strlen(name);
+    return n > 0 && n < 256 && strspn(name, allowed) == n && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+}
+
+/* The distinct shard names of a weight map, each with its place as an integer. */
+static mf_status collect_shards(const json_t *map, const char *index_name, json_t *shards, mf_error *err)
+{
+    const char *tensor;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
+        const char *shard = json_string_value(value);
+        if (!shard) {
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": expected a file's name; got %s", index_name, tensor,
+                           mf_json_type_name(value));
+        }
+        if (!name_is_plain(shard)) {
+            return mf_fail(err, MF_ERR_FORMAT,
+                           "%s: tensor \"%.200s\": file name \"%.100s\": expected letters, digits, '.', '_' and '-' only", index_name,
+                           tensor, shard);
+        }
+        if (json_object_get(shards, shard)) {
+            continue;
+        }
+        if (json_object_size(shards) >= MF_MAX_SHARDS) {
+            return mf_fail(err, MF_ERR_LIMIT, "%s: more than %d files", index_name, MF_MAX_SHARDS);
+        }
+        if (json_object_set_new(shards, shard, json_integer((json_int_t)json_object_size(shards))) != 0) {
+            return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+        }
+    }
+    return MF_OK;
+}
+
+static mf_status open_shard(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_shard *shard, mf_error *err)
+{
+    char *path = mf_path_join(dir, shard->name);
+    if (!path) {
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", shard->name);
+    }
+    mf_status status = mf_file_open(path, options->use_map, 0, &shard->file, err);
+    mf_free(path);
+    MF_TRY(status);
+    shard->first_tensor = c->num_tensors;
+    MF_TRY(mf_checkpoint_add(c, shard->file.data, shard->file.size, shard->name, err));
+    shard->num_tensors = c->num_tensors - shard->first_tensor;
+    return MF_OK;
+}
+
+/* Opens all shards; a bad one stops the opening unless options->bad_file takes note of it. */
+static mf_status open_shards(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_error *err)
+{
+    int64_t start = mf_now_ns(), last_report = 0;
+    mf_status first_bad = MF_OK;
+    int64_t bytes = 0;
+    for (int32_t i = 0; i < c->num_shards; i++) {
+        mf_status status = open_shard(options, dir, c, &c->shards[i], err);
+        if (status != MF_OK) {
+            if (!options->bad_file || status == MF_ERR_NOMEM || !options->bad_file(options->context, err)) {
+                return status;
+            }
+            first_bad = first_bad ? first_bad : status;
+        }
+        bytes += (int64_t)c->shards[i].file.size;
+        int64_t now = mf_now_ns();
+        if (options->progress.fn && now - last_report > 100000000) {
+            last_report = now;
+            mf_progress_info info = { .what = "opening", .files_done = i + 1, .files_total = c->num_shards, .bytes_done = bytes,
+                                      .seconds = (double)(now - start) * 1e-9 };
+            if (!options->progress.fn(options->progress.context, &info)) {
+                return mf_fail(err, MF_ERR_CANCELLED, "opening %s was cancelled", dir);
+            }
+        }
+    }
+    return first_bad;
+}
+
+/* Both directions: every tensor where the index says, every entry of the index with a tensor. */
+static mf_status compare_with_map(const mf_checkpoint *c, const json_t *map, const char *index_name, mf_error *err)
+{
+    for (int64_t i = 0; i < c->num_tensors; i++) {
+        const mf_st_tensor *t = &c->tensors[i];
+        const char *shard = json_string_value(json_object_get(map, t->name));
+        if (!shard) {
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s but not in the index", index_name, t->name,
+                           t->file);
+        }
+        if (strcmp(shard, t->file) != 0) {
+            bool twice = strcmp(mf_checkpoint_find(c, t->name)->file, t->file) != 0;
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s; the index puts it in %s%s", index_name, t->name,
+                           t->file, shard, twice ? ", where it stands too" : "");
+        }
+    }
+    if ((size_t)c->num_tensors == json_object_size(map)) {
+        return MF_OK;
+    }
+    const char *tensor;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
+        if (!mf_checkpoint_find(c, tensor)) {
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" is not in %s, where the index puts it", index_name, tensor,
+                           json_string_value(value));
+        }
+    }
+    return MF_OK;
+}
+
+static mf_status open_sharded(const mf_checkpoint_options *options, const char *dir, const json_t *root, const char *index_name,
+                              mf_checkpoint *c, mf_error *err)
+{
+    const json_t *map = json_object_get(root, "weight_map");
+    if (!json_is_object(map) || json_object_size(map) == 0) {
+        return mf_fail(err, MF_ERR_FORMAT, "%s: key \"weight_map\": expected an object of tensor names and files; got %s", index_name,
+                       json_is_object(map) ? "an empty one" : mf_json_type_name(map));
+    }
+    json_t *names = json_object();
+    if (!names) {
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+    }
+    mf_status status;
+    MF_TRY_GOTO(collect_shards(map, index_name, names, err), done);
+    c->shards = mf_alloc_array(json_object_size(names), sizeof *c->shards);
+    if (!c->shards) {
+        status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+        goto done;
+    }
+    const char *name;
+    json_t *unused;
+    json_object_foreach(names, name, unused) {
+        (void)unused;
+        c->shards[c->num_shards].name = mf_arena_strdup(&c->arena, name);
+        if (!c->shards[c->num_shards++].name) {
+            status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+            goto done;
+        }
+    }
+    MF_TRY_GOTO(open_shards(options, dir, c, err), done);
+    MF_TRY_GOTO(mf_checkpoint_index(c, err), done);
+    status = compare_with_map(c, map, index_name, err);
+done:
+    json_decref(names);
+    return status;
+}
+
+mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, mf_error *err)
+{
+    mf_json_limits limits = { .max_depth = 8, .max_values = 100000 + (int64_t)(size / 32), .top_is_object = true };
+    return mf_json_parse(text, size, name, &limits, root, err);
+}
+
+static mf_status load_index(const char *path, json_t **root, mf_error *err)
+{
+    mf_file file;
+    MF_TRY(mf_file_open(path, false, MAX_INDEX_BYTES, &file, err));
+    mf_status status = mf_checkpoint_parse_index((const char *)file.data, file.size, path, root, err);
+    mf_file_close(&file);
+    return status;
+}
+
+static mf_status open_single(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_error *err)
+{
+    c->shards = mf_alloc_array(1, sizeof *c->shards);
+    if (!c->shards) {
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", dir);
+    }
+    c->num_shards = 1;
+    c->shards[0].name = SINGLE;
+    MF_TRY(open_shards(options, dir, c, err));
+    return mf_checkpoint_index(c, err);
+}
+
+mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **out, mf_error *err)
+{
+    *out = NULL;
+    mf_checkpoint *c = mf_alloc_zero(sizeof *c);
+    char *index_path = mf_path_join(dir, INDEX);
+    char *single_path = mf_path_join(dir, SINGLE);
+    json_t *root = NULL;
+    mf_status status = MF_OK;
+    if (!c || !index_path || !single_path) {
+        status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", dir);
+        goto done;
+    }
+    bool has_index = mf_path_exists(index_path), has_single = mf_path_exists(single_path);
+    if (has_index && has_single) {
+        status = mf_fail(err, MF_ERR_FORMAT, "%s: holds both " SINGLE " and " INDEX "; expected one of them", dir);
+    } else if (has_single) {
+        status = open_single(options, dir, c, err);
+    } else if (has_index) {
+        status = load_index(index_path, &root, err);
+        if (status == MF_OK) {
+            status = open_sharded(options, dir, root, index_path, c, err);
+        }
+    } else {
+        status = mf_fail(err, MF_ERR_IO, "%s: holds neither " SINGLE " nor " INDEX, dir);
+    }
+done:
+    json_decref(root);
+    mf_free(index_path);
+    mf_free(single_path);
+    if (status != MF_OK && c) {
+        mf_checkpoint_close(&c);
+    }
+    *out = c;
+    return status;
+}
+
+mf_status mf_checkpoint_open(const char *dir, bool use_map, mf_checkpoint **checkpoint, mf_error *err)
+{
+    mf_checkpoint_options options = { .use_map = use_map };
+    return mf_checkpoint_open_with(dir, &options, checkpoint, err);
+}

@@ -1,0 +1,304 @@
+/* tensor_map.c - from a config to the list of its tensors: see tensor_map.h. */
+#include "model/tensor_map.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef enum scope { SCOPE_MODEL, SCOPE_LAYER, SCOPE_DENSE, SCOPE_MOE, SCOPE_EXPERT } scope;
+
+/* Where a role lives: `offset` counts from mf_weights, mf_layer_weights or the expert's mf_mlp_weights. */
+typedef struct role_row {
+    mf_role role;
+    scope scope;
+    mf_wanted_kind kind;
+    size_t offset;
+} role_row;
+
+#define IN_MODEL(field) offsetof(mf_weights, field)
+#define IN_LAYER(field) offsetof(mf_layer_weights, field)
+#define IN_MLP(field) offsetof(mf_mlp_weights, field)
+
+/* In the walk's order inside one scope. */
+static const role_row rows[] = {
+    { MF_ROLE_EMBED, SCOPE_MODEL, MF_WANT_MATRIX, IN_MODEL(embed_tokens) },
+    { MF_ROLE_NORM, SCOPE_MODEL, MF_WANT_VECTOR, IN_MODEL(norm) },
+    { MF_ROLE_LM_HEAD, SCOPE_MODEL, MF_WANT_MATRIX, IN_MODEL(lm_head) },
+    { MF_ROLE_INPUT_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(input_norm) },
+    { MF_ROLE_Q_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_proj) },
+    { MF_ROLE_Q_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_a_proj) },
+    { MF_ROLE_Q_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_bias) },
+    { MF_ROLE_Q_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_norm) },
+    { MF_ROLE_Q_B_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_b_proj) },
+    { MF_ROLE_KV_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(kv_a_proj) },
+    { MF_ROLE_KV_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(kv_a_bias) },
+    { MF_ROLE_KV_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(kv_a_norm) },
+    { MF_ROLE_KV_B_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(kv_b_proj) },
+    { MF_ROLE_O_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(o_proj) },
+    { MF_ROLE_O_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(o_bias) },
+    { MF_ROLE_POST_ATTENTION_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(post_attention_norm) },
+    { MF_ROLE_DENSE_GATE, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.gate) },
+    { MF_ROLE_DENSE_UP, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.up) },
+    { MF_ROLE_DENSE_DOWN, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.down) },
+    { MF_ROLE_ROUTER, SCOPE_MOE, MF_WANT_MATRIX, IN_LAYER(router) },
+    { MF_ROLE_CORRECTION_BIAS, SCOPE_MOE, MF_WANT_VECTOR, IN_LAYER(e_score_correction_bias) },
+    { MF_ROLE_SHARED_GATE, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.gate) },
+    { MF_ROLE_SHARED_UP, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.up) },
+    { MF_ROLE_SHARED_DOWN, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.down) },
+    { MF_ROLE_EXPERT_GATE, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(gate) },
+    { MF_ROLE_EXPERT_UP, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(up) },
+    { MF_ROLE_EXPERT_DOWN, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(down) },
+};
+enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
+
+/* The shape of a role under a config; *n = 0: this config has no such tensor. */
+static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64_t *k)
+{
+    int64_t hidden = c->hidden_size, moe = c->moe_intermediate_size, shared = c->num_shared_experts * moe;
+    int64_t q_rows = c->num_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
+    int64_t kv_a_rows = c->kv_lora_rank + c->qk_rope_head_dim;
+    bool biased = c->attention_bias;
+    int64_t shape[2] = { 0, 0 };
+    switch (role) {
+    case MF_ROLE_EMBED:
+    case MF_ROLE_LM_HEAD: shape[0] = c->vocab_size; shape[1] = hidden; break;
+    case MF_ROLE_NORM:
+    case MF_ROLE_INPUT_NORM:
+    case MF_ROLE_POST_ATTENTION_NORM: shape[0] = hidden; break;
+    case MF_ROLE_Q_PROJ: shape[0] = c->q_lora_rank ? 0 : q_rows; shape[1] = hidden; break;
+    case MF_ROLE_Q_A_PROJ: shape[0] = c->q_lora_rank; shape[1] = hidden; break;
+    case MF_ROLE_Q_A_BIAS: shape[0] = biased ? c->q_lora_rank : 0; break;
+    case MF_ROLE_Q_A_NORM: shape[0] = c->q_lora_rank; break;
+    case MF_ROLE_Q_B_PROJ: shape[0] = c->q_lora_rank ? q_rows : 0; shape[1] = c->q_lora_rank; break;
+    case MF_ROLE_KV_A_PROJ: shape[0] = kv_a_rows; shape[1] = hidden; break;
+    case MF_ROLE_KV_A_BIAS: shape[0] = biased ? kv_a_rows : 0; break;
+    case MF_ROLE_KV_A_NORM: shape[0] = c->kv_lora_rank; break;
+    case MF_ROLE_KV_B_PROJ:
+        shape[0] = c->num_heads * (c->qk_nope_head_dim + c->v_head_dim);
+        shape[1] = c->kv_lora_rank;
+        break;
+    case MF_ROLE_O_PROJ: shape[0] = hidden; shape[1] = c->num_heads * c->v_head_dim; break;
+    case MF_ROLE_O_BIAS: shape[0] = biased ? hidden : 0; break;
+    case MF_ROLE_DENSE_GATE:
+    case MF_ROLE_DENSE_UP: shape[0] = c->intermediate_size; shape[1] = hidden; break;
+    case MF_ROLE_DENSE_DOWN: shape[0] = hidden; shape[1] = c->intermediate_size; break;
+    case MF_ROLE_ROUTER: shape[0] = c->gate.num_experts; shape[1] = hidden; break;
+    case MF_ROLE_CORRECTION_BIAS: shape[0] = c->has_correction_bias ? c->gate.num_experts : 0; break;
+    case MF_ROLE_EXPERT_GATE:
+    case MF_ROLE_EXPERT_UP: shape[0] = moe; shape[1] = hidden; break;
+    case MF_ROLE_EXPERT_DOWN: shape[0] = hidden; shape[1] = moe; break;
+    case MF_ROLE_SHARED_GATE:
+    case MF_ROLE_SHARED_UP: shape[0] = shared; shape[1] = hidden; break;
+    case MF_ROLE_SHARED_DOWN: shape[0] = shared ? hidden : 0; shape[1] = shared; break;
+    case MF_ROLE_COUNT: break;
+    }
+    *n = shape[0];
+    *k = shape[1];
+}
+
+/* ---- names ---- */
+
+bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out, size_t size)
+{
+    size_t used = strlen(family->prefix);
+    if (used >= size) {
+        return false;
+    }
+    memcpy(out, family->prefix, used);
+    for (const char *p = name_template; *p;) {
+        char digits[24];
+        const char *piece = p;
+        size_t n = 1;
+        if (p[0] == '{') { /* {l} or {e} */
+            n = (size_t)snprintf(digits, sizeof digits, "%lld", (long long)(p[1] == 'l' ? layer : expert));
+            piece = digits;
+            p += 3;
+        } else {
+            p++;
+        }
+        if (used + n >= size) {
+            return false;
+        }
+        memcpy(out + used, piece, n);
+        used += n;
+    }
+    out[used] = '\0';
+    return true;
+}
+
+/* Orders the n bytes at text against a whole string. */
+static int compare_part(const char *text, size_t n, const char *entry)
+{
+    int order = strncmp(text, entry, n);
+    return order ? order : entry[n] == '\0' ? 0 : -1;
+}
+
+/* The first of the sorted entries that equals text[0..n), or -1. */
+static int64_t find_entry(const mf_quant_config *quant, const char *text, size_t n)
+{
+    int64_t low = 0, high = quant->num_modules_to_not_convert;
+    while (low < high) {
+        int64_t mid = low + (high - low) / 2;
+        if (compare_part(text, n, quant->modules_to_not_convert[mid]) > 0) {
+            low = mid + 1;
+        } else {
+            high = mid;
+        }
+    }
+    bool found = low < quant->num_modules_to_not_convert && compare_part(text, n, quant->modules_to_not_convert[low]) == 0;
+    return found ? low : -1;
+}
+
+enum { MAX_COMPONENTS = 16 }; /* of a name that is looked at: ours have at most nine */
+
+/* Looks up every run of whole components: some thirty lookups for a tensor's name, however long the list is. */
+bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched)
+{
+    bool excluded = false;
+    if (quant->num_modules_to_not_convert == 0) {
+        return false;
+    }
+    int starts = 0;
+    for (const char *from = module; from && starts < MAX_COMPONENTS; starts++) {
+        const char *end = from;
+        for (int parts = 0; end && parts < MAX_COMPONENTS; parts++) {
+            const char *point = strchr(end, '.');
+            int64_t entry = find_entry(quant, from, point ? (size_t)(point - from) : strlen(from));
+            excluded |= entry >= 0;
+            if (matched && entry >= 0) {
+                matched[entry] = 1;
+            }
+            end = point ? point + 1 : NULL;
+        }
+        from = strchr(from, '.');
+        from = from ? from + 1 : NULL;
+    }
+    return excluded;
+}
+
+/* ---- the walk ---- */
+
+typedef struct walk {
+    const mf_model_config *config;
+    mf_weights *weights;
+    mf_wanted_fn fn;
+    void *context;
+    mf_wanted wanted;
+} walk;
+
+static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expert, char *base)
+{
+    const mf_family *family = w->config->family;
+    mf_wanted *x = &w->wanted;
+    const char *template = family->names[row->role];
+    role_shape(w->config, row->role, &x->n, &x->k);
+    if (x->n == 0 || !template) {
+        return MF_OK;
+    }
+    x->role = row->role;
+    x->kind = row->kind;
+    x->layer = layer;
+    x->expert = expert;
+    x->more_rows_allowed = row->role == MF_ROLE_EMBED || row->role == MF_ROLE_LM_HEAD;
+    x->optional = row->role == MF_ROLE_LM_HEAD && w->config->tie_word_embeddings;
+    x->quantised = false;
+    x->scale_name[0] = '\0';
+    if (!mf_tensor_name(family, template, layer, expert, x->name, sizeof x->name)) {
+        return MF_ERR_INTERNAL;
+    }
+    size_t n = strlen(x->name), suffix = strlen(".weight");
+    if (row->kind != MF_WANT_VECTOR && n > suffix && strcmp(x->name + n - suffix, ".weight") == 0) {
+        if (n + strlen("_scale_inv") >= sizeof x->scale_name) {
+            return MF_ERR_INTERNAL;
+        }
+        memcpy(x->scale_name, x->name, n);
+        strcpy(x->scale_name + n, "_scale_inv");
+        if (row->kind == MF_WANT_LINEAR && w->config->quant.method == MF_QUANT_FP8_BLOCK) {
+            x->name[n - suffix] = '\0';
+            x->quantised = !mf_module_is_excluded(&w->config->quant, x->name, NULL);
+            x->name[n - suffix] = '.';
+        }
+    }
+    x->matrix = base && row->kind != MF_WANT_VECTOR ? (mf_matrix *)(void *)(base + row->offset) : NULL;
+    x->vector = base && row->kind == MF_WANT_VECTOR ? (const float **)(void *)(base + row->offset) : NULL;
+    return w->fn(w->context, x);
+}
+
+static mf_status visit_scope(walk *w, scope which, int64_t layer, int64_t expert, void *base)
+{
+    for (size_t i = 0; i < NUM_ROWS; i++) {
+        if (rows[i].scope == which) {
+            MF_TRY(visit(w, &rows[i], layer, expert, base));
+        }
+    }
+    return MF_OK;
+}
+
+mf_status mf_tensor_map_walk(const mf_model_config *config, mf_weights *weights, mf_wanted_fn fn, void *context)
+{
+    walk w = { .config = config, .weights = weights, .fn = fn, .context = context };
+    MF_TRY(visit_scope(&w, SCOPE_MODEL, -1, -1, weights));
+    for (int64_t layer = 0; layer < config->num_layers; layer++) {
+        mf_layer_weights *target = weights ? &weights->layers[layer] : NULL;
+        MF_TRY(visit_scope(&w, SCOPE_LAYER, layer, -1, target));
+        if (!config->layer_is_moe[layer]) {
+            MF_TRY(visit_scope(&w, SCOPE_DENSE, layer, -1, target));
+            continue;
+        }
+        MF_TRY(visit_scope(&w, SCOPE_MOE, layer, -1, target));
+        for (int64_t expert = 0; expert < config->gate.num_experts; expert++) {
+            MF_TRY(visit_scope(&w, SCOPE_EXPERT, layer, expert, target ? &target->experts[expert] : NULL));
+        }
+    }
+    return MF_OK;
+}
+
+/* ---- counts ---- */
+
+/* Tensors and parameters of one scope. */
+static void count_scope(const mf_model_config *config, scope which, int64_t *tensors, double *params)
+{
+    *tensors = 0;
+    *params = 0;
+    for (size_t i = 0; i < NUM_ROWS; i++) {
+        int64_t n, k;
+        role_shape(config, rows[i].role, &n, &k);
+        bool tied_head = rows[i].role == MF_ROLE_LM_HEAD && config->tie_word_embeddings;
+        if (rows[i].scope == which && n > 0 && config->family->names[rows[i].role] && !tied_head) {
+            ++*tensors;
+            *params += rows[i].kind == MF_WANT_VECTOR ? (double)n : (double)n * (double)k;
+        }
+    }
+}
+
+int64_t mf_tensor_map_count(const mf_model_config *config)
+{
+    int64_t model, layer, dense, moe, expert;
+    double params;
+    count_scope(config, SCOPE_MODEL, &model, &params);
+    count_scope(config, SCOPE_LAYER, &layer, &params);
+    count_scope(config, SCOPE_DENSE, &dense, &params);
+    count_scope(config, SCOPE_MOE, &moe, &params);
+    count_scope(config, SCOPE_EXPERT, &expert, &params);
+    return model + layer * config->num_layers + dense * (config->num_layers - config->num_moe_layers) +
+           (moe + expert * config->gate.num_experts) * config->num_moe_layers;
+}
+
+/* Sums are doubles: exact up to 2^53 and without overflow past it, where a config is refused anyway. */
+mf_model_size mf_model_config_size(const mf_model_config *config)
+{
+    int64_t unused;
+    double model, layer, dense, moe, expert;
+    count_scope(config, SCOPE_MODEL, &unused, &model);
+    count_scope(config, SCOPE_LAYER, &unused, &layer);
+    count_scope(config, SCOPE_DENSE, &unused, &dense);
+    count_scope(config, SCOPE_MOE, &unused, &moe);
+    count_scope(config, SCOPE_EXPERT, &unused, &expert);
+    double moe_layers = (double)config->num_moe_layers, layers = (double)config->num_layers;
+    double outside = model + layer * layers + dense * (layers - moe_layers) + moe * moe_layers;
+    double total = outside + expert * moe_layers * config->gate.num_experts;
+    double active = outside + expert * moe_layers * config->gate.top_k;
+    double most = 0x1p62;
+    return (mf_model_size){ .total_params = (int64_t)(total < most ? total : most),
+                            .active_params = (int64_t)(active < most ? active : most) };
+}

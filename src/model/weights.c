@@ -1,0 +1,202 @@
+/* weights.c - opening a model's weights: see weights.h.  The comparison with the config is weights_match.c. */
+#include "model/weights.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/sys.h"
+#include "model/weights_impl.h"
+
+/* Beside the files: tables of matrices for models of thousands of experts, and f32 copies of small vectors. */
+enum { TABLE_BYTES = 48 << 20 };
+
+mf_status mf_weights_alloc(const mf_model_config *config, size_t arena_limit, mf_weights **out, mf_error *err)
+{
+    *out = NULL;
+    mf_weights *w = mf_alloc_zero(sizeof *w);
+    mf_arena *arena = mf_alloc_zero(sizeof *arena);
+    if (!w || !arena) {
+        mf_free(w);
+        mf_free(arena);
+        return mf_fail(err, MF_ERR_NOMEM, "out of memory");
+    }
+    w->config = config;
+    w->arena = arena;
+    arena->limit_bytes = arena_limit;
+    w->layers = mf_arena_array(arena, (size_t)config->num_layers, sizeof *w->layers);
+    bool ok = w->layers != NULL;
+    for (int64_t i = 0; ok && i < config->num_layers; i++) {
+        if (config->layer_is_moe[i]) {
+            w->layers[i].experts = mf_arena_array(arena, (size_t)config->gate.num_experts, sizeof *w->layers[i].experts);
+            ok = w->layers[i].experts != NULL;
+        }
+    }
+    if (!ok) {
+        mf_weights_close(&w);
+        return mf_fail(err, MF_ERR_NOMEM, "no memory for the tables of %lld layers with %d experts", (long long)config->num_layers,
+                       (int)config->gate.num_experts);
+    }
+    *out = w;
+    return MF_OK;
+}
+
+/* A config that asks for far more than the files hold must not cost memory or time before it is refused.  One that is only
+ * somewhat off goes on, so that the missing tensors can be named. */
+static mf_status check_plausible(const char *dir, const mf_model_config *config, const mf_checkpoint *c, mf_error *err)
+{
+    int64_t wanted = mf_tensor_map_count(config);
+    int64_t params = mf_model_config_size(config).total_params; /* a byte each at least */
+    if (wanted > 16 * c->num_tensors + 100000 && params > c->bytes) {
+        return mf_fail(err, MF_ERR_FORMAT,
+                       "%s: config.json asks for %lld tensors with %lld parameters; the checkpoint holds %lld tensors of %lld bytes", dir,
+                       (long long)wanted, (long long)params, (long long)c->num_tensors, (long long)c->bytes);
+    }
+    return MF_OK;
+}
+
+static size_t arena_limit(const mf_checkpoint *c, bool mapped)
+{
+    uint64_t bytes = 0;
+    for (int32_t i = 0; i < c->num_shards; i++) {
+        bytes += c->shards[i].file.size;
+    }
+    return (size_t)(mapped ? 2 * bytes : bytes) + TABLE_BYTES;
+}
+
+/* Reads one byte of every page.  Mapped pages come from the disk now, not under the first token. */
+static mf_status touch_files(const mf_checkpoint *c, const mf_progress *progress, mf_error *err)
+{
+    enum { PAGE = 4096, CHUNK = 16 << 20 };
+    int64_t total = 0, done = 0;
+    for (int32_t i = 0; i < c->num_shards; i++) {
+        total += (int64_t)c->shards[i].file.size;
+    }
+    int64_t start = mf_now_ns(), last = start - 1000000000;
+    volatile uint8_t sink = 0;
+    for (int32_t i = 0; i < c->num_shards; i++) {
+        const mf_file *file = &c->shards[i].file;
+        for (size_t at = 0; at < file->size; at += CHUNK) {
+            size_t n = file->size - at < CHUNK ? file->size - at : CHUNK;
+            if (file->mapped) {
+                (void)madvise((void *)(uintptr_t)(file->data + at), n, MADV_WILLNEED);
+            }
+            for (size_t p = 0; p < n; p += PAGE) {
+                sink = (uint8_t)(sink ^ file->data[at + p]);
+            }
+            done += (int64_t)n;
+            int64_t now = mf_now_ns();
+            if (progress->fn && (now - last >= 100000000 || done == total)) {
+                last = now;
+                mf_progress_info info = { .what = "loading", .files_done = done == total ? c->num_shards : i,
+                                          .files_total = c->num_shards, .bytes_done = done, .bytes_total = total,
+                                          .seconds = (double)(now - start) * 1e-9 };
+                if (!progress->fn(progress->context, &info)) {
+                    return mf_fail(err, MF_ERR_CANCELLED, "loading was cancelled after %lld of %lld bytes", (long long)done,
+                                   (long long)total);
+                }
+            }
+        }
+    }
+    return MF_OK;
+}
+
+mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options, mf_weights **out,
+                          mf_error *err)
+{
+    *out = NULL;
+    if (options->dummy) {
+        return mf_weights_make_dummy(config, options, out, err);
+    }
+    double start = mf_now_s();
+    mf_checkpoint *checkpoint = NULL;
+    mf_weights *w = NULL;
+    mf_checkpoint_options opening = { .use_map = options->use_map, .progress = options->progress };
+    mf_status status;
+    MF_TRY_GOTO(mf_checkpoint_open_with(dir, &opening, &checkpoint, err), fail);
+    MF_TRY_GOTO(check_plausible(dir, config, checkpoint, err), fail);
+    MF_TRY_GOTO(mf_weights_alloc(config, arena_limit(checkpoint, options->use_map), &w, err), fail);
+    w->checkpoint = checkpoint;
+    checkpoint = NULL;
+    mf_match_options match = { .dir = dir };
+    MF_TRY_GOTO(mf_weights_match(w, &match, NULL, err), fail);
+    if (options->touch) {
+        MF_TRY_GOTO(touch_files(w->checkpoint, &options->progress, err), fail);
+    }
+    w->stats.seconds = mf_now_s() - start;
+    *out = w;
+    return MF_OK;
+fail:
+    mf_checkpoint_close(&checkpoint);
+    mf_weights_close(&w);
+    return status;
+}
+
+void mf_weights_close(mf_weights **weights)
+{
+    mf_weights *w = *weights;
+    if (w) {
+        mf_checkpoint_close(&w->checkpoint);
+        if (w->arena) {
+            mf_arena_clear(w->arena);
+            mf_free(w->arena);
+        }
+        mf_free(w->memory);
+        mf_free(w);
+        *weights = NULL;
+    }
+}
+
+/* ---- check ---- */
+
+typedef struct checker {
+    mf_finding_fn report;
+    void *context;
+    int32_t found, most;
+} checker;
+
+static bool note_bad_file(void *context, const mf_error *err)
+{
+    checker *check = context;
+    if (check->found < check->most) {
+        check->report(check->context, err->message);
+        check->found++;
+    }
+    return check->found < check->most;
+}
+
+mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool deep, int32_t max_findings, mf_finding_fn report,
+                           void *context, int32_t *num_findings, mf_error *err)
+{
+    *num_findings = 0;
+    mf_error local = { 0 };
+    checker check = { .report = report, .context = context, .most = max_findings > 0 ? max_findings : 1 };
+    mf_checkpoint_options opening = { .use_map = true, .bad_file = note_bad_file, .context = &check };
+    mf_checkpoint *checkpoint = NULL;
+    mf_weights *w = NULL;
+    mf_status status = mf_checkpoint_open_with(dir, &opening, &checkpoint, &local);
+    if (status == MF_OK) {
+        status = check_plausible(dir, config, checkpoint, &local);
+    }
+    if (status != MF_OK && status != MF_ERR_NOMEM && check.found == 0) {
+        note_bad_file(&check, &local); /* not a bad shard: the directory, the index, the sizes */
+    }
+    if (status == MF_OK) {
+        MF_TRY_GOTO(mf_weights_alloc(config, arena_limit(checkpoint, true), &w, &local), done);
+        w->checkpoint = checkpoint;
+        checkpoint = NULL;
+        mf_match_options match = { .dir = dir, .deep = deep, .report = report, .context = context, .max_findings = check.most };
+        status = mf_weights_match(w, &match, &check.found, &local);
+    }
+done:
+    mf_checkpoint_close(&checkpoint);
+    mf_weights_close(&w);
+    *num_findings = check.found;
+    if (status == MF_ERR_NOMEM) {
+        if (err) {
+            *err = local;
+        }
+        return status;
+    }
+    return MF_OK;
+}

@@ -1,0 +1,256 @@
+/* weights_dummy.c - seeded random weights of a config's shapes and formats, for measuring without a checkpoint.
+ *
+ * Every value depends on the seed, the tensor's name and its place alone: the same seed gives the same bytes with any number
+ * of threads and on every machine. */
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cpu_features.h"
+#include "base/number.h"
+#include "base/random.h"
+#include "base/sys.h"
+#include "base/threads.h"
+#include "model/weights_impl.h"
+
+enum {
+    CHUNK = 1 << 18,    /* values that one task makes */
+    TASKS_PER_RUN = 256 /* between two looks at progress and cancel */
+};
+
+typedef enum fill_kind { FILL_NORMAL, FILL_ONES } fill_kind;
+
+/* One run of values in the block. */
+typedef struct fill {
+    uint64_t seed;
+    uint8_t *data;
+    int64_t count;
+    int64_t first_task;
+    mf_dtype dtype;
+    fill_kind kind;
+    float scale; /* standard deviation; for e8m0 and f32 block scales the value itself */
+} fill;
+
+typedef struct maker {
+    const mf_weights_options *options;
+    uint8_t *block;   /* NULL while only counting */
+    size_t bytes;     /* used so far */
+    fill *fills;
+    int64_t num_fills, capacity, num_tasks;
+    int64_t window_first; /* the pool's task 0 */
+    mf_weights *weights;
+    mf_format format; /* of what is not quantised */
+} maker;
+
+/* ---- values ---- */
+
+/* Four uniform 16-bit numbers summed: close to a normal with standard deviation 65536 / sqrt(3), never past 3.5 of them. */
+static inline float near_normal(uint64_t *state)
+{
+    uint64_t u = mf_random_next(state);
+    int32_t sum = (int32_t)(u & 0xffff) + (int32_t)(u >> 16 & 0xffff) + (int32_t)(u >> 32 & 0xffff) + (int32_t)(u >> 48);
+    return (float)(sum - 131070) * (1.0f / 37837.227f);
+}
+
+static void fill_values(const fill *f, int64_t first, int64_t count)
+{
+    uint64_t state = mf_random_mix(f->seed + (uint64_t)(first / CHUNK));
+    for (int64_t i = first; i < first + count; i++) {
+        float v = f->kind == FILL_ONES ? f->scale : near_normal(&state) * f->scale;
+        uint16_t h;
+        switch (f->dtype) {
+        case MF_BF16:
+            h = mf_f32_to_bf16(v);
+            memcpy(f->data + 2 * i, &h, 2);
+            break;
+        case MF_F16:
+            h = mf_f32_to_f16(v);
+            memcpy(f->data + 2 * i, &h, 2);
+            break;
+        case MF_F8_E4M3: f->data[i] = mf_f32_to_e4m3(v); break;
+        default: memcpy(f->data + 4 * i, &v, 4); break;
+        }
+    }
+}
+
+static void run_task(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const maker *m = context;
+    task += m->window_first;
+    int64_t low = 0, high = m->num_fills - 1; /* the last fill whose first task is <= task */
+    while (low < high) {
+        int64_t mid = low + (high - low + 1) / 2;
+        if (m->fills[mid].first_task <= task) {
+            low = mid;
+        } else {
+            high = mid - 1;
+        }
+    }
+    const fill *f = &m->fills[low];
+    int64_t first = (task - f->first_task) * CHUNK;
+    fill_values(f, first, f->count - first < CHUNK ? f->count - first : CHUNK);
+}
+
+/* ---- the list of fills ---- */
+
+static uint64_t hash_name(const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *name; name++) {
+        h = (h ^ (uint8_t)*name) * 0x100000001b3u;
+    }
+    return h;
+}
+
+/* Takes room for count values and notes how to fill them; returns where (NULL while counting). */
+static mf_status add_fill(maker *m, const char *name, int64_t count, mf_dtype dtype, fill_kind kind, float scale, void **out)
+{
+    *out = NULL;
+    if (m->block) {
+        fill f = { .seed = mf_random_mix(m->options->seed) ^ hash_name(name), .data = m->block + m->bytes, .count = count,
+                   .first_task = m->num_tasks, .dtype = dtype, .kind = kind, .scale = scale };
+        *out = f.data;
+        m->fills[m->num_fills++] = f;
+        m->num_tasks += mf_div_up(count, CHUNK);
+    } else {
+        m->capacity++;
+    }
+    m->bytes += ((size_t)count * mf_dtype_size(dtype) + 63) & ~(size_t)63;
+    return MF_OK;
+}
+
+static mf_dtype format_dtype(mf_format format)
+{
+    return format == MF_FORMAT_F32 ? MF_F32 : format == MF_FORMAT_F16 ? MF_F16 : MF_BF16;
+}
+
+static mf_status add_wanted(void *context, const mf_wanted *x)
+{
+    maker *m = context;
+    void *data;
+    if (x->optional) { /* tied: the embedding's view */
+        return MF_OK;
+    }
+    if (x->kind == MF_WANT_VECTOR) {
+        bool is_bias = x->role == MF_ROLE_CORRECTION_BIAS || x->role == MF_ROLE_Q_A_BIAS || x->role == MF_ROLE_KV_A_BIAS ||
+                       x->role == MF_ROLE_O_BIAS;
+        MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_bias ? FILL_NORMAL : FILL_ONES, is_bias ? 0.01f : 1.0f, &data));
+        if (m->block) {
+            *x->vector = data;
+            m->weights->stats.bytes_by_format[MF_FORMAT_F32] += x->n * 4;
+        }
+        return MF_OK;
+    }
+    float deviation = (float)(1.0 / sqrt((double)x->k)); /* keeps the size of a normed input */
+    mf_matrix matrix = { .n = x->n, .k = x->k, .row_stride = x->k, .format = m->format };
+    int64_t bytes;
+    if (x->quantised) {
+        /* Codes with deviation 64 use most of e4m3's range (448); the scale brings them to the wanted size.  A power of two
+         * suits checkpoints whose scales are exponents too. */
+        int64_t rows = mf_div_up(x->n, 128), columns = mf_div_up(x->k, 128);
+        float scale = ldexpf(1.0f, ilogbf(deviation / 64.0f));
+        MF_TRY(add_fill(m, x->name, x->n * x->k, MF_F8_E4M3, FILL_NORMAL, 64.0f, &data));
+        matrix.data = data;
+        MF_TRY(add_fill(m, x->scale_name, rows * columns, MF_F32, FILL_ONES, scale, &data));
+        matrix.format = MF_FORMAT_FP8_BLOCK;
+        matrix.scale = data;
+        matrix.scale_dtype = MF_F32;
+        matrix.scale_row_stride = columns;
+        bytes = x->n * x->k + rows * columns * 4;
+    } else {
+        MF_TRY(add_fill(m, x->name, x->n * x->k, format_dtype(m->format), FILL_NORMAL, deviation, &data));
+        matrix.data = data;
+        bytes = x->n * x->k * (int64_t)mf_dtype_size(format_dtype(m->format));
+    }
+    if (m->block) {
+        *x->matrix = matrix;
+        m->weights->stats.bytes_by_format[matrix.format] += bytes;
+    }
+    return MF_OK;
+}
+
+static mf_format plain_format(const mf_model_config *config)
+{
+    return config->torch_dtype == MF_F32 ? MF_FORMAT_F32 : config->torch_dtype == MF_F16 ? MF_FORMAT_F16 : MF_FORMAT_BF16;
+}
+
+int64_t mf_weights_dummy_bytes(const mf_model_config *config)
+{
+    maker m = { .format = plain_format(config) };
+    return mf_tensor_map_walk(config, NULL, add_wanted, &m) == MF_OK ? (int64_t)m.bytes : -1;
+}
+
+/* ---- making ---- */
+
+static mf_status run_fills(maker *m, mf_error *err)
+{
+    int32_t threads = m->options->num_threads > 0 ? m->options->num_threads : mf_cpu_features_get()->num_cores;
+    mf_pool *pool = NULL;
+    MF_TRY(mf_pool_open(threads, &pool, err));
+    mf_status status = MF_OK;
+    int64_t start = mf_now_ns(), last = start - 1000000000;
+    const mf_progress *progress = &m->options->progress;
+    for (int64_t done = 0; done < m->num_tasks && status == MF_OK;) {
+        int64_t n = m->num_tasks - done < TASKS_PER_RUN ? m->num_tasks - done : TASKS_PER_RUN;
+        m->window_first = done;
+        mf_pool_run(pool, n, run_task, m);
+        done += n;
+        int64_t now = mf_now_ns();
+        if (progress->fn && (now - last >= 100000000 || done == m->num_tasks)) {
+            last = now;
+            mf_progress_info info = { .what = "making dummy weights", .bytes_total = (int64_t)m->bytes,
+                                      .bytes_done = (int64_t)((double)m->bytes * (double)done / (double)m->num_tasks),
+                                      .seconds = (double)(now - start) * 1e-9 };
+            if (!progress->fn(progress->context, &info)) {
+                status = mf_fail(err, MF_ERR_CANCELLED, "making dummy weights was cancelled");
+            }
+        }
+    }
+    mf_pool_close(&pool);
+    return status;
+}
+
+mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **out, mf_error *err)
+{
+    *out = NULL;
+    double start = mf_now_s();
+    mf_weights *w = NULL;
+    maker m = { .options = options, .format = plain_format(config) };
+    mf_status status;
+    int64_t available = mf_available_memory();
+    MF_TRY(mf_tensor_map_walk(config, NULL, add_wanted, &m)); /* cannot fail: only counts */
+    if (available > 0 && m.bytes > (uint64_t)available) {
+        return mf_fail(err, MF_ERR_NOMEM, "dummy weights of this config take %.1f GiB; %.1f GiB of memory are available",
+                       (double)m.bytes * 0x1p-30, (double)available * 0x1p-30);
+    }
+    MF_TRY(mf_weights_alloc(config, 0, &w, err));
+    m.weights = w;
+    m.fills = mf_alloc_array((size_t)m.capacity, sizeof *m.fills);
+    w->memory = mf_alloc(m.bytes + 64);
+    if (!m.fills || !w->memory) {
+        status = mf_fail(err, MF_ERR_NOMEM, "no memory for %.1f GiB of dummy weights", (double)m.bytes * 0x1p-30);
+        goto done;
+    }
+    m.block = (uint8_t *)(((uintptr_t)w->memory + 63) & ~(uintptr_t)63);
+    m.bytes = 0;
+    MF_TRY_GOTO(mf_tensor_map_walk(config, w, add_wanted, &m), done);
+    if (config->tie_word_embeddings) {
+        w->lm_head = w->embed_tokens;
+    }
+    MF_TRY_GOTO(run_fills(&m, err), done);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        w->stats.bytes_total += w->stats.bytes_by_format[f];
+    }
+    w->stats.seconds = mf_now_s() - start;
+done:
+    mf_free(m.fills);
+    if (status != MF_OK) {
+        mf_weights_close(&w);
+    }
+    *out = w;
+    return status;
+}

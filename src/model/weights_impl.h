@@ -1,0 +1,33 @@
+/* weights_impl.h - what weights.c (placing), weights_check.c and weights_dummy.c share. */
+#ifndef MF_MODEL_WEIGHTS_IMPL_H
+#define MF_MODEL_WEIGHTS_IMPL_H
+
+#include "base/arena.h"
+#include "model/checkpoint.h"
+#include "model/tensor_map.h"
+#include "model/weights.h"
+
+/* mf_weights with its layers and experts, targets empty.  arena_limit: see mf_arena. */
+mf_status mf_weights_alloc(const mf_model_config *config, size_t arena_limit, mf_weights **weights, mf_error *err);
+
+/* Where problems go while a checkpoint is compared with its config.  report NULL: the first one ends the work. */
+typedef struct mf_match_options {
+    const char *dir; /* for messages */
+    bool deep;       /* read every value */
+    mf_finding_fn report;
+    void *context;
+    int32_t max_findings;
+} mf_match_options;
+
+/* Fills weights from their checkpoint: every wanted tensor once, every tensor wanted or skipped by rule. */
+mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options, int32_t *num_findings, mf_error *err);
+
+mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **weights,
+                                mf_error *err);
+
+static inline int64_t mf_div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+#endif
