@@ -1,0 +1,28 @@
+/* engine.h - the engine's inside for those below the public interface: the glue to model/, tests, and the program's info
+ * printing. */
+#ifndef MF_ENGINE_ENGINE_H
+#define MF_ENGINE_ENGINE_H
+
+#include "engine/engine_model.h"
+#include "engine/scheduler.h"
+#include "moefuse_engine.h"
+
+/* Opens an engine over any model with a KV store of num_kv_blocks blocks.  Of `options` the model's own fields (directory,
+ * device, loading) are not read.  On success the engine owns *model and closes it. */
+mf_status mf_engine_open_model(const mf_engine_model *model, const mf_engine_options *options, int32_t num_kv_blocks,
+                               mf_engine **engine, mf_error *err);
+
+/* Ranges of the options, before anything is opened. */
+mf_status mf_engine_options_check(const mf_engine_options *options, mf_error *err);
+
+/* The model below, when mf_engine_open made the engine; else NULL.  For printing plan and config. */
+const mf_model *mf_engine_get_model(const mf_engine *engine);
+void mf_engine_set_model(mf_engine *engine, const mf_model *model);
+
+int32_t mf_engine_num_kv_blocks(const mf_engine *engine);
+
+/* The invariants of scheduler and KV cache, now. */
+mf_status mf_engine_check(mf_engine *engine, mf_error *err);
+mf_scheduler *mf_engine_get_scheduler(mf_engine *engine); /* tests break things through it */
+
+#endif

@@ -1,0 +1,178 @@
+/* engine_open.c - an engine over a model directory: opens model/, sizes the KV cache, fills the table of engine_model.h. */
+#include <string.h>
+
+#include "base/log.h"
+#include "base/sys.h"
+#include "engine/engine.h"
+#include "engine/host_memory.h"
+
+/* What the callbacks need. */
+typedef struct model_context {
+    mf_model *model;
+    mf_kv_store *store;
+    int32_t *step_load;   /* [num_layers, num_experts] of one forward */
+    int64_t *expert_load; /* the same since open */
+    size_t load_size;
+    int64_t num_bad_rows;
+    int32_t (*progress)(void *context, const mf_engine_progress *info);
+    void *progress_context;
+} model_context;
+
+static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, mf_error *err)
+{
+    model_context *c = context;
+    return mf_kv_store_open(c->model, num_blocks, block_size, &c->store, err);
+}
+
+static void kv_close(void *context)
+{
+    model_context *c = context;
+    mf_kv_store_close(&c->store);
+}
+
+static mf_status forward(void *context, const mf_batch *batch, float *logits, mf_error *err)
+{
+    model_context *c = context;
+    int32_t num_bad_rows = 0;
+    memset(c->step_load, 0, c->load_size * sizeof *c->step_load);
+    MF_TRY(mf_model_forward(c->model, c->store, batch, logits, c->step_load, &num_bad_rows, err));
+    for (size_t i = 0; i < c->load_size; i++) {
+        c->expert_load[i] += c->step_load[i];
+    }
+    c->num_bad_rows += num_bad_rows;
+    return MF_OK;
+}
+
+static void close_context(void *context)
+{
+    model_context *c = context;
+    mf_model_close(&c->model);
+    mf_free(c->step_load);
+    mf_free(c->expert_load);
+    mf_free(c);
+}
+
+static bool forward_progress(void *context, const mf_progress_info *info)
+{
+    const model_context *c = context;
+    mf_engine_progress told = { .what = info->what, .files_done = info->files_done, .files_total = info->files_total,
+                                .bytes_done = info->bytes_done, .bytes_total = info->bytes_total, .seconds = info->seconds };
+    return c->progress(c->progress_context, &told) != 0;
+}
+
+static mf_status open_model(model_context *c, const mf_engine_options *o, mf_error *err)
+{
+    c->progress = o->progress;
+    c->progress_context = o->progress_context;
+    mf_model_options options = {
+        .device = o->device ? o->device : "cpu",
+        .num_threads = o->num_threads,
+        .dummy = o->load_format_dummy != 0,
+        .seed = o->seed,
+        .use_map = !o->no_mmap,
+        .touch = true,
+        .max_batch_tokens = o->max_num_batched_tokens,
+        .max_model_len = o->max_model_len,
+        .plan = { .disable_shared_experts_fusion = o->disable_shared_experts_fusion != 0,
+                  .disable_fused_gate = o->disable_fused_gate != 0,
+                  .num_shared_expert_replicas = o->num_shared_expert_replicas },
+        .progress = { .fn = o->progress ? forward_progress : NULL, .context = c },
+    };
+    MF_TRY(mf_model_open(o->model_dir, &options, &c->model, err));
+    const mf_model_config *config = mf_model_get_config(c->model);
+    if (config->vocab_size < 1 || config->vocab_size > INT32_MAX) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "vocab_size: expected 1 to %d; got %lld", INT32_MAX,
+                       (long long)config->vocab_size);
+    }
+    size_t num_experts = config->num_moe_layers > 0 ? (size_t)config->gate.num_experts : 0;
+    if (!mf_mul_ok((size_t)config->num_layers, num_experts, &c->load_size)) {
+        return mf_fail(err, MF_ERR_INVALID, "num_experts: %zu is too many", num_experts);
+    }
+    c->step_load = mf_alloc_array(c->load_size, sizeof *c->step_load);
+    c->expert_load = mf_alloc_array(c->load_size, sizeof *c->expert_load);
+    return c->step_load && c->expert_load ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for expert counts");
+}
+
+/* Half of what is free after the weights, and no more than all sequences at full length can use.  Mapped weights are page
+ * cache, which the system calls available; they are wanted in memory, so they are not. */
+static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t block_bytes)
+{
+    const mf_weights *weights = mf_model_get_weights(model);
+    int64_t mapped = weights->checkpoint && !o->no_mmap ? weights->stats.bytes_total - weights->stats.bytes_converted : 0;
+    int64_t available = mf_host_memory_available();
+    int64_t free_bytes = available > mapped ? available - mapped : 0;
+    int64_t bytes = free_bytes / 2;
+    int64_t blocks = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
+    int64_t most;
+    if (mf_mul_ok(blocks, (int64_t)o->max_num_seqs, &blocks) && mf_mul_ok(blocks, block_bytes, &most) && bytes > most) {
+        bytes = most;
+    }
+    return bytes;
+}
+
+static mf_status choose_num_blocks(const mf_model *model, const mf_engine_options *o, int32_t *num_blocks, mf_error *err)
+{
+    int64_t block_bytes = mf_kv_store_block_bytes(model, o->block_size);
+    if (block_bytes < 1) {
+        return mf_fail(err, MF_ERR_INTERNAL, "KV cache: a block of %d tokens has %lld bytes", o->block_size,
+                       (long long)block_bytes);
+    }
+    int64_t bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes);
+    int64_t n = bytes / block_bytes;
+    if (n < 1) {
+        return mf_fail(err, MF_ERR_NOMEM, "kv_cache_memory_bytes: expected at least %lld for one block of %d tokens; got %lld",
+                       (long long)block_bytes, o->block_size, (long long)bytes);
+    }
+    *num_blocks = n < 1 << 28 ? (int32_t)n : 1 << 28;
+    return MF_OK;
+}
+
+static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_engine **engine, mf_error *err)
+{
+    MF_TRY(open_model(c, o, err));
+    int32_t num_blocks;
+    MF_TRY(choose_num_blocks(c->model, o, &num_blocks, err));
+    const mf_model_config *config = mf_model_get_config(c->model);
+    mf_engine_model table = {
+        .context = c,
+        .vocab_size = (int32_t)config->vocab_size,
+        .max_model_len = mf_model_max_len(c->model),
+        .max_batch_tokens = o->max_num_batched_tokens,
+        .eos_token_ids = config->eos_token_ids,
+        .num_eos_token_ids = config->num_eos_token_ids,
+        .kv_open = kv_open,
+        .kv_close = kv_close,
+        .forward = forward,
+        .expert_load = c->load_size ? c->expert_load : NULL,
+        .num_bad_rows = &c->num_bad_rows,
+        .num_layers = c->load_size ? (int32_t)config->num_layers : 0,
+        .num_experts = c->load_size ? (int32_t)config->gate.num_experts : 0,
+        .close = close_context,
+    };
+    MF_TRY(mf_engine_open_model(&table, o, num_blocks, engine, err));
+    mf_engine_set_model(*engine, c->model);
+    return MF_OK;
+}
+
+mf_status mf_engine_open(const mf_engine_options *options, mf_engine **engine, mf_error *err)
+{
+    *engine = NULL;
+    MF_TRY(mf_engine_options_check(options, err));
+    if (!options->model_dir) {
+        return mf_fail(err, MF_ERR_INVALID, "model_dir: expected a directory; got NULL");
+    }
+    model_context *c = mf_alloc_zero(sizeof *c);
+    if (!c) {
+        return mf_fail(err, MF_ERR_NOMEM, "engine: out of memory");
+    }
+    mf_status status = open_engine(c, options, engine, err);
+    if (status != MF_OK) {
+        close_context(c);
+        return status;
+    }
+    if (!options->max_model_len && mf_engine_max_model_len(*engine) < mf_model_max_len(c->model)) {
+        mf_log(MF_LOG_WARN, "max-model-len reduced from %lld to %lld to fit the KV cache", (long long)mf_model_max_len(c->model),
+               (long long)mf_engine_max_model_len(*engine));
+    }
+    return MF_OK;
+}

@@ -1,0 +1,433 @@
+/* sampler.c - choosing a token: see sampler.h.
+ *
+ * V = vocab_size, N = num_sampled_ids.  Candidates that must be in order are sorted as 64-bit keys, logit descending then id
+ * ascending, by a radix sort: linear in time whatever the logits are. */
+#include "engine/sampler.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/number.h"
+#include "base/random.h"
+#include "base/sys.h"
+#include "engine/fixed_math.h"
+
+#define GREEDY_BELOW 1e-5 /* temperatures under it, as in vLLM */
+
+enum { LANES = 8, BUCKET_BITS = 12, NUM_BUCKETS = 1 << BUCKET_BITS };
+
+struct mf_sampler {
+    int32_t vocab_size, num_sampled_ids;
+    uint64_t *keys, *keys_other; /* [N] */
+    double *weights;             /* [N] */
+    float *row;                  /* [V]: the logits as the parameters changed them */
+    int32_t *counts;             /* [V], zero between calls */
+    uint8_t *marks;              /* [V], zero between calls */
+    int32_t *histogram;          /* [NUM_BUCKETS] */
+};
+
+mf_status mf_sampler_open(int32_t vocab_size, int32_t num_sampled_ids, mf_sampler **out, mf_error *err)
+{
+    *out = NULL;
+    if (vocab_size < 1 || num_sampled_ids < 1 || num_sampled_ids > vocab_size) {
+        return mf_fail(err, MF_ERR_INVALID, "num_sampled_ids: expected 1 to the vocabulary's %d; got %d", vocab_size,
+                       num_sampled_ids);
+    }
+    mf_sampler *s = mf_alloc_zero(sizeof *s);
+    if (!s) {
+        return mf_fail(err, MF_ERR_NOMEM, "sampler: out of memory");
+    }
+    size_t n = (size_t)num_sampled_ids;
+    s->vocab_size = vocab_size;
+    s->num_sampled_ids = num_sampled_ids;
+    s->keys = mf_alloc_array(n, sizeof *s->keys);
+    s->keys_other = mf_alloc_array(n, sizeof *s->keys_other);
+    s->weights = mf_alloc_array(n, sizeof *s->weights);
+    s->row = mf_alloc_array((size_t)vocab_size, sizeof *s->row);
+    s->counts = mf_alloc_array((size_t)vocab_size, sizeof *s->counts);
+    s->marks = mf_alloc_array((size_t)vocab_size, sizeof *s->marks);
+    s->histogram = mf_alloc_array(NUM_BUCKETS, sizeof *s->histogram);
+    if (!s->keys || !s->keys_other || !s->weights || !s->row || !s->counts || !s->marks || !s->histogram) {
+        mf_sampler_close(&s);
+        return mf_fail(err, MF_ERR_NOMEM, "sampler: out of memory for %d ids", vocab_size);
+    }
+    *out = s;
+    return MF_OK;
+}
+
+void mf_sampler_close(mf_sampler **out)
+{
+    mf_sampler *s = *out;
+    if (s) {
+        mf_free(s->keys);
+        mf_free(s->keys_other);
+        mf_free(s->weights);
+        mf_free(s->row);
+        mf_free(s->counts);
+        mf_free(s->marks);
+        mf_free(s->histogram);
+        mf_free(s);
+        *out = NULL;
+    }
+}
+
+double mf_sampler_uniform(uint64_t seed, int64_t position)
+{
+    uint64_t state = mf_random_mix(seed + 0x9e3779b97f4a7c15u) ^ ((uint64_t)position * 0xd1342543de82ef95u);
+    return mf_random_unit(&state);
+}
+
+/* ---- rows --------------------------------------------------------------------------------------------------------- */
+
+/* The largest of n values; false when there is a NaN or +infinity among them, or nothing but -infinity. */
+static bool row_max(const float *x, int32_t n, float *largest)
+{
+    float max = -INFINITY;
+    int32_t num_bad = 0;
+    for (int32_t i = 0; i < n; i++) {
+        num_bad += !(x[i] < INFINITY);
+        max = x[i] > max ? x[i] : max;
+    }
+    *largest = max;
+    return num_bad == 0 && max > -INFINITY;
+}
+
+/* The lowest id that has the value. */
+static int32_t row_find(const float *x, int32_t n, float value)
+{
+    for (int32_t i = 0; i < n; i++) {
+        if (x[i] == value) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* ln of the sum of e^(x - max): eight running sums, then a tree. */
+static double log_sum_exp(const float *x, int32_t n, float max)
+{
+    double sum[LANES] = { 0 };
+    int32_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int32_t j = 0; j < LANES; j++) {
+            sum[j] += mf_fixed_exp((double)x[i + j] - (double)max);
+        }
+    }
+    for (int32_t j = 0; i + j < n; j++) {
+        sum[j] += mf_fixed_exp((double)x[i + j] - (double)max);
+    }
+    return mf_fixed_log(((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
+}
+
+static float logprob_of(float logit, float max, double log_sum)
+{
+    return (float)((double)logit - (double)max - log_sum);
+}
+
+/* The k best ids of x[0..n) into top, best first, ties by id: an insertion into a short sorted list. */
+static int32_t select_top(const float *x, int32_t n, int32_t k, mf_logprob *top)
+{
+    int32_t count = 0;
+    k = k < n ? k : n;
+    for (int32_t id = 0; id < n && k > 0; id++) {
+        if (count == k && !(x[id] > top[k - 1].logprob)) {
+            continue;
+        }
+        int32_t place = count < k ? count++ : k - 1;
+        for (; place > 0 && x[id] > top[place - 1].logprob; place--) {
+            top[place] = top[place - 1];
+        }
+        top[place] = (mf_logprob){ .token_id = id, .logprob = x[id] };
+    }
+    return count;
+}
+
+static void describe(const mf_sampler *s, const float *logits, float max, int32_t token_id, int32_t num_top,
+                     mf_sample *sample, mf_logprob *top)
+{
+    double log_sum = log_sum_exp(logits, s->vocab_size, max);
+    sample->token_id = token_id;
+    sample->logprob = logprob_of(logits[token_id], max, log_sum);
+    sample->num_top = select_top(logits, s->num_sampled_ids, num_top, top);
+    for (int32_t i = 0; i < sample->num_top; i++) {
+        top[i].logprob = logprob_of(top[i].logprob, max, log_sum);
+    }
+}
+
+bool mf_sampler_logprobs(const mf_sampler *s, const float *logits, int32_t token_id, int32_t num_top, mf_sample *sample,
+                         mf_logprob *top)
+{
+    float max;
+    if (!row_max(logits, s->vocab_size, &max)) {
+        return false;
+    }
+    describe(s, logits, max, token_id, num_top, sample, top);
+    return true;
+}
+
+/* ---- changes to the logits ---------------------------------------------------------------------------------------- */
+
+static void forbid(float *logits, const int32_t *ids, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        logits[ids[i]] = -INFINITY;
+    }
+}
+
+static void keep_allowed(mf_sampler *s, float *logits, const mf_sampling_params *p)
+{
+    for (int32_t i = 0; i < p->num_allowed_token_ids; i++) {
+        s->marks[p->allowed_token_ids[i]] = 1;
+    }
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        logits[id] = s->marks[id] ? logits[id] : -INFINITY;
+    }
+    for (int32_t i = 0; i < p->num_allowed_token_ids; i++) {
+        s->marks[p->allowed_token_ids[i]] = 0;
+    }
+}
+
+/* A bad word's last token is forbidden when the completion ends with the tokens before it. */
+static void forbid_bad_words(float *logits, const mf_sample_context *c)
+{
+    const mf_sampling_params *p = c->params;
+    const int32_t *word = p->bad_words;
+    int32_t num_made = c->num_tokens - c->num_prompt_tokens;
+    for (int32_t i = 0; i < p->num_bad_words; i++) {
+        int32_t n = p->bad_word_lengths[i] - 1;
+        if (n <= num_made && memcmp(word, c->tokens + c->num_tokens - n, (size_t)n * sizeof *word) == 0) {
+            logits[word[n]] = -INFINITY;
+        }
+        word += n + 1;
+    }
+}
+
+/* Each distinct token once: by its count in the completion, and whether it occurs anywhere. */
+static void penalise(mf_sampler *s, float *logits, const mf_sample_context *c)
+{
+    const mf_sampling_params *p = c->params;
+    float repetition = (float)p->repetition_penalty;
+    float frequency = (float)p->frequency_penalty;
+    float presence = (float)p->presence_penalty;
+    for (int32_t i = c->num_prompt_tokens; i < c->num_tokens; i++) {
+        s->counts[c->tokens[i]]++;
+    }
+    for (int32_t i = 0; i < c->num_tokens; i++) {
+        int32_t id = c->tokens[i];
+        if (s->marks[id]) {
+            continue;
+        }
+        s->marks[id] = 1;
+        float x = logits[id];
+        if (x == -INFINITY) {
+            continue; /* forbidden, and times a penalty that rounds to 0 it would be a NaN */
+        }
+        x = x > 0.0f ? x / repetition : x * repetition;
+        if (s->counts[id] > 0) {
+            x -= frequency * (float)s->counts[id];
+            x -= presence;
+        }
+        /* A tiny repetition penalty must not make an infinity. */
+        logits[id] = x > FLT_MAX ? FLT_MAX : x;
+    }
+    for (int32_t i = 0; i < c->num_tokens; i++) {
+        s->counts[c->tokens[i]] = 0;
+        s->marks[c->tokens[i]] = 0;
+    }
+}
+
+static void apply_params(mf_sampler *s, float *logits, const mf_sample_context *c)
+{
+    const mf_sampling_params *p = c->params;
+    if (p->num_allowed_token_ids > 0) {
+        keep_allowed(s, logits, p);
+    }
+    if (p->num_bad_words > 0) {
+        forbid_bad_words(logits, c);
+    }
+    if (c->num_tokens - c->num_prompt_tokens < p->min_tokens) {
+        forbid(logits, c->eos_token_ids, c->num_eos_token_ids);
+        forbid(logits, p->stop_token_ids, p->num_stop_token_ids);
+    }
+    for (int32_t i = 0; i < p->num_logit_bias; i++) {
+        logits[p->logit_bias[i].token_id] += p->logit_bias[i].bias;
+    }
+    if (p->repetition_penalty != 1.0 || p->presence_penalty != 0.0 || p->frequency_penalty != 0.0) {
+        penalise(s, logits, c);
+    }
+}
+
+/* ---- choosing ----------------------------------------------------------------------------------------------------- */
+
+/* Ascending order of these bits is descending order of the floats. */
+static uint32_t descending_bits(float x)
+{
+    uint32_t u = mf_f32_bits(x + 0.0f); /* -0 and 0 are one value */
+    return u & 0x80000000u ? u : ~u & 0x7fffffffu;
+}
+
+static uint64_t make_key(float x, int32_t id)
+{
+    return (uint64_t)descending_bits(x) << 32 | (uint32_t)id;
+}
+
+/* Stable, by the upper halves; equal logits stay in the order of ids in which they came. */
+static void sort_keys(mf_sampler *s, int32_t n)
+{
+    for (int shift = 32; shift < 64; shift += 8) {
+        int32_t starts[257] = { 0 };
+        for (int32_t i = 0; i < n; i++) {
+            starts[((s->keys[i] >> shift) & 255) + 1]++;
+        }
+        for (int i = 0; i < 256; i++) {
+            starts[i + 1] += starts[i];
+        }
+        for (int32_t i = 0; i < n; i++) {
+            s->keys_other[starts[(s->keys[i] >> shift) & 255]++] = s->keys[i];
+        }
+        uint64_t *swap = s->keys;
+        s->keys = s->keys_other;
+        s->keys_other = swap;
+    }
+}
+
+/* The k best of the ids with weight > 0, sorted, in keys.  A histogram of the logits' high bits leaves few to sort. */
+static int32_t gather_top_k(mf_sampler *s, const float *logits, int32_t k)
+{
+    memset(s->histogram, 0, NUM_BUCKETS * sizeof *s->histogram);
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        s->histogram[descending_bits(logits[id]) >> (32 - BUCKET_BITS)] += s->weights[id] > 0.0;
+    }
+    int32_t last = 0;
+    for (int64_t sum = s->histogram[0]; sum < k && last < NUM_BUCKETS - 1; sum += s->histogram[last]) {
+        last++;
+    }
+    int32_t n = 0;
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        if (s->weights[id] > 0.0 && descending_bits(logits[id]) >> (32 - BUCKET_BITS) <= (uint32_t)last) {
+            s->keys[n++] = make_key(logits[id], id);
+        }
+    }
+    sort_keys(s, n);
+    return n < k ? n : k;
+}
+
+/* All ids that top_p can keep, sorted, in keys.  Ids below (1 - p) total / N weigh less than 1 - p together and are the
+ * lightest, so they are outside the nucleus; half of that bound leaves room for rounding. */
+static int32_t gather_top_p(mf_sampler *s, const float *logits, double total, double top_p)
+{
+    double least = 0.5 * (1.0 - top_p) * total / s->num_sampled_ids;
+    int32_t n = 0;
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        if (s->weights[id] > 0.0 && s->weights[id] >= least) {
+            s->keys[n++] = make_key(logits[id], id);
+        }
+    }
+    sort_keys(s, n);
+    return n;
+}
+
+static double key_weight(const mf_sampler *s, int32_t i)
+{
+    return s->weights[(uint32_t)s->keys[i]];
+}
+
+/* The first id at which the running sum passes target; the last one with weight when rounding lets none pass. */
+static int32_t draw_sorted(const mf_sampler *s, int32_t n, double target)
+{
+    double sum = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        sum += key_weight(s, i);
+        if (sum > target) {
+            return (int32_t)(uint32_t)s->keys[i];
+        }
+    }
+    return (int32_t)(uint32_t)s->keys[n - 1];
+}
+
+static int32_t draw_any(const mf_sampler *s, double target)
+{
+    double sum = 0.0;
+    int32_t last = -1;
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        if (s->weights[id] > 0.0) {
+            last = id;
+            sum += s->weights[id];
+            if (sum > target) {
+                break;
+            }
+        }
+    }
+    return last;
+}
+
+static int32_t choose_random(mf_sampler *s, const float *logits, float max, const mf_sample_context *c)
+{
+    const mf_sampling_params *p = c->params;
+    double scale = 1.0 / p->temperature;
+    double total = 0.0;
+    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
+        double z = ((double)logits[id] - (double)max) * scale;
+        double w = z > -700.0 ? mf_fixed_exp(z) : 0.0;
+        w = w >= p->min_p ? w : 0.0; /* the best id weighs 1 */
+        s->weights[id] = w;
+        total += w;
+    }
+    double u = mf_sampler_uniform(c->seed, c->num_tokens);
+    bool has_top_k = p->top_k > 0 && p->top_k < s->num_sampled_ids;
+    if (!has_top_k && !(p->top_p < 1.0)) {
+        return draw_any(s, u * total);
+    }
+    int32_t n;
+    if (has_top_k) {
+        n = gather_top_k(s, logits, p->top_k);
+        total = 0.0;
+        for (int32_t i = 0; i < n; i++) {
+            total += key_weight(s, i);
+        }
+    } else {
+        n = gather_top_p(s, logits, total, p->top_p);
+    }
+    /* top_p keeps an id when those before it weigh less than p. */
+    double kept = 0.0;
+    int32_t num_kept = 0;
+    while (num_kept < n && (num_kept == 0 || !(p->top_p < 1.0) || kept < p->top_p * total)) {
+        kept += key_weight(s, num_kept++);
+    }
+    return draw_sorted(s, num_kept, u * kept);
+}
+
+static bool changes_logits(const mf_sample_context *c)
+{
+    const mf_sampling_params *p = c->params;
+    return p->num_allowed_token_ids > 0 || p->num_bad_words > 0 || p->num_logit_bias > 0 || p->repetition_penalty != 1.0 ||
+           p->presence_penalty != 0.0 || p->frequency_penalty != 0.0 ||
+           c->num_tokens - c->num_prompt_tokens < p->min_tokens;
+}
+
+bool mf_sampler_sample(mf_sampler *s, const float *logits, const mf_sample_context *c, mf_sample *sample, mf_logprob *top)
+{
+    const mf_sampling_params *p = c->params;
+    float raw_max;
+    if (!row_max(logits, s->vocab_size, &raw_max)) {
+        return false;
+    }
+    const float *row = logits;
+    float max;
+    if (changes_logits(c)) {
+        memcpy(s->row, logits, (size_t)s->vocab_size * sizeof *s->row);
+        apply_params(s, s->row, c);
+        row = s->row;
+    }
+    if (!row_max(row, s->num_sampled_ids, &max)) {
+        return false;
+    }
+    int32_t id = p->temperature < GREEDY_BELOW ? row_find(row, s->num_sampled_ids, max) : choose_random(s, row, max, c);
+    if (p->logprobs >= 0) {
+        describe(s, logits, raw_max, id, p->logprobs, sample, top);
+    } else {
+        *sample = (mf_sample){ .token_id = id, .logprob = NAN };
+    }
+    return true;
+}
