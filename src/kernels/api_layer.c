@@ -5,8 +5,8 @@
  * the bit.  Everything in between lives in the caller's workspace. */
 #include <math.h>
 
-#include "base/sys.h"
 #include "kernels/activation.h"
+#include "kernels/carve.h"
 #include "kernels/fp_env.h"
 #include "kernels/ref/canonical.h"
 #include "kernels/tensor_check.h"
@@ -35,33 +35,14 @@ typedef struct layer_run {
     size_t total_bytes;
 } layer_run;
 
-/* Takes bytes from the workspace: with base NULL only the sizes are counted.  *total becomes SIZE_MAX on overflow. */
-static void *carve(uint8_t *base, size_t *total, int64_t count, size_t size)
-{
-    size_t bytes;
-    size_t at = *total;
-    if (at == SIZE_MAX || count < 0 || !mf_mul_ok((size_t)count, size, &bytes) || bytes > PTRDIFF_MAX - 64 ||
-        !mf_add_ok(at, (bytes + 63) / 64 * 64, total) || *total > PTRDIFF_MAX) {
-        *total = SIZE_MAX;
-        return NULL;
-    }
-    return base ? base + at : NULL;
-}
-
-static int64_t product3(int64_t a, int64_t b, int64_t c)
-{
-    int64_t ab, abc;
-    return mf_mul_ok(a, b, &ab) && mf_mul_ok(ab, c, &abc) ? abc : -1;
-}
-
 static mf_tensor carve_2d(uint8_t *base, size_t *total, mf_dtype dtype, int64_t n0, int64_t n1)
 {
-    return mf_tensor_2d(carve(base, total, product3(n0, n1, 1), mf_dtype_size(dtype)), dtype, n0, n1);
+    return mf_tensor_2d(mf_carve(base, total, mf_carve_count(n0, n1, 1), mf_dtype_size(dtype)), dtype, n0, n1);
 }
 
 static mf_tensor carve_3d(uint8_t *base, size_t *total, mf_dtype dtype, int64_t n0, int64_t n1, int64_t n2)
 {
-    return mf_tensor_3d(carve(base, total, product3(n0, n1, n2), mf_dtype_size(dtype)), dtype, n0, n1, n2);
+    return mf_tensor_3d(mf_carve(base, total, mf_carve_count(n0, n1, n2), mf_dtype_size(dtype)), dtype, n0, n1, n2);
 }
 
 static size_t larger(size_t a, size_t b)
@@ -97,14 +78,14 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
     }
     if (run->config.num_zero_experts > 0) {
         if (!mf_tensor_present(&run->gate.identity_weight)) {
-            run->gate.identity_weight = mf_tensor_1d(carve(base, total, tokens, 4), MF_F32, tokens);
+            run->gate.identity_weight = mf_tensor_1d(mf_carve(base, total, tokens, 4), MF_F32, tokens);
         }
         run->hidden = args->x;
         if (args->x.dtype != args->y_dtype) {
             run->hidden = carve_2d(base, total, args->y_dtype, tokens, hidden);
         }
     }
-    run->row_valid = mf_tensor_1d(carve(base, total, tokens, 1), MF_U8, tokens);
+    run->row_valid = mf_tensor_1d(mf_carve(base, total, tokens, 1), MF_U8, tokens);
     if (run->scales_input) {
         run->input_scale = carve_2d(base, total, MF_F32, tokens, columns);
         run->combine_weights = carve_2d(base, total, MF_F32, tokens, columns);
@@ -123,7 +104,7 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
         scratch = larger(scratch, mf_moe_gate_workspace_bytes(&run->gate));
     }
     run->scratch_bytes = scratch;
-    run->scratch = scratch == SIZE_MAX ? carve(base, total, -1, 1) : carve(base, total, (int64_t)scratch, 1);
+    run->scratch = scratch == SIZE_MAX ? mf_carve(base, total, -1, 1) : mf_carve(base, total, (int64_t)scratch, 1);
 }
 
 /* Enough of the arguments to lay out the workspace. */

@@ -19,16 +19,16 @@ static const mf_device_ops cpu_ops = {
     .close = close_device,
     .gate = mf_ref_gate,
     .align = mf_ref_align,
-    .experts_workspace_bytes = mf_ref_experts_workspace_bytes,
-    .experts = mf_ref_experts,
+    .experts_workspace_bytes = mf_cpu_experts_workspace_bytes,
+    .experts = mf_cpu_experts,
     .sum_reduce = mf_ref_sum_reduce,
     .embed = mf_ref_embed,
-    .rms_norm = mf_ref_rms_norm,
-    .linear = mf_ref_linear,
+    .rms_norm = mf_cpu_rms_norm,
+    .linear = mf_cpu_linear,
     .rope = mf_ref_rope,
     .kv_write = mf_ref_kv_write,
-    .mla_scratch_floats = mf_ref_mla_scratch_floats,
-    .mla_attention = mf_ref_mla_attention,
+    .mla_scratch_floats = mf_cpu_mla_scratch_floats,
+    .mla_attention = mf_cpu_mla_attention,
     .add = mf_ref_add,
 };
 
@@ -97,7 +97,10 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     device->kernels = kernels;
     device->ops = &cpu_ops;
     int32_t num_threads = options->num_threads > 0 ? options->num_threads : features->num_cores;
-    MF_TRY(mf_pool_open(num_threads, &device->pool, err));
+    mf_fp_env saved = mf_fp_enter(); /* threads inherit it */
+    mf_status status = mf_pool_open(num_threads, &device->pool, err);
+    mf_fp_leave(saved);
+    MF_TRY(status);
     snprintf(device->description, sizeof device->description, "cpu %s, %d thread%s", kernels->isa, (int)num_threads,
              num_threads == 1 ? "" : "s");
     return MF_OK;

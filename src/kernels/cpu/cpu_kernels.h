@@ -5,6 +5,7 @@
 #ifndef MF_KERNELS_CPU_KERNELS_H
 #define MF_KERNELS_CPU_KERNELS_H
 
+#include "kernels/fp_env.h"
 #include "kernels/quantise.h"
 
 /* out[t * out_stride + r] = row (first_row + r) of w times x[t], r < num_rows, t < num_tokens. */
@@ -39,6 +40,8 @@ typedef struct mf_cpu_kernels {
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
 } mf_cpu_kernels;
 
+void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with x in f32, any group size */
+
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 
@@ -51,7 +54,9 @@ static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 static inline void mf_cpu_run(mf_device *device, double work, int64_t num_tasks, mf_task_fn fn, void *context)
 {
     enum { LEAST_WORK = 200000 }; /* multiply-adds: about 10 us of one core */
+    mf_fp_env saved = mf_fp_enter(); /* the pool's own threads were started in this environment */
     mf_pool_run(work < LEAST_WORK ? NULL : device->pool, num_tasks, fn, context);
+    mf_fp_leave(saved);
 }
 
 #endif

@@ -7,16 +7,11 @@
 size_t mf_cpu_experts_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
 mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_error *err);
 
-void mf_cpu_embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
-                  int64_t out_stride);
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
 void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
                    int64_t num_tokens, float *out, int64_t out_stride);
-void mf_cpu_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
-                 bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
 size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *args);
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args);
-void mf_cpu_add(mf_device *device, float *acc, const float *x, int64_t n);
 
 #endif
