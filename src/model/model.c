@@ -46,7 +46,6 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
-    s->workspace = carve(c, (int64_t)s->workspace_bytes, 1, 1);
 }
 
 /* The largest need of any part that uses the workspace, at full batch and full context. */
@@ -70,26 +69,34 @@ static size_t largest_workspace(const mf_model *model)
     return largest;
 }
 
+static void *aligned(void *block)
+{
+    return (void *)(((uintptr_t)block + 63) / 64 * 64);
+}
+
 /* Not zeroed but for zero_ids: every value is written before it is read, and untouched pages cost no memory. */
 static mf_status open_scratch(mf_model *model, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
-    s->workspace_bytes = largest_workspace(model);
     carver c = { 0 };
     carve_scratch(model, s, &c);
-    if (c.overflow || s->workspace_bytes > INT64_MAX / 2) {
-        return mf_fail(err, MF_ERR_INVALID, "--max-num-batched-tokens %lld: the scratch memory does not fit in 64 bits",
-                       (long long)model->max_batch_tokens);
-    }
-    s->total_bytes = c.used + 64;
-    s->block = mf_alloc((size_t)s->total_bytes);
+    s->block = c.overflow ? NULL : mf_alloc((size_t)c.used + 64);
     if (!s->block) {
-        return mf_fail(err, MF_ERR_NOMEM, "scratch memory of %lld bytes for %lld rows: out of memory; lower "
-                       "--max-num-batched-tokens", (long long)s->total_bytes, (long long)model->max_batch_tokens);
+        return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for activations of %lld bytes",
+                       (long long)model->max_batch_tokens, (long long)c.used);
     }
-    c = (carver){ .base = (char *)(((uintptr_t)s->block + 63) / 64 * 64) };
+    s->total_bytes = c.used;
+    c = (carver){ .base = aligned(s->block) };
     carve_scratch(model, s, &c);
     memset(s->zero_ids, 0, (size_t)model->max_batch_tokens * sizeof(int32_t));
+    s->workspace_bytes = largest_workspace(model); /* asked with the pointers that will be used */
+    s->workspace_block = s->workspace_bytes > SIZE_MAX / 2 ? NULL : mf_alloc(s->workspace_bytes + 64);
+    if (!s->workspace_block) {
+        return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for a workspace of %zu bytes",
+                       (long long)model->max_batch_tokens, s->workspace_bytes);
+    }
+    s->total_bytes += (int64_t)s->workspace_bytes;
+    s->workspace = aligned(s->workspace_block);
     return MF_OK;
 }
 
@@ -223,6 +230,7 @@ void mf_model_close(mf_model **out)
     }
     mf_free(model->layers);
     mf_free(model->scratch.block);
+    mf_free(model->scratch.workspace_block);
     mf_free_aligned(model->rope_table);
     mf_plan_close(&model->plan);
     mf_weights_close(&model->weights);
@@ -297,7 +305,7 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
                        (int)block_size, (long long)bytes);
     }
     store->block = block;
-    store->cache = (float *)(((uintptr_t)block + 63) / 64 * 64);
+    store->cache = aligned(block);
     store->row_size = kv_row_size(model);
     store->num_layers = model->config->num_layers;
     store->layer_floats = (int64_t)num_blocks * block_size * store->row_size;

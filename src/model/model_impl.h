@@ -15,7 +15,8 @@ typedef struct mf_model_layer {
 
 /* Memory of one forward call, for max_batch_tokens rows.  Parts that never live at the same time share `workspace`. */
 typedef struct mf_model_scratch {
-    void *block;              /* owns all of them */
+    void *block;              /* owns all of them but the workspace */
+    void *workspace_block;    /* owns the workspace */
     float *x;                 /* [T, H] the residual stream */
     float *h;                 /* [T, H] normed input, then output, of a block */
     float *q_a;               /* [T, q_lora_rank] */
@@ -25,7 +26,7 @@ typedef struct mf_model_scratch {
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
     int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */
-    void *workspace;          /* of attention, dense experts and MoE layers */
+    void *workspace;          /* of attention, dense experts and MoE layers, one after the other */
     size_t workspace_bytes;
     int64_t total_bytes;
 } mf_model_scratch;

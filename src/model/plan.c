@@ -108,8 +108,8 @@ static void plan_layer(const mf_plan *plan, const mf_layer_weights *layer, mf_la
     if (slot_obstacle(plan, layer, num_chunks, width, out->reason, sizeof out->reason)) {
         out->mode = MF_MODE_SERIAL; /* OVERLAP needs a second stream, which a CPU has not */
         char ignored[sizeof out->reason];
-        bool cut = !chunks_straddle(&layer->shared, width, ignored, sizeof ignored);
-        /* The same chunks as slots would have, so that the bits stay the same; one wide product where no cut is possible. */
+        bool cut = num_chunks <= MF_PLAN_MAX_SHARED_CHUNKS && !chunks_straddle(&layer->shared, width, ignored, sizeof ignored);
+        /* The same chunks as slots would have, so that the bits stay the same; one wide product where slots are impossible. */
         out->num_shared_chunks = cut ? (int32_t)num_chunks : 1;
         return;
     }
