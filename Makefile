@@ -69,6 +69,7 @@ accuracy: dev
 
 goldens:
 	@$(or $(PYTHON),python3) tools/make_tiny_model.py --out tests/model/goldens
+	@$(or $(PYTHON),python3) tools/make_word_problem_goldens.py
 
 install: build
 	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
