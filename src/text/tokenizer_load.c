@@ -1,0 +1,392 @@
+/* tokenizer_load.c - opening a tokenizer.json: the model and the added tokens.  The file is hostile until checked. */
+#include "text/tokenizer_load.h"
+
+#include <string.h>
+
+#include "base/file.h"
+#include "base/sys.h"
+#include "text/nfc.h"
+#include "text/tokenizer_json.h"
+#include "text/utf8.h"
+
+static mf_status out_of_memory(const mf_tokenizer_loader *l)
+{
+    return mf_fail(l->err, MF_ERR_NOMEM, "%s: out of memory", l->name);
+}
+
+/* Adds a token and says what is wrong with it when it cannot be. */
+static mf_status add_token(const mf_tokenizer_loader *l, const char *where, const char *text, size_t size, int64_t id)
+{
+    mf_status status = mf_vocab_add(&l->tok->vocab, text, size, id);
+    int shown = (int)(size < 100 ? size : 100);
+    switch (status) {
+    case MF_OK: return MF_OK;
+    case MF_ERR_INVALID:
+        if (size == 0 || size > MF_VOCAB_MAX_TOKEN_BYTES) {
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token of id %lld: expected 1 to %d bytes; got %zu", l->name, where,
+                           (long long)id, MF_VOCAB_MAX_TOKEN_BYTES, size);
+        }
+        if (id < 0 || id >= MF_VOCAB_MAX_IDS) {
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": expected an id from 0 to %d; got %lld", l->name, where,
+                           shown, text, MF_VOCAB_MAX_IDS - 1, (long long)id);
+        }
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": id %lld is taken by \"%.100s\"", l->name, where, shown, text,
+                       (long long)id, mf_tokenizer_token_text(l->tok, (int32_t)id));
+    case MF_ERR_FORMAT: return mf_fail(l->err, status, "%s: %s: token \"%.*s\" occurs twice", l->name, where, shown, text);
+    case MF_ERR_LIMIT: return mf_fail(l->err, status, "%s: %s: tokens that crowd the hash table", l->name, where);
+    default: return out_of_memory(l);
+    }
+}
+
+static mf_status load_vocab(mf_tokenizer_loader *l, const char *json, mf_json_span span)
+{
+    if (span.end == 0) {
+        return mf_load_mismatch(l, "model.vocab", "an object", json_object_get(json_object_get(l->root, "model"), "vocab"));
+    }
+    mf_json_cursor cursor = { .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.vocab", .err = l->err };
+    mf_status status;
+    for (;;) {
+        bool more = false;
+        int64_t id = 0;
+        status = mf_json_next_token(&cursor, &more, &id);
+        if (status != MF_OK || !more) {
+            break;
+        }
+        status = add_token(l, "model.vocab", mf_buffer_text(&cursor.text), cursor.text.size, id);
+        if (status != MF_OK) {
+            break;
+        }
+    }
+    mf_json_cursor_close(&cursor);
+    MF_TRY(status);
+    const mf_vocab *vocab = &l->tok->vocab;
+    if (vocab->num_tokens == 0) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.vocab: expected tokens; got none", l->name);
+    }
+    if (vocab->num_tokens != vocab->size) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.vocab: expected ids without gaps; got %zu tokens with ids up to %zu", l->name,
+                       vocab->num_tokens, vocab->size - 1);
+    }
+    return MF_OK;
+}
+
+static void find_byte_ids(mf_tokenizer *tok, bool *complete)
+{
+    *complete = true;
+    for (int b = 0; b < 256; b++) {
+        char text[4];
+        tok->bpe.byte_ids[b] = mf_vocab_find(&tok->vocab, text, mf_utf8_put(mf_byte_to_char((uint8_t)b), text));
+        *complete &= tok->bpe.byte_ids[b] >= 0;
+    }
+}
+
+/* ---- merges ------------------------------------------------------------------------------------------------------- */
+
+/* One merge; *skip for a "#version" line, which old files carry over from merges.txt. */
+static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_buffer *joined, bool *more, bool *skip,
+                            int32_t ids[3])
+{
+    bool pair = false;
+    *skip = false;
+    MF_TRY(mf_json_next_merge(cursor, more, &pair));
+    if (!*more) {
+        return MF_OK;
+    }
+    const char *left = mf_buffer_text(&cursor->text), *right = mf_buffer_text(&cursor->second);
+    size_t left_size = cursor->text.size, right_size = cursor->second.size;
+    if (!pair) {
+        if (strncmp(left, "#version", 8) == 0) {
+            *skip = true;
+            return MF_OK;
+        }
+        const char *space = strchr(left, ' ');
+        if (!space || strchr(space + 1, ' ')) {
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.merges: \"%.100s\": expected two tokens with one space between them",
+                           l->name, left);
+        }
+        right = space + 1;
+        right_size = left_size - (size_t)(right - left);
+        left_size = (size_t)(space - left);
+    }
+    mf_buffer_clear(joined);
+    if (mf_buffer_append(joined, left, left_size) != MF_OK || mf_buffer_append(joined, right, right_size) != MF_OK) {
+        return out_of_memory(l);
+    }
+    ids[0] = mf_vocab_find(&l->tok->vocab, left, left_size);
+    ids[1] = mf_vocab_find(&l->tok->vocab, right, right_size);
+    ids[2] = mf_vocab_find(&l->tok->vocab, mf_buffer_text(joined), joined->size);
+    if (ids[0] < 0 || ids[1] < 0 || ids[2] < 0) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.merges: \"%.*s\" + \"%.*s\": expected tokens of model.vocab, joined and apart",
+                       l->name, (int)(left_size < 100 ? left_size : 100), left, (int)(right_size < 100 ? right_size : 100), right);
+    }
+    return MF_OK;
+}
+
+static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_span span)
+{
+    mf_bpe *bpe = &l->tok->bpe;
+    if (span.end == 0) {
+        return mf_load_mismatch(l, "model.merges", "a list", json_object_get(json_object_get(l->root, "model"), "merges"));
+    }
+    /* Each merge is put down as read; the table is made once their number is known. */
+    struct merge {
+        int32_t ids[3];
+    } *list = NULL;
+    size_t count = 0, capacity = 0;
+    mf_buffer joined = { 0 };
+    mf_json_cursor cursor = { .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.merges", .err = l->err };
+    mf_status status;
+    for (;;) {
+        bool more = false, skip = false;
+        int32_t ids[3] = { 0 };
+        status = read_merge(l, &cursor, &joined, &more, &skip, ids);
+        if (status != MF_OK || !more) {
+            break;
+        }
+        if (skip) {
+            continue;
+        }
+        if (count == MF_BPE_MAX_MERGES) {
+            status = mf_fail(l->err, MF_ERR_LIMIT, "%s: model.merges: more than %d merges", l->name, MF_BPE_MAX_MERGES);
+            break;
+        }
+        if (count == capacity) {
+            capacity = capacity ? capacity * 2 : 1024;
+            struct merge *larger = mf_resize_array(list, capacity, sizeof *list);
+            if (!larger) {
+                status = out_of_memory(l);
+                break;
+            }
+            list = larger;
+        }
+        memcpy(list[count++].ids, ids, sizeof ids);
+    }
+    mf_json_cursor_close(&cursor);
+    mf_buffer_close(&joined);
+    if (status == MF_OK) {
+        bpe->num_merges = count;
+        bpe->rank_ids = mf_alloc_array(count, sizeof *bpe->rank_ids);
+        status = bpe->rank_ids ? mf_idmap_open(&bpe->merges, count) : MF_ERR_NOMEM;
+        for (size_t i = 0; i < count && status == MF_OK; i++) {
+            bpe->rank_ids[i] = list[i].ids[2];
+            /* Of two equal merges the later one counts. */
+            status = mf_idmap_put(&bpe->merges, (uint64_t)(uint32_t)list[i].ids[0] << 32 | (uint32_t)list[i].ids[1],
+                                  (uint64_t)i << 32 | (uint32_t)list[i].ids[2]);
+        }
+        if (status == MF_ERR_LIMIT) {
+            status = mf_fail(l->err, status, "%s: model.merges: merges that crowd the hash table", l->name);
+        } else if (status != MF_OK) {
+            status = out_of_memory(l);
+        }
+    }
+    mf_free(list);
+    return status;
+}
+
+/* ---- the model ---------------------------------------------------------------------------------------------------- */
+
+static mf_status check_affix(const mf_tokenizer_loader *l, const json_t *model, const char *key)
+{
+    const json_t *value = json_object_get(model, key);
+    bool none = !value || json_is_null(value) || (json_is_string(value) && json_string_length(value) == 0);
+    return none ? MF_OK : mf_load_unsupported(l, "model", key);
+}
+
+static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_span vocab, mf_json_span merges)
+{
+    const json_t *model = json_object_get(l->root, "model");
+    bool byte_fallback = false, complete = false;
+    if (!json_is_object(model)) {
+        return mf_load_mismatch(l, "model", "an object", model);
+    }
+    /* GPT-2's own file has no type. */
+    const char *type = "BPE";
+    if (json_object_get(model, "type")) {
+        MF_TRY(mf_load_type(l, model, "model", &type));
+    }
+    if (strcmp(type, "BPE") != 0) {
+        return mf_load_unsupported(l, "model", type);
+    }
+    MF_TRY(mf_load_bool(l, model, "model", "byte_fallback", &byte_fallback));
+    if (byte_fallback) {
+        return mf_load_unsupported(l, "model", "byte_fallback");
+    }
+    MF_TRY(mf_load_bool(l, model, "model", "ignore_merges", &l->tok->bpe.whole_words));
+    MF_TRY(check_affix(l, model, "continuing_subword_prefix"));
+    MF_TRY(check_affix(l, model, "end_of_word_suffix"));
+    const json_t *dropout = json_object_get(model, "dropout");
+    if (dropout && !json_is_null(dropout) && json_number_value(dropout) != 0.0) {
+        return mf_load_unsupported(l, "model", "dropout");
+    }
+    MF_TRY(load_vocab(l, json, vocab));
+    MF_TRY(load_merges(l, json, merges));
+    find_byte_ids(l->tok, &complete);
+    const json_t *unk = json_object_get(model, "unk_token");
+    if (!complete && unk && !json_is_null(unk)) {
+        return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: model.unk_token is not supported where model.vocab lacks a byte", l->name);
+    }
+    return MF_OK;
+}
+
+/* ---- added tokens ------------------------------------------------------------------------------------------------- */
+
+static mf_status load_added_token(mf_tokenizer_loader *l, const json_t *item, size_t base_size, int64_t *highest)
+{
+    mf_added_tokens *added = &l->tok->added;
+    const json_t *content = json_object_get(item, "content"), *id = json_object_get(item, "id");
+    if (!json_is_object(item) || !json_is_string(content) || !json_is_integer(id)) {
+        return mf_load_mismatch(l, "added_tokens", "objects with a string \"content\" and an integer \"id\"", item);
+    }
+    const char *text = json_string_value(content);
+    size_t size = json_string_length(content);
+    if (size == 0 || size > MF_ADDED_MAX_BYTES) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: id %lld: expected a content of 1 to %d bytes; got %zu", l->name,
+                       (long long)json_integer_value(id), MF_ADDED_MAX_BYTES, size);
+    }
+    /* Tokenizers gives ids by this rule whatever the file says; a file that says otherwise means something else. */
+    int64_t known = mf_vocab_find(&l->tok->vocab, text, size);
+    int64_t expected = known >= 0 ? known : *highest >= (int64_t)base_size ? *highest + 1 : (int64_t)base_size;
+    if (known >= 0 && l->tok->flags[known]) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: \"%.100s\" occurs twice", l->name, text);
+    }
+    if (json_integer_value(id) != expected) {
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: \"%.100s\": expected id %lld; got %lld", l->name, text,
+                       (long long)expected, (long long)json_integer_value(id));
+    }
+    if (known < 0) {
+        MF_TRY(add_token(l, "added_tokens", text, size, expected));
+    }
+    *highest = expected > *highest ? expected : *highest;
+    mf_added_token *token = &added->tokens[added->size];
+    token->content = mf_strndup(text, size);
+    if (!token->content) {
+        return out_of_memory(l);
+    }
+    added->size++;
+    token->size = size;
+    token->id = (int32_t)expected;
+    MF_TRY(mf_load_bool(l, item, "added_tokens", "special", &token->special));
+    l->tok->flags[expected] = (uint8_t)(MF_TOKEN_ADDED | (token->special ? MF_TOKEN_SPECIAL : 0));
+    MF_TRY(mf_load_bool(l, item, "added_tokens", "normalized", &token->normalized));
+    MF_TRY(mf_load_bool(l, item, "added_tokens", "lstrip", &token->lstrip));
+    MF_TRY(mf_load_bool(l, item, "added_tokens", "rstrip", &token->rstrip));
+    return mf_load_bool(l, item, "added_tokens", "single_word", &token->single_word);
+}
+
+/* Special tokens come first: of two with one normal form they win. */
+static mf_status build_trie(mf_tokenizer *tok, bool normalized, mf_added_trie *trie)
+{
+    mf_added_tokens *added = &tok->added;
+    mf_buffer normal = { 0 };
+    size_t bytes = 0;
+    for (size_t i = 0; i < added->size; i++) {
+        bytes += added->tokens[i].normalized == normalized ? added->tokens[i].size : 0;
+    }
+    /* A normal form can be up to three times as long as what it comes from. */
+    mf_status status = mf_added_trie_open(trie, normalized && tok->nfc ? bytes * 3 : bytes);
+    for (int special = 1; special >= 0; special--) {
+        for (size_t i = 0; i < added->size && status == MF_OK; i++) {
+            const mf_added_token *token = &added->tokens[i];
+            if (token->normalized != normalized || token->special != (bool)special) {
+                continue;
+            }
+            mf_buffer_clear(&normal);
+            status = normalized && tok->nfc ? mf_nfc(token->content, token->size, &normal)
+                                            : mf_buffer_append(&normal, token->content, token->size);
+            if (status == MF_OK) {
+                status = mf_added_trie_add(trie, mf_buffer_text(&normal), normal.size, (int32_t)i);
+            }
+        }
+    }
+    mf_buffer_close(&normal);
+    return status;
+}
+
+static mf_status load_added_tokens(mf_tokenizer_loader *l)
+{
+    mf_tokenizer *tok = l->tok;
+    const json_t *list = json_object_get(l->root, "added_tokens");
+    size_t count = json_is_array(list) ? json_array_size(list) : 0, base_size = tok->vocab.size;
+    if (list && !json_is_array(list) && !json_is_null(list)) {
+        return mf_load_mismatch(l, "added_tokens", "a list", list);
+    }
+    tok->added.tokens = mf_alloc_array(count, sizeof *tok->added.tokens);
+    tok->flags = mf_alloc_array(base_size + count, sizeof *tok->flags);
+    if (!tok->added.tokens || !tok->flags) {
+        return out_of_memory(l);
+    }
+    int64_t highest = -1;
+    for (size_t i = 0; i < count; i++) {
+        MF_TRY(load_added_token(l, json_array_get(list, i), base_size, &highest));
+    }
+    mf_status status = build_trie(tok, false, &tok->added.raw);
+    if (status == MF_OK) {
+        status = build_trie(tok, true, &tok->added.normalized);
+    }
+    if (status == MF_OK) {
+        status = mf_vocab_make_bytes(&tok->vocab);
+    }
+    if (status == MF_ERR_LIMIT) {
+        return mf_fail(l->err, status, "%s: added_tokens: tokens that crowd the hash table", l->name);
+    }
+    return status == MF_OK ? MF_OK : out_of_memory(l);
+}
+
+/* ---- the interface ------------------------------------------------------------------------------------------------ */
+
+static mf_status load(mf_tokenizer_loader *l, const char *json, mf_json_span vocab, mf_json_span merges)
+{
+    /* Small parts first: a file of another kind is told from them at once. */
+    MF_TRY(mf_load_normalizer(l));
+    MF_TRY(mf_load_pre_tokenizer(l));
+    MF_TRY(mf_load_decoder(l));
+    MF_TRY(load_model(l, json, vocab, merges));
+    MF_TRY(load_added_tokens(l));
+    return mf_load_post_processor(l);
+}
+
+mf_status mf_tokenizer_parse(const char *json, size_t size, const char *name, mf_tokenizer **out, mf_error *err)
+{
+    *out = NULL;
+    if (size > MF_TOKENIZER_MAX_FILE_BYTES) {
+        return mf_fail(err, MF_ERR_LIMIT, "%s: expected at most %d bytes; got %zu", name, MF_TOKENIZER_MAX_FILE_BYTES, size);
+    }
+    json_t *root = NULL;
+    mf_json_span vocab, merges;
+    MF_TRY(mf_tokenizer_json_parse(json, size, name, &root, &vocab, &merges, err));
+    mf_tokenizer *tok = mf_alloc_zero(sizeof *tok);
+    mf_tokenizer_loader loader = { .tok = tok, .root = root, .name = name, .err = err };
+    mf_status status = tok ? load(&loader, json, vocab, merges) : out_of_memory(&loader);
+    json_decref(root);
+    if (status != MF_OK) {
+        mf_tokenizer_close(&tok);
+        return status;
+    }
+    *out = tok;
+    return MF_OK;
+}
+
+mf_status mf_tokenizer_open(const char *path, mf_tokenizer **out, mf_error *err)
+{
+    *out = NULL;
+    mf_file file;
+    MF_TRY(mf_file_open(path, false, MF_TOKENIZER_MAX_FILE_BYTES, &file, err));
+    mf_status status = mf_tokenizer_parse((const char *)file.data, file.size, path, out, err);
+    mf_file_close(&file);
+    return status;
+}
+
+void mf_tokenizer_close(mf_tokenizer **tok)
+{
+    mf_tokenizer *t = *tok;
+    if (!t) {
+        return;
+    }
+    mf_vocab_close(&t->vocab);
+    mf_bpe_close(&t->bpe);
+    mf_added_tokens_close(&t->added);
+    mf_pretokenizer_close(&t->pre);
+    mf_free(t->flags);
+    mf_free(t);
+    *tok = NULL;
+}

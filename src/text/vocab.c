@@ -1,0 +1,168 @@
+/* vocab.c - the tokens: see vocab.h. */
+#include "text/vocab.h"
+
+#include <string.h>
+
+#include "base/random.h"
+#include "base/sys.h"
+#include "text/idmap.h"
+#include "text/utf8.h"
+
+/* Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and up. */
+static bool stands_for_itself(uint32_t c)
+{
+    return (c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xff && c != 0xad);
+}
+
+uint32_t mf_byte_to_char(uint8_t byte)
+{
+    if (stands_for_itself(byte)) {
+        return byte;
+    }
+    /* 0x00-0x20 are the first 33, then 0x7f-0xa0 (34), then 0xad. */
+    return 0x100u + (byte <= 0x20 ? byte : byte == 0xad ? 67u : byte - 0x7fu + 33u);
+}
+
+int32_t mf_byte_from_char(uint32_t c)
+{
+    if (c < 0x100) {
+        return stands_for_itself(c) ? (int32_t)c : -1;
+    }
+    uint32_t n = c - 0x100;
+    return n <= 0x20 ? (int32_t)n : n < 67 ? (int32_t)(n - 33 + 0x7f) : n == 67 ? 0xad : -1;
+}
+
+static uint64_t hash_text(const char *text, size_t size)
+{
+    uint64_t h = 0xcbf29ce484222325u ^ size;
+    for (size_t i = 0; i < size; i++) {
+        h = (h ^ (uint8_t)text[i]) * 0x100000001b3u;
+    }
+    return mf_random_mix(h);
+}
+
+static bool has_text(const mf_vocab *vocab, int32_t id, const char *text, size_t size)
+{
+    size_t n;
+    const char *own = mf_vocab_text(vocab, id, &n);
+    return n == size && memcmp(own, text, size) == 0;
+}
+
+int32_t mf_vocab_find(const mf_vocab *vocab, const char *text, size_t size)
+{
+    if (vocab->num_slots == 0 || size == 0) {
+        return -1;
+    }
+    size_t mask = vocab->num_slots - 1;
+    for (size_t i = hash_text(text, size) & mask; vocab->slots[i] >= 0; i = (i + 1) & mask) {
+        if (has_text(vocab, vocab->slots[i], text, size)) {
+            return vocab->slots[i];
+        }
+    }
+    return -1;
+}
+
+static mf_status place(mf_vocab *vocab, int32_t id)
+{
+    size_t size, mask = vocab->num_slots - 1;
+    const char *text = mf_vocab_text(vocab, id, &size);
+    size_t i = hash_text(text, size) & mask;
+    for (int probes = 0; probes < MF_HASH_MAX_PROBES; probes++, i = (i + 1) & mask) {
+        if (vocab->slots[i] < 0) {
+            vocab->slots[i] = id;
+            return MF_OK;
+        }
+    }
+    return MF_ERR_LIMIT;
+}
+
+static mf_status grow_slots(mf_vocab *vocab)
+{
+    size_t num_slots = vocab->num_slots ? vocab->num_slots * 2 : 1024;
+    int32_t *slots = mf_alloc_array(num_slots, sizeof *slots);
+    if (!slots) {
+        return MF_ERR_NOMEM;
+    }
+    memset(slots, 0xff, num_slots * sizeof *slots);
+    mf_free(vocab->slots);
+    vocab->slots = slots;
+    vocab->num_slots = num_slots;
+    for (size_t id = 0; id < vocab->size; id++) {
+        if (vocab->entries[id].text_size > 0) {
+            MF_TRY(place(vocab, (int32_t)id));
+        }
+    }
+    return MF_OK;
+}
+
+mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t id)
+{
+    if (id < 0 || id >= MF_VOCAB_MAX_IDS || size == 0 || size > MF_VOCAB_MAX_TOKEN_BYTES ||
+        ((size_t)id < vocab->size && vocab->entries[id].text_size > 0)) {
+        return MF_ERR_INVALID;
+    }
+    if (mf_vocab_find(vocab, text, size) >= 0) {
+        return MF_ERR_FORMAT;
+    }
+    if ((size_t)id >= vocab->capacity) {
+        size_t capacity = vocab->capacity ? vocab->capacity : 1024;
+        while (capacity <= (size_t)id) {
+            capacity *= 2;
+        }
+        mf_vocab_entry *entries = mf_resize_array(vocab->entries, capacity, sizeof *entries);
+        if (!entries) {
+            return MF_ERR_NOMEM;
+        }
+        memset(entries + vocab->capacity, 0, (capacity - vocab->capacity) * sizeof *entries);
+        vocab->entries = entries;
+        vocab->capacity = capacity;
+    }
+    if (vocab->text.size > UINT32_MAX - size - 1) {
+        return MF_ERR_LIMIT;
+    }
+    uint32_t at = (uint32_t)vocab->text.size;
+    MF_TRY(mf_buffer_reserve(&vocab->text, size + 1));
+    MF_TRY(mf_buffer_append(&vocab->text, text, size));
+    MF_TRY(mf_buffer_append(&vocab->text, "", 1));
+    vocab->entries[id] = (mf_vocab_entry){ .text_at = at, .text_size = (uint32_t)size };
+    vocab->size = (size_t)id >= vocab->size ? (size_t)id + 1 : vocab->size;
+    vocab->num_tokens++;
+    /* Growing places all tokens, the new one too. */
+    return vocab->num_tokens * 2 > vocab->num_slots ? grow_slots(vocab) : place(vocab, (int32_t)id);
+}
+
+mf_status mf_vocab_make_bytes(mf_vocab *vocab)
+{
+    /* No token has more bytes than its text. */
+    MF_TRY(mf_buffer_reserve(&vocab->bytes, vocab->text.size));
+    for (size_t id = 0; id < vocab->size; id++) {
+        size_t size;
+        const char *text = mf_vocab_text(vocab, (int32_t)id, &size);
+        size_t begin = vocab->bytes.size;
+        bool all_bytes = true;
+        for (size_t at = 0; at < size && all_bytes;) {
+            int32_t byte = mf_byte_from_char(mf_utf8_next(text, &at));
+            all_bytes = byte >= 0;
+            if (all_bytes) {
+                vocab->bytes.data[vocab->bytes.size++] = (char)byte;
+            }
+        }
+        /* A token with any other character stands for its own text. */
+        if (!all_bytes) {
+            memcpy(vocab->bytes.data + begin, text, size);
+            vocab->bytes.size = begin + size;
+        }
+        vocab->entries[id].bytes_at = (uint32_t)begin;
+        vocab->entries[id].bytes_size = (uint32_t)(vocab->bytes.size - begin);
+    }
+    return MF_OK;
+}
+
+void mf_vocab_close(mf_vocab *vocab)
+{
+    mf_free(vocab->entries);
+    mf_free(vocab->slots);
+    mf_buffer_close(&vocab->text);
+    mf_buffer_close(&vocab->bytes);
+    *vocab = (mf_vocab){ 0 };
+}
