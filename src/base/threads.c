@@ -1,9 +1,12 @@
 /* threads.c - the pool: see threads.h.
  *
- * A loop is published by bumping `epoch`; workers take task indices from a shared counter and count themselves out. */
+ * One word holds the loop's number, whether it may still be joined, and how many workers are in it.  The caller publishes a
+ * loop, works through it itself, closes it, and waits only for workers that had joined: one that slept or lost its core
+ * costs nothing. */
 #include "base/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -18,6 +21,10 @@
 /* About 20 to 50 us: longer than the gap between two ops of a decode step, shorter than a scheduler's slice. */
 enum { SPIN_TURNS = 4000, MAX_THREADS = 256 };
 
+#define LOOP_OPEN 0x80000000u
+#define LOOP_ACTIVE 0x7fffffffu
+#define LOOP_NUMBER_SHIFT 32
+
 typedef struct mf_worker {
     mf_pool *pool;
     pthread_t thread;
@@ -29,13 +36,12 @@ struct mf_pool {
     int32_t num_started;
     mf_worker *workers; /* [num_threads - 1] */
 
-    /* The loop in progress; written by the caller before epoch moves. */
+    /* The loop in progress; written by the caller while no worker can be in it. */
     mf_task_fn fn;
     void *context;
     int64_t num_tasks;
-    _Alignas(64) atomic_uint_fast64_t epoch;
+    _Alignas(64) atomic_uint_least64_t loop; /* number << 32 | LOOP_OPEN | active workers */
     _Alignas(64) atomic_int_fast64_t next_task;
-    _Alignas(64) atomic_int_fast32_t num_busy; /* workers that have not left the current loop */
     atomic_int_fast32_t num_sleeping;
     atomic_bool quit;
     pthread_mutex_t mutex; /* guards sleeping on `wake` only */
@@ -53,24 +59,25 @@ static void run_tasks(mf_pool *pool, int32_t thread)
     }
 }
 
-static uint64_t wait_for_epoch(mf_pool *pool, uint64_t seen)
+/* Returns the loop word once its number differs from `seen`. */
+static uint64_t wait_for_loop(mf_pool *pool, uint64_t seen)
 {
     for (int turn = 0; turn < SPIN_TURNS; turn++) {
-        uint64_t epoch = atomic_load_explicit(&pool->epoch, memory_order_acquire);
-        if (epoch != seen) {
-            return epoch;
+        uint64_t loop = atomic_load_explicit(&pool->loop, memory_order_acquire);
+        if (loop >> LOOP_NUMBER_SHIFT != seen) {
+            return loop;
         }
         CPU_RELAX();
     }
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->num_sleeping, 1);
-    uint64_t epoch;
-    while ((epoch = atomic_load(&pool->epoch)) == seen) {
+    uint64_t loop;
+    while ((loop = atomic_load(&pool->loop)) >> LOOP_NUMBER_SHIFT == seen) {
         pthread_cond_wait(&pool->wake, &pool->mutex);
     }
     atomic_fetch_sub(&pool->num_sleeping, 1);
     pthread_mutex_unlock(&pool->mutex);
-    return epoch;
+    return loop;
 }
 
 static void *worker_main(void *argument)
@@ -79,18 +86,27 @@ static void *worker_main(void *argument)
     mf_pool *pool = worker->pool;
     uint64_t seen = 0;
     for (;;) {
-        seen = wait_for_epoch(pool, seen);
+        uint64_t loop = wait_for_loop(pool, seen);
         if (atomic_load(&pool->quit)) {
             return NULL;
         }
-        run_tasks(pool, worker->index);
-        atomic_fetch_sub_explicit(&pool->num_busy, 1, memory_order_release);
+        seen = loop >> LOOP_NUMBER_SHIFT;
+        bool joined = false;
+        while ((loop & LOOP_OPEN) && loop >> LOOP_NUMBER_SHIFT == seen && !joined) {
+            joined = atomic_compare_exchange_weak(&pool->loop, &loop, loop + 1);
+        }
+        if (joined) {
+            run_tasks(pool, worker->index);
+            atomic_fetch_sub_explicit(&pool->loop, 1, memory_order_release);
+        }
     }
 }
 
-static void publish(mf_pool *pool)
+/* The next loop's number with the given flags; wakes whoever sleeps. */
+static void publish(mf_pool *pool, uint64_t flags)
 {
-    atomic_fetch_add(&pool->epoch, 1); /* seq_cst: ordered before the look at num_sleeping */
+    uint64_t number = ((atomic_load_explicit(&pool->loop, memory_order_relaxed) >> LOOP_NUMBER_SHIFT) + 1) & 0xffffffffu;
+    atomic_store(&pool->loop, number << LOOP_NUMBER_SHIFT | flags); /* seq_cst: ordered before the look at num_sleeping */
     if (atomic_load(&pool->num_sleeping) > 0) {
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_broadcast(&pool->wake);
@@ -137,7 +153,7 @@ void mf_pool_close(mf_pool **out)
         return;
     }
     atomic_store(&pool->quit, true);
-    publish(pool);
+    publish(pool, 0);
     for (int32_t i = 0; i < pool->num_started; i++) {
         pthread_join(pool->workers[i].thread, NULL);
     }
@@ -165,15 +181,15 @@ void mf_pool_run(mf_pool *pool, int64_t num_tasks, mf_task_fn fn, void *context)
     pool->context = context;
     pool->num_tasks = num_tasks;
     atomic_store_explicit(&pool->next_task, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->num_busy, pool->num_threads - 1, memory_order_relaxed);
-    publish(pool);
+    publish(pool, LOOP_OPEN);
     run_tasks(pool, 0);
-    /* Workers that are late must leave before the next loop's fields are written. */
-    for (int turn = 0; atomic_load_explicit(&pool->num_busy, memory_order_acquire) > 0; turn++) {
+    uint64_t loop = atomic_fetch_and(&pool->loop, ~(uint64_t)LOOP_OPEN);
+    for (int turn = 0; loop & LOOP_ACTIVE; turn++) {
         if (turn < SPIN_TURNS) {
             CPU_RELAX();
         } else {
             sched_yield();
         }
+        loop = atomic_load_explicit(&pool->loop, memory_order_acquire);
     }
 }
