@@ -43,16 +43,17 @@ static const char *dtype_set_text(uint32_t set, char *text)
     return text;
 }
 
-/* "[3, any, 16]" */
-static const char *shape_text(int32_t ndim, const int64_t *shape, char *text)
+/* "[3, 16]"; with `wanted`, -1 reads "any". */
+static const char *list_text(int32_t n, const int64_t *list, bool wanted, char *text)
 {
-    size_t n = (size_t)snprintf(text, TEXT_SIZE, "[");
-    for (int32_t i = 0; i < ndim; i++) {
-        int k = shape[i] == MF_ANY ? snprintf(text + n, TEXT_SIZE - n, "%sany", i ? ", " : "")
-                                   : snprintf(text + n, TEXT_SIZE - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
-        n += k > 0 ? (size_t)k : 0;
+    size_t used = (size_t)snprintf(text, TEXT_SIZE, "[");
+    for (int32_t i = 0; i < n; i++) {
+        const char *join = i > 0 ? ", " : "";
+        int k = wanted && list[i] == MF_ANY ? snprintf(text + used, TEXT_SIZE - used, "%sany", join)
+                                            : snprintf(text + used, TEXT_SIZE - used, "%s%lld", join, (long long)list[i]);
+        used += k > 0 ? (size_t)k : 0;
     }
-    snprintf(text + n, TEXT_SIZE - n, "]");
+    snprintf(text + used, TEXT_SIZE - used, "]");
     return text;
 }
 
@@ -72,12 +73,12 @@ static mf_status check_strides(const mf_tensor *t, const char *name, int64_t *ex
             char want[40];
             snprintf(want, sizeof want, last ? "1" : "at least %lld", (long long)inner);
             return mf_fail(err, MF_ERR_INVALID, "%s: stride %s; expected %s for axis %d", name,
-                           shape_text(t->ndim, t->stride, found), want, (int)i);
+                           list_text(t->ndim, t->stride, false, found), want, (int)i);
         }
         int64_t step;
         if (!mf_mul_ok(n - 1, t->stride[i], &step) || !mf_add_ok(inner, step, &inner)) {
             return mf_fail(err, MF_ERR_INVALID, "%s: stride %s times shape does not fit in 63 bits", name,
-                           shape_text(t->ndim, t->stride, found));
+                           list_text(t->ndim, t->stride, false, found));
         }
     }
     *extent = inner;
@@ -104,14 +105,14 @@ mf_status mf_check_tensor(const mf_tensor *t, const char *name, uint32_t dtypes,
         same = t->shape[i] >= 0 && (shape[i] == MF_ANY || t->shape[i] == shape[i]);
     }
     if (!same) {
-        return mf_fail(err, MF_ERR_INVALID, "%s: shape %s; expected %s", name, shape_text(t->ndim, t->shape, found),
-                       shape_text(ndim, shape, want));
+        return mf_fail(err, MF_ERR_INVALID, "%s: shape %s; expected %s", name, list_text(t->ndim, t->shape, false, found),
+                       list_text(ndim, shape, true, want));
     }
     if (mf_tensor_empty(t)) {
         return MF_OK;
     }
     if (!t->data) {
-        return mf_fail(err, MF_ERR_INVALID, "%s: data is NULL with shape %s", name, shape_text(ndim, t->shape, found));
+        return mf_fail(err, MF_ERR_INVALID, "%s: data is NULL with shape %s", name, list_text(ndim, t->shape, false, found));
     }
     int64_t extent = 0;
     int64_t bytes;

@@ -277,6 +277,7 @@ void gate_run(gate_outputs *o, mf_device *device, bool unfused)
         return;
     }
     size_t bytes = mf_moe_gate_workspace_bytes(&o->args);
+    bytes = bytes < (size_t)1 << 30 ? bytes : 0; /* only a damaged configuration wants more: it is refused anyway */
     void *workspace = conf_alloc(bytes);
     o->status = mf_moe_gate_unfused(device, &o->args, workspace, bytes, &o->err);
     conf_free(workspace);
