@@ -114,6 +114,16 @@ CASES = {
                                                num_experts_per_tok=3, n_shared_experts=1, n_group=2, topk_group=1,
                                                routed_scaling_factor=2.5, norm_topk_prob=False, num_nextn_predict_layers=1,
                                                rope_scaling=yarn())),
+    # routed experts only, one group kept of two
+    "v3_no_shared": ("bf16", 11, {}, dict(V3, vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+                                          num_hidden_layers=2, first_k_dense_replace=0, n_routed_experts=6,
+                                          num_experts_per_tok=2, n_shared_experts=0, n_group=2, topk_group=1,
+                                          routed_scaling_factor=2.5, rope_scaling=yarn())),
+    # no MoE layer at all
+    "v3_dense": ("bf16", 12, {}, dict(V3, vocab_size=64, hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
+                                      num_hidden_layers=2, first_k_dense_replace=2, n_routed_experts=6,
+                                      num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1,
+                                      routed_scaling_factor=2.5, rope_scaling=yarn())),
     # Kimi-K2: DeepSeek-V3's code under another model_type, which transformers cannot load: its oracle is deepseek_v3
     "kimi_k2": ("bf16", 10, dict(oracle_model_type="deepseek_v3"),
                 dict(V3, model_type="kimi_k2", vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
@@ -130,6 +140,8 @@ def released_names(state):
     """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each."""
     shapes = {}
     for name, tensor in state.items():
+        if tensor.numel() == 0:
+            continue  # a shared MLP of no width is not stored
         if name.endswith("mlp.experts.gate_up_proj"):
             for e in range(tensor.shape[0]):
                 half = tensor.shape[1] // 2
@@ -201,8 +213,8 @@ def stacked_state(values, template):
         elif name.endswith("mlp.experts.down_proj"):
             base = name[: -len("down_proj")]
             state[name] = torch.stack([values[f"{base}{e}.down_proj.weight"] for e in range(tensor.shape[0])])
-        elif name in values:
-            state[name] = values[name]
+        elif name in values or tensor.numel() == 0:
+            state[name] = values.get(name, tensor)
         elif name == "lm_head.weight":  # tied
             state[name] = values["model.embed_tokens.weight"]
     return state
@@ -272,7 +284,7 @@ def run_oracle(model, config, prompt):
     logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     for hook in hooks:
         hook.remove()
-    return ids, logits, min(gaps), logit_gap
+    return ids, logits, min(gaps, default=float("inf")), logit_gap
 
 
 def load_oracle(directory):

@@ -483,11 +483,11 @@ static int64_t pages_of(const golden *g, const mf_plan_options *plan)
     }
     int64_t pages = -1;
     int status = 0;
+    close(ends[1]); /* a child that dies ends the read */
     CHECK_EQ(read(ends[0], &pages, sizeof pages), sizeof pages);
     CHECK_EQ(waitpid(child, &status, 0), child);
     CHECK_EQ(status, 0);
     close(ends[0]);
-    close(ends[1]);
     return pages;
 }
 
