@@ -88,7 +88,7 @@ static size_t lay_out(pass *p, const mf_experts *experts, int64_t num_tokens, in
     const int64_t tokens = pass_tokens(num_tokens, num_columns, false);
     const int64_t pairs = mf_carve_count(tokens, num_columns, 1);
     const int64_t pass_pairs = num_columns > PASS_TOKENS ? num_columns : PASS_TOKENS;
-    const int64_t all_pairs = num_tokens * num_columns; /* below 2^31: checked by the caller */
+    const int64_t all_pairs = mf_carve_count(num_tokens, num_columns, 1);
     const int64_t most_inputs = all_pairs < pass_pairs ? all_pairs : pass_pairs; /* enough by token and by pair */
     size_t total = 0;
     p->pairs = mf_carve(base, &total, pairs, sizeof *p->pairs);
