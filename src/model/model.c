@@ -376,7 +376,7 @@ static mf_status print_device_line(const mf_model *model, mf_buffer *out)
 {
     const char *text = mf_device_description(model->device);
     MF_TRY(mf_buffer_append_text(out, "device  "));
-    size_t name = strcspn(text, " ");
+    size_t name = strcspn(text, ", ");
     MF_TRY(mf_buffer_append(out, text, name));
     text += name;
     while (*text) {
@@ -417,5 +417,5 @@ mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer 
     MF_TRY(print_model_line(model, out));
     MF_TRY(print_device_line(model, out));
     MF_TRY(print_memory_line(model, out));
-    return mf_plan_print(model->plan, all_layers, out);
+    return mf_plan_print(model->plan, mf_device_name(model->device), all_layers, out);
 }

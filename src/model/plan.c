@@ -230,8 +230,9 @@ static mf_status print_layer(const mf_plan *plan, int64_t l, mf_buffer *out)
     return count > 1 ? mf_buffer_printf(out, "..%d\n", (int)(first + count - 1)) : mf_buffer_append_text(out, "\n");
 }
 
-mf_status mf_plan_print(const mf_plan *plan, bool all_layers, mf_buffer *out)
+mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_layers, mf_buffer *out)
 {
+    (void)device_name; /* cpu and ref take every pair of formats: no reason depends on the backend so far */
     if (plan->num_moe == 0) {
         return mf_buffer_append_text(out, "fusion  none: the model has no MoE layer\n");
     }

@@ -47,7 +47,7 @@ mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, in
                               mf_slot **slots, int64_t *num_slots, mf_slot **shared, int64_t *num_shared, mf_error *err);
 
 /* The `fusion` lines of the start-up plan; all_layers prints one line per layer, else only those that differ from most, and
- * one for all when most are not in slots. */
-mf_status mf_plan_print(const mf_plan *plan, bool all_layers, mf_buffer *out);
+ * one for all when most are not in slots.  device_name is for reasons that name a backend; NULL: not known. */
+mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_layers, mf_buffer *out);
 
 #endif
