@@ -91,8 +91,12 @@ mf_status mf_json_parse(const char *text, size_t size, const char *name, const m
         return mf_fail(err, MF_ERR_FORMAT, "%s: starts with a byte order mark; expected JSON", name);
     }
     MF_TRY(scan(text, size, name, max_depth, max_values, err));
-    json_error_t problem;
+    json_error_t problem = { .text = "" };
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &problem);
+    /* Where an allocation fails jansson says so, or says nothing. */
+    if (!root && (json_error_code(&problem) == json_error_out_of_memory || problem.text[0] == '\0')) {
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory while parsing JSON", name);
+    }
     if (!root) {
         return mf_fail(err, MF_ERR_FORMAT, "%s: not valid JSON: line %d, column %d: %s", name, problem.line, problem.column,
                        problem.text);

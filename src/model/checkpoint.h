@@ -43,8 +43,10 @@ typedef struct mf_checkpoint_options {
 mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **checkpoint,
                                   mf_error *err);
 
-/* The index's text into JSON within its limits. */
-mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, mf_error *err);
+/* The index's text into JSON within its limits, every file name checked; *files: an object whose keys are the distinct ones.
+ * Both are released with json_decref. */
+mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, json_t **files,
+                                    mf_error *err);
 
 /* Sorts the names; the same name twice is an error that names both files. */
 mf_status mf_checkpoint_index(mf_checkpoint *checkpoint, mf_error *err);

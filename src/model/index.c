@@ -1,5 +1,7 @@
 /* index.c - the set of files that make one checkpoint: model.safetensors alone, or model.safetensors.index.json and the shards
  * it names.  A tensor must stand exactly where the index puts it. */
+#include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -103,9 +105,8 @@ static mf_status compare_with_map(const mf_checkpoint *c, const json_t *map, con
                            t->file);
         }
         if (strcmp(shard, t->file) != 0) {
-            bool twice = strcmp(mf_checkpoint_find(c, t->name)->file, t->file) != 0;
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s; the index puts it in %s%s", index_name, t->name,
-                           t->file, shard, twice ? ", where it stands too" : "");
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s; the index puts it in %s", index_name, t->name,
+                           t->file, shard);
         }
     }
     if ((size_t)c->num_tensors == json_object_size(map)) {
@@ -122,54 +123,60 @@ static mf_status compare_with_map(const mf_checkpoint *c, const json_t *map, con
     return MF_OK;
 }
 
-static mf_status open_sharded(const mf_checkpoint_options *options, const char *dir, const json_t *root, const char *index_name,
-                              mf_checkpoint *c, mf_error *err)
+mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **out, json_t **files, mf_error *err)
 {
+    *out = *files = NULL;
+    mf_json_limits limits = { .max_depth = 8, .max_values = 100000 + (int64_t)(size / 32), .top_is_object = true };
+    json_t *root = NULL, *names = NULL;
+    MF_TRY(mf_json_parse(text, size, name, &limits, &root, err));
+    mf_status status;
     const json_t *map = json_object_get(root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0) {
-        return mf_fail(err, MF_ERR_FORMAT, "%s: key \"weight_map\": expected an object of tensor names and files; got %s", index_name,
-                       json_is_object(map) ? "an empty one" : mf_json_type_name(map));
+        status = mf_fail(err, MF_ERR_FORMAT, "%s: key \"weight_map\": expected an object of tensor names and files; got %s", name,
+                         json_is_object(map) ? "an empty one" : mf_json_type_name(map));
+        goto fail;
     }
-    json_t *names = json_object();
+    names = json_object();
     if (!names) {
-        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+        status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", name);
+        goto fail;
     }
-    mf_status status;
-    MF_TRY_GOTO(collect_shards(map, index_name, names, err), done);
-    c->shards = mf_alloc_array(json_object_size(names), sizeof *c->shards);
-    if (!c->shards) {
-        status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
-        goto done;
-    }
-    const char *name;
-    json_t *unused;
-    json_object_foreach(names, name, unused) {
-        (void)unused;
-        c->shards[c->num_shards].name = mf_arena_strdup(&c->arena, name);
-        if (!c->shards[c->num_shards++].name) {
-            status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
-            goto done;
-        }
-    }
-    MF_TRY_GOTO(open_shards(options, dir, c, err), done);
-    MF_TRY_GOTO(mf_checkpoint_index(c, err), done);
-    status = compare_with_map(c, map, index_name, err);
-done:
+    MF_TRY_GOTO(collect_shards(map, name, names, err), fail);
+    *out = root;
+    *files = names;
+    return MF_OK;
+fail:
+    json_decref(root);
     json_decref(names);
     return status;
 }
 
-mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, mf_error *err)
+static mf_status open_sharded(const mf_checkpoint_options *options, const char *dir, const json_t *root, json_t *files,
+                              const char *index_name, mf_checkpoint *c, mf_error *err)
 {
-    mf_json_limits limits = { .max_depth = 8, .max_values = 100000 + (int64_t)(size / 32), .top_is_object = true };
-    return mf_json_parse(text, size, name, &limits, root, err);
+    c->shards = mf_alloc_array(json_object_size(files), sizeof *c->shards);
+    if (!c->shards) {
+        return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+    }
+    const char *name;
+    json_t *unused;
+    json_object_foreach(files, name, unused) {
+        (void)unused;
+        c->shards[c->num_shards].name = mf_arena_strdup(&c->arena, name);
+        if (!c->shards[c->num_shards++].name) {
+            return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", index_name);
+        }
+    }
+    MF_TRY(open_shards(options, dir, c, err));
+    MF_TRY(mf_checkpoint_index(c, err));
+    return compare_with_map(c, json_object_get(root, "weight_map"), index_name, err);
 }
 
-static mf_status load_index(const char *path, json_t **root, mf_error *err)
+static mf_status load_index(const char *path, json_t **root, json_t **files, mf_error *err)
 {
     mf_file file;
     MF_TRY(mf_file_open(path, false, MAX_INDEX_BYTES, &file, err));
-    mf_status status = mf_checkpoint_parse_index((const char *)file.data, file.size, path, root, err);
+    mf_status status = mf_checkpoint_parse_index((const char *)file.data, file.size, path, root, files, err);
     mf_file_close(&file);
     return status;
 }
@@ -186,33 +193,54 @@ static mf_status open_single(const mf_checkpoint_options *options, const char *d
     return mf_checkpoint_index(c, err);
 }
 
+/* A second index (of another precision, say) would make it a guess which weights are meant. */
+static mf_status refuse_other_index(const char *dir, mf_error *err)
+{
+    DIR *listing = opendir(dir);
+    if (!listing) {
+        return mf_fail(err, MF_ERR_IO, "%s: cannot list the directory: %s", dir, strerror(errno));
+    }
+    mf_status status = MF_OK;
+    for (const struct dirent *e; status == MF_OK && (e = readdir(listing));) {
+        static const char end[] = ".safetensors.index.json";
+        size_t n = strlen(e->d_name);
+        if (n >= sizeof end - 1 && strcmp(e->d_name + n - (sizeof end - 1), end) == 0 && strcmp(e->d_name, INDEX) != 0) {
+            status = mf_fail(err, MF_ERR_FORMAT, "%s: holds the index %.200s; expected no other than " INDEX, dir, e->d_name);
+        }
+    }
+    closedir(listing);
+    return status;
+}
+
 mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **out, mf_error *err)
 {
     *out = NULL;
     mf_checkpoint *c = mf_alloc_zero(sizeof *c);
     char *index_path = mf_path_join(dir, INDEX);
     char *single_path = mf_path_join(dir, SINGLE);
-    json_t *root = NULL;
+    json_t *root = NULL, *files = NULL;
     mf_status status = MF_OK;
     if (!c || !index_path || !single_path) {
         status = mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", dir);
         goto done;
     }
     bool has_index = mf_path_exists(index_path), has_single = mf_path_exists(single_path);
+    MF_TRY_GOTO(refuse_other_index(dir, err), done);
     if (has_index && has_single) {
         status = mf_fail(err, MF_ERR_FORMAT, "%s: holds both " SINGLE " and " INDEX "; expected one of them", dir);
     } else if (has_single) {
         status = open_single(options, dir, c, err);
     } else if (has_index) {
-        status = load_index(index_path, &root, err);
+        status = load_index(index_path, &root, &files, err);
         if (status == MF_OK) {
-            status = open_sharded(options, dir, root, index_path, c, err);
+            status = open_sharded(options, dir, root, files, index_path, c, err);
         }
     } else {
         status = mf_fail(err, MF_ERR_IO, "%s: holds neither " SINGLE " nor " INDEX, dir);
     }
 done:
     json_decref(root);
+    json_decref(files);
     mf_free(index_path);
     mf_free(single_path);
     if (status != MF_OK && c) {

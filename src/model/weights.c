@@ -41,9 +41,7 @@ mf_status mf_weights_alloc(const mf_model_config *config, size_t arena_limit, mf
     return MF_OK;
 }
 
-/* A config that asks for far more than the files hold must not cost memory or time before it is refused.  One that is only
- * somewhat off goes on, so that the missing tensors can be named. */
-static mf_status check_plausible(const char *dir, const mf_model_config *config, const mf_checkpoint *c, mf_error *err)
+mf_status mf_weights_plausible(const char *dir, const mf_model_config *config, const mf_checkpoint *c, mf_error *err)
 {
     int64_t wanted = mf_tensor_map_count(config);
     int64_t params = mf_model_config_size(config).total_params; /* a byte each at least */
@@ -55,7 +53,7 @@ static mf_status check_plausible(const char *dir, const mf_model_config *config,
     return MF_OK;
 }
 
-static size_t arena_limit(const mf_checkpoint *c, bool mapped)
+size_t mf_weights_arena_limit(const mf_checkpoint *c, bool mapped)
 {
     uint64_t bytes = 0;
     for (int32_t i = 0; i < c->num_shards; i++) {
@@ -114,8 +112,8 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     mf_checkpoint_options opening = { .use_map = options->use_map, .progress = options->progress };
     mf_status status;
     MF_TRY_GOTO(mf_checkpoint_open_with(dir, &opening, &checkpoint, err), fail);
-    MF_TRY_GOTO(check_plausible(dir, config, checkpoint, err), fail);
-    MF_TRY_GOTO(mf_weights_alloc(config, arena_limit(checkpoint, options->use_map), &w, err), fail);
+    MF_TRY_GOTO(mf_weights_plausible(dir, config, checkpoint, err), fail);
+    MF_TRY_GOTO(mf_weights_alloc(config, mf_weights_arena_limit(checkpoint, options->use_map), &w, err), fail);
     w->checkpoint = checkpoint;
     checkpoint = NULL;
     mf_match_options match = { .dir = dir };
@@ -145,58 +143,4 @@ void mf_weights_close(mf_weights **weights)
         mf_free(w);
         *weights = NULL;
     }
-}
-
-/* ---- check ---- */
-
-typedef struct checker {
-    mf_finding_fn report;
-    void *context;
-    int32_t found, most;
-} checker;
-
-static bool note_bad_file(void *context, const mf_error *err)
-{
-    checker *check = context;
-    if (check->found < check->most) {
-        check->report(check->context, err->message);
-        check->found++;
-    }
-    return check->found < check->most;
-}
-
-mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool deep, int32_t max_findings, mf_finding_fn report,
-                           void *context, int32_t *num_findings, mf_error *err)
-{
-    *num_findings = 0;
-    mf_error local = { 0 };
-    checker check = { .report = report, .context = context, .most = max_findings > 0 ? max_findings : 1 };
-    mf_checkpoint_options opening = { .use_map = true, .bad_file = note_bad_file, .context = &check };
-    mf_checkpoint *checkpoint = NULL;
-    mf_weights *w = NULL;
-    mf_status status = mf_checkpoint_open_with(dir, &opening, &checkpoint, &local);
-    if (status == MF_OK) {
-        status = check_plausible(dir, config, checkpoint, &local);
-    }
-    if (status != MF_OK && status != MF_ERR_NOMEM && check.found == 0) {
-        note_bad_file(&check, &local); /* not a bad shard: the directory, the index, the sizes */
-    }
-    if (status == MF_OK) {
-        MF_TRY_GOTO(mf_weights_alloc(config, arena_limit(checkpoint, true), &w, &local), done);
-        w->checkpoint = checkpoint;
-        checkpoint = NULL;
-        mf_match_options match = { .dir = dir, .deep = deep, .report = report, .context = context, .max_findings = check.most };
-        status = mf_weights_match(w, &match, &check.found, &local);
-    }
-done:
-    mf_checkpoint_close(&checkpoint);
-    mf_weights_close(&w);
-    *num_findings = check.found;
-    if (status == MF_ERR_NOMEM) {
-        if (err) {
-            *err = local;
-        }
-        return status;
-    }
-    return MF_OK;
 }
