@@ -152,6 +152,14 @@ void job_expect(job *j, const fake_model *fake, mf_sampler *sampler, int32_t max
 
 /* ---- the engine's answers ----------------------------------------------------------------------------------------- */
 
+static void copy_top(mf_logprob *to, const mf_event *e)
+{
+    CHECK(e->num_top_logprobs <= JOB_MAX_TOP);
+    for (int32_t i = 0; i < e->num_top_logprobs; i++) {
+        to[i] = e->top_logprobs[i];
+    }
+}
+
 void jobs_take(const mf_event *events, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) {
@@ -160,11 +168,10 @@ void jobs_take(const mf_event *events, int32_t n)
         answer *a = &j->got;
         CHECK_EQ(e->request_id, j->id);
         CHECK(!j->is_done);
-        CHECK(e->num_top_logprobs <= JOB_MAX_TOP);
         switch (e->type) {
         case MF_EVENT_TOKEN:
             CHECK_EQ(e->position, j->request.num_prompt_tokens + a->num_tokens);
-            memcpy(a->top[a->num_tokens], e->top_logprobs, (size_t)e->num_top_logprobs * sizeof(mf_logprob));
+            copy_top(a->top[a->num_tokens], e);
             a->num_top[a->num_tokens] = e->num_top_logprobs;
             a->logprobs[a->num_tokens] = e->logprob;
             a->tokens[a->num_tokens++] = e->token_id;
@@ -173,7 +180,7 @@ void jobs_take(const mf_event *events, int32_t n)
             CHECK_EQ(a->num_tokens, 0);
             CHECK_EQ(e->position, a->num_prompt_logprobs + 1);
             CHECK_EQ(e->token_id, j->prompt[e->position]);
-            memcpy(a->prompt_top[a->num_prompt_logprobs], e->top_logprobs, (size_t)e->num_top_logprobs * sizeof(mf_logprob));
+            copy_top(a->prompt_top[a->num_prompt_logprobs], e);
             a->prompt_logprobs[a->num_prompt_logprobs++] = e->logprob;
             break;
         case MF_EVENT_FINISHED:
