@@ -31,7 +31,8 @@ const mf_device *mf_model_get_device(const mf_model *model);
 int64_t mf_model_max_len(const mf_model *model);
 int64_t mf_model_workspace_bytes(const mf_model *model);
 
-/* The paged store of keys and values: all layers of one block lie together in `num_blocks` blocks of `block_size` tokens. */
+/* The paged store of keys and values: per layer `num_blocks` blocks of `block_size` tokens; a block id names one block of
+ * every layer. */
 typedef struct mf_kv_store mf_kv_store;
 int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size);
 mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, mf_kv_store **store, mf_error *err);
