@@ -130,7 +130,7 @@ static mf_status choose_num_blocks(const mf_model *model, const mf_engine_option
 static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_engine **engine, mf_error *err)
 {
     MF_TRY(open_model(c, o, err));
-    int32_t num_blocks;
+    int32_t num_blocks = 0;
     MF_TRY(choose_num_blocks(c->model, o, &num_blocks, err));
     const mf_model_config *config = mf_model_get_config(c->model);
     mf_engine_model table = {
