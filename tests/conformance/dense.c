@@ -1,0 +1,435 @@
+/* dense.c - the dense operations of ops.h on every device against double precision, and their promises about bits. */
+#include "experts_case.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels/ops.h"
+
+static float *normals(uint64_t *seed, int64_t n)
+{
+    float *x = conf_alloc((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = (float)conf_normal(seed);
+    }
+    return x;
+}
+
+/* ---- linear, embed ---- */
+
+TEST(dense_linear_is_within_rounding_of_double_precision_in_every_format)
+{
+    static const int64_t shapes[][2] = { { 5, 7 }, { 66, 129 }, { 130, 300 } };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        for (int i = 0; i < 9; i++) {
+            uint64_t seed = 100 * (uint64_t)f + (uint64_t)i;
+            const int64_t n = shapes[i % 3][0], k = shapes[i % 3][1], tokens = 1 + 4 * (i % 4), stride = k + i;
+            case_matrix w;
+            case_matrix_make(&w, &seed, (mf_format)f, i, n, k);
+            float *x = normals(&seed, tokens * stride), *bias = i % 2 ? normals(&seed, n) : NULL;
+            for (int d = 0; d < count; d++) {
+                float *out = conf_alloc((size_t)(tokens * (n + 3)) * sizeof *out);
+                devices[d].device->ops->linear(devices[d].device, &w.m, bias, x, stride, tokens, out, n + 3);
+                case_error e = { 0 };
+                for (int64_t t = 0; t < tokens; t++) {
+                    for (int64_t r = 0; r < n; r++) {
+                        double sum = bias ? (double)bias[r] : 0;
+                        for (int64_t c = 0; c < k; c++) {
+                            sum += w.value[r * k + c] * (double)x[t * stride + c];
+                        }
+                        case_error_add(&e, (double)out[t * (n + 3) + r], sum);
+                    }
+                    CHECK_EQ(((uint8_t *)(out + t * (n + 3) + n))[0], CONF_POISON);
+                }
+                if (!(case_nmse(&e) <= 1e-12)) {
+                    fail_msg("%s: linear %s [%d, %d]: NMSE %g", devices[d].label, mf_format_name((mf_format)f), (int)n, (int)k,
+                             case_nmse(&e));
+                }
+                conf_free(out);
+            }
+            conf_free(x);
+            conf_free(bias);
+            case_matrix_free(&w);
+        }
+    }
+}
+
+TEST(dense_linear_bits_do_not_depend_on_the_batch)
+{
+    enum { TOKENS = 31, N = 70, K = 333 };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        uint64_t seed = 500 + (uint64_t)f;
+        case_matrix w;
+        case_matrix_make(&w, &seed, (mf_format)f, f, N, K);
+        float *x = normals(&seed, TOKENS * K);
+        for (int d = 0; d < count; d++) {
+            mf_device *device = devices[d].device;
+            float *all = conf_alloc(TOKENS * N * sizeof *all), *one = conf_alloc(N * sizeof *one);
+            device->ops->linear(device, &w.m, NULL, x, K, TOKENS, all, N);
+            for (int t = 0; t < TOKENS; t++) {
+                device->ops->linear(device, &w.m, NULL, x + t * K, K, 1, one, N);
+                CHECK_EQ(conf_difference(one, all + t * N, MF_F32, N), -1);
+            }
+            for (int r = 0; r < N; r += f == MF_FORMAT_FP8_BLOCK ? 128 : 9) { /* and not on the rows beside it */
+                mf_matrix part = mf_matrix_rows(&w.m, r, 1);
+                device->ops->linear(device, &part, NULL, x, K, TOKENS, one, 1);
+                for (int t = 0; t < TOKENS; t++) {
+                    CHECK_EQ(conf_difference(one + t, all + t * N + r, MF_F32, 1), -1);
+                }
+            }
+            conf_free(all);
+            conf_free(one);
+        }
+        conf_free(x);
+        case_matrix_free(&w);
+    }
+}
+
+TEST(dense_matrix_views_decode_to_the_parents_values)
+{
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        for (int variant = 0; variant < 6; variant++) {
+            uint64_t seed = 700 + (uint64_t)(6 * f + variant);
+            const int64_t n = 300, k = 400;
+            case_matrix w;
+            case_matrix_make(&w, &seed, (mf_format)f, variant, n, k);
+            const int64_t step = f == MF_FORMAT_INT4_GROUP ? w.m.group_size : 128;
+            mf_error err = { 0 };
+            CHECK_OK(mf_matrix_check(&w.m, "w", &err), err);
+            mf_matrix part = mf_matrix_rows(&w.m, 128, 100);
+            part = mf_matrix_columns(&part, step, 150);
+            CHECK_OK(mf_matrix_check(&part, "part", &err), err);
+            float row[150];
+            for (int64_t r = 0; r < 100; r++) {
+                for (int64_t first = 0; first < 150; first += 37) { /* any first column */
+                    int64_t m = 150 - first < 37 ? 150 - first : 37;
+                    mf_matrix_decode_row(&part, r, first, m, row + first);
+                }
+                for (int64_t c = 0; c < 150; c++) {
+                    CHECK((double)row[c] == (double)(float)w.value[(128 + r) * k + step + c]);
+                }
+            }
+            case_matrix_free(&w);
+        }
+    }
+}
+
+TEST(dense_matrix_bytes_counts_codes_and_scales)
+{
+    /* [130, 256]: bf16 2 bytes each; fp8_block 1 byte and 2 x 2 f32 scales; int4 g 32: half a byte, 8 f16 scales and zeros a
+     * row; mxfp4: half a byte, 8 e8m0 a row */
+    static const uint8_t place[1];
+    mf_matrix m = { .data = place, .n = 130, .k = 256, .row_stride = 256, .format = MF_FORMAT_BF16 };
+    CHECK_EQ(mf_matrix_bytes(&m), 130 * 512);
+    m.format = MF_FORMAT_FP8_BLOCK;
+    m.scale = place;
+    m.scale_row_stride = 2;
+    CHECK_EQ(mf_matrix_bytes(&m), 130 * 256 + 4 * 4);
+    m.format = MF_FORMAT_INT4_GROUP;
+    m.group_size = 32;
+    m.scale_dtype = MF_F16;
+    m.scale_row_stride = 8;
+    m.zero = place;
+    CHECK_EQ(mf_matrix_bytes(&m), 130 * 128 + 130 * 8 * 3);
+    m = (mf_matrix){ .data = place, .n = 130, .k = 256, .row_stride = 256, .format = MF_FORMAT_MXFP4, .scale = place,
+                     .scale_dtype = MF_F8_E8M0, .scale_row_stride = 8 };
+    CHECK_EQ(mf_matrix_bytes(&m), 130 * 128 + 130 * 8);
+    m.format = MF_FORMAT_INT8_CHANNEL;
+    m.scale_dtype = MF_F32;
+    m.scale_row_stride = 0; /* per tensor */
+    CHECK_EQ(mf_matrix_bytes(&m), 130 * 256 + 4);
+}
+
+TEST(dense_embed_gives_the_tables_rows)
+{
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        uint64_t seed = 800 + (uint64_t)f;
+        case_matrix table;
+        case_matrix_make(&table, &seed, (mf_format)f, f, 20, 50);
+        const int32_t ids[4] = { 19, 0, 7, 7 };
+        for (int d = 0; d < count; d++) {
+            float *out = conf_alloc(4 * 60 * sizeof *out);
+            devices[d].device->ops->embed(devices[d].device, &table.m, ids, 4, out, 60);
+            for (int i = 0; i < 4 * 50; i++) {
+                CHECK(out[i / 50 * 60 + i % 50] == (float)table.value[ids[i / 50] * 50 + i % 50]);
+            }
+            conf_free(out);
+        }
+        case_matrix_free(&table);
+    }
+}
+
+/* ---- norm, rope, add, cache writes ---- */
+
+TEST(dense_rms_norm_divides_by_the_root_of_the_mean_square)
+{
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        for (int64_t n = 1; n < 600; n = n * 2 + 3) {
+            uint64_t seed = (uint64_t)n;
+            float *x = normals(&seed, 5 * (n + 2)), *weight = normals(&seed, n), *out = conf_alloc((size_t)(5 * n) * 4);
+            mf_device *device = devices[d].device;
+            device->ops->rms_norm(device, x, n + 2, 5, n, weight, 1e-3f, out, n);
+            for (int64_t t = 0; t < 5; t++) {
+                double sum = 0;
+                for (int64_t i = 0; i < n; i++) {
+                    sum += (double)x[t * (n + 2) + i] * (double)x[t * (n + 2) + i];
+                }
+                for (int64_t i = 0; i < n; i++) {
+                    double want = (double)x[t * (n + 2) + i] / sqrt(sum / (double)n + (double)1e-3f) * (double)weight[i];
+                    CHECK(fabs((double)out[t * n + i] - want) <= 1e-6 * fabs(want)); /* about 8 roundings of 2^-24 */
+                }
+            }
+            float *again = conf_alloc((size_t)(5 * (n + 2)) * 4);
+            memcpy(again, x, (size_t)(5 * (n + 2)) * 4);
+            device->ops->rms_norm(device, again, n + 2, 5, n, weight, 1e-3f, again, n + 2); /* in place */
+            for (int64_t t = 0; t < 5; t++) {
+                CHECK_MEM(again + t * (n + 2), out + t * n, (size_t)n * 4);
+            }
+            conf_free(again);
+            conf_free(x);
+            conf_free(weight);
+            conf_free(out);
+        }
+    }
+}
+
+TEST(dense_rope_rotates_pairs_or_halves)
+{
+    enum { DIM = 6, VECTORS = 2, TOKENS = 3, STRIDE = 20 };
+    static const int32_t position[TOKENS] = { 0, 5, 2 };
+    float table[6 * DIM];
+    for (int p = 0; p < 6; p++) {
+        for (int i = 0; i < DIM / 2; i++) {
+            double angle = p * pow(10000, -2.0 * i / DIM);
+            table[p * DIM + 2 * i] = (float)cos(angle);
+            table[p * DIM + 2 * i + 1] = (float)sin(angle);
+        }
+    }
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        for (int pair = 0; pair < 2; pair++) {
+            uint64_t seed = 3;
+            float *x = normals(&seed, TOKENS * STRIDE), *before = normals(&seed, TOKENS * STRIDE);
+            memcpy(before, x, TOKENS * STRIDE * sizeof *x);
+            devices[d].device->ops->rope(devices[d].device, x + 1, STRIDE, VECTORS, 8, DIM, pair, table, position, TOKENS);
+            for (int t = 0; t < TOKENS; t++) {
+                for (int v = 0; v < VECTORS; v++) {
+                    for (int i = 0; i < DIM / 2; i++) {
+                        int a = t * STRIDE + 1 + v * 8 + (pair ? 2 * i : i), b = a + (pair ? 1 : DIM / 2);
+                        double angle = position[t] * pow(10000, -2.0 * i / DIM);
+                        CHECK(fabs((double)x[a] - ((double)before[a] * cos(angle) - (double)before[b] * sin(angle))) < 1e-6);
+                        CHECK(fabs((double)x[b] - ((double)before[b] * cos(angle) + (double)before[a] * sin(angle))) < 1e-6);
+                    }
+                }
+                CHECK(x[t * STRIDE] == before[t * STRIDE] && x[t * STRIDE + 7] == before[t * STRIDE + 7]);
+            }
+            conf_free(x);
+            conf_free(before);
+        }
+    }
+}
+
+TEST(dense_add_adds)
+{
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        for (int64_t n = 0; n < 40; n += 13) {
+            uint64_t seed = 9;
+            float *a = normals(&seed, n), *b = normals(&seed, n), *sum = conf_alloc((size_t)n * 4);
+            memcpy(sum, a, (size_t)n * 4);
+            devices[d].device->ops->add(devices[d].device, sum, b, n);
+            for (int64_t i = 0; i < n; i++) {
+                CHECK(sum[i] == a[i] + b[i]);
+            }
+            conf_free(a);
+            conf_free(b);
+            conf_free(sum);
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+enum { HEADS = 3, NOPE = 12, ROPE = 8, VDIM = 10, RANK = 40, BLOCK = 4, BLOCKS = 16, SEQUENCES = 2, CONTEXT = 21 };
+enum { ROW = RANK + ROPE, QWIDTH = HEADS * (NOPE + ROPE), OUTWIDTH = HEADS * VDIM };
+
+typedef struct attention_case {
+    case_matrix kv_b;
+    float *q;     /* [SEQUENCES * CONTEXT, QWIDTH] */
+    float *rows;  /* [SEQUENCES * CONTEXT, ROW]: what the cache holds */
+    int32_t table[SEQUENCES * 8];
+} attention_case;
+
+static void make_attention(attention_case *c, mf_format format, int variant)
+{
+    uint64_t seed = 900 + (uint64_t)format;
+    case_matrix_make(&c->kv_b, &seed, format, variant, HEADS * (NOPE + VDIM), RANK);
+    c->q = normals(&seed, SEQUENCES * CONTEXT * QWIDTH);
+    c->rows = normals(&seed, SEQUENCES * CONTEXT * ROW);
+    for (int i = 0; i < SEQUENCES * 8; i++) {
+        c->table[i] = (5 * i + 3) % BLOCKS; /* scattered, without repeats: 5 and 16 share no factor */
+    }
+}
+
+static void free_attention(attention_case *c)
+{
+    case_matrix_free(&c->kv_b);
+    conf_free(c->q);
+    conf_free(c->rows);
+}
+
+/* Token `position` of `sequence`, from the unabsorbed definition: k = W_UK c, v = W_UV c per position and head. */
+static void attention_oracle(const attention_case *c, int sequence, int position, double scale, double *out)
+{
+    const double *w = c->kv_b.value;
+    for (int h = 0; h < HEADS; h++) {
+        const float *q = c->q + (sequence * CONTEXT + position) * QWIDTH + h * (NOPE + ROPE);
+        double score[CONTEXT], max = -INFINITY, sum = 0;
+        for (int s = 0; s <= position; s++) {
+            const float *row = c->rows + (sequence * CONTEXT + s) * ROW;
+            score[s] = 0;
+            for (int j = 0; j < NOPE; j++) {
+                double k = 0;
+                for (int i = 0; i < RANK; i++) {
+                    k += w[(h * (NOPE + VDIM) + j) * RANK + i] * (double)row[i];
+                }
+                score[s] += k * (double)q[j];
+            }
+            for (int j = 0; j < ROPE; j++) {
+                score[s] += (double)q[NOPE + j] * (double)row[RANK + j];
+            }
+            score[s] *= scale;
+            max = score[s] > max ? score[s] : max;
+        }
+        for (int s = 0; s <= position; s++) {
+            sum += exp(score[s] - max);
+        }
+        for (int j = 0; j < VDIM; j++) {
+            out[h * VDIM + j] = 0;
+            for (int s = 0; s <= position; s++) {
+                double v = 0;
+                for (int i = 0; i < RANK; i++) {
+                    v += w[(h * (NOPE + VDIM) + NOPE + j) * RANK + i] * (double)c->rows[(sequence * CONTEXT + s) * ROW + i];
+                }
+                out[h * VDIM + j] += exp(score[s] - max) / sum * v;
+            }
+        }
+    }
+}
+
+/* Rows (sequence[i], position[i]) as one batch: writes their cache rows, then attends. */
+static void attend_batch(mf_device *device, const attention_case *c, float *cache, int64_t n, const int32_t *sequence,
+                         const int32_t *position, int64_t max_context, float *out)
+{
+    float *q = conf_alloc((size_t)n * QWIDTH * 4), *rows = conf_alloc((size_t)n * (ROW + 2) * 4);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t at = sequence[i] * CONTEXT + position[i];
+        memcpy(q + i * QWIDTH, c->q + at * QWIDTH, QWIDTH * 4);
+        memcpy(rows + i * (ROW + 2), c->rows + at * ROW, ROW * 4);
+    }
+    mf_kv_view kv = { .cache = cache, .row_size = ROW, .block_size = BLOCK, .block_table = c->table, .max_blocks = 8,
+                      .sequence = sequence, .position = position, .max_context = max_context };
+    mf_mla_args args = { .num_tokens = n, .num_heads = HEADS, .qk_nope_head_dim = NOPE, .qk_rope_head_dim = ROPE,
+                         .v_head_dim = VDIM, .kv_lora_rank = RANK, .softmax_scale = 0.2f, .q = q, .kv_b = &c->kv_b.m,
+                         .kv = kv, .out = out };
+    args.scratch = conf_alloc(device->ops->mla_scratch_floats(device, &args) * 4);
+    device->ops->kv_write(device, &kv, rows, ROW + 2, n);
+    device->ops->mla_attention(device, &args);
+    conf_free(args.scratch);
+    conf_free(q);
+    conf_free(rows);
+}
+
+TEST(dense_attention_equals_the_unabsorbed_definition_however_it_is_batched)
+{
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        attention_case c;
+        make_attention(&c, (mf_format)f, f);
+        for (int d = 0; d < count; d++) {
+            mf_device *device = devices[d].device;
+            float *whole = NULL;
+            /* one prompt in a piece; chunks of 5; token by token; both sequences mixed, the second one first */
+            for (int way = 0; way < 4; way++) {
+                float *cache = conf_alloc(BLOCKS * BLOCK * ROW * 4);
+                float *out = conf_alloc(SEQUENCES * CONTEXT * OUTWIDTH * 4);
+                const int chunk = way == 0 ? CONTEXT : way == 1 ? 5 : way == 2 ? 1 : 7;
+                for (int first = 0; first < CONTEXT; first += chunk) {
+                    int n = CONTEXT - first < chunk ? CONTEXT - first : chunk;
+                    int32_t sequence[2 * CONTEXT], position[2 * CONTEXT];
+                    float *part = conf_alloc((size_t)(2 * n * OUTWIDTH) * 4);
+                    for (int i = 0; i < 2 * n; i++) {
+                        sequence[i] = way == 3 ? 1 - i % 2 : i / n;
+                        position[i] = first + (way == 3 ? i / 2 : i % n);
+                    }
+                    attend_batch(device, &c, cache, 2 * n, sequence, position, way == 3 ? 64 : first + n, part);
+                    for (int i = 0; i < 2 * n; i++) {
+                        memcpy(out + (sequence[i] * CONTEXT + position[i]) * OUTWIDTH, part + i * OUTWIDTH, OUTWIDTH * 4);
+                    }
+                    conf_free(part);
+                }
+                if (way == 0) {
+                    case_error e = { 0 };
+                    for (int i = 0; i < SEQUENCES * CONTEXT; i++) {
+                        double want[OUTWIDTH];
+                        attention_oracle(&c, i / CONTEXT, i % CONTEXT, (double)0.2f, want);
+                        for (int j = 0; j < OUTWIDTH; j++) {
+                            case_error_add(&e, (double)out[i * OUTWIDTH + j], want[j]);
+                        }
+                    }
+                    if (!(case_nmse(&e) <= 1e-11)) {
+                        fail_msg("%s: attention with %s weights: NMSE %g", devices[d].label, mf_format_name((mf_format)f),
+                                 case_nmse(&e));
+                    }
+                    whole = out;
+                } else {
+                    if (conf_difference(whole, out, MF_F32, SEQUENCES * CONTEXT * OUTWIDTH) >= 0) {
+                        fail_msg("%s: attention batched in way %d gives other bits", devices[d].label, way);
+                    }
+                    conf_free(out);
+                }
+                conf_free(cache);
+            }
+            conf_free(whole);
+        }
+        free_attention(&c);
+    }
+}
+
+TEST(dense_attention_with_one_token_gives_its_value_back)
+{
+    /* softmax over one position is 1, whatever the score, large ones included: o = W_UV c */
+    attention_case c;
+    make_attention(&c, MF_FORMAT_F32, 0);
+    for (int i = 0; i < QWIDTH; i++) {
+        c.q[i] *= 1e10f;
+    }
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        float *cache = conf_alloc(BLOCKS * BLOCK * ROW * 4), *out = conf_alloc(OUTWIDTH * 4);
+        int32_t zero = 0;
+        attend_batch(devices[d].device, &c, cache, 1, &zero, &zero, 1, out);
+        for (int j = 0; j < OUTWIDTH; j++) {
+            double want = 0;
+            for (int i = 0; i < RANK; i++) {
+                want += c.kv_b.value[(j / VDIM * (NOPE + VDIM) + NOPE + j % VDIM) * RANK + i] * (double)c.rows[i];
+            }
+            CHECK(fabs((double)out[j] - want) < 1e-5);
+        }
+        conf_free(cache);
+        conf_free(out);
+    }
+    free_attention(&c);
+}
