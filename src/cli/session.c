@@ -5,11 +5,8 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "cli/console.h"
 #include "engine/engine.h"
-
-typedef struct progress_bridge {
-    mf_console_progress console;
-} progress_bridge;
 
 static int32_t draw_progress(void *context, const mf_engine_progress *info)
 {
@@ -44,8 +41,8 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
         mf_session_close(session);
         return status;
     }
-    progress_bridge bridge;
-    mf_console_progress_start(&bridge.console, flags->no_progress);
+    mf_console_progress progress;
+    mf_console_progress_start(&progress, flags->no_progress);
     mf_engine_options options = MF_ENGINE_OPTIONS_INIT;
     options.model_dir = flags->model;
     options.device = flags->device;
@@ -64,9 +61,9 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     options.disable_fused_gate = flags->disable_fused_gate;
     options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
     options.progress = draw_progress;
-    options.progress_context = &bridge.console;
+    options.progress_context = &progress;
     mf_status status = mf_engine_open(&options, &session->engine, err);
-    mf_console_progress_end(&bridge.console);
+    mf_console_progress_end(&progress);
     if (status != MF_OK) {
         mf_session_close(session);
         return status;

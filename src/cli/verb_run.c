@@ -7,6 +7,7 @@
 
 #include "base/buffer.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/sys.h"
 #include "cli/cli.h"
 #include "cli/prompt.h"
@@ -133,13 +134,13 @@ static mf_status generate(mf_session *session, const run_flags *f, const mf_ids 
     uint64_t id = 0;
     mf_event events[8];
     bool finished = false;
-    mf_stream_options stream_options = {
-        .tokenizer = session->prompt.tokenizer,
-        .stop = f->stop.items,
-        .num_stop = (size_t)f->stop.count,
-        .skip_special = true,
-    };
-    mf_status status = mf_stream_open(&stream_options, &stream, err);
+    mf_stop_string stops[MF_STREAM_MAX_STOPS];
+    _Static_assert(MF_FLAG_LIST_MAX <= (int)MF_STREAM_MAX_STOPS, "every --stop has a place");
+    for (int32_t i = 0; i < f->stop.count; i++) {
+        stops[i] = (mf_stop_string){ f->stop.items[i], strlen(f->stop.items[i]) };
+    }
+    mf_stream_options stream_options = { .stops = stops, .num_stops = (size_t)f->stop.count, .skip_special = true };
+    mf_status status = mf_stream_open(session->prompt.tokenizer, &stream_options, &stream, err);
     if (status == MF_OK) {
         status = mf_engine_submit(session->engine, &request, &id, err);
     }
