@@ -1,9 +1,11 @@
 /* json.c - bounded JSON reading over jansson: see json.h. */
 #include "base/json.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "base/sys.h"
 
 bool mf_utf8_valid(const char *text, size_t size, size_t *bad_at)
 {
@@ -77,6 +79,23 @@ static mf_status scan(const char *text, size_t size, const char *name, int32_t m
     return MF_OK;
 }
 
+/* jansson's memory comes from mf_alloc, and we notice when there is none: jansson 2.14 calls that a syntax error, or drops a
+ * character of a string and succeeds. */
+static pthread_once_t alloc_once = PTHREAD_ONCE_INIT;
+static _Thread_local bool starved;
+
+static void *json_block(size_t bytes)
+{
+    void *block = mf_alloc(bytes);
+    starved |= !block;
+    return block;
+}
+
+static void use_our_memory(void)
+{
+    json_set_alloc_funcs(json_block, mf_free);
+}
+
 mf_status mf_json_parse(const char *text, size_t size, const char *name, const mf_json_limits *limits, json_t **out,
                         mf_error *err)
 {
@@ -91,10 +110,12 @@ mf_status mf_json_parse(const char *text, size_t size, const char *name, const m
         return mf_fail(err, MF_ERR_FORMAT, "%s: starts with a byte order mark; expected JSON", name);
     }
     MF_TRY(scan(text, size, name, max_depth, max_values, err));
-    json_error_t problem = { .text = "" };
+    pthread_once(&alloc_once, use_our_memory);
+    json_error_t problem;
+    starved = false;
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &problem);
-    /* Where an allocation fails jansson says so, or says nothing. */
-    if (!root && (json_error_code(&problem) == json_error_out_of_memory || problem.text[0] == '\0')) {
+    if (starved) {
+        json_decref(root);
         return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory while parsing JSON", name);
     }
     if (!root) {

@@ -48,6 +48,9 @@ mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *
 mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, json_t **files,
                                     mf_error *err);
 
+/* The file that lists the tensors: the single one's or the index's name. */
+const char *mf_checkpoint_list_name(const mf_checkpoint *checkpoint);
+
 /* Sorts the names; the same name twice is an error that names both files. */
 mf_status mf_checkpoint_index(mf_checkpoint *checkpoint, mf_error *err);
 

@@ -14,12 +14,12 @@
 
 enum { MAX_INDEX_BYTES = 256 << 20 };
 
-/* [A-Za-z0-9._-]+, no separators, not "." or "..". */
+/* [A-Za-z0-9._-]+ ending in .safetensors: no separators, not ".." */
 static bool name_is_plain(const char *name)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    size_t n = strlen(name);
-    return n > 0 && n < 256 && strspn(name, allowed) == n && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+    size_t n = strlen(name), end = strlen(".safetensors");
+    return n > end && n < 256 && strspn(name, allowed) == n && strcmp(name + n - end, ".safetensors") == 0;
 }
 
 /* The distinct shard names of a weight map, each with its place as an integer. */
@@ -35,7 +35,7 @@ static mf_status collect_shards(const json_t *map, const char *index_name, json_
         }
         if (!name_is_plain(shard)) {
             return mf_fail(err, MF_ERR_FORMAT,
-                           "%s: tensor \"%.200s\": file name \"%.100s\": expected letters, digits, '.', '_' and '-' only", index_name,
+                           "%s: tensor \"%.200s\": file name \"%.100s\": expected letters, digits, '.', '_' and '-', then .safetensors", index_name,
                            tensor, shard);
         }
         if (json_object_get(shards, shard)) {
@@ -179,6 +179,11 @@ static mf_status load_index(const char *path, json_t **root, json_t **files, mf_
     mf_status status = mf_checkpoint_parse_index((const char *)file.data, file.size, path, root, files, err);
     mf_file_close(&file);
     return status;
+}
+
+const char *mf_checkpoint_list_name(const mf_checkpoint *c)
+{
+    return c->num_shards == 1 && strcmp(c->shards[0].name, SINGLE) == 0 ? SINGLE : INDEX;
 }
 
 static mf_status open_single(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_error *err)

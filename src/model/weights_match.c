@@ -586,7 +586,8 @@ static mf_status complain_about_names(matcher *m)
     size_t limit = m->missing.total && m->unexpected.total ? NAMES_BYTES_OF_TWO : NAMES_BYTES;
     describe_names(&m->missing, "missing", limit, &text);
     describe_names(&m->unexpected, "unexpected", limit, &text);
-    mf_status status = mf_fail(&m->error, MF_ERR_FORMAT, "%s: %s", m->options->dir, mf_buffer_text(&text));
+    mf_status status = mf_fail(&m->error, MF_ERR_FORMAT, "%s/%s: %s", m->options->dir, mf_checkpoint_list_name(m->checkpoint),
+                               mf_buffer_text(&text));
     mf_buffer_close(&text);
     return status;
 }

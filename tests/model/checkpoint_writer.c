@@ -86,7 +86,9 @@ cw_tensor *cw_add(cw *w, const char *name, const char *dtype, int ndim, const in
     snprintf(t->name, sizeof t->name, "%s", name);
     snprintf(t->dtype, sizeof t->dtype, "%s", dtype);
     t->ndim = ndim;
-    memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
+    if (ndim > 0) {
+        memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
+    }
     fill(t);
     return t;
 }
@@ -354,8 +356,9 @@ uint8_t *cw_file(const cw *w, int shard, size_t *size)
         at += t->bytes;
     }
     text[n++] = '}';
-    memset(text + n, ' ', w->pad_header);
-    n += w->pad_header;
+    size_t pad = (8 - n % 8) % 8 + w->pad_header;
+    memset(text + n, ' ', pad);
+    n += pad;
     for (int i = 0; i < 8; i++) {
         file[i] = (uint8_t)((uint64_t)n >> (8 * i));
     }

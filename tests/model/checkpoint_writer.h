@@ -24,7 +24,7 @@ typedef struct cw {
     cw_tensor *tensors;
     size_t num_tensors, capacity;
     int num_shards;     /* 0: model.safetensors; else shards, with tensors dealt in turn by cw_shard */
-    size_t pad_header;  /* spaces behind the header: shifts the data's place in the file */
+    size_t pad_header;  /* bytes by which the data starts behind a multiple of 8 */
     char dir[300];      /* set by cw_write */
 } cw;
 

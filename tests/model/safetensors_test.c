@@ -349,7 +349,9 @@ TEST(index_and_shards_must_agree_in_both_directions)
         { "ghost", "..", "file name \"..\"" },
         { "ghost", "", "file name \"\"" },
         { "ghost", "sub/model.safetensors", "expected letters, digits" },
-        { "ghost", "a b", "expected letters, digits" },
+        { "ghost", "a b.safetensors", "expected letters, digits" },
+        { "ghost", ".safetensors", "expected letters, digits" },
+        { "ghost", "model.bin", "expected letters, digits, '.', '_' and '-', then .safetensors" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         json_t *copy = json_deep_copy(root), *entries = json_object_get(copy, "weight_map");
