@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libpcre2-dev libutf8proc-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 

@@ -70,6 +70,9 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     }
     session->model = mf_engine_get_model(session->engine);
     session->config = mf_model_get_config(session->model);
+    session->max_len_given = flags->max_model_len > 0;
+    session->max_num_seqs = flags->max_num_seqs;
+    session->max_num_batched_tokens = flags->max_num_batched_tokens;
     return MF_OK;
 }
 
@@ -99,7 +102,10 @@ void mf_session_print_plan(const mf_session *session, FILE *out)
     mf_format_count(session->config->max_position_embeddings, model_len, sizeof model_len);
     fprintf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks, stats.kv_block_size,
             (long long)(length ? tokens / length : 0), len);
-    fprintf(out, "limits  max-model-len %s%s%s%s\n", len, length < session->config->max_position_embeddings ? " (model " : "",
-            length < session->config->max_position_embeddings ? model_len : "",
-            length < session->config->max_position_embeddings ? ")" : "");
+    fprintf(out, "limits  max-model-len %s", len);
+    if (length < session->config->max_position_embeddings) {
+        fprintf(out, " (model %s, %s)", model_len, session->max_len_given ? "as asked" : "reduced: memory");
+    }
+    fprintf(out, " | seqs %lld | batched tokens %lld\n", (long long)session->max_num_seqs,
+            (long long)session->max_num_batched_tokens);
 }

@@ -14,6 +14,8 @@ typedef struct mf_session {
     const mf_model *model;         /* the engine's */
     const mf_model_config *config; /* the model's */
     mf_prompt prompt;
+    bool max_len_given;            /* for the plan's limits line */
+    int64_t max_num_seqs, max_num_batched_tokens;
 } mf_session;
 
 /* Opens tokenizer, template and engine with progress on stderr.  The text side comes first: it is quick to refuse. */
