@@ -259,8 +259,7 @@ void mf_engine_cancel(mf_engine *e, uint64_t request_id)
         e->num_late++;
         return;
     }
-    mf_scheduler_finish(&e->scheduler, r, MF_FINISH_CANCELLED, false, mf_now_ns());
-    e->is_stalled = false;
+    mf_scheduler_finish(&e->scheduler, r, MF_FINISH_CANCELLED, false, mf_now_ns()); /* the event keeps has_work true */
 }
 
 void mf_engine_pause(mf_engine *e, uint64_t request_id, int32_t paused)

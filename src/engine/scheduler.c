@@ -247,9 +247,8 @@ static bool reserve_or_preempt(mf_scheduler *s, mf_live_request *r)
 }
 
 /* Victims start after r in `running`, so none of them is planned yet. */
-static bool plan_decodes(mf_scheduler *s)
+static void plan_decodes(mf_scheduler *s)
 {
-    int64_t before = s->num_preemptions;
     for (int32_t i = 0; i < s->num_running; i++) {
         mf_live_request *r = s->running[i];
         if (!r->paused && num_left(r) == 1 && reserve_or_preempt(s, r)) {
@@ -257,7 +256,6 @@ static bool plan_decodes(mf_scheduler *s)
         }
     }
     s->num_planned_decodes = s->num_planned;
-    return s->num_preemptions == before;
 }
 
 static void plan_chunks(mf_scheduler *s)
@@ -272,7 +270,7 @@ static void plan_chunks(mf_scheduler *s)
 }
 
 /* Blocks for all its tokens, some from the cache, and one more for each running one: otherwise the next few tokens of
- * those would throw it out again. */
+ * those would throw it out again, and one that was thrown out just now would come back at once. */
 static bool start(mf_scheduler *s, mf_live_request *r, int64_t now_ns)
 {
     int32_t num_cached = r->sampling.prompt_logprobs >= 0 ? 0 : mf_kv_match(s->kv, &r->kv, r->tokens, r->num_tokens);
@@ -305,10 +303,10 @@ void mf_scheduler_plan(mf_scheduler *s, int64_t now_ns)
     for (int32_t i = 0; i < s->num_running; i++) {
         s->running[i]->num_scheduled = 0;
     }
-    bool has_room = plan_decodes(s);
+    plan_decodes(s);
     plan_chunks(s);
     mf_live_request *r = s->queue.head;
-    while (has_room && r && s->num_running < s->limits.max_num_seqs && s->budget > 0) {
+    while (r && s->num_running < s->limits.max_num_seqs && s->budget > 0) {
         mf_live_request *next = r->next;
         if (!r->paused && !start(s, r, now_ns)) {
             break;

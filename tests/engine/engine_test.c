@@ -190,6 +190,7 @@ TEST(prompt_logprobs_come_in_chunks_of_rows_when_the_vocabulary_is_large)
     job_compare(&jobs[0]);
     job_compare(&jobs[1]);
     CHECK_EQ(jobs[0].got.num_prompt_logprobs, 39);
+    CHECK_EQ(s.fake.largest_num_logit_rows, 16 + 1);
     CHECK_EQ(s.fake.num_forwards, 4); /* rows 0-15, 16-31, 32-38 and the first token, the second token */
     close_setup(&s);
 }
@@ -622,6 +623,50 @@ TEST(requests_start_in_the_order_they_came)
         CHECK(jobs[i].is_done);
     }
     close_setup(&s);
+}
+
+TEST(a_preempted_request_comes_back_before_those_that_wait)
+{
+    mf_engine_options o = small_options();
+    o.max_num_seqs = 2;
+    setup s;
+    job jobs[3];
+    open_setup(&s, &o, MAX_LEN / 4);
+    for (int i = 0; i < 3; i++) {
+        job_text(&jobs[i], (uint64_t)i, 8, i == 0 ? 38 : 20);
+        job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+        job_submit(&jobs[i], s.engine);
+    }
+    engine_run(s.engine);
+    CHECK(stats_of(s.engine).num_preemptions > 0); /* 0 needs all blocks in the end, so 1 had to go */
+    CHECK(jobs[1].end.request_id != 0 && jobs[1].end.queue_s <= jobs[2].end.queue_s);
+    for (int i = 0; i < 3; i++) {
+        job_compare(&jobs[i]);
+        CHECK_EQ(jobs[i].done_order, i);
+    }
+    close_setup(&s);
+}
+
+TEST(a_start_leaves_a_block_for_each_running_request)
+{
+    for (int32_t extra = 0; extra < 2; extra++) {
+        mf_engine_options o = small_options();
+        o.max_num_batched_tokens = 64;
+        setup s;
+        job small, large;
+        open_setup(&s, &o, MAX_LEN / 4); /* 12 blocks */
+        job_text(&small, 0, 7, 4);
+        job_text(&large, 1, extra ? 37 : 33, 4); /* 10 or 9 blocks */
+        job_submit(&small, s.engine);
+        step(s.engine); /* takes 2 blocks, and will take a third soon */
+        job_submit(&large, s.engine);
+        step(s.engine);
+        CHECK_EQ(stats_of(s.engine).num_running, extra ? 1 : 2);
+        engine_run(s.engine);
+        CHECK(small.is_done && large.is_done);
+        CHECK_EQ(stats_of(s.engine).num_preemptions, 0);
+        close_setup(&s);
+    }
 }
 
 TEST(a_long_prompt_does_not_hold_up_decodes)

@@ -115,6 +115,13 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
     fake->largest_batch = batch->num_tokens > fake->largest_batch ? batch->num_tokens : fake->largest_batch;
     fake->largest_num_sequences =
         batch->num_sequences > fake->largest_num_sequences ? batch->num_sequences : fake->largest_num_sequences;
+    fake->largest_num_logit_rows =
+        batch->num_logit_rows > fake->largest_num_logit_rows ? batch->num_logit_rows : fake->largest_num_logit_rows;
+    for (int32_t i = 0; i < batch->num_sequences * batch->max_blocks; i++) {
+        if (batch->block_table[i] < 0 || batch->block_table[i] >= fake->num_blocks) {
+            return mf_fail(err, MF_ERR_INVALID, "block_table[%d] is %d", i, batch->block_table[i]);
+        }
+    }
     for (int32_t row = 0; row < batch->num_tokens; row++) {
         MF_TRY(write_row(fake, batch, row, err));
     }

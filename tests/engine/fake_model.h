@@ -25,7 +25,7 @@ typedef struct fake_model {
     int32_t num_open;      /* stores */
     int32_t num_closed;    /* calls of close */
     int64_t num_forwards;
-    int32_t largest_batch, largest_num_sequences;
+    int32_t largest_batch, largest_num_sequences, largest_num_logit_rows;
 } fake_model;
 
 void fake_model_init(fake_model *fake, int32_t max_batch_tokens);

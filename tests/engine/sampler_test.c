@@ -171,6 +171,13 @@ TEST(top_logprobs_are_sorted_and_ties_go_to_the_lower_id)
     for (int i = 0; i < 7; i++) {
         CHECK_EQ(top[i].token_id, order[i]);
     }
+    for (int n = 0; n <= 7; n++) { /* a short list cuts between equals */
+        CHECK(mf_sampler_logprobs(s, logits, 0, n, &sample, top));
+        CHECK_EQ(sample.num_top, n);
+        for (int i = 0; i < n; i++) {
+            CHECK_EQ(top[i].token_id, order[i]);
+        }
+    }
     mf_sampler_close(&s);
 }
 
@@ -230,6 +237,9 @@ TEST(top_k_keeps_exactly_k_and_ties_go_to_the_lower_id)
     CHECK_EQ(drawn_set(s, logits, &p), 0x3f);
     p.top_k = INT32_MAX;
     CHECK_EQ(drawn_set(s, logits, &p), 0x3f);
+    float zeros[6] = { -1.0f, -0.0f, 0.0f, -1.0f, -1.0f, -1.0f }; /* the two zeros are a tie */
+    p.top_k = 1;
+    CHECK_EQ(drawn_set(s, zeros, &p), 2);
     mf_sampler_close(&s);
 }
 
@@ -246,6 +256,11 @@ TEST(top_p_keeps_ids_until_those_before_weigh_p)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         p.top_p = cases[i].p;
         CHECK_EQ(drawn_set(s, logits, &p), cases[i].set);
+    }
+    float even[4] = { 0 }; /* 0.25 each, exactly: before id 2 stands 0.5, which is not below 0.5 */
+    for (int32_t k = 1; k <= 4; k++) {
+        p.top_p = 0.25 * k;
+        CHECK_EQ(drawn_set(s, even, &p), (1u << k) - 1);
     }
     mf_sampler_close(&s);
 }
