@@ -181,8 +181,11 @@ static bool near_zero_expert(const gate_case *c, const row_oracle *r, int32_t wa
 /* Rounding may swap places i and j of the sorted list. */
 static bool near_neighbour(const row_oracle *r, int64_t i, int64_t j)
 {
+    if (j < 0 || j >= r->num_sorted) {
+        return false;
+    }
     const candidate *a = &r->sorted[i], *b = &r->sorted[j];
-    return j >= 0 && j < r->num_sorted && !a->bad && (a->x != b->x || a->b != b->b) && near(r, a, b);
+    return !a->bad && (a->x != b->x || a->b != b->b) && near(r, a, b);
 }
 
 /* The logical id of each routed column: what was emitted, except that zero experts are emitted as -1 and taken from the
