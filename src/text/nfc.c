@@ -100,9 +100,13 @@ static mf_status flush(stretch *s, mf_buffer *out)
     return MF_OK;
 }
 
-static bool is_unknown(uint32_t c)
+/* utf8proc takes U+11A7, one before the first final consonant of Hangul, for a final consonant and swallows it. */
+enum { NOT_A_FINAL_CONSONANT = 0x11a7 };
+
+/* Code points that stand alone. */
+static bool stands_alone(uint32_t c)
 {
-    return c >= 0x300 && (mf_unicode_category_of(c) == MF_GC_CN ||
+    return c >= 0x300 && (c == NOT_A_FINAL_CONSONANT || mf_unicode_category_of(c) == MF_GC_CN ||
                           mf_unicode_in(mf_unicode_nfc_unknown, mf_unicode_nfc_unknown_count, c));
 }
 
@@ -131,7 +135,7 @@ mf_status mf_nfc(const char *text, size_t size, mf_buffer *out)
     mf_status status = MF_OK;
     for (size_t at = 0; at < size && status == MF_OK;) {
         uint32_t c = mf_utf8_next(text, &at);
-        if (is_unknown(c)) {
+        if (stands_alone(c)) {
             char bytes[4];
             status = flush(&s, out);
             if (status == MF_OK) {

@@ -296,6 +296,10 @@ mf_status mf_pattern_read_class(mf_pattern_reader *reader, mf_charset *set)
             if (status == MF_OK && level->inverted) {
                 status = checked(reader, mf_charset_invert(&level->accumulated));
             }
+            /* Oniguruma is not consistent about classes without characters; nobody means one. */
+            if (status == MF_OK && level->accumulated.count == 0) {
+                status = unsupported(reader, "a class that no character is in");
+            }
             if (status == MF_OK) {
                 status = checked(reader, mf_charset_add_set(depth ? &levels[depth - 1].current : set, &level->accumulated));
             }

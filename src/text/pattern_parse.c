@@ -395,8 +395,9 @@ static mf_status parse_repeat(parser *p, bool *found)
         return fail(p, MF_ERR_UNSUPPORTED, "a possessive repeat of a group or inside a lookahead");
     }
     int32_t start = p->atom, n = code_size(p) - start;
-    if (r.most < 0 && can_be_empty(p, start)) {
-        return fail(p, MF_ERR_UNSUPPORTED, "an endless repeat of something that can be empty");
+    /* Engines differ in what an empty round means for the rounds after it. */
+    if ((r.most < 0 || r.most > 1) && can_be_empty(p, start)) {
+        return fail(p, MF_ERR_UNSUPPORTED, "a repeat of something that can be empty");
     }
     mf_instruction *atom = mf_alloc_array((size_t)n + 1, sizeof *atom);
     if (!atom) {

@@ -82,21 +82,9 @@ static mf_status encode_text(encoder *e, const char *text, size_t size)
 
 static mf_status encode_template(encoder *e, const char *text, size_t size)
 {
-    size_t begin = 0, length = 0;
-    bool encoded = false;
     for (size_t i = 0; i < e->tok->template_size; i++) {
-        if (e->tok->template_ids[i] != MF_TEMPLATE_SEQUENCE) {
-            MF_TRY(mf_ids_append(e->ids, e->tok->template_ids[i]));
-        } else if (!encoded) {
-            begin = e->ids->size;
-            MF_TRY(encode_text(e, text, size));
-            length = e->ids->size - begin;
-            encoded = true;
-        } else {
-            for (size_t k = 0; k < length; k++) {
-                MF_TRY(mf_ids_append(e->ids, e->ids->data[begin + k]));
-            }
-        }
+        int32_t id = e->tok->template_ids[i];
+        MF_TRY(id == MF_TEMPLATE_SEQUENCE ? encode_text(e, text, size) : mf_ids_append(e->ids, id));
     }
     return MF_OK;
 }

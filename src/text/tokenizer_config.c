@@ -253,6 +253,7 @@ mf_status mf_load_post_processor(mf_tokenizer_loader *l)
     const json_t *items[MAX_COMPONENTS];
     size_t count;
     bool templated = false;
+    size_t texts = 0;
     MF_TRY(flatten(l, "post_processor", "processors", items, &count));
     for (size_t i = 0; i < count; i++) {
         const char *type;
@@ -275,7 +276,10 @@ mf_status mf_load_post_processor(mf_tokenizer_loader *l)
             MF_TRY(load_template_piece(l, json_array_get(single, k), json_object_get(items[i], "special_tokens")));
         }
     }
-    return MF_OK;
+    for (size_t i = 0; i < l->tok->template_size; i++) {
+        texts += l->tok->template_ids[i] == MF_TEMPLATE_SEQUENCE;
+    }
+    return texts == templated ? MF_OK : mf_load_unsupported(l, "post_processor", "TemplateProcessing without exactly one sequence A");
 }
 
 mf_status mf_load_decoder(mf_tokenizer_loader *l)

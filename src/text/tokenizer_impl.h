@@ -17,7 +17,7 @@ struct mf_tokenizer {
     uint8_t *flags; /* [vocab.size], MF_TOKEN_* */
     bool nfc;
     mf_pretokenizer pre;
-    int32_t template_ids[MF_TEMPLATE_MAX_PIECES]; /* what surrounds a text; MF_TEMPLATE_SEQUENCE stands for the text's ids */
+    int32_t template_ids[MF_TEMPLATE_MAX_PIECES]; /* what surrounds a text; MF_TEMPLATE_SEQUENCE, once, is the text */
     size_t template_size;                         /* 0: no template */
 };
 
