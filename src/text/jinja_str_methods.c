@@ -1,0 +1,872 @@
+/* jinja_str_methods.c - the methods of str, by code point as in Python. */
+#include <string.h>
+
+#include "text/jinja_text.h"
+#include "text/jinja_value.h"
+
+#define METHOD(name) static mf_status name(jinja_run *run, jinja_value self, const jinja_args *args, jinja_value *out)
+#define BIND(what, spec)                  \
+    jinja_value arg[JINJA_MAX_PARAMS];    \
+    MF_TRY(jinja_bind(run, what, spec, args, arg))
+
+static mf_status need_str(jinja_run *run, const char *what, jinja_value v, const jinja_str **out)
+{
+    *out = v.as.s;
+    if (v.type != JINJA_STR) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: argument must be str, not %s", what, jinja_type_name(v));
+    }
+    return MF_OK;
+}
+
+static mf_status need_int(jinja_run *run, const char *what, jinja_value v, int64_t fallback, int64_t *out)
+{
+    *out = fallback;
+    if (v.type != JINJA_MISSING && !jinja_as_int(v, out)) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: argument must be int, not %s", what, jinja_type_name(v));
+    }
+    return MF_OK;
+}
+
+static const char *find_bytes(const char *data, size_t size, const jinja_str *sub)
+{
+    return sub->size ? memmem(data, size, sub->data, sub->size) : data;
+}
+
+static int64_t count_chars(const char *data, size_t size)
+{
+    jinja_str s = { .data = data, .size = size, .chars = -1 };
+    return jinja_str_chars(&s);
+}
+
+/* ---- case --------------------------------------------------------------------------------------------------------- */
+
+static mf_status put_case(jinja_run *run, jinja_text *text, const jinja_str *s, size_t start, size_t end, jinja_case to)
+{
+    int32_t mapped[3];
+    size_t at = start;
+    int32_t c = jinja_next_char(s->data, end, &at);
+    if (c == 0x3a3 && to == JINJA_LOWER) {
+        return jinja_text_char(run, text, jinja_lower_sigma(s->data, s->size, start));
+    }
+    int n = jinja_map_case(c, to, mapped);
+    for (int i = 0; i < n; i++) {
+        MF_TRY(jinja_text_char(run, text, mapped[i]));
+    }
+    return MF_OK;
+}
+
+typedef enum case_rule { ALL, CAPITALIZE, WORDS, SWAP } case_rule;
+
+static mf_status change_case(jinja_run *run, jinja_value self, case_rule rule, jinja_case to, jinja_value *out)
+{
+    const jinja_str *s = self.as.s;
+    jinja_text text = { 0 };
+    bool cased_before = false;
+    MF_TRY(jinja_step_bytes(run, s->size * 4));
+    for (size_t pos = 0; pos < s->size;) {
+        size_t start = pos;
+        int32_t c = jinja_next_char(s->data, s->size, &pos);
+        jinja_case how = to;
+        if (rule == CAPITALIZE) {
+            how = start == 0 ? JINJA_TITLE : JINJA_LOWER;
+        } else if (rule == WORDS) {
+            how = cased_before ? JINJA_LOWER : JINJA_TITLE;
+            cased_before = jinja_is_upper(c) || jinja_is_lower(c) || jinja_is_title(c);
+        } else if (rule == SWAP) {
+            if (!jinja_is_upper(c) && !jinja_is_lower(c)) {
+                MF_TRY(jinja_text_append(run, &text, s->data + start, pos - start));
+                continue;
+            }
+            how = jinja_is_upper(c) ? JINJA_LOWER : JINJA_UPPER;
+        }
+        MF_TRY(put_case(run, &text, s, start, pos, how));
+    }
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_lower)
+{
+    BIND("lower", "");
+    return change_case(run, self, ALL, JINJA_LOWER, out);
+}
+
+METHOD(str_upper)
+{
+    BIND("upper", "");
+    return change_case(run, self, ALL, JINJA_UPPER, out);
+}
+
+METHOD(str_casefold)
+{
+    BIND("casefold", "");
+    return change_case(run, self, ALL, JINJA_FOLD, out);
+}
+
+METHOD(str_capitalize)
+{
+    BIND("capitalize", "");
+    return change_case(run, self, CAPITALIZE, JINJA_LOWER, out);
+}
+
+METHOD(str_title)
+{
+    BIND("title", "");
+    return change_case(run, self, WORDS, JINJA_LOWER, out);
+}
+
+METHOD(str_swapcase)
+{
+    BIND("swapcase", "");
+    return change_case(run, self, SWAP, JINJA_LOWER, out);
+}
+
+/* ---- stripping and padding ---------------------------------------------------------------------------------------- */
+
+static bool in_set(int32_t c, const jinja_str *set)
+{
+    if (!set) {
+        return jinja_is_space(c);
+    }
+    for (size_t i = 0; i < set->size;) {
+        if (jinja_next_char(set->data, set->size, &i) == c) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static mf_status strip(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool left, bool right,
+                       jinja_value *out)
+{
+    BIND(what, "chars/?");
+    const jinja_str *s = self.as.s;
+    const jinja_str *set = NULL;
+    if (arg[0].type != JINJA_MISSING && arg[0].type != JINJA_NONE) {
+        MF_TRY(need_str(run, what, arg[0], &set));
+    }
+    size_t start = 0;
+    size_t end = s->size;
+    while (left && start < end) {
+        size_t next = start;
+        if (!in_set(jinja_next_char(s->data, end, &next), set)) {
+            break;
+        }
+        start = next;
+    }
+    while (right && end > start) {
+        size_t before = end;
+        if (!in_set(jinja_prev_char(s->data, &before), set)) {
+            break;
+        }
+        end = before;
+    }
+    size_t set_size = set ? set->size : 1;
+    MF_TRY(jinja_step_bytes(run, (s->size - (end - start)) * (1 + set_size / 4)));
+    if (end - start == s->size) {
+        *out = self;
+        return MF_OK;
+    }
+    MF_TRY(jinja_str_view(run, s->data + start, end - start, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_strip)
+{
+    return strip(run, "strip", self, args, true, true, out);
+}
+
+METHOD(str_lstrip)
+{
+    return strip(run, "lstrip", self, args, true, false, out);
+}
+
+METHOD(str_rstrip)
+{
+    return strip(run, "rstrip", self, args, false, true, out);
+}
+
+static mf_status pad(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, int side, jinja_value *out)
+{
+    BIND(what, "width/ fillchar/?");
+    jinja_str *s = self.as.s;
+    int64_t width;
+    int32_t fill = ' ';
+    MF_TRY(need_int(run, what, arg[0], 0, &width));
+    if (arg[1].type != JINJA_MISSING) {
+        const jinja_str *f;
+        size_t pos = 0;
+        MF_TRY(need_str(run, what, arg[1], &f));
+        fill = f->size ? jinja_next_char(f->data, f->size, &pos) : 0;
+        if (!f->size || pos != f->size) {
+            return jinja_fail(run, MF_ERR_INVALID, "%s: the fill character must be exactly one character long", what);
+        }
+    }
+    int64_t missing = width - jinja_str_chars(s);
+    if (missing <= 0) {
+        *out = self;
+        return MF_OK;
+    }
+    /* center puts the odd blank on the left when the width is odd. */
+    int64_t left = side < 0 ? 0 : side > 0 ? missing : missing / 2 + (missing & width & 1);
+    jinja_text text = { 0 };
+    MF_TRY(jinja_text_fill(run, &text, fill, left));
+    MF_TRY(jinja_text_append(run, &text, s->data, s->size));
+    MF_TRY(jinja_text_fill(run, &text, fill, missing - left));
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_center)
+{
+    return pad(run, "center", self, args, 0, out);
+}
+
+METHOD(str_ljust)
+{
+    return pad(run, "ljust", self, args, -1, out);
+}
+
+METHOD(str_rjust)
+{
+    return pad(run, "rjust", self, args, 1, out);
+}
+
+METHOD(str_zfill)
+{
+    BIND("zfill", "width/");
+    jinja_str *s = self.as.s;
+    int64_t width;
+    MF_TRY(need_int(run, "zfill", arg[0], 0, &width));
+    int64_t missing = width - jinja_str_chars(s);
+    size_t sign = s->size && (s->data[0] == '-' || s->data[0] == '+');
+    jinja_text text = { 0 };
+    MF_TRY(jinja_text_append(run, &text, s->data, sign));
+    MF_TRY(jinja_text_fill(run, &text, '0', missing));
+    MF_TRY(jinja_text_append(run, &text, s->data + sign, s->size - sign));
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_expandtabs)
+{
+    BIND("expandtabs", "tabsize?");
+    const jinja_str *s = self.as.s;
+    int64_t size;
+    int64_t column = 0;
+    jinja_text text = { 0 };
+    MF_TRY(need_int(run, "expandtabs", arg[0], 8, &size));
+    for (size_t pos = 0; pos < s->size;) {
+        size_t start = pos;
+        int32_t c = jinja_next_char(s->data, s->size, &pos);
+        if (c == '\t') {
+            int64_t n = size > 0 ? size - column % size : 0;
+            MF_TRY(jinja_text_fill(run, &text, ' ', n));
+            column += n;
+        } else {
+            MF_TRY(jinja_text_append(run, &text, s->data + start, pos - start));
+            column = c == '\n' || c == '\r' ? 0 : column + 1;
+        }
+    }
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+/* ---- searching ---------------------------------------------------------------------------------------------------- */
+
+/* The bytes between code points start and end, as a slice would take them; false when start is behind the end. */
+static mf_status part(jinja_run *run, const char *what, jinja_str *s, jinja_value start_v, jinja_value end_v,
+                      size_t *start, size_t *end, int64_t *first, bool *valid)
+{
+    int64_t chars = jinja_str_chars(s);
+    int64_t last;
+    jinja_value missing = { .type = JINJA_MISSING };
+    MF_TRY(need_int(run, what, start_v.type == JINJA_NONE ? missing : start_v, 0, first));
+    MF_TRY(need_int(run, what, end_v.type == JINJA_NONE ? missing : end_v, chars, &last));
+    *first = *first < 0 ? (*first + chars < 0 ? 0 : *first + chars) : *first;
+    last = last < 0 ? (last + chars < 0 ? 0 : last + chars) : last > chars ? chars : last;
+    *valid = *first <= last;
+    if (*valid) {
+        bool ascii = (size_t)chars == s->size;
+        *start = ascii ? (size_t)*first : jinja_char_offset(s->data, s->size, *first);
+        *end = ascii ? (size_t)last : *start + jinja_char_offset(s->data + *start, s->size - *start, last - *first);
+    }
+    return jinja_step_bytes(run, s->size);
+}
+
+/* From the right: matches are compared at every place, so the work is paid for by its product. */
+static mf_status find_last(jinja_run *run, const char *data, size_t size, const jinja_str *sub, const char **found)
+{
+    *found = NULL;
+    MF_TRY(jinja_step(run, size / 64));
+    for (size_t i = size >= sub->size ? size - sub->size + 1 : 0; i-- > 0;) {
+        if (sub->size == 0 || (data[i] == sub->data[0] && memcmp(data + i, sub->data, sub->size) == 0)) {
+            *found = data + i;
+            return MF_OK;
+        }
+        if (data[i] == sub->data[0]) {
+            MF_TRY(jinja_step(run, sub->size / 256));
+        }
+    }
+    return MF_OK;
+}
+
+static mf_status find(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool from_right,
+                      bool must, jinja_value *out)
+{
+    BIND(what, "sub/ start/? end/?");
+    const jinja_str *sub;
+    const char *found = NULL;
+    jinja_str *s = self.as.s;
+    size_t start;
+    size_t end;
+    int64_t first;
+    bool valid;
+    MF_TRY(need_str(run, what, arg[0], &sub));
+    MF_TRY(part(run, what, s, arg[1], arg[2], &start, &end, &first, &valid));
+    if (valid && from_right) {
+        MF_TRY(find_last(run, s->data + start, end - start, sub, &found));
+    } else if (valid) {
+        found = find_bytes(s->data + start, end - start, sub);
+    }
+    if (!found && must) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: substring not found", what);
+    }
+    *out = jinja_int(found ? first + count_chars(s->data + start, (size_t)(found - s->data) - start) : -1);
+    return MF_OK;
+}
+
+METHOD(str_find)
+{
+    return find(run, "find", self, args, false, false, out);
+}
+
+METHOD(str_rfind)
+{
+    return find(run, "rfind", self, args, true, false, out);
+}
+
+METHOD(str_index)
+{
+    return find(run, "index", self, args, false, true, out);
+}
+
+METHOD(str_rindex)
+{
+    return find(run, "rindex", self, args, true, true, out);
+}
+
+METHOD(str_count)
+{
+    BIND("count", "sub/ start/? end/?");
+    const jinja_str *sub;
+    jinja_str *s = self.as.s;
+    size_t start;
+    size_t end;
+    int64_t first;
+    int64_t n = 0;
+    bool valid;
+    MF_TRY(need_str(run, "count", arg[0], &sub));
+    MF_TRY(part(run, "count", s, arg[1], arg[2], &start, &end, &first, &valid));
+    if (valid && sub->size == 0) {
+        n = count_chars(s->data + start, end - start) + 1;
+    } else if (valid) {
+        for (const char *p; (p = find_bytes(s->data + start, end - start, sub)); n++) {
+            start = (size_t)(p - s->data) + sub->size;
+        }
+    }
+    *out = jinja_int(n);
+    return MF_OK;
+}
+
+static mf_status affix(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool prefix,
+                       jinja_value *out)
+{
+    BIND(what, "affix/ start/? end/?");
+    jinja_str *s = self.as.s;
+    size_t start;
+    size_t end;
+    int64_t first;
+    bool valid;
+    bool holds = false;
+    const jinja_value *options = arg[0].type == JINJA_TUPLE ? arg[0].as.l->items : arg;
+    size_t count = arg[0].type == JINJA_TUPLE ? arg[0].as.l->count : 1;
+    MF_TRY(part(run, what, s, arg[1], arg[2], &start, &end, &first, &valid));
+    for (size_t i = 0; !holds && i < count; i++) {
+        const jinja_str *a;
+        MF_TRY(jinja_step(run, 1));
+        MF_TRY(need_str(run, what, options[i], &a));
+        holds = valid && a->size <= end - start &&
+                (a->size == 0 || memcmp(prefix ? s->data + start : s->data + end - a->size, a->data, a->size) == 0);
+    }
+    *out = jinja_bool(holds);
+    return MF_OK;
+}
+
+METHOD(str_startswith)
+{
+    return affix(run, "startswith", self, args, true, out);
+}
+
+METHOD(str_endswith)
+{
+    return affix(run, "endswith", self, args, false, out);
+}
+
+static mf_status remove_affix(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool prefix,
+                              jinja_value *out)
+{
+    BIND(what, "affix/");
+    const jinja_str *s = self.as.s;
+    const jinja_str *a;
+    MF_TRY(need_str(run, what, arg[0], &a));
+    *out = self;
+    if (a->size == 0 || a->size > s->size ||
+        memcmp(prefix ? s->data : s->data + s->size - a->size, a->data, a->size) != 0) {
+        return MF_OK;
+    }
+    MF_TRY(jinja_str_view(run, s->data + (prefix ? a->size : 0), s->size - a->size, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_removeprefix)
+{
+    return remove_affix(run, "removeprefix", self, args, true, out);
+}
+
+METHOD(str_removesuffix)
+{
+    return remove_affix(run, "removesuffix", self, args, false, out);
+}
+
+/* ---- replacing, splitting, joining -------------------------------------------------------------------------------- */
+
+METHOD(str_replace)
+{
+    BIND("replace", "old/ new/ count?");
+    const jinja_str *s = self.as.s;
+    const jinja_str *old;
+    const jinja_str *new;
+    int64_t count;
+    jinja_text text = { 0 };
+    MF_TRY(need_str(run, "replace", arg[0], &old));
+    MF_TRY(need_str(run, "replace", arg[1], &new));
+    MF_TRY(need_int(run, "replace", arg[2], -1, &count));
+    MF_TRY(jinja_step_bytes(run, s->size));
+    size_t pos = 0;
+    while (count != 0) {
+        size_t at;
+        if (old->size == 0) { /* before each character and at the end */
+            at = pos;
+        } else {
+            const char *p = memmem(s->data + pos, s->size - pos, old->data, old->size);
+            if (!p) {
+                break;
+            }
+            at = (size_t)(p - s->data);
+        }
+        MF_TRY(jinja_step_bytes(run, new->size));
+        MF_TRY(jinja_text_append(run, &text, s->data + pos, at - pos));
+        MF_TRY(jinja_text_append(run, &text, new->data, new->size));
+        pos = at + old->size;
+        count -= count > 0;
+        if (old->size == 0) {
+            if (pos >= s->size) {
+                break;
+            }
+            jinja_next_char(s->data, s->size, &pos);
+            MF_TRY(jinja_text_append(run, &text, s->data + at, pos - at));
+        }
+    }
+    MF_TRY(jinja_text_append(run, &text, s->data + pos, s->size - pos));
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+static mf_status add_part(jinja_run *run, jinja_items *items, const jinja_str *s, size_t start, size_t end)
+{
+    jinja_value v;
+    MF_TRY(jinja_step(run, 1));
+    MF_TRY(jinja_str_view(run, s->data + start, end - start, &v));
+    MF_TRY(jinja_str_as(run, s, &v));
+    return jinja_items_add(run, items, v);
+}
+
+static void skip_spaces(const jinja_str *s, size_t *pos, bool spaces)
+{
+    while (*pos < s->size) {
+        size_t next = *pos;
+        if (jinja_is_space(jinja_next_char(s->data, s->size, &next)) != spaces) {
+            return;
+        }
+        *pos = next;
+    }
+}
+
+static void skip_spaces_back(const jinja_str *s, size_t *pos, bool spaces)
+{
+    while (*pos > 0) {
+        size_t before = *pos;
+        if (jinja_is_space(jinja_prev_char(s->data, &before)) != spaces) {
+            return;
+        }
+        *pos = before;
+    }
+}
+
+static mf_status split_spaces(jinja_run *run, const jinja_str *s, int64_t max, jinja_items *items)
+{
+    size_t pos = 0;
+    for (;;) {
+        skip_spaces(s, &pos, true);
+        if (pos >= s->size) {
+            return MF_OK;
+        }
+        size_t start = pos;
+        if (max-- == 0) {
+            return add_part(run, items, s, start, s->size);
+        }
+        skip_spaces(s, &pos, false);
+        MF_TRY(add_part(run, items, s, start, pos));
+    }
+}
+
+static void reverse_items(jinja_items *items)
+{
+    for (size_t i = 0; i < items->count / 2; i++) {
+        jinja_value v = items->data[i];
+        items->data[i] = items->data[items->count - 1 - i];
+        items->data[items->count - 1 - i] = v;
+    }
+}
+
+static mf_status rsplit_spaces(jinja_run *run, const jinja_str *s, int64_t max, jinja_items *items)
+{
+    size_t pos = s->size;
+    for (;;) {
+        skip_spaces_back(s, &pos, true);
+        if (pos == 0) {
+            break;
+        }
+        size_t end = pos;
+        if (max-- == 0) {
+            MF_TRY(add_part(run, items, s, 0, end));
+            break;
+        }
+        skip_spaces_back(s, &pos, false);
+        MF_TRY(add_part(run, items, s, pos, end));
+    }
+    reverse_items(items);
+    return MF_OK;
+}
+
+static mf_status split_at(jinja_run *run, const jinja_str *s, const jinja_str *sep, int64_t max, jinja_items *items)
+{
+    size_t pos = 0;
+    while (max-- != 0) {
+        const char *p = memmem(s->data + pos, s->size - pos, sep->data, sep->size);
+        if (!p) {
+            break;
+        }
+        MF_TRY(add_part(run, items, s, pos, (size_t)(p - s->data)));
+        pos = (size_t)(p - s->data) + sep->size;
+    }
+    return add_part(run, items, s, pos, s->size);
+}
+
+static mf_status rsplit_at(jinja_run *run, const jinja_str *s, const jinja_str *sep, int64_t max, jinja_items *items)
+{
+    size_t end = s->size;
+    while (max-- != 0) {
+        const char *p;
+        MF_TRY(find_last(run, s->data, end, sep, &p));
+        if (!p) {
+            break;
+        }
+        size_t at = (size_t)(p - s->data);
+        MF_TRY(add_part(run, items, s, at + sep->size, end));
+        end = at;
+    }
+    MF_TRY(add_part(run, items, s, 0, end));
+    reverse_items(items);
+    return MF_OK;
+}
+
+static mf_status split(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool right,
+                       jinja_value *out)
+{
+    BIND(what, "sep? maxsplit?");
+    const jinja_str *s = self.as.s;
+    const jinja_str *sep;
+    int64_t max;
+    jinja_items items = { 0 };
+    MF_TRY(need_int(run, what, arg[1], -1, &max));
+    MF_TRY(jinja_step_bytes(run, s->size));
+    if (arg[0].type == JINJA_MISSING || arg[0].type == JINJA_NONE) {
+        MF_TRY(right ? rsplit_spaces(run, s, max, &items) : split_spaces(run, s, max, &items));
+        return jinja_items_done(run, &items, JINJA_LIST, out);
+    }
+    MF_TRY(need_str(run, what, arg[0], &sep));
+    if (sep->size == 0) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: empty separator", what);
+    }
+    MF_TRY(right ? rsplit_at(run, s, sep, max, &items) : split_at(run, s, sep, max, &items));
+    return jinja_items_done(run, &items, JINJA_LIST, out);
+}
+
+METHOD(str_split)
+{
+    return split(run, "split", self, args, false, out);
+}
+
+METHOD(str_rsplit)
+{
+    return split(run, "rsplit", self, args, true, out);
+}
+
+METHOD(str_splitlines)
+{
+    BIND("splitlines", "keepends?");
+    const jinja_str *s = self.as.s;
+    bool keep = false;
+    jinja_items items = { 0 };
+    if (arg[0].type != JINJA_MISSING) {
+        MF_TRY(jinja_truth(run, arg[0], &keep));
+    }
+    MF_TRY(jinja_step_bytes(run, s->size));
+    for (size_t pos = 0; pos < s->size;) {
+        size_t start = pos;
+        size_t end = pos;
+        while (pos < s->size) {
+            int32_t c = jinja_next_char(s->data, s->size, &pos);
+            if (jinja_is_line_break(c)) {
+                pos += c == '\r' && pos < s->size && s->data[pos] == '\n';
+                break;
+            }
+            end = pos;
+        }
+        MF_TRY(add_part(run, &items, s, start, keep ? pos : end));
+    }
+    return jinja_items_done(run, &items, JINJA_LIST, out);
+}
+
+static mf_status partition(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool right,
+                           jinja_value *out)
+{
+    BIND(what, "sep/");
+    const jinja_str *s = self.as.s;
+    const jinja_str *sep;
+    const char *p;
+    MF_TRY(need_str(run, what, arg[0], &sep));
+    if (sep->size == 0) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: empty separator", what);
+    }
+    if (right) {
+        MF_TRY(find_last(run, s->data, s->size, sep, &p));
+    } else {
+        p = find_bytes(s->data, s->size, sep);
+    }
+    size_t at = p ? (size_t)(p - s->data) : right ? 0 : s->size;
+    size_t after = p ? at + sep->size : at;
+    jinja_items items = { 0 };
+    MF_TRY(add_part(run, &items, s, 0, at));
+    MF_TRY(add_part(run, &items, s, at, after));
+    MF_TRY(add_part(run, &items, s, after, s->size));
+    return jinja_items_done(run, &items, JINJA_TUPLE, out);
+}
+
+METHOD(str_partition)
+{
+    return partition(run, "partition", self, args, false, out);
+}
+
+METHOD(str_rpartition)
+{
+    return partition(run, "rpartition", self, args, true, out);
+}
+
+METHOD(str_join)
+{
+    BIND("join", "iterable/");
+    const jinja_str *s = self.as.s;
+    jinja_iter *iter;
+    jinja_text text = { 0 };
+    MF_TRY(jinja_iter_open(run, arg[0], &iter));
+    for (size_t i = 0;; i++) {
+        jinja_value item;
+        bool done;
+        MF_TRY(jinja_iter_next(run, iter, &item, &done));
+        if (done) {
+            break;
+        }
+        if (s->markup) {
+            MF_TRY(jinja_filter_find("escape", 6)->fn(run, item, &(jinja_args){ 0 }, &item));
+        }
+        if (item.type != JINJA_STR) {
+            return jinja_fail(run, MF_ERR_INVALID, "join: item %zu: expected str, got %s", i, jinja_type_name(item));
+        }
+        if (i) {
+            MF_TRY(jinja_text_append(run, &text, s->data, s->size));
+        }
+        MF_TRY(jinja_step_bytes(run, s->size + item.as.s->size));
+        MF_TRY(jinja_text_append(run, &text, item.as.s->data, item.as.s->size));
+    }
+    MF_TRY(jinja_str_text(run, &text, out));
+    return jinja_str_as(run, s, out);
+}
+
+METHOD(str_format)
+{
+    return jinja_str_format(run, self, args, out);
+}
+
+/* ---- questions ---------------------------------------------------------------------------------------------------- */
+
+static bool is_alnum(int32_t c)
+{
+    return jinja_is_alpha(c) || jinja_is_numeric(c);
+}
+
+static bool is_ascii(int32_t c)
+{
+    return c < 0x80;
+}
+
+/* true when every character has the property; `empty` for the empty text. */
+static mf_status all_chars(jinja_run *run, const char *what, jinja_value self, const jinja_args *args, bool (*has)(int32_t),
+                           bool empty, jinja_value *out)
+{
+    BIND(what, "");
+    const jinja_str *s = self.as.s;
+    bool all = s->size > 0 || empty;
+    MF_TRY(jinja_step_bytes(run, s->size));
+    for (size_t pos = 0; all && pos < s->size;) {
+        all = has(jinja_next_char(s->data, s->size, &pos));
+    }
+    *out = jinja_bool(all);
+    return MF_OK;
+}
+
+METHOD(str_isdigit)
+{
+    return all_chars(run, "isdigit", self, args, jinja_is_digit, false, out);
+}
+
+METHOD(str_isdecimal)
+{
+    return all_chars(run, "isdecimal", self, args, jinja_is_decimal, false, out);
+}
+
+METHOD(str_isnumeric)
+{
+    return all_chars(run, "isnumeric", self, args, jinja_is_numeric, false, out);
+}
+
+METHOD(str_isalpha)
+{
+    return all_chars(run, "isalpha", self, args, jinja_is_alpha, false, out);
+}
+
+METHOD(str_isalnum)
+{
+    return all_chars(run, "isalnum", self, args, is_alnum, false, out);
+}
+
+METHOD(str_isspace)
+{
+    return all_chars(run, "isspace", self, args, jinja_is_space, false, out);
+}
+
+METHOD(str_isascii)
+{
+    return all_chars(run, "isascii", self, args, is_ascii, true, out);
+}
+
+METHOD(str_isprintable)
+{
+    return all_chars(run, "isprintable", self, args, jinja_is_printable, true, out);
+}
+
+METHOD(str_isidentifier)
+{
+    const jinja_str *s = self.as.s;
+    MF_TRY(all_chars(run, "isidentifier", self, args, jinja_is_word, false, out));
+    size_t pos = 0;
+    int32_t first = s->size ? jinja_next_char(s->data, s->size, &pos) : 0;
+    out->as.b = out->as.b && (first == '_' || jinja_is_alpha(first));
+    return MF_OK;
+}
+
+static mf_status one_case(jinja_run *run, const char *what, jinja_value self, const jinja_args *args,
+                          bool (*wanted)(int32_t), bool (*other)(int32_t), jinja_value *out)
+{
+    BIND(what, "");
+    const jinja_str *s = self.as.s;
+    bool any = false;
+    MF_TRY(jinja_step_bytes(run, s->size));
+    for (size_t pos = 0; pos < s->size;) {
+        int32_t c = jinja_next_char(s->data, s->size, &pos);
+        if (other(c) || jinja_is_title(c)) {
+            *out = jinja_bool(false);
+            return MF_OK;
+        }
+        any |= wanted(c);
+    }
+    *out = jinja_bool(any);
+    return MF_OK;
+}
+
+METHOD(str_islower)
+{
+    return one_case(run, "islower", self, args, jinja_is_lower, jinja_is_upper, out);
+}
+
+METHOD(str_isupper)
+{
+    return one_case(run, "isupper", self, args, jinja_is_upper, jinja_is_lower, out);
+}
+
+METHOD(str_istitle)
+{
+    BIND("istitle", "");
+    const jinja_str *s = self.as.s;
+    bool cased_before = false;
+    bool any = false;
+    bool good = true;
+    MF_TRY(jinja_step_bytes(run, s->size));
+    for (size_t pos = 0; good && pos < s->size;) {
+        int32_t c = jinja_next_char(s->data, s->size, &pos);
+        if (jinja_is_upper(c) || jinja_is_title(c)) {
+            good = !cased_before;
+            cased_before = any = true;
+        } else if (jinja_is_lower(c)) {
+            good = cased_before;
+            cased_before = any = true;
+        } else {
+            cased_before = false;
+        }
+    }
+    *out = jinja_bool(good && any);
+    return MF_OK;
+}
+
+const jinja_builtin *jinja_str_method_find(const char *name, size_t size)
+{
+    static const jinja_builtin table[] = {
+        { "strip", str_strip }, { "split", str_split }, { "startswith", str_startswith }, { "endswith", str_endswith },
+        { "replace", str_replace }, { "lstrip", str_lstrip }, { "rstrip", str_rstrip }, { "lower", str_lower },
+        { "upper", str_upper }, { "title", str_title }, { "capitalize", str_capitalize }, { "join", str_join },
+        { "format", str_format }, { "find", str_find }, { "rfind", str_rfind }, { "index", str_index },
+        { "rindex", str_rindex }, { "count", str_count }, { "rsplit", str_rsplit }, { "splitlines", str_splitlines },
+        { "partition", str_partition }, { "rpartition", str_rpartition }, { "removeprefix", str_removeprefix },
+        { "removesuffix", str_removesuffix }, { "swapcase", str_swapcase }, { "casefold", str_casefold },
+        { "center", str_center }, { "ljust", str_ljust }, { "rjust", str_rjust }, { "zfill", str_zfill },
+        { "expandtabs", str_expandtabs }, { "isdigit", str_isdigit }, { "isdecimal", str_isdecimal },
+        { "isnumeric", str_isnumeric }, { "isalpha", str_isalpha }, { "isalnum", str_isalnum },
+        { "isspace", str_isspace }, { "isascii", str_isascii }, { "isprintable", str_isprintable },
+        { "isidentifier", str_isidentifier }, { "islower", str_islower }, { "isupper", str_isupper },
+        { "istitle", str_istitle }, { "encode", NULL }, { "format_map", NULL }, { "maketrans", NULL },
+        { "translate", NULL },
+    };
+    return jinja_builtin_find(table, sizeof table / sizeof *table, name, size);
+}
