@@ -234,7 +234,7 @@ void mutate_directory(const char *from, const char *to, uint64_t seed, char *wha
     what[0] = '\0';
     DIR *listing = opendir(from);
     for (const struct dirent *e; listing && (e = readdir(listing)) && m.num_files < MAX_FILES;) {
-        if (e->d_name[0] != '.') {
+        if (e->d_name[0] != '.' && e->d_type != DT_DIR) {
             snprintf(m.files[m.num_files++].name, sizeof m.files[0].name, "%s", e->d_name);
         }
     }
