@@ -152,8 +152,6 @@ void job_expect(job *j, const fake_model *fake, mf_sampler *sampler, int32_t max
 
 /* ---- the engine's answers ----------------------------------------------------------------------------------------- */
 
-static int32_t num_done;
-
 static void copy_top(mf_logprob *to, const mf_event *e)
 {
     CHECK(e->num_top_logprobs <= JOB_MAX_TOP);
@@ -189,7 +187,6 @@ void jobs_take(const mf_event *events, int32_t n)
             a->reason = e->finish_reason;
             a->stop_token_id = e->stop_token_id;
             j->is_done = true;
-            j->done_order = num_done++;
             j->end = *e;
             CHECK_EQ(e->prompt_tokens, j->request.num_prompt_tokens);
             CHECK_EQ(e->completion_tokens, a->num_tokens);
@@ -223,7 +220,6 @@ void job_compare(const job *j)
 void job_submit(job *j, mf_engine *engine)
 {
     mf_error err = { 0 };
-    num_done = 0;
     point_inside(j);
     CHECK_OK(mf_engine_submit(engine, &j->request, &j->id, &err), err);
     CHECK(j->id != 0);

@@ -29,7 +29,6 @@ typedef struct job {
     mf_logit_bias bias[4];
     uint64_t id;
     bool is_done;
-    int32_t done_order; /* among all jobs whose end was read since the last job_submit */
     bool is_cancelled; /* or cut short by a failing device */
     mf_event end; /* FINISHED */
     answer got, expected;

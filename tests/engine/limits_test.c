@@ -443,6 +443,29 @@ TEST(options_are_refused_just_outside_their_range)
     }
 }
 
+TEST(a_step_takes_no_more_tokens_than_the_model_can)
+{
+    int32_t prompt[MAX_LEN] = { 0 };
+    fake_model fake;
+    mf_engine_options o = small_options();
+    o.max_num_seqs = 100;
+    o.max_num_batched_tokens = 100;
+    fake_model_init(&fake, 10);
+    mf_engine *engine = open_fake_engine(&fake, &o, MAX_LEN, 400);
+    static job jobs[20];
+    for (int i = 0; i < 20; i++) {
+        job_init(&jobs[i], prompt, 30, 4);
+        jobs[i].request.sampling.ignore_eos = 1;
+        job_submit(&jobs[i], engine);
+    }
+    engine_run(engine); /* the fake fails a batch of more than 10 */
+    for (int i = 0; i < 20; i++) {
+        CHECK_EQ(jobs[i].end.completion_tokens, 4);
+    }
+    CHECK_EQ(fake.largest_batch, 10);
+    mf_engine_close(&engine);
+}
+
 TEST(a_step_wants_room_for_an_event)
 {
     fake_model fake;
