@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "base/threads.h"
 #include "model/model.h"
 
 typedef struct mf_engine_model {
@@ -16,6 +17,8 @@ typedef struct mf_engine_model {
     int32_t max_batch_tokens; /* rows per forward */
     const int32_t *eos_token_ids;
     int32_t num_eos_token_ids;
+
+    mf_pool *pool;            /* optional, lent: rows are sampled on it between forwards */
 
     /* The one store of keys and values of this model. */
     mf_status (*kv_open)(void *context, int32_t num_blocks, int32_t block_size, mf_error *err);

@@ -5,6 +5,7 @@
 #include "base/sys.h"
 #include "engine/engine.h"
 #include "engine/host_memory.h"
+#include "kernels/ops.h"
 
 /* What the callbacks need. */
 typedef struct model_context {
@@ -140,6 +141,7 @@ static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_en
         .max_batch_tokens = o->max_num_batched_tokens,
         .eos_token_ids = config->eos_token_ids,
         .num_eos_token_ids = config->num_eos_token_ids,
+        .pool = mf_model_get_device(c->model)->pool,
         .kv_open = kv_open,
         .kv_close = kv_close,
         .forward = forward,

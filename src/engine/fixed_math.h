@@ -1,42 +1,36 @@
-/* fixed_math.h - exp and log of double from additions and multiplications alone, so that every machine gets the same bits.
+/* fixed_math.h - exp of float and log of double from additions and multiplications alone: the same bits on every machine.
  *
  * libm picks variants by CPU (with and without fused multiply-add) whose last bits differ; sampled tokens and printed
- * log-probabilities must not.  Both are within 2 ulp. */
+ * log-probabilities must not.  Both are within 2 ulp.  exp is float so that a vocabulary's worth of it vectorises. */
 #ifndef MF_ENGINE_FIXED_MATH_H
 #define MF_ENGINE_FIXED_MATH_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* e^x for x <= 0; below -708 it is the smallest normal scale's value, which no sum of ours can see. */
-static inline double mf_fixed_exp(double x)
+/* e^x for x <= 0; exactly 0 below -87, where a weight beside e^0 could not be drawn anyway. */
+static inline float mf_fixed_exp(float x)
 {
-    x = x > -708.0 ? x : -708.0;
-    /* x = k ln2 + r: adding 1.5 * 2^52 rounds x / ln2 to the integer k in the low mantissa bits. */
-    double shifted = x * 0x1.71547652b82fep0 + 0x1.8p52;
-    double k = shifted - 0x1.8p52;
-    double r = (x - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
-    /* Taylor to r^13 / 13!; |r| <= 0.3466 leaves 4e-18. */
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    uint64_t bits;
+    float clamped = x > -87.0f ? x : -87.0f;
+    /* x = k ln2 + r: adding 1.5 * 2^23 rounds x / ln2 to the integer k in the low mantissa bits. */
+    float shifted = clamped * 0x1.715476p0f + 0x1.8p23f;
+    float k = shifted - 0x1.8p23f;
+    float r = (clamped - k * 0x1.62ep-1f) - k * 0x1.0bfbe8p-15f; /* the first product is exact */
+    /* Taylor to r^7 / 7!; |r| <= 0.3466 leaves 6e-9. */
+    float p = 1.0f / 5040.0f;
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 52) + 0x3ff0000000000000u; /* 2^k */
-    double scale;
+    bits = (bits << 23) + 0x3f800000u; /* 2^k */
+    float scale;
     memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+    return x > -87.0f ? p * scale : 0.0f;
 }
 
 /* ln x for normal x > 0. */

@@ -15,12 +15,13 @@
 
 #define GREEDY_BELOW 1e-5 /* temperatures under it, as in vLLM */
 
-enum { LANES = 8, BUCKET_BITS = 12, NUM_BUCKETS = 1 << BUCKET_BITS };
+enum { LANES = 8, BUCKET_BITS = 12, NUM_BUCKETS = 1 << BUCKET_BITS, SPAN = 512 };
 
 struct mf_sampler {
     int32_t vocab_size, num_sampled_ids;
     uint64_t *keys, *keys_other; /* [N] */
-    double *weights;             /* [N] */
+    float *weights;              /* [N] */
+    double *span_sums;           /* of weights, one per SPAN ids */
     float *row;                  /* [V]: the logits as the parameters changed them */
     int32_t *counts;             /* [V], zero between calls */
     uint8_t *marks;              /* [V], zero between calls */
@@ -44,11 +45,12 @@ mf_status mf_sampler_open(int32_t vocab_size, int32_t num_sampled_ids, mf_sample
     s->keys = mf_alloc_array(n, sizeof *s->keys);
     s->keys_other = mf_alloc_array(n, sizeof *s->keys_other);
     s->weights = mf_alloc_array(n, sizeof *s->weights);
+    s->span_sums = mf_alloc_array((n + SPAN - 1) / SPAN, sizeof *s->span_sums);
     s->row = mf_alloc_array((size_t)vocab_size, sizeof *s->row);
     s->counts = mf_alloc_array((size_t)vocab_size, sizeof *s->counts);
     s->marks = mf_alloc_array((size_t)vocab_size, sizeof *s->marks);
     s->histogram = mf_alloc_array(NUM_BUCKETS, sizeof *s->histogram);
-    if (!s->keys || !s->keys_other || !s->weights || !s->row || !s->counts || !s->marks || !s->histogram) {
+    if (!s->keys || !s->keys_other || !s->weights || !s->span_sums || !s->row || !s->counts || !s->marks || !s->histogram) {
         mf_sampler_close(&s);
         return mf_fail(err, MF_ERR_NOMEM, "sampler: out of memory for %d ids", vocab_size);
     }
@@ -63,6 +65,7 @@ void mf_sampler_close(mf_sampler **out)
         mf_free(s->keys);
         mf_free(s->keys_other);
         mf_free(s->weights);
+        mf_free(s->span_sums);
         mf_free(s->row);
         mf_free(s->counts);
         mf_free(s->marks);
@@ -104,20 +107,46 @@ static int32_t row_find(const float *x, int32_t n, float value)
     return -1;
 }
 
-/* ln of the sum of e^(x - max): eight running sums, then a tree. */
-static double log_sum_exp(const float *x, int32_t n, float max)
+/* out[i] = e^((x[i] - max) * scale) */
+static void exps(const float *restrict x, int32_t n, float max, float scale, float *restrict out)
+{
+    for (int32_t i = 0; i < n; i++) {
+        out[i] = mf_fixed_exp((x[i] - max) * scale);
+    }
+}
+
+/* Eight running sums, then a tree. */
+static double sum_of(const float *x, int32_t n)
 {
     double sum[LANES] = { 0 };
     int32_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         for (int32_t j = 0; j < LANES; j++) {
-            sum[j] += mf_fixed_exp((double)x[i + j] - (double)max);
+            sum[j] += (double)x[i + j];
         }
     }
     for (int32_t j = 0; i + j < n; j++) {
-        sum[j] += mf_fixed_exp((double)x[i + j] - (double)max);
+        sum[j] += (double)x[i + j];
     }
-    return mf_fixed_log(((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+static int32_t span_size(int32_t start, int32_t n)
+{
+    return n - start < SPAN ? n - start : SPAN;
+}
+
+/* ln of the sum of e^(x - max). */
+static double log_sum_exp(const float *x, int32_t n, float max)
+{
+    float values[SPAN];
+    double sum = 0.0;
+    for (int32_t start = 0; start < n; start += SPAN) {
+        int32_t size = span_size(start, n);
+        exps(x + start, size, max, 1.0f, values);
+        sum += sum_of(values, size);
+    }
+    return mf_fixed_log(sum);
 }
 
 static float logprob_of(float logit, float max, double log_sum)
@@ -297,7 +326,7 @@ static int32_t gather_top_k(mf_sampler *s, const float *logits, int32_t k)
 {
     memset(s->histogram, 0, NUM_BUCKETS * sizeof *s->histogram);
     for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        s->histogram[descending_bits(logits[id]) >> (32 - BUCKET_BITS)] += s->weights[id] > 0.0;
+        s->histogram[descending_bits(logits[id]) >> (32 - BUCKET_BITS)] += s->weights[id] > 0.0f;
     }
     int32_t last = 0;
     for (int64_t sum = s->histogram[0]; sum < k && last < NUM_BUCKETS - 1; sum += s->histogram[last]) {
@@ -305,7 +334,7 @@ static int32_t gather_top_k(mf_sampler *s, const float *logits, int32_t k)
     }
     int32_t n = 0;
     for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        if (s->weights[id] > 0.0 && descending_bits(logits[id]) >> (32 - BUCKET_BITS) <= (uint32_t)last) {
+        if (s->weights[id] > 0.0f && descending_bits(logits[id]) >> (32 - BUCKET_BITS) <= (uint32_t)last) {
             s->keys[n++] = make_key(logits[id], id);
         }
     }
@@ -320,7 +349,7 @@ static int32_t gather_top_p(mf_sampler *s, const float *logits, double total, do
     double least = 0.5 * (1.0 - top_p) * total / s->num_sampled_ids;
     int32_t n = 0;
     for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        if (s->weights[id] > 0.0 && s->weights[id] >= least) {
+        if (s->weights[id] > 0.0f && (double)s->weights[id] >= least) {
             s->keys[n++] = make_key(logits[id], id);
         }
     }
@@ -330,10 +359,10 @@ static int32_t gather_top_p(mf_sampler *s, const float *logits, double total, do
 
 static double key_weight(const mf_sampler *s, int32_t i)
 {
-    return s->weights[(uint32_t)s->keys[i]];
+    return (double)s->weights[(uint32_t)s->keys[i]];
 }
 
-/* The first id at which the running sum passes target; the last one with weight when rounding lets none pass. */
+/* The first id at which the running sum passes target; the last one when rounding lets none pass. */
 static int32_t draw_sorted(const mf_sampler *s, int32_t n, double target)
 {
     double sum = 0.0;
@@ -346,14 +375,28 @@ static int32_t draw_sorted(const mf_sampler *s, int32_t n, double target)
     return (int32_t)(uint32_t)s->keys[n - 1];
 }
 
+/* The same over all ids in their order: first the span in which the sum passes target, then the id. */
 static int32_t draw_any(const mf_sampler *s, double target)
 {
+    int32_t num_spans = (s->num_sampled_ids + SPAN - 1) / SPAN;
+    int32_t span = 0;
+    int32_t last_span = 0;
     double sum = 0.0;
+    for (; span < num_spans; span++) {
+        if (s->span_sums[span] > 0.0) {
+            last_span = span;
+            if (sum + s->span_sums[span] > target) {
+                break;
+            }
+            sum += s->span_sums[span];
+        }
+    }
+    int32_t end = last_span * SPAN + span_size(last_span * SPAN, s->num_sampled_ids);
     int32_t last = -1;
-    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        if (s->weights[id] > 0.0) {
+    for (int32_t id = last_span * SPAN; id < end; id++) {
+        if (s->weights[id] > 0.0f) {
             last = id;
-            sum += s->weights[id];
+            sum += (double)s->weights[id];
             if (sum > target) {
                 break;
             }
@@ -362,18 +405,29 @@ static int32_t draw_any(const mf_sampler *s, double target)
     return last;
 }
 
+/* weights[id] = e^((logit - max) / temperature), 0 when min_p cuts it off; the best id weighs 1.  Returns their sum. */
+static double make_weights(mf_sampler *s, const float *logits, float max, const mf_sampling_params *p)
+{
+    float scale = (float)(1.0 / p->temperature);
+    float least = (float)p->min_p;
+    double total = 0.0;
+    for (int32_t start = 0; start < s->num_sampled_ids; start += SPAN) {
+        int32_t n = span_size(start, s->num_sampled_ids);
+        float *weights = s->weights + start;
+        exps(logits + start, n, max, scale, weights);
+        for (int32_t i = 0; i < n; i++) {
+            weights[i] = weights[i] >= least ? weights[i] : 0.0f;
+        }
+        s->span_sums[start / SPAN] = sum_of(weights, n);
+        total += s->span_sums[start / SPAN];
+    }
+    return total;
+}
+
 static int32_t choose_random(mf_sampler *s, const float *logits, float max, const mf_sample_context *c)
 {
     const mf_sampling_params *p = c->params;
-    double scale = 1.0 / p->temperature;
-    double total = 0.0;
-    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        double z = ((double)logits[id] - (double)max) * scale;
-        double w = z > -700.0 ? mf_fixed_exp(z) : 0.0;
-        w = w >= p->min_p ? w : 0.0; /* the best id weighs 1 */
-        s->weights[id] = w;
-        total += w;
-    }
+    double total = make_weights(s, logits, max, p);
     double u = mf_sampler_uniform(c->seed, c->num_tokens);
     bool has_top_k = p->top_k > 0 && p->top_k < s->num_sampled_ids;
     if (!has_top_k && !(p->top_p < 1.0)) {
