@@ -2,6 +2,7 @@
 #include "base/json.h"
 
 #include <pthread.h>
+#include <setjmp.h>
 #include <string.h>
 
 #include "base/file.h"
@@ -79,21 +80,99 @@ static mf_status scan(const char *text, size_t size, const char *name, int32_t m
     return MF_OK;
 }
 
-/* jansson's memory comes from mf_alloc, and we notice when there is none: jansson 2.14 calls that a syntax error, or drops a
- * character of a string and succeeds. */
+/* ---- memory ----
+ *
+ * jansson 2.14 does not survive a failed allocation inside its lexer: it drops the character that it could not store, which
+ * changes a string silently or makes it run past the text's end.  So a failure during a parse never returns to jansson: all
+ * blocks of the parse are released and a jump ends it. */
+
+typedef struct parse_guard {
+    jmp_buf out;
+    void **blocks; /* of this parse, in order of allocation; released ones are NULL */
+    size_t num_blocks, capacity;
+} parse_guard;
+
 static pthread_once_t alloc_once = PTHREAD_ONCE_INIT;
-static _Thread_local bool starved;
+static _Thread_local parse_guard *active; /* the parse that this thread is in */
+
+/* Room for one more block; released ones are squeezed out before the list grows. */
+static bool reserve(parse_guard *guard)
+{
+    if (guard->num_blocks < guard->capacity) {
+        return true;
+    }
+    size_t kept = 0;
+    for (size_t i = 0; i < guard->num_blocks; i++) {
+        if (guard->blocks[i]) {
+            guard->blocks[kept++] = guard->blocks[i];
+        }
+    }
+    guard->num_blocks = kept;
+    if (kept >= guard->capacity / 2) {
+        size_t capacity = guard->capacity ? 2 * guard->capacity : 64;
+        void **grown = mf_resize_array(guard->blocks, capacity, sizeof *grown);
+        if (!grown) {
+            return false;
+        }
+        guard->blocks = grown;
+        guard->capacity = capacity;
+    }
+    return true;
+}
 
 static void *json_block(size_t bytes)
 {
-    void *block = mf_alloc(bytes);
-    starved |= !block;
+    parse_guard *guard = active;
+    if (!guard) {
+        return mf_alloc(bytes);
+    }
+    void *block = reserve(guard) ? mf_alloc(bytes) : NULL;
+    if (!block) {
+        longjmp(guard->out, 1);
+    }
+    guard->blocks[guard->num_blocks++] = block;
     return block;
+}
+
+/* What jansson releases during a parse is mostly what it took last, so the search starts there. */
+static void json_release(void *block)
+{
+    if (active && block) {
+        size_t i = active->num_blocks;
+        while (i > 0 && active->blocks[i - 1] != block) {
+            i--;
+        }
+        if (i > 0) {
+            active->blocks[i - 1] = NULL;
+        }
+        while (active->num_blocks > 0 && !active->blocks[active->num_blocks - 1]) {
+            active->num_blocks--;
+        }
+    }
+    mf_free(block);
 }
 
 static void use_our_memory(void)
 {
-    json_set_alloc_funcs(json_block, mf_free);
+    json_set_alloc_funcs(json_block, json_release);
+}
+
+/* The guard lives in the caller: a jump leaves this function's own variables undefined. */
+static bool load_guarded(parse_guard *guard, const char *text, size_t size, json_t **root, json_error_t *problem)
+{
+    pthread_once(&alloc_once, use_our_memory);
+    if (setjmp(guard->out) != 0) {
+        active = NULL;
+        for (size_t i = 0; i < guard->num_blocks; i++) {
+            mf_free(guard->blocks[i]);
+        }
+        *root = NULL;
+        return false;
+    }
+    active = guard;
+    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, problem);
+    active = NULL;
+    return true;
 }
 
 mf_status mf_json_parse(const char *text, size_t size, const char *name, const mf_json_limits *limits, json_t **out,
@@ -110,12 +189,12 @@ mf_status mf_json_parse(const char *text, size_t size, const char *name, const m
         return mf_fail(err, MF_ERR_FORMAT, "%s: starts with a byte order mark; expected JSON", name);
     }
     MF_TRY(scan(text, size, name, max_depth, max_values, err));
-    pthread_once(&alloc_once, use_our_memory);
+    parse_guard guard = { .blocks = NULL };
     json_error_t problem;
-    starved = false;
-    json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &problem);
-    if (starved) {
-        json_decref(root);
+    json_t *root;
+    bool had_memory = load_guarded(&guard, text, size, &root, &problem);
+    mf_free(guard.blocks);
+    if (!had_memory) {
         return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory while parsing JSON", name);
     }
     if (!root) {
