@@ -2,7 +2,7 @@
 
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 MODEL ?= models/word-problems
-PROMPT ?= Mia buys 3 boxes of pencils. Each box has 12 pencils. She gives 9 pencils to her brother. How many pencils does she have left?
+PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hour for 7 hours. How many more pizzas does Oscar have than Nina?
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 

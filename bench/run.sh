@@ -10,7 +10,7 @@ mkdir -p bench/results
 date=$(date +%F); commit=$(git rev-parse --short HEAD)
 cpu=$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)
 isa=$(build/release/bin/moefuse run -p x -n 1 2>&1 >/dev/null | sed -n 's/^device *cpu \([^,]*\).*/\1/p' | tr -d ' ')
-prompt="Mia buys 3 boxes of pencils. Each box has 12 pencils. She gives 9 pencils to her brother. How many pencils does she have left?"
+prompt="Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hour for 7 hours. How many more pizzas does Oscar have than Nina?"
 
 median() { sort -n | awk '{v[NR]=$1} END {print NR % 2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2}'; }
 
