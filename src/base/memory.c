@@ -62,8 +62,9 @@ int64_t mf_available_memory(void)
     }
     int64_t v2 = group_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat",
                             "\ninactive_file");
-    int64_t v1 = group_left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-                            "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file");
+    int64_t v1 =
+        group_left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                   "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file");
     int64_t left = v2 >= 0 ? v2 : v1;
     if (left >= 0 && (available < 0 || left < available)) {
         available = left;

@@ -19,23 +19,25 @@ typedef struct mf_shard {
 } mf_shard;
 
 struct mf_checkpoint {
-    mf_arena arena;        /* names */
+    mf_arena arena; /* names */
     mf_shard *shards;
     int32_t num_shards;
     mf_st_tensor *tensors;
     int64_t num_tensors, capacity;
-    int64_t *by_name;      /* [num_tensors] indices in name order; made by mf_checkpoint_index */
+    int64_t *by_name; /* [num_tensors] indices in name order; made by mf_checkpoint_index */
     int64_t bytes;
 };
 
 /* Checks one file's bytes and appends its tensors.  name: for messages; kept by pointer. */
-mf_status mf_checkpoint_add(mf_checkpoint *checkpoint, const uint8_t *data, uint64_t size, const char *name, mf_error *err);
+mf_status mf_checkpoint_add(mf_checkpoint *checkpoint, const uint8_t *data, uint64_t size, const char *name,
+                            mf_error *err);
 
 /* What weights.c and the checker want beyond mf_checkpoint_open. */
 typedef struct mf_checkpoint_options {
     bool use_map;
     mf_progress progress;
-    /* Called with each bad file's error; true: go on with the next file (the opening fails in the end).  May be NULL. */
+    /* Called with each bad file's error; true: go on with the next file (the opening fails in the end).  May be NULL.
+     */
     bool (*bad_file)(void *context, const mf_error *err);
     void *context;
 } mf_checkpoint_options;
@@ -43,8 +45,8 @@ typedef struct mf_checkpoint_options {
 mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **checkpoint,
                                   mf_error *err);
 
-/* The index's text into JSON within its limits, every file name checked; *files: an object whose keys are the distinct ones.
- * Both are released with json_decref. */
+/* The index's text into JSON within its limits, every file name checked; *files: an object whose keys are the distinct
+ * ones. Both are released with json_decref. */
 mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **root, json_t **files,
                                     mf_error *err);
 

@@ -1,7 +1,7 @@
 /* config.c - config.json and generation_config.json into one mf_model_config: see config.h.
  *
- * Common keys are read here by a range table, the rest by the family.  Nothing is allocated from a value before its range
- * and the product of all sizes have been checked. */
+ * Common keys are read here by a range table, the rest by the family.  Nothing is allocated from a value before its
+ * range and the product of all sizes have been checked. */
 #include "model/config.h"
 
 #include <math.h>
@@ -31,7 +31,8 @@ static mf_status find_family(const mf_reader *root, mf_model_config *config)
     if (!config->family) {
         char known[512];
         mf_family_list(known, sizeof known);
-        return mf_read_fail(root, MF_ERR_UNSUPPORTED, "architectures", "unknown architecture \"%.80s\"; known are %s", name, known);
+        return mf_read_fail(root, MF_ERR_UNSUPPORTED, "architectures", "unknown architecture \"%.80s\"; known are %s",
+                            name, known);
     }
     snprintf(config->architecture, sizeof config->architecture, "%s", name);
     return MF_OK;
@@ -43,8 +44,8 @@ static mf_status read_dtype(const mf_reader *reader, mf_model_config *config)
     MF_TRY(mf_read_text(reader, "torch_dtype", false, &old));
     MF_TRY(mf_read_text(reader, "dtype", false, &fresh));
     if (old && fresh && strcmp(old, fresh) != 0) {
-        return mf_read_fail(reader, MF_ERR_INVALID, "dtype", "is \"%.40s\" and \"torch_dtype\" is \"%.40s\": expected the same",
-                            fresh, old);
+        return mf_read_fail(reader, MF_ERR_INVALID, "dtype",
+                            "is \"%.40s\" and \"torch_dtype\" is \"%.40s\": expected the same", fresh, old);
     }
     const char *key = fresh ? "dtype" : "torch_dtype";
     const char *text = fresh ? fresh : old;
@@ -72,7 +73,8 @@ static mf_status read_common(const mf_reader *reader, mf_model_config *config)
         { "hidden_size", NULL, 1, MF_MAX_SIZE, MF_KEY_REQUIRED, offsetof(mf_model_config, hidden_size) },
         { "num_hidden_layers", NULL, 1, MF_MAX_LAYERS, MF_KEY_REQUIRED, offsetof(mf_model_config, num_layers) },
         { "intermediate_size", NULL, 1, MF_MAX_SIZE, MF_KEY_REQUIRED, offsetof(mf_model_config, intermediate_size) },
-        { "max_position_embeddings", NULL, 1, 1 << 30, MF_KEY_REQUIRED, offsetof(mf_model_config, max_position_embeddings) },
+        { "max_position_embeddings", NULL, 1, 1 << 30, MF_KEY_REQUIRED,
+          offsetof(mf_model_config, max_position_embeddings) },
     };
     MF_TRY(mf_read_int_keys(reader, keys, sizeof keys / sizeof keys[0], config));
     MF_TRY(mf_read_number(reader, "rms_norm_eps", 1e-30, 1, NULL, &config->rms_norm_eps));
@@ -110,8 +112,9 @@ static mf_status read_all(const mf_reader *root, mf_model_config *config)
         MF_TRY(mf_config_read_tokens(root, config));
     }
     if (config->num_layers + config->num_nextn_layers > MF_MAX_LAYERS) {
-        return mf_read_fail(&reader, MF_ERR_INVALID, "num_hidden_layers", "expected at most %d layers with the draft layers; got %lld",
-                            MF_MAX_LAYERS, (long long)(config->num_layers + config->num_nextn_layers));
+        return mf_read_fail(&reader, MF_ERR_INVALID, "num_hidden_layers",
+                            "expected at most %d layers with the draft layers; got %lld", MF_MAX_LAYERS,
+                            (long long)(config->num_layers + config->num_nextn_layers));
     }
     /* Far above any model and far below overflow of any product that is made from these sizes. */
     int64_t most = (int64_t)1 << 50;
@@ -148,7 +151,8 @@ mf_status mf_model_config_parse(const char *text, size_t size, const char *name,
     return status;
 }
 
-mf_status mf_model_config_parse_generation(mf_model_config *config, const char *text, size_t size, const char *name, mf_error *err)
+mf_status mf_model_config_parse_generation(mf_model_config *config, const char *text, size_t size, const char *name,
+                                           mf_error *err)
 {
     json_t *json = NULL;
     MF_TRY(mf_json_parse(text, size, name, &json_limits, &json, err));
@@ -159,7 +163,8 @@ mf_status mf_model_config_parse_generation(mf_model_config *config, const char *
     MF_TRY_GOTO(mf_config_read_tokens(&reader, config), done);
     MF_TRY_GOTO(mf_read_number(&reader, "temperature", 0, 100, &none, &config->default_temperature), done);
     MF_TRY_GOTO(mf_read_number(&reader, "top_p", 0, 1, &none, &config->default_top_p), done);
-    MF_TRY_GOTO(mf_read_number(&reader, "repetition_penalty", 0.01, 100, &none, &config->default_repetition_penalty), done);
+    MF_TRY_GOTO(mf_read_number(&reader, "repetition_penalty", 0.01, 100, &none, &config->default_repetition_penalty),
+                done);
     MF_TRY_GOTO(mf_read_int(&reader, "top_k", -1, INT32_MAX, &no_top_k, &config->default_top_k), done);
 done:
     json_decref(json);
@@ -194,7 +199,8 @@ mf_status mf_model_config_load(const char *dir, mf_model_config **out, mf_error 
     bool found = false;
     MF_TRY(open_in(dir, "config.json", &file, &found, err));
     if (!found) {
-        return mf_fail(err, MF_ERR_IO, "%s: holds no config.json; expected a model's directory in the Hugging Face layout", dir);
+        return mf_fail(err, MF_ERR_IO,
+                       "%s: holds no config.json; expected a model's directory in the Hugging Face layout", dir);
     }
     mf_model_config *config = NULL;
     mf_status status = mf_model_config_parse((const char *)file.data, file.size, file.path, &config, err);

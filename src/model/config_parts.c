@@ -51,12 +51,23 @@ static bool is_one_of(const char *text, const char *const *list)
 /* The scaling object's own keys; rope->theta holds the outer rope_theta already. */
 static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_embeddings, mf_rope_config *rope)
 {
-    static const char *const known[] = { "type",      "rope_type",      "rope_theta",       "factor",    "beta_fast",
-                                         "beta_slow", "mscale",         "mscale_all_dim",   "truncate",  "attention_factor",
-                                         "original_max_position_embeddings", "partial_rotary_factor", NULL };
+    static const char *const known[] = { "type",
+                                         "rope_type",
+                                         "rope_theta",
+                                         "factor",
+                                         "beta_fast",
+                                         "beta_slow",
+                                         "mscale",
+                                         "mscale_all_dim",
+                                         "truncate",
+                                         "attention_factor",
+                                         "original_max_position_embeddings",
+                                         "partial_rotary_factor",
+                                         NULL };
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)scaling->object, key, value) {
+    json_object_foreach((json_t *)(uintptr_t)scaling->object, key, value)
+    {
         if (!json_is_null(value) && !is_one_of(key, known)) {
             return mf_read_fail(scaling, MF_ERR_UNSUPPORTED, key, "is not a rope key that is known here");
         }
@@ -65,13 +76,14 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     MF_TRY(mf_read_text(scaling, "rope_type", false, &type));
     MF_TRY(mf_read_text(scaling, "type", false, &old_type));
     if (type && old_type && strcmp(type, old_type) != 0) {
-        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type", "is \"%s\" and \"type\" is \"%s\": expected the same", type,
-                            old_type);
+        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type", "is \"%s\" and \"type\" is \"%s\": expected the same",
+                            type, old_type);
     }
     const char *type_key = type ? "rope_type" : "type";
     type = type ? type : old_type;
     if (!type && mf_read_value(scaling, "factor")) {
-        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type", "expected \"default\", \"linear\" or \"yarn\"; got nothing");
+        return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type",
+                            "expected \"default\", \"linear\" or \"yarn\"; got nothing");
     }
     if (!type || strcmp(type, "default") == 0) {
         rope->type = MF_ROPE_DEFAULT;
@@ -105,8 +117,8 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     MF_TRY(mf_read_number(scaling, "attention_factor", 1e-3, 1e3, &zero, &rope->attention_factor));
     MF_TRY(mf_read_bool(scaling, "truncate", &yes, &rope->truncate));
     if (rope->beta_fast < rope->beta_slow) {
-        return mf_read_fail(scaling, MF_ERR_INVALID, "beta_fast", "expected at least beta_slow %g; got %g", rope->beta_slow,
-                            rope->beta_fast);
+        return mf_read_fail(scaling, MF_ERR_INVALID, "beta_fast", "expected at least beta_slow %g; got %g",
+                            rope->beta_slow, rope->beta_fast);
     }
     return MF_OK;
 }
@@ -138,12 +150,12 @@ mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, mf_model_con
         MF_TRY(read_scaling(&inner, config->max_position_embeddings, &fresh));
         bool has_theta = mf_read_value(reader, "rope_theta") != NULL;
         if (has_scaling && !rope_equal(&old, &fresh)) {
-            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters", "differs from \"%srope_scaling\" and \"rope_theta\"",
-                                reader->scope);
+            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters",
+                                "differs from \"%srope_scaling\" and \"rope_theta\"", reader->scope);
         }
         if (has_theta && old.theta != fresh.theta) {
-            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters.rope_theta", "is %g and \"%srope_theta\" is %g",
-                                fresh.theta, reader->scope, old.theta);
+            return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters.rope_theta",
+                                "is %g and \"%srope_theta\" is %g", fresh.theta, reader->scope, old.theta);
         }
         old = fresh;
     }
@@ -231,7 +243,8 @@ static mf_status read_modules(const mf_reader *quant, mf_model_config *config)
                                 text ? "an empty string" : mf_json_type_name(json_array_get(list, i)));
         }
         if (strncmp(text, "re:", 3) == 0 || strpbrk(text, "*?[](){}|^$+\\")) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\" is a pattern: expected whole module names", text);
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\" is a pattern: expected whole module names",
+                                text);
         }
         names[i] = mf_arena_strdup(arena, text);
         if (!names[i]) {
@@ -253,14 +266,18 @@ static mf_status read_modules(const mf_reader *quant, mf_model_config *config)
 
 static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
 {
-    static const char *const known[] = { "quant_method",   "activation_scheme", "fmt",         "weight_block_size",
-                                         "modules_to_not_convert", "ignored_layers", "scale_fmt", "dequantize",
-                                         "modules_to_convert", "expert_dtype", NULL };
+    static const char *const known[] = {
+        "quant_method",           "activation_scheme", "fmt",       "weight_block_size",
+        "modules_to_not_convert", "ignored_layers",    "scale_fmt", "dequantize",
+        "modules_to_convert",     "expert_dtype",      NULL
+    };
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)quant->object, key, value) {
+    json_object_foreach((json_t *)(uintptr_t)quant->object, key, value)
+    {
         if (!json_is_null(value) && !is_one_of(key, known)) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "is not a key of quant_method \"fp8\" that is known here");
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "is not a key of quant_method \"fp8\" that is known here");
         }
     }
     MF_TRY(mf_config_only_text(quant, "activation_scheme", "dynamic", "static activation scales are not supported"));
@@ -292,8 +309,8 @@ mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, 
 {
     const mf_reader *holder = mf_read_value(reader, "quantization_config") ? reader : outer;
     if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
-        return mf_fail(reader->err, MF_ERR_UNSUPPORTED, "%s: key \"compression_config\": this weight format is not supported",
-                       reader->file);
+        return mf_fail(reader->err, MF_ERR_UNSUPPORTED,
+                       "%s: key \"compression_config\": this weight format is not supported", reader->file);
     }
     mf_reader quant;
     char scope[128];
@@ -305,7 +322,8 @@ mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, 
     const char *method;
     MF_TRY(mf_read_text(&quant, "quant_method", true, &method));
     if (strcmp(method, "fp8") != 0) {
-        return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method", "\"fp8\" with 128 x 128 blocks, or no quantisation");
+        return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method",
+                                  "\"fp8\" with 128 x 128 blocks, or no quantisation");
     }
     return read_fp8(&quant, config);
 }

@@ -1,4 +1,5 @@
-/* config_parts.h - the parts of config.json that several families share: attention sizes, rope, quantisation, tokens. */
+/* config_parts.h - the parts of config.json that several families share: attention sizes, rope, quantisation, tokens.
+ */
 #ifndef MF_MODEL_CONFIG_PARTS_H
 #define MF_MODEL_CONFIG_PARTS_H
 
@@ -7,8 +8,8 @@
 
 enum { MF_MAX_SIZE = 1 << 20 }; /* of hidden_size and every other width */
 
-/* Multi-head latent attention: ranks, head sizes, biases, rope (with the given default for rope_interleave; NULL: the family
- * always pairs neighbours) and the softmax scale. */
+/* Multi-head latent attention: ranks, head sizes, biases, rope (with the given default for rope_interleave; NULL: the
+ * family always pairs neighbours) and the softmax scale. */
 mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleave_default, mf_model_config *config);
 
 /* rope_parameters, or rope_theta beside rope_scaling.  dim: rotated dimensions of a head. */

@@ -52,8 +52,8 @@ mf_status mf_read_unexpected(const mf_reader *reader, mf_status status, const ch
 {
     char got[96];
     render(json_object_get(reader->object, key), got, sizeof got);
-    return mf_fail(reader->err, status, "%s: key \"%s%s\": expected %s; got %s", reader->file, reader->scope, key, expected,
-                   got);
+    return mf_fail(reader->err, status, "%s: key \"%s%s\": expected %s; got %s", reader->file, reader->scope, key,
+                   expected, got);
 }
 
 mf_status mf_read_fail(const mf_reader *reader, mf_status status, const char *key, const char *fmt, ...)
@@ -66,7 +66,8 @@ mf_status mf_read_fail(const mf_reader *reader, mf_status status, const char *ke
     return mf_fail(reader->err, status, "%s: key \"%s%s\": %s", reader->file, reader->scope, key, text);
 }
 
-mf_status mf_read_int(const mf_reader *reader, const char *key, int64_t min, int64_t max, const int64_t *fallback, int64_t *out)
+mf_status mf_read_int(const mf_reader *reader, const char *key, int64_t min, int64_t max, const int64_t *fallback,
+                      int64_t *out)
 {
     const json_t *value = mf_read_value(reader, key);
     if (!value && fallback) {
@@ -82,7 +83,8 @@ mf_status mf_read_int(const mf_reader *reader, const char *key, int64_t min, int
     return MF_OK;
 }
 
-mf_status mf_read_number(const mf_reader *reader, const char *key, double min, double max, const double *fallback, double *out)
+mf_status mf_read_number(const mf_reader *reader, const char *key, double min, double max, const double *fallback,
+                         double *out)
 {
     const json_t *value = mf_read_value(reader, key);
     if (!value && fallback) {
@@ -127,8 +129,8 @@ mf_status mf_read_text(const mf_reader *reader, const char *key, bool required, 
     return MF_OK;
 }
 
-mf_status mf_read_object(const mf_reader *reader, const char *key, mf_reader *inner, char *scope_text, size_t scope_size,
-                         bool *found)
+mf_status mf_read_object(const mf_reader *reader, const char *key, mf_reader *inner, char *scope_text,
+                         size_t scope_size, bool *found)
 {
     const json_t *value = mf_read_value(reader, key);
     *found = value != NULL;
@@ -152,12 +154,13 @@ mf_status mf_read_int_keys(const mf_reader *reader, const mf_int_key *keys, size
             if (!mf_read_value(reader, key)) {
                 key = row->alias;
             } else if (!json_equal(mf_read_value(reader, key), mf_read_value(reader, row->alias))) {
-                return mf_read_fail(reader, MF_ERR_INVALID, key, "differs from \"%s%s\", which means the same", reader->scope,
-                                    row->alias);
+                return mf_read_fail(reader, MF_ERR_INVALID, key, "differs from \"%s%s\", which means the same",
+                                    reader->scope, row->alias);
             }
         }
         int64_t *value = (int64_t *)(void *)((char *)out + row->offset);
-        MF_TRY(mf_read_int(reader, key, row->min, row->max, row->fallback == MF_KEY_REQUIRED ? NULL : &row->fallback, value));
+        MF_TRY(mf_read_int(reader, key, row->min, row->max, row->fallback == MF_KEY_REQUIRED ? NULL : &row->fallback,
+                           value));
     }
     return MF_OK;
 }

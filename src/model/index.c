@@ -1,5 +1,5 @@
-/* index.c - the set of files that make one checkpoint: model.safetensors alone, or model.safetensors.index.json and the shards
- * it names.  A tensor must stand exactly where the index puts it. */
+/* index.c - the set of files that make one checkpoint: model.safetensors alone, or model.safetensors.index.json and the
+ * shards it names.  A tensor must stand exactly where the index puts it. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -27,16 +27,18 @@ static mf_status collect_shards(const json_t *map, const char *index_name, json_
 {
     const char *tensor;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
+    json_object_foreach((json_t *)(uintptr_t)map, tensor, value)
+    {
         const char *shard = json_string_value(value);
         if (!shard) {
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": expected a file's name; got %s", index_name, tensor,
-                           mf_json_type_name(value));
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": expected a file's name; got %s", index_name,
+                           tensor, mf_json_type_name(value));
         }
         if (!name_is_plain(shard)) {
             return mf_fail(err, MF_ERR_FORMAT,
-                           "%s: tensor \"%.200s\": file name \"%.100s\": expected letters, digits, '.', '_' and '-', then .safetensors", index_name,
-                           tensor, shard);
+                           "%s: tensor \"%.200s\": file name \"%.100s\": expected letters, digits, '.', '_' and '-', "
+                           "then .safetensors",
+                           index_name, tensor, shard);
         }
         if (json_object_get(shards, shard)) {
             continue;
@@ -51,7 +53,8 @@ static mf_status collect_shards(const json_t *map, const char *index_name, json_
     return MF_OK;
 }
 
-static mf_status open_shard(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_shard *shard, mf_error *err)
+static mf_status open_shard(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_shard *shard,
+                            mf_error *err)
 {
     char *path = mf_path_join(dir, shard->name);
     if (!path) {
@@ -84,7 +87,10 @@ static mf_status open_shards(const mf_checkpoint_options *options, const char *d
         int64_t now = mf_now_ns();
         if (options->progress.fn && now - last_report > 100000000) {
             last_report = now;
-            mf_progress_info info = { .what = "opening", .files_done = i + 1, .files_total = c->num_shards, .bytes_done = bytes,
+            mf_progress_info info = { .what = "opening",
+                                      .files_done = i + 1,
+                                      .files_total = c->num_shards,
+                                      .bytes_done = bytes,
                                       .seconds = (double)(now - start) * 1e-9 };
             if (!options->progress.fn(options->progress.context, &info)) {
                 return mf_fail(err, MF_ERR_CANCELLED, "opening %s was cancelled", dir);
@@ -101,12 +107,12 @@ static mf_status compare_with_map(const mf_checkpoint *c, const json_t *map, con
         const mf_st_tensor *t = &c->tensors[i];
         const char *shard = json_string_value(json_object_get(map, t->name));
         if (!shard) {
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s but not in the index", index_name, t->name,
-                           t->file);
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s but not in the index", index_name,
+                           t->name, t->file);
         }
         if (strcmp(shard, t->file) != 0) {
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s; the index puts it in %s", index_name, t->name,
-                           t->file, shard);
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" stands in %s; the index puts it in %s",
+                           index_name, t->name, t->file, shard);
         }
     }
     if ((size_t)c->num_tensors == json_object_size(map)) {
@@ -114,16 +120,18 @@ static mf_status compare_with_map(const mf_checkpoint *c, const json_t *map, con
     }
     const char *tensor;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
+    json_object_foreach((json_t *)(uintptr_t)map, tensor, value)
+    {
         if (!mf_checkpoint_find(c, tensor)) {
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" is not in %s, where the index puts it", index_name, tensor,
-                           json_string_value(value));
+            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\" is not in %s, where the index puts it",
+                           index_name, tensor, json_string_value(value));
         }
     }
     return MF_OK;
 }
 
-mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **out, json_t **files, mf_error *err)
+mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *name, json_t **out, json_t **files,
+                                    mf_error *err)
 {
     *out = *files = NULL;
     mf_json_limits limits = { .max_depth = 8, .max_values = 100000 + (int64_t)(size / 32), .top_is_object = true };
@@ -132,8 +140,9 @@ mf_status mf_checkpoint_parse_index(const char *text, size_t size, const char *n
     mf_status status;
     const json_t *map = json_object_get(root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0) {
-        status = mf_fail(err, MF_ERR_FORMAT, "%s: key \"weight_map\": expected an object of tensor names and files; got %s", name,
-                         json_is_object(map) ? "an empty one" : mf_json_type_name(map));
+        status =
+            mf_fail(err, MF_ERR_FORMAT, "%s: key \"weight_map\": expected an object of tensor names and files; got %s",
+                    name, json_is_object(map) ? "an empty one" : mf_json_type_name(map));
         goto fail;
     }
     names = json_object();
@@ -160,7 +169,8 @@ static mf_status open_sharded(const mf_checkpoint_options *options, const char *
     }
     const char *name;
     json_t *unused;
-    json_object_foreach(files, name, unused) {
+    json_object_foreach(files, name, unused)
+    {
         (void)unused;
         c->shards[c->num_shards].name = mf_arena_strdup(&c->arena, name);
         if (!c->shards[c->num_shards++].name) {
@@ -209,15 +219,18 @@ static mf_status refuse_other_index(const char *dir, mf_error *err)
     for (const struct dirent *e; status == MF_OK && (e = readdir(listing));) {
         static const char end[] = ".safetensors.index.json";
         size_t n = strlen(e->d_name);
-        if (n >= sizeof end - 1 && strcmp(e->d_name + n - (sizeof end - 1), end) == 0 && strcmp(e->d_name, INDEX) != 0) {
-            status = mf_fail(err, MF_ERR_FORMAT, "%s: holds the index %.200s; expected no other than " INDEX, dir, e->d_name);
+        if (n >= sizeof end - 1 && strcmp(e->d_name + n - (sizeof end - 1), end) == 0 &&
+            strcmp(e->d_name, INDEX) != 0) {
+            status = mf_fail(err, MF_ERR_FORMAT, "%s: holds the index %.200s; expected no other than " INDEX, dir,
+                             e->d_name);
         }
     }
     closedir(listing);
     return status;
 }
 
-mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **out, mf_error *err)
+mf_status mf_checkpoint_open_with(const char *dir, const mf_checkpoint_options *options, mf_checkpoint **out,
+                                  mf_error *err)
 {
     *out = NULL;
     mf_checkpoint *c = mf_alloc_zero(sizeof *c);

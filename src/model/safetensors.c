@@ -1,7 +1,7 @@
 /* safetensors.c - the validator of one .safetensors file and the list it fills: see safetensors.h.
  *
- * Layout: 8 bytes little-endian header length, that many bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
- * then the data, which the tensors must cover from its first to its last byte without holes or overlaps. */
+ * Layout: 8 bytes little-endian header length, that many bytes of JSON {name: {dtype, shape, data_offsets: [begin,
+ * end]}}, then the data, which the tensors must cover from its first to its last byte without holes or overlaps. */
 #include "model/safetensors.h"
 
 #include <inttypes.h>
@@ -17,9 +17,9 @@
 static const struct {
     const char *name;
     mf_dtype dtype;
-} dtypes[] = { { "F32", MF_F32 },         { "F16", MF_F16 }, { "BF16", MF_BF16 }, { "F8_E4M3", MF_F8_E4M3 },
-               { "F8_E8M0", MF_F8_E8M0 }, { "I8", MF_I8 },   { "U8", MF_U8 },     { "I32", MF_I32 },
-               { "I64", MF_I64 } };
+} dtypes[] = { { "F32", MF_F32 },         { "F16", MF_F16 },         { "BF16", MF_BF16 },
+               { "F8_E4M3", MF_F8_E4M3 }, { "F8_E8M0", MF_F8_E8M0 }, { "I8", MF_I8 },
+               { "U8", MF_U8 },           { "I32", MF_I32 },         { "I64", MF_I64 } };
 
 enum { NUM_DTYPES = sizeof dtypes / sizeof dtypes[0] };
 
@@ -48,13 +48,15 @@ static mf_status read_dtype(const char *file, const char *name, const json_t *va
             return MF_OK;
         }
     }
-    return mf_fail(err, MF_ERR_UNSUPPORTED,
-                   "%s: tensor \"%.200s\": unknown dtype \"%.40s\"; known are F32, F16, BF16, F8_E4M3, F8_E8M0, I8, U8, I32, I64",
-                   file, name, text);
+    return mf_fail(
+        err, MF_ERR_UNSUPPORTED,
+        "%s: tensor \"%.200s\": unknown dtype \"%.40s\"; known are F32, F16, BF16, F8_E4M3, F8_E8M0, I8, U8, I32, I64",
+        file, name, text);
 }
 
 /* *elements = the product of the shape, *bytes = times the dtype's size, each step checked. */
-static mf_status read_shape(const char *file, const char *name, const json_t *value, mf_st_tensor *t, uint64_t *bytes, mf_error *err)
+static mf_status read_shape(const char *file, const char *name, const json_t *value, mf_st_tensor *t, uint64_t *bytes,
+                            mf_error *err)
 {
     if (!json_is_array(value) || json_array_size(value) > MF_ST_MAX_DIMS) {
         return bad_entry(err, file, name, "shape: expected a list of at most 8 sizes");
@@ -87,7 +89,8 @@ static mf_status read_entry(const char *file, const char *name, const json_t *va
         return bad_entry(err, file, name, "the name's length: expected 1..512 bytes");
     }
     if (!json_is_object(value)) {
-        return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": expected an object; got %s", file, name, mf_json_type_name(value));
+        return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": expected an object; got %s", file, name,
+                       mf_json_type_name(value));
     }
     const json_t *dtype = json_object_get(value, "dtype"), *shape = json_object_get(value, "shape");
     const json_t *offsets = json_object_get(value, "data_offsets");
@@ -99,16 +102,17 @@ static mf_status read_entry(const char *file, const char *name, const json_t *va
     MF_TRY(read_dtype(file, name, dtype, &t->dtype, err));
     MF_TRY(read_shape(file, name, shape, t, &t->bytes, err));
     const json_t *begin = json_array_get(offsets, 0), *end = json_array_get(offsets, 1);
-    if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end) || json_integer_value(begin) < 0 ||
-        json_integer_value(end) < json_integer_value(begin)) {
+    if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end) ||
+        json_integer_value(begin) < 0 || json_integer_value(end) < json_integer_value(begin)) {
         return bad_entry(err, file, name, "data_offsets: expected [begin, end] with 0 <= begin <= end");
     }
     e->begin = (uint64_t)json_integer_value(begin);
     e->end = (uint64_t)json_integer_value(end);
     if (e->end - e->begin != t->bytes) {
         return mf_fail(err, MF_ERR_FORMAT,
-                       "%s: tensor \"%.200s\": data_offsets span %" PRIu64 " bytes; its shape and dtype %s need %" PRIu64, file,
-                       name, e->end - e->begin, mf_dtype_name(t->dtype), t->bytes);
+                       "%s: tensor \"%.200s\": data_offsets span %" PRIu64
+                       " bytes; its shape and dtype %s need %" PRIu64,
+                       file, name, e->end - e->begin, mf_dtype_name(t->dtype), t->bytes);
     }
     return MF_OK;
 }
@@ -125,16 +129,17 @@ static int compare_entries(const void *a, const void *b)
 }
 
 /* Entries in the order of their offsets: each must begin where the one before ended, the last end at the file's end. */
-static mf_status check_offsets(const entry *entries, size_t count, const char *file, uint64_t data_start, uint64_t data_size,
-                               mf_error *err)
+static mf_status check_offsets(const entry *entries, size_t count, const char *file, uint64_t data_start,
+                               uint64_t data_size, mf_error *err)
 {
     uint64_t at = 0;
     for (size_t i = 0; i < count; i++) {
         const entry *e = &entries[i];
         if (e->begin != at) {
-            return mf_fail(err, MF_ERR_FORMAT, "%s: tensor \"%.200s\": begins at data byte %" PRIu64 "; expected %" PRIu64 ", %s%.200s%s",
-                           file, e->tensor.name, e->begin, at, i ? "the end of \"" : "the first byte", i ? e[-1].tensor.name : "",
-                           i ? "\"" : "");
+            return mf_fail(err, MF_ERR_FORMAT,
+                           "%s: tensor \"%.200s\": begins at data byte %" PRIu64 "; expected %" PRIu64 ", %s%.200s%s",
+                           file, e->tensor.name, e->begin, at, i ? "the end of \"" : "the first byte",
+                           i ? e[-1].tensor.name : "", i ? "\"" : "");
         }
         at = e->end;
     }
@@ -151,8 +156,8 @@ static mf_status check_offsets(const entry *entries, size_t count, const char *f
     }
     const entry *e = &entries[first];
     mf_status status = mf_fail(err, MF_ERR_FORMAT,
-                               "%s: tensor \"%.200s\" needs bytes %" PRIu64 "..%" PRIu64 "; the file ends at %" PRIu64 ", %" PRIu64
-                               " bytes before the end of its last tensor (%zu of %zu tensors incomplete)",
+                               "%s: tensor \"%.200s\" needs bytes %" PRIu64 "..%" PRIu64 "; the file ends at %" PRIu64
+                               ", %" PRIu64 " bytes before the end of its last tensor (%zu of %zu tensors incomplete)",
                                file, e->tensor.name, data_start + e->begin, data_start + e->end, data_start + data_size,
                                at - data_size, count - first, count);
     mf_error_advise(err, "the file is truncated: download it again");
@@ -162,11 +167,13 @@ static mf_status check_offsets(const entry *entries, size_t count, const char *f
 static mf_status check_metadata(const json_t *value, const char *file, mf_error *err)
 {
     if (!json_is_object(value)) {
-        return mf_fail(err, MF_ERR_FORMAT, "%s: __metadata__: expected an object; got %s", file, mf_json_type_name(value));
+        return mf_fail(err, MF_ERR_FORMAT, "%s: __metadata__: expected an object; got %s", file,
+                       mf_json_type_name(value));
     }
     const char *key;
     json_t *item;
-    json_object_foreach((json_t *)(uintptr_t)value, key, item) {
+    json_object_foreach((json_t *)(uintptr_t)value, key, item)
+    {
         if (!json_is_string(item)) {
             return mf_fail(err, MF_ERR_FORMAT, "%s: __metadata__ key \"%.100s\": expected a string; got %s", file, key,
                            mf_json_type_name(item));
@@ -191,8 +198,8 @@ static mf_status reserve(mf_checkpoint *c, size_t more)
     return MF_OK;
 }
 
-static mf_status add_entries(mf_checkpoint *c, const json_t *header, const uint8_t *data, uint64_t data_start, uint64_t data_size,
-                             const char *file, mf_error *err)
+static mf_status add_entries(mf_checkpoint *c, const json_t *header, const uint8_t *data, uint64_t data_start,
+                             uint64_t data_size, const char *file, mf_error *err)
 {
     entry *entries = mf_alloc_array(json_object_size(header) + 1, sizeof *entries);
     if (!entries) {
@@ -202,7 +209,8 @@ static mf_status add_entries(mf_checkpoint *c, const json_t *header, const uint8
     size_t count = 0;
     const char *name;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)header, name, value) {
+    json_object_foreach((json_t *)(uintptr_t)header, name, value)
+    {
         if (strcmp(name, "__metadata__") == 0) {
             MF_TRY_GOTO(check_metadata(value, file, err), done);
             continue;
@@ -235,7 +243,8 @@ done:
 mf_status mf_checkpoint_add(mf_checkpoint *c, const uint8_t *data, uint64_t size, const char *file, mf_error *err)
 {
     if (size < 8) {
-        return mf_fail(err, MF_ERR_FORMAT, "%s: %" PRIu64 " bytes long; expected at least the 8 of the header's length", file, size);
+        return mf_fail(err, MF_ERR_FORMAT, "%s: %" PRIu64 " bytes long; expected at least the 8 of the header's length",
+                       file, size);
     }
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--) {
@@ -243,15 +252,15 @@ mf_status mf_checkpoint_add(mf_checkpoint *c, const uint8_t *data, uint64_t size
     }
     if (length > MF_ST_MAX_HEADER || length > size - 8) {
         static const char lfs[] = "version https://git-lfs";
-        mf_status status = mf_fail(err, MF_ERR_FORMAT,
-                                   "%s: header length: expected at most %" PRIu64 "; got %" PRIu64, file,
-                                   size - 8 < MF_ST_MAX_HEADER ? size - 8 : (uint64_t)MF_ST_MAX_HEADER, length);
+        mf_status status = mf_fail(err, MF_ERR_FORMAT, "%s: header length: expected at most %" PRIu64 "; got %" PRIu64,
+                                   file, size - 8 < MF_ST_MAX_HEADER ? size - 8 : (uint64_t)MF_ST_MAX_HEADER, length);
         if (size >= sizeof lfs - 1 && memcmp(data, lfs, sizeof lfs - 1) == 0) {
             mf_error_advise(err, "this is a Git LFS pointer, not the weights: download the file itself");
         }
         return status;
     }
-    /* A hostile header buys at most some 250 bytes of tree per value; a real entry has twelve values and a large body. */
+    /* A hostile header buys at most some 250 bytes of tree per value; a real entry has twelve values and a large body.
+     */
     mf_json_limits limits = { .max_depth = 8, .max_values = 200000 + (int64_t)(size / 512), .top_is_object = true };
     json_t *header = NULL;
     char what[600];

@@ -61,36 +61,90 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
     int64_t shape[2] = { 0, 0 };
     switch (role) {
     case MF_ROLE_EMBED:
-    case MF_ROLE_LM_HEAD: shape[0] = c->vocab_size; shape[1] = hidden; break;
+    case MF_ROLE_LM_HEAD:
+        shape[0] = c->vocab_size;
+        shape[1] = hidden;
+        break;
     case MF_ROLE_NORM:
     case MF_ROLE_INPUT_NORM:
-    case MF_ROLE_POST_ATTENTION_NORM: shape[0] = hidden; break;
-    case MF_ROLE_Q_PROJ: shape[0] = c->q_lora_rank ? 0 : q_rows; shape[1] = hidden; break;
-    case MF_ROLE_Q_A_PROJ: shape[0] = c->q_lora_rank; shape[1] = hidden; break;
-    case MF_ROLE_Q_A_BIAS: shape[0] = biased ? c->q_lora_rank : 0; break;
-    case MF_ROLE_Q_A_NORM: shape[0] = c->q_lora_rank; break;
-    case MF_ROLE_Q_B_PROJ: shape[0] = c->q_lora_rank ? q_rows : 0; shape[1] = c->q_lora_rank; break;
-    case MF_ROLE_KV_A_PROJ: shape[0] = kv_a_rows; shape[1] = hidden; break;
-    case MF_ROLE_KV_A_BIAS: shape[0] = biased ? kv_a_rows : 0; break;
-    case MF_ROLE_KV_A_NORM: shape[0] = c->kv_lora_rank; break;
+    case MF_ROLE_POST_ATTENTION_NORM:
+        shape[0] = hidden;
+        break;
+    case MF_ROLE_Q_PROJ:
+        shape[0] = c->q_lora_rank ? 0 : q_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_Q_A_PROJ:
+        shape[0] = c->q_lora_rank;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_Q_A_BIAS:
+        shape[0] = biased ? c->q_lora_rank : 0;
+        break;
+    case MF_ROLE_Q_A_NORM:
+        shape[0] = c->q_lora_rank;
+        break;
+    case MF_ROLE_Q_B_PROJ:
+        shape[0] = c->q_lora_rank ? q_rows : 0;
+        shape[1] = c->q_lora_rank;
+        break;
+    case MF_ROLE_KV_A_PROJ:
+        shape[0] = kv_a_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_KV_A_BIAS:
+        shape[0] = biased ? kv_a_rows : 0;
+        break;
+    case MF_ROLE_KV_A_NORM:
+        shape[0] = c->kv_lora_rank;
+        break;
     case MF_ROLE_KV_B_PROJ:
         shape[0] = c->num_heads * (c->qk_nope_head_dim + c->v_head_dim);
         shape[1] = c->kv_lora_rank;
         break;
-    case MF_ROLE_O_PROJ: shape[0] = hidden; shape[1] = c->num_heads * c->v_head_dim; break;
-    case MF_ROLE_O_BIAS: shape[0] = biased ? hidden : 0; break;
+    case MF_ROLE_O_PROJ:
+        shape[0] = hidden;
+        shape[1] = c->num_heads * c->v_head_dim;
+        break;
+    case MF_ROLE_O_BIAS:
+        shape[0] = biased ? hidden : 0;
+        break;
     case MF_ROLE_DENSE_GATE:
-    case MF_ROLE_DENSE_UP: shape[0] = c->intermediate_size; shape[1] = hidden; break;
-    case MF_ROLE_DENSE_DOWN: shape[0] = hidden; shape[1] = c->intermediate_size; break;
-    case MF_ROLE_ROUTER: shape[0] = c->gate.num_experts; shape[1] = hidden; break;
-    case MF_ROLE_CORRECTION_BIAS: shape[0] = c->has_correction_bias ? c->gate.num_experts : 0; break;
+    case MF_ROLE_DENSE_UP:
+        shape[0] = c->intermediate_size;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_DENSE_DOWN:
+        shape[0] = hidden;
+        shape[1] = c->intermediate_size;
+        break;
+    case MF_ROLE_ROUTER:
+        shape[0] = c->gate.num_experts;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_CORRECTION_BIAS:
+        shape[0] = c->has_correction_bias ? c->gate.num_experts : 0;
+        break;
     case MF_ROLE_EXPERT_GATE:
-    case MF_ROLE_EXPERT_UP: shape[0] = moe; shape[1] = hidden; break;
-    case MF_ROLE_EXPERT_DOWN: shape[0] = hidden; shape[1] = moe; break;
+    case MF_ROLE_EXPERT_UP:
+        shape[0] = moe;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_EXPERT_DOWN:
+        shape[0] = hidden;
+        shape[1] = moe;
+        break;
     case MF_ROLE_SHARED_GATE:
-    case MF_ROLE_SHARED_UP: shape[0] = shared; shape[1] = hidden; break;
-    case MF_ROLE_SHARED_DOWN: shape[0] = shared ? hidden : 0; shape[1] = shared; break;
-    case MF_ROLE_COUNT: break;
+    case MF_ROLE_SHARED_UP:
+        shape[0] = shared;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_SHARED_DOWN:
+        shape[0] = shared ? hidden : 0;
+        shape[1] = shared;
+        break;
+    case MF_ROLE_COUNT:
+        break;
     }
     *n = shape[0];
     *k = shape[1];
@@ -98,7 +152,8 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
 
 /* ---- names ---- */
 
-bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out, size_t size)
+bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out,
+                    size_t size)
 {
     size_t used = strlen(family->prefix);
     if (used >= size) {
@@ -145,7 +200,8 @@ static int64_t find_entry(const mf_quant_config *quant, const char *text, size_t
             high = mid;
         }
     }
-    bool found = low < quant->num_modules_to_not_convert && compare_part(text, n, quant->modules_to_not_convert[low]) == 0;
+    bool found =
+        low < quant->num_modules_to_not_convert && compare_part(text, n, quant->modules_to_not_convert[low]) == 0;
     return found ? low : -1;
 }
 

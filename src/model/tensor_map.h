@@ -1,5 +1,5 @@
-/* tensor_map.h - the full set of tensors that a config asks for, one by one: name, shape, format and the place in mf_weights
- * where it belongs.  The loader, the dummy loader and the size counts all walk this one list. */
+/* tensor_map.h - the full set of tensors that a config asks for, one by one: name, shape, format and the place in
+ * mf_weights where it belongs.  The loader, the dummy loader and the size counts all walk this one list. */
 #ifndef MF_MODEL_TENSOR_MAP_H
 #define MF_MODEL_TENSOR_MAP_H
 
@@ -9,40 +9,41 @@
 enum { MF_MAX_TENSOR_NAME = 256 };
 
 typedef enum mf_wanted_kind {
-    MF_WANT_MATRIX,    /* never quantised: embedding, lm_head, router */
-    MF_WANT_LINEAR,    /* quantised when the config says so */
-    MF_WANT_VECTOR     /* small, becomes f32 */
+    MF_WANT_MATRIX, /* never quantised: embedding, lm_head, router */
+    MF_WANT_LINEAR, /* quantised when the config says so */
+    MF_WANT_VECTOR  /* small, becomes f32 */
 } mf_wanted_kind;
 
 typedef struct mf_wanted {
     mf_role role;
     mf_wanted_kind kind;
-    int64_t layer, expert; /* -1: none */
-    int64_t n, k;          /* [n, k], a vector is [n] */
+    int64_t layer, expert;  /* -1: none */
+    int64_t n, k;           /* [n, k], a vector is [n] */
     bool more_rows_allowed; /* the vocabulary may be padded */
     bool optional;          /* lm_head of tied embeddings */
     bool quantised;
     char name[MF_MAX_TENSOR_NAME];
     char scale_name[MF_MAX_TENSOR_NAME]; /* of the block scales, also when not quantised: it must be absent then */
-    mf_matrix *matrix;      /* MATRIX, LINEAR; NULL when weights are NULL */
-    const float **vector;   /* VECTOR */
+    mf_matrix *matrix;                   /* MATRIX, LINEAR; NULL when weights are NULL */
+    const float **vector;                /* VECTOR */
 } mf_wanted;
 
 typedef mf_status (*mf_wanted_fn)(void *context, const mf_wanted *wanted);
 
-/* Calls fn for every wanted tensor in a fixed order: embedding, layers (an expert's three matrices together), norm, head.
- * weights: layers and experts allocated; NULL: targets are NULL.  Stops at the first status that is not MF_OK. */
+/* Calls fn for every wanted tensor in a fixed order: embedding, layers (an expert's three matrices together), norm,
+ * head. weights: layers and experts allocated; NULL: targets are NULL.  Stops at the first status that is not MF_OK. */
 mf_status mf_tensor_map_walk(const mf_model_config *config, mf_weights *weights, mf_wanted_fn fn, void *context);
 
 /* Tensors of the walk, scales not counted; at most 2^50. */
 int64_t mf_tensor_map_count(const mf_model_config *config);
 
 /* Writes prefix and template with {l} and {e} filled in.  false: it does not fit. */
-bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out, size_t size);
+bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out,
+                    size_t size);
 
-/* true when `module` ("model.layers.3.mlp.gate_proj") is among the config's unquantised modules: an entry matches whole dotted
- * components anywhere in it, so "mlp.gate" excludes model.layers.3.mlp.gate and not mlp.gate_proj.  matched (optional, one
- * byte per entry) is set to 1 for every entry that matches. */
+/* true when `module` ("model.layers.3.mlp.gate_proj") is among the config's unquantised modules: an entry matches whole
+ * dotted components anywhere in it, so "mlp.gate" excludes model.layers.3.mlp.gate and not mlp.gate_proj.  matched
+ * (optional, one byte per entry) is set to 1 for every entry that matches. */
 bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched);
 
 #endif

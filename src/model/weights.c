@@ -28,14 +28,15 @@ mf_status mf_weights_alloc(const mf_model_config *config, size_t arena_limit, mf
     bool ok = w->layers != NULL;
     for (int64_t i = 0; ok && i < config->num_layers; i++) {
         if (config->layer_is_moe[i]) {
-            w->layers[i].experts = mf_arena_array(arena, (size_t)config->gate.num_experts, sizeof *w->layers[i].experts);
+            w->layers[i].experts =
+                mf_arena_array(arena, (size_t)config->gate.num_experts, sizeof *w->layers[i].experts);
             ok = w->layers[i].experts != NULL;
         }
     }
     if (!ok) {
         mf_weights_close(&w);
-        return mf_fail(err, MF_ERR_NOMEM, "no memory for the tables of %lld layers with %d experts", (long long)config->num_layers,
-                       (int)config->gate.num_experts);
+        return mf_fail(err, MF_ERR_NOMEM, "no memory for the tables of %lld layers with %d experts",
+                       (long long)config->num_layers, (int)config->gate.num_experts);
     }
     *out = w;
     return MF_OK;
@@ -47,8 +48,9 @@ mf_status mf_weights_plausible(const char *dir, const mf_model_config *config, c
     int64_t params = mf_model_config_size(config).total_params; /* a byte each at least */
     if (wanted > 16 * c->num_tensors + 100000 && params > c->bytes) {
         return mf_fail(err, MF_ERR_FORMAT,
-                       "%s: config.json asks for %lld tensors with %lld parameters; the checkpoint holds %lld tensors of %lld bytes", dir,
-                       (long long)wanted, (long long)params, (long long)c->num_tensors, (long long)c->bytes);
+                       "%s: config.json asks for %lld tensors with %lld parameters; the checkpoint holds %lld tensors "
+                       "of %lld bytes",
+                       dir, (long long)wanted, (long long)params, (long long)c->num_tensors, (long long)c->bytes);
     }
     return MF_OK;
 }
@@ -86,12 +88,15 @@ static mf_status touch_files(const mf_checkpoint *c, const mf_progress *progress
             int64_t now = mf_now_ns();
             if (progress->fn && (now - last >= 100000000 || done == total)) {
                 last = now;
-                mf_progress_info info = { .what = "loading", .files_done = done == total ? c->num_shards : i,
-                                          .files_total = c->num_shards, .bytes_done = done, .bytes_total = total,
+                mf_progress_info info = { .what = "loading",
+                                          .files_done = done == total ? c->num_shards : i,
+                                          .files_total = c->num_shards,
+                                          .bytes_done = done,
+                                          .bytes_total = total,
                                           .seconds = (double)(now - start) * 1e-9 };
                 if (!progress->fn(progress->context, &info)) {
-                    return mf_fail(err, MF_ERR_CANCELLED, "loading was cancelled after %lld of %lld bytes", (long long)done,
-                                   (long long)total);
+                    return mf_fail(err, MF_ERR_CANCELLED, "loading was cancelled after %lld of %lld bytes",
+                                   (long long)done, (long long)total);
                 }
             }
         }
@@ -99,8 +104,8 @@ static mf_status touch_files(const mf_checkpoint *c, const mf_progress *progress
     return MF_OK;
 }
 
-mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options, mf_weights **out,
-                          mf_error *err)
+mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options,
+                          mf_weights **out, mf_error *err)
 {
     *out = NULL;
     if (options->dummy) {

@@ -17,8 +17,8 @@ static bool note_bad_file(void *context, const mf_error *err)
     return check->found < check->most;
 }
 
-mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool deep, int32_t max_findings, mf_finding_fn report,
-                           void *context, int32_t *num_findings, mf_error *err)
+mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool deep, int32_t max_findings,
+                           mf_finding_fn report, void *context, int32_t *num_findings, mf_error *err)
 {
     *num_findings = 0;
     mf_error local = { 0 };
@@ -37,7 +37,9 @@ mf_status mf_weights_check(const char *dir, const mf_model_config *config, bool 
         MF_TRY_GOTO(mf_weights_alloc(config, mf_weights_arena_limit(checkpoint, true), &w, &local), done);
         w->checkpoint = checkpoint;
         checkpoint = NULL;
-        mf_match_options match = { .dir = dir, .deep = deep, .report = report, .context = context, .max_findings = check.most };
+        mf_match_options match = {
+            .dir = dir, .deep = deep, .report = report, .context = context, .max_findings = check.most
+        };
         status = mf_weights_match(w, &match, &check.found, &local);
     }
 done:

@@ -1,13 +1,9 @@
 /* weights_dummy.c - seeded random weights of a config's shapes and formats, for measuring without a checkpoint.
  *
- * Every value depends on the seed, the tensor's name and its place alone: the same seed gives the same bytes with any number
- * of threads and on every machine. */
-#include <fcntl.h>
+ * Every value depends on the seed, the tensor's name and its place alone: the same seed gives the same bytes with any
+ * number of threads and on every machine. */
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/cpu_features.h"
 #include "base/number.h"
@@ -36,8 +32,8 @@ typedef struct fill {
 
 typedef struct maker {
     const mf_weights_options *options;
-    uint8_t *block;   /* NULL while only counting */
-    size_t bytes;     /* used so far */
+    uint8_t *block; /* NULL while only counting */
+    size_t bytes;   /* used so far */
     fill *fills;
     int64_t num_fills, capacity, num_tasks;
     int64_t window_first; /* the pool's task 0 */
@@ -47,31 +43,54 @@ typedef struct maker {
 
 /* ---- values ---- */
 
-/* Four uniform 16-bit numbers summed: close to a normal with standard deviation 65536 / sqrt(3), never past 3.5 of them. */
-static inline float near_normal(uint64_t *state)
+/* A value is the sum of four random bytes, centred and scaled: close to a normal, never past 3.5 deviations.  Only 1021
+ * sums exist, so each task encodes them once and then copies codes. */
+enum { NUM_SUMS = 4 * 255 + 1 };
+
+static void encode_sums(const fill *f, uint32_t codes[NUM_SUMS])
 {
+    for (int sum = 0; sum < NUM_SUMS; sum++) {
+        /* A byte's variance is (256^2 - 1) / 12; four of them deviate by 147.80. */
+        float v = f->kind == FILL_ONES ? f->scale : (float)(sum - 510) * (1.0f / 147.80054f) * f->scale;
+        codes[sum] = f->dtype == MF_BF16      ? mf_f32_to_bf16(v)
+                     : f->dtype == MF_F16     ? mf_f32_to_f16(v)
+                     : f->dtype == MF_F8_E4M3 ? mf_f32_to_e4m3(v)
+                                              : mf_f32_bits(v);
+    }
+}
+
+/* Two sums from one random number: bytes added in pairs, then pairs of pairs. */
+static inline void next_sums(uint64_t *state, uint32_t sums[2])
+{
+    const uint64_t bytes = 0x00ff00ff00ff00ffu, halves = 0x0000ffff0000ffffu;
     uint64_t u = mf_random_next(state);
-    int32_t sum = (int32_t)(u & 0xffff) + (int32_t)(u >> 16 & 0xffff) + (int32_t)(u >> 32 & 0xffff) + (int32_t)(u >> 48);
-    return (float)(sum - 131070) * (1.0f / 37837.227f);
+    u = (u & bytes) + (u >> 8 & bytes);
+    u = (u & halves) + (u >> 16 & halves);
+    sums[0] = (uint32_t)u;
+    sums[1] = (uint32_t)(u >> 32);
 }
 
 static void fill_values(const fill *f, int64_t first, int64_t count)
 {
+    uint32_t codes[NUM_SUMS], sums[2];
+    encode_sums(f, codes);
     uint64_t state = mf_random_mix(f->seed + (uint64_t)(first / CHUNK));
-    for (int64_t i = first; i < first + count; i++) {
-        float v = f->kind == FILL_ONES ? f->scale : near_normal(&state) * f->scale;
-        uint16_t h;
-        switch (f->dtype) {
-        case MF_BF16:
-            h = mf_f32_to_bf16(v);
-            memcpy(f->data + 2 * i, &h, 2);
-            break;
-        case MF_F16:
-            h = mf_f32_to_f16(v);
-            memcpy(f->data + 2 * i, &h, 2);
-            break;
-        case MF_F8_E4M3: f->data[i] = mf_f32_to_e4m3(v); break;
-        default: memcpy(f->data + 4 * i, &v, 4); break;
+    size_t size = mf_dtype_size(f->dtype);
+    uint8_t *to = f->data + (size_t)first * size;
+    for (int64_t i = 0; i < count; i += 2) {
+        next_sums(&state, sums);
+        int n = i + 1 < count ? 2 : 1;
+        for (int k = 0; k < n; k++) {
+            uint32_t code = codes[sums[k]];
+            if (size == 2) {
+                uint16_t h = (uint16_t)code;
+                memcpy(to, &h, 2);
+            } else if (size == 1) {
+                *to = (uint8_t)code;
+            } else {
+                memcpy(to, &code, 4);
+            }
+            to += size;
         }
     }
 }
@@ -107,12 +126,18 @@ static uint64_t hash_name(const char *name)
 }
 
 /* Takes room for count values and notes how to fill them; returns where (NULL while counting). */
-static mf_status add_fill(maker *m, const char *name, int64_t count, mf_dtype dtype, fill_kind kind, float scale, void **out)
+static mf_status add_fill(maker *m, const char *name, int64_t count, mf_dtype dtype, fill_kind kind, float scale,
+                          void **out)
 {
     *out = NULL;
     if (m->block) {
-        fill f = { .seed = mf_random_mix(m->options->seed) ^ hash_name(name), .data = m->block + m->bytes, .count = count,
-                   .first_task = m->num_tasks, .dtype = dtype, .kind = kind, .scale = scale };
+        fill f = { .seed = mf_random_mix(m->options->seed) ^ hash_name(name),
+                   .data = m->block + m->bytes,
+                   .count = count,
+                   .first_task = m->num_tasks,
+                   .dtype = dtype,
+                   .kind = kind,
+                   .scale = scale };
         *out = f.data;
         m->fills[m->num_fills++] = f;
         m->num_tasks += mf_div_up(count, CHUNK);
@@ -136,8 +161,8 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
         return MF_OK;
     }
     if (x->kind == MF_WANT_VECTOR) {
-        bool is_bias = x->role == MF_ROLE_CORRECTION_BIAS || x->role == MF_ROLE_Q_A_BIAS || x->role == MF_ROLE_KV_A_BIAS ||
-                       x->role == MF_ROLE_O_BIAS;
+        bool is_bias = x->role == MF_ROLE_CORRECTION_BIAS || x->role == MF_ROLE_Q_A_BIAS ||
+                       x->role == MF_ROLE_KV_A_BIAS || x->role == MF_ROLE_O_BIAS;
         MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_bias ? FILL_NORMAL : FILL_ONES, is_bias ? 0.01f : 1.0f, &data));
         if (m->block) {
             *x->vector = data;
@@ -149,8 +174,8 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     mf_matrix matrix = { .n = x->n, .k = x->k, .row_stride = x->k, .format = m->format };
     int64_t bytes;
     if (x->quantised) {
-        /* Codes with deviation 64 use most of e4m3's range (448); the scale brings them to the wanted size.  A power of two
-         * suits checkpoints whose scales are exponents too. */
+        /* Codes with deviation 64 use most of e4m3's range (448); the scale brings them to the wanted size.  A power of
+         * two suits checkpoints whose scales are exponents too. */
         int64_t rows = mf_div_up(x->n, 128), columns = mf_div_up(x->k, 128);
         float scale = ldexpf(1.0f, ilogbf(deviation / 64.0f));
         MF_TRY(add_fill(m, x->name, x->n * x->k, MF_F8_E4M3, FILL_NORMAL, 64.0f, &data));
@@ -175,7 +200,9 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
 
 static mf_format plain_format(const mf_model_config *config)
 {
-    return config->torch_dtype == MF_F32 ? MF_FORMAT_F32 : config->torch_dtype == MF_F16 ? MF_FORMAT_F16 : MF_FORMAT_BF16;
+    return config->torch_dtype == MF_F32   ? MF_FORMAT_F32
+           : config->torch_dtype == MF_F16 ? MF_FORMAT_F16
+                                           : MF_FORMAT_BF16;
 }
 
 int64_t mf_weights_dummy_bytes(const mf_model_config *config)
@@ -202,7 +229,8 @@ static mf_status run_fills(maker *m, mf_error *err)
         int64_t now = mf_now_ns();
         if (progress->fn && (now - last >= 100000000 || done == m->num_tasks)) {
             last = now;
-            mf_progress_info info = { .what = "making dummy weights", .bytes_total = (int64_t)m->bytes,
+            mf_progress_info info = { .what = "making dummy weights",
+                                      .bytes_total = (int64_t)m->bytes,
                                       .bytes_done = (int64_t)((double)m->bytes * (double)done / (double)m->num_tasks),
                                       .seconds = (double)(now - start) * 1e-9 };
             if (!progress->fn(progress->context, &info)) {
@@ -214,7 +242,8 @@ static mf_status run_fills(maker *m, mf_error *err)
     return status;
 }
 
-mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **out, mf_error *err)
+mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **out,
+                                mf_error *err)
 {
     *out = NULL;
     double start = mf_now_s();
@@ -224,7 +253,8 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     int64_t available = mf_available_memory();
     MF_TRY(mf_tensor_map_walk(config, NULL, add_wanted, &m)); /* cannot fail: only counts */
     if (available > 0 && m.bytes > (uint64_t)available) {
-        return mf_fail(err, MF_ERR_NOMEM, "dummy weights of this config take %.1f GiB; %.1f GiB of memory are available",
+        return mf_fail(err, MF_ERR_NOMEM,
+                       "dummy weights of this config take %.1f GiB; %.1f GiB of memory are available",
                        (double)m.bytes * 0x1p-30, (double)available * 0x1p-30);
     }
     MF_TRY(mf_weights_alloc(config, 0, &w, err));

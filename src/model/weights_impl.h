@@ -10,9 +10,10 @@
 /* mf_weights with its layers and experts, targets empty.  arena_limit: see mf_arena. */
 mf_status mf_weights_alloc(const mf_model_config *config, size_t arena_limit, mf_weights **weights, mf_error *err);
 
-/* A config that asks for far more than the files hold must not cost memory or time before it is refused.  One that is only
- * somewhat off passes, so that the missing tensors can be named. */
-mf_status mf_weights_plausible(const char *dir, const mf_model_config *config, const mf_checkpoint *checkpoint, mf_error *err);
+/* A config that asks for far more than the files hold must not cost memory or time before it is refused.  One that is
+ * only somewhat off passes, so that the missing tensors can be named. */
+mf_status mf_weights_plausible(const char *dir, const mf_model_config *config, const mf_checkpoint *checkpoint,
+                               mf_error *err);
 
 /* What an arena for this checkpoint may take: bounded by the files, so that a small file cannot ask for much. */
 size_t mf_weights_arena_limit(const mf_checkpoint *checkpoint, bool mapped);

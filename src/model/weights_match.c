@@ -6,134 +6,14 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/buffer.h"
 #include "base/log.h"
 #include "base/number.h"
 #include "base/sys.h"
-#include "model/weights_impl.h"
-
-enum { MAX_NAMES = 20, NAMES_BYTES = 800, NAMES_BYTES_OF_TWO = 400 }; /* of a message's 1,016 */
-
-/* Up to 20 names, as far as a message has room, and how many there are. */
-typedef struct name_list {
-    char text[NAMES_BYTES];
-    size_t used;
-    int64_t shown, total;
-} name_list;
-
-/* A tensor's bytes ready for use. */
-typedef struct ready {
-    const mf_st_tensor *tensor; /* NULL: absent, or unusable and reported */
-    const uint8_t *data;        /* aligned */
-} ready;
-
-/* The re-saved form of one layer's experts: all of them in one tensor. */
-typedef struct stacked_layer {
-    int64_t layer; /* that the rest is about; -1: none yet */
-    bool stacked;
-    const char *file; /* of one of them, for messages */
-    ready gate_up, down, gate_up_scale, down_scale;
-    char gate_up_name[MF_MAX_TENSOR_NAME], down_name[MF_MAX_TENSOR_NAME];
-} stacked_layer;
-
-typedef struct matcher {
-    const mf_model_config *config;
-    const mf_checkpoint *checkpoint;
-    mf_weights *weights;
-    mf_arena *arena;
-    const mf_match_options *options;
-    uint8_t *used; /* [num_tensors] */
-    uint8_t *module_matched;
-    name_list missing, unexpected;
-    stacked_layer stack;
-    int32_t num_findings;
-    bool warned_bias;
-    mf_error error; /* the caller's may be NULL */
-} matcher;
-
-/* ---- problems ---- */
-
-/* After mf_fail wrote m->error: ends the walk, or hands the finding over and lets it go on. */
-static mf_status problem(matcher *m)
-{
-    mf_status status = m->error.status;
-    if (!m->options->report || status == MF_ERR_NOMEM) {
-        return status;
-    }
-    m->options->report(m->options->context, m->error.message);
-    m->num_findings++;
-    return m->num_findings >= m->options->max_findings ? MF_ERR_LIMIT : MF_OK;
-}
-
-static mf_status add_name(matcher *m, name_list *list, const char *what, const char *name)
-{
-    list->total++;
-    if (m->options->report) {
-        mf_fail(&m->error, MF_ERR_FORMAT, "%s: %.256s", what, name);
-        return problem(m);
-    }
-    size_t n = strlen(name), gap = list->used ? 2 : 0;
-    if (list->shown < MAX_NAMES && list->used + gap + n < sizeof list->text && list->shown == list->total - 1) {
-        snprintf(list->text + list->used, sizeof list->text - list->used, "%s%s", gap ? ", " : "", name);
-        list->used += gap + n;
-        list->shown++;
-    }
-    return MF_OK;
-}
-
-/* limit: bytes that the names may take; last ones make room. */
-static void describe_names(name_list *list, const char *what, size_t limit, mf_buffer *out)
-{
-    if (list->total == 0) {
-        return;
-    }
-    while (list->used > limit) {
-        char *comma = strrchr(list->text, ',');
-        list->used = comma ? (size_t)(comma - list->text) : 0;
-        list->text[list->used] = '\0';
-        list->shown--;
-    }
-    mf_buffer_printf(out, "%s%s: %s", out->size ? "; " : "", what, list->text);
-    if (list->shown == 0) {
-        mf_buffer_printf(out, "%lld tensors with long names", (long long)list->total);
-    } else if (list->total > list->shown) {
-        mf_buffer_printf(out, " (+%lld more)", (long long)(list->total - list->shown));
-    }
-}
-
-static void describe_shape(const int64_t *shape, int32_t ndim, char *out, size_t size)
-{
-    size_t used = (size_t)snprintf(out, size, "[");
-    for (int32_t i = 0; i < ndim; i++) {
-        used += (size_t)snprintf(out + used, size - used, "%s%lld", i ? ", " : "", (long long)shape[i]);
-    }
-    snprintf(out + used, size - used, "]");
-}
-
-static mf_status wrong_shape(matcher *m, const mf_st_tensor *t, const int64_t *shape, int32_t ndim, const char *more)
-{
-    char expected[200], got[200];
-    describe_shape(shape, ndim, expected, sizeof expected);
-    describe_shape(t->shape, t->ndim, got, sizeof got);
-    mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": expected shape %s%s; got %s", t->file, t->name, expected, more, got);
-    return problem(m);
-}
-
-static mf_status wrong_dtype(matcher *m, const mf_st_tensor *t, const char *expected)
-{
-    mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": expected dtype %s; got %s", t->file, t->name, expected,
-            mf_dtype_name(t->dtype));
-    return problem(m);
-}
-
-static bool has_shape(const mf_st_tensor *t, const int64_t *shape, int32_t ndim)
-{
-    return t->ndim == ndim && memcmp(t->shape, shape, (size_t)ndim * sizeof *shape) == 0;
-}
+#include "model/weights_matcher.h"
 
 /* ---- values ---- */
 
-static const mf_st_tensor *take(matcher *m, const char *name)
+static const mf_st_tensor *take(mf_matcher *m, const char *name)
 {
     const mf_st_tensor *t = mf_checkpoint_find(m->checkpoint, name);
     if (t) {
@@ -143,7 +23,7 @@ static const mf_st_tensor *take(matcher *m, const char *name)
 }
 
 /* The tensor's bytes at an address that suits its dtype: files may place a tensor anywhere. */
-static mf_status aligned_data(matcher *m, const mf_st_tensor *t, const uint8_t **data)
+static mf_status aligned_data(mf_matcher *m, const mf_st_tensor *t, const uint8_t **data)
 {
     *data = t->data;
     if ((uintptr_t)t->data % mf_dtype_size(t->dtype) == 0) {
@@ -151,8 +31,8 @@ static mf_status aligned_data(matcher *m, const mf_st_tensor *t, const uint8_t *
     }
     uint8_t *copy = mf_arena_alloc(m->arena, t->bytes);
     if (!copy) {
-        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for an aligned copy of %llu bytes", t->file,
-                       t->name, (unsigned long long)t->bytes);
+        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for an aligned copy of %llu bytes",
+                       t->file, t->name, (unsigned long long)t->bytes);
     }
     memcpy(copy, t->data, t->bytes);
     m->weights->stats.bytes_converted += (int64_t)t->bytes;
@@ -166,34 +46,43 @@ static float value_at(const uint8_t *data, mf_dtype dtype, int64_t i)
     uint16_t h;
     float f;
     switch (dtype) {
-    case MF_F32: memcpy(&f, data + 4 * i, 4); return f;
-    case MF_F16: memcpy(&h, data + 2 * i, 2); return mf_f16_to_f32(h);
-    case MF_BF16: memcpy(&h, data + 2 * i, 2); return mf_bf16_to_f32(h);
-    case MF_F8_E4M3: return mf_e4m3_to_f32(data[i]);
-    case MF_F8_E8M0: return mf_e8m0_to_f32(data[i]);
-    default: return 0.0f;
+    case MF_F32:
+        memcpy(&f, data + 4 * i, 4);
+        return f;
+    case MF_F16:
+        memcpy(&h, data + 2 * i, 2);
+        return mf_f16_to_f32(h);
+    case MF_BF16:
+        memcpy(&h, data + 2 * i, 2);
+        return mf_bf16_to_f32(h);
+    case MF_F8_E4M3:
+        return mf_e4m3_to_f32(data[i]);
+    case MF_F8_E8M0:
+        return mf_e8m0_to_f32(data[i]);
+    default:
+        return 0.0f;
     }
 }
 
-static mf_status check_finite(matcher *m, const mf_st_tensor *t)
+static mf_status check_finite(mf_matcher *m, const mf_st_tensor *t)
 {
     for (int64_t i = 0; i < t->num_elements; i++) {
         float v = value_at(t->data, t->dtype, i);
         if (!isfinite(v)) {
-            mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": element %lld is %s; expected finite values", t->file, t->name,
-                    (long long)i, isnan(v) ? "NaN" : "infinite");
-            return problem(m);
+            mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": element %lld is %s; expected finite values",
+                    t->file, t->name, (long long)i, isnan(v) ? "NaN" : "infinite");
+            return mf_match_problem(m);
         }
     }
     return MF_OK;
 }
 
-static mf_status check_deep(matcher *m, const mf_st_tensor *t)
+static mf_status check_deep(mf_matcher *m, const mf_st_tensor *t)
 {
     return m->options->deep && t ? check_finite(m, t) : MF_OK;
 }
 
-static void count_bytes(matcher *m, mf_format format, int64_t bytes)
+static void count_bytes(mf_matcher *m, mf_format format, int64_t bytes)
 {
     m->weights->stats.bytes_total += bytes;
     m->weights->stats.bytes_by_format[format] += bytes;
@@ -207,14 +96,14 @@ static bool float_format(mf_dtype dtype, mf_format *format)
 
 /* ---- vectors ---- */
 
-static mf_status place_vector(matcher *m, const mf_wanted *x, const mf_st_tensor *t)
+static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
 {
     mf_format format;
-    if (!has_shape(t, &x->n, 1)) {
-        return wrong_shape(m, t, &x->n, 1, "");
+    if (!mf_match_has_shape(t, &x->n, 1)) {
+        return mf_match_wrong_shape(m, t, &x->n, 1, "");
     }
     if (!float_format(t->dtype, &format)) {
-        return wrong_dtype(m, t, "f32, bf16 or f16");
+        return mf_match_wrong_dtype(m, t, "f32, bf16 or f16");
     }
     mf_status found = check_finite(m, t);
     if (found != MF_OK) {
@@ -222,7 +111,8 @@ static mf_status place_vector(matcher *m, const mf_wanted *x, const mf_st_tensor
     }
     if (x->role == MF_ROLE_CORRECTION_BIAS && t->dtype != MF_F32 && !m->warned_bias) {
         m->warned_bias = true;
-        mf_log(MF_LOG_WARN, "%s: tensor \"%.200s\" is %s; it decides between experts and wants f32: precision is already lost",
+        mf_log(MF_LOG_WARN,
+               "%s: tensor \"%.200s\" is %s; it decides between experts and wants f32: precision is already lost",
                t->file, t->name, mf_dtype_name(t->dtype));
     }
     count_bytes(m, format, (int64_t)t->bytes);
@@ -234,7 +124,8 @@ static mf_status place_vector(matcher *m, const mf_wanted *x, const mf_st_tensor
     }
     float *values = mf_arena_array(m->arena, (size_t)x->n, sizeof *values);
     if (!values) {
-        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for %lld values", t->file, t->name, (long long)x->n);
+        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for %lld values", t->file, t->name,
+                       (long long)x->n);
     }
     for (int64_t i = 0; i < x->n; i++) {
         values[i] = value_at(t->data, t->dtype, i);
@@ -246,15 +137,15 @@ static mf_status place_vector(matcher *m, const mf_wanted *x, const mf_st_tensor
 
 /* ---- matrices ---- */
 
-static mf_status make_ready(matcher *m, const mf_st_tensor *t, ready *out)
+static mf_status make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tensor *out)
 {
-    *out = (ready){ .tensor = t };
+    *out = (mf_ready_tensor){ .tensor = t };
     return t ? aligned_data(m, t, &out->data) : MF_OK;
 }
 
 /* One [rows, k] matrix inside a tensor that may hold several: where it starts, and its scales if any. */
-static void place_slice(matcher *m, const mf_wanted *x, int64_t rows, ready weight, int64_t first_element, ready scale,
-                        int64_t first_scale)
+static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_ready_tensor weight, int64_t first_element,
+                        mf_ready_tensor scale, int64_t first_scale)
 {
     mf_matrix matrix = { .n = rows, .k = x->k, .row_stride = x->k };
     int64_t size = (int64_t)mf_dtype_size(weight.tensor->dtype);
@@ -275,45 +166,49 @@ static void place_slice(matcher *m, const mf_wanted *x, int64_t rows, ready weig
 }
 
 /* dtype of a weight and presence, shape and dtype of its scale.  *ok: the tensors can be used. */
-static mf_status check_format(matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *scale_name,
+static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *scale_name,
                               const mf_st_tensor *scale, const int64_t *scale_shape, int32_t scale_ndim, bool *ok)
 {
     mf_format unused;
     *ok = false;
     if (!x->quantised && scale) {
-        mf_fail(&m->error, MF_ERR_FORMAT,
-                "%s: tensor \"%.256s\" is a scale, but its weight is %s and config.json does not say that it is quantised", scale->file,
-                scale->name, mf_dtype_name(t->dtype));
-        return problem(m);
+        mf_fail(
+            &m->error, MF_ERR_FORMAT,
+            "%s: tensor \"%.256s\" is a scale, but its weight is %s and config.json does not say that it is quantised",
+            scale->file, scale->name, mf_dtype_name(t->dtype));
+        return mf_match_problem(m);
     }
     if (!x->quantised) {
         *ok = float_format(t->dtype, &unused);
-        return *ok ? MF_OK : wrong_dtype(m, t, "f32, bf16 or f16 (config.json does not say that it is quantised)");
+        return *ok ? MF_OK
+                   : mf_match_wrong_dtype(m, t, "f32, bf16 or f16 (config.json does not say that it is quantised)");
     }
     if (t->dtype != MF_F8_E4M3) {
-        return wrong_dtype(m, t, "f8_e4m3 (config.json: quantization_config, and the module is not in modules_to_not_convert)");
+        return mf_match_wrong_dtype(
+            m, t, "f8_e4m3 (config.json: quantization_config, and the module is not in modules_to_not_convert)");
     }
     if (!scale) {
-        return add_name(m, &m->missing, "missing", scale_name);
+        return mf_match_add_name(m, &m->missing, "missing", scale_name);
     }
-    if (!has_shape(scale, scale_shape, scale_ndim)) {
-        return wrong_shape(m, scale, scale_shape, scale_ndim, " (one scale per 128 x 128 block)");
+    if (!mf_match_has_shape(scale, scale_shape, scale_ndim)) {
+        return mf_match_wrong_shape(m, scale, scale_shape, scale_ndim, " (one scale per 128 x 128 block)");
     }
     bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && m->config->quant.ue8m0_scales);
     if (scale->dtype != MF_F32 && scale->dtype != MF_BF16 && !byte_scale) {
-        return wrong_dtype(m, scale, m->config->quant.ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
+        return mf_match_wrong_dtype(
+            m, scale, m->config->quant.ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
     }
     *ok = true;
     return MF_OK;
 }
 
-static mf_status place_matrix(matcher *m, const mf_wanted *x, const mf_st_tensor *t)
+static mf_status place_matrix(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
 {
     const mf_st_tensor *scale = x->scale_name[0] ? take(m, x->scale_name) : NULL;
     int64_t shape[2] = { x->n, x->k };
     bool padded = x->more_rows_allowed && t->ndim == 2 && t->shape[1] == x->k && t->shape[0] > x->n;
-    if (!has_shape(t, shape, 2) && !padded) {
-        return wrong_shape(m, t, shape, 2, x->more_rows_allowed ? " or more rows" : "");
+    if (!mf_match_has_shape(t, shape, 2) && !padded) {
+        return mf_match_wrong_shape(m, t, shape, 2, x->more_rows_allowed ? " or more rows" : "");
     }
     int64_t scale_shape[2] = { mf_div_up(x->n, 128), mf_div_up(x->k, 128) };
     bool ok;
@@ -323,7 +218,7 @@ static mf_status place_matrix(matcher *m, const mf_wanted *x, const mf_st_tensor
     }
     MF_TRY(check_deep(m, t));
     MF_TRY(check_deep(m, scale));
-    ready weight_ready, scale_ready;
+    mf_ready_tensor weight_ready, scale_ready;
     MF_TRY(make_ready(m, t, &weight_ready));
     MF_TRY(make_ready(m, scale, &scale_ready));
     place_slice(m, x, t->shape[0], weight_ready, 0, scale_ready, 0);
@@ -333,8 +228,8 @@ static mf_status place_matrix(matcher *m, const mf_wanted *x, const mf_st_tensor
 /* ---- stacked experts ---- */
 
 /* All checks of one stacked tensor and its scales; *weight stays empty when it cannot be used. */
-static mf_status check_stack(matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *name, const int64_t shape[3],
-                             ready *weight, ready *scale)
+static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *name,
+                             const int64_t shape[3], mf_ready_tensor *weight, mf_ready_tensor *scale)
 {
     char scale_name[MF_MAX_TENSOR_NAME + 32];
     snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
@@ -342,8 +237,8 @@ static mf_status check_stack(matcher *m, const mf_wanted *x, const mf_st_tensor 
     if (!t) {
         return MF_OK;
     }
-    if (!has_shape(t, shape, 3)) {
-        return wrong_shape(m, t, shape, 3, "");
+    if (!mf_match_has_shape(t, shape, 3)) {
+        return mf_match_wrong_shape(m, t, shape, 3, "");
     }
     int64_t scale_shape[3] = { shape[0], mf_div_up(shape[1], 128), mf_div_up(shape[2], 128) };
     bool ok;
@@ -358,11 +253,11 @@ static mf_status check_stack(matcher *m, const mf_wanted *x, const mf_st_tensor 
 }
 
 /* At a layer's first expert: which form its experts have, and all checks of the stacked tensors. */
-static mf_status look_for_stack(matcher *m, const mf_wanted *x)
+static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
 {
     const mf_model_config *c = m->config;
-    stacked_layer *s = &m->stack;
-    *s = (stacked_layer){ .layer = x->layer };
+    mf_stacked_layer *s = &m->stack;
+    *s = (mf_stacked_layer){ .layer = x->layer };
     if (!c->family->stacked_gate_up ||
         !mf_tensor_name(c->family, c->family->stacked_gate_up, x->layer, -1, s->gate_up_name, sizeof s->gate_up_name) ||
         !mf_tensor_name(c->family, c->family->stacked_down, x->layer, -1, s->down_name, sizeof s->down_name)) {
@@ -375,34 +270,36 @@ static mf_status look_for_stack(matcher *m, const mf_wanted *x)
     }
     s->file = gate_up ? gate_up->file : down->file;
     if (!gate_up || !down) {
-        MF_TRY(add_name(m, &m->missing, "missing", gate_up ? s->down_name : s->gate_up_name));
+        MF_TRY(mf_match_add_name(m, &m->missing, "missing", gate_up ? s->down_name : s->gate_up_name));
     }
     int64_t experts = c->gate.num_experts, width = c->moe_intermediate_size, hidden = c->hidden_size;
     if (x->quantised && width % 128 != 0) {
         mf_fail(&m->error, MF_ERR_UNSUPPORTED,
-                "%s: tensor \"%.256s\": its scale blocks cross from gate to up, because moe_intermediate_size %lld is no multiple of 128",
+                "%s: tensor \"%.256s\": its scale blocks cross from gate to up, because moe_intermediate_size %lld is "
+                "no multiple of 128",
                 s->file, s->gate_up_name, (long long)width);
-        MF_TRY(problem(m));
+        MF_TRY(mf_match_problem(m));
         gate_up = NULL;
     }
-    MF_TRY(check_stack(m, x, gate_up, s->gate_up_name, (int64_t[3]){ experts, 2 * width, hidden }, &s->gate_up, &s->gate_up_scale));
+    MF_TRY(check_stack(m, x, gate_up, s->gate_up_name, (int64_t[3]){ experts, 2 * width, hidden }, &s->gate_up,
+                       &s->gate_up_scale));
     return check_stack(m, x, down, s->down_name, (int64_t[3]){ experts, hidden, width }, &s->down, &s->down_scale);
 }
 
-static mf_status place_stacked(matcher *m, const mf_wanted *x)
+static mf_status place_stacked(mf_matcher *m, const mf_wanted *x)
 {
-    const stacked_layer *s = &m->stack;
+    const mf_stacked_layer *s = &m->stack;
     bool is_down = x->role == MF_ROLE_EXPERT_DOWN;
     const mf_st_tensor *single = take(m, x->name);
     if (x->scale_name[0]) {
         take(m, x->scale_name);
     }
     if (single) {
-        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.200s\" and tensor \"%.200s\" in %s hold the same expert", single->file,
-                single->name, is_down ? s->down_name : s->gate_up_name, s->file);
-        return problem(m);
+        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.200s\" and tensor \"%.200s\" in %s hold the same expert",
+                single->file, single->name, is_down ? s->down_name : s->gate_up_name, s->file);
+        return mf_match_problem(m);
     }
-    ready weight = is_down ? s->down : s->gate_up;
+    mf_ready_tensor weight = is_down ? s->down : s->gate_up;
     if (!weight.tensor) { /* reported already */
         return MF_OK;
     }
@@ -420,7 +317,7 @@ static mf_status place_stacked(matcher *m, const mf_wanted *x)
 /* ---- the walk ---- */
 
 /* Tied embeddings: the head may be stored all the same, but then it must be the embedding. */
-static mf_status place_tied_head(matcher *m, const mf_wanted *x)
+static mf_status place_tied_head(mf_matcher *m, const mf_wanted *x)
 {
     mf_weights *w = m->weights;
     w->lm_head = w->embed_tokens;
@@ -431,18 +328,19 @@ static mf_status place_tied_head(matcher *m, const mf_wanted *x)
     char name[MF_MAX_TENSOR_NAME];
     mf_tensor_name(m->config->family, m->config->family->names[MF_ROLE_EMBED], -1, -1, name, sizeof name);
     const mf_st_tensor *embed = mf_checkpoint_find(m->checkpoint, name);
-    if (embed && embed->dtype == head->dtype && has_shape(head, embed->shape, embed->ndim) &&
+    if (embed && embed->dtype == head->dtype && mf_match_has_shape(head, embed->shape, embed->ndim) &&
         memcmp(embed->data, head->data, head->bytes) == 0) {
         return MF_OK;
     }
-    mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\" differs from \"%.256s\"; tie_word_embeddings in config.json says that they are one",
+    mf_fail(&m->error, MF_ERR_FORMAT,
+            "%s: tensor \"%.256s\" differs from \"%.256s\"; tie_word_embeddings in config.json says that they are one",
             head->file, head->name, name);
-    return problem(m);
+    return mf_match_problem(m);
 }
 
 static mf_status place(void *context, const mf_wanted *x)
 {
-    matcher *m = context;
+    mf_matcher *m = context;
     if (x->optional) {
         return place_tied_head(m, x);
     }
@@ -459,142 +357,14 @@ static mf_status place(void *context, const mf_wanted *x)
         if (x->scale_name[0]) {
             take(m, x->scale_name); /* alone it is not worth a second name */
         }
-        return add_name(m, &m->missing, "missing", x->name);
+        return mf_match_add_name(m, &m->missing, "missing", x->name);
     }
     return x->kind == MF_WANT_VECTOR ? place_vector(m, x, t) : place_matrix(m, x, t);
 }
 
-/* ---- tensors that nobody asked for ---- */
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), k = strlen(end);
-    return n >= k && strcmp(text + n - k, end) == 0;
-}
-
-/* The N of PREFIXmodel.layers.N.rest; -1 when the name has another form.  *rest points behind the point. */
-static int64_t layer_of(const mf_model_config *config, const char *name, const char **rest)
-{
-    static const char layers[] = "model.layers.";
-    size_t prefix = strlen(config->family->prefix);
-    if (strncmp(name, config->family->prefix, prefix) != 0 || strncmp(name + prefix, layers, sizeof layers - 1) != 0) {
-        return -1;
-    }
-    const char *p = name + prefix + sizeof layers - 1;
-    int64_t n = 0;
-    int digits = 0;
-    for (; *p >= '0' && *p <= '9' && digits < 6; p++, digits++) {
-        n = n * 10 + (*p - '0');
-    }
-    bool leading_zero = digits > 1 && p[-digits] == '0';
-    if (digits == 0 || leading_zero || *p != '.') {
-        return -1;
-    }
-    *rest = p + 1;
-    return n;
-}
-
-/* A draft layer repeats embedding and head; they are not loaded, but a different shape means a different model. */
-static mf_status check_draft_copy(matcher *m, const mf_st_tensor *t, const char *rest)
-{
-    mf_role role = strcmp(rest, "embed_tokens.weight") == 0 ? MF_ROLE_EMBED : strcmp(rest, "shared_head.head.weight") == 0 ? MF_ROLE_LM_HEAD : MF_ROLE_COUNT;
-    char name[MF_MAX_TENSOR_NAME];
-    if (role == MF_ROLE_COUNT || !mf_tensor_name(m->config->family, m->config->family->names[role], -1, -1, name, sizeof name)) {
-        return MF_OK;
-    }
-    const mf_st_tensor *main_one = mf_checkpoint_find(m->checkpoint, name);
-    if (main_one && !has_shape(t, main_one->shape, main_one->ndim)) {
-        return wrong_shape(m, t, main_one->shape, main_one->ndim, " as the main model's");
-    }
-    return MF_OK;
-}
-
-typedef struct skipped {
-    int64_t rotary, kv_scales, draft, other;
-    uint8_t layer_seen[MF_MAX_LAYERS];
-} skipped;
-
-static mf_status skip_or_complain(matcher *m, const mf_st_tensor *t, skipped *s)
-{
-    const mf_model_config *c = m->config;
-    const char *rest = "";
-    int64_t layer = layer_of(c, t->name, &rest);
-    if (ends_with(t->name, ".rotary_emb.inv_freq")) {
-        s->rotary++;
-        return MF_OK;
-    }
-    if (layer >= c->num_layers && layer < c->num_layers + c->num_nextn_layers) {
-        m->weights->stats.num_skipped_layers += !s->layer_seen[layer];
-        s->layer_seen[layer] = 1;
-        s->draft++;
-        return check_draft_copy(m, t, rest);
-    }
-    if (strncmp(t->name, "mtp.", 4) == 0) {
-        s->draft++;
-        return MF_OK;
-    }
-    if (layer >= 0 && layer < c->num_layers && (ends_with(t->name, ".k_scale") || ends_with(t->name, ".v_scale"))) {
-        s->kv_scales++;
-        return MF_OK;
-    }
-    for (const char *const *p = c->family->skip; p && *p; p++) {
-        size_t n = strlen(*p);
-        if (strncmp(t->name, *p, n) == 0 && t->name[n] == '.') {
-            s->other++;
-            return MF_OK;
-        }
-    }
-    return add_name(m, &m->unexpected, "unexpected", t->name);
-}
-
-static mf_status look_at_rest(matcher *m)
-{
-    skipped *s = mf_arena_alloc(m->arena, sizeof *s);
-    if (!s) {
-        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: out of memory", m->options->dir);
-    }
-    for (int64_t i = 0; i < m->checkpoint->num_tensors; i++) {
-        const mf_st_tensor *t = &m->checkpoint->tensors[i];
-        if (!m->used[i]) {
-            MF_TRY(skip_or_complain(m, t, s));
-        }
-        if (m->module_matched) {
-            mf_module_is_excluded(&m->config->quant, t->name, m->module_matched);
-        }
-    }
-    m->weights->stats.num_skipped_tensors = s->rotary + s->kv_scales + s->draft + s->other;
-    if (m->weights->stats.num_skipped_tensors > 0) {
-        mf_log(MF_LOG_INFO, "skipped tensors: %lld of draft layers, %lld rotary tables, %lld key and value scales, %lld of other parts",
-               (long long)s->draft, (long long)s->rotary, (long long)s->kv_scales, (long long)s->other);
-    }
-    for (int64_t i = 0; m->module_matched && i < m->config->quant.num_modules_to_not_convert; i++) {
-        if (!m->module_matched[i]) {
-            mf_log(MF_LOG_WARN, "config.json: quantization_config: module \"%.120s\" matches no tensor",
-                   m->config->quant.modules_to_not_convert[i]);
-        }
-    }
-    return MF_OK;
-}
-
-/* In load mode: one message for both lists. */
-static mf_status complain_about_names(matcher *m)
-{
-    if (m->options->report || m->missing.total + m->unexpected.total == 0) {
-        return MF_OK;
-    }
-    mf_buffer text = { 0 };
-    size_t limit = m->missing.total && m->unexpected.total ? NAMES_BYTES_OF_TWO : NAMES_BYTES;
-    describe_names(&m->missing, "missing", limit, &text);
-    describe_names(&m->unexpected, "unexpected", limit, &text);
-    mf_status status = mf_fail(&m->error, MF_ERR_FORMAT, "%s/%s: %s", m->options->dir, mf_checkpoint_list_name(m->checkpoint),
-                               mf_buffer_text(&text));
-    mf_buffer_close(&text);
-    return status;
-}
-
 mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options, int32_t *num_findings, mf_error *err)
 {
-    matcher *m = mf_alloc_zero(sizeof *m);
+    mf_matcher *m = mf_alloc_zero(sizeof *m);
     mf_status status = MF_OK;
     if (!m) {
         return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", options->dir);
@@ -613,8 +383,8 @@ mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options,
         goto done;
     }
     MF_TRY_GOTO(mf_tensor_map_walk(m->config, weights, place, m), done);
-    MF_TRY_GOTO(look_at_rest(m), done);
-    status = complain_about_names(m);
+    MF_TRY_GOTO(mf_match_look_at_rest(m), done);
+    status = mf_match_complain_about_names(m);
 done:
     if (options->report && status == MF_ERR_LIMIT) { /* enough findings */
         status = MF_OK;

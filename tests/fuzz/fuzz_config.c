@@ -1,5 +1,5 @@
-/* fuzz_config.c - any bytes as config.json (and the same as generation_config.json): refused, or every size is in range and
- * the list of tensors can be walked. */
+/* fuzz_config.c - any bytes as config.json (and the same as generation_config.json): refused, or every size is in range
+ * and the list of tensors can be walked. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -35,8 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     mf_model_size total = mf_model_config_size(c);
     visits v = { 0 };
-    if (total.total_params <= 0 || total.active_params > total.total_params || !isfinite(c->softmax_scale) || c->softmax_scale <= 0 ||
-        c->gate.top_k > c->gate.num_experts || c->num_eos_token_ids > MF_MAX_EOS_IDS) {
+    if (total.total_params <= 0 || total.active_params > total.total_params || !isfinite(c->softmax_scale) ||
+        c->softmax_scale <= 0 || c->gate.top_k > c->gate.num_experts || c->num_eos_token_ids > MF_MAX_EOS_IDS) {
         abort();
     }
     (void)mf_tensor_map_walk(c, NULL, visit, &v);

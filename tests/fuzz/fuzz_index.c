@@ -1,4 +1,5 @@
-/* fuzz_index.c - any bytes as model.safetensors.index.json: refused, or every file's name stays inside the directory. */
+/* fuzz_index.c - any bytes as model.safetensors.index.json: refused, or every file's name stays inside the directory.
+ */
 #include <jansson.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,7 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (json_object_size(files) == 0) {
         abort();
     }
-    json_object_foreach(files, name, unused) {
+    json_object_foreach(files, name, unused)
+    {
         (void)unused;
         if (strchr(name, '/') || strcmp(name, "..") == 0 || strlen(name) > 255) {
             abort();

@@ -20,7 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(17));
-    if (!text || mf_json_parse(text, strlen(text), "f.json", &limits, &again, &err) != MF_OK || !json_equal(value, again)) {
+    if (!text || mf_json_parse(text, strlen(text), "f.json", &limits, &again, &err) != MF_OK ||
+        !json_equal(value, again)) {
         abort();
     }
     mf_free(text); /* jansson's memory comes from mf_alloc */

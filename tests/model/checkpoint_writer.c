@@ -131,16 +131,33 @@ cw_tensor *cw_copy(cw *w, const char *from, const char *to)
 
 /* ---- the tiny models ---- */
 
-enum { H = 16, VOCAB = 24, HEADS = 2, NOPE = 4, ROPE = 4, V = 4, Q_LORA = 8, KV_LORA = 8, E = 12, DENSE = 24, LAYERS = 3 };
+enum {
+    H = 16,
+    VOCAB = 24,
+    HEADS = 2,
+    NOPE = 4,
+    ROPE = 4,
+    V = 4,
+    Q_LORA = 8,
+    KV_LORA = 8,
+    E = 12,
+    DENSE = 24,
+    LAYERS = 3
+};
 
 static const char *const deepseek_v3_config =
-    "{\"architectures\": [\"DeepseekV3ForCausalLM\"], \"model_type\": \"deepseek_v3\", \"vocab_size\": 24, \"hidden_size\": 16,"
-    " \"intermediate_size\": 24, \"moe_intermediate_size\": 8, \"num_hidden_layers\": 3, \"num_nextn_predict_layers\": 0,"
+    "{\"architectures\": [\"DeepseekV3ForCausalLM\"], \"model_type\": \"deepseek_v3\", \"vocab_size\": 24, "
+    "\"hidden_size\": 16,"
+    " \"intermediate_size\": 24, \"moe_intermediate_size\": 8, \"num_hidden_layers\": 3, \"num_nextn_predict_layers\": "
+    "0,"
     " \"num_attention_heads\": 2, \"num_key_value_heads\": 2, \"n_shared_experts\": 1, \"n_routed_experts\": 12,"
-    " \"routed_scaling_factor\": 2.5, \"kv_lora_rank\": 8, \"q_lora_rank\": 8, \"qk_rope_head_dim\": 4, \"v_head_dim\": 4,"
-    " \"qk_nope_head_dim\": 4, \"topk_method\": \"noaux_tc\", \"n_group\": 4, \"topk_group\": 2, \"num_experts_per_tok\": 3,"
+    " \"routed_scaling_factor\": 2.5, \"kv_lora_rank\": 8, \"q_lora_rank\": 8, \"qk_rope_head_dim\": 4, "
+    "\"v_head_dim\": 4,"
+    " \"qk_nope_head_dim\": 4, \"topk_method\": \"noaux_tc\", \"n_group\": 4, \"topk_group\": 2, "
+    "\"num_experts_per_tok\": 3,"
     " \"moe_layer_freq\": 1, \"first_k_dense_replace\": 1, \"norm_topk_prob\": true, \"scoring_func\": \"sigmoid\","
-    " \"hidden_act\": \"silu\", \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-06, \"tie_word_embeddings\": false,"
+    " \"hidden_act\": \"silu\", \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-06, \"tie_word_embeddings\": "
+    "false,"
     " \"rope_theta\": 10000, \"rope_scaling\": null, \"attention_bias\": false, \"torch_dtype\": \"bfloat16\","
     " \"bos_token_id\": 0, \"eos_token_id\": 1}";
 
@@ -253,7 +270,8 @@ cw *cw_new(cw_kind kind)
     }
     if (fp8) {
         cw_set(w, "quantization_config",
-               "{\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", \"quant_method\": \"fp8\", \"weight_block_size\": [128, 128]}");
+               "{\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", \"quant_method\": \"fp8\", "
+               "\"weight_block_size\": [128, 128]}");
     }
     if (width != 8) {
         cw_set(w, "moe_intermediate_size", "128");

@@ -13,16 +13,22 @@
 /* The released values of DeepSeek-V3. */
 static const char v3_text[] =
     "{\"architectures\": [\"DeepseekV3ForCausalLM\"], \"attention_bias\": false, \"attention_dropout\": 0.0,"
-    " \"auto_map\": {\"AutoConfig\": \"configuration_deepseek.DeepseekV3Config\"}, \"aux_loss_alpha\": 0.001, \"bos_token_id\": 0,"
-    " \"eos_token_id\": 1, \"ep_size\": 1, \"first_k_dense_replace\": 3, \"hidden_act\": \"silu\", \"hidden_size\": 7168,"
-    " \"initializer_range\": 0.02, \"intermediate_size\": 18432, \"kv_lora_rank\": 512, \"max_position_embeddings\": 163840,"
+    " \"auto_map\": {\"AutoConfig\": \"configuration_deepseek.DeepseekV3Config\"}, \"aux_loss_alpha\": 0.001, "
+    "\"bos_token_id\": 0,"
+    " \"eos_token_id\": 1, \"ep_size\": 1, \"first_k_dense_replace\": 3, \"hidden_act\": \"silu\", \"hidden_size\": "
+    "7168,"
+    " \"initializer_range\": 0.02, \"intermediate_size\": 18432, \"kv_lora_rank\": 512, \"max_position_embeddings\": "
+    "163840,"
     " \"model_type\": \"deepseek_v3\", \"moe_intermediate_size\": 2048, \"moe_layer_freq\": 1, \"n_group\": 8,"
     " \"n_routed_experts\": 256, \"n_shared_experts\": 1, \"norm_topk_prob\": true, \"num_attention_heads\": 128,"
-    " \"num_experts_per_tok\": 8, \"num_hidden_layers\": 61, \"num_key_value_heads\": 128, \"num_nextn_predict_layers\": 1,"
+    " \"num_experts_per_tok\": 8, \"num_hidden_layers\": 61, \"num_key_value_heads\": 128, "
+    "\"num_nextn_predict_layers\": 1,"
     " \"pretraining_tp\": 1, \"q_lora_rank\": 1536, \"qk_nope_head_dim\": 128, \"qk_rope_head_dim\": 64,"
     " \"quantization_config\": {\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", \"quant_method\": \"fp8\","
-    " \"weight_block_size\": [128, 128]}, \"rms_norm_eps\": 1e-06, \"rope_scaling\": {\"beta_fast\": 32, \"beta_slow\": 1,"
-    " \"factor\": 40, \"mscale\": 1.0, \"mscale_all_dim\": 1.0, \"original_max_position_embeddings\": 4096, \"type\": \"yarn\"},"
+    " \"weight_block_size\": [128, 128]}, \"rms_norm_eps\": 1e-06, \"rope_scaling\": {\"beta_fast\": 32, "
+    "\"beta_slow\": 1,"
+    " \"factor\": 40, \"mscale\": 1.0, \"mscale_all_dim\": 1.0, \"original_max_position_embeddings\": 4096, \"type\": "
+    "\"yarn\"},"
     " \"rope_theta\": 10000, \"routed_scaling_factor\": 2.5, \"scoring_func\": \"sigmoid\", \"seq_aux\": true,"
     " \"tie_word_embeddings\": false, \"topk_group\": 4, \"topk_method\": \"noaux_tc\", \"torch_dtype\": \"bfloat16\","
     " \"transformers_version\": \"4.33.1\", \"use_cache\": true, \"v_head_dim\": 128, \"vocab_size\": 129280}";
@@ -76,9 +82,11 @@ TEST(deepseek_v3_as_released_is_read)
     CHECK(c->rope.pair && c->rope.truncate);
     CHECK_EQ(c->rope.dim, 64);
     CHECK_EQ(c->rope.original_max_position_embeddings, 4096);
-    CHECK(c->rope.theta == 10000 && c->rope.factor == 40 && c->rope.mscale_all_dim == 1.0 && c->rope.attention_factor == 0.0);
+    CHECK(c->rope.theta == 10000 && c->rope.factor == 40 && c->rope.mscale_all_dim == 1.0 &&
+          c->rope.attention_factor == 0.0);
     CHECK(c->latent_norm_eps == 1e-6);
-    /* 192^-1/2 * (0.1 ln 40 + 1)^2: ln 40 = 3.6888794541, 1.36888794541^2 = 1.87385420711, / 13.8564064606 = 0.13523378 */
+    /* 192^-1/2 * (0.1 ln 40 + 1)^2: ln 40 = 3.6888794541, 1.36888794541^2 = 1.87385420711, / 13.8564064606 = 0.13523378
+     */
     CHECK(fabs(c->softmax_scale - 0.1352337788) < 1e-9);
     CHECK_EQ(c->quant.method, MF_QUANT_FP8_BLOCK);
     CHECK(!c->quant.ue8m0_scales);
@@ -93,10 +101,11 @@ TEST(deepseek_v3_as_released_is_read)
 }
 
 /* By hand.  Embedding and head 129280 * 7168 * 2 = 1,853,358,080.
- * Attention: 1536*7168 + 1536 + 24576*1536 + 576*7168 + 512 + 32768*512 + 7168*16384 + two norms of 7168 = 187,121,664; * 61
- * = 11,414,421,504.  Dense: 3 * 18432 * 7168 = 396,361,728; * 3 = 1,189,085,184.  An expert: 3 * 2048 * 7168 = 44,040,192;
- * a MoE layer has 257 of them, a router of 256 * 7168 and 256 biases: 11,320,164,608; * 58 = 656,569,547,264.  Last norm 7168.
- * Sum 671,026,419,200.  A token leaves 248 experts of 58 layers out: - 633,474,121,728 = 37,552,297,472. */
+ * Attention: 1536*7168 + 1536 + 24576*1536 + 576*7168 + 512 + 32768*512 + 7168*16384 + two norms of 7168 = 187,121,664;
+ * * 61 = 11,414,421,504.  Dense: 3 * 18432 * 7168 = 396,361,728; * 3 = 1,189,085,184.  An expert: 3 * 2048 * 7168 =
+ * 44,040,192; a MoE layer has 257 of them, a router of 256 * 7168 and 256 biases: 11,320,164,608; * 58 =
+ * 656,569,547,264.  Last norm 7168. Sum 671,026,419,200.  A token leaves 248 experts of 58 layers out: -
+ * 633,474,121,728 = 37,552,297,472. */
 TEST(deepseek_v3_has_671_billion_parameters_of_which_37_are_active)
 {
     mf_model_config *c = parse(v3_text);
@@ -161,8 +170,8 @@ TEST(kimi_k2_is_deepseek_v3_by_architecture_and_k25_nests_it)
     CHECK_EQ(c->gate.group_score, MF_GROUP_SCORE_UNSET);
     mf_model_config_close(&c);
 
-    json_t *outer = json_pack("{s:[s], s:O, s:[i,i]}", "architectures", "KimiK25ForConditionalGeneration", "text_config", w->config,
-                              "eos_token_id", 5, 6);
+    json_t *outer = json_pack("{s:[s], s:O, s:[i,i]}", "architectures", "KimiK25ForConditionalGeneration",
+                              "text_config", w->config, "eos_token_id", 5, 6);
     char *text = json_dumps(outer, 0);
     json_decref(outer);
     c = parse(text);
@@ -179,7 +188,7 @@ TEST(kimi_k2_is_deepseek_v3_by_architecture_and_k25_nests_it)
 typedef struct bad_row {
     const char *key, *value; /* NULL: removed */
     mf_status status;
-    const char *message;     /* behind "config.json: " */
+    const char *message; /* behind "config.json: " */
 } bad_row;
 
 static void expect_refusals(cw_kind kind, const bad_row *rows, size_t num_rows)
@@ -193,8 +202,9 @@ static void expect_refusals(cw_kind kind, const bad_row *rows, size_t num_rows)
         char expected[400];
         snprintf(expected, sizeof expected, "config.json: %s", rows[i].message);
         if (status != rows[i].status || strncmp(err.message, expected, strlen(expected)) != 0) {
-            fail_msg("%s = %s: expected status %d \"%s\"; got %d \"%s\"", rows[i].key, rows[i].value ? rows[i].value : "nothing",
-                     (int)rows[i].status, expected, (int)status, err.message);
+            fail_msg("%s = %s: expected status %d \"%s\"; got %d \"%s\"", rows[i].key,
+                     rows[i].value ? rows[i].value : "nothing", (int)rows[i].status, expected, (int)status,
+                     err.message);
         }
         CHECK(c == NULL);
         cw_free(w);
@@ -213,10 +223,12 @@ TEST(absurd_values_are_refused_with_key_range_and_find)
         { "num_experts_per_tok", "null", MF_ERR_INVALID, INT_KEY("num_experts_per_tok", "1..64") "null" },
         { "num_experts_per_tok", NULL, MF_ERR_INVALID, INT_KEY("num_experts_per_tok", "1..64") "nothing" },
         { "num_experts_per_tok", "[3]", MF_ERR_INVALID, INT_KEY("num_experts_per_tok", "1..64") "a list" },
-        { "num_experts_per_tok", "13", MF_ERR_INVALID, "key \"num_experts_per_tok\": expected at most n_routed_experts 12; got 13" },
+        { "num_experts_per_tok", "13", MF_ERR_INVALID,
+          "key \"num_experts_per_tok\": expected at most n_routed_experts 12; got 13" },
         { "hidden_size", "-1", MF_ERR_INVALID, INT_KEY("hidden_size", "1..1048576") "-1" },
         { "hidden_size", "1048577", MF_ERR_INVALID, INT_KEY("hidden_size", "1..1048576") "1048577" },
-        { "hidden_size", "9223372036854775807", MF_ERR_INVALID, INT_KEY("hidden_size", "1..1048576") "9223372036854775807" },
+        { "hidden_size", "9223372036854775807", MF_ERR_INVALID,
+          INT_KEY("hidden_size", "1..1048576") "9223372036854775807" },
         { "hidden_size", "true", MF_ERR_INVALID, INT_KEY("hidden_size", "1..1048576") "true" },
         { "hidden_size", "1e3", MF_ERR_INVALID, INT_KEY("hidden_size", "1..1048576") "1000.0" },
         { "intermediate_size", "0", MF_ERR_INVALID, INT_KEY("intermediate_size", "1..1048576") "0" },
@@ -239,33 +251,43 @@ TEST(absurd_values_are_refused_with_key_range_and_find)
         { "v_head_dim", "0", MF_ERR_INVALID, INT_KEY("v_head_dim", "1..4096") "0" },
         { "max_position_embeddings", "0", MF_ERR_INVALID, INT_KEY("max_position_embeddings", "1..1073741824") "0" },
         { "num_nextn_predict_layers", "65", MF_ERR_INVALID, INT_KEY("num_nextn_predict_layers", "0..64") "65" },
-        { "num_mtp_layers", "1", MF_ERR_INVALID, "key \"num_nextn_predict_layers\": differs from \"num_mtp_layers\", which means the same" },
-        { "num_local_experts", "8", MF_ERR_INVALID, "key \"n_routed_experts\": differs from \"num_local_experts\", which means the same" },
+        { "num_mtp_layers", "1", MF_ERR_INVALID,
+          "key \"num_nextn_predict_layers\": differs from \"num_mtp_layers\", which means the same" },
+        { "num_local_experts", "8", MF_ERR_INVALID,
+          "key \"n_routed_experts\": differs from \"num_local_experts\", which means the same" },
         { "n_group", "5", MF_ERR_INVALID, "key \"n_group\": 5 does not divide n_routed_experts 12" },
         { "n_group", "0", MF_ERR_INVALID, INT_KEY("n_group", "1..4096") "0" },
         { "n_group", NULL, MF_ERR_INVALID, INT_KEY("n_group", "1..4096") "nothing" },
         { "topk_group", "5", MF_ERR_INVALID, "key \"topk_group\": expected at most n_group 4; got 5" },
         { "n_group", "12", MF_ERR_INVALID, "key \"topk_group\": 2 x 1 experts cannot give num_experts_per_tok 3" },
         { "rms_norm_eps", "0", MF_ERR_INVALID, "key \"rms_norm_eps\": expected a number in 1e-30..1; got 0" },
-        { "rms_norm_eps", "\"1e-6\"", MF_ERR_INVALID, "key \"rms_norm_eps\": expected a number in 1e-30..1; got \"1e-6\"" },
-        { "routed_scaling_factor", NULL, MF_ERR_INVALID, "key \"routed_scaling_factor\": expected a number in 1e-06..1e+06; got nothing" },
+        { "rms_norm_eps", "\"1e-6\"", MF_ERR_INVALID,
+          "key \"rms_norm_eps\": expected a number in 1e-30..1; got \"1e-6\"" },
+        { "routed_scaling_factor", NULL, MF_ERR_INVALID,
+          "key \"routed_scaling_factor\": expected a number in 1e-06..1e+06; got nothing" },
         { "routed_scaling_factor", "0", MF_ERR_INVALID, "key \"routed_scaling_factor\": expected a number" },
-        { "routed_scaling_factor", "1e300", MF_ERR_INVALID, "key \"routed_scaling_factor\": expected a number in 1e-06..1e+06; got 1e+300" },
+        { "routed_scaling_factor", "1e300", MF_ERR_INVALID,
+          "key \"routed_scaling_factor\": expected a number in 1e-06..1e+06; got 1e+300" },
         { "norm_topk_prob", "1", MF_ERR_INVALID, "key \"norm_topk_prob\": expected true or false; got 1" },
         { "norm_topk_prob", NULL, MF_ERR_INVALID, "key \"norm_topk_prob\": expected true or false; got nothing" },
-        { "tie_word_embeddings", "\"no\"", MF_ERR_INVALID, "key \"tie_word_embeddings\": expected true or false; got \"no\"" },
+        { "tie_word_embeddings", "\"no\"", MF_ERR_INVALID,
+          "key \"tie_word_embeddings\": expected true or false; got \"no\"" },
         { "attention_bias", "0", MF_ERR_INVALID, "key \"attention_bias\": expected true or false; got 0" },
         { "rope_theta", "1", MF_ERR_INVALID, "key \"rope_theta\": expected a number in 2..1e+12; got 1" },
-        { "eos_token_id", "24", MF_ERR_INVALID, "key \"eos_token_id\": expected a token id in 0..23 or a list of them; got 24" },
+        { "eos_token_id", "24", MF_ERR_INVALID,
+          "key \"eos_token_id\": expected a token id in 0..23 or a list of them; got 24" },
         { "eos_token_id", "-1", MF_ERR_INVALID, "key \"eos_token_id\": expected a token id in 0..23" },
         { "eos_token_id", "[0, \"x\"]", MF_ERR_INVALID, "key \"eos_token_id\": expected a token id" },
-        { "eos_token_id", "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]", MF_ERR_LIMIT, "key \"eos_token_id\": more than 16 different ids" },
+        { "eos_token_id", "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]", MF_ERR_LIMIT,
+          "key \"eos_token_id\": more than 16 different ids" },
         { "bos_token_id", "24", MF_ERR_INVALID, INT_KEY("bos_token_id", "0..23") "24" },
         { "model_type", "7", MF_ERR_INVALID, "key \"model_type\": expected a string; got 7" },
         { "architectures", "\"DeepseekV3ForCausalLM\"", MF_ERR_INVALID,
           "key \"architectures\": expected a list whose first entry is a name; got \"DeepseekV3ForCausalLM\"" },
-        { "architectures", "[]", MF_ERR_INVALID, "key \"architectures\": expected a list whose first entry is a name; got a list" },
-        { "architectures", NULL, MF_ERR_INVALID, "key \"architectures\": expected a list whose first entry is a name; got nothing" },
+        { "architectures", "[]", MF_ERR_INVALID,
+          "key \"architectures\": expected a list whose first entry is a name; got a list" },
+        { "architectures", NULL, MF_ERR_INVALID,
+          "key \"architectures\": expected a list whose first entry is a name; got nothing" },
     };
     expect_refusals(CW_V3, rows, sizeof rows / sizeof rows[0]);
 }
@@ -277,17 +299,22 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
         { "scoring_func", "\"softmax\"", MF_ERR_UNSUPPORTED, "key \"scoring_func\": expected \"sigmoid\"" },
         { "topk_method", "\"greedy\"", MF_ERR_UNSUPPORTED, "key \"topk_method\": expected \"noaux_tc\"" },
         { "moe_layer_freq", "2", MF_ERR_UNSUPPORTED, "key \"moe_layer_freq\": expected 1; got 2" },
-        { "num_key_value_heads", "1", MF_ERR_UNSUPPORTED, "key \"num_key_value_heads\": expected num_attention_heads 2" },
+        { "num_key_value_heads", "1", MF_ERR_UNSUPPORTED,
+          "key \"num_key_value_heads\": expected num_attention_heads 2" },
         { "mlp_bias", "true", MF_ERR_UNSUPPORTED, "key \"mlp_bias\": expected false; got true" },
-        { "torch_dtype", "\"float64\"", MF_ERR_UNSUPPORTED, "key \"torch_dtype\": expected \"bfloat16\", \"float16\" or \"float32\"; got \"float64\"" },
-        { "dtype", "\"float16\"", MF_ERR_INVALID, "key \"dtype\": is \"float16\" and \"torch_dtype\" is \"bfloat16\": expected the same" },
+        { "torch_dtype", "\"float64\"", MF_ERR_UNSUPPORTED,
+          "key \"torch_dtype\": expected \"bfloat16\", \"float16\" or \"float32\"; got \"float64\"" },
+        { "dtype", "\"float16\"", MF_ERR_INVALID,
+          "key \"dtype\": is \"float16\" and \"torch_dtype\" is \"bfloat16\": expected the same" },
         { "compression_config", "{}", MF_ERR_UNSUPPORTED, "key \"compression_config\"" },
         { "rope_scaling", "{\"type\": \"dynamic\", \"factor\": 2}", MF_ERR_UNSUPPORTED,
           "key \"rope_scaling.type\": expected \"default\", \"linear\" or \"yarn\"; got \"dynamic\"" },
         { "rope_scaling", "{\"type\": \"yarn\", \"rope_type\": \"linear\", \"factor\": 2}", MF_ERR_INVALID,
           "key \"rope_scaling.rope_type\": is \"linear\" and \"type\" is \"yarn\": expected the same" },
-        { "rope_scaling", "{\"factor\": 2}", MF_ERR_INVALID, "key \"rope_scaling.rope_type\": expected \"default\", \"linear\" or \"yarn\"; got nothing" },
-        { "rope_scaling", "{\"type\": \"yarn\", \"factor\": 0.5}", MF_ERR_INVALID, "key \"rope_scaling.factor\": expected a number in 1..1e+06; got 0.5" },
+        { "rope_scaling", "{\"factor\": 2}", MF_ERR_INVALID,
+          "key \"rope_scaling.rope_type\": expected \"default\", \"linear\" or \"yarn\"; got nothing" },
+        { "rope_scaling", "{\"type\": \"yarn\", \"factor\": 0.5}", MF_ERR_INVALID,
+          "key \"rope_scaling.factor\": expected a number in 1..1e+06; got 0.5" },
         { "rope_scaling", "{\"type\": \"linear\"}", MF_ERR_INVALID, "key \"rope_scaling.factor\": expected a number" },
         { "rope_scaling", "{\"type\": \"yarn\", \"factor\": 4, \"long_factor\": [1]}", MF_ERR_UNSUPPORTED,
           "key \"rope_scaling.long_factor\": is not a rope key that is known here" },
@@ -301,9 +328,11 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
     };
     expect_refusals(CW_V3, rows, sizeof rows / sizeof rows[0]);
     static const bad_row v2_rows[] = {
-        { "norm_topk_prob", "true", MF_ERR_UNSUPPORTED, "key \"norm_topk_prob\": expected false; got true: implementations of DeepSeek-V2 disagree" },
+        { "norm_topk_prob", "true", MF_ERR_UNSUPPORTED,
+          "key \"norm_topk_prob\": expected false; got true: implementations of DeepSeek-V2 disagree" },
         { "scoring_func", "\"sigmoid\"", MF_ERR_UNSUPPORTED, "key \"scoring_func\": expected \"softmax\"" },
-        { "topk_method", "\"noaux_tc\"", MF_ERR_UNSUPPORTED, "key \"topk_method\": expected \"greedy\" or \"group_limited_greedy\"; got \"noaux_tc\"" },
+        { "topk_method", "\"noaux_tc\"", MF_ERR_UNSUPPORTED,
+          "key \"topk_method\": expected \"greedy\" or \"group_limited_greedy\"; got \"noaux_tc\"" },
         { "n_group", NULL, MF_ERR_INVALID, INT_KEY("n_group", "1..4096") "nothing" },
     };
     expect_refusals(CW_V2, v2_rows, sizeof v2_rows / sizeof v2_rows[0]);
@@ -311,9 +340,11 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
 
 TEST(an_unknown_architecture_lists_the_known_ones)
 {
-    static const bad_row rows[] = { { "architectures", "[\"LlamaForCausalLM\"]", MF_ERR_UNSUPPORTED,
-                                      "key \"architectures\": unknown architecture \"LlamaForCausalLM\"; known are DeepseekV2ForCausalLM, "
-                                      "DeepseekV3ForCausalLM, KimiK25ForConditionalGeneration" } };
+    static const bad_row rows[] = {
+        { "architectures", "[\"LlamaForCausalLM\"]", MF_ERR_UNSUPPORTED,
+          "key \"architectures\": unknown architecture \"LlamaForCausalLM\"; known are DeepseekV2ForCausalLM, "
+          "DeepseekV3ForCausalLM, KimiK25ForConditionalGeneration" }
+    };
     expect_refusals(CW_V3, rows, 1);
 }
 
@@ -324,14 +355,17 @@ TEST(quantisation_is_read_or_named)
         const char *tail;
         const char *message;
     } rows[] = {
-        { ", \"activation_scheme\": \"static\"}", "quantization_config.activation_scheme\": expected \"dynamic\": static activation scales" },
+        { ", \"activation_scheme\": \"static\"}",
+          "quantization_config.activation_scheme\": expected \"dynamic\": static activation scales" },
         { ", \"fmt\": \"e5m2\"}", "quantization_config.fmt\": expected \"e4m3\"" },
         { ", \"expert_dtype\": \"fp4\"}", "quantization_config.expert_dtype\": expected \"fp8\"; got \"fp4\"" },
         { ", \"scale_fmt\": \"e5m3\"}", "quantization_config.scale_fmt\": expected \"ue8m0\" or \"float\"" },
         { ", \"modules_to_convert\": [\"lm_head\"]}", "quantization_config.modules_to_convert\": expected nothing" },
-        { ", \"smooth\": 0.5}", "quantization_config.smooth\": is not a key of quant_method \"fp8\" that is known here" },
+        { ", \"smooth\": 0.5}",
+          "quantization_config.smooth\": is not a key of quant_method \"fp8\" that is known here" },
         { ", \"modules_to_not_convert\": [\"re:.*mlp\"]}", "modules_to_not_convert\": \"re:.*mlp\" is a pattern" },
-        { ", \"modules_to_not_convert\": [7]}", "modules_to_not_convert\": entry 0: expected a module's name; got an integer" },
+        { ", \"modules_to_not_convert\": [7]}",
+          "modules_to_not_convert\": entry 0: expected a module's name; got an integer" },
         { ", \"modules_to_not_convert\": [\"\"]}", "entry 0: expected a module's name; got an empty string" },
         { ", \"modules_to_not_convert\": \"lm_head\"}", "modules_to_not_convert\": expected a list" },
         { ", \"modules_to_not_convert\": [\"a\"], \"ignored_layers\": [\"b\"]}", "differs from \"ignored_layers\"" },
@@ -348,10 +382,14 @@ TEST(quantisation_is_read_or_named)
         cw_free(w);
     }
     static const bad_row others[] = {
-        { "quantization_config", "{\"quant_method\": \"awq\", \"bits\": 4}", MF_ERR_UNSUPPORTED, "key \"quantization_config.quant_method\": expected \"fp8\"" },
-        { "quantization_config", "{\"quant_method\": \"compressed-tensors\"}", MF_ERR_UNSUPPORTED, "key \"quantization_config.quant_method\"" },
-        { "quantization_config", "{\"bits\": 4}", MF_ERR_INVALID, "key \"quantization_config.quant_method\": expected a string; got nothing" },
-        { "quantization_config", "{\"quant_method\": \"fp8\"}", MF_ERR_UNSUPPORTED, "key \"quantization_config.weight_block_size\": expected [128, 128]" },
+        { "quantization_config", "{\"quant_method\": \"awq\", \"bits\": 4}", MF_ERR_UNSUPPORTED,
+          "key \"quantization_config.quant_method\": expected \"fp8\"" },
+        { "quantization_config", "{\"quant_method\": \"compressed-tensors\"}", MF_ERR_UNSUPPORTED,
+          "key \"quantization_config.quant_method\"" },
+        { "quantization_config", "{\"bits\": 4}", MF_ERR_INVALID,
+          "key \"quantization_config.quant_method\": expected a string; got nothing" },
+        { "quantization_config", "{\"quant_method\": \"fp8\"}", MF_ERR_UNSUPPORTED,
+          "key \"quantization_config.weight_block_size\": expected [128, 128]" },
         { "quantization_config", "{\"quant_method\": \"fp8\", \"weight_block_size\": [64, 128]}", MF_ERR_UNSUPPORTED,
           "key \"quantization_config.weight_block_size\"" },
         { "quantization_config", "[]", MF_ERR_INVALID, "key \"quantization_config\": expected an object; got a list" },
@@ -398,14 +436,16 @@ TEST(old_and_new_rope_spelling_give_the_same)
     cw *w = cw_new(CW_V3);
     mf_model_config *a, *b;
     mf_error err;
-    const char *yarn = "{\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 128, \"mscale\": 0.707, \"mscale_all_dim\": 0.707}";
+    const char *yarn = "{\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 128, \"mscale\": "
+                       "0.707, \"mscale_all_dim\": 0.707}";
     cw_set(w, "rope_scaling", yarn);
     CHECK_OK(parse_cw(w, &a, &err), err);
     cw_set(w, "rope_scaling", NULL);
     cw_set(w, "rope_theta", NULL);
-    cw_set(w, "rope_parameters",
-           "{\"rope_type\": \"yarn\", \"rope_theta\": 10000.0, \"factor\": 4, \"original_max_position_embeddings\": 128,"
-           " \"mscale\": 0.707, \"mscale_all_dim\": 0.707}");
+    cw_set(
+        w, "rope_parameters",
+        "{\"rope_type\": \"yarn\", \"rope_theta\": 10000.0, \"factor\": 4, \"original_max_position_embeddings\": 128,"
+        " \"mscale\": 0.707, \"mscale_all_dim\": 0.707}");
     CHECK_OK(parse_cw(w, &b, &err), err);
     CHECK_MEM(&a->rope, &b->rope, sizeof a->rope);
     CHECK(a->softmax_scale == b->softmax_scale);
@@ -503,8 +543,8 @@ TEST(long_strings_in_messages_are_cut_at_a_character)
 TEST(a_directory_gives_config_and_sampling_defaults)
 {
     cw *w = cw_new(CW_V3);
-    w->generation = json_pack("{s:[i,i], s:f, s:f, s:i, s:f, s:b}", "eos_token_id", 1, 7, "temperature", 0.6, "top_p", 0.95, "top_k", 20,
-                              "repetition_penalty", 1.05, "do_sample", 1);
+    w->generation = json_pack("{s:[i,i], s:f, s:f, s:i, s:f, s:b}", "eos_token_id", 1, 7, "temperature", 0.6, "top_p",
+                              0.95, "top_k", 20, "repetition_penalty", 1.05, "do_sample", 1);
     cw_write(w);
     mf_model_config *c;
     mf_error err;

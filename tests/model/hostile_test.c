@@ -1,4 +1,5 @@
-/* hostile_test.c - mutants of checkpoints and failing allocations: refused or served, never a crash, a leak or a hang. */
+/* hostile_test.c - mutants of checkpoints and failing allocations: refused or served, never a crash, a leak or a hang.
+ */
 #include <malloc.h>
 #include <stdlib.h>
 
@@ -90,7 +91,9 @@ static void unwatch_heap(void)
 /* Reads every byte that the weights point to: a view past its file's end is an ASan report or a fault here. */
 static uint64_t sum_matrix(const mf_matrix *m)
 {
-    static const int sizes[MF_FORMAT_COUNT] = { [MF_FORMAT_F32] = 4, [MF_FORMAT_BF16] = 2, [MF_FORMAT_F16] = 2, [MF_FORMAT_FP8_BLOCK] = 1 };
+    static const int sizes[MF_FORMAT_COUNT] = {
+        [MF_FORMAT_F32] = 4, [MF_FORMAT_BF16] = 2, [MF_FORMAT_F16] = 2, [MF_FORMAT_FP8_BLOCK] = 1
+    };
     uint64_t sum = 0;
     const uint8_t *data = m->data;
     for (int64_t i = 0; data && i < m->n * m->row_stride * sizes[m->format]; i++) {
@@ -112,9 +115,9 @@ static uint64_t sum_weights(const mf_weights *w)
     CHECK(w->embed_tokens.data && w->lm_head.data && w->norm);
     for (int64_t l = 0; l < c->num_layers; l++) {
         const mf_layer_weights *x = &w->layers[l];
-        const mf_matrix *const all[] = { &x->q_proj, &x->q_a_proj, &x->q_b_proj, &x->kv_a_proj, &x->kv_b_proj, &x->o_proj,
-                                         &x->dense.gate, &x->dense.up, &x->dense.down, &x->router, &x->shared.gate, &x->shared.up,
-                                         &x->shared.down };
+        const mf_matrix *const all[] = { &x->q_proj,      &x->q_a_proj,   &x->q_b_proj,   &x->kv_a_proj,  &x->kv_b_proj,
+                                         &x->o_proj,      &x->dense.gate, &x->dense.up,   &x->dense.down, &x->router,
+                                         &x->shared.gate, &x->shared.up,  &x->shared.down };
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
             sum += sum_matrix(all[i]);
         }
@@ -139,8 +142,12 @@ static mf_status load(const char *dir, bool use_map, mf_model_config **config, m
 
 static size_t directory_bytes(const char *dir)
 {
-    static const char *const files[] = { "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-                                         "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+    static const char *const files[] = { "config.json",
+                                         "generation_config.json",
+                                         "model.safetensors",
+                                         "model.safetensors.index.json",
+                                         "model-00001-of-00003.safetensors",
+                                         "model-00002-of-00003.safetensors",
                                          "model-00003-of-00003.safetensors" };
     size_t sum = 0;
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
@@ -186,8 +193,9 @@ static void try_mutants(cw_kind kind, int shards, uint64_t first_seed, int count
         bool names_file = strstr(err.message, ".json") || strstr(err.message, ".safetensors");
         if ((status != MF_OK && !names_file) || heap.live_blocks != 0 || seconds > 1.0 ||
             heap.peak_bytes > 2 * (int64_t)bytes + (64 << 20)) {
-            fail_msg("seed %llu (%s): status %d \"%s\", %lld blocks left, %.2f s, peak %lld bytes", (unsigned long long)first_seed + (unsigned)i,
-                     what, (int)status, err.message, (long long)heap.live_blocks, seconds, (long long)heap.peak_bytes);
+            fail_msg("seed %llu (%s): status %d \"%s\", %lld blocks left, %.2f s, peak %lld bytes",
+                     (unsigned long long)first_seed + (unsigned)i, what, (int)status, err.message,
+                     (long long)heap.live_blocks, seconds, (long long)heap.peak_bytes);
         }
     }
     print_message("%d mutants: %d accepted\n", count, accepted);
@@ -237,7 +245,8 @@ TEST(a_mutant_is_the_same_for_the_same_seed)
 
 /* ---- the k-th allocation fails ---- */
 
-/* Runs the whole load with allocation k failing (on: all later ones too) until k lies past the last; returns the number. */
+/* Runs the whole load with allocation k failing (on: all later ones too) until k lies past the last; returns the
+ * number. */
 static int64_t sweep(const char *dir, bool use_map, bool on, int64_t step)
 {
     for (int64_t k = 0;; k += step) {
@@ -254,7 +263,8 @@ static int64_t sweep(const char *dir, bool use_map, bool on, int64_t step)
         int64_t left = heap.live_blocks;
         unwatch_heap();
         if (left != 0 || (reached && status != MF_ERR_NOMEM) || (!reached && status != MF_OK)) {
-            fail_msg("allocation %lld: status %d \"%s\", %lld blocks left", (long long)k, (int)status, err.message, (long long)left);
+            fail_msg("allocation %lld: status %d \"%s\", %lld blocks left", (long long)k, (int)status, err.message,
+                     (long long)left);
         }
         if (!reached) {
             return heap.calls;
@@ -265,8 +275,9 @@ static int64_t sweep(const char *dir, bool use_map, bool on, int64_t step)
 TEST(a_load_without_memory_at_any_point_ends_cleanly)
 {
     cw *w = cw_new(CW_V3_STACKED); /* few tensors: every allocation can be tried */
-    cw_set(w, "quantization_config", "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"modules_to_not_convert\":"
-                                     " [\"mlp\", \"self_attn\"]}");
+    cw_set(w, "quantization_config",
+           "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"modules_to_not_convert\":"
+           " [\"mlp\", \"self_attn\"]}");
     w->generation = json_pack("{s:[i,i]}", "eos_token_id", 1, 7);
     cw_shard(w, 2);
     w->pad_header = 1; /* so that tensors are copied too */

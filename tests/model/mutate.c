@@ -125,10 +125,40 @@ static bool find_token(mutant *m, const mutant_file *f, bool number, size_t *at,
 
 static void change_number(mutant *m, mutant_file *f)
 {
-    static const char *const numbers[] = { "0", "-1", "1", "2", "3", "7", "16", "64", "128", "255", "256", "1000", "65536", "1048576",
-                                           "2147483647", "2147483648", "4294967295", "4294967296", "4611686018427387904",
-                                           "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1e3", "0.5", "1e-300",
-                                           "1e308", "1e400", "null", "true", "\"8\"", "[]", "{}", "[1,2]", "" };
+    static const char *const numbers[] = { "0",
+                                           "-1",
+                                           "1",
+                                           "2",
+                                           "3",
+                                           "7",
+                                           "16",
+                                           "64",
+                                           "128",
+                                           "255",
+                                           "256",
+                                           "1000",
+                                           "65536",
+                                           "1048576",
+                                           "2147483647",
+                                           "2147483648",
+                                           "4294967295",
+                                           "4294967296",
+                                           "4611686018427387904",
+                                           "9223372036854775807",
+                                           "9223372036854775808",
+                                           "-9223372036854775808",
+                                           "1e3",
+                                           "0.5",
+                                           "1e-300",
+                                           "1e308",
+                                           "1e400",
+                                           "null",
+                                           "true",
+                                           "\"8\"",
+                                           "[]",
+                                           "{}",
+                                           "[1,2]",
+                                           "" };
     size_t at, n;
     if (find_token(m, f, true, &at, &n)) {
         splice_text(f, at, n, numbers[below(m, sizeof numbers / sizeof numbers[0])]);
@@ -138,10 +168,31 @@ static void change_number(mutant *m, mutant_file *f)
 
 static void change_string(mutant *m, mutant_file *f)
 {
-    static const char *const strings[] = { "\"\"", "\"x\"", "\"F32\"", "\"BF16\"", "\"F64\"", "\"F8_E4M3\"", "\"I8\"", "\"dtype\"", "\"shape\"",
-                                           "\"data_offsets\"", "\"../x\"", "\"/etc/passwd\"", "\"model.safetensors\"", "\"yarn\"", "\"fp8\"",
-                                           "\"greedy\"", "\"DeepseekV2ForCausalLM\"", "\"\\u0000\"", "\"\\ud800\"", "1", "null", "{}",
-                                           "\"model.layers.1.mlp.gate.weight\"", "\"model.norm.weight\"", "\"lm_head.weight\"" };
+    static const char *const strings[] = { "\"\"",
+                                           "\"x\"",
+                                           "\"F32\"",
+                                           "\"BF16\"",
+                                           "\"F64\"",
+                                           "\"F8_E4M3\"",
+                                           "\"I8\"",
+                                           "\"dtype\"",
+                                           "\"shape\"",
+                                           "\"data_offsets\"",
+                                           "\"../x\"",
+                                           "\"/etc/passwd\"",
+                                           "\"model.safetensors\"",
+                                           "\"yarn\"",
+                                           "\"fp8\"",
+                                           "\"greedy\"",
+                                           "\"DeepseekV2ForCausalLM\"",
+                                           "\"\\u0000\"",
+                                           "\"\\ud800\"",
+                                           "1",
+                                           "null",
+                                           "{}",
+                                           "\"model.layers.1.mlp.gate.weight\"",
+                                           "\"model.norm.weight\"",
+                                           "\"lm_head.weight\"" };
     size_t at, n;
     if (find_token(m, f, false, &at, &n)) {
         splice_text(f, at, n, strings[below(m, sizeof strings / sizeof strings[0])]);
@@ -200,12 +251,22 @@ static void change_once(mutant *m)
     size_t first, size;
     text_part(f, &first, &size);
     switch (below(m, 16)) {
-    case 0: cut_or_grow(m, f); break;
-    case 1: change_byte(m, f, 0, f->size < 8 ? f->size : 8, "length field"); break;
-    case 2: change_byte(m, f, first, size, "text byte"); break;
+    case 0:
+        cut_or_grow(m, f);
+        break;
+    case 1:
+        change_byte(m, f, 0, f->size < 8 ? f->size : 8, "length field");
+        break;
+    case 2:
+        change_byte(m, f, first, size, "text byte");
+        break;
     case 3:
-    case 4: change_byte(m, f, 0, f->size, "byte"); break;
-    case 5: copy_token(m, f); break;
+    case 4:
+        change_byte(m, f, 0, f->size, "byte");
+        break;
+    case 5:
+        copy_token(m, f);
+        break;
     case 6: /* two files change places */
     {
         mutant_file *g = &m->files[below(m, (size_t)m->num_files)];
@@ -223,8 +284,12 @@ static void change_once(mutant *m)
         break;
     case 8:
     case 9:
-    case 10: change_string(m, f); break;
-    default: change_number(m, f); break;
+    case 10:
+        change_string(m, f);
+        break;
+    default:
+        change_number(m, f);
+        break;
     }
 }
 

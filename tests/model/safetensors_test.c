@@ -30,15 +30,16 @@ static mf_status parse_text(const char *header, size_t data_bytes, mf_checkpoint
     return status;
 }
 
-#define T(name, dtype, shape, begin, end) \
+#define T(name, dtype, shape, begin, end)                                                                              \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
 
 TEST(tensors_are_found_by_name_with_shape_dtype_and_place)
 {
     size_t size;
-    uint8_t *file = make_file("{\"__metadata__\":{\"format\":\"pt\"}," T("b", "F32", "[2,3]", 4, 28) "," T("a", "BF16", "[2]", 0, 4) "," T(
-                                  "none", "I8", "[0,7]", 28, 28) "," T("scalar", "I64", "[]", 28, 36) "}   ",
-                              36, &size);
+    uint8_t *file = make_file(
+        "{\"__metadata__\":{\"format\":\"pt\"}," T("b", "F32", "[2,3]", 4, 28) "," T("a", "BF16", "[2]", 0, 4) "," T(
+            "none", "I8", "[0,7]", 28, 28) "," T("scalar", "I64", "[]", 28, 36) "}   ",
+        36, &size);
     mf_checkpoint *c;
     mf_error err;
     CHECK_OK(mf_safetensors_parse(file, size, "m.safetensors", &c, &err), err);
@@ -67,12 +68,13 @@ TEST(every_known_dtype_is_read)
         const char *name;
         mf_dtype dtype;
         int size;
-    } rows[] = { { "F32", MF_F32, 4 },     { "F16", MF_F16, 2 },   { "BF16", MF_BF16, 2 }, { "F8_E4M3", MF_F8_E4M3, 1 },
-                 { "F8_E8M0", MF_F8_E8M0, 1 }, { "I8", MF_I8, 1 }, { "U8", MF_U8, 1 },     { "I32", MF_I32, 4 },
-                 { "I64", MF_I64, 8 } };
+    } rows[] = { { "F32", MF_F32, 4 },         { "F16", MF_F16, 2 },         { "BF16", MF_BF16, 2 },
+                 { "F8_E4M3", MF_F8_E4M3, 1 }, { "F8_E8M0", MF_F8_E8M0, 1 }, { "I8", MF_I8, 1 },
+                 { "U8", MF_U8, 1 },           { "I32", MF_I32, 4 },         { "I64", MF_I64, 8 } };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         char header[200];
-        snprintf(header, sizeof header, "{\"x\":{\"dtype\":\"%s\",\"shape\":[3],\"data_offsets\":[0,%d]}}", rows[i].name, 3 * rows[i].size);
+        snprintf(header, sizeof header, "{\"x\":{\"dtype\":\"%s\",\"shape\":[3],\"data_offsets\":[0,%d]}}",
+                 rows[i].name, 3 * rows[i].size);
         mf_checkpoint *c;
         mf_error err;
         CHECK_OK(parse_text(header, (size_t)(3 * rows[i].size), &c, &err), err);
@@ -96,15 +98,18 @@ TEST(each_broken_header_is_refused_with_its_reason)
         { "{\"a\xff\":1}", 0, MF_ERR_FORMAT, "not valid UTF-8 at byte 3" },
         { "{\"a\\u0000b\":1}", 0, MF_ERR_FORMAT, "not valid JSON" },
         { "{\"__metadata__\":[]}", 0, MF_ERR_FORMAT, "__metadata__: expected an object; got a list" },
-        { "{\"__metadata__\":{\"k\":1}}", 0, MF_ERR_FORMAT, "__metadata__ key \"k\": expected a string; got an integer" },
+        { "{\"__metadata__\":{\"k\":1}}", 0, MF_ERR_FORMAT,
+          "__metadata__ key \"k\": expected a string; got an integer" },
         { "{\"a\":7}", 0, MF_ERR_FORMAT, "tensor \"a\": expected an object; got an integer" },
         { "{\"\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0, MF_ERR_FORMAT, "the name's length" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, MF_ERR_FORMAT,
           "tensor \"a\": expected exactly the keys dtype, shape and data_offsets" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4, MF_ERR_FORMAT, "expected exactly the keys" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4, MF_ERR_FORMAT,
+          "expected exactly the keys" },
         { "{\"a\":{\"dtype\":32,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, MF_ERR_FORMAT,
           "tensor \"a\": dtype: expected a string; got an integer" },
-        { "{" T("a", "F8_E5M2", "[4]", 0, 4) "}", 4, MF_ERR_UNSUPPORTED, "tensor \"a\": unknown dtype \"F8_E5M2\"; known are F32" },
+        { "{" T("a", "F8_E5M2", "[4]", 0, 4) "}", 4, MF_ERR_UNSUPPORTED,
+          "tensor \"a\": unknown dtype \"F8_E5M2\"; known are F32" },
         { "{" T("a", "BOOL", "[4]", 0, 4) "}", 4, MF_ERR_UNSUPPORTED, "unknown dtype \"BOOL\"" },
         { "{" T("a", "f32", "[1]", 0, 4) "}", 4, MF_ERR_UNSUPPORTED, "unknown dtype \"f32\"" },
         { "{" T("a", "F32", "4", 0, 4) "}", 4, MF_ERR_FORMAT, "shape: expected a list of at most 8 sizes" },
@@ -113,30 +118,37 @@ TEST(each_broken_header_is_refused_with_its_reason)
         { "{" T("a", "F32", "[1.0]", 0, 4) "}", 4, MF_ERR_FORMAT, "expected integers" },
         { "{" T("a", "F32", "[true]", 0, 4) "}", 4, MF_ERR_FORMAT, "expected integers" },
         /* products that wrap to a small number or to 0 */
-        { "{" T("a", "F32", "[4294967296,4294967296]", 0, 0) "}", 0, MF_ERR_FORMAT, "the product of the sizes overflows" },
+        { "{" T("a", "F32", "[4294967296,4294967296]", 0, 0) "}", 0, MF_ERR_FORMAT,
+          "the product of the sizes overflows" },
         { "{" T("a", "F32", "[4611686018427387904,4]", 0, 0) "}", 0, MF_ERR_FORMAT, "overflows" },
         { "{" T("a", "F32", "[4611686018427387905]", 0, 4) "}", 4, MF_ERR_FORMAT, "overflows" },
         { "{" T("a", "F32", "[9223372036854775807,2,0]", 0, 0) "}", 0, MF_ERR_FORMAT, "overflows" },
         { "{" T("a", "F32", "[18446744073709551617]", 0, 4) "}", 4, MF_ERR_FORMAT, "not valid JSON" },
         { "{" T("a", "F32", "[1]", 0, 4.0) "}", 4, MF_ERR_FORMAT, "data_offsets: expected [begin, end]" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,2,4]}}", 4, MF_ERR_FORMAT, "data_offsets: expected [begin, end]" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":{}}}", 4, MF_ERR_FORMAT, "data_offsets: expected [begin, end]" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,2,4]}}", 4, MF_ERR_FORMAT,
+          "data_offsets: expected [begin, end]" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":{}}}", 4, MF_ERR_FORMAT,
+          "data_offsets: expected [begin, end]" },
         { "{" T("a", "F32", "[1]", 4, 0) "}", 4, MF_ERR_FORMAT, "0 <= begin <= end" },
         { "{" T("a", "F32", "[1]", -4, 0) "}", 4, MF_ERR_FORMAT, "0 <= begin <= end" },
         { "{" T("a", "F32", "[2]", 0, 4) "}", 4, MF_ERR_FORMAT, "span 4 bytes; its shape and dtype f32 need 8" },
         { "{" T("a", "F32", "[0]", 0, 4) "}", 4, MF_ERR_FORMAT, "span 4 bytes; its shape and dtype f32 need 0" },
-        { "{" T("a", "F32", "[1]", 4, 8) "}", 8, MF_ERR_FORMAT, "tensor \"a\": begins at data byte 4; expected 0, the first byte" },
+        { "{" T("a", "F32", "[1]", 4, 8) "}", 8, MF_ERR_FORMAT,
+          "tensor \"a\": begins at data byte 4; expected 0, the first byte" },
         { "{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 8, 12) "}", 12, MF_ERR_FORMAT,
           "tensor \"b\": begins at data byte 8; expected 4, the end of \"a\"" },
         { "{" T("a", "F32", "[2]", 0, 8) "," T("b", "F32", "[1]", 4, 8) "}", 8, MF_ERR_FORMAT,
           "tensor \"b\": begins at data byte 4; expected 8, the end of \"a\"" },
-        { "{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 0, 4) "}", 4, MF_ERR_FORMAT, "begins at data byte 0; expected 4" },
+        { "{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[1]", 0, 4) "}", 4, MF_ERR_FORMAT,
+          "begins at data byte 0; expected 4" },
         { "{" T("a", "F32", "[1]", 0, 4) "}", 9, MF_ERR_FORMAT, "5 bytes follow the last tensor's end" },
         { "{}", 1, MF_ERR_FORMAT, "1 bytes follow the last tensor's end" },
         { "{" T("a", "F32", "[1]", 0, 4) "," T("b", "F32", "[2]", 4, 12) "}", 9, MF_ERR_FORMAT,
           /* 8 + "{" 52 "," 53 "}" = 116 is where the data starts */
-          "tensor \"b\" needs bytes 120..128; the file ends at 125, 3 bytes before the end of its last tensor (1 of 2 tensors incomplete)" },
-        { "{" T("a", "I8", "[9223372036854775807]", 0, 9223372036854775807) "}", 4, MF_ERR_FORMAT, "tensor \"a\" needs bytes" },
+          "tensor \"b\" needs bytes 120..128; the file ends at 125, 3 bytes before the end of its last tensor (1 of 2 "
+          "tensors incomplete)" },
+        { "{" T("a", "I8", "[9223372036854775807]", 0, 9223372036854775807) "}", 4, MF_ERR_FORMAT,
+          "tensor \"a\" needs bytes" },
         { "{" T("a", "F32", "[1]", 0, 4) "," T("a", "F32", "[1]", 4, 8) "}", 8, MF_ERR_FORMAT, "duplicate object key" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -174,7 +186,9 @@ TEST(a_truncated_file_is_refused_at_every_length)
 
 TEST(header_lengths_beyond_the_file_or_the_cap_are_refused)
 {
-    static const uint8_t lengths[][8] = { { 3 }, { 255, 255, 255, 255, 255, 255, 255, 255 }, { 0, 0, 0, 0, 0, 0, 0, 128 }, { 1, 225, 245, 5 } };
+    static const uint8_t lengths[][8] = {
+        { 3 }, { 255, 255, 255, 255, 255, 255, 255, 255 }, { 0, 0, 0, 0, 0, 0, 0, 128 }, { 1, 225, 245, 5 }
+    };
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         uint8_t file[10];
         memcpy(file, lengths[i], 8);
@@ -231,7 +245,9 @@ TEST(twenty_thousand_tensors_open_in_a_moment)
     size_t n = 0;
     n += (size_t)sprintf(header, "{");
     for (int i = 0; i < N; i++) {
-        n += (size_t)sprintf(header + n, "%s\"model.layers.3.mlp.experts.%d.up_proj.weight\":{\"dtype\":\"U8\",\"shape\":[%d],\"data_offsets\":[%d,%d]}",
+        n += (size_t)sprintf(header + n,
+                             "%s\"model.layers.3.mlp.experts.%d.up_proj.weight\":{\"dtype\":\"U8\",\"shape\":[%d],"
+                             "\"data_offsets\":[%d,%d]}",
                              i ? "," : "", i, BYTES, (N - 1 - i) * BYTES, (N - i) * BYTES);
     }
     sprintf(header + n, "}");
@@ -340,9 +356,11 @@ TEST(index_and_shards_must_agree_in_both_directions)
         const char *message;
     } rows[] = {
         { "lm_head.weight", NULL, "tensor \"lm_head.weight\" stands in model-" },
-        { "ghost", "model-00001-of-00003.safetensors", "tensor \"ghost\" is not in model-00001-of-00003.safetensors, where the index puts it" },
+        { "ghost", "model-00001-of-00003.safetensors",
+          "tensor \"ghost\" is not in model-00001-of-00003.safetensors, where the index puts it" },
         { "model.embed_tokens.weight", "model-00002-of-00003.safetensors",
-          "tensor \"model.embed_tokens.weight\" stands in model-00001-of-00003.safetensors; the index puts it in model-00002-of-00003.safetensors" },
+          "tensor \"model.embed_tokens.weight\" stands in model-00001-of-00003.safetensors; the index puts it in "
+          "model-00002-of-00003.safetensors" },
         { "ghost", "model-00004-of-00003.safetensors", "model-00004-of-00003.safetensors: cannot open" },
         { "ghost", "../model.safetensors", "file name \"../model.safetensors\": expected letters" },
         { "ghost", "/etc/passwd", "file name \"/etc/passwd\": expected letters" },
@@ -371,7 +389,8 @@ TEST(index_and_shards_must_agree_in_both_directions)
     }
     CHECK(json_object_size(map) > 0);
     write_index(w, "{\"weight_map\": {}}");
-    expect_dir(w->dir, MF_ERR_FORMAT, "key \"weight_map\": expected an object of tensor names and files; got an empty one");
+    expect_dir(w->dir, MF_ERR_FORMAT,
+               "key \"weight_map\": expected an object of tensor names and files; got an empty one");
     write_index(w, "{\"weight_map\": [1]}");
     expect_dir(w->dir, MF_ERR_FORMAT, "got a list");
     write_index(w, "{}");

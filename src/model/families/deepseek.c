@@ -50,7 +50,8 @@ mf_status mf_deepseek_read_layers(const mf_reader *reader, const char *experts_a
     };
     MF_TRY(mf_read_int_keys(reader, keys, sizeof keys / sizeof keys[0], &v));
     static const mf_int_key sizes[] = {
-        { "moe_intermediate_size", NULL, 1, MF_MAX_SIZE, MF_KEY_REQUIRED, offsetof(mf_model_config, moe_intermediate_size) },
+        { "moe_intermediate_size", NULL, 1, MF_MAX_SIZE, MF_KEY_REQUIRED,
+          offsetof(mf_model_config, moe_intermediate_size) },
         { "n_shared_experts", NULL, 0, 16, 0, offsetof(mf_model_config, num_shared_experts) },
     };
     MF_TRY(mf_read_int_keys(reader, sizes, sizeof sizes / sizeof sizes[0], config));
@@ -58,8 +59,9 @@ mf_status mf_deepseek_read_layers(const mf_reader *reader, const char *experts_a
         return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "moe_layer_freq", "1");
     }
     if (v.top_k > v.experts) {
-        return mf_read_fail(reader, MF_ERR_INVALID, "num_experts_per_tok", "expected at most n_routed_experts %lld; got %lld",
-                            (long long)v.experts, (long long)v.top_k);
+        return mf_read_fail(reader, MF_ERR_INVALID, "num_experts_per_tok",
+                            "expected at most n_routed_experts %lld; got %lld", (long long)v.experts,
+                            (long long)v.top_k);
     }
     for (int64_t layer = v.first_dense; layer < config->num_layers; layer++) {
         config->layer_is_moe[layer] = 1;
@@ -94,8 +96,9 @@ mf_status mf_deepseek_read_groups(const mf_reader *reader, mf_model_config *conf
                             (long long)v.n_group, (long long)v.topk_group);
     }
     if (v.topk_group * (experts / v.n_group) < config->gate.top_k) {
-        return mf_read_fail(reader, MF_ERR_INVALID, "topk_group", "%lld x %lld experts cannot give num_experts_per_tok %d",
-                            (long long)v.topk_group, (long long)(experts / v.n_group), (int)config->gate.top_k);
+        return mf_read_fail(reader, MF_ERR_INVALID, "topk_group",
+                            "%lld x %lld experts cannot give num_experts_per_tok %d", (long long)v.topk_group,
+                            (long long)(experts / v.n_group), (int)config->gate.top_k);
     }
     config->gate.n_group = (int32_t)v.n_group;
     config->gate.topk_group = (int32_t)v.topk_group;

@@ -11,8 +11,9 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     MF_TRY(mf_config_only_text(reader, "scoring_func", "softmax", "the only scoring of this family"));
     /* The first implementation renormalised and then left out the factor, later ones ignore the key: no released
      * checkpoint sets it, so there is nothing to agree with. */
-    MF_TRY(mf_config_refuse_true(reader, "norm_topk_prob",
-                                 "implementations of DeepSeek-V2 disagree on its meaning (renormalise without factor, or ignore)"));
+    MF_TRY(mf_config_refuse_true(
+        reader, "norm_topk_prob",
+        "implementations of DeepSeek-V2 disagree on its meaning (renormalise without factor, or ignore)"));
     config->gate.scoring = MF_SCORING_SOFTMAX;
     config->gate.bias_domain = MF_BIAS_NONE;
     config->gate.renorm = MF_RENORM_NONE;

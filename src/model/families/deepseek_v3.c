@@ -1,5 +1,5 @@
-/* deepseek_v3.c - DeepSeek-V3, R1, V3.1 and Kimi-K2 (same architecture string), and Kimi-K2.5's language model: sigmoid gate
- * with a correction bias that steers the choice and not the weights. */
+/* deepseek_v3.c - DeepSeek-V3, R1, V3.1 and Kimi-K2 (same architecture string), and Kimi-K2.5's language model: sigmoid
+ * gate with a correction bias that steers the choice and not the weights. */
 #include <string.h>
 
 #include "model/config_parts.h"

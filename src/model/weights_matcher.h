@@ -1,0 +1,63 @@
+/* weights_matcher.h - the state of one comparison of a checkpoint with its config, shared by weights_match.c (what is
+ * wanted), weights_rest.c (what nobody asked for) and weights_problems.c (what is said). */
+#ifndef MF_MODEL_WEIGHTS_MATCHER_H
+#define MF_MODEL_WEIGHTS_MATCHER_H
+
+#include "model/weights_impl.h"
+
+enum { MF_NAMES_BYTES = 800 };
+
+/* Up to 20 names, as far as a message has room, and how many there are. */
+typedef struct mf_name_list {
+    char text[MF_NAMES_BYTES];
+    size_t used;
+    int64_t shown, total;
+} mf_name_list;
+
+/* A tensor's bytes ready for use. */
+typedef struct mf_ready_tensor {
+    const mf_st_tensor *tensor; /* NULL: absent, or unusable and reported */
+    const uint8_t *data;        /* aligned */
+} mf_ready_tensor;
+
+/* The re-saved form of one layer's experts: all of them in one tensor. */
+typedef struct mf_stacked_layer {
+    int64_t layer; /* that the rest is about; -1: none yet */
+    bool stacked;
+    const char *file; /* of one of them, for messages */
+    mf_ready_tensor gate_up, down, gate_up_scale, down_scale;
+    char gate_up_name[MF_MAX_TENSOR_NAME], down_name[MF_MAX_TENSOR_NAME];
+} mf_stacked_layer;
+
+typedef struct mf_matcher {
+    const mf_model_config *config;
+    const mf_checkpoint *checkpoint;
+    mf_weights *weights;
+    mf_arena *arena;
+    const mf_match_options *options;
+    uint8_t *used; /* [num_tensors] */
+    uint8_t *module_matched;
+    mf_name_list missing, unexpected;
+    mf_stacked_layer stack;
+    int32_t num_findings;
+    bool warned_bias;
+    mf_error error; /* the caller's may be NULL */
+} mf_matcher;
+
+/* After mf_fail wrote m->error: its status, which ends the walk; in a check the finding is handed over and the walk
+ * goes on (MF_OK) until there are enough (MF_ERR_LIMIT). */
+mf_status mf_match_problem(mf_matcher *m);
+/* Notes a missing or unexpected tensor for the message at the end; in a check it is a finding at once. */
+mf_status mf_match_add_name(mf_matcher *m, mf_name_list *list, const char *what, const char *name);
+/* Loading: an error when a list is not empty. */
+mf_status mf_match_complain_about_names(mf_matcher *m);
+mf_status mf_match_wrong_shape(mf_matcher *m, const mf_st_tensor *t, const int64_t *shape, int32_t ndim,
+                               const char *more);
+mf_status mf_match_wrong_dtype(mf_matcher *m, const mf_st_tensor *t, const char *expected);
+bool mf_match_has_shape(const mf_st_tensor *t, const int64_t *shape, int32_t ndim);
+
+/* Every tensor that the walk did not use: skipped by a rule and counted, or unexpected.  Also warns of modules in the
+ * config's list that match nothing. */
+mf_status mf_match_look_at_rest(mf_matcher *m);
+
+#endif
