@@ -19,24 +19,48 @@ typedef struct mf_bpe {
 } mf_bpe;
 
 typedef struct mf_bpe_symbol {
-    int32_t id, next, previous; /* id -1: merged into its left neighbour */
+    int32_t id;             /* -1: merged into its left neighbour */
+    int32_t next, previous; /* symbols still there; -1 = none */
+    int32_t rank;           /* of the pair with `next`, while it waits in a queue */
+    int32_t queue_next, queue_previous;
 } mf_bpe_symbol;
+
+/* Pairs of one rank that wait. */
+typedef struct mf_bpe_queue {
+    int32_t rank, first, last;
+} mf_bpe_queue;
 
 /* Working memory, reused from one pre-token to the next.  Zeroed at first. */
 typedef struct mf_bpe_work {
     mf_bpe_symbol *symbols;
     size_t symbols_capacity;
-    uint64_t *heap; /* rank << 32 | position of the left symbol */
+    uint64_t *heap; /* long words: rank << 32 | position of the left symbol; huge ones: rank << 32 | queue */
     size_t heap_size, heap_capacity;
+    int32_t *queue_of_rank; /* [num_merges] */
+    mf_bpe_queue *queues;
+    size_t num_queues, queues_capacity;
+    int32_t *batch; /* [symbols_capacity] */
     mf_buffer text;
 } mf_bpe_work;
 
 /* Appends the ids of `bytes`. */
 mf_status mf_bpe_encode(const mf_bpe *bpe, const mf_vocab *vocab, const uint8_t *bytes, size_t n, mf_bpe_work *work,
                         mf_ids *ids);
+/* The same for words past the first lengths, in bpe_long.c. */
+mf_status mf_bpe_encode_long(const mf_bpe *bpe, const uint8_t *bytes, size_t n, mf_bpe_work *work, mf_ids *ids);
+
 void mf_bpe_work_close(mf_bpe_work *work);
 void mf_bpe_close(mf_bpe *bpe);
 
 mf_status mf_ids_append(mf_ids *ids, int32_t id);
+
+enum { MF_BPE_NO_RANK = INT32_MAX };
+
+static inline int32_t mf_bpe_find_rank(const mf_bpe *bpe, int32_t left, int32_t right)
+{
+    uint64_t value;
+    uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    return mf_idmap_get(&bpe->merges, key, &value) ? (int32_t)(value >> 32) : MF_BPE_NO_RANK;
+}
 
 #endif
