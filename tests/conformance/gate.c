@@ -328,6 +328,27 @@ TEST(zero_experts_may_take_all_columns)
     gate_case_close(&c);
 }
 
+/* 1 / FLT_MAX is subnormal: it becomes +0, whether or not hardware flushes. */
+TEST(a_reciprocal_below_the_normal_numbers_is_zero)
+{
+    gate_spec s = gate_spec_default();
+    s.cfg.num_shared_slots = 1;
+    s.cfg.fold_scale = 0;
+    s.cfg.shared_weight = MF_SHARED_RECIPROCAL;
+    s.cfg.routed_scaling_factor = FLT_MAX;
+    gate_case c;
+    gate_outputs o;
+    gate_case_open(&c, &s);
+    gate_outputs_open(&o, &c);
+    gate_run(&o, conf_ref(), false);
+    CHECK_OK(o.status, o.err);
+    CHECK_EQ(o.ids[2], 8);
+    CHECK_EQ(mf_f32_bits(o.weights[2]), 0);
+    run_devices(&c, &o);
+    gate_outputs_close(&o);
+    gate_case_close(&c);
+}
+
 /* ---- big batches ---- */
 
 TEST(large_batches_agree_on_every_device)

@@ -286,6 +286,26 @@ static void check_weights(const gate_case *c, const row_oracle *r, int64_t t, co
     }
 }
 
+static void check_shared(const gate_case *c, int64_t t, const gate_outputs *o, const char *label)
+{
+    const mf_gate_config *g = c->args.config;
+    double want = 1.0, slack = 0.0;
+    if (g->shared_weight == MF_SHARED_RECIPROCAL) { /* the f64 quotient of two f32 rounds to the f32 quotient */
+        want = gate_canonical((double)(float)(1.0 / (double)(float)g->routed_scaling_factor));
+    } else if (g->shared_weight == MF_SHARED_PER_TOKEN) {
+        double x = conf_get(c->args.shared_gate.data, c->args.shared_gate.dtype, t);
+        want = isnan(x) ? 0.0 : plain_score(MF_SCORING_SIGMOID, gate_canonical(x));
+        slack = 3e-7 * want + 2e-38;
+    }
+    for (int64_t k = g->top_k; k < c->C; k++) {
+        double got = (double)o->weights[t * o->row + k];
+        if (!(fabs(got - want) <= slack) && o->ids[t * o->row + k] >= 0) {
+            fail_msg("%s: row %lld shared weight is %.9g, expected %.9g\n  %s", label, (long long)t, got, want,
+                     gate_case_text(c));
+        }
+    }
+}
+
 static void choose_by_table(const gate_case *c, row_oracle *r, int64_t t)
 {
     const mf_gate_args *a = &c->args;
@@ -311,6 +331,7 @@ int64_t gate_oracle_check(const gate_case *c, const gate_outputs *o, const char 
     for (int64_t t = 0; t < c->spec.T; t++) {
         int32_t chosen[MAX_K];
         r.ambiguous = false;
+        check_shared(c, t, o, label);
         fill(c, t, &r);
         if (c->spec.cfg.hash) {
             choose_by_table(c, &r, t);

@@ -128,7 +128,7 @@ gate_spec gate_spec_random(uint64_t *seed, int64_t max_work)
     s.histogram = conf_below(seed, 4) != 0;
     s.load = conf_below(seed, 3) != 0;
     s.counters = conf_below(seed, 4) != 0;
-    static const int64_t bases[] = { 0, 1, 7, 1000003, INT64_MAX - 300000 };
+    static const int64_t bases[] = { 0, 1, 7, (1LL << 40) + 5, INT64_MAX - 300000 };
     s.row_base = bases[conf_below(seed, 5)];
     s.out_slack = CONF_PICK(seed, 0, 0, 1, 5);
     return s;
