@@ -268,7 +268,7 @@ static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expe
             return MF_ERR_INTERNAL;
         }
         memcpy(x->scale_name, x->name, n);
-        strcpy(x->scale_name + n, "_scale_inv");
+        memcpy(x->scale_name + n, "_scale_inv", sizeof "_scale_inv");
         if (row->kind == MF_WANT_LINEAR && w->config->quant.method == MF_QUANT_FP8_BLOCK) {
             x->name[n - suffix] = '\0';
             x->quantised = !mf_module_is_excluded(&w->config->quant, x->name, NULL);

@@ -10,6 +10,13 @@
 #define QUESTIONS MODEL "/eval/word_problems.jsonl"
 #define GOLDENS MF_SOURCE_DIR "/tests/model/goldens/word_problems.jsonl"
 
+/* Sanitizers are here for the memory, not for the statistics, and take ten times as long. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { NUM_GOLDENS = 8, NUM_FUSED = 6, MIN_FUSED_TOKENS = 200, NUM_COMPANY = 6, NUM_ACCURACY = 20 };
+#else
+enum { NUM_GOLDENS = 50, NUM_FUSED = 60, MIN_FUSED_TOKENS = 2000, NUM_COMPANY = 24, NUM_ACCURACY = 200 };
+#endif
+
 static void make(answer_options options, answers *out)
 {
     mf_error err = { 0 };
@@ -32,13 +39,13 @@ static void check_equal_bits(const answers *a, const answers *b)
 TEST(greedy_text_equals_transformers_on_50_held_out_problems)
 {
     answers got;
-    make((answer_options){ .model_dir = MODEL, .limit = 50 }, &got);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_GOLDENS }, &got);
     FILE *f = fopen(GOLDENS, "r");
     CHECK(f != NULL);
     char *line = NULL;
     size_t capacity = 0;
     int32_t compared = 0;
-    for (; getline(&line, &capacity, f) > 0; compared++) {
+    for (; compared < NUM_GOLDENS && getline(&line, &capacity, f) > 0; compared++) {
         json_t *golden = json_loads(line, 0, NULL);
         CHECK(golden != NULL && compared < got.count);
         const answer *a = &got.items[compared];
@@ -53,20 +60,20 @@ TEST(greedy_text_equals_transformers_on_50_held_out_problems)
     }
     free(line);
     fclose(f);
-    CHECK_EQ(compared, 50);
+    CHECK_EQ(compared, NUM_GOLDENS);
     answers_free(&got);
 }
 
 TEST(fused_and_unfused_log_probabilities_are_equal_bits_over_2000_tokens)
 {
     answers fused, separate, unfused_gate, replicas;
-    make((answer_options){ .model_dir = MODEL, .limit = 60 }, &fused);
-    CHECK(fused.num_tokens >= 2000);
-    make((answer_options){ .model_dir = MODEL, .limit = 60, .disable_fusion = true }, &separate);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_FUSED }, &fused);
+    CHECK(fused.num_tokens >= MIN_FUSED_TOKENS);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_FUSED, .disable_fusion = true }, &separate);
     check_equal_bits(&fused, &separate);
-    make((answer_options){ .model_dir = MODEL, .limit = 60, .disable_fusion = true, .disable_fused_gate = true }, &unfused_gate);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_FUSED, .disable_fusion = true, .disable_fused_gate = true }, &unfused_gate);
     check_equal_bits(&fused, &unfused_gate);
-    make((answer_options){ .model_dir = MODEL, .limit = 60, .replicas = 3 }, &replicas);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_FUSED, .replicas = 3 }, &replicas);
     check_equal_bits(&fused, &replicas);
     answers_free(&fused);
     answers_free(&separate);
@@ -77,8 +84,8 @@ TEST(fused_and_unfused_log_probabilities_are_equal_bits_over_2000_tokens)
 TEST(answers_do_not_depend_on_neighbours_or_threads)
 {
     answers many, alone;
-    make((answer_options){ .model_dir = MODEL, .limit = 24, .threads = 2 }, &many);
-    make((answer_options){ .model_dir = MODEL, .limit = 24, .threads = 1, .max_num_seqs = 1 }, &alone);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_COMPANY, .threads = 2 }, &many);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_COMPANY, .threads = 1, .max_num_seqs = 1 }, &alone);
     check_equal_bits(&many, &alone);
     answers_free(&many);
     answers_free(&alone);
@@ -87,10 +94,10 @@ TEST(answers_do_not_depend_on_neighbours_or_threads)
 TEST(accuracy_holds_in_bf16_and_fp8)
 {
     answers bf16, fp8;
-    make((answer_options){ .model_dir = MODEL, .limit = 200 }, &bf16);
-    make((answer_options){ .model_dir = MODEL "/fp8", .limit = 200 }, &fp8);
+    make((answer_options){ .model_dir = MODEL, .limit = NUM_ACCURACY }, &bf16);
+    make((answer_options){ .model_dir = MODEL "/fp8", .limit = NUM_ACCURACY }, &fp8);
     /* 97 % is the promise over all 1,000 (`make accuracy`); FP8 stays within half a point: one of 200. */
-    CHECK(bf16.num_correct >= 194);
+    CHECK(bf16.num_correct * 100 >= NUM_ACCURACY * 97);
     CHECK(abs(bf16.num_correct - fp8.num_correct) <= 1);
     answers_free(&bf16);
     answers_free(&fp8);
