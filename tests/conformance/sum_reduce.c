@@ -21,6 +21,7 @@ typedef struct sum_case {
     residual_kind residual;
     sum_values values;
     int64_t slack; /* extra elements between rows */
+    int64_t shift; /* bytes that every float array is moved by: 1 = aligned to nothing */
     uint64_t seed;
 
     mf_sum_reduce_args args; /* without out */
@@ -55,7 +56,7 @@ static mf_tensor draw_rows(sum_case *c, mf_dtype dtype, int64_t n0, int64_t n1, 
     int64_t inner = n2 + (n1 > 0 ? c->slack : 0);
     int64_t outer = n1 * inner + c->slack;
     int64_t count = n0 * outer;
-    char *data = block(c, (size_t)count * mf_dtype_size(dtype));
+    char *data = (char *)block(c, (size_t)count * mf_dtype_size(dtype) + (size_t)c->shift) + c->shift;
     for (int64_t i = 0; i < n0 * n1; i++) {
         for (int64_t h = 0; h < n2; h++) {
             conf_put(data, dtype, i / n1 * outer + i % n1 * inner + h, draw(c));
@@ -180,10 +181,10 @@ static const char *case_text(const sum_case *c)
     static char text[400];
     snprintf(text, sizeof text,
              "T %lld C %lld H %lld %s -> %s S %d A %d factor %g ids %d weights %d identity %d addend weights %d padded %d "
-             "residual %d values %d slack %lld",
+             "residual %d values %d slack %lld shift %lld",
              (long long)c->T, (long long)c->C, (long long)c->H, mf_dtype_name(c->dtype), mf_dtype_name(c->out_dtype), c->S,
              c->A, (double)c->factor, c->ids, c->weights, c->identity, c->addend_weights, c->padded, c->residual, c->values,
-             (long long)c->slack);
+             (long long)c->slack, (long long)c->shift);
     return text;
 }
 
@@ -292,7 +293,8 @@ static void check(sum_case *c)
     expect(c, want);
     for (int i = 0; i < count; i++) {
         mf_error err = { 0 };
-        void *out = conf_alloc((size_t)n * size);
+        char *out_block = conf_alloc((size_t)n * size + (size_t)c->shift);
+        char *out = out_block + c->shift;
         mf_sum_reduce_args args = c->args;
         args.out = mf_tensor_2d(out, c->out_dtype, c->T, c->H);
         args.out.stride[0] = out_stride(c);
@@ -307,7 +309,7 @@ static void check(sum_case *c)
                      (long long)(bad % out_stride(c)), conf_get(out, c->out_dtype, bad), conf_get(want, c->out_dtype, bad),
                      case_text(c));
         }
-        conf_free(out);
+        conf_free(out_block);
     }
     close_case(c);
     conf_free(want);
@@ -342,6 +344,7 @@ static sum_case draw_case(uint64_t *seed, int64_t max_work)
     c.residual = (residual_kind)conf_below(seed, RESIDUAL_COUNT);
     c.values = (sum_values)CONF_PICK(seed, SUM_NORMAL, SUM_NORMAL, SUM_TINY, SUM_SPECIAL);
     c.slack = CONF_PICK(seed, 0, 0, 1, 7);
+    c.shift = CONF_PICK(seed, 0, 0, 1);
     c.seed = mf_random_next(seed);
     return c;
 }

@@ -21,6 +21,14 @@ typedef struct mf_cpu_tile {
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);
 
+/* Rows that a combine adds: acc[h] = fma(weight[k], row[k][first + h], acc[h]), k ascending, for h < n. */
+typedef struct mf_cpu_terms {
+    mf_dtype dtype; /* of all rows: f32, bf16 or f16, at any alignment */
+    int32_t count;
+    const void *const *row;
+    const float *weight;
+} mf_cpu_terms;
+
 typedef struct mf_cpu_kernels {
     const char *isa; /* "c", "avx2+fma+f16c" */
     /* Products by format: x in f32; x quantised by the format's own rule (NULL where the format has none). */
@@ -38,10 +46,16 @@ typedef struct mf_cpu_kernels {
     /* x[i] = exp(x[i] - max), and their sum */
     float (*exp_sum)(float *x, int64_t n, float max);
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+    /* The combine: bits are those of ref/sum_reduce.c. */
+    void (*sum_rows)(const mf_cpu_terms *terms, int64_t first, int64_t n, float *acc);
+    /* s = fma(factor, r, s), then + residual (may be NULL) */
+    void (*scale_add)(float factor, const float *r, const float *residual, int64_t n, float *s);
 } mf_cpu_kernels;
 
 void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with x in f32, any group size */
 
+void mf_cpu_sum_reduce_fill_c(mf_cpu_kernels *kernels);    /* the combine's entries; called by the two below */
+void mf_cpu_sum_reduce_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 

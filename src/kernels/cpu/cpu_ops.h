@@ -6,6 +6,7 @@
 
 size_t mf_cpu_experts_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
 mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_error *err);
+mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err);
 
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);

@@ -168,4 +168,5 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
     k->tile_w8a8[MF_FORMAT_FP8_BLOCK] = mf_cpu_tile_c;
     k->tile_w8a8[MF_FORMAT_FP8_CHANNEL] = mf_cpu_tile_c;
     k->tile_w8a8[MF_FORMAT_INT8_CHANNEL] = tile_int8_w8a8_c;
+    mf_cpu_sum_reduce_fill_c(k);
 }

@@ -1,0 +1,156 @@
+/* sum_reduce.c - the combine on a CPU: rows and parts of rows go to the pool, sums to the table's kernels.
+ *
+ * The chain of one output element is that of ref/sum_reduce.c: columns ascending, one fused multiply-add each.  Cutting a
+ * row into parts changes no chain. */
+#include <math.h>
+
+#include "kernels/activation.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/ref/ref_gate.h"
+#include "kernels/ref/views.h"
+
+/* PART: two rows of sums that stay in the first-level cache; TERMS: pointers collected before a kernel is called. */
+enum { PART = 1024, TERMS = 64, TASK_ELEMENTS = 32768 };
+
+/* ---- scalar kernels ---- */
+
+static void sum_rows_c(const mf_cpu_terms *terms, int64_t first, int64_t n, float *acc)
+{
+    for (int32_t k = 0; k < terms->count; k++) {
+        mf_tensor row = { .data = (void *)terms->row[k], .dtype = terms->dtype };
+        for (int64_t h = 0; h < n; h++) {
+            acc[h] = fmaf(terms->weight[k], mf_load_f32(&row, first + h), acc[h]);
+        }
+    }
+}
+
+static void scale_add_c(float factor, const float *r, const float *residual, int64_t n, float *s)
+{
+    for (int64_t h = 0; h < n; h++) {
+        s[h] = fmaf(factor, r[h], s[h]);
+        if (residual) {
+            s[h] = s[h] + residual[h];
+        }
+    }
+}
+
+void mf_cpu_sum_reduce_fill_c(mf_cpu_kernels *kernels)
+{
+    kernels->sum_rows = sum_rows_c;
+    kernels->scale_add = scale_add_c;
+}
+
+/* ---- loops ---- */
+
+typedef struct sum_task {
+    const mf_sum_reduce_call *call;
+    const mf_cpu_kernels *kernels;
+    int64_t rows_per_task, parts; /* a task is rows_per_task rows, or one of `parts` parts of a row */
+} sum_task;
+
+/* One of the two sums of a part: terms are collected and added by the kernel in batches, which keeps their order. */
+typedef struct pending {
+    mf_cpu_terms terms;
+    const void *row[TERMS];
+    float weight[TERMS];
+} pending;
+
+static void flush(const sum_task *task, pending *p, int64_t first, int64_t n, float *acc)
+{
+    task->kernels->sum_rows(&p->terms, first, n, acc);
+    p->terms.count = 0;
+}
+
+static void push(const sum_task *task, pending *p, float w, const mf_tensor *t, int64_t offset, int64_t first, int64_t n,
+                 float *acc)
+{
+    if (p->terms.count == TERMS) {
+        flush(task, p, first, n, acc);
+    }
+    p->row[p->terms.count] = (const char *)t->data + offset * (int64_t)mf_dtype_size(t->dtype);
+    p->weight[p->terms.count++] = w;
+}
+
+static void push_columns(const sum_task *task, pending *p, int64_t t, int64_t from, int64_t to, int64_t first, int64_t n,
+                         float *acc)
+{
+    const mf_sum_reduce_args *a = task->call->args;
+    for (int64_t c = from; c < to; c++) {
+        if (a->topk_ids.data && mf_load_i32(&a->topk_ids, t * a->topk_ids.stride[0] + c) < 0) {
+            continue;
+        }
+        float w = a->topk_weights.data ? mf_load_f32(&a->topk_weights, t * a->topk_weights.stride[0] + c) : 1.0f;
+        push(task, p, w, &a->x, t * a->x.stride[0] + c * a->x.stride[1], first, n, acc);
+    }
+}
+
+static void sum_part(const sum_task *task, int64_t t, int64_t first, int64_t n)
+{
+    const mf_sum_reduce_args *a = task->call->args;
+    const int64_t num_columns = task->call->num_columns;
+    const int64_t num_routed = num_columns - a->num_shared_columns;
+    float r[PART], s[PART], extra[PART];
+    pending p;
+    p.terms = (mf_cpu_terms){ .dtype = a->x.dtype, .row = p.row, .weight = p.weight };
+    memset(r, 0, (size_t)n * sizeof *r);
+    memset(s, 0, (size_t)n * sizeof *s);
+    if (mf_row_is_valid(&a->row_valid, task->call->num_valid_tokens, t)) {
+        push_columns(task, &p, t, 0, num_routed, first, n, r);
+        if (a->identity_weight.data) {
+            push(task, &p, mf_load_f32(&a->identity_weight, t), &a->hidden, t * a->hidden.stride[0], first, n, r);
+        }
+        flush(task, &p, first, n, r);
+        push_columns(task, &p, t, num_routed, num_columns, first, n, s);
+        for (int32_t i = 0; i < a->num_addends; i++) {
+            float w = a->addend_weights.data ? mf_load_f32(&a->addend_weights, t * a->addend_weights.stride[0] + i) : 1.0f;
+            push(task, &p, w, &a->addends[i], t * a->addends[i].stride[0], first, n, s);
+        }
+        flush(task, &p, first, n, s);
+    }
+    const int64_t size = (int64_t)mf_dtype_size(a->out.dtype);
+    if (a->residual.data) {
+        task->kernels->load_row((const char *)a->residual.data + (t * a->residual.stride[0] + first) * size,
+                                a->residual.dtype, n, extra);
+    }
+    task->kernels->scale_add(a->routed_scaling_factor, r, a->residual.data ? extra : NULL, n, s);
+    task->kernels->store_row(s, n, a->out.dtype, (char *)a->out.data + (t * a->out.stride[0] + first) * size);
+}
+
+static void run_task(void *context, int64_t index, int32_t thread)
+{
+    (void)thread;
+    const sum_task *task = context;
+    const int64_t hidden = task->call->hidden_size;
+    int64_t t = index / task->parts * task->rows_per_task;
+    int64_t end = t + task->rows_per_task;
+    int64_t from = index % task->parts, to = task->parts > 1 ? from + 1 : (hidden + PART - 1) / PART;
+    end = end < task->call->num_tokens ? end : task->call->num_tokens;
+    for (; t < end; t++) {
+        for (int64_t part = from; part < to; part++) {
+            int64_t first = part * PART;
+            sum_part(task, t, first, hidden - first < PART ? hidden - first : PART);
+        }
+    }
+}
+
+mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err)
+{
+    if (call->args->x.dtype == MF_F64) { /* for checking other results: not worth kernels */
+        return mf_ref_sum_reduce(device, call, err);
+    }
+    if (call->hidden_size == 0) {
+        return MF_OK;
+    }
+    const int64_t terms = call->num_columns + call->args->num_addends + 2;
+    sum_task task = { .call = call, .kernels = mf_cpu_kernels_of(device) };
+    task.rows_per_task = TASK_ELEMENTS / (call->hidden_size < TASK_ELEMENTS ? call->hidden_size : TASK_ELEMENTS) / terms;
+    task.parts = 1;
+    if (task.rows_per_task < 1) {
+        task.rows_per_task = 1;
+        task.parts = (call->hidden_size + PART - 1) / PART;
+    }
+    double work = (double)call->num_tokens * (double)terms * (double)call->hidden_size;
+    int64_t num_tasks = (call->num_tokens + task.rows_per_task - 1) / task.rows_per_task * task.parts;
+    mf_cpu_run(device, work, num_tasks, run_task, &task);
+    return MF_OK;
+}
