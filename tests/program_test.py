@@ -127,6 +127,8 @@ def run_verb():
 
 
 def info_and_check():
+    r = moefuse("run", MODEL, "-p", "x", "-n", "1", "--log-level", "debug")
+    claim("--log-level debug prints the plan of every layer", len(re.findall(r"^ +layer \d", r.err, re.M)) == 6, r.all)
     r = moefuse("info", MODEL)
     claim("info shows sizes and the plan", r.code == 0 and "7.5 M total" in r.out and "20 routed, top 4" in r.out and "SLOT" in r.out,
           r.all)
@@ -303,7 +305,34 @@ def terminal_chat():
           f"{bool(ready)} {bool(first)} {bool(second)} exit {code}\n{seen.decode(errors='replace')}")
 
 
-for part in (help_and_usage, run_verb, info_and_check, broken_models, dummy_weights, interruption, terminal_chat):
+def shrinking_weights():
+    """The weights file loses its end while a chat waits: a message and exit 66, not a dead process without a word."""
+    with tempfile.TemporaryDirectory() as temp:
+        folder = pathlib.Path(temp) / "model"
+        shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("fp8", "eval"))
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.execv(PROGRAM, [PROGRAM, "run", str(folder)])
+        seen = b""
+        end = time.time() + 30
+        while time.time() < end and not re.search(rb"\n> ", seen):
+            if select.select([fd], [], [], 0.2)[0]:
+                seen += os.read(fd, 65536)
+        os.truncate(folder / "model.safetensors", 100000)
+        os.write(fd, b"What is 2 + 3?\n")
+        seen = b""
+        while time.time() < end:
+            try:
+                seen += os.read(fd, 65536)
+            except OSError:
+                break
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(fd)
+        claim("a weights file that shrinks after loading ends with its name and exit 66",
+              code == 66 and b"model.safetensors: weights unreadable at byte" in seen, f"exit {code}\n{seen.decode(errors='replace')}")
+
+
+for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, broken_models, dummy_weights, interruption, terminal_chat):
     part()
 print(f"1..{count}")
 sys.exit(failures > 0)

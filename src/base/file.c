@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +15,55 @@
 #include "base/sys.h"
 
 static const uint8_t empty_byte[1];
+
+/* The mappings in use, for mf_file_find_mapped.  A row is free while start is 0; size and path are written before it. */
+enum { MAX_MAPPINGS = 1024 };
+
+typedef struct mapping {
+    atomic_uintptr_t start;
+    atomic_size_t size;
+    _Atomic(const char *) path;
+} mapping;
+
+static mapping mappings[MAX_MAPPINGS];
+static pthread_mutex_t mappings_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards taking a row */
+
+static void remember_mapping(const mf_file *file)
+{
+    pthread_mutex_lock(&mappings_mutex);
+    for (int i = 0; i < MAX_MAPPINGS; i++) {
+        if (atomic_load(&mappings[i].start) == 0) {
+            atomic_store(&mappings[i].size, file->size);
+            atomic_store(&mappings[i].path, file->path);
+            atomic_store(&mappings[i].start, (uintptr_t)file->data);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&mappings_mutex);
+}
+
+static void forget_mapping(const mf_file *file)
+{
+    for (int i = 0; i < MAX_MAPPINGS; i++) {
+        if (atomic_load(&mappings[i].start) == (uintptr_t)file->data) {
+            atomic_store(&mappings[i].start, 0);
+            return;
+        }
+    }
+}
+
+bool mf_file_find_mapped(const void *address, const char **path, uint64_t *offset)
+{
+    for (int i = 0; i < MAX_MAPPINGS; i++) {
+        uintptr_t start = atomic_load(&mappings[i].start);
+        if (start && (uintptr_t)address - start < atomic_load(&mappings[i].size)) {
+            *path = atomic_load(&mappings[i].path);
+            *offset = (uintptr_t)address - start;
+            return true;
+        }
+    }
+    return false;
+}
 
 static mf_status read_all(int fd, size_t size, uint8_t *data, const char *path, mf_error *err)
 {
@@ -75,6 +126,7 @@ mf_status mf_file_open(const char *path, bool use_map, uint64_t max_bytes, mf_fi
         }
         file->data = map;
         file->mapped = true;
+        remember_mapping(file);
     } else {
         owned = mf_alloc(file->size);
         if (!owned) {
@@ -97,6 +149,7 @@ done:
 void mf_file_close(mf_file *file)
 {
     if (file->mapped) {
+        forget_mapping(file);
         munmap((void *)(uintptr_t)file->data, file->size);
     } else if (file->data && file->data != empty_byte) {
         mf_free((void *)(uintptr_t)file->data);

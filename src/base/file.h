@@ -20,6 +20,10 @@ typedef struct mf_file {
 mf_status mf_file_open(const char *path, bool use_map, uint64_t max_bytes, mf_file *file, mf_error *err);
 void mf_file_close(mf_file *file); /* a zeroed or closed one is fine */
 
+/* Which mapped file holds this address: for a SIGBUS handler, after a file shrank under its mapping.  Async-signal-safe.
+ * Files past the 1,024th mapped at once are not found. */
+bool mf_file_find_mapped(const void *address, const char **path, uint64_t *offset);
+
 bool mf_path_is_file(const char *path);
 bool mf_path_is_dir(const char *path);
 bool mf_path_exists(const char *path); /* of any kind; a symbolic link to nothing counts */

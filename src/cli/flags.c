@@ -228,22 +228,35 @@ mf_status mf_flags_parse(const mf_flag *flags, size_t num_flags, int argc, char 
     return MF_OK;
 }
 
+static void print_flag(const mf_flag *flag, FILE *out)
+{
+    bool takes_value = flag->type != MF_FLAG_BOOL;
+    char left[96];
+    snprintf(left, sizeof left, "%s%s%s%s%s", flag->alias ? flag->alias : "", flag->alias ? ", " : "", flag->name,
+             takes_value ? " " : "", !takes_value ? "" : flag->choices ? flag->choices : flag->argument);
+    if (strlen(left) <= 32) {
+        fprintf(out, "  %-32s  %s\n", left, flag->help);
+    } else {
+        fprintf(out, "  %s\n  %-32s  %s\n", left, "", flag->help);
+    }
+}
+
+/* Groups in the order of their first flag; a verb's own flags and the shared ones may fall into one group. */
 void mf_flags_help(const mf_flag *flags, size_t num_flags, FILE *out)
 {
-    const char *group = NULL;
     for (size_t i = 0; i < num_flags; i++) {
-        if (!group || strcmp(group, flags[i].group) != 0) {
-            group = flags[i].group;
-            fprintf(out, "\n%s:\n", group);
+        bool seen = false;
+        for (size_t j = 0; j < i; j++) {
+            seen = seen || strcmp(flags[j].group, flags[i].group) == 0;
         }
-        char left[96];
-        snprintf(left, sizeof left, "%s%s%s%s%s", flags[i].alias ? flags[i].alias : "", flags[i].alias ? ", " : "",
-                 flags[i].name, flags[i].type == MF_FLAG_BOOL ? "" : " ",
-                 flags[i].type == MF_FLAG_BOOL ? "" : (flags[i].choices ? flags[i].choices : flags[i].argument));
-        if (strlen(left) <= 32) {
-            fprintf(out, "  %-32s  %s\n", left, flags[i].help);
-        } else {
-            fprintf(out, "  %s\n  %-32s  %s\n", left, "", flags[i].help);
+        if (seen) {
+            continue;
+        }
+        fprintf(out, "\n%s:\n", flags[i].group);
+        for (size_t j = i; j < num_flags; j++) {
+            if (strcmp(flags[j].group, flags[i].group) == 0) {
+                print_flag(&flags[j], out);
+            }
         }
     }
 }

@@ -1,12 +1,39 @@
 /* session.c - see session.h. */
 #include "cli/session.h"
 
+#include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/log.h"
 #include "cli/console.h"
 #include "engine/engine.h"
+
+/* A weights file that shrinks, or whose disk fails, faults on the next read of its mapping: nothing to go on with. */
+static void on_bus_error(int signal_number, siginfo_t *info, void *context)
+{
+    (void)signal_number;
+    (void)context;
+    const char *path = "a mapped file";
+    uint64_t offset = 0;
+    mf_file_find_mapped(info->si_addr, &path, &offset);
+    char digits[24];
+    int first = (int)sizeof digits;
+    do {
+        digits[--first] = (char)('0' + offset % 10);
+        offset /= 10;
+    } while (offset);
+    const char *const parts[] = { "\nmoefuse: error: ", path, ": weights unreadable at byte " };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        (void)!write(STDERR_FILENO, parts[i], strlen(parts[i]));
+    }
+    static const char advice[] = ": the file shrank or its disk failed after it was mapped\n"
+                                 "start again with the whole file; --no-mmap reads it into memory first\n";
+    (void)!write(STDERR_FILENO, digits + first, sizeof digits - (size_t)first);
+    (void)!write(STDERR_FILENO, advice, sizeof advice - 1);
+    _exit(MF_EXIT_UNREADABLE);
+}
 
 static int32_t draw_progress(void *context, const mf_engine_progress *info)
 {
@@ -41,6 +68,8 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
         mf_session_close(session);
         return status;
     }
+    struct sigaction action = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO };
+    sigaction(SIGBUS, &action, NULL);
     mf_console_progress progress;
     mf_console_progress_start(&progress, flags->no_progress);
     mf_engine_options options = MF_ENGINE_OPTIONS_INIT;
@@ -70,6 +99,7 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     }
     session->model = mf_engine_get_model(session->engine);
     session->config = mf_model_get_config(session->model);
+    session->all_layers = strcmp(flags->log_level, "debug") == 0;
     session->max_len_given = flags->max_model_len > 0;
     session->max_num_seqs = flags->max_num_seqs;
     session->max_num_batched_tokens = flags->max_num_batched_tokens;
@@ -86,7 +116,7 @@ void mf_session_close(mf_session *session)
 void mf_session_print_plan(const mf_session *session, FILE *out)
 {
     mf_buffer text = { 0 };
-    if (mf_model_print_plan(session->model, false, &text) == MF_OK) {
+    if (mf_model_print_plan(session->model, session->all_layers, &text) == MF_OK) {
         fputs(mf_buffer_text(&text), out);
     }
     mf_buffer_close(&text);

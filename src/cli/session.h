@@ -14,7 +14,7 @@ typedef struct mf_session {
     const mf_model *model;         /* the engine's */
     const mf_model_config *config; /* the model's */
     mf_prompt prompt;
-    bool max_len_given;            /* for the plan's limits line */
+    bool all_layers, max_len_given; /* for the printed plan */
     int64_t max_num_seqs, max_num_batched_tokens;
 } mf_session;
 
