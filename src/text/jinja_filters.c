@@ -219,17 +219,21 @@ FILTER(filter_truncate)
     if (arg[2].type == JINJA_MISSING) {
         MF_TRY(jinja_str_view(run, "...", 3, &arg[2]));
     }
+    int64_t end = 0;
+    int64_t chars = 0;
+    bool has;
+    MF_TRY(jinja_length(run, arg[2], &has, &end));
+    if (!has || length < end || leeway < 0) {
+        return jinja_fail(run, MF_ERR_INVALID, "truncate: expected length >= %lld and leeway >= 0", (long long)end);
+    }
+    MF_TRY(jinja_length(run, self, &has, &chars));
+    if (has && chars - leeway <= length) {
+        *out = self;
+        return MF_OK;
+    }
     if (self.type != JINJA_STR || arg[2].type != JINJA_STR) {
         return jinja_fail(run, MF_ERR_INVALID, "truncate: expected str, got %s",
                           jinja_type_name(self.type == JINJA_STR ? arg[2] : self));
-    }
-    int64_t end = jinja_str_chars(arg[2].as.s);
-    if (length < end || leeway < 0) {
-        return jinja_fail(run, MF_ERR_INVALID, "truncate: expected length >= %lld and leeway >= 0", (long long)end);
-    }
-    if (jinja_str_chars(self.as.s) - leeway <= length) {
-        *out = self;
-        return MF_OK;
     }
     jinja_value cut;
     MF_TRY(jinja_slice(run, self, jinja_none(), jinja_int(length - end), jinja_none(), &cut));
@@ -530,14 +534,15 @@ FILTER(filter_attr)
 
 static mf_status json_separators(jinja_run *run, jinja_value v, jinja_json_style *style)
 {
-    bool pair = (v.type == JINJA_TUPLE || v.type == JINJA_LIST) && v.as.l->count == 2;
-    if (!pair || v.as.l->items[0].type != JINJA_STR || v.as.l->items[1].type != JINJA_STR) {
+    MF_TRY(jinja_collect(run, v, JINJA_LIST, &v));
+    const jinja_value *items = v.as.l->items;
+    if (v.as.l->count != 2 || items[0].type != JINJA_STR || items[1].type != JINJA_STR) {
         return jinja_fail(run, MF_ERR_INVALID, "tojson: separators must be two strings");
     }
-    style->item_separator = v.as.l->items[0].as.s->data;
-    style->item_separator_size = v.as.l->items[0].as.s->size;
-    style->key_separator = v.as.l->items[1].as.s->data;
-    style->key_separator_size = v.as.l->items[1].as.s->size;
+    style->item_separator = items[0].as.s->data;
+    style->item_separator_size = items[0].as.s->size;
+    style->key_separator = items[1].as.s->data;
+    style->key_separator_size = items[1].as.s->size;
     return MF_OK;
 }
 
@@ -563,7 +568,7 @@ FILTER(filter_tojson)
         style.indent = unit.data;
         style.indent_size = unit.size;
     }
-    if (given(arg[2])) {
+    if (given(arg[2]) && self.type != JINJA_STR) {
         MF_TRY(json_separators(run, arg[2], &style));
     }
     MF_TRY(jinja_append_json(run, &text, self, &style));

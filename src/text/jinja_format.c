@@ -292,7 +292,10 @@ static mf_status put_percent(jinja_run *run, jinja_text *text, spec *sp, jinja_v
         return jinja_fail(run, MF_ERR_INVALID, "format: unsupported format character '%c'", sp->type);
     }
     bool decimal = strchr("diu", sp->type) != NULL;
-    if (decimal && v.type == JINJA_FLOAT && v.as.f >= -0x1p63 && v.as.f < 0x1p63) {
+    if (decimal && v.type == JINJA_FLOAT && !isnan(v.as.f)) {
+        if (!(v.as.f >= -0x1p63 && v.as.f < 0x1p63)) {
+            return jinja_fail(run, MF_ERR_INVALID, "a float does not fit an integer of 64 bits");
+        }
         v = jinja_int((int64_t)v.as.f);
     }
     if (!jinja_as_int(v, &i)) {

@@ -176,26 +176,26 @@ GLOBAL(global_strftime_now)
             MF_TRY(jinja_text_append(run, &text, format->data + i, 1));
             continue;
         }
-        /* %f, %z and %Z are Python's own: a time without a zone has none to show. */
-        char c = format->data[++i];
-        char directive[4] = { '%', c, '\0', '\0' };
-        if (c == '-' && i + 1 < format->size) { /* glibc: without padding */
-            directive[2] = format->data[++i];
-        }
-        char buf[128];
+        char directive[16] = "%";
+        char buf[512];
+        size_t k = 1;
         size_t n = 0;
-        if (c == 'f') {
+        i++;
+        while (i + 1 < format->size && k < 5 && format->data[i] && strchr("_-0^#123456789EO", format->data[i])) {
+            directive[k++] = format->data[i++]; /* the system's flags and width */
+        }
+        char c = directive[k++] = format->data[i];
+        /* %f, %z and %Z are Python's own: a time without a zone has none to show. */
+        if (c == 'f' && k == 2) {
             long micros = (long)(ns % 1000000000 / 1000);
             for (int digit = 5; digit >= 0; digit--, micros /= 10) {
                 buf[digit] = (char)('0' + micros % 10);
             }
             n = 6;
-        } else if (c == '%') {
-            buf[n++] = '%';
-        } else if ((unsigned char)c >= 0x80) {
-            buf[n++] = '%';
-            buf[n++] = c;
-        } else if (c != 'z' && c != 'Z') {
+        } else if ((unsigned char)c >= 0x80 || !c) {
+            memcpy(buf, directive, k);
+            n = k;
+        } else if (k > 2 || (c != 'z' && c != 'Z')) {
             n = strftime(buf, sizeof buf, directive, &tm);
         }
         MF_TRY(jinja_text_append(run, &text, buf, n));

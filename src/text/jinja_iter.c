@@ -85,7 +85,7 @@ static mf_status next_of_value(jinja_run *run, jinja_iter *it, jinja_value *item
         jinja_next_char(s->data, s->size, &it->pos);
         MF_TRY(jinja_str_view(run, s->data + pos, it->pos - pos, item));
         item->as.s->chars = 1;
-        return jinja_str_as(run, s, item);
+        return MF_OK;
     }
     case JINJA_LIST:
     case JINJA_TUPLE:
@@ -265,6 +265,14 @@ static mf_status start(jinja_run *run, jinja_iter *it)
         }
         return jinja_collect(run, it->source, JINJA_LIST, &it->source);
     }
+    if (it->kind == JINJA_ITER_ITEMS) {
+        if (it->source.type != JINJA_DICT && it->source.type != JINJA_UNDEFINED) {
+            return jinja_fail(run, MF_ERR_INVALID, "items: can only get item pairs from a mapping, not %s",
+                              jinja_type_name(it->source));
+        }
+        it->done = it->source.type == JINJA_UNDEFINED;
+        return MF_OK;
+    }
     if (it->kind == JINJA_ITER_UNIQUE) {
         jinja_value seen;
         MF_TRY(jinja_dict_new(run, 0, &seen));
@@ -292,6 +300,11 @@ static mf_status next_of_generator(jinja_run *run, jinja_iter *it, jinja_value *
     case JINJA_ITER_UNIQUE: return next_unique(run, it, item, done);
     case JINJA_ITER_BATCH: return next_batch(run, it, item, done);
     case JINJA_ITER_SLICE: return next_slice(run, it, item, done);
+    case JINJA_ITER_ITEMS: {
+        const jinja_dict *dict = it->source.as.d;
+        *done = it->pos >= dict->count;
+        return *done ? MF_OK : jinja_view_at(run, &(jinja_view){ dict, JINJA_VIEW_ITEMS }, it->pos++, item);
+    }
     case JINJA_ITER_VALUE:
     case JINJA_ITER_REVERSED: break;
     }

@@ -161,6 +161,10 @@ static void data_token(jinja_lexer *lx, jinja_token *token, size_t start, size_t
 
 static mf_status skip_comment(jinja_lexer *lx, size_t pos)
 {
+    if (pos >= lx->size) { /* jinja2 lets a comment that opens at the very end be */
+        lx->pos = pos;
+        return MF_OK;
+    }
     const char *end = memmem(lx->data + pos, lx->size - pos, "#}", 2);
     if (!end) {
         return jinja_parse_fail(lx->parse, MF_ERR_FORMAT, line_at(lx, pos), "missing end of comment");
@@ -207,6 +211,11 @@ static mf_status next_in_text(jinja_lexer *lx, jinja_token *token, bool *found)
     if (raw) {
         size_t tag;
         size_t end;
+        if (raw >= lx->size) {
+            lx->pos = raw;
+            *found = false;
+            return MF_OK;
+        }
         if (!raw_end(lx, raw, &tag, &end, &sign)) {
             return jinja_parse_fail(lx->parse, MF_ERR_FORMAT, line_at(lx, p), "missing end of raw directive");
         }
@@ -523,7 +532,8 @@ static mf_status next_in_tag(jinja_lexer *lx, jinja_token *token)
     }
     while (end < lx->size) {
         size_t next = end;
-        if (!jinja_is_word(jinja_next_char(lx->data, lx->size, &next))) {
+        int32_t c = jinja_next_char(lx->data, lx->size, &next);
+        if (!jinja_is_word(c) && !jinja_is_name(c)) {
             break;
         }
         end = next;

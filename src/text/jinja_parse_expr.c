@@ -232,13 +232,11 @@ static mf_status parse_primary(jinja_parser *p, bool namespaces, jinja_node **ou
     }
 }
 
-mf_status jinja_parse_tuple(jinja_parser *p, const jinja_tuple_rules *rules, jinja_node **out);
 static mf_status parse_or(jinja_parser *p, jinja_node **out);
 
-static bool tuple_ends(const jinja_parser *p, const jinja_tuple_rules *rules)
+static bool tuple_ends(const jinja_parser *p)
 {
-    return jinja_at(p, JINJA_TOK_VARIABLE_END) || jinja_at(p, JINJA_TOK_BLOCK_END) || jinja_at(p, JINJA_TOK_RPAREN) ||
-           (rules->end_name && jinja_at_name(p, rules->end_name));
+    return jinja_at(p, JINJA_TOK_VARIABLE_END) || jinja_at(p, JINJA_TOK_BLOCK_END) || jinja_at(p, JINJA_TOK_RPAREN);
 }
 
 mf_status jinja_parse_tuple(jinja_parser *p, const jinja_tuple_rules *rules, jinja_node **out)
@@ -250,7 +248,7 @@ mf_status jinja_parse_tuple(jinja_parser *p, const jinja_tuple_rules *rules, jin
         if (items.count) {
             MF_TRY(jinja_expect(p, JINJA_TOK_COMMA));
         }
-        if (tuple_ends(p, rules)) {
+        if (tuple_ends(p)) {
             break;
         }
         jinja_node *item;
@@ -299,9 +297,9 @@ static mf_status set_ctx(jinja_parser *p, jinja_node *node, jinja_ctx ctx, int d
     return jinja_parse_fail(p->parse, MF_ERR_FORMAT, node->line, "can't assign to this expression");
 }
 
-mf_status jinja_parse_target(jinja_parser *p, const char *end_name, bool namespaces, jinja_ctx ctx, jinja_node **out)
+mf_status jinja_parse_target(jinja_parser *p, bool namespaces, jinja_ctx ctx, jinja_node **out)
 {
-    jinja_tuple_rules rules = { .simplified = true, .namespaces = namespaces, .end_name = end_name };
+    jinja_tuple_rules rules = { .simplified = true, .namespaces = namespaces };
     MF_TRY(jinja_parse_tuple(p, &rules, out));
     return set_ctx(p, *out, ctx, 0);
 }

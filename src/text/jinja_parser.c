@@ -248,12 +248,12 @@ static mf_status parse_for(jinja_parser *p, jinja_node *node)
     node->kind = JINJA_NODE_FOR;
     node->u.loop = loop;
     MF_TRY(jinja_advance(p));
-    MF_TRY(jinja_parse_target(p, "in", false, JINJA_STORE, &node->a));
+    MF_TRY(jinja_parse_target(p, false, JINJA_STORE, &node->a));
     if (!jinja_at_name(p, "in")) {
         return jinja_unexpected(p, "'in'");
     }
     MF_TRY(jinja_advance(p));
-    MF_TRY(jinja_parse_tuple(p, &(jinja_tuple_rules){ .no_cond = true, .end_name = "recursive" }, &node->b));
+    MF_TRY(jinja_parse_tuple(p, &(jinja_tuple_rules){ .no_cond = true }, &node->b));
     MF_TRY(jinja_skip_if_name(p, "if", &skipped));
     if (skipped) {
         MF_TRY(jinja_parse_expression(p, &loop->test));
@@ -307,7 +307,7 @@ static mf_status parse_set(jinja_parser *p, jinja_node *node)
 {
     bool assign;
     MF_TRY(jinja_advance(p));
-    MF_TRY(jinja_parse_target(p, NULL, true, JINJA_STORE, &node->a));
+    MF_TRY(jinja_parse_target(p, true, JINJA_STORE, &node->a));
     MF_TRY(refuse_loop_target(p, node->a, 0));
     MF_TRY(jinja_skip_if(p, JINJA_TOK_ASSIGN, &assign));
     if (assign) {
@@ -424,7 +424,7 @@ static mf_status parse_with(jinja_parser *p, jinja_node *node)
         if (targets.count) {
             MF_TRY(jinja_expect(p, JINJA_TOK_COMMA));
         }
-        MF_TRY(jinja_parse_target(p, NULL, false, JINJA_PARAM, &target));
+        MF_TRY(jinja_parse_target(p, false, JINJA_PARAM, &target));
         MF_TRY(jinja_expect(p, JINJA_TOK_ASSIGN));
         MF_TRY(jinja_parse_expression(p, &value));
         MF_TRY(jinja_nodes_add(p, &targets, target));

@@ -43,14 +43,13 @@ typedef struct jinja_tuple_rules {
     bool no_cond;         /* no inline if */
     bool parentheses;     /* () is an empty tuple */
     bool namespaces;      /* ns.attr is allowed */
-    const char *end_name; /* a name that ends the tuple; NULL = none */
 } jinja_tuple_rules;
 
 mf_status jinja_parse_expression(jinja_parser *p, jinja_node **out);
 mf_status jinja_parse_tuple(jinja_parser *p, const jinja_tuple_rules *rules, jinja_node **out);
 mf_status jinja_parse_filters(jinja_parser *p, jinja_node *input, bool inside, jinja_node **out);
 /* A target of set, for, with; `ctx` for its names. */
-mf_status jinja_parse_target(jinja_parser *p, const char *end_name, bool namespaces, jinja_ctx ctx, jinja_node **out);
+mf_status jinja_parse_target(jinja_parser *p, bool namespaces, jinja_ctx ctx, jinja_node **out);
 mf_status jinja_parse_target_name(jinja_parser *p, jinja_ctx ctx, jinja_node **out);
 
 #endif

@@ -319,15 +319,7 @@ FILTER(filter_groupby)
 FILTER(filter_items)
 {
     BIND("items", "");
-    if (self.type == JINJA_UNDEFINED) {
-        return jinja_iter_new(run, JINJA_ITER_VALUE, self, out);
-    }
-    if (self.type != JINJA_DICT) {
-        return jinja_fail(run, MF_ERR_INVALID, "items: can only get item pairs from a mapping, not %s",
-                          jinja_type_name(self));
-    }
-    MF_TRY(jinja_method_find(JINJA_DICT, "items", 5)->fn(run, self, args, &self));
-    return jinja_iter_new(run, JINJA_ITER_VALUE, self, out);
+    return jinja_iter_new(run, JINJA_ITER_ITEMS, self, out);
 }
 
 FILTER(filter_unique)

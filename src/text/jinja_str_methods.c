@@ -628,11 +628,9 @@ METHOD(str_splitlines)
 {
     BIND("splitlines", "keepends?");
     const jinja_str *s = self.as.s;
-    bool keep = false;
+    int64_t keep;
     jinja_items items = { 0 };
-    if (arg[0].type != JINJA_MISSING) {
-        MF_TRY(jinja_truth(run, arg[0], &keep));
-    }
+    MF_TRY(need_int(run, "splitlines", arg[0], 0, &keep));
     MF_TRY(jinja_step_bytes(run, s->size));
     for (size_t pos = 0; pos < s->size;) {
         size_t start = pos;
@@ -790,7 +788,7 @@ METHOD(str_isprintable)
 METHOD(str_isidentifier)
 {
     const jinja_str *s = self.as.s;
-    MF_TRY(all_chars(run, "isidentifier", self, args, jinja_is_word, false, out));
+    MF_TRY(all_chars(run, "isidentifier", self, args, jinja_is_name, false, out));
     size_t pos = 0;
     int32_t first = s->size ? jinja_next_char(s->data, s->size, &pos) : 0;
     out->as.b = out->as.b && (first == '_' || jinja_is_alpha(first));

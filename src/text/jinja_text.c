@@ -126,6 +126,21 @@ bool jinja_is_word(int32_t c)
     return c == '_' || jinja_is_alpha(c) || jinja_is_numeric(c);
 }
 
+bool jinja_is_name(int32_t c)
+{
+    if (c < 0x80) {
+        return jinja_is_word(c);
+    }
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL: return true;
+    default: return jinja_is_alpha(c);
+    }
+}
+
 bool jinja_is_upper(int32_t c)
 {
     if (c < 0x80) {

@@ -21,6 +21,7 @@ bool jinja_is_decimal(int32_t c);
 bool jinja_is_digit(int32_t c);
 bool jinja_is_numeric(int32_t c);
 bool jinja_is_word(int32_t c); /* \w */
+bool jinja_is_name(int32_t c); /* inside an identifier */
 bool jinja_is_upper(int32_t c);
 bool jinja_is_lower(int32_t c);
 bool jinja_is_title(int32_t c);

@@ -297,6 +297,7 @@ mf_status jinja_append_json(jinja_run *run, jinja_text *text, jinja_value v, con
 typedef enum jinja_iter_kind {
     JINJA_ITER_VALUE,   /* over a list, tuple, str, dict, range, view */
     JINJA_ITER_REVERSED,
+    JINJA_ITER_ITEMS,   /* pairs of a dict */
     JINJA_ITER_MAP,     /* builtin(item, args) */
     JINJA_ITER_ATTR,    /* item.path, default */
     JINJA_ITER_SELECT,  /* items whose test or truth is `keep` */
