@@ -12,19 +12,19 @@ enum { MF_ADDED_MAX_BYTES = 512 }; /* bounds the work per byte of text */
 typedef struct mf_added_token {
     int32_t id;
     bool special;
-    bool normalized;        /* looked for in the normalised text, in its normal form */
-    bool lstrip, rstrip;    /* takes the white space before, behind it along */
-    bool single_word;       /* only where no word character touches it */
-    char *content;          /* owned */
+    bool normalized;     /* looked for in the normalised text, in its normal form */
+    bool lstrip, rstrip; /* takes the white space before, behind it along */
+    bool single_word;    /* only where no word character touches it */
+    char *content;       /* owned */
     size_t size;
 } mf_added_token;
 
 /* A prefix tree over some of the tokens. */
 typedef struct mf_added_trie {
-    mf_idmap children;  /* node << 8 | byte -> child */
-    int32_t *tokens;    /* [num_nodes]: index of the token that ends here, or -1 */
+    mf_idmap children; /* node << 8 | byte -> child */
+    int32_t *tokens;   /* [num_nodes]: index of the token that ends here, or -1 */
     size_t num_nodes, capacity;
-    bool begins[256];   /* bytes that begin a token */
+    bool begins[256]; /* bytes that begin a token */
 } mf_added_trie;
 
 typedef struct mf_added_tokens {

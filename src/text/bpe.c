@@ -1,7 +1,7 @@
 /* bpe.c - byte-pair merging: see bpe.h.
  *
- * The pair with the lowest rank is merged first, the leftmost of equals.  Here are short pre-tokens, nearly all there are,
- * which look for it by a scan. */
+ * The pair with the lowest rank is merged first, the leftmost of equals.  Here are short pre-tokens, nearly all there
+ * are, which look for it by a scan. */
 #include "text/bpe.h"
 
 #include <string.h>
@@ -23,6 +23,32 @@ mf_status mf_ids_append(mf_ids *ids, int32_t id)
         ids->capacity = capacity;
     }
     ids->data[ids->size++] = id;
+    return MF_OK;
+}
+
+mf_status mf_bpe_set_merges(mf_bpe *bpe, const uint64_t *keys, size_t num_merges)
+{
+    size_t size = 16;
+    while (size / 2 < num_merges) {
+        size *= 2;
+    }
+    bpe->merges = mf_alloc_array(size, sizeof *bpe->merges);
+    if (!bpe->merges) {
+        return MF_ERR_NOMEM;
+    }
+    memset(bpe->merges, 0xff, size * sizeof *bpe->merges);
+    bpe->merges_mask = size - 1;
+    for (size_t rank = 0; rank < num_merges; rank++) {
+        uint64_t i = mf_idmap_hash(keys[rank]) & bpe->merges_mask;
+        int probes = 0;
+        while (bpe->merges[i] != UINT64_MAX && bpe->merges[i] >> MF_BPE_RANK_BITS != keys[rank]) {
+            i = (i + 1) & bpe->merges_mask;
+            if (++probes == MF_HASH_MAX_PROBES) {
+                return MF_ERR_LIMIT;
+            }
+        }
+        bpe->merges[i] = keys[rank] << MF_BPE_RANK_BITS | rank;
+    }
     return MF_OK;
 }
 
@@ -63,7 +89,8 @@ static mf_status encode_short(const mf_bpe *bpe, const uint8_t *bytes, size_t n,
     return MF_OK;
 }
 
-mf_status mf_bpe_encode(const mf_bpe *bpe, const mf_vocab *vocab, const uint8_t *bytes, size_t n, mf_bpe_work *work, mf_ids *ids)
+mf_status mf_bpe_encode(const mf_bpe *bpe, const mf_vocab *vocab, const uint8_t *bytes, size_t n, mf_bpe_work *work,
+                        mf_ids *ids)
 {
     if (n == 1) {
         int32_t id = bpe->byte_ids[bytes[0]];
@@ -96,7 +123,8 @@ void mf_bpe_work_close(mf_bpe_work *work)
 
 void mf_bpe_close(mf_bpe *bpe)
 {
-    mf_idmap_close(&bpe->merges);
+    mf_free(bpe->merges);
     mf_free(bpe->rank_ids);
+    bpe->merges = NULL;
     bpe->rank_ids = NULL;
 }

@@ -2,6 +2,7 @@
 #ifndef MF_TEXT_BPE_H
 #define MF_TEXT_BPE_H
 
+#include <assert.h>
 #include <stdbool.h>
 
 #include "text/idmap.h"
@@ -12,8 +13,9 @@ enum { MF_BPE_MAX_MERGES = 1 << 22 };
 
 typedef struct mf_bpe {
     int32_t byte_ids[256]; /* -1: the vocabulary lacks this byte; such bytes vanish, as they do in tokenizers */
-    mf_idmap merges;       /* left id << 32 | right id -> rank << 32 | merged id */
-    int32_t *rank_ids;     /* [num_merges]: the merged id of each rank */
+    uint64_t *merges;      /* hash table of left id << 44 | right id << 24 | rank; UINT64_MAX = free */
+    uint64_t merges_mask;
+    int32_t *rank_ids; /* [num_merges]: the merged id of each rank */
     size_t num_merges;
     bool whole_words; /* ignore_merges: a pre-token that is in the vocabulary is taken as it is */
 } mf_bpe;
@@ -56,11 +58,26 @@ mf_status mf_ids_append(mf_ids *ids, int32_t id);
 
 enum { MF_BPE_NO_RANK = INT32_MAX };
 
+enum { MF_BPE_RANK_BITS = 24 };
+static_assert(MF_VOCAB_MAX_IDS <= 1 << 20 && MF_BPE_MAX_MERGES < 1 << MF_BPE_RANK_BITS,
+              "two ids and a rank fit one word");
+
 static inline int32_t mf_bpe_find_rank(const mf_bpe *bpe, int32_t left, int32_t right)
 {
-    uint64_t value;
-    uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    return mf_idmap_get(&bpe->merges, key, &value) ? (int32_t)(value >> 32) : MF_BPE_NO_RANK;
+    uint64_t key = (uint64_t)(uint32_t)left << 20 | (uint32_t)right;
+    for (uint64_t i = mf_idmap_hash(key) & bpe->merges_mask;; i = (i + 1) & bpe->merges_mask) {
+        uint64_t slot = bpe->merges[i];
+        if (slot >> MF_BPE_RANK_BITS == key) {
+            return (int32_t)(slot & ((1u << MF_BPE_RANK_BITS) - 1));
+        }
+        if (slot == UINT64_MAX) {
+            return MF_BPE_NO_RANK;
+        }
+    }
 }
+
+/* Makes the table from keys[rank] = left id << 20 | right id; of two equal merges the later one counts.  MF_ERR_LIMIT
+ * when the keys crowd. */
+mf_status mf_bpe_set_merges(mf_bpe *bpe, const uint64_t *keys, size_t num_merges);
 
 #endif

@@ -1,11 +1,12 @@
 /* bpe_long.c - byte-pair merging of long pre-tokens, in n log n; see bpe.h.
  *
- * Which ids come out is fixed by the symbols at hand: the lowest rank is merged, the leftmost of equals, until no pair has a
- * rank.  So one way of choosing pairs may hand over to another at any point.
+ * Which ids come out is fixed by the symbols at hand: the lowest rank is merged, the leftmost of equals, until no pair
+ * has a rank.  So one way of choosing pairs may hand over to another at any point.
  *
- * Long words keep their pairs in a heap.  Huge ones, such as a hundred thousand equal characters, have few ranks and many
- * pairs of each: they keep a queue for each rank and merge a whole queue from left to right.  That order is right as long as
- * no merge gives rise to a pair of lower rank (a trained vocabulary has few such cases); when one does, the heap takes over. */
+ * Long words keep their pairs in a heap.  Huge ones, such as a hundred thousand equal characters, have few ranks and
+ * many pairs of each: they keep a queue for each rank and merge a whole queue from left to right.  That order is right
+ * as long as no merge gives rise to a pair of lower rank (a trained vocabulary has few such cases); when one does, the
+ * heap takes over. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +31,8 @@ static mf_status reserve(mf_bpe_work *work, size_t n)
     return MF_OK;
 }
 
-/* ---- the heap: four children a node, smallest first ---------------------------------------------------------------- */
+/* ---- the heap: four children a node, smallest first ----------------------------------------------------------------
+ */
 
 static void sift_down(uint64_t *heap, size_t size, size_t at)
 {
@@ -83,7 +85,8 @@ static uint64_t heap_pop(mf_bpe_work *work)
     return least;
 }
 
-/* ---- long words ---------------------------------------------------------------------------------------------------- */
+/* ---- long words ----------------------------------------------------------------------------------------------------
+ */
 
 static int32_t pair_rank(const mf_bpe *bpe, const mf_bpe_symbol *s, int32_t left)
 {
@@ -129,7 +132,8 @@ static mf_status merge_by_heap(const mf_bpe *bpe, mf_bpe_work *work)
     return MF_OK;
 }
 
-/* ---- huge words ---------------------------------------------------------------------------------------------------- */
+/* ---- huge words ----------------------------------------------------------------------------------------------------
+ */
 
 static mf_status open_queues(const mf_bpe *bpe, mf_bpe_work *work)
 {

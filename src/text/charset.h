@@ -6,11 +6,13 @@
 #include "text/unicode.h"
 
 typedef struct mf_charset {
-    mf_char_range *ranges; /* sorted, apart from each other, unless ranges were added since the last mf_charset_settle */
+    mf_char_range
+        *ranges; /* sorted, apart from each other, unless ranges were added since the last mf_charset_settle */
     size_t count, capacity;
 } mf_charset;
 
-/* Adding only appends: mf_charset_settle sorts and joins.  The set operations below expect settled sets and leave one. */
+/* Adding only appends: mf_charset_settle sorts and joins.  The set operations below expect settled sets and leave one.
+ */
 mf_status mf_charset_add(mf_charset *set, uint32_t first, uint32_t last);
 mf_status mf_charset_add_ranges(mf_charset *set, const mf_char_range *ranges, size_t count);
 mf_status mf_charset_add_set(mf_charset *set, const mf_charset *other);
@@ -22,8 +24,8 @@ mf_status mf_charset_intersect(mf_charset *set, const mf_charset *other);
 bool mf_charset_equal(const mf_charset *a, const mf_charset *b);
 void mf_charset_close(mf_charset *set); /* a zeroed one is fine */
 
-/* Adds what `name` in \p{name} stands for: a general category, a script of the table, Any.  MF_ERR_UNSUPPORTED when there is
- * no such name; err stays untouched. */
+/* Adds what `name` in \p{name} stands for: a general category, a script of the table, Any.  MF_ERR_UNSUPPORTED when
+ * there is no such name; err stays untouched. */
 mf_status mf_charset_add_property(mf_charset *set, const char *name, size_t size);
 
 #endif

@@ -6,7 +6,8 @@
 
 #include "base/error.h"
 
-/* A file whose keys crowd more than this many slots in a row was made to do so: it is refused rather than read slowly. */
+/* A file whose keys crowd more than this many slots in a row was made to do so: it is refused rather than read slowly.
+ */
 enum { MF_HASH_MAX_PROBES = 1024 };
 
 typedef struct mf_idmap_slot {

@@ -1,8 +1,9 @@
 /* nfc.c - canonical composition: see nfc.h.
  *
  * utf8proc supplies decompositions, combining classes and the composition of a sorted sequence.  Code points that the
- * tokenizers' data does not know stand alone: nothing moves or composes across them, which is what a normaliser does with an
- * unassigned code point.  The sorting of marks is ours because utf8proc's takes quadratic time on a long run of them. */
+ * tokenizers' data does not know stand alone: nothing moves or composes across them, which is what a normaliser does
+ * with an unassigned code point.  The sorting of marks is ours because utf8proc's takes quadratic time on a long run of
+ * them. */
 #include "text/nfc.h"
 
 #include <string.h>
@@ -86,8 +87,8 @@ static mf_status flush(stretch *s, mf_buffer *out)
             sort_marks(s, begin, i);
         }
     }
-    utf8proc_ssize_t n =
-        utf8proc_normalize_utf32(s->points, (utf8proc_ssize_t)s->size, (utf8proc_option_t)(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+    utf8proc_ssize_t n = utf8proc_normalize_utf32(s->points, (utf8proc_ssize_t)s->size,
+                                                  (utf8proc_option_t)(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
     if (n < 0) {
         return MF_ERR_INTERNAL;
     }
@@ -115,9 +116,8 @@ static mf_status gather(stretch *s, uint32_t c)
     enum { LONGEST = 8 }; /* canonical decompositions have up to 4 code points */
     utf8proc_int32_t parts[LONGEST];
     int boundary = 0;
-    utf8proc_ssize_t n =
-        utf8proc_decompose_char((utf8proc_int32_t)c, parts, LONGEST, (utf8proc_option_t)(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE),
-                                &boundary);
+    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, LONGEST,
+                                                 (utf8proc_option_t)(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary);
     if (n < 0 || n > LONGEST) {
         return MF_ERR_INTERNAL;
     }

@@ -43,7 +43,8 @@ mf_status mf_pattern_use_set(mf_pattern *pattern, mf_pattern_reader *reader, mf_
     return MF_OK;
 }
 
-/* ---- symbols ------------------------------------------------------------------------------------------------------ */
+/* ---- symbols ------------------------------------------------------------------------------------------------------
+ */
 
 static int compare_u64(const void *a, const void *b)
 {
@@ -68,7 +69,8 @@ static mf_status find_symbol(mf_pattern *pattern, mf_pattern_reader *reader, uin
 }
 
 /* Blocks of one symbol are shared; there is one for each symbol at most. */
-static mf_status store_page(mf_pattern *pattern, mf_pattern_reader *reader, const uint8_t *page, size_t index, int32_t *plain)
+static mf_status store_page(mf_pattern *pattern, mf_pattern_reader *reader, const uint8_t *page, size_t index,
+                            int32_t *plain)
 {
     bool same = memcmp(page, page + 1, 255) == 0;
     if (same && plain[page[0]] >= 0) {
@@ -138,7 +140,8 @@ static mf_status build_symbols(mf_pattern *pattern, mf_pattern_reader *reader)
     return status;
 }
 
-/* ---- the program -------------------------------------------------------------------------------------------------- */
+/* ---- the program --------------------------------------------------------------------------------------------------
+ */
 
 /* Whether a match from here is certain: everything on the way can be skipped. */
 static bool always_matches(const mf_pattern *pattern, size_t pc)
@@ -174,8 +177,8 @@ static void find_runs(mf_pattern *pattern)
         }
         if (in->op == MF_OP_POSSESS && always_matches(pattern, i + 1)) {
             in->op = MF_OP_RUN;
-        } else if (in->op == MF_OP_SPLIT && in->a == 1 && in->b == 3 && in[1].op == MF_OP_SET && in[2].op == MF_OP_JUMP &&
-                   in[2].a == -2 && always_matches(pattern, i + 3)) {
+        } else if (in->op == MF_OP_SPLIT && in->a == 1 && in->b == 3 && in[1].op == MF_OP_SET &&
+                   in[2].op == MF_OP_JUMP && in[2].a == -2 && always_matches(pattern, i + 3)) {
             in->op = MF_OP_RUN;
             in->set = in[1].set;
             in[1] = (mf_instruction){ .op = MF_OP_JUMP, .a = 2 };
@@ -241,14 +244,19 @@ static mf_status find_firsts(mf_pattern *pattern, mf_pattern_reader *reader)
             switch ((mf_op)in->op) {
             case MF_OP_SET:
             case MF_OP_MATCH:
-            case MF_OP_LOOK_END: break;
+            case MF_OP_LOOK_END:
+                break;
             case MF_OP_SPLIT:
                 changed |= join(first, first + in->a);
                 changed |= join(first, first + in->b);
                 break;
             case MF_OP_JUMP:
-            case MF_OP_LOOK: changed |= join(first, first + in->a); break;
-            default: changed |= join(first, first + 1); break;
+            case MF_OP_LOOK:
+                changed |= join(first, first + in->a);
+                break;
+            default:
+                changed |= join(first, first + 1);
+                break;
             }
         }
     }
@@ -264,11 +272,13 @@ static mf_status finish(mf_pattern *pattern, mf_pattern_reader *reader)
     return find_firsts(pattern, reader);
 }
 
-/* ---- the interface ------------------------------------------------------------------------------------------------ */
+/* ---- the interface ------------------------------------------------------------------------------------------------
+ */
 
 typedef enum source { SOURCE_REGEX, SOURCE_LITERAL, SOURCE_SET } source;
 
-static mf_status compile(source kind, const char *text, size_t size, const mf_charset *set, mf_pattern **out, mf_error *err)
+static mf_status compile(source kind, const char *text, size_t size, const mf_charset *set, mf_pattern **out,
+                         mf_error *err)
 {
     *out = NULL;
     mf_pattern_reader reader = { .text = text, .size = size, .err = err };

@@ -1,13 +1,14 @@
 /* pattern.h - the regular expressions of pre-tokenizers, matched in linear time.
  *
  * A pattern is written in the flavour that Hugging Face `tokenizers` uses (Oniguruma's Ruby syntax; leftmost, first
- * alternative first).  Compiling turns each class into a set of code points and splits Unicode into the few groups that the
- * sets tell apart, one byte ("symbol") each; matching then walks bytes and knows nothing of Unicode.
+ * alternative first).  Compiling turns each class into a set of code points and splits Unicode into the few groups that
+ * the sets tell apart, one byte ("symbol") each; matching then walks bytes and knows nothing of Unicode.
  *
- * Matching backtracks, but remembers which program states have failed at which position, so each state is tried at most once
- * per position over a whole text, however often the search starts anew: the work is bounded by program length x text length
- * for every pattern that compiles, and the stack is on the heap.  What this would not cover (back-references, atomic groups,
- * repeats of something that can be empty) is refused by mf_pattern_compile, as is anything it does not know. */
+ * Matching backtracks, but remembers which program states have failed at which position, so each state is tried at most
+ * once per position over a whole text, however often the search starts anew: the work is bounded by program length x
+ * text length for every pattern that compiles, and the stack is on the heap.  What this would not cover
+ * (back-references, atomic groups, repeats of something that can be empty) is refused by mf_pattern_compile, as is
+ * anything it does not know. */
 #ifndef MF_TEXT_PATTERN_H
 #define MF_TEXT_PATTERN_H
 
@@ -16,7 +17,8 @@
 
 typedef struct mf_pattern mf_pattern;
 
-/* MF_ERR_UNSUPPORTED or MF_ERR_FORMAT name the pattern's text, the byte and the construct.  `text` must be valid UTF-8. */
+/* MF_ERR_UNSUPPORTED or MF_ERR_FORMAT name the pattern's text, the byte and the construct.  `text` must be valid UTF-8.
+ */
 mf_status mf_pattern_compile(const char *text, size_t size, mf_pattern **out, mf_error *err);
 mf_status mf_pattern_compile_literal(const char *text, size_t size, mf_pattern **out, mf_error *err);
 mf_status mf_pattern_compile_set(const mf_charset *set, mf_pattern **out, mf_error *err); /* one character of the set */
@@ -49,9 +51,10 @@ typedef struct mf_matcher {
 mf_status mf_matcher_begin(mf_matcher *matcher, const mf_pattern *pattern, const uint8_t *symbols, size_t length);
 
 /* Searches piece [low, high) of the text from position `from` on; the piece's ends are the text's ends to the pattern.
- * *found says whether *start and *end were set.  Within a piece `from` must not decrease; pieces come in ascending order and
- * do not overlap; mf_matcher_end_piece goes between two pieces. */
-mf_status mf_matcher_find(mf_matcher *matcher, size_t low, size_t high, size_t from, bool *found, size_t *start, size_t *end);
+ * *found says whether *start and *end were set.  Within a piece `from` must not decrease; pieces come in ascending
+ * order and do not overlap; mf_matcher_end_piece goes between two pieces. */
+mf_status mf_matcher_find(mf_matcher *matcher, size_t low, size_t high, size_t from, bool *found, size_t *start,
+                          size_t *end);
 void mf_matcher_end_piece(mf_matcher *matcher, size_t high);
 void mf_matcher_close(mf_matcher *matcher);
 

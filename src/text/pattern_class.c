@@ -23,7 +23,8 @@ mf_status mf_pattern_fail(mf_pattern_reader *reader, mf_status status, const cha
         shown[n++] = reader->text[i++];
     }
     shown[n] = '\0';
-    return mf_fail(reader->err, status, "pattern \"%s%s\": byte %zu: %s", shown, i < reader->size ? "..." : "", reader->at, message);
+    return mf_fail(reader->err, status, "pattern \"%s%s\": byte %zu: %s", shown, i < reader->size ? "..." : "",
+                   reader->at, message);
 }
 
 static mf_status unsupported(mf_pattern_reader *reader, const char *message)
@@ -41,8 +42,10 @@ static mf_status read_hex(mf_pattern_reader *reader, size_t digits, uint32_t *va
     *value = 0;
     for (size_t i = 0; i < digits; i++) {
         char c = reader->at < reader->size ? reader->text[reader->at] : '\0';
-        uint32_t d = c >= '0' && c <= '9' ? (uint32_t)(c - '0') : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
-                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10) : 16;
+        uint32_t d = c >= '0' && c <= '9'   ? (uint32_t)(c - '0')
+                     : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
+                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10)
+                                            : 16;
         if (d == 16) {
             return unsupported(reader, "expected a hexadecimal digit");
         }
@@ -91,10 +94,18 @@ static mf_status add_shorthand(mf_pattern_reader *reader, char letter, mf_charse
     mf_charset own = { 0 };
     mf_status status;
     switch (letter | 0x20) {
-    case 'd': status = mf_charset_add_categories(&own, 1u << MF_GC_ND); break;
-    case 's': status = mf_charset_add_ranges(&own, mf_unicode_space, mf_unicode_space_count); break;
-    case 'w': status = mf_charset_add_word(&own); break;
-    default: status = mf_charset_add_ranges(&own, (mf_char_range[]){ { '0', '9' }, { 'A', 'F' }, { 'a', 'f' } }, 3); break;
+    case 'd':
+        status = mf_charset_add_categories(&own, 1u << MF_GC_ND);
+        break;
+    case 's':
+        status = mf_charset_add_ranges(&own, mf_unicode_space, mf_unicode_space_count);
+        break;
+    case 'w':
+        status = mf_charset_add_word(&own);
+        break;
+    default:
+        status = mf_charset_add_ranges(&own, (mf_char_range[]){ { '0', '9' }, { 'A', 'F' }, { 'a', 'f' } }, 3);
+        break;
     }
     mf_charset_settle(&own);
     if (status == MF_OK && !(letter & 0x20)) {
@@ -117,20 +128,44 @@ mf_status mf_pattern_read_escape(mf_pattern_reader *reader, mf_charset *set, int
     uint32_t c = mf_utf8_next(reader->text, &reader->at);
     switch (c) {
     case 'p':
-    case 'P': return read_property(reader, c == 'P', set);
-    case 'd': case 'D': case 's': case 'S': case 'w': case 'W': case 'h': case 'H':
+    case 'P':
+        return read_property(reader, c == 'P', set);
+    case 'd':
+    case 'D':
+    case 's':
+    case 'S':
+    case 'w':
+    case 'W':
+    case 'h':
+    case 'H':
         if (reader->caseless && (c | 0x20) == 'w') {
             return unsupported(reader, "\\w where case is ignored");
         }
         return add_shorthand(reader, (char)c, set);
-    case 't': c = '\t'; break;
-    case 'n': c = '\n'; break;
-    case 'v': c = '\v'; break;
-    case 'f': c = '\f'; break;
-    case 'r': c = '\r'; break;
-    case 'a': c = '\a'; break;
-    case 'e': c = 0x1b; break;
-    case 'u': MF_TRY(read_hex(reader, 4, &c)); break;
+    case 't':
+        c = '\t';
+        break;
+    case 'n':
+        c = '\n';
+        break;
+    case 'v':
+        c = '\v';
+        break;
+    case 'f':
+        c = '\f';
+        break;
+    case 'r':
+        c = '\r';
+        break;
+    case 'a':
+        c = '\a';
+        break;
+    case 'e':
+        c = 0x1b;
+        break;
+    case 'u':
+        MF_TRY(read_hex(reader, 4, &c));
+        break;
     case 'x':
         if (reader->at < reader->size && reader->text[reader->at] == '{') {
             const char *close = memchr(reader->text + reader->at, '}', reader->size - reader->at);
@@ -301,7 +336,8 @@ mf_status mf_pattern_read_class(mf_pattern_reader *reader, mf_charset *set)
                 status = unsupported(reader, "a class that no character is in");
             }
             if (status == MF_OK) {
-                status = checked(reader, mf_charset_add_set(depth ? &levels[depth - 1].current : set, &level->accumulated));
+                status =
+                    checked(reader, mf_charset_add_set(depth ? &levels[depth - 1].current : set, &level->accumulated));
             }
             close_levels(level, 1);
             *level = (class_level){ 0 };

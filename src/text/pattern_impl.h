@@ -13,16 +13,16 @@ enum {
 };
 
 typedef enum mf_op {
-    MF_OP_SET,      /* one symbol of `set` */
-    MF_OP_SPLIT,    /* try pc + a, then pc + b */
-    MF_OP_JUMP,     /* go to pc + a */
-    MF_OP_RUN,      /* all symbols of `set`; what follows cannot fail, so nothing is ever given back */
-    MF_OP_POSSESS,  /* all symbols of `set`, nothing given back */
-    MF_OP_TAKE,     /* one symbol of `set` if there is one, not given back */
-    MF_OP_LOOK,     /* the body up to its LOOK_END must match here (flag: must not); continues at pc + a */
+    MF_OP_SET,     /* one symbol of `set` */
+    MF_OP_SPLIT,   /* try pc + a, then pc + b */
+    MF_OP_JUMP,    /* go to pc + a */
+    MF_OP_RUN,     /* all symbols of `set`; what follows cannot fail, so nothing is ever given back */
+    MF_OP_POSSESS, /* all symbols of `set`, nothing given back */
+    MF_OP_TAKE,    /* one symbol of `set` if there is one, not given back */
+    MF_OP_LOOK,    /* the body up to its LOOK_END must match here (flag: must not); continues at pc + a */
     MF_OP_LOOK_END,
-    MF_OP_BEHIND,   /* the symbol before is of `set` (flag: there is none of it) */
-    MF_OP_ASSERT,   /* flag: an mf_assertion */
+    MF_OP_BEHIND, /* the symbol before is of `set` (flag: there is none of it) */
+    MF_OP_ASSERT, /* flag: an mf_assertion */
     MF_OP_MATCH
 } mf_op;
 
@@ -42,7 +42,8 @@ typedef struct mf_instruction {
     uint8_t set;
     bool in_look;
     int32_t a, b;
-    int32_t memo; /* bit of the memo words at each position; inside a look, the next bit says "the body matches from here" */
+    int32_t memo; /* bit of the memo words at each position; inside a look, the next bit says "the body matches from
+                     here" */
 } mf_instruction;
 
 /* Which symbols can come next from an instruction. */
@@ -82,8 +83,8 @@ mf_status mf_pattern_fail(mf_pattern_reader *reader, mf_status status, const cha
 /* Reads a bracket class, whose '[' is at reader->at, into a settled set. */
 mf_status mf_pattern_read_class(mf_pattern_reader *reader, mf_charset *set);
 
-/* Reads an escape, whose backslash is at reader->at, that stands for characters.  *single is the character when it stands
- * for just one, else -1.  Escapes that are no characters are MF_ERR_UNSUPPORTED. */
+/* Reads an escape, whose backslash is at reader->at, that stands for characters.  *single is the character when it
+ * stands for just one, else -1.  Escapes that are no characters are MF_ERR_UNSUPPORTED. */
 mf_status mf_pattern_read_escape(mf_pattern_reader *reader, mf_charset *set, int64_t *single);
 
 /* Adds what a literal character matches: itself, or its case variants too. */

@@ -1,11 +1,11 @@
 /* pattern_match.c - backtracking with a memory of what has failed: see pattern.h.
  *
- * A state is an instruction at a position.  Whether the rest of the pattern matches from a state does not depend on how it
- * was reached, so a state that was left without a match need never be tried again, by this search or a later one in the same
- * piece.  A state is marked when it is entered; after a match the marks of abandoned states are true, and those of the
- * match's own states lie before its end or at it: the marks at its end are wiped, those before are never asked again.
- * Inside a lookahead "match" means reaching its LOOK_END; as the position then goes back, the states on the way there are
- * kept on a trail and re-marked as ones that succeed. */
+ * A state is an instruction at a position.  Whether the rest of the pattern matches from a state does not depend on how
+ * it was reached, so a state that was left without a match need never be tried again, by this search or a later one in
+ * the same piece.  A state is marked when it is entered; after a match the marks of abandoned states are true, and
+ * those of the match's own states lie before its end or at it: the marks at its end are wiped, those before are never
+ * asked again. Inside a lookahead "match" means reaching its LOOK_END; as the position then goes back, the states on
+ * the way there are kept on a trail and re-marked as ones that succeed. */
 #include <string.h>
 
 #include "base/sys.h"
@@ -144,11 +144,16 @@ static bool assertion_holds(const mf_matcher *m, mf_assertion kind, size_t low, 
 {
     const mf_pattern *p = m->pattern;
     switch (kind) {
-    case MF_AT_LINE_BEGIN: return at == low || (at < high && in_set(m, at - 1, p->newline_set));
-    case MF_AT_LINE_END: return at == high || in_set(m, at, p->newline_set);
-    case MF_AT_TEXT_BEGIN: return at == low;
-    case MF_AT_TEXT_END: return at == high;
-    case MF_AT_LAST_LINE_END: return at == high || (at + 1 == high && in_set(m, at, p->newline_set));
+    case MF_AT_LINE_BEGIN:
+        return at == low || (at < high && in_set(m, at - 1, p->newline_set));
+    case MF_AT_LINE_END:
+        return at == high || in_set(m, at, p->newline_set);
+    case MF_AT_TEXT_BEGIN:
+        return at == low;
+    case MF_AT_TEXT_END:
+        return at == high;
+    case MF_AT_LAST_LINE_END:
+        return at == high || (at + 1 == high && in_set(m, at, p->newline_set));
     case MF_AT_WORD_EDGE:
     case MF_AT_NO_WORD_EDGE: {
         bool before = at > low && in_set(m, at - 1, p->word_set);
@@ -201,7 +206,9 @@ static mf_status match_at(mf_matcher *m, size_t low, size_t high, size_t start, 
             pc = first;
             break;
         }
-        case MF_OP_JUMP: pc += (size_t)(ptrdiff_t)in->a; break;
+        case MF_OP_JUMP:
+            pc += (size_t)(ptrdiff_t)in->a;
+            break;
         case MF_OP_RUN: {
             size_t begin = at;
             while (at < high && in_set(m, at, in->set)) {
@@ -227,7 +234,9 @@ static mf_status match_at(mf_matcher *m, size_t low, size_t high, size_t start, 
             look = (int32_t)m->stack_size - 1;
             pc++;
             break;
-        case MF_OP_LOOK_END: body_done = true; break;
+        case MF_OP_LOOK_END:
+            body_done = true;
+            break;
         case MF_OP_BEHIND:
             failed = (at > low && in_set(m, at - 1, in->set)) == (bool)in->flag;
             pc++;

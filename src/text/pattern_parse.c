@@ -1,7 +1,7 @@
 /* pattern_parse.c - a pattern's text into code, in one pass.
  *
- * Jumps are relative, so a finished piece of code can be moved and copied.  Groups are kept on a stack of frames; a repeat
- * or an alternative wraps the code that has just been written. */
+ * Jumps are relative, so a finished piece of code can be moved and copied.  Groups are kept on a stack of frames; a
+ * repeat or an alternative wraps the code that has just been written. */
 #include <string.h>
 
 #include "base/sys.h"
@@ -14,8 +14,8 @@ typedef struct frame {
     group_kind kind;
     int32_t start;       /* of the group's code, its LOOK included */
     int32_t alternative; /* start of the alternative being written */
-    int32_t jumps;       /* last JUMP to the group's end, each JUMP's `a` being the index of the one before; -1 = none */
-    bool caseless;       /* outside this group */
+    int32_t jumps; /* last JUMP to the group's end, each JUMP's `a` being the index of the one before; -1 = none */
+    bool caseless; /* outside this group */
 } frame;
 
 typedef struct parser {
@@ -122,7 +122,8 @@ static mf_status emit_assertion(parser *p, mf_assertion kind)
         uint8_t index = 0;
         mf_status status = word ? mf_charset_add_word(&set) : mf_charset_add(&set, '\n', '\n');
         mf_charset_settle(&set);
-        status = status == MF_OK ? mf_pattern_use_set(pattern, p->reader, &set, &index) : fail(p, status, "out of memory");
+        status =
+            status == MF_OK ? mf_pattern_use_set(pattern, p->reader, &set, &index) : fail(p, status, "out of memory");
         mf_charset_close(&set);
         MF_TRY(status);
         *wanted = index;
@@ -138,8 +139,11 @@ static mf_status parse_escape(parser *p)
     static const struct {
         char letter;
         mf_assertion kind;
-    } assertions[] = { { 'A', MF_AT_TEXT_BEGIN }, { 'z', MF_AT_TEXT_END }, { 'Z', MF_AT_LAST_LINE_END },
-                       { 'b', MF_AT_WORD_EDGE },  { 'B', MF_AT_NO_WORD_EDGE } };
+    } assertions[] = { { 'A', MF_AT_TEXT_BEGIN },
+                       { 'z', MF_AT_TEXT_END },
+                       { 'Z', MF_AT_LAST_LINE_END },
+                       { 'b', MF_AT_WORD_EDGE },
+                       { 'B', MF_AT_NO_WORD_EDGE } };
     mf_pattern_reader *reader = p->reader;
     char letter = reader->at + 1 < reader->size ? reader->text[reader->at + 1] : '\0';
     for (size_t i = 0; i < sizeof assertions / sizeof *assertions; i++) {
@@ -170,8 +174,9 @@ static mf_status open_group(parser *p)
         group_kind kind;
         bool sets_case, caseless;
     } openings[] = {
-        { "(?:", GROUP_PLAIN, false, false },   { "(?i:", GROUP_PLAIN, true, true },      { "(?-i:", GROUP_PLAIN, true, false },
-        { "(?=", GROUP_AHEAD, false, false },   { "(?!", GROUP_NOT_AHEAD, false, false }, { "(?<=", GROUP_BEHIND, false, false },
+        { "(?:", GROUP_PLAIN, false, false },       { "(?i:", GROUP_PLAIN, true, true },
+        { "(?-i:", GROUP_PLAIN, true, false },      { "(?=", GROUP_AHEAD, false, false },
+        { "(?!", GROUP_NOT_AHEAD, false, false },   { "(?<=", GROUP_BEHIND, false, false },
         { "(?<!", GROUP_NOT_BEHIND, false, false },
     };
     mf_pattern_reader *reader = p->reader;
@@ -184,7 +189,8 @@ static mf_status open_group(parser *p)
     size_t length = 1;
     if (left > 1 && s[1] == '?') {
         size_t i = 0, count = sizeof openings / sizeof *openings;
-        while (i < count && (strlen(openings[i].text) > left || memcmp(s, openings[i].text, strlen(openings[i].text)) != 0)) {
+        while (i < count &&
+               (strlen(openings[i].text) > left || memcmp(s, openings[i].text, strlen(openings[i].text)) != 0)) {
             i++;
         }
         if (i == count) {
@@ -269,14 +275,19 @@ static bool can_be_empty(const parser *p, int32_t start)
         seen[pc] = true;
         const mf_instruction *in = &p->pattern->code[pc];
         switch ((mf_op)in->op) {
-        case MF_OP_SET: break;
+        case MF_OP_SET:
+            break;
         case MF_OP_SPLIT:
             stack[top++] = (int16_t)(pc + in->a);
             stack[top++] = (int16_t)(pc + in->b);
             break;
         case MF_OP_JUMP:
-        case MF_OP_LOOK: stack[top++] = (int16_t)(pc + in->a); break;
-        default: stack[top++] = (int16_t)(pc + 1); break;
+        case MF_OP_LOOK:
+            stack[top++] = (int16_t)(pc + in->a);
+            break;
+        default:
+            stack[top++] = (int16_t)(pc + 1);
+            break;
         }
     }
     return false;
@@ -436,18 +447,30 @@ static mf_status parse_one(parser *p)
             return MF_OK;
         }
         break;
-    case '|': reader->at++; return next_alternative(p);
-    case '(': return open_group(p);
+    case '|':
+        reader->at++;
+        return next_alternative(p);
+    case '(':
+        return open_group(p);
     case ')':
         if (p->depth == 1) {
             return fail(p, MF_ERR_FORMAT, "')' without '('");
         }
         reader->at++;
         return close_group(p);
-    case '.': p->last_literal = 0; return parse_dot(p);
-    case '^': p->last_literal = 0; reader->at++; return emit_assertion(p, MF_AT_LINE_BEGIN);
-    case '$': p->last_literal = 0; reader->at++; return emit_assertion(p, MF_AT_LINE_END);
-    case '\\': return parse_escape(p);
+    case '.':
+        p->last_literal = 0;
+        return parse_dot(p);
+    case '^':
+        p->last_literal = 0;
+        reader->at++;
+        return emit_assertion(p, MF_AT_LINE_BEGIN);
+    case '$':
+        p->last_literal = 0;
+        reader->at++;
+        return emit_assertion(p, MF_AT_LINE_END);
+    case '\\':
+        return parse_escape(p);
     case '[': {
         mf_charset set = { 0 };
         p->last_literal = 0;
@@ -458,7 +481,8 @@ static mf_status parse_one(parser *p)
         mf_charset_close(&set);
         return status;
     }
-    default: break;
+    default:
+        break;
     }
     return parse_literal(p, mf_utf8_next(reader->text, &reader->at));
 }

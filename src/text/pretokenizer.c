@@ -93,10 +93,15 @@ static mf_status keep_cuts(mf_pretokens *w, mf_split_behavior behavior)
                 continue;
             }
             break;
-        case MF_SPLIT_CONTIGUOUS: joins = last && matched == before; break;
+        case MF_SPLIT_CONTIGUOUS:
+            joins = last && matched == before;
+            break;
         case MF_SPLIT_MERGED_WITH_PREVIOUS:
-        case MF_SPLIT_MERGED_WITH_NEXT: joins = last && matched && !before; break;
-        case MF_SPLIT_ISOLATED: break;
+        case MF_SPLIT_MERGED_WITH_NEXT:
+            joins = last && matched && !before;
+            break;
+        case MF_SPLIT_ISOLATED:
+            break;
         }
         if (joins && behavior == MF_SPLIT_MERGED_WITH_NEXT) {
             last->start = start;

@@ -1,7 +1,7 @@
 /* stream.c - token ids into text as they come: see stream.h.
  *
- * Bytes pass a UTF-8 repairer, then one matcher per stop string (Knuth-Morris-Pratt: at each byte it knows the longest prefix
- * of its string that the text ends with).  The longest such prefix of any string is what has to be held back. */
+ * Bytes pass a UTF-8 repairer, then one matcher per stop string (Knuth-Morris-Pratt: at each byte it knows the longest
+ * prefix of its string that the text ends with).  The longest such prefix of any string is what has to be held back. */
 #include "text/stream.h"
 
 #include <string.h>
@@ -50,12 +50,14 @@ mf_status mf_stream_open(const mf_tokenizer *tok, const mf_stream_options *optio
     *out = NULL;
     options = options ? options : &none;
     if (options->num_stops > MF_STREAM_MAX_STOPS) {
-        return mf_fail(err, MF_ERR_INVALID, "stop: expected at most %d strings; got %zu", MF_STREAM_MAX_STOPS, options->num_stops);
+        return mf_fail(err, MF_ERR_INVALID, "stop: expected at most %d strings; got %zu", MF_STREAM_MAX_STOPS,
+                       options->num_stops);
     }
     for (size_t i = 0; i < options->num_stops; i++) {
         const mf_stop_string *stop = &options->stops[i];
         if (stop->size == 0 || stop->size > MF_STREAM_MAX_STOP_BYTES || !mf_utf8_valid(stop->text, stop->size, NULL)) {
-            return mf_fail(err, MF_ERR_INVALID, "stop: string %zu: expected 1 to %d bytes of valid UTF-8; got %zu bytes", i,
+            return mf_fail(err, MF_ERR_INVALID,
+                           "stop: string %zu: expected 1 to %d bytes of valid UTF-8; got %zu bytes", i,
                            MF_STREAM_MAX_STOP_BYTES, stop->size);
         }
     }
@@ -161,7 +163,9 @@ mf_status mf_stream_push(mf_stream *s, int32_t id, mf_buffer *text, int32_t *sto
         status = give(s, mf_buffer_text(&s->fresh), s->fresh.size, text);
     }
     *stop = s->hit;
-    return status == MF_OK ? MF_OK : mf_fail(err, status, "cannot append the text of token id %d: %s", id, mf_status_name(status));
+    return status == MF_OK
+               ? MF_OK
+               : mf_fail(err, status, "cannot append the text of token id %d: %s", id, mf_status_name(status));
 }
 
 mf_status mf_stream_finish(mf_stream *s, mf_buffer *text, int32_t *stop, mf_error *err)

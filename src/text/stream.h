@@ -1,7 +1,8 @@
 /* stream.h - token ids into text as they come: whole characters only, stopping at stop strings.
  *
- * What a stream has given out, joined, is what mf_tokenizer_decode makes of all its ids, cut at the first stop string.  Text
- * is held back while it could be the beginning of a stop string.  Pushing allocates nothing but room in the caller's buffer. */
+ * What a stream has given out, joined, is what mf_tokenizer_decode makes of all its ids, cut at the first stop string.
+ * Text is held back while it could be the beginning of a stop string.  Pushing allocates nothing but room in the
+ * caller's buffer. */
 #ifndef MF_TEXT_STREAM_H
 #define MF_TEXT_STREAM_H
 
@@ -27,13 +28,13 @@ typedef struct mf_stream_options {
 mf_status mf_stream_open(const mf_tokenizer *tok, const mf_stream_options *options, mf_stream **out, mf_error *err);
 void mf_stream_close(mf_stream **stream);
 
-/* Appends to *text what the id makes certain.  *stop is the index of the stop string that was hit, -1 for none: of those
- * that end first, the longest.  After a hit nothing more is given out.  An id outside the vocabulary is MF_ERR_INVALID and
- * changes nothing. */
+/* Appends to *text what the id makes certain.  *stop is the index of the stop string that was hit, -1 for none: of
+ * those that end first, the longest.  After a hit nothing more is given out.  An id outside the vocabulary is
+ * MF_ERR_INVALID and changes nothing. */
 mf_status mf_stream_push(mf_stream *stream, int32_t id, mf_buffer *text, int32_t *stop, mf_error *err);
 
-/* The end: a character that was cut becomes U+FFFD (which may complete a stop string), and what was held back comes out.
- * The stream begins anew. */
+/* The end: a character that was cut becomes U+FFFD (which may complete a stop string), and what was held back comes
+ * out. The stream begins anew. */
 mf_status mf_stream_finish(mf_stream *stream, mf_buffer *text, int32_t *stop, mf_error *err);
 
 /* Bytes of text, or of a character, that are held back now. */

@@ -38,7 +38,8 @@ static mf_status encode_plain(encoder *e, const char *text, size_t size)
         for (uint32_t p = piece.start; p < piece.end; p++) {
             e->bytes.size += mf_utf8_put(pre->points[p], e->bytes.data + e->bytes.size);
         }
-        MF_TRY(mf_bpe_encode(&e->tok->bpe, &e->tok->vocab, (const uint8_t *)e->bytes.data, e->bytes.size, &e->bpe, e->ids));
+        MF_TRY(mf_bpe_encode(&e->tok->bpe, &e->tok->vocab, (const uint8_t *)e->bytes.data, e->bytes.size, &e->bpe,
+                             e->ids));
     }
     return MF_OK;
 }
@@ -65,7 +66,8 @@ static mf_status encode_between(encoder *e, const char *text, size_t size)
     mf_added_scan scan = begin_scan(e, &e->tok->added.normalized, text, size);
     mf_added_part part;
     while (mf_added_scan_next(&scan, &part)) {
-        MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id) : encode_plain(e, text + part.start, part.end - part.start));
+        MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id)
+                            : encode_plain(e, text + part.start, part.end - part.start));
     }
     return MF_OK;
 }
@@ -75,7 +77,8 @@ static mf_status encode_text(encoder *e, const char *text, size_t size)
     mf_added_scan scan = begin_scan(e, &e->tok->added.raw, text, size);
     mf_added_part part;
     while (mf_added_scan_next(&scan, &part)) {
-        MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id) : encode_between(e, text + part.start, part.end - part.start));
+        MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id)
+                            : encode_between(e, text + part.start, part.end - part.start));
     }
     return MF_OK;
 }
@@ -89,11 +92,13 @@ static mf_status encode_template(encoder *e, const char *text, size_t size)
     return MF_OK;
 }
 
-mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids, mf_error *err)
+mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids,
+                              mf_error *err)
 {
     size_t bad_at = 0, before = ids->size;
     if (size > MF_TOKENIZER_MAX_TEXT_BYTES) {
-        return mf_fail(err, MF_ERR_LIMIT, "a text to encode: expected at most %d bytes; got %zu", MF_TOKENIZER_MAX_TEXT_BYTES, size);
+        return mf_fail(err, MF_ERR_LIMIT, "a text to encode: expected at most %d bytes; got %zu",
+                       MF_TOKENIZER_MAX_TEXT_BYTES, size);
     }
     if (!mf_utf8_valid(text, size, &bad_at)) {
         return mf_fail(err, MF_ERR_INVALID, "a text to encode is not valid UTF-8 at byte %zu", bad_at);

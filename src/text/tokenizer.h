@@ -1,8 +1,8 @@
 /* tokenizer.h - text to token ids and back, from a Hugging Face tokenizer.json: byte-level BPE.
  *
- * The ids equal those of Hugging Face `tokenizers` for every text.  What a file asks for that this does not do is refused when
- * the file is opened, by name; truncation and padding in the file are ignored, as transformers ignores them.  An open
- * tokenizer is read-only: any number of threads may use it at once. */
+ * The ids equal those of Hugging Face `tokenizers` for every text.  What a file asks for that this does not do is
+ * refused when the file is opened, by name; truncation and padding in the file are ignored, as transformers ignores
+ * them.  An open tokenizer is read-only: any number of threads may use it at once. */
 #ifndef MF_TEXT_TOKENIZER_H
 #define MF_TEXT_TOKENIZER_H
 
@@ -33,14 +33,15 @@ typedef struct mf_ids {
 void mf_ids_close(mf_ids *ids); /* a zeroed one is fine */
 
 enum {
-    MF_ENCODE_ADD_SPECIAL = 1,       /* run the post-processor, which adds tokens such as the one that begins a sequence */
+    MF_ENCODE_ADD_SPECIAL = 1, /* run the post-processor, which adds tokens such as the one that begins a sequence */
     MF_ENCODE_NO_SPECIAL_TOKENS = 2, /* the text of special tokens is plain text (tokenizers' encode_special_tokens) */
     MF_ENCODE_NO_ADDED_TOKENS = 4    /* the text of any added token is plain text: for what a user wrote */
 };
 
-/* Appends the ids of `text`, which must be valid UTF-8 (MF_ERR_INVALID names the first wrong byte).  On failure *ids is as it
- * was.  Time is linear in size but for a logarithm. */
-mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids, mf_error *err);
+/* Appends the ids of `text`, which must be valid UTF-8 (MF_ERR_INVALID names the first wrong byte).  On failure *ids is
+ * as it was.  Time is linear in size but for a logarithm. */
+mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids,
+                              mf_error *err);
 
 /* Appends the text of ids, always valid UTF-8: bytes that are none become U+FFFD.  An id outside the vocabulary is
  * MF_ERR_INVALID.  On failure *out is as it was. */
@@ -48,10 +49,11 @@ mf_status mf_tokenizer_decode(const mf_tokenizer *tok, const int32_t *ids, size_
                               mf_error *err);
 
 int32_t mf_tokenizer_vocab_size(const mf_tokenizer *tok); /* highest id + 1; every id below has a token */
-int32_t mf_tokenizer_token_id(const mf_tokenizer *tok, const char *text); /* of a vocabulary string; -1 when there is none */
+int32_t mf_tokenizer_token_id(const mf_tokenizer *tok,
+                              const char *text); /* of a vocabulary string; -1 when there is none */
 
-/* The token as the vocabulary writes it, NUL-terminated, and the bytes it decodes to.  Both live as long as the tokenizer;
- * NULL for an id outside the vocabulary. */
+/* The token as the vocabulary writes it, NUL-terminated, and the bytes it decodes to.  Both live as long as the
+ * tokenizer; NULL for an id outside the vocabulary. */
 const char *mf_tokenizer_token_text(const mf_tokenizer *tok, int32_t id);
 const char *mf_tokenizer_token_bytes(const mf_tokenizer *tok, int32_t id, size_t *size);
 

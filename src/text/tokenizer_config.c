@@ -1,5 +1,5 @@
-/* tokenizer_config.c - the components of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor and
- * decoder.  Each is one component or a Sequence of them; what is not known is refused by name. */
+/* tokenizer_config.c - the components of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor
+ * and decoder.  Each is one component or a Sequence of them; what is not known is refused by name. */
 #include <string.h>
 
 #include "text/tokenizer_load.h"
@@ -7,7 +7,8 @@
 enum { MAX_COMPONENTS = 64 };
 
 /* GPT-2's pattern, which a ByteLevel pre-tokenizer uses unless told not to. */
-static const char byte_level_pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+static const char byte_level_pattern[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 mf_status mf_load_mismatch(const mf_tokenizer_loader *l, const char *where, const char *what, const json_t *got)
 {
@@ -19,7 +20,8 @@ mf_status mf_load_unsupported(const mf_tokenizer_loader *l, const char *where, c
     return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: %s \"%.100s\" is not supported", l->name, where, type);
 }
 
-mf_status mf_load_bool(const mf_tokenizer_loader *l, const json_t *object, const char *where, const char *key, bool *value)
+mf_status mf_load_bool(const mf_tokenizer_loader *l, const json_t *object, const char *where, const char *key,
+                       bool *value)
 {
     const json_t *member = json_object_get(object, key);
     *value = json_is_true(member);
@@ -37,14 +39,16 @@ mf_status mf_load_type(const mf_tokenizer_loader *l, const json_t *object, const
     }
     const json_t *member = json_object_get(object, "type");
     if (!json_is_string(member)) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s.type: expected a string; got %s", l->name, where, mf_json_type_name(member));
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s.type: expected a string; got %s", l->name, where,
+                       mf_json_type_name(member));
     }
     *type = json_string_value(member);
     return MF_OK;
 }
 
 /* Writes out a component that may be a Sequence (of Sequences) as a flat list. */
-static mf_status flatten(const mf_tokenizer_loader *l, const char *key, const char *list_key, const json_t **out, size_t *count)
+static mf_status flatten(const mf_tokenizer_loader *l, const char *key, const char *list_key, const json_t **out,
+                         size_t *count)
 {
     struct {
         const json_t *list;
@@ -100,7 +104,8 @@ mf_status mf_load_normalizer(mf_tokenizer_loader *l)
     return MF_OK;
 }
 
-/* ---- pre_tokenizer ------------------------------------------------------------------------------------------------ */
+/* ---- pre_tokenizer ------------------------------------------------------------------------------------------------
+ */
 
 static mf_status compile(const mf_tokenizer_loader *l, const json_t *text, bool literal, mf_pattern **pattern)
 {
@@ -165,7 +170,8 @@ static mf_status load_byte_level(const mf_tokenizer_loader *l, const json_t *ite
     if (json_object_get(item, "use_regex")) {
         MF_TRY(mf_load_bool(l, item, "pre_tokenizer ByteLevel", "use_regex", &use_regex));
     }
-    return use_regex ? mf_pattern_compile(byte_level_pattern, sizeof byte_level_pattern - 1, &step->pattern, l->err) : MF_OK;
+    return use_regex ? mf_pattern_compile(byte_level_pattern, sizeof byte_level_pattern - 1, &step->pattern, l->err)
+                     : MF_OK;
 }
 
 mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
@@ -179,8 +185,8 @@ mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
         const char *type;
         MF_TRY(mf_load_type(l, items[i], "pre_tokenizer", &type));
         if (byte_level) {
-            return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.100s\" after ByteLevel is not supported", l->name,
-                           type);
+            return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.100s\" after ByteLevel is not supported",
+                           l->name, type);
         }
         if (pre->num_steps == MF_PRETOKENIZER_MAX_STEPS) {
             return mf_load_unsupported(l, "pre_tokenizer", "Sequence of more than 16 components");
@@ -198,20 +204,24 @@ mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
         }
     }
     if (!byte_level) {
-        return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: pre_tokenizer: expected one that ends with ByteLevel: only byte-level BPE is "
-                       "supported", l->name);
+        return mf_fail(l->err, MF_ERR_UNSUPPORTED,
+                       "%s: pre_tokenizer: expected one that ends with ByteLevel: only byte-level BPE is "
+                       "supported",
+                       l->name);
     }
     return MF_OK;
 }
 
-/* ---- post_processor and decoder ----------------------------------------------------------------------------------- */
+/* ---- post_processor and decoder -----------------------------------------------------------------------------------
+ */
 
 static mf_status add_template_id(mf_tokenizer_loader *l, int64_t id)
 {
     mf_tokenizer *tok = l->tok;
     if (id != MF_TEMPLATE_SEQUENCE && (id < 0 || (size_t)id >= tok->vocab.size)) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: post_processor TemplateProcessing: expected token ids below %zu; got %lld",
-                       l->name, tok->vocab.size, (long long)id);
+        return mf_fail(l->err, MF_ERR_FORMAT,
+                       "%s: post_processor TemplateProcessing: expected token ids below %zu; got %lld", l->name,
+                       tok->vocab.size, (long long)id);
     }
     if (tok->template_size == MF_TEMPLATE_MAX_PIECES) {
         return mf_load_unsupported(l, "post_processor", "TemplateProcessing with more than 64 tokens");
@@ -226,8 +236,8 @@ static mf_status load_template_piece(mf_tokenizer_loader *l, const json_t *piece
     const json_t *sequence = json_object_get(piece, "Sequence"), *special = json_object_get(piece, "SpecialToken");
     const char *id = json_string_value(json_object_get(sequence ? sequence : special, "id"));
     if (!id) {
-        return mf_load_mismatch(l, "post_processor TemplateProcessing.single", "pieces {\"Sequence\" or \"SpecialToken\": {\"id\": ..}}",
-                                piece);
+        return mf_load_mismatch(l, "post_processor TemplateProcessing.single",
+                                "pieces {\"Sequence\" or \"SpecialToken\": {\"id\": ..}}", piece);
     }
     if (sequence) {
         return strcmp(id, "A") == 0 ? add_template_id(l, MF_TEMPLATE_SEQUENCE)
@@ -235,8 +245,8 @@ static mf_status load_template_piece(mf_tokenizer_loader *l, const json_t *piece
     }
     const json_t *ids = json_object_get(json_object_get(specials, id), "ids");
     if (!json_is_array(ids)) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: post_processor TemplateProcessing.special_tokens: no ids for \"%.100s\"", l->name,
-                       id);
+        return mf_fail(l->err, MF_ERR_FORMAT,
+                       "%s: post_processor TemplateProcessing.special_tokens: no ids for \"%.100s\"", l->name, id);
     }
     for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_t *value = json_array_get(ids, i);
@@ -279,7 +289,9 @@ mf_status mf_load_post_processor(mf_tokenizer_loader *l)
     for (size_t i = 0; i < l->tok->template_size; i++) {
         texts += l->tok->template_ids[i] == MF_TEMPLATE_SEQUENCE;
     }
-    return texts == templated ? MF_OK : mf_load_unsupported(l, "post_processor", "TemplateProcessing without exactly one sequence A");
+    return texts == templated
+               ? MF_OK
+               : mf_load_unsupported(l, "post_processor", "TemplateProcessing without exactly one sequence A");
 }
 
 mf_status mf_load_decoder(mf_tokenizer_loader *l)

@@ -6,17 +6,18 @@
 #include "base/sys.h"
 #include "text/utf8.h"
 
-/* ---- finding them ------------------------------------------------------------------------------------------------- */
+/* ---- finding them -------------------------------------------------------------------------------------------------
+ */
 
 typedef struct finder {
     const char *json;
     size_t size;
     int depth;
-    bool in_model;            /* inside the object that is the top object's "model" */
-    bool expects_key;         /* the next string at this depth is a key */
-    size_t key, key_size;     /* the last key at depth 1 or 2 */
-    size_t value;             /* where the value of a wanted key at depth 2 begins; 0 = none is open */
-    mf_json_span *open;       /* which of the two it is */
+    bool in_model;        /* inside the object that is the top object's "model" */
+    bool expects_key;     /* the next string at this depth is a key */
+    size_t key, key_size; /* the last key at depth 1 or 2 */
+    size_t value;         /* where the value of a wanted key at depth 2 begins; 0 = none is open */
+    mf_json_span *open;   /* which of the two it is */
 } finder;
 
 static size_t skip_string(const char *json, size_t size, size_t at)
@@ -111,7 +112,8 @@ mf_status mf_tokenizer_json_parse(const char *json, size_t size, const char *nam
         status = mf_buffer_append(&rest, json + at, size - at);
     }
     if (status == MF_OK) {
-        mf_json_limits limits = { .top_is_object = true };
+        /* Added tokens are most of it: room for 18,000 of them. */
+        mf_json_limits limits = { .max_values = 262144, .top_is_object = true };
         status = mf_json_parse(mf_buffer_text(&rest), rest.size, name, &limits, root, err);
     } else {
         status = mf_fail(err, status, "%s: out of memory", name);
@@ -120,7 +122,8 @@ mf_status mf_tokenizer_json_parse(const char *json, size_t size, const char *nam
     return status;
 }
 
-/* ---- reading them ------------------------------------------------------------------------------------------------- */
+/* ---- reading them -------------------------------------------------------------------------------------------------
+ */
 
 static mf_status fail_at(const mf_json_cursor *c, mf_status status, const char *message)
 {
@@ -129,7 +132,8 @@ static mf_status fail_at(const mf_json_cursor *c, mf_status status, const char *
 
 static char skip_space(mf_json_cursor *c)
 {
-    while (c->at < c->end && (c->json[c->at] == ' ' || c->json[c->at] == '\t' || c->json[c->at] == '\n' || c->json[c->at] == '\r')) {
+    while (c->at < c->end &&
+           (c->json[c->at] == ' ' || c->json[c->at] == '\t' || c->json[c->at] == '\n' || c->json[c->at] == '\r')) {
         c->at++;
     }
     return c->at < c->end ? c->json[c->at] : '\0';
@@ -140,8 +144,10 @@ static bool read_hex4(mf_json_cursor *c, uint32_t *value)
     *value = 0;
     for (int i = 0; i < 4; i++, c->at++) {
         char x = c->at < c->end ? c->json[c->at] : '\0';
-        uint32_t d = x >= '0' && x <= '9' ? (uint32_t)(x - '0') : x >= 'a' && x <= 'f' ? (uint32_t)(x - 'a' + 10)
-                     : x >= 'A' && x <= 'F' ? (uint32_t)(x - 'A' + 10) : 16;
+        uint32_t d = x >= '0' && x <= '9'   ? (uint32_t)(x - '0')
+                     : x >= 'a' && x <= 'f' ? (uint32_t)(x - 'a' + 10)
+                     : x >= 'A' && x <= 'F' ? (uint32_t)(x - 'A' + 10)
+                                            : 16;
         if (d == 16) {
             return false;
         }

@@ -1,7 +1,8 @@
 /* tokenizer_json.h - the two large members of a tokenizer.json, read without building a tree.
  *
- * "model.vocab" and "model.merges" hold nearly all of the file, half a million values and more.  As a JSON tree they would take
- * ten times the file's size; here they are read in place, strictly, and the rest of the file goes to mf_json_parse. */
+ * "model.vocab" and "model.merges" hold nearly all of the file, half a million values and more.  As a JSON tree they
+ * would take ten times the file's size; here they are read in place, strictly, and the rest of the file goes to
+ * mf_json_parse. */
 #ifndef MF_TEXT_TOKENIZER_JSON_H
 #define MF_TEXT_TOKENIZER_JSON_H
 

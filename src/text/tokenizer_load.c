@@ -20,30 +20,37 @@ static mf_status add_token(const mf_tokenizer_loader *l, const char *where, cons
     mf_status status = mf_vocab_add(&l->tok->vocab, text, size, id);
     int shown = (int)(size < 100 ? size : 100);
     switch (status) {
-    case MF_OK: return MF_OK;
+    case MF_OK:
+        return MF_OK;
     case MF_ERR_INVALID:
         if (size == 0 || size > MF_VOCAB_MAX_TOKEN_BYTES) {
-            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token of id %lld: expected 1 to %d bytes; got %zu", l->name, where,
-                           (long long)id, MF_VOCAB_MAX_TOKEN_BYTES, size);
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token of id %lld: expected 1 to %d bytes; got %zu", l->name,
+                           where, (long long)id, MF_VOCAB_MAX_TOKEN_BYTES, size);
         }
         if (id < 0 || id >= MF_VOCAB_MAX_IDS) {
-            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": expected an id from 0 to %d; got %lld", l->name, where,
-                           shown, text, MF_VOCAB_MAX_IDS - 1, (long long)id);
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": expected an id from 0 to %d; got %lld",
+                           l->name, where, shown, text, MF_VOCAB_MAX_IDS - 1, (long long)id);
         }
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": id %lld is taken by \"%.100s\"", l->name, where, shown, text,
-                       (long long)id, mf_tokenizer_token_text(l->tok, (int32_t)id));
-    case MF_ERR_FORMAT: return mf_fail(l->err, status, "%s: %s: token \"%.*s\" occurs twice", l->name, where, shown, text);
-    case MF_ERR_LIMIT: return mf_fail(l->err, status, "%s: %s: tokens that crowd the hash table", l->name, where);
-    default: return out_of_memory(l);
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: %s: token \"%.*s\": id %lld is taken by \"%.100s\"", l->name, where,
+                       shown, text, (long long)id, mf_tokenizer_token_text(l->tok, (int32_t)id));
+    case MF_ERR_FORMAT:
+        return mf_fail(l->err, status, "%s: %s: token \"%.*s\" occurs twice", l->name, where, shown, text);
+    case MF_ERR_LIMIT:
+        return mf_fail(l->err, status, "%s: %s: tokens that crowd the hash table", l->name, where);
+    default:
+        return out_of_memory(l);
     }
 }
 
 static mf_status load_vocab(mf_tokenizer_loader *l, const char *json, mf_json_span span)
 {
     if (span.end == 0) {
-        return mf_load_mismatch(l, "model.vocab", "an object", json_object_get(json_object_get(l->root, "model"), "vocab"));
+        return mf_load_mismatch(l, "model.vocab", "an object",
+                                json_object_get(json_object_get(l->root, "model"), "vocab"));
     }
-    mf_json_cursor cursor = { .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.vocab", .err = l->err };
+    mf_json_cursor cursor = {
+        .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.vocab", .err = l->err
+    };
     mf_status status;
     for (;;) {
         bool more = false;
@@ -64,7 +71,8 @@ static mf_status load_vocab(mf_tokenizer_loader *l, const char *json, mf_json_sp
         return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.vocab: expected tokens; got none", l->name);
     }
     if (vocab->num_tokens != vocab->size) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.vocab: expected ids without gaps; got %zu tokens with ids up to %zu", l->name,
+        return mf_fail(l->err, MF_ERR_FORMAT,
+                       "%s: model.vocab: expected ids without gaps; got %zu tokens with ids up to %zu", l->name,
                        vocab->num_tokens, vocab->size - 1);
     }
     return MF_OK;
@@ -80,7 +88,8 @@ static void find_byte_ids(mf_tokenizer *tok, bool *complete)
     }
 }
 
-/* ---- merges ------------------------------------------------------------------------------------------------------- */
+/* ---- merges -------------------------------------------------------------------------------------------------------
+ */
 
 /* One merge; *skip for a "#version" line, which old files carry over from merges.txt. */
 static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_buffer *joined, bool *more, bool *skip,
@@ -101,8 +110,9 @@ static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_b
         }
         const char *space = strchr(left, ' ');
         if (!space || strchr(space + 1, ' ')) {
-            return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.merges: \"%.100s\": expected two tokens with one space between them",
-                           l->name, left);
+            return mf_fail(l->err, MF_ERR_FORMAT,
+                           "%s: model.merges: \"%.100s\": expected two tokens with one space between them", l->name,
+                           left);
         }
         right = space + 1;
         right_size = left_size - (size_t)(right - left);
@@ -116,8 +126,10 @@ static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_b
     ids[1] = mf_vocab_find(&l->tok->vocab, right, right_size);
     ids[2] = mf_vocab_find(&l->tok->vocab, mf_buffer_text(joined), joined->size);
     if (ids[0] < 0 || ids[1] < 0 || ids[2] < 0) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.merges: \"%.*s\" + \"%.*s\": expected tokens of model.vocab, joined and apart",
-                       l->name, (int)(left_size < 100 ? left_size : 100), left, (int)(right_size < 100 ? right_size : 100), right);
+        return mf_fail(l->err, MF_ERR_FORMAT,
+                       "%s: model.merges: \"%.*s\" + \"%.*s\": expected tokens of model.vocab, joined and apart",
+                       l->name, (int)(left_size < 100 ? left_size : 100), left,
+                       (int)(right_size < 100 ? right_size : 100), right);
     }
     return MF_OK;
 }
@@ -126,15 +138,16 @@ static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_s
 {
     mf_bpe *bpe = &l->tok->bpe;
     if (span.end == 0) {
-        return mf_load_mismatch(l, "model.merges", "a list", json_object_get(json_object_get(l->root, "model"), "merges"));
+        return mf_load_mismatch(l, "model.merges", "a list",
+                                json_object_get(json_object_get(l->root, "model"), "merges"));
     }
     /* Each merge is put down as read; the table is made once their number is known. */
-    struct merge {
-        int32_t ids[3];
-    } *list = NULL;
+    uint64_t *keys = NULL;
     size_t count = 0, capacity = 0;
     mf_buffer joined = { 0 };
-    mf_json_cursor cursor = { .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.merges", .err = l->err };
+    mf_json_cursor cursor = {
+        .json = json, .at = span.start, .end = span.end, .name = l->name, .member = "model.merges", .err = l->err
+    };
     mf_status status;
     for (;;) {
         bool more = false, skip = false;
@@ -152,38 +165,35 @@ static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_s
         }
         if (count == capacity) {
             capacity = capacity ? capacity * 2 : 1024;
-            struct merge *larger = mf_resize_array(list, capacity, sizeof *list);
-            if (!larger) {
+            uint64_t *more_keys = mf_resize_array(keys, capacity, sizeof *keys);
+            keys = more_keys ? more_keys : keys;
+            int32_t *more_ids = mf_resize_array(bpe->rank_ids, capacity, sizeof *more_ids);
+            bpe->rank_ids = more_ids ? more_ids : bpe->rank_ids;
+            if (!more_keys || !more_ids) {
                 status = out_of_memory(l);
                 break;
             }
-            list = larger;
         }
-        memcpy(list[count++].ids, ids, sizeof ids);
+        keys[count] = (uint64_t)(uint32_t)ids[0] << 20 | (uint32_t)ids[1];
+        bpe->rank_ids[count++] = ids[2];
     }
     mf_json_cursor_close(&cursor);
     mf_buffer_close(&joined);
+    bpe->num_merges = count;
     if (status == MF_OK) {
-        bpe->num_merges = count;
-        bpe->rank_ids = mf_alloc_array(count, sizeof *bpe->rank_ids);
-        status = bpe->rank_ids ? mf_idmap_open(&bpe->merges, count) : MF_ERR_NOMEM;
-        for (size_t i = 0; i < count && status == MF_OK; i++) {
-            bpe->rank_ids[i] = list[i].ids[2];
-            /* Of two equal merges the later one counts. */
-            status = mf_idmap_put(&bpe->merges, (uint64_t)(uint32_t)list[i].ids[0] << 32 | (uint32_t)list[i].ids[1],
-                                  (uint64_t)i << 32 | (uint32_t)list[i].ids[2]);
-        }
+        status = mf_bpe_set_merges(bpe, keys, count);
         if (status == MF_ERR_LIMIT) {
             status = mf_fail(l->err, status, "%s: model.merges: merges that crowd the hash table", l->name);
         } else if (status != MF_OK) {
             status = out_of_memory(l);
         }
     }
-    mf_free(list);
+    mf_free(keys);
     return status;
 }
 
-/* ---- the model ---------------------------------------------------------------------------------------------------- */
+/* ---- the model ----------------------------------------------------------------------------------------------------
+ */
 
 static mf_status check_affix(const mf_tokenizer_loader *l, const json_t *model, const char *key)
 {
@@ -223,12 +233,14 @@ static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_sp
     find_byte_ids(l->tok, &complete);
     const json_t *unk = json_object_get(model, "unk_token");
     if (!complete && unk && !json_is_null(unk)) {
-        return mf_fail(l->err, MF_ERR_UNSUPPORTED, "%s: model.unk_token is not supported where model.vocab lacks a byte", l->name);
+        return mf_fail(l->err, MF_ERR_UNSUPPORTED,
+                       "%s: model.unk_token is not supported where model.vocab lacks a byte", l->name);
     }
     return MF_OK;
 }
 
-/* ---- added tokens ------------------------------------------------------------------------------------------------- */
+/* ---- added tokens -------------------------------------------------------------------------------------------------
+ */
 
 static mf_status load_added_token(mf_tokenizer_loader *l, const json_t *item, size_t base_size, int64_t *highest)
 {
@@ -240,8 +252,8 @@ static mf_status load_added_token(mf_tokenizer_loader *l, const json_t *item, si
     const char *text = json_string_value(content);
     size_t size = json_string_length(content);
     if (size == 0 || size > MF_ADDED_MAX_BYTES) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: id %lld: expected a content of 1 to %d bytes; got %zu", l->name,
-                       (long long)json_integer_value(id), MF_ADDED_MAX_BYTES, size);
+        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: id %lld: expected a content of 1 to %d bytes; got %zu",
+                       l->name, (long long)json_integer_value(id), MF_ADDED_MAX_BYTES, size);
     }
     /* Tokenizers gives ids by this rule whatever the file says; a file that says otherwise means something else. */
     int64_t known = mf_vocab_find(&l->tok->vocab, text, size);
@@ -332,7 +344,8 @@ static mf_status load_added_tokens(mf_tokenizer_loader *l)
     return status == MF_OK ? MF_OK : out_of_memory(l);
 }
 
-/* ---- the interface ------------------------------------------------------------------------------------------------ */
+/* ---- the interface ------------------------------------------------------------------------------------------------
+ */
 
 static mf_status load(mf_tokenizer_loader *l, const char *json, mf_json_span vocab, mf_json_span merges)
 {
@@ -349,7 +362,8 @@ mf_status mf_tokenizer_parse(const char *json, size_t size, const char *name, mf
 {
     *out = NULL;
     if (size > MF_TOKENIZER_MAX_FILE_BYTES) {
-        return mf_fail(err, MF_ERR_LIMIT, "%s: expected at most %d bytes; got %zu", name, MF_TOKENIZER_MAX_FILE_BYTES, size);
+        return mf_fail(err, MF_ERR_LIMIT, "%s: expected at most %d bytes; got %zu", name, MF_TOKENIZER_MAX_FILE_BYTES,
+                       size);
     }
     json_t *root = NULL;
     mf_json_span vocab, merges;

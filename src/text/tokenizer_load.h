@@ -16,7 +16,8 @@ typedef struct mf_tokenizer_loader {
 mf_status mf_load_mismatch(const mf_tokenizer_loader *l, const char *where, const char *what, const json_t *got);
 
 /* A member that may be missing or null, which count as false. */
-mf_status mf_load_bool(const mf_tokenizer_loader *l, const json_t *object, const char *where, const char *key, bool *value);
+mf_status mf_load_bool(const mf_tokenizer_loader *l, const json_t *object, const char *where, const char *key,
+                       bool *value);
 
 /* The "type" of a component, of which `where` is the place.  The object must have it. */
 mf_status mf_load_type(const mf_tokenizer_loader *l, const json_t *object, const char *where, const char **type);

@@ -1,4 +1,5 @@
-/* unicode.h - the Unicode properties of the tokenizers' engines, as ranges.  The data is generated: see unicode_tables.c. */
+/* unicode.h - the Unicode properties of the tokenizers' engines, as ranges.  The data is generated: see
+ * unicode_tables.c. */
 #ifndef MF_TEXT_UNICODE_H
 #define MF_TEXT_UNICODE_H
 
@@ -14,9 +15,36 @@ typedef struct mf_char_range {
 
 /* The order that tools/make_unicode_tables.py writes. */
 enum mf_unicode_category {
-    MF_GC_LU, MF_GC_LL, MF_GC_LT, MF_GC_LM, MF_GC_LO, MF_GC_MN, MF_GC_MC, MF_GC_ME, MF_GC_ND, MF_GC_NL,
-    MF_GC_NO, MF_GC_PC, MF_GC_PD, MF_GC_PS, MF_GC_PE, MF_GC_PI, MF_GC_PF, MF_GC_PO, MF_GC_SM, MF_GC_SC,
-    MF_GC_SK, MF_GC_SO, MF_GC_ZS, MF_GC_ZL, MF_GC_ZP, MF_GC_CC, MF_GC_CF, MF_GC_CS, MF_GC_CO, MF_GC_CN,
+    MF_GC_LU,
+    MF_GC_LL,
+    MF_GC_LT,
+    MF_GC_LM,
+    MF_GC_LO,
+    MF_GC_MN,
+    MF_GC_MC,
+    MF_GC_ME,
+    MF_GC_ND,
+    MF_GC_NL,
+    MF_GC_NO,
+    MF_GC_PC,
+    MF_GC_PD,
+    MF_GC_PS,
+    MF_GC_PE,
+    MF_GC_PI,
+    MF_GC_PF,
+    MF_GC_PO,
+    MF_GC_SM,
+    MF_GC_SC,
+    MF_GC_SK,
+    MF_GC_SO,
+    MF_GC_ZS,
+    MF_GC_ZL,
+    MF_GC_ZP,
+    MF_GC_CC,
+    MF_GC_CF,
+    MF_GC_CS,
+    MF_GC_CO,
+    MF_GC_CN,
     MF_GC_COUNT
 };
 

@@ -57,11 +57,12 @@ static inline size_t mf_utf8_put(uint32_t c, char *out)
     return 4;
 }
 
-/* Repairs a byte stream piece by piece: whole characters pass, each maximal run of bytes that cannot begin or continue one
- * becomes U+FFFD (the WHATWG rule, also Rust's from_utf8_lossy).  At most three bytes are kept between pieces. */
+/* Repairs a byte stream piece by piece: whole characters pass, each maximal run of bytes that cannot begin or continue
+ * one becomes U+FFFD (the WHATWG rule, also Rust's from_utf8_lossy).  At most three bytes are kept between pieces. */
 typedef struct mf_utf8_repair {
     uint8_t kept[4];
-    uint8_t num_kept, need, low, high; /* need: bytes of the character that kept begins; low, high: bounds of its next byte */
+    uint8_t num_kept, need, low,
+        high; /* need: bytes of the character that kept begins; low, high: bounds of its next byte */
 } mf_utf8_repair;
 
 mf_status mf_utf8_repair_push(mf_utf8_repair *repair, const void *bytes, size_t n, mf_buffer *out);

@@ -32,13 +32,13 @@ int32_t mf_byte_from_char(uint32_t c)
     return n <= 0x20 ? (int32_t)n : n < 67 ? (int32_t)(n - 33 + 0x7f) : n == 67 ? 0xad : -1;
 }
 
-static uint64_t hash_text(const char *text, size_t size)
+static uint32_t hash_text(const char *text, size_t size)
 {
     uint64_t h = 0xcbf29ce484222325u ^ size;
     for (size_t i = 0; i < size; i++) {
         h = (h ^ (uint8_t)text[i]) * 0x100000001b3u;
     }
-    return mf_random_mix(h);
+    return (uint32_t)mf_random_mix(h);
 }
 
 static bool has_text(const mf_vocab *vocab, int32_t id, const char *text, size_t size)
@@ -48,28 +48,31 @@ static bool has_text(const mf_vocab *vocab, int32_t id, const char *text, size_t
     return n == size && memcmp(own, text, size) == 0;
 }
 
-int32_t mf_vocab_find(const mf_vocab *vocab, const char *text, size_t size)
+static int32_t find(const mf_vocab *vocab, uint32_t hash, const char *text, size_t size)
 {
-    if (vocab->num_slots == 0 || size == 0) {
+    if (vocab->num_slots == 0) {
         return -1;
     }
     size_t mask = vocab->num_slots - 1;
-    for (size_t i = hash_text(text, size) & mask; vocab->slots[i] >= 0; i = (i + 1) & mask) {
-        if (has_text(vocab, vocab->slots[i], text, size)) {
-            return vocab->slots[i];
+    for (size_t i = hash & mask; vocab->slots[i].id >= 0; i = (i + 1) & mask) {
+        if (vocab->slots[i].hash == hash && has_text(vocab, vocab->slots[i].id, text, size)) {
+            return vocab->slots[i].id;
         }
     }
     return -1;
 }
 
-static mf_status place(mf_vocab *vocab, int32_t id)
+int32_t mf_vocab_find(const mf_vocab *vocab, const char *text, size_t size)
 {
-    size_t size, mask = vocab->num_slots - 1;
-    const char *text = mf_vocab_text(vocab, id, &size);
-    size_t i = hash_text(text, size) & mask;
+    return find(vocab, hash_text(text, size), text, size);
+}
+
+static mf_status place(mf_vocab *vocab, mf_vocab_slot slot)
+{
+    size_t mask = vocab->num_slots - 1, i = slot.hash & mask;
     for (int probes = 0; probes < MF_HASH_MAX_PROBES; probes++, i = (i + 1) & mask) {
-        if (vocab->slots[i] < 0) {
-            vocab->slots[i] = id;
+        if (vocab->slots[i].id < 0) {
+            vocab->slots[i] = slot;
             return MF_OK;
         }
     }
@@ -78,21 +81,20 @@ static mf_status place(mf_vocab *vocab, int32_t id)
 
 static mf_status grow_slots(mf_vocab *vocab)
 {
-    size_t num_slots = vocab->num_slots ? vocab->num_slots * 2 : 1024;
-    int32_t *slots = mf_alloc_array(num_slots, sizeof *slots);
+    size_t old_size = vocab->num_slots, size = old_size ? old_size * 2 : 1024;
+    mf_vocab_slot *old = vocab->slots, *slots = mf_alloc_array(size, sizeof *slots);
     if (!slots) {
         return MF_ERR_NOMEM;
     }
-    memset(slots, 0xff, num_slots * sizeof *slots);
-    mf_free(vocab->slots);
+    memset(slots, 0xff, size * sizeof *slots);
     vocab->slots = slots;
-    vocab->num_slots = num_slots;
-    for (size_t id = 0; id < vocab->size; id++) {
-        if (vocab->entries[id].text_size > 0) {
-            MF_TRY(place(vocab, (int32_t)id));
-        }
+    vocab->num_slots = size;
+    mf_status status = MF_OK;
+    for (size_t i = 0; i < old_size && status == MF_OK; i++) {
+        status = old[i].id >= 0 ? place(vocab, old[i]) : MF_OK;
     }
-    return MF_OK;
+    mf_free(old);
+    return status;
 }
 
 mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t id)
@@ -101,7 +103,8 @@ mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t i
         ((size_t)id < vocab->size && vocab->entries[id].text_size > 0)) {
         return MF_ERR_INVALID;
     }
-    if (mf_vocab_find(vocab, text, size) >= 0) {
+    uint32_t hash = hash_text(text, size);
+    if (find(vocab, hash, text, size) >= 0) {
         return MF_ERR_FORMAT;
     }
     if ((size_t)id >= vocab->capacity) {
@@ -120,6 +123,9 @@ mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t i
     if (vocab->text.size > UINT32_MAX - size - 1) {
         return MF_ERR_LIMIT;
     }
+    if ((vocab->num_tokens + 1) * 2 > vocab->num_slots) {
+        MF_TRY(grow_slots(vocab));
+    }
     uint32_t at = (uint32_t)vocab->text.size;
     MF_TRY(mf_buffer_reserve(&vocab->text, size + 1));
     MF_TRY(mf_buffer_append(&vocab->text, text, size));
@@ -127,8 +133,7 @@ mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t i
     vocab->entries[id] = (mf_vocab_entry){ .text_at = at, .text_size = (uint32_t)size };
     vocab->size = (size_t)id >= vocab->size ? (size_t)id + 1 : vocab->size;
     vocab->num_tokens++;
-    /* Growing places all tokens, the new one too. */
-    return vocab->num_tokens * 2 > vocab->num_slots ? grow_slots(vocab) : place(vocab, (int32_t)id);
+    return place(vocab, (mf_vocab_slot){ hash, (int32_t)id });
 }
 
 mf_status mf_vocab_make_bytes(mf_vocab *vocab)

@@ -11,6 +11,11 @@ typedef struct mf_vocab_entry {
     uint32_t bytes_at, bytes_size;
 } mf_vocab_entry;
 
+typedef struct mf_vocab_slot {
+    uint32_t hash;
+    int32_t id; /* -1 = free */
+} mf_vocab_slot;
+
 typedef struct mf_vocab {
     mf_vocab_entry *entries; /* [capacity]; text_size 0 = this id has no token yet */
     size_t size;             /* highest id + 1 */
@@ -18,7 +23,7 @@ typedef struct mf_vocab {
     size_t capacity;
     mf_buffer text; /* each token is followed by a NUL */
     mf_buffer bytes;
-    int32_t *slots; /* hash table of ids, -1 = free */
+    mf_vocab_slot *slots; /* hash table over the texts */
     size_t num_slots;
 } mf_vocab;
 
@@ -26,8 +31,8 @@ typedef struct mf_vocab {
 uint32_t mf_byte_to_char(uint8_t byte);
 int32_t mf_byte_from_char(uint32_t c);
 
-/* MF_ERR_INVALID: the id is taken, too large, or the token empty or too long; MF_ERR_FORMAT: the text has an id already;
- * MF_ERR_LIMIT: a crowded hash table. */
+/* MF_ERR_INVALID: the id is taken, too large, or the token empty or too long; MF_ERR_FORMAT: the text has an id
+ * already; MF_ERR_LIMIT: a crowded hash table. */
 mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t id);
 int32_t mf_vocab_find(const mf_vocab *vocab, const char *text, size_t size); /* -1 when absent */
 mf_status mf_vocab_make_bytes(mf_vocab *vocab);                              /* after the last add */

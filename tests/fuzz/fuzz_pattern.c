@@ -19,7 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     mf_error err = { 0 };
-    mf_pretokenizer pre = { .num_steps = 1, .steps[0] = { .behavior = (mf_split_behavior)(data[0] % 5), .invert = data[0] & 0x80 } };
+    mf_pretokenizer pre = { .num_steps = 1,
+                            .steps[0] = { .behavior = (mf_split_behavior)(data[0] % 5), .invert = data[0] & 0x80 } };
     if (mf_pattern_compile(pattern, pattern_size, &pre.steps[0].pattern, &err) != MF_OK) {
         return 0;
     }

@@ -1,17 +1,17 @@
-/* fuzz_stream.c - stop strings and token ids from bytes: a stream gives the whole decode's text up to the stop string that
- * ends first.
+/* fuzz_stream.c - stop strings and token ids from bytes: a stream gives the whole decode's text up to the stop string
+ * that ends first.
  *
  * Input: flags; up to three stop strings, each a length and bytes; then ids, one byte each, 0xf8..0xff standing for the
  * tokens past the bytes. */
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK_OK(call, err)  \
-    do {                     \
-        (void)(err);         \
-        if ((call) != MF_OK) { \
-            abort();         \
-        }                    \
+#define CHECK_OK(call, err)                                                                                            \
+    do {                                                                                                               \
+        (void)(err);                                                                                                   \
+        if ((call) != MF_OK) {                                                                                         \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 #include "../text/tiny_tokenizer.h"
 #include "text/stream.h"
@@ -61,7 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (size_t e = 1; e <= whole.size && !found; e++) {
         size_t longest = 0;
         for (size_t i = 0; i < options.num_stops; i++) {
-            if (stops[i].size <= e && stops[i].size > longest && memcmp(whole.data + e - stops[i].size, stops[i].text, stops[i].size) == 0) {
+            if (stops[i].size <= e && stops[i].size > longest &&
+                memcmp(whole.data + e - stops[i].size, stops[i].text, stops[i].size) == 0) {
                 longest = stops[i].size;
             }
         }

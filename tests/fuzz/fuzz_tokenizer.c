@@ -8,8 +8,13 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char *const texts[] = {
-    "Hello, world! I'LL pay 12345 \xe2\x82\xac\n\n  x", "<s>a<x> <x>b</s>  <|im_start|>user\n", "e\xcc\x81\xcc\xa7 \xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8 \xf0\x9f\x91\xa9\xe2\x80\x8d",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "    \t\r\n   ", "\x01\x7f\xc2\xa0\xef\xbb\xbf", "",
+    "Hello, world! I'LL pay 12345 \xe2\x82\xac\n\n  x",
+    "<s>a<x> <x>b</s>  <|im_start|>user\n",
+    "e\xcc\x81\xcc\xa7 \xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8 \xf0\x9f\x91\xa9\xe2\x80\x8d",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab",
+    "    \t\r\n   ",
+    "\x01\x7f\xc2\xa0\xef\xbb\xbf",
+    "",
 };
 
 static void use(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags)
@@ -21,7 +26,8 @@ static void use(const mf_tokenizer *tok, const char *text, size_t size, unsigned
     int32_t stop;
     if (mf_tokenizer_encode(tok, text, size, flags, &ids, &err) == MF_OK) {
         for (size_t i = 0; i < ids.size; i++) {
-            if (ids.data[i] < 0 || ids.data[i] >= mf_tokenizer_vocab_size(tok) || !mf_tokenizer_token_text(tok, ids.data[i])) {
+            if (ids.data[i] < 0 || ids.data[i] >= mf_tokenizer_vocab_size(tok) ||
+                !mf_tokenizer_token_text(tok, ids.data[i])) {
                 abort();
             }
         }

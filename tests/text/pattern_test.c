@@ -1,5 +1,5 @@
-/* pattern_test.c - the regular expressions of pre-tokenizers.  Expected pieces are worked out by hand from the rule "leftmost
- * match, first alternative first"; tokenizer_oracle.py compares random patterns with Oniguruma. */
+/* pattern_test.c - the regular expressions of pre-tokenizers.  Expected pieces are worked out by hand from the rule
+ * "leftmost match, first alternative first"; tokenizer_oracle.py compares random patterns with Oniguruma. */
 #include "test.h"
 
 #include <stdlib.h>
@@ -9,23 +9,30 @@
 #include "text/utf8.h"
 
 static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-static const char cl100k[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-                             "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char cl100k_possessive[] = "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|"
-                                        "\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s";
-static const char o200k[] =
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char kimi[] =
-    "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]+"
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]+"
-    "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+static const char cl100k[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char qwen[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
-                           "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char deepseek[] = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
-                               "?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
+static const char cl100k_possessive[] =
+    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|"
+    "\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s";
+static const char o200k[] = "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+("
+                            "?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+                            "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*("
+                            "?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+                            "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char kimi[] =
+    "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&"
+    "[^\\p{Han}]]+"
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]+"
+    "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}| "
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char qwen[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char deepseek[] =
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
+    "?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
 static const char digit_groups[] = "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?:\\P{N}|$))";
 
 static mf_pattern *compiled(const char *pattern)
@@ -121,8 +128,14 @@ TEST(classes_invert_nest_and_intersect)
 
 TEST(ignoring_case_reaches_the_long_s_and_the_kelvin_sign)
 {
-    check_split("(?i:'s)+", "'S's'\xc5\xbf" "x", "|'S's'\xc5\xbf|x");
-    check_split("(?i:[k])+", "kK\xe2\x84\xaa" "x", "|kK\xe2\x84\xaa|x");
+    check_split("(?i:'s)+",
+                "'S's'\xc5\xbf"
+                "x",
+                "|'S's'\xc5\xbf|x");
+    check_split("(?i:[k])+",
+                "kK\xe2\x84\xaa"
+                "x",
+                "|kK\xe2\x84\xaa|x");
     check_split("a(?i:b)c", "aBcABC", "|aBc|ABC");
 }
 
@@ -136,10 +149,11 @@ TEST(splits_have_five_behaviours)
 {
     static const char *const expected[5] = { "|x|a|a|y|a", "|x|y", "|x|aa|y|a", "|xa|a|ya", "|x|a|ay|a" };
     for (int b = 0; b < 5; b++) {
-        check_split_with((mf_pretokenizer_step){ .pattern = compiled("a"), .behavior = (mf_split_behavior)b }, "xaaya", expected[b]);
+        check_split_with((mf_pretokenizer_step){ .pattern = compiled("a"), .behavior = (mf_split_behavior)b }, "xaaya",
+                         expected[b]);
     }
-    check_split_with((mf_pretokenizer_step){ .pattern = compiled("a"), .behavior = MF_SPLIT_REMOVED, .invert = true }, "xaaya",
-                     "|a|a|a");
+    check_split_with((mf_pretokenizer_step){ .pattern = compiled("a"), .behavior = MF_SPLIT_REMOVED, .invert = true },
+                     "xaaya", "|a|a|a");
     mf_pattern *literal = NULL;
     CHECK_EQ(mf_pattern_compile_literal(".+", 2, &literal, NULL), MF_OK);
     check_split_with((mf_pretokenizer_step){ .pattern = literal }, "a.+b", "|a|.+|b");
@@ -151,7 +165,10 @@ TEST(published_patterns_compile_and_split)
     check_split(cl100k, "HE'LL pay 12345\n\n x", "|HE|'LL| pay| |123|45|\n\n| x");
     check_split(cl100k_possessive, "HE'LL pay 12345\n\n x", "|HE|'LL| pay| |12345|\n\n| x");
     check_split(o200k, "camelCase HTTPServer's a/b/\n", "|camel|Case| HTTPServer's| a|/b|/\n");
-    check_split(kimi, "abc\xe4\xb8\xad\xe6\x96\x87" "D", "|abc|\xe4\xb8\xad\xe6\x96\x87|D");
+    check_split(kimi,
+                "abc\xe4\xb8\xad\xe6\x96\x87"
+                "D",
+                "|abc|\xe4\xb8\xad\xe6\x96\x87|D");
     check_split(qwen, "e\xcc\x81t\xc3\xa9 42", "|e\xcc\x81t\xc3\xa9| |4|2");
     check_split(deepseek, "f(x)=_y+1;\r\n", "|f|(x|)=_|y|+|1|;\r\n");
 }
@@ -167,7 +184,9 @@ TEST(a_pattern_that_is_not_known_is_refused_with_its_text)
     check_refused("[[:alpha:]]", MF_ERR_UNSUPPORTED, "POSIX bracket");
     check_refused("\\p{Klingon}", MF_ERR_UNSUPPORTED, "unknown property name");
     check_refused("(?i:\\p{Lu})", MF_ERR_UNSUPPORTED, "where case is ignored");
-    check_refused("(?i:stra\xc3\x9f" "e)", MF_ERR_UNSUPPORTED, "where case is ignored");
+    check_refused("(?i:stra\xc3\x9f"
+                  "e)",
+                  MF_ERR_UNSUPPORTED, "where case is ignored");
     check_refused("[a&&b]", MF_ERR_UNSUPPORTED, "a class that no character is in");
     check_refused("a**", MF_ERR_UNSUPPORTED, "two repeats in a row");
     check_refused("*a", MF_ERR_UNSUPPORTED, "a repeat of nothing");
@@ -217,12 +236,16 @@ static uint64_t steps_for(const char *pattern, const char *unit, const char *tai
 
 TEST(work_is_linear_for_adversarial_texts)
 {
-    static const char *const patterns[] = { gpt2, cl100k, cl100k_possessive, o200k, kimi, qwen, deepseek, digit_groups,
-                                            /* Each of these takes quadratic or worse time when failures are forgotten. */
-                                            "a+b", "a*b|a", "(?:a|a)+b", "(?:a+)+b", "a(?=a*b)|a", "a*a*a*a*b", "(?:a?){1}a*c",
-                                            "\\s+x|(?:\\s\\s?)+y", "a++b", "(?:aa|a)+(?!a)b", "(?:[ab]*?x)|[ab]" };
-    static const char *const units[] = { "a",  " ",  "1",   "\n", ".",  "A",   "ab", "\xe4\xb8\xad", "\xf0\x9f\x98\x80", "e\xcc\x81", " \n",
-                                         "'s", "a ", "aA1", "<|", "\r", "\t ", "/\n" };
+    static const char *const patterns[] = {
+        gpt2, cl100k, cl100k_possessive, o200k, kimi, qwen, deepseek, digit_groups,
+        /* Each of these takes quadratic or worse time when failures are forgotten. */
+        "a+b", "a*b|a", "(?:a|a)+b", "(?:a+)+b", "a(?=a*b)|a", "a*a*a*a*b", "(?:a?){1}a*c", "\\s+x|(?:\\s\\s?)+y",
+        "a++b", "(?:aa|a)+(?!a)b", "(?:[ab]*?x)|[ab]"
+    };
+    static const char *const units[] = {
+        "a",         " ",   "1",  "\n", ".",   "A",  "ab", "\xe4\xb8\xad", "\xf0\x9f\x98\x80",
+        "e\xcc\x81", " \n", "'s", "a ", "aA1", "<|", "\r", "\t ",          "/\n"
+    };
     static const char *const tails[] = { "", "b", "x", " ", "\n" };
     for (size_t p = 0; p < sizeof patterns / sizeof *patterns; p++) {
         for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
@@ -231,8 +254,8 @@ TEST(work_is_linear_for_adversarial_texts)
                 uint64_t two = steps_for(patterns[p], units[u], tails[t], 6144);
                 /* Twice the text: at most twice the work, give or take the tail. */
                 if (two > 2 * one + 512) {
-                    fail_msg("%s over %s..%s: %llu steps, then %llu", patterns[p], units[u], tails[t], (unsigned long long)one,
-                             (unsigned long long)two);
+                    fail_msg("%s over %s..%s: %llu steps, then %llu", patterns[p], units[u], tails[t],
+                             (unsigned long long)one, (unsigned long long)two);
                 }
             }
         }
@@ -249,7 +272,8 @@ TEST(work_is_linear_up_to_a_megabyte)
 TEST(pieces_end_where_the_text_ends_for_the_pattern)
 {
     /* The first step makes two pieces; "end of text" holds at the end of each, "no white space ahead" too. */
-    mf_pretokenizer pre = { .num_steps = 2, .steps = { { .pattern = compiled("1") }, { .pattern = compiled("\\s+(?!\\S)|a\\z") } } };
+    mf_pretokenizer pre = { .num_steps = 2,
+                            .steps = { { .pattern = compiled("1") }, { .pattern = compiled("\\s+(?!\\S)|a\\z") } } };
     mf_pretokens out = { 0 };
     CHECK_EQ(mf_pretokenizer_run(&pre, "ba  1ba1", 8, &out), MF_OK);
     /* "ba  " -> "ba", "  "; "1"; "ba" -> "b", "a"; "1" */

@@ -7,7 +7,8 @@
 #include "tiny_tokenizer.h"
 
 /* Runs a stream over ids; the text and the index of the stop string that was hit. */
-static int32_t run(const mf_tokenizer *tok, const mf_stream_options *options, const int32_t *ids, size_t n, mf_buffer *text)
+static int32_t run(const mf_tokenizer *tok, const mf_stream_options *options, const int32_t *ids, size_t n,
+                   mf_buffer *text)
 {
     mf_error err = { 0 };
     mf_stream *s = NULL;
@@ -53,7 +54,8 @@ TEST(characters_come_out_whole)
     }
     CHECK_EQ(mf_stream_held(s), 2);
     CHECK_OK(mf_stream_finish(s, &text, &stop, &err), err);
-    CHECK_STR(mf_buffer_text(&text), "a\xf0\x9f\x98\x80\xef\xbf\xbd" "b\xef\xbf\xbd");
+    CHECK_STR(mf_buffer_text(&text), "a\xf0\x9f\x98\x80\xef\xbf\xbd"
+                                     "b\xef\xbf\xbd");
     mf_stream_close(&s);
     mf_buffer_close(&text);
     mf_tokenizer_close(&tok);
@@ -197,13 +199,21 @@ static int32_t cut_at_stop(char *text, const mf_stream_options *o)
 
 TEST(any_cutting_of_a_text_gives_the_whole_decodes_text)
 {
-    /* Token 256 + k of the tiny tokenizer is a string of several bytes; random lists of ids cut texts anywhere, also inside
-     * characters and stop strings. */
+    /* Token 256 + k of the tiny tokenizer is a string of several bytes; random lists of ids cut texts anywhere, also
+     * inside characters and stop strings. */
     mf_tokenizer *tok = tiny_tokenizer();
     mf_error err = { 0 };
     uint64_t seed = 20240607;
-    static const mf_stop_string pool[] = { { "aba", 3 }, { "ab", 2 }, { "\xc3\xa9" "a", 3 }, { "b\xef\xbf\xbd", 4 }, { "aaaa", 4 },
-                                           { "\xe4\xb8\xad", 3 }, { "bab\xc3\xa9", 5 }, { "\xef\xbf\xbd\xef\xbf\xbd", 6 } };
+    static const mf_stop_string pool[] = { { "aba", 3 },
+                                           { "ab", 2 },
+                                           { "\xc3\xa9"
+                                             "a",
+                                             3 },
+                                           { "b\xef\xbf\xbd", 4 },
+                                           { "aaaa", 4 },
+                                           { "\xe4\xb8\xad", 3 },
+                                           { "bab\xc3\xa9", 5 },
+                                           { "\xef\xbf\xbd\xef\xbf\xbd", 6 } };
     static const uint8_t alphabet[] = { 'a', 'b', 0xc3, 0xa9, 0xe4, 0xb8, 0xad };
     for (int round = 0; round < 20000; round++) {
         int32_t ids[24];
@@ -211,10 +221,12 @@ TEST(any_cutting_of_a_text_gives_the_whole_decodes_text)
         size_t n = mf_random_below(&seed, 24);
         for (size_t i = 0; i < n; i++) {
             uint64_t pick = mf_random_below(&seed, 10);
-            ids[i] = pick < 7 ? alphabet[pick] : 256 + (int32_t)mf_random_below(&seed, (uint64_t)mf_tokenizer_vocab_size(tok) - 256);
+            ids[i] = pick < 7 ? alphabet[pick]
+                              : 256 + (int32_t)mf_random_below(&seed, (uint64_t)mf_tokenizer_vocab_size(tok) - 256);
         }
-        mf_stream_options options = { .stops = stops, .num_stops = mf_random_below(&seed, 4), .include_stop = round & 1,
-                                      .skip_special = round & 2 };
+        mf_stream_options options = {
+            .stops = stops, .num_stops = mf_random_below(&seed, 4), .include_stop = round & 1, .skip_special = round & 2
+        };
         for (size_t i = 0; i < options.num_stops; i++) {
             stops[i] = pool[mf_random_below(&seed, sizeof pool / sizeof *pool)];
         }

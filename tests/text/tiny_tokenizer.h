@@ -11,14 +11,14 @@
 
 /* The parts of a file; NULL takes the default behind it. */
 typedef struct tiny_parts {
-    const char *more_vocab;    /* ,"ab":256,... : "" */
-    const char *merges;        /* "[]" */
-    const char *added_tokens;  /* "[]" */
-    const char *normalizer;    /* "null" */
-    const char *pre_tokenizer; /* TINY_BYTE_LEVEL */
+    const char *more_vocab;     /* ,"ab":256,... : "" */
+    const char *merges;         /* "[]" */
+    const char *added_tokens;   /* "[]" */
+    const char *normalizer;     /* "null" */
+    const char *pre_tokenizer;  /* TINY_BYTE_LEVEL */
     const char *post_processor; /* "null" */
-    const char *decoder;       /* TINY_BYTE_LEVEL */
-    const char *model;         /* more members of the model, with a comma behind: "" */
+    const char *decoder;        /* TINY_BYTE_LEVEL */
+    const char *model;          /* more members of the model, with a comma behind: "" */
 } tiny_parts;
 
 static inline const char *tiny_or(const char *part, const char *otherwise)
@@ -28,7 +28,9 @@ static inline const char *tiny_or(const char *part, const char *otherwise)
 
 static inline void tiny_json(const tiny_parts *parts, mf_buffer *out)
 {
-    mf_buffer_printf(out, "{\"version\":\"1.0\",\"added_tokens\":%s,\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_processor\":%s,\"decoder\":%s,",
+    mf_buffer_printf(out,
+                     "{\"version\":\"1.0\",\"added_tokens\":%s,\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_"
+                     "processor\":%s,\"decoder\":%s,",
                      tiny_or(parts->added_tokens, "[]"), tiny_or(parts->normalizer, "null"),
                      tiny_or(parts->pre_tokenizer, TINY_BYTE_LEVEL), tiny_or(parts->post_processor, "null"),
                      tiny_or(parts->decoder, TINY_BYTE_LEVEL));
@@ -62,10 +64,12 @@ static inline mf_tokenizer *tiny_open(const tiny_parts *parts)
 static inline mf_tokenizer *tiny_tokenizer(void)
 {
     return tiny_open(&(tiny_parts){
-        .more_vocab = ",\"ab\":256,\"aba\":257,\"\xc3\xa4\xc2\xb8\":258,\"\xc5\x83" "a\":259",
+        .more_vocab = ",\"ab\":256,\"aba\":257,\"\xc3\xa4\xc2\xb8\":258,\"\xc5\x83"
+                      "a\":259",
         .merges = "[[\"a\",\"b\"],[\"ab\",\"a\"]]",
-        .added_tokens = "[{\"id\":260,\"content\":\"<s>\",\"special\":true,\"lstrip\":false,\"rstrip\":false,\"single_word\":false,"
-                        "\"normalized\":false}]",
+        .added_tokens =
+            "[{\"id\":260,\"content\":\"<s>\",\"special\":true,\"lstrip\":false,\"rstrip\":false,\"single_word\":false,"
+            "\"normalized\":false}]",
     });
 }
 

@@ -2,14 +2,11 @@
  *
  *     tok_dump [TOKENIZER.JSON]
  *
- * A request is 4 bytes (operation and three arguments), a 32-bit size and that many bytes; an answer a 32-bit status, a 32-bit
- * size and that many bytes (a message when the status is not 0).  Numbers are little-endian.
- *   E flags       encode: UTF-8 -> int32 ids
- *   D skip        decode: int32 ids -> UTF-8
- *   S skip        the same through a stream, one id at a time
- *   P behavior invert literal   split by a pattern: uint32 pattern size, pattern, text -> uint32 start, end of each piece in
- *                 code points
- *   N             canonical composition: UTF-8 -> UTF-8 */
+ * A request is 4 bytes (operation and three arguments), a 32-bit size and that many bytes; an answer a 32-bit status, a
+ * 32-bit size and that many bytes (a message when the status is not 0).  Numbers are little-endian. E flags encode:
+ * UTF-8 -> int32 ids D skip        decode: int32 ids -> UTF-8 S skip        the same through a stream, one id at a time
+ *   P behavior invert literal   split by a pattern: uint32 pattern size, pattern, text -> uint32 start, end of each
+ * piece in code points N             canonical composition: UTF-8 -> UTF-8 */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,8 +100,10 @@ int main(int argc, char **argv)
             break;
         case 'D':
         case 'S':
-            status = head.op == 'D' ? mf_tokenizer_decode(tok, (const int32_t *)(const void *)data, head.size / 4, head.arg[0], &text, &err)
-                                    : stream(tok, head.arg[0], (const int32_t *)(const void *)data, head.size / 4, &text, &err);
+            status = head.op == 'D'
+                         ? mf_tokenizer_decode(tok, (const int32_t *)(const void *)data, head.size / 4, head.arg[0],
+                                               &text, &err)
+                         : stream(tok, head.arg[0], (const int32_t *)(const void *)data, head.size / 4, &text, &err);
             result = text.data;
             size = text.size;
             break;
@@ -118,7 +117,8 @@ int main(int argc, char **argv)
             result = text.data;
             size = text.size;
             break;
-        default: fail("unknown operation");
+        default:
+            fail("unknown operation");
         }
         if (status != MF_OK) {
             answer(status, err.message, strlen(err.message));

@@ -25,8 +25,9 @@ static void check_ids(const mf_tokenizer *tok, const char *text, unsigned flags,
     mf_ids_close(&ids);
 }
 
-#define CHECK_IDS(tok, text, flags, ...) \
-    check_ids(tok, text, flags, (const int32_t[]){ __VA_ARGS__ }, sizeof((const int32_t[]){ __VA_ARGS__ }) / sizeof(int32_t))
+#define CHECK_IDS(tok, text, flags, ...)                                                                               \
+    check_ids(tok, text, flags, (const int32_t[]){ __VA_ARGS__ },                                                      \
+              sizeof((const int32_t[]){ __VA_ARGS__ }) / sizeof(int32_t))
 
 static void check_refused(const tiny_parts *parts, mf_status status, const char *part)
 {
@@ -72,13 +73,15 @@ TEST(the_lowest_rank_merges_first_and_of_equals_the_leftmost)
 }
 
 /* Plain loops: the rule itself. */
-static size_t merge_plainly(const mf_tokenizer *tok, const char *const *merges, size_t num_merges, int32_t *ids, size_t n)
+static size_t merge_plainly(const mf_tokenizer *tok, const char *const *merges, size_t num_merges, int32_t *ids,
+                            size_t n)
 {
     for (;;) {
         size_t best = n, best_rank = num_merges;
         for (size_t i = 0; i + 1 < n; i++) {
             char pair[600];
-            snprintf(pair, sizeof pair, "%s %s", mf_tokenizer_token_text(tok, ids[i]), mf_tokenizer_token_text(tok, ids[i + 1]));
+            snprintf(pair, sizeof pair, "%s %s", mf_tokenizer_token_text(tok, ids[i]),
+                     mf_tokenizer_token_text(tok, ids[i + 1]));
             for (size_t r = 0; r < best_rank; r++) {
                 if (strcmp(pair, merges[r]) == 0) {
                     best = i;
@@ -90,7 +93,8 @@ static size_t merge_plainly(const mf_tokenizer *tok, const char *const *merges, 
             return n;
         }
         char joined[600];
-        snprintf(joined, sizeof joined, "%s%s", mf_tokenizer_token_text(tok, ids[best]), mf_tokenizer_token_text(tok, ids[best + 1]));
+        snprintf(joined, sizeof joined, "%s%s", mf_tokenizer_token_text(tok, ids[best]),
+                 mf_tokenizer_token_text(tok, ids[best + 1]));
         ids[best] = mf_tokenizer_token_id(tok, joined);
         memmove(ids + best + 1, ids + best + 2, (n - best - 2) * sizeof *ids);
         n--;
@@ -114,7 +118,8 @@ TEST(short_long_and_huge_words_merge_by_the_same_rule)
             mf_buffer_printf(&merges, "%s\"%s\"", i ? "," : "", lists[l][i]);
         }
         CHECK_EQ(mf_buffer_append_text(&merges, "]"), MF_OK);
-        mf_tokenizer *tok = tiny_open(&(tiny_parts){ .more_vocab = mf_buffer_text(&vocab), .merges = mf_buffer_text(&merges) });
+        mf_tokenizer *tok =
+            tiny_open(&(tiny_parts){ .more_vocab = mf_buffer_text(&vocab), .merges = mf_buffer_text(&merges) });
         for (int round = 0; round < 60; round++) {
             size_t n = round < 40 ? 1 + (size_t)round * 3 : 1100 + (size_t)round;
             char *text = malloc(n);
@@ -154,8 +159,8 @@ TEST(whole_words_are_taken_when_merges_are_ignored)
 TEST(added_tokens_are_cut_out_first_and_the_longest_wins)
 {
     mf_tokenizer *tok = tiny_open(&(tiny_parts){
-        .added_tokens = "[" ADDED(256, "<x>", ",\"special\":true") "," ADDED(257, "<x><", "") "," ADDED(258, "<w>", ",\"lstrip\":true,\"rstrip\":true")
-                        "," ADDED(259, "cat", ",\"single_word\":true") "]" });
+        .added_tokens = "[" ADDED(256, "<x>", ",\"special\":true") "," ADDED(257, "<x><", "") "," ADDED(
+            258, "<w>", ",\"lstrip\":true,\"rstrip\":true") "," ADDED(259, "cat", ",\"single_word\":true") "]" });
     CHECK_IDS(tok, "a<x>b", 0, 'a', 256, 'b');
     CHECK_IDS(tok, "<x><x>", 0, 257, 'x', '>');
     CHECK_IDS(tok, "a \n<w>  b", 0, 'a', 258, 'b');
@@ -173,9 +178,11 @@ TEST(the_template_surrounds_a_text_only_when_asked)
 {
     mf_tokenizer *tok = tiny_open(&(tiny_parts){
         .added_tokens = "[" ADDED(256, "<s>", ",\"special\":true") "," ADDED(257, "</s>", ",\"special\":true") "]",
-        .post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"B\",\"type_id\":0}},{\"Sequence\":"
+        .post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"B\",\"type_id\":0}}"
+                          ",{\"Sequence\":"
                           "{\"id\":\"A\",\"type_id\":0}},{\"SpecialToken\":{\"id\":\"E\",\"type_id\":0}}],\"pair\":[],"
-                          "\"special_tokens\":{\"B\":{\"id\":\"B\",\"ids\":[256],\"tokens\":[\"<s>\"]},\"E\":{\"id\":\"E\",\"ids\":[257,256],"
+                          "\"special_tokens\":{\"B\":{\"id\":\"B\",\"ids\":[256],\"tokens\":[\"<s>\"]},\"E\":{\"id\":"
+                          "\"E\",\"ids\":[257,256],"
                           "\"tokens\":[\"</s>\",\"<s>\"]}}}" });
     CHECK_IDS(tok, "a", 0, 'a');
     CHECK_IDS(tok, "a", MF_ENCODE_ADD_SPECIAL, 256, 'a', 257, 256);
@@ -218,11 +225,17 @@ TEST(decoding_repairs_bytes_that_are_no_characters)
     } cases[] = {
         { { 0xc3, 0xa9 }, 2, "\xc3\xa9" },
         { { 0xc3 }, 1, "\xef\xbf\xbd" },
-        { { 0xe4, 0xb8 }, 2, "\xef\xbf\xbd" },                              /* one for a cut character */
+        { { 0xe4, 0xb8 }, 2, "\xef\xbf\xbd" },                               /* one for a cut character */
         { { 0xe0, 0x80, 0x80 }, 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" }, /* 0x80 cannot follow 0xe0 */
-        { { 0xed, 0xa0, 'a' }, 3, "\xef\xbf\xbd\xef\xbf\xbd" "a" },          /* a surrogate */
+        { { 0xed, 0xa0, 'a' },
+          3,
+          "\xef\xbf\xbd\xef\xbf\xbd"
+          "a" },                                                             /* a surrogate */
         { { 0xf4, 0x90, 0x80 }, 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" }, /* past U+10FFFF */
-        { { 258, 259 }, 2, "\xe4\xb8\xad" "a" },
+        { { 258, 259 },
+          2,
+          "\xe4\xb8\xad"
+          "a" },
         { { 'a', 260, 'b' }, 3, "a<s>b" },
     };
     mf_tokenizer *tok = tiny_tokenizer();
@@ -266,16 +279,20 @@ TEST(what_is_not_supported_is_refused_by_name)
 {
 #define UNSUPPORTED(part, text) check_refused(&(tiny_parts){ part }, MF_ERR_UNSUPPORTED, text)
     UNSUPPORTED(.normalizer = "{\"type\":\"NFKC\"}", "normalizer \"NFKC\" is not supported");
-    UNSUPPORTED(.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}", "normalizer \"Lowercase\"");
+    UNSUPPORTED(.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}",
+                "normalizer \"Lowercase\"");
     UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Metaspace\"}", "pre_tokenizer \"Metaspace\"");
     UNSUPPORTED(.pre_tokenizer = "null", "pre_tokenizer: expected one that ends with ByteLevel");
-    UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[" TINY_BYTE_LEVEL ",{\"type\":\"Digits\"}]}",
+    UNSUPPORTED(.pre_tokenizer =
+                    "{\"type\":\"Sequence\",\"pretokenizers\":[" TINY_BYTE_LEVEL ",{\"type\":\"Digits\"}]}",
                 "pre_tokenizer \"Digits\" after ByteLevel");
     UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?>a)\"},\"behavior\":\"Isolated\"}",
                 "pre_tokenizer: pattern \"(?>a)\": byte 0: this kind of group");
-    UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Doubled\"}", "Split.behavior \"Doubled\"");
+    UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Doubled\"}",
+                "Split.behavior \"Doubled\"");
     UNSUPPORTED(.post_processor = "{\"type\":\"BertProcessing\"}", "post_processor \"BertProcessing\"");
-    UNSUPPORTED(.post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},{\"Sequence\":{\"id\":\"A\"}}]}",
+    UNSUPPORTED(.post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},{"
+                                  "\"Sequence\":{\"id\":\"A\"}}]}",
                 "without exactly one sequence A");
     UNSUPPORTED(.decoder = "{\"type\":\"WordPiece\"}", "decoder \"WordPiece\"");
     UNSUPPORTED(.decoder = "null", "decoder \"null\"");
@@ -284,7 +301,8 @@ TEST(what_is_not_supported_is_refused_by_name)
     UNSUPPORTED(.model = "\"continuing_subword_prefix\":\"##\",", "model \"continuing_subword_prefix\"");
     UNSUPPORTED(.model = "\"end_of_word_suffix\":\"</w>\",", "model \"end_of_word_suffix\"");
 #undef UNSUPPORTED
-    check_file_refused("{\"pre_tokenizer\":" TINY_BYTE_LEVEL ",\"decoder\":" TINY_BYTE_LEVEL ",\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}",
+    check_file_refused("{\"pre_tokenizer\":" TINY_BYTE_LEVEL ",\"decoder\":" TINY_BYTE_LEVEL
+                       ",\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}",
                        MF_ERR_UNSUPPORTED, "model \"Unigram\"");
     check_file_refused("{\"pre_tokenizer\":" TINY_BYTE_LEVEL ",\"decoder\":" TINY_BYTE_LEVEL
                        ",\"model\":{\"unk_token\":\"a\",\"vocab\":{\"a\":0},\"merges\":[]}}",
@@ -293,8 +311,9 @@ TEST(what_is_not_supported_is_refused_by_name)
 
 TEST(a_setting_that_changes_nothing_is_accepted)
 {
-    mf_tokenizer *tok = tiny_open(&(tiny_parts){ .model = "\"dropout\":null,\"unk_token\":\"a\",\"byte_fallback\":false,\"fuse_unk\":true,"
-                                                          "\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":null," });
+    mf_tokenizer *tok = tiny_open(
+        &(tiny_parts){ .model = "\"dropout\":null,\"unk_token\":\"a\",\"byte_fallback\":false,\"fuse_unk\":true,"
+                                "\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":null," });
     CHECK_IDS(tok, "b", 0, 'b');
     mf_tokenizer_close(&tok);
 }
@@ -351,7 +370,8 @@ TEST(malformed_vocabularies_are_refused)
 
 TEST(malformed_merges_are_refused)
 {
-#define MALFORMED(text, message) check_refused(&(tiny_parts){ .more_vocab = ",\"ab\":256", .merges = text }, MF_ERR_FORMAT, message)
+#define MALFORMED(text, message)                                                                                       \
+    check_refused(&(tiny_parts){ .more_vocab = ",\"ab\":256", .merges = text }, MF_ERR_FORMAT, message)
     MALFORMED("[\"ab\"]", "\"ab\": expected two tokens with one space between them");
     MALFORMED("[\"a b c\"]", "expected two tokens with one space between them");
     MALFORMED("[\"a c\"]", "\"a\" + \"c\": expected tokens of model.vocab, joined and apart");
@@ -374,10 +394,12 @@ TEST(malformed_added_tokens_are_refused)
     MALFORMED("[{\"id\":256}]", "objects with a string \"content\" and an integer \"id\"");
     MALFORMED("[7]", "added_tokens: expected objects");
     MALFORMED("{}", "added_tokens: expected a list; got an object");
-    MALFORMED("[" ADDED(256, "<x>", ",\"special\":1") "]", "added_tokens.special: expected true or false; got an integer");
+    MALFORMED("[" ADDED(256, "<x>", ",\"special\":1") "]",
+              "added_tokens.special: expected true or false; got an integer");
 #undef MALFORMED
-    check_refused(&(tiny_parts){ .post_processor = "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"B\"}}],"
-                                                   "\"special_tokens\":{\"B\":{\"ids\":[256]}}}" },
+    check_refused(&(tiny_parts){ .post_processor =
+                                     "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"B\"}}],"
+                                     "\"special_tokens\":{\"B\":{\"ids\":[256]}}}" },
                   MF_ERR_FORMAT, "expected token ids below 256; got 256");
 }
 
@@ -420,10 +442,11 @@ TEST(the_corpus_is_what_its_names_say)
 TEST(the_shape_of_a_file_does_not_matter)
 {
     /* White space, members in another order, a "vocab" elsewhere, escapes. */
-    static const char json[] =
-        " {\n\"model\" : { \"merges\" : [ [ \"a\" , \"b\" ] ] , \"vocab\" : { \"a\" : 0 , \"b\" : 1 , \"\\u0061\\u0062\" : 2 } } ,\n"
-        "\"vocab\":{\"z\":[{\"model\":{\"vocab\":{\"q\":9}}}]}, \"note\":\"\\\"model\\\":{\",\n"
-        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[" TINY_BYTE_LEVEL ",{\"type\":\"Fuse\"}]},\"pre_tokenizer\":" TINY_BYTE_LEVEL "}\n";
+    static const char json[] = " {\n\"model\" : { \"merges\" : [ [ \"a\" , \"b\" ] ] , \"vocab\" : { \"a\" : 0 , \"b\" "
+                               ": 1 , \"\\u0061\\u0062\" : 2 } } ,\n"
+                               "\"vocab\":{\"z\":[{\"model\":{\"vocab\":{\"q\":9}}}]}, \"note\":\"\\\"model\\\":{\",\n"
+                               "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[" TINY_BYTE_LEVEL
+                               ",{\"type\":\"Fuse\"}]},\"pre_tokenizer\":" TINY_BYTE_LEVEL "}\n";
     mf_error err = { 0 };
     mf_tokenizer *tok = NULL;
     CHECK_OK(mf_tokenizer_parse(json, strlen(json), "t.json", &tok, &err), err);
@@ -472,7 +495,8 @@ TEST(huge_words_are_encoded_in_bounded_time)
     mf_tokenizer_close(&tok);
 }
 
-/* ---- failing allocations ------------------------------------------------------------------------------------------ */
+/* ---- failing allocations ------------------------------------------------------------------------------------------
+ */
 
 static mf_sys real_sys;
 static long allocations_left;
@@ -513,14 +537,18 @@ static mf_status exercise(const mf_buffer *json, const char *text)
 TEST(each_failing_allocation_is_reported_and_leaks_nothing)
 {
     mf_buffer json = { 0 }, text = { 0 };
-    tiny_json(&(tiny_parts){ .more_vocab = ",\"ab\":256",
-                             .merges = "[\"a b\"]",
-                             .normalizer = "{\"type\":\"NFC\"}",
-                             .pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},"
-                                              "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s+(?!\\\\S)|[\\\\w&&[^b]]+?b|a\"},\"behavior\":"
-                                              "\"MergedWithNext\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":false}]}",
-                             .added_tokens = "[" ADDED(257, "<x>", ",\"special\":true") "," ADDED(258, "e\xcc\x81", ",\"normalized\":true") "]" },
-              &json);
+    tiny_json(
+        &(tiny_parts){
+            .more_vocab = ",\"ab\":256",
+            .merges = "[\"a b\"]",
+            .normalizer = "{\"type\":\"NFC\"}",
+            .pre_tokenizer =
+                "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},"
+                "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s+(?!\\\\S)|[\\\\w&&[^b]]+?b|a\"},\"behavior\":"
+                "\"MergedWithNext\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":false}]}",
+            .added_tokens =
+                "[" ADDED(257, "<x>", ",\"special\":true") "," ADDED(258, "e\xcc\x81", ",\"normalized\":true") "]" },
+        &json);
     mf_buffer_append_text(&text, "ab<x> 12e\xcc\x81 caf\xcc\x83  \n");
     for (int i = 0; i < 1500; i++) {
         mf_buffer_append_text(&text, "ab");
