@@ -14,7 +14,7 @@
 enum {
     PASS_TOKENS = 1024, /* bounds the workspace; no result depends on it */
     TILE_TOKENS = 24,
-    UP_ROWS = 32,
+    UP_ROWS = 64,
     DOWN_ROWS = 64
 };
 

@@ -1,0 +1,40 @@
+/* avx2.h - what the AVX2 files share: eight floats at a time. */
+#ifndef MF_KERNELS_CPU_AVX2_H
+#define MF_KERNELS_CPU_AVX2_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/cpu_kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL_TEXT(text) _Pragma(#text)
+#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
+#endif
+
+INLINE __m256 f32_from_bf16(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+
+/* ((0+4) + (2+6)) + ((1+5) + (3+7)) */
+INLINE float sum_lanes(__m256 v)
+{
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE __m256 load_tail(const float *x, int64_t n)
+{
+    float padded[8] = { 0 };
+    memcpy(padded, x, (size_t)n * sizeof(float));
+    return _mm256_loadu_ps(padded);
+}
+
+/* The products' entries of the table. */
+void mf_cpu_tiles_fill_avx2(mf_cpu_kernels *kernels);
+
+#endif
