@@ -8,6 +8,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* C short streams side by side are no pattern for hardware prefetchers: each asks this many bytes ahead, which past a part's
+ * end is the next part of the same row.  bf16, 512 x 9 x 7168, one thread: 1.45 times as fast. */
+enum { LINE = 64, AHEAD = 2048 };
+
 INLINE __m256 load8(const char *row, mf_dtype dtype, int64_t i)
 {
     switch (dtype) {
@@ -30,7 +34,12 @@ INLINE void sum_rows_of(const mf_cpu_terms *terms, mf_dtype dtype, int64_t first
         __m256 a2 = _mm256_loadu_ps(acc + h + 16), a3 = _mm256_loadu_ps(acc + h + 24);
         for (int32_t k = 0; k < terms->count; k++) {
             const char *row = terms->row[k];
+            const char *ahead = row + (first + h) * (dtype == MF_F32 ? 4 : 2) + AHEAD;
             __m256 w = _mm256_set1_ps(terms->weight[k]);
+            _mm_prefetch(ahead, _MM_HINT_T0);
+            if (dtype == MF_F32) {
+                _mm_prefetch(ahead + LINE, _MM_HINT_T0);
+            }
             a0 = _mm256_fmadd_ps(w, load8(row, dtype, first + h), a0);
             a1 = _mm256_fmadd_ps(w, load8(row, dtype, first + h + 8), a1);
             a2 = _mm256_fmadd_ps(w, load8(row, dtype, first + h + 16), a2);
