@@ -17,7 +17,7 @@ static void close_device(mf_device *device)
 static const mf_device_ops cpu_ops = {
     .name = "cpu",
     .close = close_device,
-    .gate = mf_ref_gate,
+    .gate = mf_cpu_gate,
     .align = mf_ref_align,
     .experts_workspace_bytes = mf_cpu_experts_workspace_bytes,
     .experts = mf_cpu_experts,

@@ -7,6 +7,7 @@
 
 #include "kernels/fp_env.h"
 #include "kernels/quantise.h"
+#include "kernels/ref/gate_row.h"
 
 /* out[t * out_stride + r] = row (first_row + r) of w times x[t], r < num_rows, t < num_tokens. */
 typedef struct mf_cpu_tile {
@@ -46,6 +47,8 @@ typedef struct mf_cpu_kernels {
     /* x[i] = exp(x[i] - max), and their sum */
     float (*exp_sum)(float *x, int64_t n, float max);
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+    /* The gate's wide steps; bits are those of ref/gate.c. */
+    const mf_gate_steps *gate_steps;
     /* The combine: bits are those of ref/sum_reduce.c. */
     void (*sum_rows)(const mf_cpu_terms *terms, int64_t first, int64_t n, float *acc);
     /* s = fma(factor, r, s), then + residual (may be NULL) */
@@ -54,8 +57,9 @@ typedef struct mf_cpu_kernels {
 
 void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with x in f32, any group size */
 
-void mf_cpu_sum_reduce_fill_c(mf_cpu_kernels *kernels);    /* the combine's entries; called by the two below */
+void mf_cpu_sum_reduce_fill_c(mf_cpu_kernels *kernels);    /* entries of the combine and the gate; called by the two below */
 void mf_cpu_sum_reduce_fill_avx2(mf_cpu_kernels *kernels);
+void mf_cpu_gate_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 

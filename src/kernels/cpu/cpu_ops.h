@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/cpu_kernels.h"
 
+mf_status mf_cpu_gate(mf_device *device, const mf_gate_call *call, mf_error *err);
 size_t mf_cpu_experts_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
 mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_error *err);
 mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err);

@@ -258,5 +258,6 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->axpy = axpy_avx2;
     k->exp_sum = exp_sum_avx2;
     k->rms_norm = rms_norm_avx2;
+    mf_cpu_gate_fill_avx2(k);
     mf_cpu_sum_reduce_fill_avx2(k);
 }

@@ -168,5 +168,6 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
     k->tile_w8a8[MF_FORMAT_FP8_BLOCK] = mf_cpu_tile_c;
     k->tile_w8a8[MF_FORMAT_FP8_CHANNEL] = mf_cpu_tile_c;
     k->tile_w8a8[MF_FORMAT_INT8_CHANNEL] = tile_int8_w8a8_c;
+    k->gate_steps = &mf_ref_gate_steps;
     mf_cpu_sum_reduce_fill_c(k);
 }

@@ -2,25 +2,10 @@
  *
  * This file is the specification: the plainest loops, in the order of events that every backend must reproduce.
  * T tokens, E routed experts, Z zero experts, N = E + Z, K = top_k, S shared slots, C = K + S. */
+#include "kernels/ref/gate_row.h"
+
 #include "kernels/ref/ref_gate.h"
-
-#include "kernels/ref/canonical.h"
 #include "kernels/ref/views.h"
-
-/* Everything that is known about one row.  Finite keys; a bad expert (NaN logit) has key -inf, which is below them all. */
-typedef struct gate_row {
-    int64_t t;
-    bool has_nan;
-    float x[MF_GATE_MAX_WIDTH];   /* canonical logits, with the bias when bias_domain is LOGIT */
-    float a[MF_GATE_MAX_WIDTH];   /* scores */
-    float key[MF_GATE_MAX_WIDTH];
-    bool bad[MF_GATE_MAX_WIDTH];
-    bool allowed[MF_GATE_MAX_WIDTH]; /* may be chosen: group kept, not masked, not chosen yet */
-    int32_t num_chosen;
-    int32_t id[MF_GATE_MAX_COLUMNS];
-    float w[MF_GATE_MAX_COLUMNS];
-    float identity;
-} gate_row;
 
 static bool is_topk_scoring(mf_scoring s)
 {
@@ -33,7 +18,7 @@ static float bias_of(const mf_gate_args *args, int64_t t, int64_t i)
     return mf_canon_bias(mf_load_f32(alt ? &args->bias_alt : &args->e_score_correction_bias, i));
 }
 
-static void read_logit(const mf_gate_call *call, gate_row *row, int64_t i)
+static void read_logit(const mf_gate_call *call, mf_gate_row *row, int64_t i)
 {
     const mf_tensor *logits = &call->args->router_logits;
     float x = mf_load_f32(logits, row->t * logits->stride[0] + i);
@@ -59,7 +44,7 @@ static float score_of(mf_scoring scoring, float x)
 }
 
 /* Probabilities over all columns, masked ones and dropped groups included. */
-static void softmax(gate_row *row, int64_t n)
+static void softmax(mf_gate_row *row, int64_t n)
 {
     float m = -FLT_MAX;
     for (int64_t i = 0; i < n; i++) {
@@ -76,7 +61,14 @@ static void softmax(gate_row *row, int64_t n)
     }
 }
 
-static void score(const mf_gate_call *call, gate_row *row)
+static void read_logits(const mf_gate_call *call, mf_gate_row *row)
+{
+    for (int64_t i = 0; i < call->row_width; i++) {
+        read_logit(call, row, i);
+    }
+}
+
+static void score(const mf_gate_call *call, mf_gate_row *row)
 {
     mf_scoring scoring = call->cfg.scoring;
     if (scoring == MF_SCORING_SOFTMAX) {
@@ -89,7 +81,7 @@ static void score(const mf_gate_call *call, gate_row *row)
 }
 
 /* Softmax without a score bias ranks by logit, so that probabilities which round to the same f32 make no ties. */
-static void make_keys(const mf_gate_call *call, gate_row *row)
+static void make_keys(const mf_gate_call *call, mf_gate_row *row)
 {
     mf_scoring scoring = call->cfg.scoring;
     bool by_score_and_bias = call->cfg.bias_domain == MF_BIAS_SCORE;
@@ -108,7 +100,7 @@ static void make_keys(const mf_gate_call *call, gate_row *row)
     }
 }
 
-static float group_score(const gate_row *row, int64_t first, int64_t size, mf_group_score kind)
+static float group_score(const mf_gate_row *row, int64_t first, int64_t size, mf_group_score kind)
 {
     float best = -INFINITY, second = -INFINITY;
     for (int64_t i = first; i < first + size; i++) {
@@ -127,7 +119,7 @@ static float group_score(const gate_row *row, int64_t first, int64_t size, mf_gr
 }
 
 /* Keeps the topk_group best groups; experts of the others can never be chosen, whatever the sign of their keys. */
-static void drop_groups(const mf_gate_call *call, gate_row *row)
+static void drop_groups(const mf_gate_call *call, mf_gate_row *row)
 {
     int64_t num_groups = call->cfg.n_group;
     int64_t size = call->row_width / num_groups;
@@ -151,7 +143,7 @@ static void drop_groups(const mf_gate_call *call, gate_row *row)
 }
 
 /* Key descending, id ascending; bad experts come last in id order.  Columns without a candidate get id -1. */
-static void choose(const mf_gate_call *call, gate_row *row)
+static void choose(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_tensor *mask = &call->args->expert_mask;
     for (int64_t i = 0; mask->data && i < call->row_width; i++) {
@@ -172,7 +164,7 @@ static void choose(const mf_gate_call *call, gate_row *row)
 }
 
 /* HASH: the table names the experts.  false: the token is outside the table and the row becomes a padded one. */
-static bool choose_by_table(const mf_gate_call *call, gate_row *row)
+static bool choose_by_table(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_gate_args *args = call->args;
     int64_t token = mf_load_index(&args->token_ids, row->t);
@@ -195,7 +187,7 @@ static bool choose_by_table(const mf_gate_call *call, gate_row *row)
 }
 
 /* TOPK_SOFTMAX: a softmax over the chosen alone. */
-static void softmax_over_chosen(const mf_gate_call *call, gate_row *row)
+static void softmax_over_chosen(const mf_gate_call *call, mf_gate_row *row)
 {
     float first = 0.0f, sum = 0.0f;
     bool any = false;
@@ -214,7 +206,7 @@ static void softmax_over_chosen(const mf_gate_call *call, gate_row *row)
     }
 }
 
-static void renormalise(const mf_gate_call *call, gate_row *row)
+static void renormalise(const mf_gate_call *call, mf_gate_row *row)
 {
     float sum = 0.0f;
     for (int32_t k = 0; k < call->cfg.top_k; k++) {
@@ -240,7 +232,7 @@ static void renormalise(const mf_gate_call *call, gate_row *row)
 }
 
 /* The bias steers which experts win but not how much they weigh: weights come from scores without it. */
-static void weigh(const mf_gate_call *call, gate_row *row)
+static void weigh(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_tensor *scale = &call->args->per_expert_scale;
     if (call->cfg.scoring == MF_SCORING_TOPK_SOFTMAX) {
@@ -272,7 +264,7 @@ static void weigh(const mf_gate_call *call, gate_row *row)
     }
 }
 
-static float shared_weight(const mf_gate_call *call, gate_row *row)
+static float shared_weight(const mf_gate_call *call, mf_gate_row *row)
 {
     switch (call->cfg.shared_weight) {
     case MF_SHARED_PER_TOKEN: {
@@ -291,7 +283,7 @@ static float shared_weight(const mf_gate_call *call, gate_row *row)
 }
 
 /* Shared columns are additional to the routed ones and never candidates. */
-static void add_shared(const mf_gate_call *call, gate_row *row)
+static void add_shared(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_gate_config *cfg = &call->cfg;
     if (cfg->num_shared_slots == 0) {
@@ -333,7 +325,7 @@ static int64_t map_routed(const mf_gate_call *call, int64_t t, int32_t logical)
     return id > INT32_MAX ? INT32_MAX : id;
 }
 
-static void map_ids(const mf_gate_call *call, gate_row *row)
+static void map_ids(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_gate_config *cfg = &call->cfg;
     for (int32_t c = 0; c < call->num_columns; c++) {
@@ -352,7 +344,7 @@ static void map_ids(const mf_gate_call *call, gate_row *row)
 }
 
 /* Ascending emitted id with -1 last, stable: equal ids keep selection order. */
-static void sort_routed(const mf_gate_call *call, gate_row *row)
+static void sort_routed(const mf_gate_call *call, mf_gate_row *row)
 {
     for (int32_t k = 1; k < call->cfg.top_k; k++) {
         int32_t id = row->id[k];
@@ -367,7 +359,7 @@ static void sort_routed(const mf_gate_call *call, gate_row *row)
     }
 }
 
-static void emit(const mf_gate_call *call, const gate_row *row)
+static void emit(const mf_gate_call *call, const mf_gate_row *row)
 {
     const mf_gate_args *args = call->args;
     for (int32_t c = 0; c < call->num_columns; c++) {
@@ -392,7 +384,7 @@ static void emit(const mf_gate_call *call, const gate_row *row)
     }
 }
 
-static void pad(const mf_gate_call *call, gate_row *row)
+static void pad(const mf_gate_call *call, mf_gate_row *row)
 {
     for (int32_t c = 0; c < call->num_columns; c++) {
         row->id[c] = -1;
@@ -401,22 +393,24 @@ static void pad(const mf_gate_call *call, gate_row *row)
     row->identity = 0.0f;
 }
 
-static void gate_one_row(const mf_gate_call *call, gate_row *row)
+const mf_gate_steps mf_ref_gate_steps = {
+    .read_logits = read_logits, .score = score, .make_keys = make_keys, .drop_groups = drop_groups, .choose = choose
+};
+
+void mf_gate_run_row(const mf_gate_call *call, const mf_gate_steps *steps, mf_gate_row *row)
 {
     bool valid = mf_row_is_valid(&call->args->row_valid, call->num_valid_tokens, row->t);
     row->has_nan = false;
     if (valid && call->cfg.hash) {
         valid = choose_by_table(call, row);
     } else if (valid) {
-        for (int64_t i = 0; i < call->row_width; i++) {
-            read_logit(call, row, i);
-        }
-        score(call, row);
-        make_keys(call, row);
+        steps->read_logits(call, row);
+        steps->score(call, row);
+        steps->make_keys(call, row);
         if (call->cfg.n_group > 1) {
-            drop_groups(call, row);
+            steps->drop_groups(call, row);
         }
-        choose(call, row);
+        steps->choose(call, row);
     }
     if (valid) {
         weigh(call, row);
@@ -431,16 +425,21 @@ static void gate_one_row(const mf_gate_call *call, gate_row *row)
     emit(call, row);
 }
 
+void mf_gate_clear_histogram(const mf_gate_call *call)
+{
+    for (int64_t i = 0; call->args->histogram.data && i < call->cfg.num_slots; i++) {
+        mf_store_i32(&call->args->histogram, i, 0);
+    }
+}
+
 mf_status mf_ref_gate(mf_device *device, const mf_gate_call *call, mf_error *err)
 {
     (void)device;
     (void)err;
-    gate_row row;
-    for (int64_t i = 0; call->args->histogram.data && i < call->cfg.num_slots; i++) {
-        mf_store_i32(&call->args->histogram, i, 0);
-    }
+    mf_gate_row row;
+    mf_gate_clear_histogram(call);
     for (row.t = 0; row.t < call->num_tokens; row.t++) {
-        gate_one_row(call, &row);
+        mf_gate_run_row(call, &mf_ref_gate_steps, &row);
     }
     return MF_OK;
 }
