@@ -56,6 +56,45 @@ TEST(dense_linear_is_within_rounding_of_double_precision_in_every_format)
     }
 }
 
+TEST(dense_linear_takes_block_scales_of_any_size)
+{
+    static const float huge[4] = { 0x1p100f, 0x1.8p8f, 0x1p-140f, 0x1.cp7f };
+    enum { N = 200, K = 250, TOKENS = 8 };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int tokens = 1; tokens <= TOKENS; tokens += 7) {
+        uint64_t seed = 77;
+        case_matrix w;
+        case_matrix_make(&w, &seed, MF_FORMAT_FP8_BLOCK, 0, N, K); /* f32 scales [2, 2] */
+        CHECK_EQ(w.m.scale_row_stride, 2);
+        memcpy(w.scales, huge, sizeof huge);
+        case_matrix_decode(&w);
+        float *x = normals(&seed, tokens * K);
+        for (int d = 0; d < count; d++) {
+            float *out = conf_alloc((size_t)tokens * N * 4);
+            devices[d].device->ops->linear(devices[d].device, &w.m, NULL, x, K, tokens, out, N);
+            for (int block = 0; block < 2; block++) {
+                case_error e = { 0 };
+                for (int i = 0; i < tokens * N; i++) {
+                    double sum = 0;
+                    for (int c = 0; c < K; c++) {
+                        sum += w.value[i % N * K + c] * (double)x[i / N * K + c];
+                    }
+                    if (i % N / 128 == block) {
+                        case_error_add(&e, (double)out[i], sum);
+                    }
+                }
+                if (!(case_nmse(&e) <= 1e-12)) {
+                    fail_msg("%s, %d tokens, rows %d..: NMSE %g", devices[d].label, tokens, 128 * block, case_nmse(&e));
+                }
+            }
+            conf_free(out);
+        }
+        conf_free(x);
+        case_matrix_free(&w);
+    }
+}
+
 TEST(dense_linear_bits_do_not_depend_on_the_batch)
 {
     enum { TOKENS = 31, N = 70, K = 333 };

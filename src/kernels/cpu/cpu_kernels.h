@@ -14,8 +14,8 @@ typedef struct mf_cpu_tile {
     const mf_matrix *w;
     int64_t first_row, num_rows;
     int64_t num_tokens;
-    const void *const *x;        /* [num_tokens] rows of w->k: f32, or i16 codes for INT8_TOKEN */
-    const float *const *x_scale; /* [num_tokens] scales of quantised x (mf_quant_num_scales each); NULL = weight only */
+    const void *const *x;  /* [num_tokens] rows of w->k: f32, or i16 codes for tile_int8_codes */
+    const float *x_scale;  /* [num_tokens] scales of i16 codes */
     float *out;
     int64_t out_stride;
 } mf_cpu_tile;
@@ -32,16 +32,16 @@ typedef struct mf_cpu_terms {
 
 typedef struct mf_cpu_kernels {
     const char *isa; /* "c", "avx2+fma+f16c" */
-    /* Products by format: x in f32; x quantised by the format's own rule (NULL where the format has none). */
-    mf_cpu_tile_fn tile[MF_FORMAT_COUNT];
-    mf_cpu_tile_fn tile_w8a8[MF_FORMAT_COUNT];
+    mf_cpu_tile_fn tile[MF_FORMAT_COUNT]; /* x in f32; x that was quantised to fp8 is f32 again, code times scale */
+    mf_cpu_tile_fn tile_int8_codes;       /* INT8_CHANNEL weights, x in codes: sums of integers */
     /* h[i] = act(g[i], u[i]) rounded to dtype, kept as f32.  h may be g.  i < n, n any. */
     void (*activate)(const mf_slot *slot, mf_dtype dtype, const float *g, const float *u, int64_t n, float *h);
     /* f32 <-> stored rows of f32, bf16, f16 */
     void (*load_row)(const void *data, mf_dtype dtype, int64_t n, float *out);
     void (*store_row)(const float *x, int64_t n, mf_dtype dtype, void *data);
-    /* x[n] to codes and scales: f32 codes for the fp8 rules, i16 codes for INT8_TOKEN. */
-    void (*quantise)(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n, void *codes, float *scales);
+    /* x[n] quantised, over itself: by the fp8 rules to code times scale; by INT8_TOKEN to i16 codes, which take the first half
+     * of the row, and *scale. */
+    void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
     float (*dot)(const float *a, const float *b, int64_t n);
     void (*axpy)(float *acc, float a, const float *x, int64_t n); /* acc += a * x */
     /* x[i] = exp(x[i] - max), and their sum */

@@ -20,11 +20,10 @@ enum {
 
 /* x in one of the forms that products take. */
 typedef struct input_form {
-    uint8_t *rows; /* f32, or i16 codes; row_bytes apart */
+    uint8_t *rows; /* f32, or i16 codes over them; row_bytes apart */
     int64_t row_bytes;
-    float *scales;
-    int64_t num_scales; /* per row */
-    bool by_pair;       /* a row per (token, column), not per token */
+    float *scales; /* of i16 codes */
+    bool by_pair;  /* a row per (token, column), not per token */
 } input_form;
 
 typedef struct pass {
@@ -41,10 +40,9 @@ typedef struct pass {
     input_form x[MF_QUANT_COUNT];
     const uint8_t *direct; /* f32 x used in place; rows direct_bytes apart */
     int64_t direct_bytes;
-    uint8_t *h;            /* [kept][h_stride] f32, or codes over them */
+    uint8_t *h;            /* [kept][h_stride] f32, or i16 codes over them */
     int64_t h_stride;      /* floats */
-    float *h_scales;       /* [kept][num_h_scales] */
-    int64_t num_h_scales;
+    float *h_scales;       /* [kept], of i16 codes */
 } pass;
 
 static int64_t ceil_div(int64_t a, int64_t b)
@@ -98,18 +96,14 @@ static size_t lay_out(pass *p, const mf_experts *experts, int64_t num_tokens, in
     for (int q = 0; q < MF_QUANT_COUNT; q++) {
         if (experts->quants13 & (1u << q)) {
             input_form *x = &p->x[q];
-            x->row_bytes = ceil_div(experts->hidden_size, 16) * 16 * (int64_t)sizeof(float); /* codes lie over floats */
-            x->num_scales = mf_quant_num_scales((mf_quant)q, experts->hidden_size);
+            x->row_bytes = ceil_div(experts->hidden_size, 16) * 16 * (int64_t)sizeof(float);
             x->rows = mf_carve(base, &total, mf_carve_count(most_inputs, x->row_bytes, 1), 1);
-            x->scales = mf_carve(base, &total, mf_carve_count(most_inputs, x->num_scales, 1), sizeof(float));
+            x->scales = mf_carve(base, &total, most_inputs, sizeof(float));
         }
     }
     p->h_stride = ceil_div(experts->max_intermediate_size, 16) * 16;
     p->h = mf_carve(base, &total, mf_carve_count(pairs, p->h_stride, 1), sizeof(float));
-    p->num_h_scales = experts->quants2 & (1u << MF_QUANT_FP8_GROUP)
-                          ? mf_quant_num_scales(MF_QUANT_FP8_GROUP, experts->max_intermediate_size)
-                          : 1;
-    p->h_scales = mf_carve(base, &total, mf_carve_count(pairs, p->num_h_scales, 1), sizeof(float));
+    p->h_scales = mf_carve(base, &total, pairs, sizeof(float));
     return total;
 }
 
@@ -206,11 +200,11 @@ static int64_t active_of(const pass *p, int64_t task)
 /* ---- inputs ---- */
 
 /* Which form of x a slot reads, and the row of it that a pair reads. */
-static const void *input_row(const pass *p, mf_quant quant, int32_t pair, const float **scales)
+static const void *input_row(const pass *p, mf_quant quant, int32_t pair, float *scale)
 {
     const input_form *x = &p->x[quant];
     int64_t row = x->by_pair ? pair : pair / p->num_columns;
-    *scales = x->scales + row * x->num_scales;
+    *scale = quant == MF_QUANT_INT8_TOKEN ? x->scales[row] : 1.0f;
     if (quant == MF_QUANT_NONE && p->direct) {
         return p->direct + row * p->direct_bytes;
     }
@@ -251,7 +245,7 @@ static void prepare_input(void *context, int64_t task, int32_t thread)
         row[i] = mf_round_to_dtype(row[i] * factor, p->experts->act_dtype);
     }
     if (step->quant != MF_QUANT_NONE) {
-        p->kernels->quantise(step->quant, static_scale, e8m0(p), row, hidden, row, x->scales + task * x->num_scales);
+        p->kernels->quantise(step->quant, static_scale, e8m0(p), row, hidden, x->scales + task);
     }
 }
 
@@ -283,7 +277,7 @@ static void multiply(const pass *p, const mf_matrix *w, const float *bias, mf_qu
 {
     const mf_cpu_kernels *kernels = p->kernels;
     tile->w = w;
-    (quant == MF_QUANT_NONE ? kernels->tile : kernels->tile_w8a8)[w->format](tile);
+    (quant == MF_QUANT_INT8_TOKEN ? kernels->tile_int8_codes : kernels->tile[w->format])(tile);
     for (int64_t t = 0; bias && t < tile->num_tokens; t++) {
         for (int64_t r = 0; r < tile->num_rows; r++) {
             tile->out[t * tile->out_stride + r] += bias[tile->first_row + r];
@@ -303,7 +297,7 @@ static void run_up(void *context, int64_t task, int32_t thread)
     const int64_t end = p->offsets[p->active[a] + 1];
     for (int64_t i = p->offsets[p->active[a]]; i < end; i += TILE_TOKENS) {
         const void *x[TILE_TOKENS];
-        const float *scales[TILE_TOKENS];
+        float scales[TILE_TOKENS];
         float gate[TILE_TOKENS * UP_ROWS];
         float up[TILE_TOKENS * UP_ROWS];
         const int64_t n = end - i < TILE_TOKENS ? end - i : TILE_TOKENS;
@@ -314,7 +308,7 @@ static void run_up(void *context, int64_t task, int32_t thread)
                              .num_rows = num_rows,
                              .num_tokens = n,
                              .x = x,
-                             .x_scale = quant == MF_QUANT_NONE ? NULL : scales,
+                             .x_scale = scales,
                              .out = up,
                              .out_stride = UP_ROWS };
         multiply(p, &slot->up, slot->up_bias, quant, &tile);
@@ -339,7 +333,7 @@ static void run_requant(void *context, int64_t task, int32_t thread)
     const mf_quant quant = quant2(p, slot);
     if (quant != MF_QUANT_NONE) {
         float *h = (float *)(void *)p->h + task * p->h_stride;
-        p->kernels->quantise(quant, slot->input_scale2, e8m0(p), h, slot->down.k, h, p->h_scales + task * p->num_h_scales);
+        p->kernels->quantise(quant, slot->input_scale2, e8m0(p), h, slot->down.k, p->h_scales + task);
     }
 }
 
@@ -356,18 +350,18 @@ static void run_down(void *context, int64_t task, int32_t thread)
     const int64_t end = p->offsets[p->active[a] + 1];
     for (int64_t i = p->offsets[p->active[a]]; i < end; i += TILE_TOKENS) {
         const void *h[TILE_TOKENS];
-        const float *scales[TILE_TOKENS];
+        float scales[TILE_TOKENS];
         float out[TILE_TOKENS * DOWN_ROWS];
         const int64_t n = end - i < TILE_TOKENS ? end - i : TILE_TOKENS;
         for (int64_t j = 0; j < n; j++) {
             h[j] = p->h + (i + j) * p->h_stride * (int64_t)sizeof(float);
-            scales[j] = p->h_scales + (i + j) * p->num_h_scales;
+            scales[j] = quant == MF_QUANT_INT8_TOKEN ? p->h_scales[i + j] : 1.0f;
         }
         mf_cpu_tile tile = { .first_row = first_row,
                              .num_rows = num_rows,
                              .num_tokens = n,
                              .x = h,
-                             .x_scale = quant == MF_QUANT_NONE ? NULL : scales,
+                             .x_scale = scales,
                              .out = out,
                              .out_stride = DOWN_ROWS };
         multiply(p, &slot->down, slot->down_bias, quant, &tile);

@@ -147,37 +147,38 @@ INLINE __m256 round_e4m3(__m256 v)
     return _mm256_or_ps(rounded, sign);
 }
 
-/* codes may lie over x. */
-static void quantise_avx2(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n, void *codes, float *scales)
+static void quantise_avx2(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale)
 {
     const int64_t group = mf_quant_group(quant, n);
-    for (int64_t first = 0, g = 0; first < n; first += group, g++) {
+    for (int64_t first = 0; first < n; first += group) {
         const int64_t end = n - first < group ? n : first + group;
-        float scale = mf_quant_scale(quant, static_scale, e8m0, x + first, end - first);
-        const __m256 divisor = _mm256_set1_ps(scale);
+        const float s = mf_quant_scale(quant, static_scale, e8m0, x + first, end - first);
+        const __m256 divisor = _mm256_set1_ps(s);
         int64_t i = first;
         for (; i + 8 <= end; i += 8) {
             __m256 v = _mm256_div_ps(_mm256_loadu_ps(x + i), divisor);
             if (quant != MF_QUANT_INT8_TOKEN) {
-                _mm256_storeu_ps((float *)codes + i, round_e4m3(v));
+                _mm256_storeu_ps(x + i, _mm256_mul_ps(round_e4m3(v), divisor));
                 continue;
             }
             v = _mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q));
             v = clamp8(_mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), 127.0f);
             __m256i words = _mm256_cvtps_epi32(v);
-            _mm_storeu_si128((__m128i *)(void *)((uint8_t *)codes + 2 * i),
+            _mm_storeu_si128((__m128i *)(void *)((uint8_t *)x + 2 * i), /* behind what has been read */
                              _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
         }
         for (; i < end; i++) {
-            float code = mf_quant_code(quant, x[i], scale);
+            float code = mf_quant_code(quant, x[i], s);
             if (quant == MF_QUANT_INT8_TOKEN) {
                 int16_t narrow = (int16_t)code;
-                memcpy((uint8_t *)codes + 2 * i, &narrow, 2);
+                memcpy((uint8_t *)x + 2 * i, &narrow, 2);
             } else {
-                ((float *)codes)[i] = code;
+                x[i] = code * s;
             }
         }
-        scales[g] = scale;
+        if (quant == MF_QUANT_INT8_TOKEN) {
+            *scale = s;
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 /* kernels_c.c - the ladder's first rung: plain C for any machine, and what other rungs fall back to.
  *
- * Order of sums: eight lanes, lane k % 8 of a scale's group ascending; groups ascending; the lanes in a tree at the end. */
+ * Order of sums: eight lanes, lane k % 8, k ascending; the lanes in a tree at the end. */
 #include "kernels/activation.h"
 #include "kernels/cpu/cpu_kernels.h"
 
@@ -29,36 +29,21 @@ static void accumulate(lanes *acc, const float *w, const float *x, int64_t n)
     }
 }
 
-/* One row times up to TOKENS tokens, codes decoded once. */
+/* One row times up to TOKENS tokens, decoded once. */
 static void row_times_tokens(const mf_cpu_tile *tile, int64_t r, int64_t t0, int64_t num_tokens)
 {
     const mf_matrix *w = tile->w;
-    const int64_t row = tile->first_row + r;
-    const int64_t group = mf_matrix_group(w);
-    const int64_t scale_row = mf_matrix_scale_row(w, row);
-    const bool has_scale = w->format >= MF_FORMAT_FP8_BLOCK;
-    lanes total[TOKENS] = { 0 };
-    for (int64_t first = 0, g = 0; first < w->k; first += group ? group : w->k, g++) {
-        int64_t end = group && first + group < w->k ? first + group : w->k;
-        lanes acc[TOKENS] = { 0 };
-        for (int64_t k = first; k < end; k += CHUNK) {
-            float codes[CHUNK];
-            int64_t count = end - k < CHUNK ? end - k : CHUNK;
-            mf_matrix_decode_codes(w, row, k, count, codes);
-            for (int64_t t = 0; t < num_tokens; t++) {
-                accumulate(&acc[t], codes, (const float *)tile->x[t0 + t] + k, count);
-            }
-        }
-        float scale_w = has_scale ? mf_matrix_scale_at(w, scale_row + g) : 1.0f;
+    lanes acc[TOKENS] = { 0 };
+    for (int64_t k = 0; k < w->k; k += CHUNK) {
+        float values[CHUNK];
+        int64_t count = w->k - k < CHUNK ? w->k - k : CHUNK;
+        mf_matrix_decode_row(w, tile->first_row + r, k, count, values);
         for (int64_t t = 0; t < num_tokens; t++) {
-            float scale = !tile->x_scale ? scale_w : tile->x_scale[t0 + t][g] * scale_w;
-            for (int l = 0; l < LANES; l++) {
-                total[t].v[l] += has_scale ? acc[t].v[l] * scale : acc[t].v[l];
-            }
+            accumulate(&acc[t], values, (const float *)tile->x[t0 + t] + k, count);
         }
     }
     for (int64_t t = 0; t < num_tokens; t++) {
-        tile->out[(t0 + t) * tile->out_stride + r] = sum_lanes(&total[t]);
+        tile->out[(t0 + t) * tile->out_stride + r] = sum_lanes(&acc[t]);
     }
 }
 
@@ -71,7 +56,7 @@ void mf_cpu_tile_c(const mf_cpu_tile *tile)
     }
 }
 
-static void tile_int8_w8a8_c(const mf_cpu_tile *tile)
+static void tile_int8_codes_c(const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
     for (int64_t r = 0; r < tile->num_rows; r++) {
@@ -83,7 +68,7 @@ static void tile_int8_w8a8_c(const mf_cpu_tile *tile)
             for (int64_t k = 0; k < w->k; k++) {
                 sum += codes[k] * x[k];
             }
-            tile->out[t * tile->out_stride + r] = (float)sum * tile->x_scale[t][0] * scale;
+            tile->out[t * tile->out_stride + r] = (float)sum * tile->x_scale[t] * scale;
         }
     }
 }
@@ -105,18 +90,24 @@ static void store_row_c(const float *x, int64_t n, mf_dtype dtype, void *data)
     mf_store_row(x, n, dtype, data);
 }
 
-static void quantise_c(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n, void *codes, float *scales)
+static void quantise_c(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale)
 {
-    if (quant != MF_QUANT_INT8_TOKEN) {
-        mf_quantise_row(quant, static_scale, e8m0, x, n, codes, scales);
+    if (quant == MF_QUANT_INT8_TOKEN) {
+        *scale = mf_quant_scale(quant, static_scale, e8m0, x, n);
+        for (int64_t i = 0; i < n; i++) { /* narrower than what is read, so codes stay behind the reads */
+            int16_t code = (int16_t)mf_quant_code(quant, x[i], *scale);
+            memcpy((uint8_t *)x + 2 * i, &code, 2);
+        }
         return;
     }
-    float scale = mf_quant_scale(quant, static_scale, e8m0, x, n);
-    for (int64_t i = 0; i < n; i++) { /* codes may lie over x: they are narrower, so they stay behind the reads */
-        int16_t code = (int16_t)mf_quant_code(quant, x[i], scale);
-        memcpy((uint8_t *)codes + 2 * i, &code, 2);
+    const int64_t group = mf_quant_group(quant, n);
+    for (int64_t first = 0; first < n; first += group) {
+        const int64_t end = n - first < group ? n : first + group;
+        float s = mf_quant_scale(quant, static_scale, e8m0, x + first, end - first);
+        for (int64_t i = first; i < end; i++) {
+            x[i] = mf_quant_code(quant, x[i], s) * s;
+        }
     }
-    scales[0] = scale;
 }
 
 static float dot_c(const float *a, const float *b, int64_t n)
@@ -165,9 +156,7 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         k->tile[f] = mf_cpu_tile_c;
     }
-    k->tile_w8a8[MF_FORMAT_FP8_BLOCK] = mf_cpu_tile_c;
-    k->tile_w8a8[MF_FORMAT_FP8_CHANNEL] = mf_cpu_tile_c;
-    k->tile_w8a8[MF_FORMAT_INT8_CHANNEL] = tile_int8_w8a8_c;
+    k->tile_int8_codes = tile_int8_codes_c;
     k->gate_steps = &mf_ref_gate_steps;
     mf_cpu_sum_reduce_fill_c(k);
 }

@@ -1,35 +1,32 @@
 /* tiles_avx2.c - products with AVX2, FMA and F16C.
  *
- * Weights are read in their stored form: eight codes become eight floats and meet 1 to 3 tokens.  With few tokens they stay in
- * registers, with many they are decoded once into a small buffer.  Order of sums for one (row, token), either way: lane k % 8
- * of a scale's group ascending by fma, groups ascending by fma with their scale, then the eight lanes in a tree.  Rows go four
- * at a time because one token gives one chain of fma per row and a chain alone waits for its latency. */
+ * Weights are read in their stored form: eight codes become eight values and meet 1 to 3 tokens.  With few tokens they stay in
+ * registers, with many they are decoded once into a small buffer.  Order of sums for one (row, token), either way: lane k % 8,
+ * k ascending, by fma, then the eight lanes in a tree; a scale per row comes last, finer scales are in the values.  Rows go
+ * four at a time because one token gives one chain of fma per row, and a chain alone waits for its latency. */
 #include "kernels/cpu/avx2.h"
 
 enum {
     ROWS = 4,
     TOKENS = 3,
-    LEAST_GEMM = 5, /* tokens from which decoding rows once pays */
+    LEAST_GEMM = 6, /* tokens from which decoding fp8 and 4-bit rows once pays */
     MANY = 24,      /* tokens whose sums are kept beside decoded rows */
-    CHUNK = 256     /* columns decoded at a time */
+    CHUNK = 512     /* columns decoded at a time */
 };
 
 /* Four short rows at a time are no pattern that hardware prefetchers follow, so the code asks: this far ahead in each row,
  * and past a row's end in the row that comes next.  Streaming bf16 from memory: 2 to 3 times as fast. */
 enum { LINE = 64, AHEAD = 2048 };
 
-/* ---- eight stored codes as floats ---- */
+/* ---- eight stored codes as values ---- */
 
-/* e4m3's bits moved up are the float of value * 2^-120, subnormals included: only the exponent's bias differs.  Some CPUs are
- * slow at the multiplication of a subnormal, but the codes below 2^-6 are rare when scales bring a block's largest to 448.
- * NaN codes come out as 480: see has_nan_code. */
-INLINE __m256 f32_from_e4m3(const void *p)
-{
-    __m256i bits = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)), 20);
-    bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000u));
-    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
-}
+/* What turns codes into values for the columns under one scale. */
+typedef struct decoder {
+    __m256 scale; /* FP8: times 2^120; INT4: the scale; MXFP4: the eight magnitudes times the scale */
+    __m256 shift; /* INT4: -(zero * scale) */
+} decoder;
 
+/* Eight nibbles, the low one first, each in the low bits of its lane. */
 INLINE __m256i nibbles(const void *p)
 {
     int32_t word;
@@ -37,16 +34,26 @@ INLINE __m256i nibbles(const void *p)
     return _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
 }
 
-INLINE __m256 f32_from_e2m1(const void *p)
+INLINE decoder decoder_for(mf_format format, const mf_matrix *w, int64_t scale_index)
 {
-    const __m256 magnitude = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
-    __m256i codes = nibbles(p);
-    __m256i sign = _mm256_and_si256(_mm256_slli_epi32(codes, 28), _mm256_set1_epi32((int)0x80000000u));
-    return _mm256_xor_ps(_mm256_permutevar8x32_ps(magnitude, codes), _mm256_castsi256_ps(sign));
+    decoder d = { _mm256_setzero_ps(), _mm256_setzero_ps() };
+    if (format == MF_FORMAT_FP8_CHANNEL) {
+        d.scale = _mm256_set1_ps(0x1p120f);
+    } else if (format == MF_FORMAT_FP8_BLOCK) {
+        d.scale = _mm256_set1_ps(mf_matrix_scale_at(w, scale_index) * 0x1p120f);
+    } else if (format == MF_FORMAT_INT4_GROUP) {
+        float scale = mf_matrix_scale_at(w, scale_index);
+        d.scale = _mm256_set1_ps(scale);
+        d.shift = _mm256_set1_ps(-((w->zero ? (float)w->zero[scale_index] : 8.0f) * scale));
+    } else if (format == MF_FORMAT_MXFP4) {
+        const __m256 magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+        d.scale = _mm256_mul_ps(magnitudes, _mm256_set1_ps(mf_e8m0_to_f32(((const uint8_t *)w->scale)[scale_index])));
+    }
+    return d;
 }
 
 /* p: the row's first byte, or a copy of its tail; k: column, a multiple of 8. */
-INLINE __m256 load_codes(mf_format format, const uint8_t *p, int64_t k, __m256i zero)
+INLINE __m256 load_values(mf_format format, const uint8_t *p, int64_t k, const decoder *d)
 {
     switch (format) {
     case MF_FORMAT_F32:
@@ -56,16 +63,25 @@ INLINE __m256 load_codes(mf_format format, const uint8_t *p, int64_t k, __m256i 
     case MF_FORMAT_F16:
         return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 2 * k)));
     case MF_FORMAT_FP8_BLOCK:
-    case MF_FORMAT_FP8_CHANNEL:
-        return f32_from_e4m3(p + k);
+    case MF_FORMAT_FP8_CHANNEL: {
+        /* e4m3's bits moved up are the float of code * 2^-120, subnormals included: only the exponent's bias differs.  Some
+         * CPUs are slow at multiplying a subnormal, but codes below 2^-6 are rare where scales bring a block's largest to
+         * 448.  NaN codes come out as 480: see has_nan_code. */
+        __m256i bits = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + k))), 20);
+        bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000u));
+        return _mm256_mul_ps(_mm256_castsi256_ps(bits), d->scale);
+    }
     case MF_FORMAT_INT8_CHANNEL:
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + k))));
     case MF_FORMAT_INT4_GROUP: {
         __m256i codes = _mm256_and_si256(nibbles(p + k / 2), _mm256_set1_epi32(15));
-        return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero));
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), d->scale, d->shift);
     }
-    default:
-        return f32_from_e2m1(p + k / 2);
+    default: {
+        __m256i codes = nibbles(p + k / 2);
+        __m256i sign = _mm256_and_si256(_mm256_slli_epi32(codes, 28), _mm256_set1_epi32((int)0x80000000u));
+        return _mm256_xor_ps(_mm256_permutevar8x32_ps(d->scale, codes), _mm256_castsi256_ps(sign));
+    }
     }
 }
 
@@ -103,20 +119,15 @@ INLINE bool max_is_nan_code(__m256i max)
 
 /* ---- four rows and a few tokens ---- */
 
-/* The stored rows at hand.  `format`, `quantised`, NR and NT below are compile-time constants once inlined. */
+/* The stored rows at hand.  `format`, NR and NT below are compile-time constants once inlined. */
 typedef struct rows {
     const uint8_t *codes[ROWS];
     int64_t scale[ROWS];   /* index of the row's first scale */
     int64_t bytes;         /* of one row */
     int64_t next_rows;     /* from a row's end to the row that takes its place in the next block */
-    int64_t group;         /* columns under one scale; all of them when scales belong to rows */
+    int64_t group;         /* columns under one decoder */
     __m256i max_magnitude; /* fp8: of the codes seen */
 } rows;
-
-/* One chain of fma per row and token: within a group, and of the groups so far. */
-typedef struct sums {
-    __m256 acc[ROWS][TOKENS], total[ROWS][TOKENS];
-} sums;
 
 INLINE bool is_fp8(mf_format format)
 {
@@ -154,80 +165,44 @@ INLINE void arrive(mf_format format, int NR, rows *q, int64_t k, int64_t end)
     }
 }
 
-INLINE __m256i zero_point(mf_format format, const mf_cpu_tile *tile, const rows *q, int i, int64_t g)
-{
-    return _mm256_set1_epi32(format == MF_FORMAT_INT4_GROUP && tile->w->zero ? tile->w->zero[q->scale[i] + g] : 8);
-}
-
-/* Fewer than eight codes from column k on, zeros behind them: times the zeros behind x they add nothing. */
-INLINE __m256 load_last_codes(mf_format format, const uint8_t *codes, int64_t k, int64_t n, __m256i zero)
+/* Fewer than eight values from column k on; whatever stands behind them meets the zeros behind x. */
+INLINE __m256 load_last_values(mf_format format, const uint8_t *codes, int64_t k, int64_t n, const decoder *d)
 {
     const int64_t bits = mf_format_bits(format);
     uint8_t padded[32] = { 0 };
     memcpy(padded, codes + k * bits / 8, (size_t)((n * bits + 7) / 8));
-    return load_codes(format, padded, 0, zero);
+    return load_values(format, padded, 0, d);
 }
 
-INLINE void clear(int NR, int NT, sums *s)
+/* One row's sum becomes its output. */
+INLINE void finish(mf_format format, const mf_cpu_tile *tile, const rows *q, int i, int64_t r, int64_t t, __m256 acc)
 {
-    UNROLL(4) for (int i = 0; i < NR; i++) {
-        UNROLL(3) for (int j = 0; j < NT; j++) {
-            s->acc[i][j] = _mm256_setzero_ps();
-            s->total[i][j] = _mm256_setzero_ps();
-        }
+    float sum = sum_lanes(acc);
+    if (format == MF_FORMAT_FP8_CHANNEL || format == MF_FORMAT_INT8_CHANNEL) {
+        sum *= mf_matrix_scale_at(tile->w, q->scale[i]);
     }
-}
-
-/* A group ends: its sum times its scale joins the total. */
-INLINE void fold(bool quantised, int NR, int NT, const mf_cpu_tile *tile, const rows *q, const float *const *x_scale, int64_t g,
-                 sums *s)
-{
-    UNROLL(4) for (int i = 0; i < NR; i++) {
-        float scale_w = mf_matrix_scale_at(tile->w, q->scale[i] + g);
-        UNROLL(3) for (int j = 0; j < NT; j++) {
-            float scale = quantised ? x_scale[j][g] * scale_w : scale_w;
-            s->total[i][j] = _mm256_fmadd_ps(s->acc[i][j], _mm256_set1_ps(scale), s->total[i][j]);
-            s->acc[i][j] = _mm256_setzero_ps();
-        }
-    }
-}
-
-INLINE void finish(mf_format format, bool quantised, int NR, int NT, const mf_cpu_tile *tile, const rows *q, int64_t r, int64_t t,
-                   int64_t num_tokens, const sums *s)
-{
-    const bool is_channel = format == MF_FORMAT_FP8_CHANNEL || format == MF_FORMAT_INT8_CHANNEL;
-    UNROLL(4) for (int i = 0; i < NR; i++) {
-        float scale_w = is_channel ? mf_matrix_scale_at(tile->w, q->scale[i]) : 1.0f;
-        UNROLL(3) for (int j = 0; j < NT; j++) {
-            if (j >= num_tokens) {
-                continue; /* a copy of the last token */
-            }
-            float sum = sum_lanes(is_grouped(format) ? s->total[i][j] : s->acc[i][j]);
-            if (is_channel) {
-                sum *= quantised ? tile->x_scale[t + j][0] * scale_w : scale_w;
-            }
-            tile->out[(t + j) * tile->out_stride + r + i] = sum;
-        }
-    }
+    tile->out[t * tile->out_stride + r + i] = sum;
 }
 
 /* NR rows times NT tokens from t, codes straight from memory into the products. */
-INLINE void stream(mf_format format, bool quantised, int NR, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
+INLINE void stream(mf_format format, int NR, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
 {
     const int64_t size = tile->w->k;
     const int64_t codes_per_line = LINE * 8 / mf_format_bits(format);
     const float *x[TOKENS];
-    sums s;
-    clear(NR, NT, &s);
+    __m256 acc[ROWS][TOKENS];
     UNROLL(3) for (int j = 0; j < NT; j++) {
         x[j] = tile->x[t + j];
+        UNROLL(4) for (int i = 0; i < NR; i++) {
+            acc[i][j] = _mm256_setzero_ps();
+        }
     }
     for (int64_t first = 0, g = 0; first < size; first += q->group, g++) {
         const int64_t end = size - first < q->group ? size : first + q->group;
         const int64_t main_end = first + (end - first) / 8 * 8;
-        __m256i zero[ROWS];
+        decoder d[ROWS];
         UNROLL(4) for (int i = 0; i < NR; i++) {
-            zero[i] = zero_point(format, tile, q, i, g);
+            d[i] = decoder_for(format, tile->w, q->scale[i] + g);
         }
         for (int64_t k = first; k < main_end;) {
             const int64_t line_end = main_end - k < codes_per_line ? main_end : k + codes_per_line;
@@ -240,9 +215,9 @@ INLINE void stream(mf_format format, bool quantised, int NR, int NT, const mf_cp
                     xk[j] = _mm256_loadu_ps(x[j] + k);
                 }
                 UNROLL(4) for (int i = 0; i < NR; i++) {
-                    __m256 codes = load_codes(format, q->codes[i], k, zero[i]);
+                    __m256 values = load_values(format, q->codes[i], k, &d[i]);
                     UNROLL(3) for (int j = 0; j < NT; j++) {
-                        s.acc[i][j] = _mm256_fmadd_ps(codes, xk[j], s.acc[i][j]);
+                        acc[i][j] = _mm256_fmadd_ps(values, xk[j], acc[i][j]);
                     }
                 }
             }
@@ -250,101 +225,107 @@ INLINE void stream(mf_format format, bool quantised, int NR, int NT, const mf_cp
         if (main_end < end) {
             arrive(format, NR, q, main_end, end);
             UNROLL(4) for (int i = 0; i < NR; i++) {
-                __m256 codes = load_last_codes(format, q->codes[i], main_end, end - main_end, zero[i]);
+                __m256 values = load_last_values(format, q->codes[i], main_end, end - main_end, &d[i]);
                 UNROLL(3) for (int j = 0; j < NT; j++) {
-                    s.acc[i][j] = _mm256_fmadd_ps(codes, load_tail(x[j] + main_end, end - main_end), s.acc[i][j]);
+                    acc[i][j] = _mm256_fmadd_ps(values, load_tail(x[j] + main_end, end - main_end), acc[i][j]);
                 }
             }
         }
-        if (is_grouped(format)) {
-            fold(quantised, NR, NT, tile, q, tile->x_scale + t, g, &s);
+    }
+    UNROLL(4) for (int i = 0; i < NR; i++) {
+        UNROLL(3) for (int j = 0; j < NT; j++) {
+            finish(format, tile, q, i, r, t + j, acc[i][j]);
         }
     }
-    finish(format, quantised, NR, NT, tile, q, r, t, NT, &s);
 }
 
 /* ---- four rows and many tokens ---- */
 
-/* Columns [first, end) of the rows as floats, to a multiple of eight. */
+/* Columns [first, end) of the rows as floats, to a multiple of eight; first is a multiple of the group. */
 INLINE void decode(mf_format format, const mf_cpu_tile *tile, rows *q, bool is_first, int64_t first, int64_t end,
-                   float codes[ROWS][CHUNK])
+                   float values[ROWS][CHUNK])
 {
     const int64_t codes_per_line = LINE * 8 / mf_format_bits(format);
-    for (int64_t line = first; line < end; line += codes_per_line) {
-        const int64_t line_end = end - line < codes_per_line ? end : line + codes_per_line;
-        if (is_first) {
-            arrive(format, ROWS, q, line, line_end);
+    for (int64_t line = first; is_first && line < end; line += codes_per_line) {
+        arrive(format, ROWS, q, line, end - line < codes_per_line ? end : line + codes_per_line);
+    }
+    for (int64_t start = first; start < end; start += q->group) {
+        const int64_t stop = end - start < q->group ? end : start + q->group;
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            const decoder d = decoder_for(format, tile->w, q->scale[i] + start / q->group);
+            int64_t k = start;
+            for (; k + 8 <= stop; k += 8) {
+                _mm256_store_ps(&values[i][k - first], load_values(format, q->codes[i], k, &d));
+            }
+            if (k < stop) {
+                _mm256_store_ps(&values[i][k - first], load_last_values(format, q->codes[i], k, stop - k, &d));
+            }
+        }
+    }
+}
+
+/* ROWS rows of decoded columns [first, end) times three tokens, added to their sums. */
+INLINE void multiply(float values[ROWS][CHUNK], const float *const *x, int64_t first, int64_t end, __m256 sums[ROWS][TOKENS])
+{
+    __m256 acc[ROWS][TOKENS];
+    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(3) for (int j = 0; j < TOKENS; j++) {
+            acc[i][j] = sums[i][j];
+        }
+    }
+    int64_t k = first;
+    for (; k + 8 <= end; k += 8) {
+        __m256 xk[TOKENS];
+        UNROLL(3) for (int j = 0; j < TOKENS; j++) {
+            xk[j] = _mm256_loadu_ps(x[j] + k);
         }
         UNROLL(4) for (int i = 0; i < ROWS; i++) {
-            int64_t k = line;
-            for (; k + 8 <= line_end; k += 8) {
-                __m256 values = load_codes(format, q->codes[i], k, zero_point(format, tile, q, i, k / q->group));
-                _mm256_store_ps(&codes[i][k - first], values);
+            __m256 eight = _mm256_load_ps(&values[i][k - first]);
+            UNROLL(3) for (int j = 0; j < TOKENS; j++) {
+                acc[i][j] = _mm256_fmadd_ps(eight, xk[j], acc[i][j]);
             }
-            if (k < line_end) {
-                __m256i zero = zero_point(format, tile, q, i, k / q->group);
-                _mm256_store_ps(&codes[i][k - first], load_last_codes(format, q->codes[i], k, line_end - k, zero));
+        }
+    }
+    if (k < end) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            __m256 eight = _mm256_load_ps(&values[i][k - first]);
+            UNROLL(3) for (int j = 0; j < TOKENS; j++) {
+                acc[i][j] = _mm256_fmadd_ps(eight, load_tail(x[j] + k, end - k), acc[i][j]);
             }
+        }
+    }
+    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(3) for (int j = 0; j < TOKENS; j++) {
+            sums[i][j] = acc[i][j];
         }
     }
 }
 
 /* ROWS rows times all tokens: codes become floats once, a chunk of columns at a time.  The chains are those of stream(). */
-INLINE void gemm(mf_format format, bool quantised, const mf_cpu_tile *tile, rows *q, int64_t r)
+INLINE void gemm(mf_format format, const mf_cpu_tile *tile, rows *q, int64_t r)
 {
-    _Alignas(32) float codes[ROWS][CHUNK];
-    sums all[MANY / TOKENS];
+    _Alignas(32) float values[ROWS][CHUNK];
+    __m256 sums[MANY / TOKENS][ROWS][TOKENS];
     const int64_t size = tile->w->k;
     const int64_t chunk = is_grouped(format) ? CHUNK / q->group * q->group : CHUNK;
     for (int64_t t0 = 0; t0 < tile->num_tokens; t0 += MANY) {
         const int64_t num_tokens = tile->num_tokens - t0 < MANY ? tile->num_tokens - t0 : MANY;
-        for (int64_t b = 0; b * TOKENS < num_tokens; b++) {
-            clear(ROWS, TOKENS, &all[b]);
-        }
-        for (int64_t start = 0; start < size; start += chunk) {
-            const int64_t stop = size - start < chunk ? size : start + chunk;
-            decode(format, tile, q, t0 == 0, start, stop, codes);
-            for (int64_t b = 0; b * TOKENS < num_tokens; b++) {
+        memset(sums, 0, sizeof sums);
+        for (int64_t first = 0; first < size; first += chunk) {
+            const int64_t end = size - first < chunk ? size : first + chunk;
+            decode(format, tile, q, t0 == 0, first, end, values);
+            for (int64_t t = 0; t < num_tokens; t += TOKENS) {
                 const float *x[TOKENS];
-                const float *x_scale[TOKENS];
-                UNROLL(3) for (int j = 0; j < TOKENS; j++) { /* past the end: the last token again */
-                    int64_t t = b * TOKENS + j < num_tokens ? b * TOKENS + j : num_tokens - 1;
-                    x[j] = tile->x[t0 + t];
-                    x_scale[j] = quantised ? tile->x_scale[t0 + t] : NULL;
+                for (int64_t j = 0; j < TOKENS; j++) { /* past the end: the last token again */
+                    x[j] = tile->x[t0 + (t + j < num_tokens ? t + j : num_tokens - 1)];
                 }
-                sums s = all[b];
-                for (int64_t first = start; first < stop; first += q->group) {
-                    const int64_t end = stop - first < q->group ? stop : first + q->group;
-                    int64_t k = first;
-                    for (; k + 8 <= end; k += 8) {
-                        __m256 xk[TOKENS];
-                        UNROLL(3) for (int j = 0; j < TOKENS; j++) {
-                            xk[j] = _mm256_loadu_ps(x[j] + k);
-                        }
-                        UNROLL(4) for (int i = 0; i < ROWS; i++) {
-                            __m256 values = _mm256_load_ps(&codes[i][k - start]);
-                            UNROLL(3) for (int j = 0; j < TOKENS; j++) {
-                                s.acc[i][j] = _mm256_fmadd_ps(values, xk[j], s.acc[i][j]);
-                            }
-                        }
-                    }
-                    if (k < end) {
-                        UNROLL(4) for (int i = 0; i < ROWS; i++) {
-                            __m256 values = _mm256_load_ps(&codes[i][k - start]);
-                            UNROLL(3) for (int j = 0; j < TOKENS; j++) {
-                                s.acc[i][j] = _mm256_fmadd_ps(values, load_tail(x[j] + k, end - k), s.acc[i][j]);
-                            }
-                        }
-                    }
-                    if (is_grouped(format)) {
-                        fold(quantised, ROWS, TOKENS, tile, q, x_scale, first / q->group, &s);
-                    }
-                }
-                all[b] = s;
+                multiply(values, x, first, end, sums[t / TOKENS]);
             }
         }
-        for (int64_t b = 0; b * TOKENS < num_tokens; b++) {
-            finish(format, quantised, ROWS, TOKENS, tile, q, r, t0 + b * TOKENS, num_tokens - b * TOKENS, &all[b]);
+        for (int64_t t = 0; t < num_tokens; t++) {
+            for (int i = 0; i < ROWS; i++) {
+                finish(format, tile, q, i, r, t0 + t, sums[t / TOKENS][i][t % TOKENS]);
+            }
         }
     }
 }
@@ -364,23 +345,23 @@ static void spread_nan_codes(const mf_cpu_tile *tile, int64_t r, int64_t num_row
 }
 
 /* All tokens against a few rows before the next rows: the rows then come from the first-level cache. */
-INLINE void tile_of(mf_format format, bool quantised, const mf_cpu_tile *tile)
+INLINE void tile_of(mf_format format, const mf_cpu_tile *tile)
 {
     const int64_t n = tile->num_tokens;
     int64_t r = 0;
     for (; r + ROWS <= tile->num_rows; r += ROWS) {
         rows q = rows_at(format, ROWS, tile, r);
-        if (format != MF_FORMAT_F32 && n >= LEAST_GEMM && (!is_grouped(format) || q.group <= CHUNK)) {
-            gemm(format, quantised, tile, &q, r);
+        if ((is_fp8(format) || mf_format_is_4bit(format)) && n >= LEAST_GEMM && (!is_grouped(format) || q.group <= CHUNK)) {
+            gemm(format, tile, &q, r);
         } else {
             int64_t t = 0;
             for (; t + 3 <= n; t += 3) {
-                stream(format, quantised, ROWS, 3, tile, &q, r, t);
+                stream(format, ROWS, 3, tile, &q, r, t);
             }
             if (t + 2 == n) {
-                stream(format, quantised, ROWS, 2, tile, &q, r, t);
+                stream(format, ROWS, 2, tile, &q, r, t);
             } else if (t < n) {
-                stream(format, quantised, ROWS, 1, tile, &q, r, t);
+                stream(format, ROWS, 1, tile, &q, r, t);
             }
         }
         if (is_fp8(format) && max_is_nan_code(q.max_magnitude)) {
@@ -390,7 +371,7 @@ INLINE void tile_of(mf_format format, bool quantised, const mf_cpu_tile *tile)
     for (; r < tile->num_rows; r++) {
         rows q = rows_at(format, 1, tile, r);
         for (int64_t t = 0; t < n; t++) {
-            stream(format, quantised, 1, 1, tile, &q, r, t);
+            stream(format, 1, 1, tile, &q, r, t);
         }
         if (is_fp8(format) && max_is_nan_code(q.max_magnitude)) {
             spread_nan_codes(tile, r, 1);
@@ -398,20 +379,49 @@ INLINE void tile_of(mf_format format, bool quantised, const mf_cpu_tile *tile)
     }
 }
 
-#define TILE(name, format, quantised)              \
-    static void name(const mf_cpu_tile *tile)      \
-    {                                              \
-        tile_of(format, quantised, tile);          \
+#define TILE(name, format)                    \
+    static void name(const mf_cpu_tile *tile) \
+    {                                         \
+        tile_of(format, tile);                \
     }
-TILE(tile_f32_avx2, MF_FORMAT_F32, false)
-TILE(tile_bf16_avx2, MF_FORMAT_BF16, false)
-TILE(tile_f16_avx2, MF_FORMAT_F16, false)
-TILE(tile_fp8_block_avx2, MF_FORMAT_FP8_BLOCK, false)
-TILE(tile_fp8_block_w8a8_avx2, MF_FORMAT_FP8_BLOCK, true)
-TILE(tile_fp8_channel_avx2, MF_FORMAT_FP8_CHANNEL, false)
-TILE(tile_fp8_channel_w8a8_avx2, MF_FORMAT_FP8_CHANNEL, true)
-TILE(tile_int8_avx2, MF_FORMAT_INT8_CHANNEL, false)
-TILE(tile_mxfp4_avx2, MF_FORMAT_MXFP4, false)
+TILE(tile_f32_avx2, MF_FORMAT_F32)
+TILE(tile_bf16_avx2, MF_FORMAT_BF16)
+TILE(tile_f16_avx2, MF_FORMAT_F16)
+TILE(tile_fp8_channel_avx2, MF_FORMAT_FP8_CHANNEL)
+TILE(tile_int8_avx2, MF_FORMAT_INT8_CHANNEL)
+TILE(tile_mxfp4_avx2, MF_FORMAT_MXFP4)
+
+/* Whether a row has a scale that 2^120 would make infinite. */
+static bool has_huge_scale(const mf_matrix *w, int64_t row)
+{
+    const int64_t columns = (w->k + MF_FP8_BLOCK_SIZE - 1) / MF_FP8_BLOCK_SIZE;
+    const int64_t first = mf_matrix_scale_row(w, row);
+    bool found = false;
+    for (int64_t g = 0; g < columns; g++) {
+        found |= fabsf(mf_matrix_scale_at(w, first + g)) >= 0x1p8f;
+    }
+    return found;
+}
+
+static void tile_fp8_block_avx2(const mf_cpu_tile *tile)
+{
+    tile_of(MF_FORMAT_FP8_BLOCK, tile);
+    int64_t known = -1; /* rows of one block have the same scales */
+    bool is_huge = false;
+    for (int64_t r = 0; r < tile->num_rows; r++) {
+        if ((tile->first_row + r) / MF_FP8_BLOCK_SIZE != known) {
+            known = (tile->first_row + r) / MF_FP8_BLOCK_SIZE;
+            is_huge = has_huge_scale(tile->w, tile->first_row + r);
+        }
+        if (is_huge) {
+            mf_cpu_tile one = *tile;
+            one.first_row += r;
+            one.num_rows = 1;
+            one.out += r;
+            mf_cpu_tile_c(&one);
+        }
+    }
+}
 
 static void tile_int4_avx2(const mf_cpu_tile *tile)
 {
@@ -419,7 +429,7 @@ static void tile_int4_avx2(const mf_cpu_tile *tile)
         mf_cpu_tile_c(tile);
         return;
     }
-    tile_of(MF_FORMAT_INT4_GROUP, false, tile);
+    tile_of(MF_FORMAT_INT4_GROUP, tile);
 }
 
 /* Integer sums are exact, so their order is free: 16 codes a step, two products per 32-bit lane. */
@@ -447,11 +457,11 @@ INLINE void int8_row(const mf_cpu_tile *tile, int NT, int64_t r, int64_t t)
         for (int64_t i = k; i < w->k; i++) {
             sum += codes[i] * ((const int16_t *)tile->x[t + j])[i];
         }
-        tile->out[(t + j) * tile->out_stride + r] = (float)sum * tile->x_scale[t + j][0] * scale;
+        tile->out[(t + j) * tile->out_stride + r] = (float)sum * tile->x_scale[t + j] * scale;
     }
 }
 
-static void tile_int8_w8a8_avx2(const mf_cpu_tile *tile)
+static void tile_int8_codes_avx2(const mf_cpu_tile *tile)
 {
     for (int64_t r = 0; r < tile->num_rows; r++) {
         int64_t t = 0;
@@ -474,7 +484,5 @@ void mf_cpu_tiles_fill_avx2(mf_cpu_kernels *k)
     k->tile[MF_FORMAT_INT8_CHANNEL] = tile_int8_avx2;
     k->tile[MF_FORMAT_INT4_GROUP] = tile_int4_avx2;
     k->tile[MF_FORMAT_MXFP4] = tile_mxfp4_avx2;
-    k->tile_w8a8[MF_FORMAT_FP8_BLOCK] = tile_fp8_block_w8a8_avx2;
-    k->tile_w8a8[MF_FORMAT_FP8_CHANNEL] = tile_fp8_channel_w8a8_avx2;
-    k->tile_w8a8[MF_FORMAT_INT8_CHANNEL] = tile_int8_w8a8_avx2;
+    k->tile_int8_codes = tile_int8_codes_avx2;
 }
