@@ -450,16 +450,19 @@ TEST(the_start_up_lines_name_model_device_memory_and_fusion)
     golden_close(&g);
 }
 
+/* smaps_rollup counts pages; statm's counters are spread over the CPUs and may be tens of pages behind. */
 static int64_t resident_pages(void)
 {
-    char text[128] = "";
-    FILE *f = fopen("/proc/self/statm", "r");
+    char line[128];
+    long long kilobytes = -1;
+    FILE *f = fopen("/proc/self/smaps_rollup", "r");
     CHECK(f != NULL);
-    CHECK(fgets(text, sizeof text, f) != NULL);
+    while (kilobytes < 0 && fgets(line, sizeof line, f)) {
+        sscanf(line, "Rss: %lld", &kilobytes);
+    }
     fclose(f);
-    char *end;
-    strtoll(text, &end, 10); /* total size */
-    return strtoll(end, NULL, 10);
+    CHECK(kilobytes > 0);
+    return kilobytes / 4;
 }
 
 /* Pages that opening a model and one forward call add, in a process of its own so that nothing is left over. */
@@ -505,7 +508,12 @@ TEST(fusion_and_replicas_cost_no_memory)
                (long long)pages_replicas);
     }
     CHECK(pages_separate > 60); /* the weights are 300 kB */
-    CHECK(llabs(pages_fused - pages_separate) <= 8);
-    CHECK(pages_replicas - pages_fused <= 64); /* 2 layers x 128 slots of 450 bytes are 28 pages, and again while made */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const int64_t noise = 64; /* shadow memory comes and goes with every block */
+#else
+    const int64_t noise = 8;
+#endif
+    CHECK(llabs(pages_fused - pages_separate) <= noise);
+    CHECK(pages_replicas - pages_fused <= 56 + noise); /* 2 layers x 128 slots of 450 bytes are 28 pages, and again while made */
     golden_close(&g);
 }
