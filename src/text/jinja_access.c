@@ -78,7 +78,7 @@ static mf_status method_attr(jinja_run *run, jinja_value v, const char *name, si
         int n = snprintf(hint, sizeof hint, "access to attribute '%.*s' of '%s' object is unsafe", (int)size, name,
                          jinja_type_name(v));
         char *copy = mf_arena_strndup(&run->arena, hint, (size_t)n);
-        return copy ? jinja_undef_hint(run, copy, out) : jinja_no_memory(run);
+        return copy ? jinja_undef_hint(run, copy, out) : jinja_no_memory(run, (size_t)n, 1);
     }
     const jinja_builtin *method =
         v.type == JINJA_STR ? jinja_str_method_find(name, size) : jinja_method_find((jinja_type)v.type, name, size);
@@ -344,7 +344,7 @@ mf_status jinja_slice(jinja_run *run, jinja_value v, jinja_value start_v, jinja_
     }
     const jinja_list *list = v.as.l;
     MF_TRY(jinja_list_new(run, (jinja_type)v.type, (size_t)count, out));
-    MF_TRY(jinja_step(run, (size_t)count / 4));
+    MF_TRY(jinja_step(run, (size_t)count / 8));
     for (int64_t i = 0; i < count; i++) {
         out->as.l->items[i] = list->items[start + i * step];
     }

@@ -9,7 +9,7 @@ mf_status jinja_frame_new(jinja_run *run, jinja_frame *closure, uint32_t num_slo
     MF_TRY(jinja_step(run, num_slots / 8));
     *out = mf_arena_alloc(&run->arena, bytes);
     if (!*out) {
-        return jinja_no_memory(run);
+        return jinja_no_memory(run, bytes, 1);
     }
     (*out)->closure = closure;
     return MF_OK;

@@ -116,7 +116,7 @@ static mf_status fill_defaults(jinja_run *run, const jinja_function *f)
             int n = snprintf(hint, sizeof hint, "parameter '%.100s' was not provided", f->params[i]->u.var.name->data);
             char *copy = mf_arena_strndup(&run->arena, hint, (size_t)n);
             if (!copy) {
-                return jinja_no_memory(run);
+                return jinja_no_memory(run, (size_t)n, 1);
             }
             MF_TRY(jinja_undef_hint(run, copy, &v));
         }

@@ -165,7 +165,7 @@ static mf_status repeat(jinja_run *run, jinja_value v, int64_t times, jinja_valu
     size_t count = v.type == JINJA_STR ? v.as.s->size : v.as.l->count;
     size_t total;
     if (!mf_mul_ok(count, (size_t)times, &total)) {
-        return jinja_no_memory(run);
+        return jinja_no_memory(run, SIZE_MAX, 1);
     }
     if (v.type == JINJA_STR) {
         char *data;
@@ -182,7 +182,6 @@ static mf_status repeat(jinja_run *run, jinja_value v, int64_t times, jinja_valu
         return jinja_str_as(run, v.as.s, out);
     }
     jinja_type type = (jinja_type)v.type;
-    MF_TRY(jinja_step(run, total));
     MF_TRY(jinja_list_new(run, type, total, out));
     for (size_t i = 0; count && i < total; i += count) {
         memcpy(out->as.l->items + i, v.as.l->items, count * sizeof(jinja_value));
@@ -195,7 +194,6 @@ static mf_status join_lists(jinja_run *run, jinja_value a, jinja_value b, jinja_
     size_t n = a.as.l->count;
     size_t m = b.as.l->count;
     jinja_value joined;
-    MF_TRY(jinja_step(run, n + m));
     MF_TRY(jinja_list_new(run, (jinja_type)a.type, n + m, &joined));
     if (n) {
         memcpy(joined.as.l->items, a.as.l->items, n * sizeof(jinja_value));

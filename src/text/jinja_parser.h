@@ -45,7 +45,10 @@ typedef struct jinja_tuple_rules {
     bool namespaces;      /* ns.attr is allowed */
 } jinja_tuple_rules;
 
+mf_status jinja_list_node(jinja_parser *p, jinja_kind kind, uint32_t line, const jinja_nodes *nodes, jinja_node **out);
 mf_status jinja_parse_expression(jinja_parser *p, jinja_node **out);
+mf_status jinja_parse_or(jinja_parser *p, jinja_node **out); /* an expression without an inline if */
+mf_status jinja_parse_unary(jinja_parser *p, bool with_filter, jinja_node **out);
 mf_status jinja_parse_tuple(jinja_parser *p, const jinja_tuple_rules *rules, jinja_node **out);
 mf_status jinja_parse_filters(jinja_parser *p, jinja_node *input, bool inside, jinja_node **out);
 /* A target of set, for, with; `ctx` for its names. */

@@ -150,6 +150,9 @@ static jinja_load resolve_load(const jinja_name *name)
 
 static mf_status load_name(scoper *s, jinja_name *name)
 {
+    if (!name->binding && strcmp(name->data, "self") == 0) { /* jinja2's way to blocks, which are not supported */
+        return jinja_parse_fail(s->parse, MF_ERR_UNSUPPORTED, s->parse->line, "the variable 'self' is not supported");
+    }
     return name->binding ? MF_OK : define(s, name, resolve_load(name), NULL);
 }
 
@@ -237,6 +240,7 @@ static mf_status each_child(jinja_node *node, visit_fn visit, void *context)
 static mf_status note(void *context, jinja_node *node)
 {
     scoper *s = context;
+    s->parse->line = node->line;
     if (node->kind == JINJA_NODE_NSREF) {
         return load_name(s, node->u.var.name);
     }

@@ -372,7 +372,7 @@ static mf_status by_name(jinja_run *run, const char *what, jinja_value name, boo
         JINJA_NEW(run, unknown, 1);
         unknown->name = mf_arena_strndup(&run->arena, s->data, s->size);
         if (!unknown->name) {
-            return jinja_no_memory(run);
+            return jinja_no_memory(run, s->size, 1);
         }
         *out = unknown;
     }

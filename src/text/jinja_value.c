@@ -19,14 +19,16 @@ mf_status jinja_fail(jinja_run *run, mf_status status, const char *fmt, ...)
     return status;
 }
 
-mf_status jinja_no_memory(jinja_run *run)
+mf_status jinja_no_memory(jinja_run *run, size_t count, size_t size)
 {
     size_t limit = run->arena.limit_bytes;
-    /* Anything smaller than the rest of the allowance was refused by the system. */
-    if (limit && run->arena.used_bytes > limit / 2) {
+    size_t bytes;
+    size_t total;
+    if (!mf_mul_ok(count, size, &bytes) || !mf_add_ok(run->arena.used_bytes, bytes, &total) ||
+        (limit && total > limit - 64)) {
         return jinja_fail(run, MF_ERR_LIMIT, "the template needs more than %zu bytes of memory", limit);
     }
-    return jinja_fail(run, MF_ERR_NOMEM, "out of memory, or one text or list is too large for a template");
+    return jinja_fail(run, MF_ERR_NOMEM, "out of memory");
 }
 
 mf_status jinja_step_slow(jinja_run *run)
@@ -60,7 +62,7 @@ mf_status jinja_str_copy(jinja_run *run, const char *data, size_t size, jinja_va
     MF_TRY(jinja_step_bytes(run, size));
     char *copy = mf_arena_strndup(&run->arena, data, size);
     if (!copy) {
-        return jinja_no_memory(run);
+        return jinja_no_memory(run, size, 1);
     }
     return jinja_str_view(run, copy, size, out);
 }
@@ -98,7 +100,7 @@ mf_status jinja_str_concat(jinja_run *run, jinja_value a, jinja_value b, jinja_v
     const jinja_str *y = b.as.s;
     size_t size;
     if (!mf_add_ok(x->size, y->size, &size)) {
-        return jinja_no_memory(run);
+        return jinja_no_memory(run, SIZE_MAX, 1);
     }
     MF_TRY(jinja_step_bytes(run, y->size));
     jinja_strbuf *buf = x->buf;
@@ -145,7 +147,7 @@ bool jinja_str_is(jinja_value v, const char *text)
 
 mf_status jinja_list_new(jinja_run *run, jinja_type type, size_t count, jinja_value *out)
 {
-    MF_TRY(jinja_step(run, count / 8));
+    MF_TRY(jinja_step(run, count / 32)); /* filling it is a copy */
     jinja_list *list;
     JINJA_NEW(run, list, 1);
     JINJA_NEW(run, list->items, count);
@@ -304,7 +306,7 @@ mf_status jinja_dict_set(jinja_run *run, jinja_dict *dict, jinja_value key, jinj
     if (dict->count == dict->capacity) {
         size_t capacity = dict->capacity ? dict->capacity * 2 : 4;
         if (capacity > UINT32_MAX / 4) {
-            return jinja_no_memory(run);
+            return jinja_no_memory(run, SIZE_MAX, 1);
         }
         jinja_entry *entries;
         JINJA_NEW(run, entries, capacity);
@@ -334,7 +336,7 @@ mf_status jinja_text_append(jinja_run *run, jinja_text *text, const char *data, 
     if (size > text->capacity - text->size) {
         size_t need;
         if (!mf_add_ok(text->size, size, &need)) {
-            return jinja_no_memory(run);
+            return jinja_no_memory(run, SIZE_MAX, 1);
         }
         size_t capacity = text->capacity ? text->capacity : 48;
         while (capacity < need) {

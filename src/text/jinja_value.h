@@ -184,7 +184,8 @@ typedef struct jinja_run {
 
 /* ---- state ---- */
 mf_status jinja_fail(jinja_run *run, mf_status status, const char *fmt, ...) MF_PRINTF(3, 4);
-mf_status jinja_no_memory(jinja_run *run);             /* the arena returned NULL: which of the two limits */
+/* The arena refused count elements of size bytes: because of its limit, or the system had none. */
+mf_status jinja_no_memory(jinja_run *run, size_t count, size_t size);
 mf_status jinja_step_slow(jinja_run *run);
 static inline mf_status jinja_step(jinja_run *run, size_t steps)
 {
@@ -202,7 +203,7 @@ static inline mf_status jinja_step_bytes(jinja_run *run, size_t bytes)
     do {                                                                    \
         (ptr) = mf_arena_array(&(run)->arena, (n), sizeof *(ptr));          \
         if (!(ptr)) {                                                       \
-            return jinja_no_memory(run);                                    \
+            return jinja_no_memory(run, (n), sizeof *(ptr));                \
         }                                                                   \
     } while (0)
 
@@ -354,7 +355,8 @@ const jinja_builtin *jinja_filter_find(const char *name, size_t size);
 const jinja_builtin *jinja_sequence_filter_find(const char *name, size_t size);
 const jinja_builtin *jinja_test_find(const char *name, size_t size);
 const jinja_builtin *jinja_global_find(const char *name, size_t size);
-const jinja_builtin *jinja_str_method_find(const char *name, size_t size);
+const jinja_builtin *jinja_str_method_find(const char *name, size_t size); /* those of jinja_str_search.c too */
+const jinja_builtin *jinja_str_search_find(const char *name, size_t size);
 const jinja_builtin *jinja_method_find(jinja_type type, const char *name, size_t size);
 
 /* ---- formatting (jinja_format.c) ---- */
