@@ -431,7 +431,7 @@ TEST(multiply_and_add_is_one_rounding)
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int i = 0; i < count; i++) {
-        float out;
+        float out = 0.0f;
         mf_error err;
         mf_sum_reduce_args a = { .x = mf_tensor_3d(x, MF_F32, 1, 2, 1), .topk_weights = mf_tensor_2d(w, MF_F32, 1, 2),
                                  .routed_scaling_factor = 1.0f, .out = mf_tensor_2d(&out, MF_F32, 1, 1) };

@@ -148,7 +148,7 @@ TEST(trap_05_ids_from_e_to_p_survive_align)
     for (int d = 0; d < num_devices(); d++) {
         run_on(&r, d);
         int64_t capacity = mf_moe_align_capacity(33, 6, 16, r.c.P), shared = 0;
-        int32_t *sorted = conf_alloc((size_t)capacity * 4), *experts = conf_alloc((size_t)capacity / 16 * 4), total;
+        int32_t *sorted = conf_alloc((size_t)capacity * 4), *experts = conf_alloc((size_t)capacity / 16 * 4), total = 0;
         mf_align_args a = { .topk_ids = r.o.args.topk_ids, .block_size = 16, .num_slots = r.c.P,
                             .histogram = r.o.args.histogram,
                             .sorted_token_ids = mf_tensor_1d(sorted, MF_I32, capacity),
