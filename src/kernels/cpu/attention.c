@@ -1,97 +1,181 @@
-/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), one task per token and head.
+/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), one task per token and HEADS heads.
  *
- * Sums over positions ascend from 0, so they depend on the position alone: a prompt in one piece, in chunks or token by token
- * gives the same bits. */
+ * In the latent space all heads share keys and values, so a task reads a cached row once for its heads: scores are products of
+ * the cache's blocks with the heads' queries, the results sums of its rows.  Sums over positions ascend from 0, so they depend
+ * on the position alone: a prompt in one piece, in chunks or token by token gives the same bits. */
 #include <math.h>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ref/ref_ops.h"
 
-/* Per thread: a score per position, the query and the result in the latent space, one decoded row. */
-static int64_t thread_floats(const mf_mla_args *args)
+enum {
+    HEADS = 4,
+    DECODED_ROWS = 8 /* rows of W_UK that are decoded at a time */
+};
+
+/* One thread's part of the scratch memory; all rows start at multiples of 16 floats. */
+typedef struct mla_scratch {
+    float *scores; /* [HEADS, context] */
+    float *query;  /* [HEADS, rank + rope]: q_lat, then q_rope */
+    float *result; /* [HEADS, rank] */
+    float *rows;   /* [DECODED_ROWS, rank] */
+    int64_t score_stride, query_stride, result_stride;
+    int64_t floats;
+} mla_scratch;
+
+static int64_t round16(int64_t n)
 {
-    return (args->kv.max_context + 3 * args->kv_lora_rank + 15) / 16 * 16;
+    return (n + 15) / 16 * 16;
+}
+
+static mla_scratch lay_out(const mf_mla_args *args, int32_t thread)
+{
+    mla_scratch s = { .score_stride = round16(args->kv.max_context),
+                      .query_stride = round16(args->kv_lora_rank + args->qk_rope_head_dim),
+                      .result_stride = round16(args->kv_lora_rank) };
+    s.floats = HEADS * (s.score_stride + s.query_stride + s.result_stride) + DECODED_ROWS * s.result_stride;
+    if (args->scratch) {
+        s.scores = args->scratch + thread * s.floats;
+        s.query = s.scores + HEADS * s.score_stride;
+        s.result = s.query + HEADS * s.query_stride;
+        s.rows = s.result + HEADS * s.result_stride;
+    }
+    return s;
 }
 
 size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *args)
 {
-    return (size_t)(thread_floats(args) * mf_pool_num_threads(device->pool));
+    mf_mla_args sizes = *args;
+    sizes.scratch = NULL;
+    return (size_t)(lay_out(&sizes, 0).floats * mf_pool_num_threads(device->pool));
 }
 
 typedef struct mla_call {
     const mf_cpu_kernels *kernels;
     const mf_mla_args *args;
+    int64_t groups; /* of heads */
 } mla_call;
 
-static void run_head(void *context, int64_t task, int32_t thread)
+/* query = W_UK^T q_nope, then q_rope */
+static void absorb_query(const mla_call *call, const mla_scratch *scratch, int64_t t, int64_t head, float *query)
 {
-    const mla_call *call = context;
+    const mf_mla_args *args = call->args;
+    const int64_t rank = args->kv_lora_rank;
+    const int64_t nope = args->qk_nope_head_dim;
+    const float *q = args->q + (t * args->num_heads + head) * (nope + args->qk_rope_head_dim);
+    const int64_t first_row = head * (nope + args->v_head_dim);
+    memset(query, 0, (size_t)rank * sizeof *query);
+    for (int64_t j = 0; j < nope; j += DECODED_ROWS) {
+        const int64_t count = nope - j < DECODED_ROWS ? nope - j : DECODED_ROWS;
+        for (int64_t i = 0; i < count; i++) {
+            float *row = scratch->rows + i * scratch->result_stride;
+            if (args->kv_b->format <= MF_FORMAT_F16) {
+                const mf_dtype dtype = (const mf_dtype[]){ MF_F32, MF_BF16, MF_F16 }[args->kv_b->format];
+                call->kernels->load_row(mf_matrix_row(args->kv_b, first_row + j + i), dtype, rank, row);
+            } else {
+                mf_matrix_decode_row(args->kv_b, first_row + j + i, 0, rank, row);
+            }
+        }
+        mf_cpu_mix mix = { .rows = scratch->rows,
+                           .weights = q + j,
+                           .row_stride = scratch->result_stride,
+                           .num_rows = count,
+                           .num_heads = 1,
+                           .n = rank,
+                           .acc = query };
+        call->kernels->mix(&mix);
+    }
+    memcpy(query + rank, q + nope, (size_t)args->qk_rope_head_dim * sizeof *query);
+}
+
+/* Scores of all positions, a block of the cache at a time, for num_heads heads. */
+static void score(const mla_call *call, const mla_scratch *scratch, int64_t t, int64_t num_heads, int64_t context)
+{
+    const mf_kv_view *kv = &call->args->kv;
+    const void *query[HEADS];
+    for (int64_t h = 0; h < num_heads; h++) {
+        query[h] = scratch->query + h * scratch->query_stride;
+    }
+    for (int64_t first = 0; first < context; first += kv->block_size) {
+        mf_matrix block = { .data = mf_kv_row(kv, t, first),
+                            .n = context - first < kv->block_size ? context - first : kv->block_size,
+                            .k = kv->row_size,
+                            .row_stride = kv->row_size,
+                            .format = MF_FORMAT_F32 };
+        mf_cpu_tile tile = { .w = &block,
+                             .num_rows = block.n,
+                             .num_tokens = num_heads,
+                             .x = query,
+                             .out = scratch->scores + first,
+                             .out_stride = scratch->score_stride };
+        call->kernels->tile[MF_FORMAT_F32](&tile);
+    }
+}
+
+static void run_heads(void *context_, int64_t task, int32_t thread)
+{
+    const mla_call *call = context_;
     const mf_cpu_kernels *kernels = call->kernels;
     const mf_mla_args *args = call->args;
     const mf_kv_view *kv = &args->kv;
     const int64_t rank = args->kv_lora_rank;
-    const int64_t nope = args->qk_nope_head_dim;
-    const int64_t rope = args->qk_rope_head_dim;
-    const int64_t t = task / args->num_heads;
-    const int64_t head = task % args->num_heads;
-    const int64_t first_row = head * (nope + args->v_head_dim);
-    const int64_t context_size = kv->position[t] + (int64_t)1;
-    const float *q = args->q + task * (nope + rope);
-    float *scores = args->scratch + thread * thread_floats(args);
-    float *q_lat = scores + kv->max_context;
-    float *o_lat = q_lat + rank;
-    float *row = o_lat + rank;
+    const int64_t t = task / call->groups;
+    const int64_t first_head = task % call->groups * HEADS;
+    const int64_t num_heads = args->num_heads - first_head < HEADS ? args->num_heads - first_head : HEADS;
+    const int64_t context = kv->position[t] + (int64_t)1;
+    const mla_scratch scratch = lay_out(args, thread);
 
-    for (int64_t i = 0; i < rank; i++) {
-        q_lat[i] = 0.0f;
-        o_lat[i] = 0.0f;
+    for (int64_t h = 0; h < num_heads; h++) {
+        absorb_query(call, &scratch, t, first_head + h, scratch.query + h * scratch.query_stride);
     }
-    for (int64_t j = 0; j < nope; j++) {
-        const float *values = row;
-        if (args->kv_b->format == MF_FORMAT_F32) {
-            values = (const float *)(const void *)mf_matrix_row(args->kv_b, first_row + j);
-        } else if (args->kv_b->format == MF_FORMAT_BF16) {
-            kernels->load_row(mf_matrix_row(args->kv_b, first_row + j), MF_BF16, rank, row);
-        } else {
-            mf_matrix_decode_row(args->kv_b, first_row + j, 0, rank, row);
-        }
-        kernels->axpy(q_lat, q[j], values, rank);
-    }
-    float max = -INFINITY;
-    for (int64_t first = 0; first < context_size; first += kv->block_size) {
-        const float *cached = mf_kv_row(kv, t, first);
-        const int64_t end = context_size - first < kv->block_size ? context_size : first + kv->block_size;
-        for (int64_t s = first; s < end; s++, cached += kv->row_size) {
-            scores[s] = args->softmax_scale * (kernels->dot(q_lat, cached, rank) + kernels->dot(q + nope, cached + rank, rope));
+    score(call, &scratch, t, num_heads, context);
+    float sums[HEADS];
+    for (int64_t h = 0; h < num_heads; h++) {
+        float *scores = scratch.scores + h * scratch.score_stride;
+        float max = -INFINITY;
+        for (int64_t s = 0; s < context; s++) {
+            scores[s] *= args->softmax_scale;
             max = scores[s] > max ? scores[s] : max;
         }
+        sums[h] = kernels->exp_sum(scores, context, max);
     }
-    float sum = kernels->exp_sum(scores, context_size, max);
-    for (int64_t first = 0; first < context_size; first += kv->block_size) {
-        const float *cached = mf_kv_row(kv, t, first);
-        const int64_t end = context_size - first < kv->block_size ? context_size : first + kv->block_size;
-        for (int64_t s = first; s < end; s++, cached += kv->row_size) {
-            kernels->axpy(o_lat, scores[s], cached, rank);
+    memset(scratch.result, 0, (size_t)(num_heads * scratch.result_stride) * sizeof *scratch.result);
+    for (int64_t first = 0; first < context; first += kv->block_size) {
+        mf_cpu_mix mix = { .rows = mf_kv_row(kv, t, first),
+                           .weights = scratch.scores + first,
+                           .row_stride = kv->row_size,
+                           .weight_stride = scratch.score_stride,
+                           .num_rows = context - first < kv->block_size ? context - first : kv->block_size,
+                           .num_heads = num_heads,
+                           .n = rank,
+                           .acc = scratch.result,
+                           .acc_stride = scratch.result_stride };
+        kernels->mix(&mix);
+    }
+    for (int64_t h = 0; h < num_heads; h++) {
+        float *result = scratch.result + h * scratch.result_stride;
+        for (int64_t i = 0; i < rank; i++) {
+            result[i] /= sums[h];
         }
+        const int64_t head = first_head + h;
+        mf_cpu_tile tile = { .w = args->kv_b,
+                             .first_row = head * (args->qk_nope_head_dim + args->v_head_dim) + args->qk_nope_head_dim,
+                             .num_rows = args->v_head_dim,
+                             .num_tokens = 1,
+                             .x = (const void *const[]){ result },
+                             .out = args->out + (t * args->num_heads + head) * args->v_head_dim,
+                             .out_stride = args->v_head_dim };
+        kernels->tile[args->kv_b->format](&tile);
     }
-    for (int64_t i = 0; i < rank; i++) {
-        o_lat[i] /= sum;
-    }
-    mf_cpu_tile tile = { .w = args->kv_b,
-                         .first_row = first_row + nope,
-                         .num_rows = args->v_head_dim,
-                         .num_tokens = 1,
-                         .x = (const void *const[]){ o_lat },
-                         .out = args->out + task * args->v_head_dim,
-                         .out_stride = args->v_head_dim };
-    kernels->tile[args->kv_b->format](&tile);
 }
 
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args)
 {
-    mla_call call = { .kernels = mf_cpu_kernels_of(device), .args = args };
-    const int64_t tasks = args->num_tokens * args->num_heads;
-    double per_task = (double)args->kv_lora_rank * (double)(args->qk_nope_head_dim + args->v_head_dim) +
-                      (double)args->kv.max_context * (double)(2 * args->kv_lora_rank + args->qk_rope_head_dim);
-    mf_cpu_run(device, per_task * (double)tasks, tasks, run_head, &call);
+    mla_call call = { .kernels = mf_cpu_kernels_of(device), .args = args, .groups = (args->num_heads + HEADS - 1) / HEADS };
+    double work = 0;
+    for (int64_t t = 0; t < args->num_tokens; t++) {
+        work += (double)args->kv.position[t] * (double)(2 * args->kv_lora_rank + args->qk_rope_head_dim);
+    }
+    work += (double)args->num_tokens * (double)args->kv_lora_rank * (double)(args->qk_nope_head_dim + args->v_head_dim);
+    mf_cpu_run(device, work * (double)args->num_heads, args->num_tokens * call.groups, run_heads, &call);
 }

@@ -30,6 +30,15 @@ typedef struct mf_cpu_terms {
     const float *weight;
 } mf_cpu_terms;
 
+/* acc[h][i] += sum over s, ascending, of weight[h][s] * row[s][i], for i < n, h < num_heads. */
+typedef struct mf_cpu_mix {
+    const float *rows, *weights;
+    int64_t row_stride, weight_stride;
+    int64_t num_rows, num_heads, n;
+    float *acc;
+    int64_t acc_stride;
+} mf_cpu_mix;
+
 typedef struct mf_cpu_kernels {
     const char *isa; /* "c", "avx2+fma+f16c" */
     mf_cpu_tile_fn tile[MF_FORMAT_COUNT]; /* x in f32; x that was quantised to fp8 is f32 again, code times scale */
@@ -42,8 +51,7 @@ typedef struct mf_cpu_kernels {
     /* x[n] quantised, over itself: by the fp8 rules to code times scale; by INT8_TOKEN to i16 codes, which take the first half
      * of the row, and *scale. */
     void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
-    float (*dot)(const float *a, const float *b, int64_t n);
-    void (*axpy)(float *acc, float a, const float *x, int64_t n); /* acc += a * x */
+    void (*mix)(const mf_cpu_mix *mix);
     /* x[i] = exp(x[i] - max), and their sum */
     float (*exp_sum)(float *x, int64_t n, float max);
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
@@ -71,7 +79,7 @@ static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 /* Runs tasks on the pool when there is enough work to pay for waking it; the tasks' results are the same either way. */
 static inline void mf_cpu_run(mf_device *device, double work, int64_t num_tasks, mf_task_fn fn, void *context)
 {
-    enum { LEAST_WORK = 200000 }; /* multiply-adds: about 10 us of one core */
+    enum { LEAST_WORK = 400000 }; /* multiply-adds: about 20 us of one core */
     mf_fp_env saved = mf_fp_enter(); /* the pool's own threads were started in this environment */
     mf_pool_run(work < LEAST_WORK ? NULL : device->pool, num_tasks, fn, context);
     mf_fp_leave(saved);

@@ -203,15 +203,57 @@ static float dot_avx2(const float *a, const float *b, int64_t n)
     return sum_lanes(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
 }
 
-static void axpy_avx2(float *acc, float a, const float *x, int64_t n)
+/* Heads [h, h + NH) and NV vectors from column i, the last one masked: sums stay in registers over all rows. */
+INLINE void mix_block(const mf_cpu_mix *m, int NH, int NV, int64_t h, int64_t i, __m256i mask)
 {
-    const __m256 factor = _mm256_set1_ps(a);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        _mm256_storeu_ps(acc + i, _mm256_fmadd_ps(factor, _mm256_loadu_ps(x + i), _mm256_loadu_ps(acc + i)));
+    __m256 acc[4][2];
+    UNROLL(4) for (int a = 0; a < NH; a++) {
+        UNROLL(2) for (int v = 0; v < NV; v++) {
+            acc[a][v] = _mm256_maskload_ps(m->acc + (h + a) * m->acc_stride + i + 8 * v, mask);
+        }
     }
-    for (; i < n; i++) {
-        acc[i] = fmaf(a, x[i], acc[i]);
+    for (int64_t s = 0; s < m->num_rows; s++) {
+        const float *row = m->rows + s * m->row_stride + i;
+        __m256 values[2];
+        UNROLL(2) for (int v = 0; v < NV; v++) {
+            values[v] = _mm256_maskload_ps(row + 8 * v, mask);
+        }
+        UNROLL(4) for (int a = 0; a < NH; a++) {
+            const __m256 weight = _mm256_broadcast_ss(m->weights + (h + a) * m->weight_stride + s);
+            UNROLL(2) for (int v = 0; v < NV; v++) {
+                acc[a][v] = _mm256_fmadd_ps(weight, values[v], acc[a][v]);
+            }
+        }
+    }
+    UNROLL(4) for (int a = 0; a < NH; a++) {
+        UNROLL(2) for (int v = 0; v < NV; v++) {
+            _mm256_maskstore_ps(m->acc + (h + a) * m->acc_stride + i + 8 * v, mask, acc[a][v]);
+        }
+    }
+}
+
+static void mix_avx2(const mf_cpu_mix *m)
+{
+    const __m256i all = _mm256_set1_epi32(-1);
+    for (int64_t i = 0; i < m->n; i += m->n - i >= 16 ? 16 : 8) {
+        const bool two = m->n - i >= 16;
+        const int left = two || m->n - i > 8 ? 8 : (int)(m->n - i);
+        const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        int64_t h = 0;
+        for (; h + 4 <= m->num_heads; h += 4) {
+            if (two) {
+                mix_block(m, 4, 2, h, i, all);
+            } else {
+                mix_block(m, 4, 1, h, i, mask);
+            }
+        }
+        for (; h < m->num_heads; h++) {
+            if (two) {
+                mix_block(m, 1, 2, h, i, all);
+            } else {
+                mix_block(m, 1, 1, h, i, mask);
+            }
+        }
     }
 }
 
@@ -255,8 +297,7 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->load_row = load_row_avx2;
     k->store_row = store_row_avx2;
     k->quantise = quantise_avx2;
-    k->dot = dot_avx2;
-    k->axpy = axpy_avx2;
+    k->mix = mix_avx2;
     k->exp_sum = exp_sum_avx2;
     k->rms_norm = rms_norm_avx2;
     mf_cpu_gate_fill_avx2(k);

@@ -117,10 +117,17 @@ static float dot_c(const float *a, const float *b, int64_t n)
     return sum_lanes(&acc);
 }
 
-static void axpy_c(float *acc, float a, const float *x, int64_t n)
+static void mix_c(const mf_cpu_mix *m)
 {
-    for (int64_t i = 0; i < n; i++) {
-        acc[i] += a * x[i];
+    for (int64_t h = 0; h < m->num_heads; h++) {
+        float *acc = m->acc + h * m->acc_stride;
+        for (int64_t s = 0; s < m->num_rows; s++) {
+            const float weight = m->weights[h * m->weight_stride + s];
+            const float *row = m->rows + s * m->row_stride;
+            for (int64_t i = 0; i < m->n; i++) {
+                acc[i] += weight * row[i];
+            }
+        }
     }
 }
 
@@ -149,8 +156,7 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .load_row = load_row_c,
                            .store_row = store_row_c,
                            .quantise = quantise_c,
-                           .dot = dot_c,
-                           .axpy = axpy_c,
+                           .mix = mix_c,
                            .exp_sum = exp_sum_c,
                            .rms_norm = rms_norm_c };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
