@@ -98,6 +98,13 @@ mf_status jinja_put_int(jinja_run *run, jinja_text *text, const jinja_spec *sp, 
     return put_number(run, text, sp, value < 0, sp->alternate ? base : "", digits, sizeof digits);
 }
 
+/* Appends as much of `tail` as there is room for. */
+static void append(char *text, size_t capacity, const char *tail)
+{
+    size_t n = strlen(text);
+    snprintf(text + n, capacity - n, "%s", tail);
+}
+
 /* No letter, but a precision: as g, and always with a point or an exponent. */
 static void general(double f, int precision, char *digits, size_t capacity)
 {
@@ -122,7 +129,7 @@ static void general(double f, int precision, char *digits, size_t capacity)
     }
     snprintf(digits, capacity, "%.*g", precision, f);
     if (!strpbrk(digits, ".e")) {
-        strcat(digits, ".0");
+        append(digits, capacity, ".0");
     }
 }
 
@@ -155,7 +162,7 @@ mf_status jinja_put_float(jinja_run *run, jinja_text *text, const jinja_spec *sp
         snprintf(digits, sizeof digits - 1, format, precision, f);
     }
     if (percent) {
-        strcat(digits, "%");
+        append(digits, sizeof digits, "%");
     }
     return put_number(run, text, sp, negative, "", digits, sizeof digits);
 }

@@ -344,7 +344,7 @@ mf_status jinja_round(jinja_run *run, jinja_value v, jinja_value precision, jinj
         int exponent = v.as.f == 0 ? 0 : (int)floor(log10(fabs(v.as.f)));
         char probe[32];
         snprintf(probe, sizeof probe, "%.17e", v.as.f);
-        exponent = atoi(strchr(probe, 'e') + 1);
+        exponent = (int)strtol(strchr(probe, 'e') + 1, NULL, 10);
         int64_t keep = exponent + digits; /* digits after the first of the result */
         if (keep < 0) {
             double unit = pow(10, (double)-digits);

@@ -26,7 +26,7 @@ size_t jinja_float_repr(double f, char out[JINJA_FLOAT_BYTES])
         }
     }
     char *e = strchr(digits, 'e');
-    int exponent = atoi(e + 1);
+    int exponent = (int)strtol(e + 1, NULL, 10);
     char mantissa[24];
     size_t n = 0;
     for (const char *p = digits; p < e; p++) {
