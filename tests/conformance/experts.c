@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "kernels/ops.h"
+
 /* ---- products ---- */
 
 /* Two routed slots and one shared slot of another format and width; every device within rounding of double precision. */
@@ -50,7 +52,7 @@ TEST(experts_every_pair_of_formats_is_within_rounding_of_double_precision)
         for (int shared = 0; shared < MF_FORMAT_COUNT; shared++) {
             int i = routed * MF_FORMAT_COUNT + shared;
             const int64_t *shape = shapes[(routed + 2 * shared) % 4];
-            int64_t tokens = (const int64_t[]){ 1, 2, 7, 3, 4 }[i % 5];
+            int64_t tokens = conf_full() ? (const int64_t[]){ 16, 33, 128, 1000 }[i % 4] : (const int64_t[]){ 1, 2, 7, 3, 4 }[i % 5];
             check_pair(1000 + (uint64_t)i, (mf_format)routed, (mf_format)shared, i, tokens, shape[0], shape[1],
                        case_act_dtypes[i % 3], case_act_dtypes[(i / 3) % 3]);
         }
@@ -69,6 +71,71 @@ TEST(experts_of_model_shapes_are_within_rounding_of_double_precision)
         for (size_t s = 0; conf_full() && s < 5; s++) {
             check_pair(99 + (uint64_t)f, (mf_format)f, (mf_format)((f + 5) % MF_FORMAT_COUNT), f, s < 2 ? 16 : 2, large[s][0],
                        large[s][1], case_act_dtypes[(f + s) % 2], MF_F32);
+        }
+    }
+}
+
+/* The slot's rows and columns [first, first + count) of its width, as views. */
+static mf_slot part_of(const mf_slot *slot, int64_t first, int64_t count)
+{
+    mf_slot part = *slot;
+    part.gate = mf_matrix_rows(&slot->gate, first, count);
+    part.up = mf_matrix_rows(&slot->up, first, count);
+    part.down = mf_matrix_columns(&slot->down, first, count);
+    part.gate_bias += first;
+    part.up_bias += first;
+    part.down_bias = first == 0 ? slot->down_bias : NULL;
+    return part;
+}
+
+TEST(experts_parts_of_a_wide_slot_add_up_to_it)
+{
+    /* Chunks of a shared MLP and shards of tensor parallelism are views; units of 128 keep scale blocks and groups whole. */
+    enum { HIDDEN = 70, UNITS = 9, WIDTH = 128 * UNITS, TOKENS = 2 };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        for (int parts = 1; parts <= 8; parts++) {
+            uint64_t seed = 40 + (uint64_t)f;
+            case_table whole = { .hidden_size = HIDDEN };
+            case_slot_spec spec = silu((mf_format)f, f == MF_FORMAT_INT4_GROUP ? 1 : f, WIDTH);
+            spec.has_bias = true;
+            case_table_add(&whole, &seed, &spec);
+            case_table cut = { .num_slots = parts, .hidden_size = HIDDEN };
+            for (int64_t p = 0, first = 0; p < parts; p++) {
+                int64_t units = UNITS / parts + (p < UNITS % parts); /* earlier parts take the extra ones */
+                cut.list[p] = part_of(&whole.list[0], 128 * first, 128 * units);
+                first += units;
+            }
+            batch b, one;
+            make_batch(&b, &seed, TOKENS, parts, HIDDEN, MF_F32, MF_F32, 1);
+            make_batch(&one, &seed, TOKENS, 1, HIDDEN, MF_F32, MF_F32, 1);
+            memcpy(one.x, b.x, TOKENS * HIDDEN * sizeof(float));
+            for (int32_t i = 0; i < TOKENS * parts; i++) {
+                b.ids[i] = i % parts;
+            }
+            double *expected = expect(&whole, &one, MF_ACT_QUANT_NONE);
+            for (int d = 0; d < count; d++) {
+                mf_experts *experts = case_experts(devices[d].device, &cut, MF_F32, MF_ACT_QUANT_NONE);
+                run_batch(devices[d].device, experts, &b);
+                case_error e = { 0 };
+                for (int64_t i = 0; i < TOKENS * HIDDEN; i++) {
+                    double sum = 0;
+                    for (int64_t p = 0; p < parts; p++) {
+                        sum += (double)((float *)b.y)[(i / HIDDEN * parts + p) * HIDDEN + i % HIDDEN];
+                    }
+                    case_error_add(&e, sum, expected[i]);
+                }
+                if (!(case_nmse(&e) <= 1e-11)) {
+                    fail_msg("%s: %d parts of a %s slot: NMSE %g", devices[d].label, parts, mf_format_name((mf_format)f),
+                             case_nmse(&e));
+                }
+                mf_experts_destroy(&experts);
+            }
+            free(expected);
+            free_batch(&b);
+            free_batch(&one);
+            case_table_free(&whole);
         }
     }
 }
