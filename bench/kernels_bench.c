@@ -2,9 +2,10 @@
  *
  *   moefuse_bench_kernels [--shape NAME] [--format NAME] [--act-quant] [--tokens 1,4,16] [--threads N] [--repeats N]
  *
- * One CSV line per (shape, format, T): median and least microseconds of a call, GB/s over the stored bytes of the distinct experts
- * that it touched, GFLOP/s, and the share of the ceiling measured in the same run.  Ids are drawn anew for each call and
- * two layers of weights alternate, so that caches hold nothing that a model's next layer would not find there either. */
+ * One CSV line per (shape, format, T): median and least microseconds of a call, GB/s over the stored bytes of the
+ * distinct experts that it touched, GFLOP/s, and the share of the ceiling measured in the same run.  Ids are drawn anew
+ * for each call and two layers of weights alternate, so that caches hold nothing that a model's next layer would not
+ * find there either. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,7 @@ typedef struct shape {
 } shape;
 
 static const shape shapes[] = {
-    { "v2-lite", 2048, 1408, 64, 6, 2 },   { "qwen3-30b", 2048, 768, 128, 8, 0 }, { "v3-tp8", 7168, 256, 256, 8, 1 },
+    { "v2-lite", 2048, 1408, 64, 6, 2 },     { "qwen3-30b", 2048, 768, 128, 8, 0 }, { "v3-tp8", 7168, 256, 256, 8, 1 },
     { "glm-air-tp2", 4096, 704, 128, 8, 1 }, { "tiny", 256, 64, 16, 4, 1 },
 };
 
@@ -137,13 +138,14 @@ static void fill(block *b)
 
 /* ---- one point ---- */
 
-static void bench(mf_device *device, mf_experts *const *layers, const shape *s, const options *o, mf_format format, int64_t tokens,
-                  double ceiling)
+static void bench(mf_device *device, mf_experts *const *layers, const shape *s, const options *o, mf_format format,
+                  int64_t tokens, double ceiling)
 {
     const int64_t columns = s->top_k + s->shared, num_slots = s->experts + s->shared;
     size_t workspace_bytes = mf_fused_experts_workspace_bytes(layers[0], tokens, columns);
     void *workspace = mf_alloc_aligned(workspace_bytes);
-    uint16_t *x = mf_alloc_aligned((size_t)(tokens * s->hidden) * 2), *y = mf_alloc_aligned((size_t)(tokens * columns * s->hidden) * 2);
+    uint16_t *x = mf_alloc_aligned((size_t)(tokens * s->hidden) * 2),
+             *y = mf_alloc_aligned((size_t)(tokens * columns * s->hidden) * 2);
     int32_t *ids = mf_alloc_array((size_t)(tokens * columns), sizeof *ids);
     int64_t *times = mf_alloc_array((size_t)o->repeats, sizeof *times);
     uint8_t *used = mf_alloc((size_t)num_slots);
@@ -194,9 +196,9 @@ static void bench(mf_device *device, mf_experts *const *layers, const shape *s, 
     }
     qsort(times, (size_t)o->repeats, sizeof *times, compare_times);
     double ns = (double)times[o->repeats / 2];
-    printf("experts,%s,%s%s,\"%s\",%lld,%.1f,%.1f,%.1f,%.1f,%.2f\n", s->name, mf_format_name(format), o->act_quant ? "+w8a8" : "",
-           mf_device_description(device), (long long)tokens, ns / 1000, (double)times[0] / 1000,
-           bytes / o->repeats / ns, 2 * products / o->repeats / ns,
+    printf("experts,%s,%s%s,\"%s\",%lld,%.1f,%.1f,%.1f,%.1f,%.2f\n", s->name, mf_format_name(format),
+           o->act_quant ? "+w8a8" : "", mf_device_description(device), (long long)tokens, ns / 1000,
+           (double)times[0] / 1000, bytes / o->repeats / ns, 2 * products / o->repeats / ns,
            bytes / o->repeats / ns / ceiling);
     fflush(stdout);
     mf_free_aligned(workspace);
@@ -228,7 +230,10 @@ static void bench_shape(mf_device *device, const shape *s, const options *o, mf_
                                   .up = make_matrix(&b, format, s->width, s->hidden),
                                   .down = make_matrix(&b, format, s->hidden, s->width) };
         }
-        mf_experts_desc desc = { .num_slots = num_slots, .hidden_size = s->hidden, .slots = slots, .act_dtype = MF_BF16,
+        mf_experts_desc desc = { .num_slots = num_slots,
+                                 .hidden_size = s->hidden,
+                                 .slots = slots,
+                                 .act_dtype = MF_BF16,
                                  .act_quant = o->act_quant ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
         mf_error err;
         if (mf_experts_create(device, &desc, &layers[l], &err) != MF_OK) {

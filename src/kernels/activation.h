@@ -1,6 +1,7 @@
 /* activation.h - one element of an expert's activation, and the dtype that activations are kept in.
  *
- * Min, max and clamp propagate NaN: a comparison with a NaN is false, so the value itself must be what falls through. */
+ * Min, max and clamp propagate NaN: a comparison with a NaN is false, so the value itself must be what falls through.
+ */
 #ifndef MF_KERNELS_ACTIVATION_H
 #define MF_KERNELS_ACTIVATION_H
 
@@ -58,9 +59,7 @@ static inline float mf_activate(const mf_slot *slot, float g, float u)
 
 static inline float mf_round_to_dtype(float x, mf_dtype dtype)
 {
-    return dtype == MF_BF16  ? mf_bf16_to_f32(mf_f32_to_bf16(x))
-           : dtype == MF_F16 ? mf_f16_to_f32(mf_f32_to_f16(x))
-                             : x;
+    return dtype == MF_BF16 ? mf_bf16_to_f32(mf_f32_to_bf16(x)) : dtype == MF_F16 ? mf_f16_to_f32(mf_f32_to_f16(x)) : x;
 }
 
 /* n contiguous elements of dtype f32, bf16 or f16, aligned or not. */

@@ -21,8 +21,8 @@ static mf_status check_shape(const mf_matrix *m, int64_t n, int64_t k, const cha
 static mf_status check_width(const mf_matrix *m, mf_quant quant, const char *what, mf_error *err)
 {
     if (quant == MF_QUANT_INT8_TOKEN && m->k > MF_MAX_K_INT8) {
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "%s: %lld columns; int8 products take at most %d", what, (long long)m->k,
-                       MF_MAX_K_INT8);
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "%s: %lld columns; int8 products take at most %d", what,
+                       (long long)m->k, MF_MAX_K_INT8);
     }
     return MF_OK;
 }
@@ -41,8 +41,8 @@ static mf_status check_activation(const mf_slot *slot, const char *what, mf_erro
         return mf_fail(err, MF_ERR_INVALID, "%s: alpha %g; expected a finite number", what, (double)slot->alpha);
     }
     if (act == MF_ACT_SITU && !(slot->beta > 0 && slot->lbeta > 0 && isfinite(slot->beta) && isfinite(slot->lbeta))) {
-        return mf_fail(err, MF_ERR_INVALID, "%s: beta %g, lbeta %g; expected finite numbers > 0", what, (double)slot->beta,
-                       (double)slot->lbeta);
+        return mf_fail(err, MF_ERR_INVALID, "%s: beta %g, lbeta %g; expected finite numbers > 0", what,
+                       (double)slot->beta, (double)slot->lbeta);
     }
     if (!(slot->input_scale13 >= 0 && slot->input_scale2 >= 0 && isfinite(slot->input_scale13) &&
           isfinite(slot->input_scale2))) {
@@ -51,7 +51,8 @@ static mf_status check_activation(const mf_slot *slot, const char *what, mf_erro
     }
     if ((act == MF_ACT_RELU2) != (slot->gate.data == NULL)) {
         return mf_fail(err, MF_ERR_INVALID, "%s: %s", what,
-                       act == MF_ACT_RELU2 ? "RELU2 has no gate; expected no gate weights" : "gate weights are missing");
+                       act == MF_ACT_RELU2 ? "RELU2 has no gate; expected no gate weights"
+                                           : "gate weights are missing");
     }
     return MF_OK;
 }
@@ -110,7 +111,8 @@ mf_status mf_experts_create(mf_device *device, const mf_experts_desc *desc, mf_e
         return mf_fail(err, MF_ERR_INVALID, "act_dtype %s; expected f32, bf16 or f16", mf_dtype_name(desc->act_dtype));
     }
     if ((unsigned)desc->act_quant > MF_ACT_QUANT_W8A8_E8M0) {
-        return mf_fail(err, MF_ERR_INVALID, "act_quant %d; expected 0 to %d", (int)desc->act_quant, MF_ACT_QUANT_W8A8_E8M0);
+        return mf_fail(err, MF_ERR_INVALID, "act_quant %d; expected 0 to %d", (int)desc->act_quant,
+                       MF_ACT_QUANT_W8A8_E8M0);
     }
     mf_experts *experts = mf_alloc_zero(sizeof *experts);
     if (!experts) {
@@ -184,19 +186,17 @@ mf_status mf_fused_experts(mf_device *device, const mf_experts_args *args, void 
     }
     int64_t num_pairs;
     if (!mf_mul_ok(num_tokens, num_columns, &num_pairs) || num_pairs > INT32_MAX) {
-        return mf_fail(err, MF_ERR_INVALID, "topk_ids: %lld x %lld entries; expected fewer than 2^31", (long long)num_tokens,
-                       (long long)num_columns);
+        return mf_fail(err, MF_ERR_INVALID, "topk_ids: %lld x %lld entries; expected fewer than 2^31",
+                       (long long)num_tokens, (long long)num_columns);
     }
     MF_TRY(mf_check_disjoint(&args->y, "y", &args->x, "x", err));
     MF_TRY(mf_check_disjoint(&args->y, "y", &args->topk_ids, "topk_ids", err));
     MF_TRY(mf_check_disjoint(&args->y, "y", &args->input_scale, "input_scale", err));
     size_t needed = mf_fused_experts_workspace_bytes(experts, num_tokens, num_columns);
     MF_TRY(mf_check_workspace(workspace, workspace_bytes, needed, err));
-    mf_experts_call call = { .experts = experts,
-                             .args = args,
-                             .num_tokens = num_tokens,
-                             .num_columns = num_columns,
-                             .workspace = workspace };
+    mf_experts_call call = {
+        .experts = experts, .args = args, .num_tokens = num_tokens, .num_columns = num_columns, .workspace = workspace
+    };
     mf_fp_env saved = mf_fp_enter();
     mf_status status = run(device, &call, err);
     mf_fp_leave(saved);

@@ -1,8 +1,8 @@
 /* api_layer.c - mf_moe_layer: gate -> experts -> sum-reduce, from the public operations.
  *
- * The three modes differ in where a shared chunk's rows come from - columns of the grouped product (SLOT) or a product of
- * their own whose rows enter the combine as addends (OVERLAP, SERIAL) - and in nothing that is rounded, so they agree to
- * the bit.  Everything in between lives in the caller's workspace. */
+ * The three modes differ in where a shared chunk's rows come from - columns of the grouped product (SLOT) or a product
+ * of their own whose rows enter the combine as addends (OVERLAP, SERIAL) - and in nothing that is rounded, so they
+ * agree to the bit.  Everything in between lives in the caller's workspace. */
 #include <math.h>
 
 #include "kernels/activation.h"
@@ -17,8 +17,8 @@ enum { MAX_SHARED = MF_GATE_MAX_SHARED };
 typedef struct layer_run {
     const mf_layer_args *args;
     int64_t num_tokens, hidden_size;
-    int64_t num_routed;        /* K */
-    int64_t num_shared;        /* S, in whichever mode */
+    int64_t num_routed; /* K */
+    int64_t num_shared; /* S, in whichever mode */
     bool is_slot, scales_input, has_shared_weights;
     mf_gate_config config;
     mf_gate_args gate;
@@ -112,10 +112,10 @@ static mf_status check_shapes(const mf_layer_args *args, mf_error *err)
 {
     if (!args || !args->gate || !args->gate->config || !args->experts) {
         return mf_fail(err, MF_ERR_INVALID, "%s is NULL",
-                       !args                  ? "args"
-                       : !args->gate          ? "gate"
-                       : !args->gate->config  ? "gate config"
-                                              : "experts");
+                       !args                 ? "args"
+                       : !args->gate         ? "gate"
+                       : !args->gate->config ? "gate config"
+                                             : "experts");
     }
     const mf_gate_config *config = args->gate->config;
     if ((unsigned)args->mode > MF_MODE_SERIAL) {
@@ -128,20 +128,22 @@ static mf_status check_shapes(const mf_layer_args *args, mf_error *err)
         return mf_fail(err, MF_ERR_INVALID, "top_k %d; expected 1 to %d", (int)config->top_k, MF_GATE_MAX_TOP_K);
     }
     if (config->num_shared_slots < 0 || config->num_shared_slots > MAX_SHARED) {
-        return mf_fail(err, MF_ERR_INVALID, "num_shared_slots %d; expected 0 to %d", (int)config->num_shared_slots, MAX_SHARED);
+        return mf_fail(err, MF_ERR_INVALID, "num_shared_slots %d; expected 0 to %d", (int)config->num_shared_slots,
+                       MAX_SHARED);
     }
     MF_TRY(mf_check_2d(&args->x, "x", MF_DT(args->experts->act_dtype), MF_ANY, args->experts->hidden_size, err));
     if (args->mode == MF_MODE_SLOT) {
-        return args->shared ? mf_fail(err, MF_ERR_INVALID, "shared: given in mode SLOT; expected its chunks among the slots")
-                            : MF_OK;
+        return args->shared
+                   ? mf_fail(err, MF_ERR_INVALID, "shared: given in mode SLOT; expected its chunks among the slots")
+                   : MF_OK;
     }
     if (config->num_shared_slots != 0) {
         return mf_fail(err, MF_ERR_INVALID, "num_shared_slots %d in mode %s; expected 0", (int)config->num_shared_slots,
                        mf_layer_mode_name(args->mode));
     }
     if (args->shared && args->shared->num_slots > MAX_SHARED) {
-        return mf_fail(err, MF_ERR_INVALID, "shared: %lld chunks; expected at most %d", (long long)args->shared->num_slots,
-                       MAX_SHARED);
+        return mf_fail(err, MF_ERR_INVALID, "shared: %lld chunks; expected at most %d",
+                       (long long)args->shared->num_slots, MAX_SHARED);
     }
     return MF_OK;
 }
@@ -177,20 +179,22 @@ static mf_status check_layer(const mf_device *device, const mf_layer_args *args,
     MF_TRY(mf_check_2d(&args->out, "out", MF_DT_FLOAT3, tokens, hidden, err));
     MF_TRY(mf_check_optional_2d(&args->residual, "residual", MF_DT(args->out.dtype), tokens, hidden, err));
     if (config->shared_weight == MF_SHARED_RECIPROCAL) {
-        return mf_fail(err, MF_ERR_INVALID, "shared_weight RECIPROCAL: the layer's combine scales routed columns only; "
-                                            "expected ONE or PER_TOKEN");
+        return mf_fail(err, MF_ERR_INVALID,
+                       "shared_weight RECIPROCAL: the layer's combine scales routed columns only; "
+                       "expected ONE or PER_TOKEN");
     }
     bool gated = args->mode != MF_MODE_SLOT && args->shared && config->shared_weight == MF_SHARED_PER_TOKEN;
     if (gated != mf_tensor_present(&args->shared_gate_weight)) {
-        return mf_fail(err, MF_ERR_INVALID, "shared_gate_weight: %s", gated ? "missing with shared_weight PER_TOKEN"
-                                                                            : "given without a PER_TOKEN shared MLP of its own");
+        return mf_fail(err, MF_ERR_INVALID, "shared_gate_weight: %s",
+                       gated ? "missing with shared_weight PER_TOKEN"
+                             : "given without a PER_TOKEN shared MLP of its own");
     }
     if (gated) {
         MF_TRY(mf_check_1d(&args->shared_gate_weight, "shared_gate_weight", MF_DT(MF_F32), tokens, err));
     }
     if (args->shared && args->shared->hidden_size != hidden) {
-        return mf_fail(err, MF_ERR_INVALID, "shared: hidden_size %lld; expected %lld", (long long)args->shared->hidden_size,
-                       (long long)hidden);
+        return mf_fail(err, MF_ERR_INVALID, "shared: hidden_size %lld; expected %lld",
+                       (long long)args->shared->hidden_size, (long long)hidden);
     }
     if (args->shared && args->shared->act_dtype != args->experts->act_dtype) {
         return mf_fail(err, MF_ERR_INVALID, "shared: act_dtype %s; expected that of the routed experts, %s",
@@ -215,8 +219,8 @@ static float f32_at(const mf_tensor *t, int64_t i, int64_t j)
     return v;
 }
 
-/* Rows that take part: the caller's mask, without rows whose token id lies outside the hash table.  The combine must leave
- * such rows alone in every mode, and a separate shared MLP has no ids that would say so. */
+/* Rows that take part: the caller's mask, without rows whose token id lies outside the hash table.  The combine must
+ * leave such rows alone in every mode, and a separate shared MLP has no ids that would say so. */
 static void find_valid_rows(const layer_run *run)
 {
     const mf_gate_args *gate = &run->gate;
@@ -312,7 +316,8 @@ static MF_NOINLINE void write_shared_columns(const layer_run *run)
     }
 }
 
-/* TOPK_SIGMOID: a routed weight scales the expert's input and the combine then takes 1; shared columns the other way. */
+/* TOPK_SIGMOID: a routed weight scales the expert's input and the combine then takes 1; shared columns the other way.
+ */
 static void split_weights(const layer_run *run)
 {
     const int64_t columns = run->y.shape[1];
@@ -395,7 +400,8 @@ size_t mf_moe_layer_workspace_bytes(const mf_layer_args *args)
     return run.total_bytes;
 }
 
-mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *workspace, size_t workspace_bytes, mf_error *err)
+mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *workspace, size_t workspace_bytes,
+                       mf_error *err)
 {
     layer_run run;
     if (!device) {

@@ -3,8 +3,7 @@
 
 #include "base/sys.h"
 
-#define MAGNITUDE(c) \
-    (((c)&0x78) ? (float)(8 + ((c)&7)) * (float)(1 << ((c) >> 3)) / 1024.0f : (float)((c)&7) / 512.0f)
+#define MAGNITUDE(c) (((c)&0x78) ? (float)(8 + ((c)&7)) * (float)(1 << ((c) >> 3)) / 1024.0f : (float)((c)&7) / 512.0f)
 #define V1(c) (((c)&0x7f) == 0x7f ? __builtin_nanf("") : ((c)&0x80) ? -MAGNITUDE((c)&0x7f) : MAGNITUDE(c))
 #define V4(c) V1(c), V1((c) + 1), V1((c) + 2), V1((c) + 3)
 #define V16(c) V4(c), V4((c) + 4), V4((c) + 8), V4((c) + 12)
@@ -61,7 +60,8 @@ static mf_status check_scale(const mf_matrix *m, const char *what, mf_error *err
 mf_status mf_matrix_check(const mf_matrix *m, const char *what, mf_error *err)
 {
     if ((unsigned)m->format >= MF_FORMAT_COUNT) {
-        return mf_fail(err, MF_ERR_INVALID, "%s: format %d; expected 0 to %d", what, (int)m->format, MF_FORMAT_COUNT - 1);
+        return mf_fail(err, MF_ERR_INVALID, "%s: format %d; expected 0 to %d", what, (int)m->format,
+                       MF_FORMAT_COUNT - 1);
     }
     if (!m->data) {
         return mf_fail(err, MF_ERR_INVALID, "%s: weights are missing", what);
@@ -72,8 +72,8 @@ mf_status mf_matrix_check(const mf_matrix *m, const char *what, mf_error *err)
     }
     bool four = mf_format_is_4bit(m->format);
     if (m->row_stride < m->k || (four && m->row_stride % 2 != 0)) {
-        return mf_fail(err, MF_ERR_INVALID, "%s: row_stride %lld; expected %s%lld or more", what, (long long)m->row_stride,
-                       four ? "an even number, " : "", (long long)m->k);
+        return mf_fail(err, MF_ERR_INVALID, "%s: row_stride %lld; expected %s%lld or more", what,
+                       (long long)m->row_stride, four ? "an even number, " : "", (long long)m->k);
     }
     int64_t extent;
     if (!mf_mul_ok(m->n, m->row_stride, &extent) || extent > PTRDIFF_MAX / 8) {

@@ -8,7 +8,7 @@
 enum {
     MF_FP8_BLOCK_SIZE = 128, /* rows and columns under one scale of FP8_BLOCK */
     MF_MXFP4_GROUP = 32,
-    MF_MAX_K_INT8 = 131072   /* 128 * 127 * k stays below 2^31 */
+    MF_MAX_K_INT8 = 131072 /* 128 * 127 * k stays below 2^31 */
 };
 
 extern const float mf_e4m3_values[256];
@@ -36,10 +36,10 @@ static inline bool mf_format_is_4bit(mf_format format)
 /* Bits of one stored code. */
 static inline int64_t mf_format_bits(mf_format format)
 {
-    return format == MF_FORMAT_F32                                 ? 32
+    return format == MF_FORMAT_F32                               ? 32
            : format == MF_FORMAT_BF16 || format == MF_FORMAT_F16 ? 16
-           : mf_format_is_4bit(format)                             ? 4
-                                                                   : 8;
+           : mf_format_is_4bit(format)                           ? 4
+                                                                 : 8;
 }
 
 /* First byte of row r's codes. */

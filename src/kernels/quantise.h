@@ -85,8 +85,8 @@ static inline float mf_quant_code(mf_quant quant, float x, float scale)
 }
 
 /* x[n] to codes (as f32) and scales (mf_quant_num_scales of them).  codes may be x. */
-static inline void mf_quantise_row(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n, float *codes,
-                                   float *scales)
+static inline void mf_quantise_row(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n,
+                                   float *codes, float *scales)
 {
     int64_t group = mf_quant_group(quant, n);
     for (int64_t first = 0, g = 0; first < n; first += group, g++) {

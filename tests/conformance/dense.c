@@ -44,8 +44,8 @@ TEST(dense_linear_is_within_rounding_of_double_precision_in_every_format)
                     CHECK_EQ(((uint8_t *)(out + t * (n + 3) + n))[0], CONF_POISON);
                 }
                 if (!(case_nmse(&e) <= 1e-12)) {
-                    fail_msg("%s: linear %s [%d, %d]: NMSE %g", devices[d].label, mf_format_name((mf_format)f), (int)n, (int)k,
-                             case_nmse(&e));
+                    fail_msg("%s: linear %s [%d, %d]: NMSE %g", devices[d].label, mf_format_name((mf_format)f), (int)n,
+                             (int)k, case_nmse(&e));
                 }
                 conf_free(out);
             }
@@ -159,8 +159,8 @@ TEST(dense_matrix_views_decode_to_the_parents_values)
 
 TEST(dense_matrix_bytes_counts_codes_and_scales)
 {
-    /* [130, 256]: bf16 2 bytes each; fp8_block 1 byte and 2 x 2 f32 scales; int4 g 32: half a byte, 8 f16 scales and zeros a
-     * row; mxfp4: half a byte, 8 e8m0 a row */
+    /* [130, 256]: bf16 2 bytes each; fp8_block 1 byte and 2 x 2 f32 scales; int4 g 32: half a byte, 8 f16 scales and
+     * zeros a row; mxfp4: half a byte, 8 e8m0 a row */
     static const uint8_t place[1];
     mf_matrix m = { .data = place, .n = 130, .k = 256, .row_stride = 256, .format = MF_FORMAT_BF16 };
     CHECK_EQ(mf_matrix_bytes(&m), 130 * 512);
@@ -174,8 +174,14 @@ TEST(dense_matrix_bytes_counts_codes_and_scales)
     m.scale_row_stride = 8;
     m.zero = place;
     CHECK_EQ(mf_matrix_bytes(&m), 130 * 128 + 130 * 8 * 3);
-    m = (mf_matrix){ .data = place, .n = 130, .k = 256, .row_stride = 256, .format = MF_FORMAT_MXFP4, .scale = place,
-                     .scale_dtype = MF_F8_E8M0, .scale_row_stride = 8 };
+    m = (mf_matrix){ .data = place,
+                     .n = 130,
+                     .k = 256,
+                     .row_stride = 256,
+                     .format = MF_FORMAT_MXFP4,
+                     .scale = place,
+                     .scale_dtype = MF_F8_E8M0,
+                     .scale_row_stride = 8 };
     CHECK_EQ(mf_matrix_bytes(&m), 130 * 128 + 130 * 8);
     m.format = MF_FORMAT_INT8_CHANNEL;
     m.scale_dtype = MF_F32;
@@ -222,7 +228,8 @@ TEST(dense_rms_norm_divides_by_the_root_of_the_mean_square)
                     sum += (double)x[t * (n + 2) + i] * (double)x[t * (n + 2) + i];
                 }
                 for (int64_t i = 0; i < n; i++) {
-                    double want = (double)x[t * (n + 2) + i] / sqrt(sum / (double)n + (double)1e-3f) * (double)weight[i];
+                    double want =
+                        (double)x[t * (n + 2) + i] / sqrt(sum / (double)n + (double)1e-3f) * (double)weight[i];
                     CHECK(fabs((double)out[t * n + i] - want) <= 1e-6 * fabs(want)); /* about 8 roundings of 2^-24 */
                 }
             }
@@ -259,14 +266,17 @@ TEST(dense_rope_rotates_pairs_or_halves)
             uint64_t seed = 3;
             float *x = normals(&seed, TOKENS * STRIDE), *before = normals(&seed, TOKENS * STRIDE);
             memcpy(before, x, TOKENS * STRIDE * sizeof *x);
-            devices[d].device->ops->rope(devices[d].device, x + 1, STRIDE, VECTORS, 8, DIM, pair, table, position, TOKENS);
+            devices[d].device->ops->rope(devices[d].device, x + 1, STRIDE, VECTORS, 8, DIM, pair, table, position,
+                                         TOKENS);
             for (int t = 0; t < TOKENS; t++) {
                 for (int v = 0; v < VECTORS; v++) {
                     for (int i = 0; i < DIM / 2; i++) {
                         int a = t * STRIDE + 1 + v * 8 + (pair ? 2 * i : i), b = a + (pair ? 1 : DIM / 2);
                         double angle = position[t] * pow(10000, -2.0 * i / DIM);
-                        CHECK(fabs((double)x[a] - ((double)before[a] * cos(angle) - (double)before[b] * sin(angle))) < 1e-6);
-                        CHECK(fabs((double)x[b] - ((double)before[b] * cos(angle) + (double)before[a] * sin(angle))) < 1e-6);
+                        CHECK(fabs((double)x[a] - ((double)before[a] * cos(angle) - (double)before[b] * sin(angle))) <
+                              1e-6);
+                        CHECK(fabs((double)x[b] - ((double)before[b] * cos(angle) + (double)before[a] * sin(angle))) <
+                              1e-6);
                     }
                 }
                 CHECK(x[t * STRIDE] == before[t * STRIDE] && x[t * STRIDE + 7] == before[t * STRIDE + 7]);
@@ -304,8 +314,8 @@ enum { ROW = RANK + ROPE, QWIDTH = HEADS * (NOPE + ROPE), OUTWIDTH = HEADS * VDI
 
 typedef struct attention_case {
     case_matrix kv_b;
-    float *q;     /* [SEQUENCES * CONTEXT, QWIDTH] */
-    float *rows;  /* [SEQUENCES * CONTEXT, ROW]: what the cache holds */
+    float *q;    /* [SEQUENCES * CONTEXT, QWIDTH] */
+    float *rows; /* [SEQUENCES * CONTEXT, ROW]: what the cache holds */
     int32_t table[SEQUENCES * 8];
 } attention_case;
 
@@ -358,7 +368,8 @@ static void attention_oracle(const attention_case *c, int sequence, int position
             for (int s = 0; s <= position; s++) {
                 double v = 0;
                 for (int i = 0; i < RANK; i++) {
-                    v += w[(h * (NOPE + VDIM) + NOPE + j) * RANK + i] * (double)c->rows[(sequence * CONTEXT + s) * ROW + i];
+                    v += w[(h * (NOPE + VDIM) + NOPE + j) * RANK + i] *
+                         (double)c->rows[(sequence * CONTEXT + s) * ROW + i];
                 }
                 out[h * VDIM + j] += exp(score[s] - max) / sum * v;
             }
@@ -376,11 +387,25 @@ static void attend_batch(mf_device *device, const attention_case *c, float *cach
         memcpy(q + i * QWIDTH, c->q + at * QWIDTH, QWIDTH * 4);
         memcpy(rows + i * (ROW + 2), c->rows + at * ROW, ROW * 4);
     }
-    mf_kv_view kv = { .cache = cache, .row_size = ROW, .block_size = BLOCK, .block_table = c->table, .max_blocks = 8,
-                      .sequence = sequence, .position = position, .max_context = max_context };
-    mf_mla_args args = { .num_tokens = n, .num_heads = HEADS, .qk_nope_head_dim = NOPE, .qk_rope_head_dim = ROPE,
-                         .v_head_dim = VDIM, .kv_lora_rank = RANK, .softmax_scale = 0.2f, .q = q, .kv_b = &c->kv_b.m,
-                         .kv = kv, .out = out };
+    mf_kv_view kv = { .cache = cache,
+                      .row_size = ROW,
+                      .block_size = BLOCK,
+                      .block_table = c->table,
+                      .max_blocks = 8,
+                      .sequence = sequence,
+                      .position = position,
+                      .max_context = max_context };
+    mf_mla_args args = { .num_tokens = n,
+                         .num_heads = HEADS,
+                         .qk_nope_head_dim = NOPE,
+                         .qk_rope_head_dim = ROPE,
+                         .v_head_dim = VDIM,
+                         .kv_lora_rank = RANK,
+                         .softmax_scale = 0.2f,
+                         .q = q,
+                         .kv_b = &c->kv_b.m,
+                         .kv = kv,
+                         .out = out };
     args.scratch = conf_alloc(device->ops->mla_scratch_floats(device, &args) * 4);
     device->ops->kv_write(device, &kv, rows, ROW + 2, n);
     device->ops->mla_attention(device, &args);
@@ -414,7 +439,8 @@ TEST(dense_attention_equals_the_unabsorbed_definition_however_it_is_batched)
                     }
                     attend_batch(device, &c, cache, 2 * n, sequence, position, way == 3 ? 64 : first + n, part);
                     for (int i = 0; i < 2 * n; i++) {
-                        memcpy(out + (sequence[i] * CONTEXT + position[i]) * OUTWIDTH, part + i * OUTWIDTH, OUTWIDTH * 4);
+                        memcpy(out + (sequence[i] * CONTEXT + position[i]) * OUTWIDTH, part + i * OUTWIDTH,
+                               OUTWIDTH * 4);
                     }
                     conf_free(part);
                 }
@@ -428,8 +454,8 @@ TEST(dense_attention_equals_the_unabsorbed_definition_however_it_is_batched)
                         }
                     }
                     if (!(case_nmse(&e) <= 1e-11)) {
-                        fail_msg("%s: attention with %s weights: NMSE %g", devices[d].label, mf_format_name((mf_format)f),
-                                 case_nmse(&e));
+                        fail_msg("%s: attention with %s weights: NMSE %g", devices[d].label,
+                                 mf_format_name((mf_format)f), case_nmse(&e));
                     }
                     whole = out;
                 } else {

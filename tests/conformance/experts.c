@@ -8,7 +8,8 @@
 
 /* ---- products ---- */
 
-/* Two routed slots and one shared slot of another format and width; every device within rounding of double precision. */
+/* Two routed slots and one shared slot of another format and width; every device within rounding of double precision.
+ */
 static void check_pair(uint64_t seed, mf_format routed, mf_format shared, int variant, int64_t tokens, int64_t hidden,
                        int64_t width, mf_dtype act_dtype, mf_dtype y_dtype)
 {
@@ -35,9 +36,9 @@ static void check_pair(uint64_t seed, mf_format routed, mf_format shared, int va
         mf_experts *experts = case_experts(devices[d].device, &table, act_dtype, MF_ACT_QUANT_NONE);
         run_batch(devices[d].device, experts, &b);
         check_nmse(&b, expected, bound, devices[d].label,
-                   label("%s x %s variant %d, T %d H %d I %d %s -> %s, seed %llu", mf_format_name(routed), mf_format_name(shared),
-                         variant, (int)tokens, (int)hidden, (int)width, mf_dtype_name(act_dtype), mf_dtype_name(y_dtype),
-                         (unsigned long long)first_seed));
+                   label("%s x %s variant %d, T %d H %d I %d %s -> %s, seed %llu", mf_format_name(routed),
+                         mf_format_name(shared), variant, (int)tokens, (int)hidden, (int)width,
+                         mf_dtype_name(act_dtype), mf_dtype_name(y_dtype), (unsigned long long)first_seed));
         mf_experts_destroy(&experts);
     }
     free(expected);
@@ -52,7 +53,8 @@ TEST(experts_every_pair_of_formats_is_within_rounding_of_double_precision)
         for (int shared = 0; shared < MF_FORMAT_COUNT; shared++) {
             int i = routed * MF_FORMAT_COUNT + shared;
             const int64_t *shape = shapes[(routed + 2 * shared) % 4];
-            int64_t tokens = conf_full() ? (const int64_t[]){ 16, 33, 128, 1000 }[i % 4] : (const int64_t[]){ 1, 2, 7, 3, 4 }[i % 5];
+            int64_t tokens =
+                conf_full() ? (const int64_t[]){ 16, 33, 128, 1000 }[i % 4] : (const int64_t[]){ 1, 2, 7, 3, 4 }[i % 5];
             check_pair(1000 + (uint64_t)i, (mf_format)routed, (mf_format)shared, i, tokens, shape[0], shape[1],
                        case_act_dtypes[i % 3], case_act_dtypes[(i / 3) % 3]);
         }
@@ -65,12 +67,12 @@ TEST(experts_of_model_shapes_are_within_rounding_of_double_precision)
     static const int64_t large[][2] = { { 2048, 768 }, { 2048, 1408 }, { 2880, 2880 }, { 4096, 1408 }, { 7168, 2048 } };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         for (size_t s = 0; s < 2; s++) {
-            check_pair(77 + (uint64_t)f, (mf_format)f, (mf_format)((f + 3) % MF_FORMAT_COUNT), f + (int)s, 5, small[s][0],
-                       small[s][1], MF_F32, MF_F32);
+            check_pair(77 + (uint64_t)f, (mf_format)f, (mf_format)((f + 3) % MF_FORMAT_COUNT), f + (int)s, 5,
+                       small[s][0], small[s][1], MF_F32, MF_F32);
         }
         for (size_t s = 0; conf_full() && s < 5; s++) {
-            check_pair(99 + (uint64_t)f, (mf_format)f, (mf_format)((f + 5) % MF_FORMAT_COUNT), f, s < 2 ? 16 : 2, large[s][0],
-                       large[s][1], case_act_dtypes[(f + s) % 2], MF_F32);
+            check_pair(99 + (uint64_t)f, (mf_format)f, (mf_format)((f + 5) % MF_FORMAT_COUNT), f, s < 2 ? 16 : 2,
+                       large[s][0], large[s][1], case_act_dtypes[(f + s) % 2], MF_F32);
         }
     }
 }
@@ -90,7 +92,8 @@ static mf_slot part_of(const mf_slot *slot, int64_t first, int64_t count)
 
 TEST(experts_parts_of_a_wide_slot_add_up_to_it)
 {
-    /* Chunks of a shared MLP and shards of tensor parallelism are views; units of 128 keep scale blocks and groups whole. */
+    /* Chunks of a shared MLP and shards of tensor parallelism are views; units of 128 keep scale blocks and groups
+     * whole. */
     enum { HIDDEN = 70, UNITS = 9, WIDTH = 128 * UNITS, TOKENS = 2 };
     int count;
     const conf_device *devices = conf_devices(&count);
@@ -127,8 +130,8 @@ TEST(experts_parts_of_a_wide_slot_add_up_to_it)
                     case_error_add(&e, sum, expected[i]);
                 }
                 if (!(case_nmse(&e) <= 1e-11)) {
-                    fail_msg("%s: %d parts of a %s slot: NMSE %g", devices[d].label, parts, mf_format_name((mf_format)f),
-                             case_nmse(&e));
+                    fail_msg("%s: %d parts of a %s slot: NMSE %g", devices[d].label, parts,
+                             mf_format_name((mf_format)f), case_nmse(&e));
                 }
                 mf_experts_destroy(&experts);
             }
@@ -187,7 +190,8 @@ TEST(experts_follow_every_activation_with_limits_and_biases)
 
 /* ---- quantised activations ---- */
 
-static void check_w8a8(mf_format format, mf_act_quant act_quant, int variant, mf_dtype act_dtype, float scale13, float scale2)
+static void check_w8a8(mf_format format, mf_act_quant act_quant, int variant, mf_dtype act_dtype, float scale13,
+                       float scale2)
 {
     uint64_t seed = 300 + (uint64_t)(format * 7 + (int)act_quant * 3 + variant);
     const int64_t hidden = 300, width = 200;
@@ -235,15 +239,22 @@ TEST(experts_quantise_activations_by_the_format_of_the_weights)
 
 TEST(experts_static_scale_saturates_codes_past_448)
 {
-    /* w13 = 1, w2 = 1, H = I = 1: x = 4 with scale 2^-10 is 4096 codes, saturates to 448 * 2^-10 = 0.4375; g = u = 0.4375,
-     * h = silu(g) * u = 0.4375^2 * sigmoid(0.4375) = 0.1163...; dynamic w2 scale reproduces h exactly as its own maximum. */
+    /* w13 = 1, w2 = 1, H = I = 1: x = 4 with scale 2^-10 is 4096 codes, saturates to 448 * 2^-10 = 0.4375; g = u =
+     * 0.4375, h = silu(g) * u = 0.4375^2 * sigmoid(0.4375) = 0.1163...; dynamic w2 scale reproduces h exactly as its
+     * own maximum. */
     float one = 1.0f;
     uint8_t code = 0x38; /* 1.0 */
-    mf_matrix m = { .data = &code, .n = 1, .k = 1, .row_stride = 1, .format = MF_FORMAT_FP8_CHANNEL, .scale = &one,
+    mf_matrix m = { .data = &code,
+                    .n = 1,
+                    .k = 1,
+                    .row_stride = 1,
+                    .format = MF_FORMAT_FP8_CHANNEL,
+                    .scale = &one,
                     .scale_dtype = MF_F32 };
     mf_slot slot = { .gate = m, .up = m, .down = m, .input_scale13 = 0x1p-10f };
-    mf_experts_desc desc = { .num_slots = 1, .hidden_size = 1, .slots = &slot, .act_dtype = MF_F32,
-                             .act_quant = MF_ACT_QUANT_W8A8 };
+    mf_experts_desc desc = {
+        .num_slots = 1, .hidden_size = 1, .slots = &slot, .act_dtype = MF_F32, .act_quant = MF_ACT_QUANT_W8A8
+    };
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {
@@ -286,12 +297,19 @@ TEST(experts_nan_and_inf_reach_every_output_of_their_token_and_no_other)
     case_table table = { .hidden_size = HIDDEN };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         /* every activation, each with an L that would hide a NaN if its clamp dropped it */
-        case_slot_spec spec = { .format = (mf_format)f, .variant = f, .width = 37, .activation = (mf_activation)f,
-                                .limit = 0.5f, .alpha = 1.0f, .beta = 1, .lbeta = 1 };
+        case_slot_spec spec = { .format = (mf_format)f,
+                                .variant = f,
+                                .width = 37,
+                                .activation = (mf_activation)f,
+                                .limit = 0.5f,
+                                .alpha = 1.0f,
+                                .beta = 1,
+                                .lbeta = 1 };
         case_table_add(&table, &seed, &spec);
     }
     int64_t per_token = table.num_slots * HIDDEN;
-    float *clean = malloc((size_t)(3 * per_token) * sizeof(float)), *y = malloc((size_t)(3 * per_token) * sizeof(float));
+    float *clean = malloc((size_t)(3 * per_token) * sizeof(float)),
+          *y = malloc((size_t)(3 * per_token) * sizeof(float));
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {
@@ -311,11 +329,12 @@ TEST(experts_nan_and_inf_reach_every_output_of_their_token_and_no_other)
             CHECK_EQ(conf_difference(clean + 2 * per_token, y + 2 * per_token, MF_F32, per_token), -1);
             for (int64_t i = per_token; i < 2 * per_token; i++) {
                 int64_t slot = i / HIDDEN % table.num_slots;
-                bool bounded = slot == MF_ACT_SILU_CLAMP || slot == MF_ACT_SILU_CLAMP_AFTER || slot == MF_ACT_SWIGLU_OAI ||
+                bool bounded = slot == MF_ACT_SILU_CLAMP || slot == MF_ACT_SILU_CLAMP_AFTER ||
+                               slot == MF_ACT_SWIGLU_OAI ||
                                slot == MF_ACT_SITU; /* a clamp may make an inf finite again */
                 if (isfinite(y[i]) && !bounded) {
-                    fail_msg("%s: slot %d (act_quant %d) output %d is %g for an inf in x", devices[d].label, (int)slot, quant,
-                             (int)(i % HIDDEN), (double)y[i]);
+                    fail_msg("%s: slot %d (act_quant %d) output %d is %g for an inf in x", devices[d].label, (int)slot,
+                             quant, (int)(i % HIDDEN), (double)y[i]);
                 }
             }
         }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 void make_batch(batch *b, uint64_t *seed, int64_t num_tokens, int64_t num_columns, int64_t hidden, mf_dtype act_dtype,
-                       mf_dtype y_dtype, int64_t num_slots)
+                mf_dtype y_dtype, int64_t num_slots)
 {
     *b = (batch){ num_tokens, num_columns, hidden, act_dtype, y_dtype, 0, 0, 0 };
     b->x = conf_alloc((size_t)(num_tokens * hidden) * mf_dtype_size(act_dtype));
@@ -27,7 +27,8 @@ void free_batch(batch *b)
 
 void run_batch(mf_device *device, const mf_experts *experts, batch *b)
 {
-    case_run(device, experts, b->x, b->act_dtype, b->ids, NULL, b->num_tokens, b->num_columns, b->hidden, b->y_dtype, b->y);
+    case_run(device, experts, b->x, b->act_dtype, b->ids, NULL, b->num_tokens, b->num_columns, b->hidden, b->y_dtype,
+             b->y);
 }
 
 static double *x_row(const batch *b, int64_t t, double *row)

@@ -40,12 +40,12 @@ TEST(experts_a_rows_bits_do_not_depend_on_the_batch)
             run_batch(devices[d].device, experts, &b);
             float *alone = conf_alloc(COLUMNS * HIDDEN * sizeof(float));
             for (int64_t t = 0; t < TOKENS; t++) {
-                case_run(devices[d].device, experts, (const uint16_t *)b.x + t * HIDDEN, MF_BF16, b.ids + t * COLUMNS, NULL, 1,
-                         COLUMNS, HIDDEN, MF_F32, alone);
+                case_run(devices[d].device, experts, (const uint16_t *)b.x + t * HIDDEN, MF_BF16, b.ids + t * COLUMNS,
+                         NULL, 1, COLUMNS, HIDDEN, MF_F32, alone);
                 int64_t at = conf_difference(alone, (float *)b.y + t * COLUMNS * HIDDEN, MF_F32, COLUMNS * HIDDEN);
                 if (at >= 0) {
-                    fail_msg("%s, act_quant %d: token %d, column %d (slot %d) differs alone", devices[d].label, quant, (int)t,
-                             (int)(at / HIDDEN), (int)b.ids[t * COLUMNS + at / HIDDEN]);
+                    fail_msg("%s, act_quant %d: token %d, column %d (slot %d) differs alone", devices[d].label, quant,
+                             (int)t, (int)(at / HIDDEN), (int)b.ids[t * COLUMNS + at / HIDDEN]);
                 }
             }
             conf_free(alone);
@@ -110,7 +110,8 @@ TEST(experts_passes_over_many_tokens_give_the_bits_of_one_token)
     for (int d = 0; d < count; d++) {
         mf_experts *experts = case_experts(devices[d].device, &table, MF_F32, MF_ACT_QUANT_W8A8);
         for (int scaled = 0; scaled < 2; scaled++) {
-            case_run(devices[d].device, experts, b.x, MF_F32, b.ids, scaled ? scale : NULL, TOKENS, COLUMNS, HIDDEN, MF_BF16, b.y);
+            case_run(devices[d].device, experts, b.x, MF_F32, b.ids, scaled ? scale : NULL, TOKENS, COLUMNS, HIDDEN,
+                     MF_BF16, b.y);
             uint16_t *alone = conf_alloc(COLUMNS * HIDDEN * 2);
             for (int64_t t = 0; t < TOKENS; t += 91) {
                 case_run(devices[d].device, experts, (float *)b.x + t * HIDDEN, MF_F32, b.ids + t * COLUMNS,
@@ -322,7 +323,8 @@ TEST(experts_input_scale_multiplies_x_and_rounds_to_its_dtype)
             }
             mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, (mf_act_quant)quant);
             float *expected = conf_alloc(TOKENS * COLUMNS * HIDDEN * sizeof(float));
-            case_run(devices[d].device, experts, x, MF_BF16, b.ids, NULL, TOKENS * COLUMNS, 1, HIDDEN, MF_F32, expected);
+            case_run(devices[d].device, experts, x, MF_BF16, b.ids, NULL, TOKENS * COLUMNS, 1, HIDDEN, MF_F32,
+                     expected);
             case_run(devices[d].device, experts, b.x, MF_BF16, b.ids, scale, TOKENS, COLUMNS, HIDDEN, MF_F32, b.y);
             CHECK_EQ(conf_difference(expected, b.y, MF_F32, TOKENS * COLUMNS * HIDDEN), -1);
             conf_free(expected);
@@ -362,11 +364,13 @@ TEST(experts_take_strided_and_unaligned_rows)
             mf_error err = { 0 };
             size_t bytes = mf_fused_experts_workspace_bytes(experts, TOKENS, COLUMNS);
             void *workspace = conf_alloc(bytes);
-            mf_experts_args args = { .experts = experts, .x = xs, .topk_ids = mf_tensor_2d(b.ids, MF_I32, TOKENS, COLUMNS), .y = ys };
+            mf_experts_args args = {
+                .experts = experts, .x = xs, .topk_ids = mf_tensor_2d(b.ids, MF_I32, TOKENS, COLUMNS), .y = ys
+            };
             CHECK_OK(mf_fused_experts(devices[d].device, &args, workspace, bytes, &err), err);
             for (int64_t i = 0; i < TOKENS * COLUMNS; i++) {
-                CHECK_MEM(y + 1 + (size_t)(i / COLUMNS * 97 + i % COLUMNS * 45) * size, (uint8_t *)b.y + (size_t)(i * HIDDEN) * size,
-                          HIDDEN * size);
+                CHECK_MEM(y + 1 + (size_t)(i / COLUMNS * 97 + i % COLUMNS * 45) * size,
+                          (uint8_t *)b.y + (size_t)(i * HIDDEN) * size, HIDDEN * size);
             }
             CHECK_EQ(y[0], CONF_POISON);
             CHECK_EQ(y[1 + HIDDEN * size], CONF_POISON); /* between rows */
@@ -415,12 +419,12 @@ TEST(experts_create_names_what_is_wrong)
     mf_experts_destroy(&experts);
     CHECK(experts == NULL);
     mf_experts_destroy(&experts);
-#define REFUSE(change, part)                               \
-    do {                                                   \
-        desc = good;                                       \
-        slots[0] = slots[1] = good_slot();                 \
-        change;                                            \
-        refuse_desc(&desc, MF_ERR_INVALID, part);          \
+#define REFUSE(change, part)                                                                                           \
+    do {                                                                                                               \
+        desc = good;                                                                                                   \
+        slots[0] = slots[1] = good_slot();                                                                             \
+        change;                                                                                                        \
+        refuse_desc(&desc, MF_ERR_INVALID, part);                                                                      \
     } while (0)
     REFUSE(desc.num_slots = 0, "num_slots 0; expected 1 to");
     REFUSE(desc.hidden_size = 0, "hidden_size 0");
@@ -441,8 +445,9 @@ TEST(experts_create_names_what_is_wrong)
     REFUSE(slots[0].up.row_stride = 15, "row_stride 15");
     REFUSE((slots[0].up.n = INT64_MAX / 8), "do not fit in memory");
     REFUSE(slots[0].up.format = MF_FORMAT_FP8_BLOCK, "slot 0 up: format fp8_block needs a scale");
-    REFUSE((slots[0].up.format = MF_FORMAT_INT8_CHANNEL, slots[0].up.scale = scales, slots[0].up.scale_dtype = MF_F8_E8M0),
-           "scale dtype f8_e8m0; expected f32, bf16 or f16 for format int8_channel");
+    REFUSE(
+        (slots[0].up.format = MF_FORMAT_INT8_CHANNEL, slots[0].up.scale = scales, slots[0].up.scale_dtype = MF_F8_E8M0),
+        "scale dtype f8_e8m0; expected f32, bf16 or f16 for format int8_channel");
     REFUSE((slots[0].up.format = MF_FORMAT_MXFP4, slots[0].up.scale = bytes), "scale dtype f32; expected f8_e8m0");
     REFUSE((slots[0].up.format = MF_FORMAT_INT4_GROUP, slots[0].up.scale = scales), "group_size 0");
     REFUSE((slots[0].up.format = MF_FORMAT_INT4_GROUP, slots[0].up.scale = scales, slots[0].up.group_size = 4,
@@ -468,12 +473,12 @@ TEST(experts_run_names_what_is_wrong)
                              .x = mf_tensor_2d(x, MF_F32, 3, 16),
                              .topk_ids = mf_tensor_2d(ids, MF_I32, 3, 2),
                              .y = mf_tensor_3d(y, MF_F32, 3, 2, 16) };
-#define REFUSE(change, part)                                                              \
-    do {                                                                                  \
-        mf_experts_args args = good;                                                      \
-        change;                                                                           \
-        CHECK_EQ(mf_fused_experts(conf_ref(), &args, workspace, bytes, &err), MF_ERR_INVALID); \
-        CHECK_HAS(err.message, part);                                                     \
+#define REFUSE(change, part)                                                                                           \
+    do {                                                                                                               \
+        mf_experts_args args = good;                                                                                   \
+        change;                                                                                                        \
+        CHECK_EQ(mf_fused_experts(conf_ref(), &args, workspace, bytes, &err), MF_ERR_INVALID);                         \
+        CHECK_HAS(err.message, part);                                                                                  \
     } while (0)
     REFUSE(args.x.dtype = MF_BF16, "x: dtype bf16; expected f32");
     REFUSE(args.x.shape[1] = 15, "x: shape [3, 15]; expected [3, 16]");

@@ -140,10 +140,10 @@ void case_matrix_make(case_matrix *c, uint64_t *seed, mf_format format, int vari
         m->row_stride += m->row_stride % 2;
     }
     int64_t count = (n - 1) * m->row_stride + k;
-    size_t bytes = format == MF_FORMAT_F32                                   ? (size_t)count * 4
-                   : format == MF_FORMAT_BF16 || format == MF_FORMAT_F16     ? (size_t)count * 2
-                   : is_4bit(format)                                         ? (size_t)(count + 1) / 2
-                                                                             : (size_t)count;
+    size_t bytes = format == MF_FORMAT_F32                               ? (size_t)count * 4
+                   : format == MF_FORMAT_BF16 || format == MF_FORMAT_F16 ? (size_t)count * 2
+                   : is_4bit(format)                                     ? (size_t)(count + 1) / 2
+                                                                         : (size_t)count;
     c->codes = exactly(bytes);
     m->data = c->codes;
     const double sigma = 1 / sqrt((double)k);
@@ -325,7 +325,8 @@ static void quantise(double *x, int64_t n, mf_format format, mf_act_quant act_qu
     }
 }
 
-void case_oracle(const case_slot *s, const double *x, int64_t hidden, mf_dtype act_dtype, mf_act_quant act_quant, double *y)
+void case_oracle(const case_slot *s, const double *x, int64_t hidden, mf_dtype act_dtype, mf_act_quant act_quant,
+                 double *y)
 {
     const int64_t width = s->up.m.n;
     double *in = exactly((size_t)hidden * sizeof *in);
@@ -357,7 +358,8 @@ void case_oracle(const case_slot *s, const double *x, int64_t hidden, mf_dtype a
 }
 
 void case_run(mf_device *device, const mf_experts *experts, const void *x, mf_dtype act_dtype, const int32_t *ids,
-              const float *input_scale, int64_t num_tokens, int64_t num_columns, int64_t hidden, mf_dtype y_dtype, void *y)
+              const float *input_scale, int64_t num_tokens, int64_t num_columns, int64_t hidden, mf_dtype y_dtype,
+              void *y)
 {
     mf_error err = { 0 };
     size_t bytes = mf_fused_experts_workspace_bytes(experts, num_tokens, num_columns);

@@ -1,11 +1,12 @@
-/* experts_case.h - random weight tables in every stored format, and what they compute in double, decoded by code of its own. */
+/* experts_case.h - random weight tables in every stored format, and what they compute in double, decoded by code of its
+ * own. */
 #ifndef MF_TESTS_EXPERTS_CASE_H
 #define MF_TESTS_EXPERTS_CASE_H
 
 #include "conf.h"
 
-/* A stored matrix and its dequantised values.  Buffers are exactly as long as the format needs, so that a sanitizer sees
- * any byte read past them. */
+/* A stored matrix and its dequantised values.  Buffers are exactly as long as the format needs, so that a sanitizer
+ * sees any byte read past them. */
 typedef struct case_matrix {
     mf_matrix m;
     void *codes, *scales;
@@ -51,11 +52,13 @@ mf_experts *case_experts(mf_device *device, const case_table *table, mf_dtype ac
 
 /* y [H] = w2 . act(w13 . x) in double; with act_quant the operands are quantised as the specification says, and the
  * intermediate rounded to act_dtype first.  act_quant NONE: no rounding anywhere. */
-void case_oracle(const case_slot *slot, const double *x, int64_t hidden, mf_dtype act_dtype, mf_act_quant act_quant, double *y);
+void case_oracle(const case_slot *slot, const double *x, int64_t hidden, mf_dtype act_dtype, mf_act_quant act_quant,
+                 double *y);
 
 /* Runs the op on guarded memory: x [T, H] of act_dtype, ids [T, C]; y is poisoned first. */
 void case_run(mf_device *device, const mf_experts *experts, const void *x, mf_dtype act_dtype, const int32_t *ids,
-              const float *input_scale, int64_t num_tokens, int64_t num_columns, int64_t hidden, mf_dtype y_dtype, void *y);
+              const float *input_scale, int64_t num_tokens, int64_t num_columns, int64_t hidden, mf_dtype y_dtype,
+              void *y);
 
 typedef struct case_error {
     double square, norm;

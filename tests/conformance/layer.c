@@ -22,32 +22,104 @@ typedef struct layer_case {
 } layer_case;
 
 static const layer_case cases[] = {
-    { .name = "DeepSeek-V3", .routed = MF_FORMAT_FP8_BLOCK, .shared = MF_FORMAT_FP8_BLOCK, .scoring = MF_SCORING_SIGMOID,
-      .renorm = MF_RENORM_SUM_EPS, .factor = 2.5, .with_residual = true, .act_dtype = MF_BF16, .y_dtype = MF_BF16,
+    { .name = "DeepSeek-V3",
+      .routed = MF_FORMAT_FP8_BLOCK,
+      .shared = MF_FORMAT_FP8_BLOCK,
+      .scoring = MF_SCORING_SIGMOID,
+      .renorm = MF_RENORM_SUM_EPS,
+      .factor = 2.5,
+      .with_residual = true,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_BF16,
       .out_dtype = MF_BF16 },
-    { .name = "DeepSeek-V2, padded", .routed = MF_FORMAT_BF16, .shared = MF_FORMAT_BF16, .scoring = MF_SCORING_SOFTMAX,
-      .renorm = MF_RENORM_NONE, .factor = 1, .padding = 1, .with_residual = true, .act_dtype = MF_F32, .y_dtype = MF_F32,
+    { .name = "DeepSeek-V2, padded",
+      .routed = MF_FORMAT_BF16,
+      .shared = MF_FORMAT_BF16,
+      .scoring = MF_SCORING_SOFTMAX,
+      .renorm = MF_RENORM_NONE,
+      .factor = 1,
+      .padding = 1,
+      .with_residual = true,
+      .act_dtype = MF_F32,
+      .y_dtype = MF_F32,
       .out_dtype = MF_F32 },
-    { .name = "Qwen2-MoE", .routed = MF_FORMAT_INT4_GROUP, .shared = MF_FORMAT_BF16, .scoring = MF_SCORING_SOFTMAX,
-      .renorm = MF_RENORM_NONE, .factor = 1, .per_token = true, .padding = 2, .act_dtype = MF_BF16, .y_dtype = MF_F32,
+    { .name = "Qwen2-MoE",
+      .routed = MF_FORMAT_INT4_GROUP,
+      .shared = MF_FORMAT_BF16,
+      .scoring = MF_SCORING_SOFTMAX,
+      .renorm = MF_RENORM_NONE,
+      .factor = 1,
+      .per_token = true,
+      .padding = 2,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_F32,
       .out_dtype = MF_BF16 },
-    { .name = "unfolded factor, ids sorted", .routed = MF_FORMAT_MXFP4, .shared = MF_FORMAT_INT8_CHANNEL,
-      .scoring = MF_SCORING_SQRTSOFTPLUS, .renorm = MF_RENORM_SUM, .factor = 0.3, .unfolded = true, .by_id = true,
-      .act_dtype = MF_F16, .y_dtype = MF_F16, .out_dtype = MF_F32 },
-    { .name = "Llama-4", .routed = MF_FORMAT_BF16, .shared = MF_FORMAT_F16, .scoring = MF_SCORING_TOPK_SIGMOID,
-      .renorm = MF_RENORM_NONE, .factor = 1, .padding = 2, .act_dtype = MF_BF16, .y_dtype = MF_BF16, .out_dtype = MF_BF16 },
-    { .name = "Llama-4 with a shared gate", .routed = MF_FORMAT_BF16, .shared = MF_FORMAT_F16, .per_token = true,
-      .scoring = MF_SCORING_TOPK_SIGMOID, .renorm = MF_RENORM_NONE, .factor = 1, .act_dtype = MF_F32, .y_dtype = MF_F32,
+    { .name = "unfolded factor, ids sorted",
+      .routed = MF_FORMAT_MXFP4,
+      .shared = MF_FORMAT_INT8_CHANNEL,
+      .scoring = MF_SCORING_SQRTSOFTPLUS,
+      .renorm = MF_RENORM_SUM,
+      .factor = 0.3,
+      .unfolded = true,
+      .by_id = true,
+      .act_dtype = MF_F16,
+      .y_dtype = MF_F16,
       .out_dtype = MF_F32 },
-    { .name = "zero experts", .routed = MF_FORMAT_FP8_CHANNEL, .shared = MF_FORMAT_F32, .scoring = MF_SCORING_SOFTMAX,
-      .renorm = MF_RENORM_NONE, .factor = 6, .zero_experts = 5, .padding = 1, .act_dtype = MF_BF16, .y_dtype = MF_F32,
+    { .name = "Llama-4",
+      .routed = MF_FORMAT_BF16,
+      .shared = MF_FORMAT_F16,
+      .scoring = MF_SCORING_TOPK_SIGMOID,
+      .renorm = MF_RENORM_NONE,
+      .factor = 1,
+      .padding = 2,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_BF16,
+      .out_dtype = MF_BF16 },
+    { .name = "Llama-4 with a shared gate",
+      .routed = MF_FORMAT_BF16,
+      .shared = MF_FORMAT_F16,
+      .per_token = true,
+      .scoring = MF_SCORING_TOPK_SIGMOID,
+      .renorm = MF_RENORM_NONE,
+      .factor = 1,
+      .act_dtype = MF_F32,
+      .y_dtype = MF_F32,
       .out_dtype = MF_F32 },
-    { .name = "hash", .routed = MF_FORMAT_INT8_CHANNEL, .shared = MF_FORMAT_INT8_CHANNEL, .hash = true,
-      .scoring = MF_SCORING_SQRTSOFTPLUS, .renorm = MF_RENORM_SUM, .factor = 1.5, .per_token = true, .act_dtype = MF_BF16,
-      .y_dtype = MF_BF16, .out_dtype = MF_BF16, .act_quant = MF_ACT_QUANT_W8A8 },
-    { .name = "replicas", .routed = MF_FORMAT_FP8_BLOCK, .shared = MF_FORMAT_BF16, .scoring = MF_SCORING_SIGMOID,
-      .renorm = MF_RENORM_SUM_EPS, .factor = 2.5, .replicas = 3, .padding = 2, .act_dtype = MF_BF16, .y_dtype = MF_BF16,
-      .out_dtype = MF_BF16, .act_quant = MF_ACT_QUANT_W8A8 },
+    { .name = "zero experts",
+      .routed = MF_FORMAT_FP8_CHANNEL,
+      .shared = MF_FORMAT_F32,
+      .scoring = MF_SCORING_SOFTMAX,
+      .renorm = MF_RENORM_NONE,
+      .factor = 6,
+      .zero_experts = 5,
+      .padding = 1,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_F32,
+      .out_dtype = MF_F32 },
+    { .name = "hash",
+      .routed = MF_FORMAT_INT8_CHANNEL,
+      .shared = MF_FORMAT_INT8_CHANNEL,
+      .hash = true,
+      .scoring = MF_SCORING_SQRTSOFTPLUS,
+      .renorm = MF_RENORM_SUM,
+      .factor = 1.5,
+      .per_token = true,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_BF16,
+      .out_dtype = MF_BF16,
+      .act_quant = MF_ACT_QUANT_W8A8 },
+    { .name = "replicas",
+      .routed = MF_FORMAT_FP8_BLOCK,
+      .shared = MF_FORMAT_BF16,
+      .scoring = MF_SCORING_SIGMOID,
+      .renorm = MF_RENORM_SUM_EPS,
+      .factor = 2.5,
+      .replicas = 3,
+      .padding = 2,
+      .act_dtype = MF_BF16,
+      .y_dtype = MF_BF16,
+      .out_dtype = MF_BF16,
+      .act_quant = MF_ACT_QUANT_W8A8 },
 };
 enum { NUM_CASES = sizeof cases / sizeof cases[0] };
 
@@ -203,7 +275,8 @@ static void run_layer(mf_device *device, const layer_case *c, const layer_data *
     mf_experts_destroy(&shared);
 }
 
-static void check_same(const layer_case *c, const char *device, const char *what, const layer_result *a, const layer_result *b)
+static void check_same(const layer_case *c, const char *device, const char *what, const layer_result *a,
+                       const layer_result *b)
 {
     int64_t at = conf_difference(a->out, b->out, c->out_dtype, TOKENS * HIDDEN);
     if (at >= 0) {
@@ -211,8 +284,8 @@ static void check_same(const layer_case *c, const char *device, const char *what
                  conf_get(a->out, c->out_dtype, at), conf_get(b->out, c->out_dtype, at));
     }
     if (a->bad_rows != b->bad_rows || a->error_count != b->error_count) {
-        fail_msg("%s, %s: %s counts %d bad rows and %d errors; %d and %d", device, c->name, what, b->bad_rows, b->error_count,
-                 a->bad_rows, a->error_count);
+        fail_msg("%s, %s: %s counts %d bad rows and %d errors; %d and %d", device, c->name, what, b->bad_rows,
+                 b->error_count, a->bad_rows, a->error_count);
     }
 }
 
@@ -229,9 +302,11 @@ TEST(layer_modes_and_gates_agree_to_the_bit)
             run_layer(device, c, &data, MF_MODE_SLOT, 1, 0, false, true, false, &slot);
             for (int mode = MF_MODE_SLOT; mode <= MF_MODE_SERIAL; mode++) {
                 for (int variant = 0; variant < 8; variant++) {
-                    run_layer(device, c, &data, (mf_layer_mode)mode, 1, 0, variant & 1, variant & 2, variant & 4, &other);
-                    check_same(c, devices[d].label, label("mode %s variant %d", mf_layer_mode_name((mf_layer_mode)mode), variant),
-                               &slot, &other);
+                    run_layer(device, c, &data, (mf_layer_mode)mode, 1, 0, variant & 1, variant & 2, variant & 4,
+                              &other);
+                    check_same(c, devices[d].label,
+                               label("mode %s variant %d", mf_layer_mode_name((mf_layer_mode)mode), variant), &slot,
+                               &other);
                 }
             }
         }
@@ -250,8 +325,8 @@ TEST(layer_bits_do_not_depend_on_replicas)
         for (int d = 0; d < count; d++) {
             run_layer(devices[d].device, c, &data, MF_MODE_SLOT, 1, 0, false, true, false, &one);
             for (int replicas = 2; replicas <= 8; replicas++) {
-                run_layer(devices[d].device, c, &data, MF_MODE_SLOT, replicas, (int64_t)1 << (4 * replicas), false, true, false,
-                          &other);
+                run_layer(devices[d].device, c, &data, MF_MODE_SLOT, replicas, (int64_t)1 << (4 * replicas), false,
+                          true, false, &other);
                 check_same(c, devices[d].label, label("%d replicas", replicas), &one, &other);
                 bool used_another = false;
                 for (int t = 0; t < TOKENS; t++) {
@@ -303,8 +378,8 @@ TEST(layer_is_the_weighted_sum_of_its_experts)
                         conf_put(&rounded, c->act_dtype, 0, (double)((float)x[i] * (float)w));
                         scaled[i] = input_scaled && col < TOP_K ? conf_get(&rounded, c->act_dtype, 0) : x[i];
                     }
-                    case_oracle(id < EXPERTS ? &data.routed.slots[id] : &data.shared.slots[id - EXPERTS], scaled, HIDDEN,
-                                c->act_dtype, c->act_quant, y);
+                    case_oracle(id < EXPERTS ? &data.routed.slots[id] : &data.shared.slots[id - EXPERTS], scaled,
+                                HIDDEN, c->act_dtype, c->act_quant, y);
                     w = input_scaled && col < TOP_K ? 1 : w;
                     w *= c->unfolded && col < TOP_K ? (double)(float)c->factor : 1;
                     for (int i = 0; i < HIDDEN; i++) {
@@ -312,7 +387,8 @@ TEST(layer_is_the_weighted_sum_of_its_experts)
                     }
                 }
                 for (int i = 0; i < HIDDEN; i++) {
-                    double identity = c->zero_experts && !row_is_padded(c, &data, t) ? (double)result.identity[t] * x[i] : 0;
+                    double identity =
+                        c->zero_experts && !row_is_padded(c, &data, t) ? (double)result.identity[t] * x[i] : 0;
                     case_error_add(&e, conf_get(result.out, c->out_dtype, t * HIDDEN + i), want[i] + identity);
                 }
             }
@@ -340,7 +416,9 @@ TEST(layer_of_no_tokens_is_fine)
     config.renorm = MF_RENORM_NONE;
     config.routed_scaling_factor = 1;
     mf_gate_args gate = { .config = &config, .router_logits = mf_tensor_2d(logits, MF_F32, 0, 1) };
-    mf_layer_args args = { .gate = &gate, .experts = experts, .x = mf_tensor_2d(logits, MF_F32, 0, 1),
+    mf_layer_args args = { .gate = &gate,
+                           .experts = experts,
+                           .x = mf_tensor_2d(logits, MF_F32, 0, 1),
                            .out = mf_tensor_2d(logits, MF_F32, 0, 1) };
     mf_error err = { 0 };
     size_t bytes = mf_moe_layer_workspace_bytes(&args);
@@ -368,19 +446,21 @@ TEST(layer_names_what_is_wrong)
     config.routed_scaling_factor = 2;
     float out[TOKENS * HIDDEN];
     mf_gate_args gate = { .config = &config, .router_logits = mf_tensor_2d(data.logits, MF_F32, TOKENS, EXPERTS) };
-    mf_layer_args good = { .gate = &gate, .experts = experts, .x = mf_tensor_2d(data.x, MF_F32, TOKENS, HIDDEN),
+    mf_layer_args good = { .gate = &gate,
+                           .experts = experts,
+                           .x = mf_tensor_2d(data.x, MF_F32, TOKENS, HIDDEN),
                            .out = mf_tensor_2d(out, MF_F32, TOKENS, HIDDEN) };
     size_t bytes = mf_moe_layer_workspace_bytes(&good);
     void *workspace = conf_alloc(bytes);
     CHECK_OK(mf_moe_layer(conf_ref(), &good, workspace, bytes, &err), err);
     const mf_gate_config good_config = config;
-#define REFUSE(change, part)                                                                  \
-    do {                                                                                      \
-        mf_layer_args args = good;                                                            \
-        config = good_config;                                                                 \
-        change;                                                                               \
-        CHECK_EQ(mf_moe_layer(conf_ref(), &args, workspace, bytes, &err), MF_ERR_INVALID);    \
-        CHECK_HAS(err.message, part);                                                         \
+#define REFUSE(change, part)                                                                                           \
+    do {                                                                                                               \
+        mf_layer_args args = good;                                                                                     \
+        config = good_config;                                                                                          \
+        change;                                                                                                        \
+        CHECK_EQ(mf_moe_layer(conf_ref(), &args, workspace, bytes, &err), MF_ERR_INVALID);                             \
+        CHECK_HAS(err.message, part);                                                                                  \
     } while (0)
     REFUSE(args.experts = NULL, "experts is NULL");
     REFUSE(args.mode = (mf_layer_mode)5, "mode 5; expected SLOT, OVERLAP or SERIAL");
@@ -391,7 +471,8 @@ TEST(layer_names_what_is_wrong)
     REFUSE(config.num_shared_slots = 1, "experts: 14 slots; the gate's configuration has 13");
     REFUSE(args.out.shape[0] = 3, "out: shape [3, 72]; expected [11, 72]");
     REFUSE((config.shared_weight = MF_SHARED_RECIPROCAL, config.fold_scale = 0), "shared_weight RECIPROCAL");
-    REFUSE(args.shared_gate_weight = mf_tensor_1d(data.shared_gate, MF_F32, TOKENS), "shared_gate_weight: given without");
+    REFUSE(args.shared_gate_weight = mf_tensor_1d(data.shared_gate, MF_F32, TOKENS),
+           "shared_gate_weight: given without");
     REFUSE(config.top_k = 0, "top_k 0");
     REFUSE(config.scoring = MF_SCORING_UNSET, "scoring");
     REFUSE(args.residual = mf_tensor_2d(data.x, MF_BF16, TOKENS, HIDDEN), "residual: dtype bf16; expected f32");

@@ -1,8 +1,9 @@
 /* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), one task per token and HEADS heads.
  *
- * In the latent space all heads share keys and values, so a task reads a cached row once for its heads: scores are products of
- * the cache's blocks with the heads' queries, the results sums of its rows.  Sums over positions ascend from 0, so they depend
- * on the position alone: a prompt in one piece, in chunks or token by token gives the same bits. */
+ * In the latent space all heads share keys and values, so a task reads a cached row once for its heads: scores are
+ * products of the cache's blocks with the heads' queries, the results sums of its rows.  Sums over positions ascend
+ * from 0, so they depend on the position alone: a prompt in one piece, in chunks or token by token gives the same bits.
+ */
 #include <math.h>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -171,7 +172,9 @@ static void run_heads(void *context_, int64_t task, int32_t thread)
 
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args)
 {
-    mla_call call = { .kernels = mf_cpu_kernels_of(device), .args = args, .groups = (args->num_heads + HEADS - 1) / HEADS };
+    mla_call call = { .kernels = mf_cpu_kernels_of(device),
+                      .args = args,
+                      .groups = (args->num_heads + HEADS - 1) / HEADS };
     double work = 0;
     for (int64_t t = 0; t < args->num_tokens; t++) {
         work += (double)args->kv.position[t] * (double)(2 * args->kv_lora_rank + args->qk_rope_head_dim);

@@ -1,12 +1,13 @@
-/* experts.c - the grouped product: pairs (token, column) sorted by slot, rows of each slot's matrices shared out as tasks.
+/* experts.c - the grouped product: pairs (token, column) sorted by slot, rows of each slot's matrices shared out as
+ * tasks.
  *
  * Per pass over at most PASS_TOKENS tokens, four steps, each a loop over independent tasks:
  *   inputs   x to f32, or to codes and scales for the W8A8 rules that some slot's w13 asks for
  *   up       gate and up rows of an active slot, the activation, into h
  *   requant  h to codes for W8A8 slots
  *   down     rows of w2 into y
- * A task is a range of rows, so a few experts still occupy every core.  What one row of y holds depends on its own token and
- * slot alone. */
+ * A task is a range of rows, so a few experts still occupy every core.  What one row of y holds depends on its own
+ * token and slot alone. */
 #include "kernels/activation.h"
 #include "kernels/carve.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -32,17 +33,17 @@ typedef struct pass {
     const mf_experts_args *args;
     int64_t first_token, num_tokens, num_columns;
 
-    int32_t *pairs;        /* [kept]: t * C + c of this pass, by slot, ascending inside a slot */
-    int32_t *offsets;      /* [P + 1] into pairs */
-    int32_t *active;       /* [num_active] slots with pairs */
-    int64_t *first_task;   /* [num_active + 1] of the step at hand */
+    int32_t *pairs;      /* [kept]: t * C + c of this pass, by slot, ascending inside a slot */
+    int32_t *offsets;    /* [P + 1] into pairs */
+    int32_t *active;     /* [num_active] slots with pairs */
+    int64_t *first_task; /* [num_active + 1] of the step at hand */
     int64_t num_active, num_kept;
     input_form x[MF_QUANT_COUNT];
     const uint8_t *direct; /* f32 x used in place; rows direct_bytes apart */
     int64_t direct_bytes;
-    uint8_t *h;            /* [kept][h_stride] f32, or i16 codes over them */
-    int64_t h_stride;      /* floats */
-    float *h_scales;       /* [kept], of i16 codes */
+    uint8_t *h;       /* [kept][h_stride] f32, or i16 codes over them */
+    int64_t h_stride; /* floats */
+    float *h_scales;  /* [kept], of i16 codes */
 } pass;
 
 static int64_t ceil_div(int64_t a, int64_t b)
@@ -376,10 +377,9 @@ mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_erro
 {
     (void)err;
     const mf_experts *experts = call->experts;
-    pass p = { .kernels = mf_cpu_kernels_of(device),
-               .experts = experts,
-               .args = call->args,
-               .num_columns = call->num_columns };
+    pass p = {
+        .kernels = mf_cpu_kernels_of(device), .experts = experts, .args = call->args, .num_columns = call->num_columns
+    };
     lay_out(&p, experts, call->num_tokens, call->num_columns, call->workspace);
     const bool by_pair = call->args->input_scale.data != NULL || (experts->quants13 & (1u << MF_QUANT_FP8_STATIC));
     const int64_t step = pass_tokens(call->num_tokens, call->num_columns, by_pair);
@@ -393,7 +393,8 @@ mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_erro
         prepare_inputs(device, &p);
         mf_cpu_run(device, 2 * work, count_tasks(&p, true), run_up, &p);
         if (experts->quants2 & ~(1u << MF_QUANT_NONE)) {
-            mf_cpu_run(device, (double)p.num_kept * (double)experts->max_intermediate_size * 4, p.num_kept, run_requant, &p);
+            mf_cpu_run(device, (double)p.num_kept * (double)experts->max_intermediate_size * 4, p.num_kept, run_requant,
+                       &p);
         }
         mf_cpu_run(device, work, count_tasks(&p, false), run_down, &p);
     }

@@ -1,4 +1,5 @@
-/* kernels_avx2.c - AVX2, FMA and F16C: conversions, activations, quantisation, vectors.  Products are in tiles_avx2.c. */
+/* kernels_avx2.c - AVX2, FMA and F16C: conversions, activations, quantisation, vectors.  Products are in tiles_avx2.c.
+ */
 #include "kernels/activation.h"
 #include "kernels/cpu/avx2.h"
 
@@ -6,8 +7,10 @@
 INLINE __m256 exp8(__m256 x)
 {
     __m256 keep = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ);
-    x = _mm256_max_ps(_mm256_set1_ps(-87.0f), _mm256_min_ps(_mm256_set1_ps(88.0f), x)); /* the second operand when NaN */
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    x = _mm256_max_ps(_mm256_set1_ps(-87.0f),
+                      _mm256_min_ps(_mm256_set1_ps(88.0f), x)); /* the second operand when NaN */
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e400p-1f), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
     __m256 p = _mm256_set1_ps(0x1.a01a02p-13f);
@@ -142,7 +145,8 @@ INLINE __m256 round_e4m3(__m256 v)
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
     bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
     bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0xfff00000u));
-    __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(bits), small, _mm256_cmp_ps(mag, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ));
+    __m256 rounded =
+        _mm256_blendv_ps(_mm256_castsi256_ps(bits), small, _mm256_cmp_ps(mag, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ));
     rounded = _mm256_blendv_ps(rounded, v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     return _mm256_or_ps(rounded, sign);
 }
@@ -282,7 +286,8 @@ static void rms_norm_avx2(const float *x, const float *weight, int64_t n, float 
     const __m256 factor = _mm256_set1_ps(scale);
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor), _mm256_loadu_ps(weight + i)));
+        _mm256_storeu_ps(out + i,
+                         _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor), _mm256_loadu_ps(weight + i)));
     }
     for (; i < n; i++) {
         out[i] = x[i] * scale * weight[i];

@@ -1,9 +1,10 @@
 /* tiles_avx2.c - products with AVX2, FMA and F16C.
  *
- * Weights are read in their stored form: eight codes become eight values and meet 1 to 3 tokens.  With few tokens they stay in
- * registers, with many they are decoded once into a small buffer.  Order of sums for one (row, token), either way: lane k % 8,
- * k ascending, by fma, then the eight lanes in a tree; a scale per row comes last, finer scales are in the values.  Rows go
- * four at a time because one token gives one chain of fma per row, and a chain alone waits for its latency. */
+ * Weights are read in their stored form: eight codes become eight values and meet 1 to 3 tokens.  With few tokens they
+ * stay in registers, with many they are decoded once into a small buffer.  Order of sums for one (row, token), either
+ * way: lane k % 8, k ascending, by fma, then the eight lanes in a tree; a scale per row comes last, finer scales are in
+ * the values.  Rows go four at a time because one token gives one chain of fma per row, and a chain alone waits for its
+ * latency. */
 #include "kernels/cpu/avx2.h"
 
 enum {
@@ -14,8 +15,8 @@ enum {
     CHUNK = 512     /* columns decoded at a time */
 };
 
-/* Four short rows at a time are no pattern that hardware prefetchers follow, so the code asks: this far ahead in each row,
- * and past a row's end in the row that comes next.  Streaming bf16 from memory: 2 to 3 times as fast. */
+/* Four short rows at a time are no pattern that hardware prefetchers follow, so the code asks: this far ahead in each
+ * row, and past a row's end in the row that comes next.  Streaming bf16 from memory: 2 to 3 times as fast. */
 enum { LINE = 64, AHEAD = 2048 };
 
 /* ---- eight stored codes as values ---- */
@@ -64,10 +65,11 @@ INLINE __m256 load_values(mf_format format, const uint8_t *p, int64_t k, const d
         return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 2 * k)));
     case MF_FORMAT_FP8_BLOCK:
     case MF_FORMAT_FP8_CHANNEL: {
-        /* e4m3's bits moved up are the float of code * 2^-120, subnormals included: only the exponent's bias differs.  Some
-         * CPUs are slow at multiplying a subnormal, but codes below 2^-6 are rare where scales bring a block's largest to
-         * 448.  NaN codes come out as 480: see has_nan_code. */
-        __m256i bits = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + k))), 20);
+        /* e4m3's bits moved up are the float of code * 2^-120, subnormals included: only the exponent's bias differs.
+         * Some CPUs are slow at multiplying a subnormal, but codes below 2^-6 are rare where scales bring a block's
+         * largest to 448.  NaN codes come out as 480: see has_nan_code. */
+        __m256i bits =
+            _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + k))), 20);
         bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000u));
         return _mm256_mul_ps(_mm256_castsi256_ps(bits), d->scale);
     }
@@ -265,7 +267,8 @@ INLINE void decode(mf_format format, const mf_cpu_tile *tile, rows *q, bool is_f
 }
 
 /* ROWS rows of decoded columns [first, end) times three tokens, added to their sums. */
-INLINE void multiply(float values[ROWS][CHUNK], const float *const *x, int64_t first, int64_t end, __m256 sums[ROWS][TOKENS])
+INLINE void multiply(float values[ROWS][CHUNK], const float *const *x, int64_t first, int64_t end,
+                     __m256 sums[ROWS][TOKENS])
 {
     __m256 acc[ROWS][TOKENS];
     UNROLL(4) for (int i = 0; i < ROWS; i++) {
@@ -301,7 +304,8 @@ INLINE void multiply(float values[ROWS][CHUNK], const float *const *x, int64_t f
     }
 }
 
-/* ROWS rows times all tokens: codes become floats once, a chunk of columns at a time.  The chains are those of stream(). */
+/* ROWS rows times all tokens: codes become floats once, a chunk of columns at a time.  The chains are those of
+ * stream(). */
 INLINE void gemm(mf_format format, const mf_cpu_tile *tile, rows *q, int64_t r)
 {
     _Alignas(32) float values[ROWS][CHUNK];
@@ -351,7 +355,8 @@ INLINE void tile_of(mf_format format, const mf_cpu_tile *tile)
     int64_t r = 0;
     for (; r + ROWS <= tile->num_rows; r += ROWS) {
         rows q = rows_at(format, ROWS, tile, r);
-        if ((is_fp8(format) || mf_format_is_4bit(format)) && n >= LEAST_GEMM && (!is_grouped(format) || q.group <= CHUNK)) {
+        if ((is_fp8(format) || mf_format_is_4bit(format)) && n >= LEAST_GEMM &&
+            (!is_grouped(format) || q.group <= CHUNK)) {
             gemm(format, tile, &q, r);
         } else {
             int64_t t = 0;
@@ -379,10 +384,10 @@ INLINE void tile_of(mf_format format, const mf_cpu_tile *tile)
     }
 }
 
-#define TILE(name, format)                    \
-    static void name(const mf_cpu_tile *tile) \
-    {                                         \
-        tile_of(format, tile);                \
+#define TILE(name, format)                                                                                             \
+    static void name(const mf_cpu_tile *tile)                                                                          \
+    {                                                                                                                  \
+        tile_of(format, tile);                                                                                         \
     }
 TILE(tile_f32_avx2, MF_FORMAT_F32)
 TILE(tile_bf16_avx2, MF_FORMAT_BF16)

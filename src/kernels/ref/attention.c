@@ -63,7 +63,8 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
         o_lat[i] /= sum;
     }
     for (int64_t j = 0; j < args->v_head_dim; j++) {
-        args->out[(t * args->num_heads + head) * args->v_head_dim + j] = mf_ref_dot(args->kv_b, first_row + nope + j, o_lat);
+        args->out[(t * args->num_heads + head) * args->v_head_dim + j] =
+            mf_ref_dot(args->kv_b, first_row + nope + j, o_lat);
     }
 }
 

@@ -61,8 +61,8 @@ void mf_ref_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_
     }
 }
 
-void mf_ref_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
-                 bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
+void mf_ref_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
+                 int64_t dim, bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
 {
     (void)device;
     int64_t half = dim / 2;
@@ -84,7 +84,8 @@ void mf_ref_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_ve
     }
 }
 
-void mf_ref_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+void mf_ref_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
+                     int64_t num_tokens)
 {
     (void)device;
     for (int64_t t = 0; t < num_tokens; t++) {
