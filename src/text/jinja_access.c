@@ -116,6 +116,13 @@ static mf_status find_attr(jinja_run *run, jinja_value v, const char *name, size
             return MF_OK;
         }
         break;
+    case JINJA_RANGE:
+        if (is_name(name, size, "start") || is_name(name, size, "stop") || is_name(name, size, "step")) {
+            const jinja_range *r = v.as.r;
+            *out = jinja_int(size == 5 ? r->start : name[2] == 'o' ? r->stop : r->step);
+            return MF_OK;
+        }
+        break;
     case JINJA_BOOL:
     case JINJA_INT:
     case JINJA_FLOAT:

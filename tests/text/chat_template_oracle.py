@@ -133,6 +133,24 @@ def same_over_conversations(dump, path, count):
     return True, texts, errors
 
 
+def snippets(dump):
+    """Each line of chat_template_snippets.txt is a template: (all agree?, how many).  What moefuse does not support it must
+    say; jinja2 may do it."""
+    lines = (TEMPLATES.parent / "chat_template_snippets.txt").read_text(encoding="utf-8").splitlines()
+    good = True
+    for line in lines:
+        expected = reference(line, chat_template_random.VARIABLES)
+        got = dump.render(line, chat_template_random.VARIABLES)
+        why = agree(expected, got)
+        unsupported = got[0] == "error" and got[2] == "unsupported"
+        address = expected[0] == "text" and chat_template_random.ADDRESS.search(expected[1])
+        if why and not unsupported and not address:
+            print(f"# snippet: {why}")
+            show(line, chat_template_random.VARIABLES, expected, got)
+            good = False
+    return good, len(lines)
+
+
 def file_mode(program):
     """The program's other mode, on files, gives the same text."""
     source, v = "{{ messages[0].content }}\n{{ strftime_now('%Y') }}\n", {"messages": [{"content": "é"}]}
@@ -158,6 +176,8 @@ def main():
         good &= texts == 0 if kind == "error" else texts > 0
         tap.line(good, f"template {path.stem} renders as jinja2 does: {texts} texts, {errors} errors")
     tap.line(len([p for p in paths if p.stem.split("_")[0] not in ("feature", "error")]) >= 30, "at least 30 templates of families")
+    good, count = snippets(dump)
+    tap.line(good and count > 300, f"{count} one-line templates agree, one rule each")
     for group in range(RANDOM_GROUPS):
         bad, (texts, errors, skipped) = chat_template_random.collect(dump, RANDOM_CASES, 1000 * (group + 1))
         for seed, source, expected, got, why in bad[:3]:
