@@ -54,7 +54,10 @@ bool mf_console_progress_draw(void *context, const mf_progress_info *info)
     double share = (double)info->bytes_done / (double)info->bytes_total;
     double rate = info->seconds > 0 ? (double)info->bytes_done / info->seconds : 0;
     int32_t tenth = (int32_t)(share * 10);
-    char have[32], all[32];
+    char have[32], all[32], files[40] = "";
+    if (info->files_total > 0) {
+        snprintf(files, sizeof files, " %d/%d files", info->files_done, info->files_total);
+    }
     mf_format_bytes(info->bytes_done, have, sizeof have);
     mf_format_bytes(info->bytes_total, all, sizeof all);
     if (state->tty) {
@@ -68,15 +71,13 @@ bool mf_console_progress_draw(void *context, const mf_progress_info *info)
         }
         bar[24] = '\0';
         double eta = rate > 0 ? (double)(info->bytes_total - info->bytes_done) / rate : 0;
-        fprintf(stderr, "\r%s %d/%d files [%s] %3.0f %%  %s/%s  %.1f GB/s  ETA %.0f s \033[K", info->what, info->files_done,
-                info->files_total, bar, share * 100, have, all, rate * 1e-9, eta);
+        fprintf(stderr, "\r%s%s [%s] %3.0f %%  %s/%s  %.1f GB/s  ETA %.0f s \033[K", info->what, files, bar, share * 100, have, all, rate * 1e-9, eta);
         state->drawn = true;
         fflush(stderr);
     } else if (done || (tenth > state->last_tenth && info->seconds - state->last_time >= 5.0)) {
         state->last_tenth = tenth;
         state->last_time = info->seconds;
-        fprintf(stderr, "%s %d/%d files %3.0f %%  %s/%s  %.1f GB/s\n", info->what, info->files_done, info->files_total,
-                share * 100, have, all, rate * 1e-9);
+        fprintf(stderr, "%s%s %3.0f %%  %s/%s  %.1f GB/s\n", info->what, files, share * 100, have, all, rate * 1e-9);
     }
     return true;
 }
