@@ -12,6 +12,8 @@ enum { CONFIG_BYTES = 64 << 20, NAME_BUCKETS = 1024 };
 struct mf_chat_template {
     mf_arena arena;
     char *name;
+    char *source;
+    size_t source_size;
     jinja_program program;
 };
 
@@ -37,8 +39,10 @@ mf_status mf_chat_template_parse(const char *source, size_t size, const char *na
     jinja_parse parse = { .name = name, .arena = &t->arena, .err = err, .num_buckets = NAME_BUCKETS };
     mf_status status = MF_ERR_NOMEM;
     t->name = mf_arena_strdup(&t->arena, name);
+    t->source = mf_arena_strndup(&t->arena, source, size);
+    t->source_size = size;
     parse.names = mf_arena_array(&t->arena, NAME_BUCKETS, sizeof *parse.names);
-    if (!t->name || !parse.names) {
+    if (!t->name || !t->source || !parse.names) {
         jinja_parse_no_memory(&parse);
         goto fail;
     }
@@ -58,6 +62,12 @@ void mf_chat_template_close(mf_chat_template **chat_template)
         mf_free(t);
         *chat_template = NULL;
     }
+}
+
+const char *mf_chat_template_source(const mf_chat_template *chat_template, size_t *size)
+{
+    *size = chat_template->source_size;
+    return chat_template->source;
 }
 
 /* ---- variables ---------------------------------------------------------------------------------------------------- */

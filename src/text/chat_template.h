@@ -20,6 +20,9 @@ typedef struct mf_chat_template mf_chat_template;
 mf_status mf_chat_template_parse(const char *source, size_t size, const char *name, mf_chat_template **out, mf_error *err);
 void mf_chat_template_close(mf_chat_template **chat_template); /* NULL is fine, sets NULL */
 
+/* The template as it was given; it lives as long as the template. */
+const char *mf_chat_template_source(const mf_chat_template *chat_template, size_t *size);
+
 /* 0 = the default. */
 typedef struct mf_template_limits {
     int64_t fuel;        /* steps: 1,000,000 */

@@ -411,13 +411,17 @@ static mf_status format_field(jinja_run *run, formatter *f, const char *data, si
 {
     size_t start = *pos;
     size_t p = start;
-    bool bracket = false;
-    while (p < size && data[p] != '}' && (bracket || (data[p] != '!' && data[p] != ':'))) {
+    while (p < size && data[p] != '}' && data[p] != '!' && data[p] != ':') {
         if (data[p] == '{') {
             return jinja_bad_spec(run, "unexpected '{' in field name");
         }
-        bracket = data[p] == '[' || (bracket && data[p] != ']');
-        p++;
+        if (data[p] == '[') { /* up to the closing bracket anything goes */
+            while (p < size && data[p] != ']') {
+                p++;
+            }
+        } else {
+            p++;
+        }
     }
     size_t name_end = p;
     char conversion = 0;

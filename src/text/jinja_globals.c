@@ -143,7 +143,11 @@ GLOBAL(global_raise_exception)
     MF_TRY(jinja_bind(run, "raise_exception", "message", args, arg));
     MF_TRY(jinja_to_str(run, arg[0], &arg[0]));
     const jinja_str *s = arg[0].as.s;
-    return mf_fail(run->err, MF_ERR_INVALID, "%.*s", s->size > 1000 ? 1000 : (int)s->size, s->data);
+    mf_fail(run->err, MF_ERR_INVALID, "%.*s", s->size > 1000 ? 1000 : (int)s->size, s->data);
+    if (run->err) {
+        jinja_clean_message(run->err->message);
+    }
+    return MF_ERR_INVALID;
 }
 
 static int64_t system_clock_ns(void)

@@ -14,7 +14,8 @@ mf_status jinja_parse_fail(jinja_parse *parse, mf_status status, uint32_t line, 
         va_start(args, fmt);
         vsnprintf(message, sizeof message, fmt, args);
         va_end(args);
-        return mf_fail(parse->err, status, "%s: line %u: %s", parse->name, line, message);
+        mf_fail(parse->err, status, "%s: line %u: %s", parse->name, line, message);
+        jinja_clean_message(parse->err->message);
     }
     return status;
 }

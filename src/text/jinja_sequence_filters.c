@@ -17,6 +17,17 @@ static mf_status flag(jinja_run *run, jinja_value v, bool *out)
     return v.type == JINJA_MISSING ? MF_OK : jinja_truth(run, v, out);
 }
 
+/* What Python's sorted() takes: a number. */
+static mf_status int_flag(jinja_run *run, const char *what, jinja_value v, bool *out)
+{
+    int64_t i = 0;
+    if (v.type != JINJA_MISSING && !jinja_as_int(v, &i)) {
+        return jinja_fail(run, MF_ERR_INVALID, "%s: reverse must be an integer, not %s", what, jinja_type_name(v));
+    }
+    *out = i != 0;
+    return MF_OK;
+}
+
 static mf_status lower_str(jinja_run *run, jinja_value *v)
 {
     return v->type == JINJA_STR ? jinja_str_method_find("lower", 5)->fn(run, *v, &(jinja_args){ 0 }, v) : MF_OK;
@@ -227,7 +238,7 @@ FILTER(filter_sort)
     bool reverse;
     bool case_sensitive;
     jinja_value *keys;
-    MF_TRY(flag(run, arg[0], &reverse));
+    MF_TRY(int_flag(run, "sort", arg[0], &reverse));
     MF_TRY(flag(run, arg[1], &case_sensitive));
     MF_TRY(fresh_list(run, self, out));
     jinja_list *list = out->as.l;
@@ -245,7 +256,7 @@ FILTER(filter_dictsort)
     bool case_sensitive;
     jinja_value *keys;
     MF_TRY(flag(run, arg[0], &case_sensitive));
-    MF_TRY(flag(run, arg[2], &reverse));
+    MF_TRY(int_flag(run, "dictsort", arg[2], &reverse));
     bool by_value = jinja_str_is(arg[1], "value");
     if (arg[1].type != JINJA_MISSING && !by_value && !jinja_str_is(arg[1], "key")) {
         return jinja_fail(run, MF_ERR_INVALID, "dictsort: you can only sort by either \"key\" or \"value\"");

@@ -4,7 +4,17 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/json.h"
+
 /* ---- state -------------------------------------------------------------------------------------------------------- */
+
+void jinja_clean_message(char *message)
+{
+    size_t bad;
+    while (!mf_utf8_valid(message, strlen(message), &bad)) {
+        message[bad] = '?';
+    }
+}
 
 mf_status jinja_fail(jinja_run *run, mf_status status, const char *fmt, ...)
 {
@@ -14,7 +24,8 @@ mf_status jinja_fail(jinja_run *run, mf_status status, const char *fmt, ...)
         char message[sizeof run->err->message];
         vsnprintf(message, sizeof message, fmt, args);
         va_end(args);
-        return mf_fail(run->err, status, "%s: line %u: %s", run->name, run->line, message);
+        mf_fail(run->err, status, "%s: line %u: %s", run->name, run->line, message);
+        jinja_clean_message(run->err->message);
     }
     return status;
 }

@@ -183,6 +183,8 @@ typedef struct jinja_run {
 } jinja_run;
 
 /* ---- state ---- */
+/* Messages reach clients as JSON: a character that was cut becomes question marks. */
+void jinja_clean_message(char *message);
 mf_status jinja_fail(jinja_run *run, mf_status status, const char *fmt, ...) MF_PRINTF(3, 4);
 /* The arena refused count elements of size bytes: because of its limit, or the system had none. */
 mf_status jinja_no_memory(jinja_run *run, size_t count, size_t size);

@@ -440,7 +440,7 @@ class Gen:
 ADDRESS = re.compile(r"<(built-in|bound) method|<function|<generator|object\b.* at 0x|\bmissing\b", re.I | re.S)
 
 
-class TooSlow(Exception):
+class TooSlow(BaseException):
     pass
 
 

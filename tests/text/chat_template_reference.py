@@ -11,9 +11,13 @@ import subprocess
 import sys
 import time
 
+import warnings
+
 import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+warnings.simplefilter("ignore", SyntaxWarning)  # of Python, about the code that jinja2 makes of odd templates
 
 CLOCK_NS = 1_722_470_400_123_456_789  # 2024-08-01 00:00:00.123456 UTC
 os.environ["TZ"] = "UTC"

@@ -182,6 +182,21 @@ TEST(raise_exception_gives_its_text_alone)
     mf_buffer_close(&out);
 }
 
+TEST(messages_are_utf8_also_when_cut)
+{
+    char *source = repeated("{{ raise_exception('x", "\xe4\xb8\xad", 1000, "') }}");
+    mf_buffer out = { 0 };
+    CHECK_EQ(run_with(source, "{}", NULL, &out), MF_ERR_INVALID);
+    CHECK(strlen(err.message) > 900);
+    CHECK(mf_utf8_valid(err.message, strlen(err.message), NULL));
+    free(source);
+    source = repeated("{{ x", "\xe4\xb8\xad", 1000, ".y }}");
+    CHECK_EQ(run_with(source, "{}", NULL, &out), MF_ERR_INVALID);
+    CHECK(mf_utf8_valid(err.message, strlen(err.message), NULL));
+    mf_buffer_close(&out);
+    free(source);
+}
+
 TEST(syntax_errors_name_template_and_line)
 {
     check_error("a\nb\n{% if x %}", MF_ERR_FORMAT, "t.jinja: line 3: unexpected end of template; expected 'elif'");
@@ -233,6 +248,17 @@ TEST(a_source_that_is_not_utf8_or_too_long_is_refused)
     char *big = repeated("", "0123456789abcdef", 65537, "");
     CHECK_EQ(mf_chat_template_parse(big, strlen(big), "t", &t, &err), MF_ERR_LIMIT);
     free(big);
+}
+
+TEST(the_source_is_kept)
+{
+    mf_chat_template *t;
+    size_t size = 0;
+    CHECK_OK(mf_chat_template_parse("a\r\n{{ 1 }}\n", 11, "t", &t, &err), err);
+    const char *source = mf_chat_template_source(t, &size);
+    CHECK_EQ(size, 11);
+    CHECK_MEM(source, "a\r\n{{ 1 }}\n", 11);
+    mf_chat_template_close(&t);
 }
 
 TEST(variables_must_be_an_object)
