@@ -4,13 +4,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "text/jinja_bind.h"
 #include "text/jinja_text.h"
 #include "text/jinja_value.h"
 
 #define FILTER(name) static mf_status name(jinja_run *run, jinja_value self, const jinja_args *args, jinja_value *out)
-#define BIND(what, spec)                  \
-    jinja_value arg[JINJA_MAX_PARAMS];    \
-    MF_TRY(jinja_bind(run, what, spec, args, arg))
 
 static bool given(jinja_value v)
 {
@@ -21,15 +19,6 @@ static mf_status flag(jinja_run *run, jinja_value v, bool *out)
 {
     *out = false;
     return v.type == JINJA_MISSING ? MF_OK : jinja_truth(run, v, out);
-}
-
-static mf_status need_int(jinja_run *run, const char *what, jinja_value v, int64_t fallback, int64_t *out)
-{
-    *out = fallback;
-    if (v.type != JINJA_MISSING && !jinja_as_int(v, out)) {
-        return jinja_fail(run, MF_ERR_INVALID, "%s: argument must be int, not %s", what, jinja_type_name(v));
-    }
-    return MF_OK;
 }
 
 /* Python's int(f): the integer part. */

@@ -2,12 +2,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "text/jinja_bind.h"
 #include "text/jinja_value.h"
-
-#define METHOD(name) static mf_status name(jinja_run *run, jinja_value self, const jinja_args *args, jinja_value *out)
-#define BIND(what, spec)                  \
-    jinja_value arg[JINJA_MAX_PARAMS];    \
-    MF_TRY(jinja_bind(run, what, spec, args, arg))
 
 /* ---- list, tuple, range ------------------------------------------------------------------------------------------- */
 

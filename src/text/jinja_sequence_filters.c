@@ -1,13 +1,11 @@
 /* jinja_sequence_filters.c - filters on lists and other iterables. */
 #include <string.h>
 
+#include "text/jinja_bind.h"
 #include "text/jinja_text.h"
 #include "text/jinja_value.h"
 
 #define FILTER(name) static mf_status name(jinja_run *run, jinja_value self, const jinja_args *args, jinja_value *out)
-#define BIND(what, spec)                  \
-    jinja_value arg[JINJA_MAX_PARAMS];    \
-    MF_TRY(jinja_bind(run, what, spec, args, arg))
 
 static const jinja_value missing = { .type = JINJA_MISSING };
 

@@ -1,13 +1,10 @@
 /* jinja_tests.c - what stands after `is`. */
 #include <string.h>
 
+#include "text/jinja_bind.h"
 #include "text/jinja_value.h"
 
 #define JTEST(name) static mf_status name(jinja_run *run, jinja_value self, const jinja_args *args, jinja_value *out)
-#define BIND(what, spec)                  \
-    jinja_value arg[JINJA_MAX_PARAMS];    \
-    MF_TRY(jinja_bind(run, what, spec, args, arg))
-
 /* Tests of the value alone. */
 #define SIMPLE_TEST(fn_name, text, condition) \
     JTEST(fn_name)                            \

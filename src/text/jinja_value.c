@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "text/utf8.h"
 
 /* ---- state -------------------------------------------------------------------------------------------------------- */
 
@@ -373,40 +374,16 @@ mf_status jinja_text_puts(jinja_run *run, jinja_text *text, const char *s)
     return jinja_text_append(run, text, s, strlen(s));
 }
 
-static size_t encode(int32_t c, char out[4])
-{
-    if (c < 0x80) {
-        out[0] = (char)c;
-        return 1;
-    }
-    if (c < 0x800) {
-        out[0] = (char)(0xc0 | c >> 6);
-        out[1] = (char)(0x80 | (c & 0x3f));
-        return 2;
-    }
-    if (c < 0x10000) {
-        out[0] = (char)(0xe0 | c >> 12);
-        out[1] = (char)(0x80 | (c >> 6 & 0x3f));
-        out[2] = (char)(0x80 | (c & 0x3f));
-        return 3;
-    }
-    out[0] = (char)(0xf0 | c >> 18);
-    out[1] = (char)(0x80 | (c >> 12 & 0x3f));
-    out[2] = (char)(0x80 | (c >> 6 & 0x3f));
-    out[3] = (char)(0x80 | (c & 0x3f));
-    return 4;
-}
-
 mf_status jinja_text_char(jinja_run *run, jinja_text *text, int32_t code_point)
 {
     char bytes[4];
-    return jinja_text_append(run, text, bytes, encode(code_point, bytes));
+    return jinja_text_append(run, text, bytes, mf_utf8_put((uint32_t)code_point, bytes));
 }
 
 mf_status jinja_text_fill(jinja_run *run, jinja_text *text, int32_t code_point, int64_t count)
 {
     char bytes[4];
-    size_t n = encode(code_point, bytes);
+    size_t n = mf_utf8_put((uint32_t)code_point, bytes);
     for (int64_t i = 0; i < count; i++) {
         if (i % 256 == 0) {
             MF_TRY(jinja_step(run, 1));
