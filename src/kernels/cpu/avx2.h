@@ -27,6 +27,23 @@ INLINE float sum_lanes(__m256 v)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* e^x once n = rint(x * log2 e) is known: mf_exp's reduction and polynomial (ref/canonical.h), the same bits. */
+INLINE __m256 exp_reduced8(__m256 x, __m256 n)
+{
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e400p-1f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
+    __m256 p = _mm256_set1_ps(0x1.a01a02p-13f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.6c16c2p-10f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.111112p-7f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1p-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
 INLINE __m256 load_tail(const float *x, int64_t n)
 {
     float padded[8] = { 0 };

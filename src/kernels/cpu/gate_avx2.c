@@ -1,11 +1,7 @@
 /* gate_avx2.c - the gate's wide steps, eight columns at a time.  The bits are the scalar ones: every operation here is the
  * correctly rounded f32 operation of ref/canonical.h in the same order. */
-#include <immintrin.h>
-
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/avx2.h"
 #include "kernels/ref/views.h"
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Columns are padded to this many with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
 enum { PAD = 32 };
@@ -44,19 +40,7 @@ INLINE __m256 exp8(__m256 x)
 {
     const __m256 magic = _mm256_set1_ps(0x1.8p23f);
     __m256 n = _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)), magic), magic);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e400p-1f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
-    __m256 p = _mm256_set1_ps(0x1.a01a02p-13f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.6c16c2p-10f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.111112p-7f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-5f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1p-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    __m256 e = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-    return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ), e);
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ), exp_reduced8(x, n));
 }
 
 INLINE __m256 log1p8(__m256 z)

@@ -11,18 +11,7 @@ INLINE __m256 exp8(__m256 x)
                       _mm256_min_ps(_mm256_set1_ps(88.0f), x)); /* the second operand when NaN */
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e400p-1f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
-    __m256 p = _mm256_set1_ps(0x1.a01a02p-13f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.6c16c2p-10f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.111112p-7f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-5f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0x1.555556p-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), keep);
+    return _mm256_and_ps(exp_reduced8(x, n), keep);
 }
 
 INLINE __m256 sigmoid8(__m256 x)
