@@ -5,10 +5,23 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/sys.h"
+
 void mf_console_error(const mf_error *err)
 {
     fflush(stdout);
     fprintf(stderr, "moefuse: error: %s\n", err->message[0] ? err->message : mf_status_name(err->status));
+}
+
+void mf_console_json(json_t *document, size_t flags)
+{
+    char *text = document ? json_dumps(document, flags) : NULL;
+    if (text) {
+        puts(text);
+        fflush(stdout);
+    }
+    mf_free(text);
+    json_decref(document);
 }
 
 int mf_exit_code(mf_status status)

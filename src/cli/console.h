@@ -3,6 +3,7 @@
 #ifndef MF_CLI_CONSOLE_H
 #define MF_CLI_CONSOLE_H
 
+#include <jansson.h>
 #include <stdbool.h>
 
 #include "base/error.h"
@@ -22,6 +23,8 @@ enum {
 
 /* "moefuse: error: ..." with the advice line, if any, below. */
 void mf_console_error(const mf_error *err);
+/* Prints a document and its newline on stdout and releases it; NULL (out of memory) prints nothing. */
+void mf_console_json(json_t *document, size_t flags);
 int mf_exit_code(mf_status status); /* for an error while opening a model */
 
 /* Installs the log sink: "debug", "info", "warn", "error". */

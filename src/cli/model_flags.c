@@ -100,3 +100,12 @@ mf_status mf_model_flags_settle(mf_model_flags *v, const char *const *positional
     }
     return MF_OK;
 }
+
+mf_status mf_model_dir_check(const char *dir, mf_error *err)
+{
+    if (mf_path_is_dir(dir)) {
+        return MF_OK;
+    }
+    return mf_fail(err, MF_ERR_IO, "%.512s: expected a model directory; got %s", dir,
+                   mf_path_is_file(dir) ? "a file" : "nothing of that name");
+}

@@ -33,4 +33,7 @@ void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);
 mf_status mf_model_flags_settle(mf_model_flags *values, const char *const *positionals, int32_t num_positionals,
                                 mf_error *err);
 
+/* MODEL is a folder, or a message that says what is there instead. */
+mf_status mf_model_dir_check(const char *dir, mf_error *err);
+
 #endif

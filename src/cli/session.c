@@ -44,10 +44,7 @@ static int32_t draw_progress(void *context, const mf_engine_progress *info)
 mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
 {
     *session = (mf_session){ 0 };
-    if (!mf_path_is_dir(flags->model)) {
-        return mf_fail(err, MF_ERR_IO, "%.512s: expected a model directory; got %s", flags->model,
-                       mf_path_is_file(flags->model) ? "a file" : "nothing of that name");
-    }
+    MF_TRY(mf_model_dir_check(flags->model, err));
     mf_model_config *config = NULL;
     MF_TRY(mf_model_config_load(flags->model, &config, err));
     int64_t max_len = config->max_position_embeddings;

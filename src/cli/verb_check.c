@@ -76,10 +76,7 @@ static mf_status try_generate(const check_flags *f, mf_error *err)
 static mf_status check_all(const check_flags *f, findings *found, mf_error *err)
 {
     const char *dir = f->model.model;
-    if (!mf_path_is_dir(dir)) {
-        return mf_fail(err, MF_ERR_IO, "%.512s: expected a model directory; got %s", dir,
-                       mf_path_is_file(dir) ? "a file" : "nothing of that name");
-    }
+    MF_TRY(mf_model_dir_check(dir, err));
     mf_model_config *config = NULL;
     MF_TRY(mf_model_config_load(dir, &config, err));
     mf_prompt prompt;
@@ -138,13 +135,8 @@ int mf_verb_check(int argc, char **argv)
         mf_console_error(&err);
     }
     if (f.json) {
-        json_t *document = json_pack("{s:b, s:O}", "ok", status == MF_OK && found.count == 0, "findings", found.list);
-        char *dumped = document ? json_dumps(document, JSON_INDENT(2)) : NULL;
-        if (dumped) {
-            puts(dumped);
-        }
-        mf_free(dumped);
-        json_decref(document);
+        mf_console_json(json_pack("{s:b, s:O}", "ok", status == MF_OK && found.count == 0, "findings", found.list),
+                        JSON_INDENT(2));
     } else if (status == MF_OK && found.count == 0) {
         printf("ok\n");
     }

@@ -118,13 +118,7 @@ static mf_status show(const info_flags *f, mf_error *err)
         MF_TRY_GOTO(mf_plan_make(config, weights, &plan_options, &plan, err), done);
     }
     if (f->json) {
-        json_t *document = info_json(config, weights, plan, dir);
-        char *dumped = document ? json_dumps(document, JSON_INDENT(2)) : NULL;
-        if (dumped) {
-            puts(dumped);
-        }
-        mf_free(dumped);
-        json_decref(document);
+        mf_console_json(info_json(config, weights, plan, dir), JSON_INDENT(2));
         goto done;
     }
     print_shape(config, dir);

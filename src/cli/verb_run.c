@@ -97,13 +97,7 @@ typedef struct answer_stats {
 static void print_json_token(const char *text, size_t size, int32_t id)
 {
     json_t *line = json_pack("{s:s, s:o, s:i}", "type", "token", "text", json_stringn(text, size), "id", (int)id);
-    char *dumped = line ? json_dumps(line, JSON_COMPACT) : NULL;
-    if (dumped) {
-        puts(dumped);
-        fflush(stdout);
-    }
-    mf_free(dumped);
-    json_decref(line);
+    mf_console_json(line, JSON_COMPACT);
 }
 
 static void emit(const run_flags *f, const mf_buffer *text, int32_t id, mf_buffer *answer)
@@ -199,12 +193,7 @@ static void print_stats(const mf_session *session, const run_flags *f, const ans
                                  (int)e->prompt_tokens, "prompt_ms", e->prefill_s * 1e3, "prompt_per_second", prompt_rate,
                                  "cached_n", (int)e->cached_tokens, "predicted_n", (int)e->completion_tokens, "predicted_ms",
                                  e->decode_s * 1e3, "predicted_per_second", decode_rate);
-        char *dumped = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-        if (dumped) {
-            puts(dumped);
-        }
-        mf_free(dumped);
-        json_decref(line);
+        mf_console_json(line, JSON_COMPACT | JSON_REAL_PRECISION(9));
         return;
     }
     fflush(stdout);
