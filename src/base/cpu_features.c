@@ -1,4 +1,4 @@
-/* cpu_features.c - cpuid, xgetbv and the scheduler's mask: see cpu_features.h. */
+/* cpu_features.c - cpuid and xgetbv, or the kernel's HWCAP words, and the scheduler's mask: see cpu_features.h. */
 #include "base/cpu_features.h"
 
 #include <pthread.h>
@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 static mf_cpu_features features;
@@ -70,10 +72,24 @@ static void detect_x86(void)
 }
 #endif
 
+#if defined(__aarch64__)
+static void detect_aarch64(void)
+{
+    features.neon = true;
+#if defined(__linux__)
+    enum { ASIMDDP = 20, BF16 = 14 }; /* bits of AT_HWCAP and AT_HWCAP2; older headers lack their names */
+    features.neon_dotprod = getauxval(AT_HWCAP) >> ASIMDDP & 1;
+    features.neon_bf16 = features.neon_dotprod && (getauxval(AT_HWCAP2) >> BF16 & 1);
+#endif
+}
+#endif
+
 static void detect(void)
 {
 #if defined(__x86_64__)
     detect_x86();
+#elif defined(__aarch64__)
+    detect_aarch64();
 #endif
     features.num_cores = count_cores();
 }

@@ -10,6 +10,9 @@ typedef struct mf_cpu_features {
     bool avx512_core;   /* F, BW, VL, DQ and OS support */
     bool avx512_vnni, avx512_bf16;
     bool amx_bf16, amx_int8; /* CPUID only; permission is asked for by the kernels that use them */
+    bool neon;               /* always on aarch64 */
+    bool neon_dotprod;       /* SDOT, UDOT */
+    bool neon_bf16;          /* BFDOT, BFMMLA */
     int32_t num_cores;       /* cores this process may run on, capped by its CPU quota */
 } mf_cpu_features;
 
