@@ -308,7 +308,10 @@ typedef struct mf_slot {
 typedef enum mf_act_quant {
     MF_ACT_QUANT_NONE = 0, /* weight only: x keeps its dtype */
     MF_ACT_QUANT_W8A8,     /* FP8_BLOCK, FP8_CHANNEL, INT8_CHANNEL quantise x and the intermediate; others do not */
-    MF_ACT_QUANT_W8A8_E8M0 /* the same with FP8_BLOCK's activation scales rounded up to a power of two */
+    MF_ACT_QUANT_W8A8_E8M0, /* the same with FP8_BLOCK's activation scales rounded up to a power of two */
+    MF_ACT_QUANT_INT8       /* INT8_CHANNEL (w8a8) and INT4_GROUP (w4a8) quantise x and the intermediate to int8, one scale
+                               per token: max(amax, 1e-10) / 127, codes rint(x / scale); others do not.  INT4_GROUP:
+                               (sum over groups, ascending, of scale_w * f32(i32 dot of code - zero)) * scale_x */
 } mf_act_quant;
 
 typedef struct mf_experts_desc {

@@ -110,9 +110,9 @@ mf_status mf_experts_create(mf_device *device, const mf_experts_desc *desc, mf_e
     if (desc->act_dtype != MF_F32 && desc->act_dtype != MF_BF16 && desc->act_dtype != MF_F16) {
         return mf_fail(err, MF_ERR_INVALID, "act_dtype %s; expected f32, bf16 or f16", mf_dtype_name(desc->act_dtype));
     }
-    if ((unsigned)desc->act_quant > MF_ACT_QUANT_W8A8_E8M0) {
+    if ((unsigned)desc->act_quant > MF_ACT_QUANT_INT8) {
         return mf_fail(err, MF_ERR_INVALID, "act_quant %d; expected 0 to %d", (int)desc->act_quant,
-                       MF_ACT_QUANT_W8A8_E8M0);
+                       MF_ACT_QUANT_INT8);
     }
     mf_experts *experts = mf_alloc_zero(sizeof *experts);
     if (!experts) {

@@ -11,7 +11,8 @@
 #include "kernels/ref/canonical.h"
 #include "kernels/tensor_check.h"
 
-enum { MAX_SHARED = MF_GATE_MAX_SHARED };
+/* Tokens that go through experts and combine together where the backend does both at once: bounds the workspace. */
+enum { MAX_SHARED = MF_GATE_MAX_SHARED, CHUNK_TOKENS = 1024 };
 
 /* What the layer runs: a copy of the gate's arguments with its outputs filled in, and views into the workspace. */
 typedef struct layer_run {
@@ -19,12 +20,14 @@ typedef struct layer_run {
     int64_t num_tokens, hidden_size;
     int64_t num_routed; /* K */
     int64_t num_shared; /* S, in whichever mode */
+    int64_t chunk;      /* tokens between gate and out at a time */
     bool is_slot, scales_input, has_shared_weights;
+    bool is_combined;   /* experts and combine are one operation of the backend: no y */
     mf_gate_config config;
     mf_gate_args gate;
-    mf_tensor y;               /* [T, C, H] */
+    mf_tensor y;               /* [chunk, C, H]; is_combined: dtype and shape only */
     mf_tensor shared_ids;      /* [T, S]; not SLOT */
-    mf_tensor shared_y;        /* [T, S, H]; not SLOT */
+    mf_tensor shared_y;        /* [chunk, S, H]; not SLOT */
     mf_tensor shared_weights;  /* f32 [T, S]; not SLOT, PER_TOKEN */
     mf_tensor row_valid;       /* u8 [T] */
     mf_tensor input_scale;     /* f32 [T, C]; TOPK_SIGMOID */
@@ -90,15 +93,24 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
         run->input_scale = carve_2d(base, total, MF_F32, tokens, columns);
         run->combine_weights = carve_2d(base, total, MF_F32, tokens, columns);
     }
-    run->y = carve_3d(base, total, args->y_dtype, tokens, columns, hidden);
-    size_t scratch = mf_fused_experts_workspace_bytes(args->experts, tokens, columns);
+    const mf_device_ops *ops = args->experts->device->ops;
+    run->is_combined = ops->experts_combine != NULL;
+    run->chunk = run->is_combined && tokens > CHUNK_TOKENS ? CHUNK_TOKENS : tokens;
+    size_t scratch = 0;
+    if (run->is_combined) {
+        run->y = mf_tensor_3d(NULL, args->y_dtype, run->chunk, columns, hidden);
+        scratch = tokens ? ops->experts_combine_workspace_bytes(args->experts, run->chunk, columns, args->y_dtype) : 0;
+    } else {
+        run->y = carve_3d(base, total, args->y_dtype, tokens, columns, hidden);
+        scratch = mf_fused_experts_workspace_bytes(args->experts, tokens, columns);
+    }
     if (!run->is_slot && run->num_shared > 0) {
         run->shared_ids = carve_2d(base, total, MF_I32, tokens, run->num_shared);
-        run->shared_y = carve_3d(base, total, args->y_dtype, tokens, run->num_shared, hidden);
+        run->shared_y = carve_3d(base, total, args->y_dtype, run->chunk, run->num_shared, hidden);
         if (run->has_shared_weights) {
             run->shared_weights = carve_2d(base, total, MF_F32, tokens, run->num_shared);
         }
-        scratch = larger(scratch, mf_fused_experts_workspace_bytes(args->shared, tokens, run->num_shared));
+        scratch = larger(scratch, mf_fused_experts_workspace_bytes(args->shared, run->chunk, run->num_shared));
     }
     if (args->unfused_gate) {
         scratch = larger(scratch, mf_moe_gate_workspace_bytes(&run->gate));
@@ -341,53 +353,92 @@ static void widen_hidden(const layer_run *run)
     }
 }
 
-static mf_status run_experts(mf_device *device, const layer_run *run, mf_error *err)
+/* Rows [first, first + count) of a tensor; absent stays absent. */
+static mf_tensor rows_of(const mf_tensor *t, int64_t first, int64_t count)
 {
-    const mf_layer_args *args = run->args;
-    mf_experts_args routed = { .experts = args->experts,
-                               .x = args->x,
-                               .topk_ids = run->gate.topk_ids,
-                               .input_scale = run->input_scale,
-                               .y = run->y };
-    MF_TRY(mf_fused_experts(device, &routed, run->scratch, run->scratch_bytes, err));
-    if (run->is_slot || run->num_shared == 0) {
-        return MF_OK;
+    mf_tensor view = *t;
+    if (view.data) {
+        view.data = (uint8_t *)view.data + first * view.stride[0] * (int64_t)mf_dtype_size(view.dtype);
+        view.shape[0] = count;
     }
-    write_shared_columns(run);
-    mf_experts_args shared = { .experts = args->shared, .x = args->x, .topk_ids = run->shared_ids, .y = run->shared_y };
-    return mf_fused_experts(device, &shared, run->scratch, run->scratch_bytes, err);
+    return view;
 }
 
-static mf_status combine(mf_device *device, const layer_run *run, mf_error *err)
+/* The combine of `count` tokens from `first`.  addends: room for MAX_SHARED. */
+static mf_sum_reduce_args combine_args(const layer_run *run, int64_t first, int64_t count, mf_tensor *addends)
 {
     const mf_layer_args *args = run->args;
-    mf_tensor addends[MAX_SHARED];
     mf_sum_reduce_args sum = {
         .x = run->y,
-        .topk_ids = run->gate.topk_ids,
-        .topk_weights = run->scales_input ? run->combine_weights : run->gate.topk_weights,
+        .topk_ids = rows_of(&run->gate.topk_ids, first, count),
+        .topk_weights = rows_of(run->scales_input ? &run->combine_weights : &run->gate.topk_weights, first, count),
         .routed_scaling_factor = run->config.fold_scale ? 1.0f : (float)run->config.routed_scaling_factor,
         .num_shared_columns = run->is_slot ? (int32_t)run->num_shared : 0,
-        .residual = args->residual,
-        .row_valid = run->row_valid,
-        .out = args->out,
+        .residual = rows_of(&args->residual, first, count),
+        .row_valid = rows_of(&run->row_valid, first, count),
+        .out = rows_of(&args->out, first, count),
     };
+    sum.x.shape[0] = count;
     if (run->config.num_zero_experts > 0) {
-        sum.identity_weight = run->gate.identity_weight;
-        sum.hidden = run->hidden;
+        sum.identity_weight = rows_of(&run->gate.identity_weight, first, count);
+        sum.hidden = rows_of(&run->hidden, first, count);
     }
     if (!run->is_slot && run->num_shared > 0) {
         size_t row_bytes = (size_t)run->hidden_size * mf_dtype_size(args->y_dtype);
         for (int64_t a = 0; a < run->num_shared; a++) {
-            uint8_t *first = (uint8_t *)run->shared_y.data + (size_t)a * row_bytes;
-            addends[a] = mf_tensor_2d(first, args->y_dtype, run->num_tokens, run->hidden_size);
+            uint8_t *row = (uint8_t *)run->shared_y.data + (size_t)a * row_bytes;
+            addends[a] = mf_tensor_2d(row, args->y_dtype, count, run->hidden_size);
             addends[a].stride[0] = run->num_shared * run->hidden_size;
         }
         sum.addends = addends;
         sum.num_addends = (int32_t)run->num_shared;
-        sum.addend_weights = run->shared_weights;
+        sum.addend_weights = rows_of(&run->shared_weights, first, count);
     }
-    return mf_moe_sum_reduce(device, &sum, err);
+    return sum;
+}
+
+/* Experts and combine of `count` tokens from `first`. */
+static mf_status run_chunk(mf_device *device, const layer_run *run, int64_t first, int64_t count, mf_error *err)
+{
+    const mf_layer_args *args = run->args;
+    mf_tensor addends[MAX_SHARED];
+    const mf_sum_reduce_args sum = combine_args(run, first, count, addends);
+    if (!run->is_slot && run->num_shared > 0) {
+        mf_experts_args shared = { .experts = args->shared,
+                                   .x = rows_of(&args->x, first, count),
+                                   .topk_ids = rows_of(&run->shared_ids, first, count),
+                                   .y = rows_of(&run->shared_y, 0, count) };
+        MF_TRY(mf_fused_experts(device, &shared, run->scratch, run->scratch_bytes, err));
+    }
+    mf_experts_args routed = { .experts = args->experts,
+                               .x = rows_of(&args->x, first, count),
+                               .topk_ids = rows_of(&run->gate.topk_ids, first, count),
+                               .input_scale = rows_of(&run->input_scale, first, count),
+                               .y = run->y };
+    if (!run->is_combined) {
+        MF_TRY(mf_fused_experts(device, &routed, run->scratch, run->scratch_bytes, err));
+        return mf_moe_sum_reduce(device, &sum, err);
+    }
+    mf_sum_reduce_call sum_call;
+    MF_TRY(mf_sum_reduce_check(&sum, false, &sum_call, err));
+    const mf_experts_call call = { .experts = args->experts,
+                                   .args = &routed,
+                                   .num_tokens = count,
+                                   .num_columns = run->y.shape[1],
+                                   .workspace = run->scratch };
+    return device->ops->experts_combine(device, &call, &sum_call, err);
+}
+
+static mf_status run_chunks(mf_device *device, const layer_run *run, mf_error *err)
+{
+    if (!run->is_slot && run->num_shared > 0) {
+        write_shared_columns(run);
+    }
+    for (int64_t first = 0; first < run->num_tokens; first += run->chunk) {
+        const int64_t left = run->num_tokens - first;
+        MF_TRY(run_chunk(device, run, first, left < run->chunk ? left : run->chunk, err));
+    }
+    return MF_OK;
 }
 
 size_t mf_moe_layer_workspace_bytes(const mf_layer_args *args)
@@ -431,9 +482,8 @@ mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *works
     if (run.config.num_zero_experts > 0 && args->x.dtype != args->y_dtype) {
         widen_hidden(&run);
     }
-    mf_fp_env saved = mf_fp_enter(); /* the shared gate's sigmoid is canonical arithmetic */
-    mf_status status = run_experts(device, &run, err);
+    mf_fp_env saved = mf_fp_enter();
+    mf_status status = run_chunks(device, &run, err);
     mf_fp_leave(saved);
-    MF_TRY(status);
-    return combine(device, &run, err);
+    return status;
 }

@@ -6,9 +6,11 @@
 #include "kernels/tensor_check.h"
 
 /* x, hidden and addends have one dtype; residual and out have one, which x's may differ from unless either is f64. */
-static mf_status check_terms(const mf_sum_reduce_args *a, mf_error *err)
+static mf_status check_terms(const mf_sum_reduce_args *a, bool has_x, mf_error *err)
 {
-    MF_TRY(mf_check_3d(&a->x, "x", MF_DT_FLOAT4, MF_ANY, MF_ANY, MF_ANY, err));
+    if (has_x) {
+        MF_TRY(mf_check_3d(&a->x, "x", MF_DT_FLOAT4, MF_ANY, MF_ANY, MF_ANY, err));
+    }
     const uint32_t same = MF_DT(a->x.dtype);
     int64_t t = a->x.shape[0], c = a->x.shape[1], h = a->x.shape[2];
     MF_TRY(mf_check_optional_2d(&a->topk_ids, "topk_ids", MF_DT(MF_I32), t, c, err));
@@ -69,13 +71,19 @@ static mf_status check_out(const mf_sum_reduce_args *a, mf_error *err)
     return MF_OK;
 }
 
+mf_status mf_sum_reduce_check(const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call, mf_error *err)
+{
+    MF_TRY(check_terms(args, has_x, err));
+    *call = (mf_sum_reduce_call){ .args = args, .num_tokens = args->x.shape[0], .num_columns = args->x.shape[1],
+                                  .hidden_size = args->x.shape[2] };
+    MF_TRY(mf_check_rows(&args->num_valid_tokens, &args->row_valid, call->num_tokens, &call->num_valid_tokens, err));
+    return check_out(args, err);
+}
+
 static MF_NOINLINE mf_status sum_reduce(mf_device *device, const mf_sum_reduce_args *args, mf_error *err)
 {
-    MF_TRY(check_terms(args, err));
-    mf_sum_reduce_call call = { .args = args, .num_tokens = args->x.shape[0], .num_columns = args->x.shape[1],
-                                .hidden_size = args->x.shape[2] };
-    MF_TRY(mf_check_rows(&args->num_valid_tokens, &args->row_valid, call.num_tokens, &call.num_valid_tokens, err));
-    MF_TRY(check_out(args, err));
+    mf_sum_reduce_call call;
+    MF_TRY(mf_sum_reduce_check(args, true, &call, err));
     return device->ops->sum_reduce(device, &call, err);
 }
 

@@ -90,6 +90,21 @@ typedef struct mf_mla_args {
     float *scratch;             /* mla_scratch_floats() */
 } mf_mla_args;
 
+/* Grouped-query attention (num_kv_heads = num_heads: multi-head) over a cache whose rows hold the rotated keys of all
+ * kv heads, then their values: row_size = num_kv_heads * (head_dim + v_head_dim).  Query head h reads kv head
+ * h / (num_heads / num_kv_heads):
+ *   score_s = scale * (q . k_s), s = 0..position;  o = sum_s softmax(score)_s v_s
+ * The order of sums depends on the position alone, so chunks of a prompt and single tokens give the same bits. */
+typedef struct mf_gqa_args {
+    int64_t num_tokens, num_heads, num_kv_heads;
+    int64_t head_dim, v_head_dim;
+    float softmax_scale;
+    const float *q;             /* [T, heads, head_dim], rotated */
+    mf_kv_view kv;
+    float *out;                 /* [T, heads, v_head_dim] */
+    float *scratch;             /* gqa_scratch_floats() */
+} mf_gqa_args;
+
 typedef struct mf_device_ops {
     const char *name;
     void (*close)(mf_device *device); /* frees backend state; may be NULL */
@@ -99,6 +114,12 @@ typedef struct mf_device_ops {
     size_t (*experts_workspace_bytes)(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
     mf_status (*experts)(mf_device *device, const mf_experts_call *call, mf_error *err);
     mf_status (*sum_reduce)(mf_device *device, const mf_sum_reduce_call *call, mf_error *err);
+    /* experts, then sum_reduce over their outputs, without [T, C, H] in between: call->args->y is absent; sum's x has
+     * dtype (y_dtype) and shape but no data.  NULL: the backend has only the two above.  Same bits as these. */
+    size_t (*experts_combine_workspace_bytes)(const mf_experts *experts, int64_t num_tokens, int64_t num_columns,
+                                              mf_dtype y_dtype);
+    mf_status (*experts_combine)(mf_device *device, const mf_experts_call *call, const mf_sum_reduce_call *sum,
+                                 mf_error *err);
 
     /* out[t] = value of row ids[t] of the table; ids are in range (the caller checks). */
     void (*embed)(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
@@ -106,9 +127,9 @@ typedef struct mf_device_ops {
     /* out = x / sqrt(mean(x^2) + eps) * weight, f32; the mean's sum has a fixed order.  out may be x. */
     void (*rms_norm)(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
-    /* out[t, :] = w . x[t, :] (+ bias); any mf_format, weight only. */
-    void (*linear)(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride);
+    /* out[t, :] = w . x[t, :] (+ bias); any mf_format, weight only.  x is rounded to act_dtype (f32, bf16) first. */
+    void (*linear)(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride);
     /* Rotates num_vectors vectors of size dim per row in place: vector v of row t starts at x + t*row_stride +
      * v*vector_stride.  cos_sin: [positions][dim/2][2].  pair: (2i, 2i+1); else (i, i + dim/2). */
     void (*rope)(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
@@ -117,6 +138,8 @@ typedef struct mf_device_ops {
     void (*kv_write)(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
     size_t (*mla_scratch_floats)(const mf_device *device, const mf_mla_args *args);
     void (*mla_attention)(mf_device *device, const mf_mla_args *args);
+    size_t (*gqa_scratch_floats)(const mf_device *device, const mf_gqa_args *args);
+    void (*gqa_attention)(mf_device *device, const mf_gqa_args *args);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
 } mf_device_ops;
@@ -125,6 +148,8 @@ struct mf_device {
     const mf_device_ops *ops;
     mf_pool *pool;       /* NULL: one thread */
     const void *kernels; /* cpu: its mf_cpu_kernels */
+    void *scratch;       /* cpu: inputs of dense products */
+    size_t scratch_bytes;
     char name[16];
     char description[120];
 };
@@ -132,6 +157,9 @@ struct mf_device {
 /* Backends, found by name in device.c. */
 mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
 mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
+
+/* Checks a combine's arguments and fills its call; has_x false: x has dtype and shape only (experts_combine). */
+mf_status mf_sum_reduce_check(const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call, mf_error *err);
 
 /* ---- matrices of any format (format.c) ---- */
 

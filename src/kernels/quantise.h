@@ -23,6 +23,9 @@ static inline mf_quant mf_quant_for(mf_act_quant act_quant, mf_format format, fl
     if (act_quant == MF_ACT_QUANT_NONE) {
         return MF_QUANT_NONE;
     }
+    if (act_quant == MF_ACT_QUANT_INT8) {
+        return format == MF_FORMAT_INT8_CHANNEL || format == MF_FORMAT_INT4_GROUP ? MF_QUANT_INT8_TOKEN : MF_QUANT_NONE;
+    }
     switch (format) {
     case MF_FORMAT_FP8_BLOCK:
         return MF_QUANT_FP8_GROUP;

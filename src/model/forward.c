@@ -97,13 +97,13 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     float latent_eps = (float)config->latent_norm_eps;
 
     if (q_lora > 0) {
-        ops->linear(device, &w->q_a_proj, w->q_a_bias, s->h, hidden, num_tokens, s->q_a, q_lora);
+        ops->linear(device, &w->q_a_proj, w->q_a_bias, MF_F32, s->h, hidden, num_tokens, s->q_a, q_lora);
         ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
-        ops->linear(device, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
+        ops->linear(device, &w->q_b_proj, NULL, MF_F32, s->q_a, q_lora, num_tokens, s->q, q_width);
     } else {
-        ops->linear(device, &w->q_proj, NULL, s->h, hidden, num_tokens, s->q, q_width);
+        ops->linear(device, &w->q_proj, NULL, MF_F32, s->h, hidden, num_tokens, s->q, q_width);
     }
-    ops->linear(device, &w->kv_a_proj, w->kv_a_bias, s->h, hidden, num_tokens, s->kv, kv_width);
+    ops->linear(device, &w->kv_a_proj, w->kv_a_bias, MF_F32, s->h, hidden, num_tokens, s->kv, kv_width);
     ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
     ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
               kv->position, num_tokens);
@@ -112,7 +112,7 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->mla_attention(device, &args);
-    ops->linear(device, &w->o_proj, w->o_bias, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h, hidden);
+    ops->linear(device, &w->o_proj, w->o_bias, MF_F32, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h, hidden);
 }
 
 /* ---- the MLP half of a layer ---- */
@@ -160,7 +160,7 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
 {
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
-    model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, s->h, model->config->hidden_size,
+    model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, MF_F32, s->h, model->config->hidden_size,
                                num_tokens, s->router_logits, num_experts);
     mf_moe_call call;
     mf_model_moe_call(model, layer, num_tokens, &call);
@@ -190,7 +190,7 @@ static void run_head(mf_model *model, const mf_batch *batch, float *logits)
     }
     mf_matrix head = model->weights->lm_head;
     head.n = model->config->vocab_size; /* padding rows behind the vocabulary make no logits */
-    ops->linear(model->device, &head, NULL, s->h, hidden, count, logits, model->config->vocab_size);
+    ops->linear(model->device, &head, NULL, MF_F32, s->h, hidden, count, logits, model->config->vocab_size);
 }
 
 mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,

@@ -31,7 +31,7 @@ TEST(dense_linear_is_within_rounding_of_double_precision_in_every_format)
             float *x = normals(&seed, tokens * stride), *bias = i % 2 ? normals(&seed, n) : NULL;
             for (int d = 0; d < count; d++) {
                 float *out = conf_alloc((size_t)(tokens * (n + 3)) * sizeof *out);
-                devices[d].device->ops->linear(devices[d].device, &w.m, bias, x, stride, tokens, out, n + 3);
+                devices[d].device->ops->linear(devices[d].device, &w.m, bias, MF_F32, x, stride, tokens, out, n + 3);
                 case_error e = { 0 };
                 for (int64_t t = 0; t < tokens; t++) {
                     for (int64_t r = 0; r < n; r++) {
@@ -72,7 +72,7 @@ TEST(dense_linear_takes_block_scales_of_any_size)
         float *x = normals(&seed, tokens * K);
         for (int d = 0; d < count; d++) {
             float *out = conf_alloc((size_t)tokens * N * 4);
-            devices[d].device->ops->linear(devices[d].device, &w.m, NULL, x, K, tokens, out, N);
+            devices[d].device->ops->linear(devices[d].device, &w.m, NULL, MF_F32, x, K, tokens, out, N);
             for (int block = 0; block < 2; block++) {
                 case_error e = { 0 };
                 for (int i = 0; i < tokens * N; i++) {
@@ -108,14 +108,14 @@ TEST(dense_linear_bits_do_not_depend_on_the_batch)
         for (int d = 0; d < count; d++) {
             mf_device *device = devices[d].device;
             float *all = conf_alloc(TOKENS * N * sizeof *all), *one = conf_alloc(N * sizeof *one);
-            device->ops->linear(device, &w.m, NULL, x, K, TOKENS, all, N);
+            device->ops->linear(device, &w.m, NULL, MF_F32, x, K, TOKENS, all, N);
             for (int t = 0; t < TOKENS; t++) {
-                device->ops->linear(device, &w.m, NULL, x + t * K, K, 1, one, N);
+                device->ops->linear(device, &w.m, NULL, MF_F32, x + t * K, K, 1, one, N);
                 CHECK_EQ(conf_difference(one, all + t * N, MF_F32, N), -1);
             }
             for (int r = 0; r < N; r += f == MF_FORMAT_FP8_BLOCK ? 128 : 9) { /* and not on the rows beside it */
                 mf_matrix part = mf_matrix_rows(&w.m, r, 1);
-                device->ops->linear(device, &part, NULL, x, K, TOKENS, one, 1);
+                device->ops->linear(device, &part, NULL, MF_F32, x, K, TOKENS, one, 1);
                 for (int t = 0; t < TOKENS; t++) {
                     CHECK_EQ(conf_difference(one + t, all + t * N + r, MF_F32, 1), -1);
                 }

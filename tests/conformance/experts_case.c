@@ -301,7 +301,9 @@ static double nearest_e4m3(double x)
 static void quantise(double *x, int64_t n, mf_format format, mf_act_quant act_quant, float static_scale)
 {
     bool fp8 = format == MF_FORMAT_FP8_BLOCK || format == MF_FORMAT_FP8_CHANNEL;
-    if (act_quant == MF_ACT_QUANT_NONE || (!fp8 && format != MF_FORMAT_INT8_CHANNEL)) {
+    bool int4 = format == MF_FORMAT_INT4_GROUP;
+    if (act_quant == MF_ACT_QUANT_NONE || (!fp8 && !int4 && format != MF_FORMAT_INT8_CHANNEL) ||
+        (act_quant == MF_ACT_QUANT_INT8 ? fp8 : int4)) {
         return;
     }
     int64_t group = format == MF_FORMAT_FP8_BLOCK ? 128 : n;

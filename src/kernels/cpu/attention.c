@@ -109,7 +109,7 @@ static void score(const mla_call *call, const mla_scratch *scratch, int64_t t, i
                              .x = query,
                              .out = scratch->scores + first,
                              .out_stride = scratch->score_stride };
-        call->kernels->tile[MF_FORMAT_F32](&tile);
+        call->kernels->product[MF_FORMAT_F32][MF_CPU_INPUT_F32].fn(&tile);
     }
 }
 
@@ -166,7 +166,7 @@ static void run_heads(void *context_, int64_t task, int32_t thread)
                              .x = (const void *const[]){ result },
                              .out = args->out + (t * args->num_heads + head) * args->v_head_dim,
                              .out_stride = args->v_head_dim };
-        kernels->tile[args->kv_b->format](&tile);
+        kernels->product[args->kv_b->format][MF_CPU_INPUT_F32].fn(&tile);
     }
 }
 

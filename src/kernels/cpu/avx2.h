@@ -5,14 +5,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/cpu_kernels.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL(n) _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL_TEXT(text) _Pragma(#text)
-#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
-#endif
+#include "kernels/cpu/unroll.h"
 
 INLINE __m256 f32_from_bf16(const void *p)
 {

@@ -8,9 +8,14 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ref/ref_ops.h"
 
+/* Inputs of a dense product, packed: enough tokens to stream its weights once for many. */
+enum { LINEAR_SCRATCH_BYTES = 16 << 20 };
+
 static void close_device(mf_device *device)
 {
     mf_free((void *)device->kernels);
+    mf_free_aligned(device->scratch);
+    device->scratch = NULL;
     device->kernels = NULL;
 }
 
@@ -21,6 +26,8 @@ static const mf_device_ops cpu_ops = {
     .align = mf_ref_align,
     .experts_workspace_bytes = mf_cpu_experts_workspace_bytes,
     .experts = mf_cpu_experts,
+    .experts_combine_workspace_bytes = mf_cpu_experts_combine_workspace_bytes,
+    .experts_combine = mf_cpu_experts_combine,
     .sum_reduce = mf_cpu_sum_reduce,
     .embed = mf_ref_embed,
     .rms_norm = mf_cpu_rms_norm,
@@ -29,6 +36,8 @@ static const mf_device_ops cpu_ops = {
     .kv_write = mf_ref_kv_write,
     .mla_scratch_floats = mf_cpu_mla_scratch_floats,
     .mla_attention = mf_cpu_mla_attention,
+    .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
+    .gqa_attention = mf_ref_gqa_attention,
     .add = mf_ref_add,
 };
 
@@ -96,6 +105,11 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     }
     device->kernels = kernels;
     device->ops = &cpu_ops;
+    device->scratch_bytes = LINEAR_SCRATCH_BYTES; /* pages nobody needs cost nothing */
+    device->scratch = mf_alloc_aligned(device->scratch_bytes);
+    if (!device->scratch) {
+        return mf_fail(err, MF_ERR_NOMEM, "device cpu: out of memory");
+    }
     int32_t num_threads = options->num_threads > 0 ? options->num_threads : features->num_cores;
     mf_fp_env saved = mf_fp_enter(); /* threads inherit it */
     mf_status status = mf_pool_open(num_threads, &device->pool, err);

@@ -9,18 +9,85 @@
 #include "kernels/quantise.h"
 #include "kernels/ref/gate_row.h"
 
-/* out[t * out_stride + r] = row (first_row + r) of w times x[t], r < num_rows, t < num_tokens. */
+/* ---- inputs of products ---- */
+
+/* What the values of an input row (x, or the intermediate h) are. */
+typedef enum mf_cpu_input {
+    MF_CPU_INPUT_F32,  /* any f32; also x that was quantised to fp8 and is f32 again, code times scale */
+    MF_CPU_INPUT_BF16, /* values that bf16 holds exactly: act_dtype bf16, not quantised */
+    MF_CPU_INPUT_I8,   /* codes of MF_QUANT_INT8_TOKEN, with one scale per token */
+    MF_CPU_INPUT_COUNT
+} mf_cpu_input;
+
+/* How they lie in memory: each product of each rung asks for one of these.  Columns are zero-padded to a multiple of
+ * MF_CPU_COLUMNS; rows start at multiples of 64 bytes. */
+typedef enum mf_cpu_form {
+    MF_CPU_FORM_F32,        /* f32, k ascending */
+    MF_CPU_FORM_F32_SPLIT,  /* f32; of each `split` columns (mf_cpu_kernels) the even k first, then the odd: the order in
+                               which pairs of bf16, or of 4-bit codes, come out of one vector */
+    MF_CPU_FORM_BF16,       /* bf16, k ascending */
+    MF_CPU_FORM_I8,         /* int8 codes, k ascending; behind them one i32 per 32 codes: their sum */
+    MF_CPU_FORM_I8_SPLIT,   /* the same; of each 32 columns the even k first, then the odd */
+    MF_CPU_FORM_BF16_PANEL, /* n <= 16 tokens together: [k / 2][n][2] bf16 */
+    MF_CPU_FORM_I8_PANEL,   /* n <= 16 tokens together: [k / 4][n][4] int8, then [k / 32][n] i32 sums of 32 codes */
+    MF_CPU_FORM_COUNT
+} mf_cpu_form;
+
+enum { MF_CPU_COLUMNS = 64, MF_CPU_PANEL = 16, MF_CPU_MOST_TILE_TOKENS = 128 };
+
+static inline int64_t mf_cpu_round_columns(int64_t k)
+{
+    return (k + MF_CPU_COLUMNS - 1) / MF_CPU_COLUMNS * MF_CPU_COLUMNS;
+}
+
+static inline bool mf_cpu_form_is_panel(mf_cpu_form form)
+{
+    return form == MF_CPU_FORM_BF16_PANEL || form == MF_CPU_FORM_I8_PANEL;
+}
+
+/* Bytes of one row; of one token's share of a panel. */
+static inline int64_t mf_cpu_form_bytes(mf_cpu_form form, int64_t k)
+{
+    const int64_t columns = mf_cpu_round_columns(k);
+    switch (form) {
+    case MF_CPU_FORM_F32:
+    case MF_CPU_FORM_F32_SPLIT:
+        return 4 * columns;
+    case MF_CPU_FORM_BF16:
+    case MF_CPU_FORM_BF16_PANEL:
+        return 2 * columns;
+    default:
+        return (columns + columns / 32 * 4 + 63) / 64 * 64;
+    }
+}
+
+/* Where packed values go. */
+typedef struct mf_cpu_pack {
+    mf_cpu_form form;
+    int64_t k;                  /* columns of the whole row */
+    int64_t token, num_tokens;  /* place in the panel and its n; panel forms only */
+    void *row;                  /* the row, or the panel */
+} mf_cpu_pack;
+
+/* out[t * out_stride + r] = row (first_row + r) of w times input t, r < num_rows, t < num_tokens.
+ * num_tokens is 1 to the table's tile_tokens, any number of rows. */
 typedef struct mf_cpu_tile {
     const mf_matrix *w;
     int64_t first_row, num_rows;
     int64_t num_tokens;
-    const void *const *x; /* [num_tokens] rows of w->k: f32, or i16 codes for tile_int8_codes */
-    const float *x_scale; /* [num_tokens] scales of i16 codes */
+    const void *const *x; /* [num_tokens] rows in the product's form; panels: x[i] holds tokens 16i to 16i + 15, the last
+                             one as many as are left */
+    const float *x_scale; /* [num_tokens], of codes */
     float *out;
     int64_t out_stride;
 } mf_cpu_tile;
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);
+
+typedef struct mf_cpu_product {
+    mf_cpu_tile_fn fn; /* NULL: this format has no product with this input */
+    mf_cpu_form form;
+} mf_cpu_product;
 
 /* Rows that a combine adds: acc[h] = fma(weight[k], row[k][first + h], acc[h]), k ascending, for h < n. */
 typedef struct mf_cpu_terms {
@@ -41,15 +108,20 @@ typedef struct mf_cpu_mix {
 
 typedef struct mf_cpu_kernels {
     const char *isa;                      /* "c", "avx2+fma+f16c" */
-    mf_cpu_tile_fn tile[MF_FORMAT_COUNT]; /* x in f32; x that was quantised to fp8 is f32 again, code times scale */
-    mf_cpu_tile_fn tile_int8_codes;       /* INT8_CHANNEL weights, x in codes: sums of integers */
+    mf_cpu_product product[MF_FORMAT_COUNT][MF_CPU_INPUT_COUNT]; /* F32 and BF16: every format; I8: INT8_CHANNEL and
+                                                                    INT4_GROUP */
+    int64_t split;       /* of MF_CPU_FORM_F32_SPLIT: twice the f32 lanes of a vector; divides MF_CPU_COLUMNS */
+    int64_t tile_tokens; /* most tokens of one tile that a product takes: a multiple of 16, <= MF_CPU_MOST_TILE_TOKENS */
+    /* Columns [first, first + n) of a row in the pack's form, x[0] being column first, a multiple of MF_CPU_COLUMNS.  The
+     * call that ends at k writes the zeros behind it.  I8: x holds whole numbers; the sums of the columns are written too.
+     * Each value is stored by its own bits or, where a form is narrower, exactly (the caller has rounded it). */
+    void (*pack)(const mf_cpu_pack *pack, const float *x, int64_t first, int64_t n);
     /* h[i] = act(g[i], u[i]) rounded to dtype, kept as f32.  h may be g.  i < n, n any. */
     void (*activate)(const mf_slot *slot, mf_dtype dtype, const float *g, const float *u, int64_t n, float *h);
     /* f32 <-> stored rows of f32, bf16, f16 */
     void (*load_row)(const void *data, mf_dtype dtype, int64_t n, float *out);
     void (*store_row)(const float *x, int64_t n, mf_dtype dtype, void *data);
-    /* x[n] quantised, over itself: by the fp8 rules to code times scale; by INT8_TOKEN to i16 codes, which take the
-     * first half of the row, and *scale. */
+    /* x[n] quantised, over itself, as f32: by the fp8 rules to code times scale; by INT8_TOKEN to codes and *scale. */
     void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
     void (*mix)(const mf_cpu_mix *mix);
     /* x[i] = exp(x[i] - max), and their sum */
@@ -63,7 +135,11 @@ typedef struct mf_cpu_kernels {
     void (*scale_add)(float factor, const float *r, const float *residual, int64_t n, float *s);
 } mf_cpu_kernels;
 
-void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with x in f32, any group size */
+void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with MF_CPU_FORM_F32, any group size */
+/* Every form, for any split: what a rung's own pack falls back to. */
+void mf_cpu_pack_c(const mf_cpu_pack *pack, int64_t split, const float *x, int64_t first, int64_t n);
+/* Where a form keeps column k of a row, in elements, for the forms that are not panels. */
+int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k);
 
 void mf_cpu_sum_reduce_fill_c(
     mf_cpu_kernels *kernels); /* entries of the combine and the gate; called by the two below */

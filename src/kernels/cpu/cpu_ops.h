@@ -7,12 +7,18 @@
 mf_status mf_cpu_gate(mf_device *device, const mf_gate_call *call, mf_error *err);
 size_t mf_cpu_experts_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
 mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_error *err);
+size_t mf_cpu_experts_combine_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns,
+                                              mf_dtype y_dtype);
+mf_status mf_cpu_experts_combine(mf_device *device, const mf_experts_call *call, const mf_sum_reduce_call *sum, mf_error *err);
 mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err);
+
+/* Columns [first, first + n) of row t of the combine, n <= 1024. */
+void mf_cpu_sum_part(const mf_cpu_kernels *kernels, const mf_sum_reduce_call *call, int64_t t, int64_t first, int64_t n);
 
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
-void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride);
+void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride);
 size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *args);
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args);
 

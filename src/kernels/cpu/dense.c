@@ -1,17 +1,54 @@
 /* dense.c - the dense operations of the forward walk on the CPU. */
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/inputs.h"
+#include "kernels/ref/ref_ops.h"
 
-enum { LINEAR_ROWS = 64, LINEAR_TOKENS = 24 };
+enum { LINEAR_ROWS = 64, COLUMNS = 1024 };
+_Static_assert(COLUMNS % MF_CPU_COLUMNS == 0, "parts of a row are packed on their own");
 
 typedef struct linear_call {
     const mf_cpu_kernels *kernels;
     const mf_matrix *w;
     const float *bias;
+    mf_cpu_source source;
+    mf_dtype act_dtype;
     const float *x;
     int64_t x_stride, num_tokens;
+    uint8_t *rows; /* packed */
+    int64_t row_bytes;
     float *out;
     int64_t out_stride;
 } linear_call;
+
+static void pack_token(const linear_call *call, int64_t t)
+{
+    const int64_t k = call->w->k;
+    const mf_cpu_pack pack = mf_cpu_pack_at(call->source.form, k, call->rows, call->row_bytes, t, call->num_tokens);
+    const float *x = call->x + t * call->x_stride;
+    if (call->act_dtype == MF_F32) {
+        call->kernels->pack(&pack, x, 0, k);
+        return;
+    }
+    for (int64_t first = 0; first < k; first += COLUMNS) {
+        float rounded[COLUMNS];
+        uint16_t stored[COLUMNS];
+        const int64_t n = k - first < COLUMNS ? k - first : COLUMNS;
+        call->kernels->store_row(x + first, n, call->act_dtype, stored);
+        call->kernels->load_row(stored, call->act_dtype, n, rounded);
+        call->kernels->pack(&pack, rounded, first, n);
+    }
+}
+
+/* One token, or one panel's tokens. */
+static void run_pack(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const linear_call *call = context;
+    const int64_t step = mf_cpu_form_is_panel(call->source.form) ? MF_CPU_PANEL : 1;
+    for (int64_t t = task * step; t < (task + 1) * step && t < call->num_tokens; t++) {
+        pack_token(call, t);
+    }
+}
 
 static void run_linear(void *context, int64_t task, int32_t thread)
 {
@@ -19,12 +56,11 @@ static void run_linear(void *context, int64_t task, int32_t thread)
     const linear_call *call = context;
     const int64_t first = task * LINEAR_ROWS;
     const int64_t rows = call->w->n - first < LINEAR_ROWS ? call->w->n - first : LINEAR_ROWS;
-    for (int64_t t = 0; t < call->num_tokens; t += LINEAR_TOKENS) {
-        const void *x[LINEAR_TOKENS];
-        const int64_t n = call->num_tokens - t < LINEAR_TOKENS ? call->num_tokens - t : LINEAR_TOKENS;
-        for (int64_t j = 0; j < n; j++) {
-            x[j] = call->x + (t + j) * call->x_stride;
-        }
+    for (int64_t t = 0; t < call->num_tokens; t += call->kernels->tile_tokens) {
+        const void *x[MF_CPU_MOST_TILE_TOKENS];
+        const int64_t left = call->num_tokens - t;
+        const int64_t n = left < call->kernels->tile_tokens ? left : call->kernels->tile_tokens;
+        mf_cpu_point(call->source.form, call->rows, call->row_bytes, t, n, x);
         mf_cpu_tile tile = { .w = call->w,
                              .first_row = first,
                              .num_rows = rows,
@@ -32,7 +68,7 @@ static void run_linear(void *context, int64_t task, int32_t thread)
                              .x = x,
                              .out = call->out + t * call->out_stride + first,
                              .out_stride = call->out_stride };
-        call->kernels->tile[call->w->format](&tile);
+        call->source.fn(&tile);
         for (int64_t j = 0; call->bias && j < n; j++) {
             for (int64_t r = 0; r < rows; r++) {
                 tile.out[j * call->out_stride + r] += call->bias[first + r];
@@ -41,19 +77,34 @@ static void run_linear(void *context, int64_t task, int32_t thread)
     }
 }
 
-void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride)
+/* Tokens in portions whose packed inputs fit the device's scratch memory. */
+void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride)
 {
     linear_call call = { .kernels = mf_cpu_kernels_of(device),
                          .w = w,
                          .bias = bias,
-                         .x = x,
+                         .act_dtype = act_dtype,
                          .x_stride = x_stride,
-                         .num_tokens = num_tokens,
-                         .out = out,
+                         .rows = device->scratch,
                          .out_stride = out_stride };
-    double work = (double)w->n * (double)w->k * (double)num_tokens;
-    mf_cpu_run(device, work, (w->n + LINEAR_ROWS - 1) / LINEAR_ROWS, run_linear, &call);
+    call.source = mf_cpu_source_for(call.kernels, w->format, act_dtype, MF_QUANT_NONE);
+    call.row_bytes = mf_cpu_form_bytes(call.source.form, w->k);
+    int64_t step = (int64_t)device->scratch_bytes / call.row_bytes / MF_CPU_PANEL * MF_CPU_PANEL;
+    if (step == 0) { /* rows of 16 KiB x 16 columns: no model has them */
+        mf_ref_linear(device, w, bias, act_dtype, x, x_stride, num_tokens, out, out_stride);
+        return;
+    }
+    for (int64_t t = 0; t < num_tokens; t += step) {
+        call.num_tokens = num_tokens - t < step ? num_tokens - t : step;
+        call.x = x + t * x_stride;
+        call.out = out + t * out_stride;
+        const int64_t per_task = mf_cpu_form_is_panel(call.source.form) ? MF_CPU_PANEL : 1;
+        mf_cpu_run(device, (double)call.num_tokens * (double)w->k, (call.num_tokens + per_task - 1) / per_task, run_pack,
+                   &call);
+        const double work = (double)w->n * (double)w->k * (double)call.num_tokens;
+        mf_cpu_run(device, work, (w->n + LINEAR_ROWS - 1) / LINEAR_ROWS, run_linear, &call);
+    }
 }
 
 typedef struct norm_call {

@@ -1,36 +1,46 @@
 /* experts.c - the grouped product: pairs (token, column) sorted by slot, rows of each slot's matrices shared out as
  * tasks.
  *
- * Per pass over at most PASS_TOKENS tokens, four steps, each a loop over independent tasks:
- *   inputs   x to f32, or to codes and scales for the W8A8 rules that some slot's w13 asks for
- *   up       gate and up rows of an active slot, the activation, into h
- *   requant  h to codes for W8A8 slots
- *   down     rows of w2 into y
+ * Per pass over a bounded number of tokens, four steps, each a loop over independent tasks:
+ *   inputs   x into each form that the slots' w13 products take (quantised where W8A8 or W4A8 says so)
+ *   up       gate and up rows of an active slot, the activation, into h in the form that w2's product takes
+ *   requant  h to codes, for slots whose w2 takes them
+ *   down     rows of w2 into y; or, with the combine behind it, one block of output columns for all slots, whose y never
+ *            leaves the thread's own block
  * A task is a range of rows, so a few experts still occupy every core.  What one row of y holds depends on its own
  * token and slot alone. */
 #include "kernels/activation.h"
 #include "kernels/carve.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/inputs.h"
 
 enum {
-    PASS_TOKENS = 1024, /* bounds the workspace; no result depends on it */
-    TILE_TOKENS = 24,
-    UP_ROWS = 64,
-    DOWN_ROWS = 64
+    PASS_TOKENS = 1024, /* these three bound the workspace; no result depends on them */
+    PASS_PAIRS = 16384,
+    PASS_INPUT_BYTES = 64 << 20,
+    UP_ROWS = 64, /* = MF_CPU_COLUMNS: a task's columns of h are packed on their own */
+    DOWN_ROWS = 64,
+    MOST_TOKENS = MF_CPU_MOST_TILE_TOKENS,
+    MAX_SOURCES = 16 /* (quantisation, form) pairs */
 };
+_Static_assert((int)UP_ROWS == (int)MF_CPU_COLUMNS, "rows of one task are columns of one pack");
 
 /* x in one of the forms that products take. */
-typedef struct input_form {
-    uint8_t *rows; /* f32, or i16 codes over them; row_bytes apart */
+typedef struct input_rows {
+    mf_quant quant;
+    mf_cpu_form form;
+    bool by_pair;    /* a row per (token, column); panels: per sorted pair */
+    bool is_direct;  /* the caller's x serves as it is */
+    uint8_t *rows;
     int64_t row_bytes;
-    float *scales; /* of i16 codes */
-    bool by_pair;  /* a row per (token, column), not per token */
-} input_form;
+    float *scales;   /* [rows], of codes */
+} input_rows;
 
 typedef struct pass {
     const mf_cpu_kernels *kernels;
     const mf_experts *experts;
     const mf_experts_args *args;
+    const mf_sum_reduce_call *sum; /* the combine behind w2, or NULL */
     int64_t first_token, num_tokens, num_columns;
 
     int32_t *pairs;      /* [kept]: t * C + c of this pass, by slot, ascending inside a slot */
@@ -38,12 +48,19 @@ typedef struct pass {
     int32_t *active;     /* [num_active] slots with pairs */
     int64_t *first_task; /* [num_active + 1] of the step at hand */
     int64_t num_active, num_kept;
-    input_form x[MF_QUANT_COUNT];
-    const uint8_t *direct; /* f32 x used in place; rows direct_bytes apart */
-    int64_t direct_bytes;
-    uint8_t *h;       /* [kept][h_stride] f32, or i16 codes over them */
-    int64_t h_stride; /* floats */
-    float *h_scales;  /* [kept], of i16 codes */
+    input_rows x[MAX_SOURCES];
+    int32_t num_sources;
+    bool has_quant2;      /* some slot's w2 takes quantised inputs */
+    float *thread_rows;   /* [threads][row_floats]: a row while it is quantised */
+    int64_t row_floats;
+    float *h_values;      /* [pairs][h_floats], for rows that are quantised */
+    int64_t h_floats;
+    uint8_t *h;           /* [pairs] in the form of each slot's w2 */
+    int64_t h_bytes;
+    float *h_scales;      /* [pairs], of codes */
+    uint8_t *y_blocks;    /* [threads][tokens * C][DOWN_ROWS] of y_dtype, for the combine */
+    int64_t y_block_bytes;
+    int64_t down_rows;    /* output columns of one task */
 } pass;
 
 static int64_t ceil_div(int64_t a, int64_t b)
@@ -56,14 +73,18 @@ static bool e8m0(const pass *p)
     return p->experts->act_quant == MF_ACT_QUANT_W8A8_E8M0;
 }
 
-static mf_quant quant13(const pass *p, const mf_slot *slot)
+static mf_cpu_source source13(const pass *p, const mf_slot *slot)
 {
-    return mf_quant_for(p->experts->act_quant, slot->up.format, slot->input_scale13);
+    const mf_experts *e = p->experts;
+    return mf_cpu_source_for(p->kernels, slot->up.format, e->act_dtype,
+                             mf_quant_for(e->act_quant, slot->up.format, slot->input_scale13));
 }
 
-static mf_quant quant2(const pass *p, const mf_slot *slot)
+static mf_cpu_source source2(const pass *p, const mf_slot *slot)
 {
-    return mf_quant_for(p->experts->act_quant, slot->down.format, slot->input_scale2);
+    const mf_experts *e = p->experts;
+    return mf_cpu_source_for(p->kernels, slot->down.format, e->act_dtype,
+                             mf_quant_for(e->act_quant, slot->down.format, slot->input_scale2));
 }
 
 static const uint8_t *element(const mf_tensor *t, int64_t i, int64_t j)
@@ -73,45 +94,96 @@ static const uint8_t *element(const mf_tensor *t, int64_t i, int64_t j)
 
 /* ---- workspace ---- */
 
-/* Tokens of one pass.  With an input per pair, passes are shorter so that the inputs need no more room. */
-static int64_t pass_tokens(int64_t num_tokens, int64_t num_columns, bool by_pair)
+/* The forms of x that the slots ask for, and the largest row of h. */
+static void find_sources(pass *p, bool has_input_scale)
 {
-    int64_t limit = by_pair ? PASS_TOKENS / num_columns : PASS_TOKENS;
+    const mf_experts *e = p->experts;
+    p->num_sources = 0;
+    p->has_quant2 = false;
+    p->h_bytes = 0;
+    for (int64_t s = 0; s < e->num_slots; s++) {
+        const mf_slot *slot = &e->slots[s];
+        const mf_cpu_source in = source13(p, slot);
+        const mf_cpu_source out = source2(p, slot);
+        const int64_t bytes = mf_cpu_form_bytes(out.form, slot->down.k);
+        p->h_bytes = bytes > p->h_bytes ? bytes : p->h_bytes;
+        p->has_quant2 |= out.quant != MF_QUANT_NONE;
+        int32_t i = 0;
+        while (i < p->num_sources && (p->x[i].quant != in.quant || p->x[i].form != in.form)) {
+            i++;
+        }
+        if (i == p->num_sources && i < MAX_SOURCES) {
+            const bool panel = mf_cpu_form_is_panel(in.form);
+            p->x[p->num_sources++] = (input_rows){ .quant = in.quant,
+                                                   .form = in.form,
+                                                   .by_pair = panel || has_input_scale || in.quant == MF_QUANT_FP8_STATIC,
+                                                   .row_bytes = mf_cpu_form_bytes(in.form, e->hidden_size) };
+        }
+    }
+}
+
+/* Tokens of one pass, by what they need. */
+static int64_t pass_tokens(const pass *p, int64_t num_tokens, int64_t num_columns)
+{
+    int64_t limit = PASS_TOKENS < PASS_PAIRS / num_columns ? PASS_TOKENS : PASS_PAIRS / num_columns;
+    for (int32_t i = 0; i < p->num_sources; i++) {
+        const int64_t bytes = p->x[i].row_bytes * (p->x[i].by_pair ? num_columns : 1);
+        limit = limit * bytes > PASS_INPUT_BYTES ? PASS_INPUT_BYTES / bytes : limit;
+    }
     limit = limit < 1 ? 1 : limit;
     return num_tokens < limit ? num_tokens : limit;
 }
 
-/* Views over base for the largest pass; returns the bytes they take. */
-static size_t lay_out(pass *p, const mf_experts *experts, int64_t num_tokens, int64_t num_columns, void *base)
+/* Views over base for passes of `tokens`; returns the bytes they take. */
+static size_t lay_out(pass *p, int64_t tokens, int64_t num_columns, int32_t num_threads, const mf_dtype *y_dtype, void *base)
 {
-    const int64_t tokens = pass_tokens(num_tokens, num_columns, false);
+    const mf_experts *e = p->experts;
     const int64_t pairs = mf_carve_count(tokens, num_columns, 1);
-    const int64_t pass_pairs = num_columns > PASS_TOKENS ? num_columns : PASS_TOKENS;
-    const int64_t all_pairs = mf_carve_count(num_tokens, num_columns, 1);
-    const int64_t most_inputs = all_pairs < pass_pairs ? all_pairs : pass_pairs; /* enough by token and by pair */
     size_t total = 0;
     p->pairs = mf_carve(base, &total, pairs, sizeof *p->pairs);
-    p->offsets = mf_carve(base, &total, experts->num_slots + 1, sizeof *p->offsets);
-    p->active = mf_carve(base, &total, experts->num_slots, sizeof *p->active);
-    p->first_task = mf_carve(base, &total, experts->num_slots + 1, sizeof *p->first_task);
-    for (int q = 0; q < MF_QUANT_COUNT; q++) {
-        if (experts->quants13 & (1u << q)) {
-            input_form *x = &p->x[q];
-            x->row_bytes = ceil_div(experts->hidden_size, 16) * 16 * (int64_t)sizeof(float);
-            x->rows = mf_carve(base, &total, mf_carve_count(most_inputs, x->row_bytes, 1), 1);
-            x->scales = mf_carve(base, &total, most_inputs, sizeof(float));
-        }
+    p->offsets = mf_carve(base, &total, e->num_slots + 1, sizeof *p->offsets);
+    p->active = mf_carve(base, &total, e->num_slots, sizeof *p->active);
+    p->first_task = mf_carve(base, &total, e->num_slots + 1, sizeof *p->first_task);
+    for (int32_t i = 0; i < p->num_sources; i++) {
+        input_rows *x = &p->x[i];
+        const int64_t rows = x->by_pair ? pairs : tokens;
+        x->rows = mf_carve(base, &total, mf_carve_count(rows, x->row_bytes, 1), 1);
+        x->scales = mf_carve(base, &total, rows, sizeof(float));
     }
-    p->h_stride = ceil_div(experts->max_intermediate_size, 16) * 16;
-    p->h = mf_carve(base, &total, mf_carve_count(pairs, p->h_stride, 1), sizeof(float));
+    p->row_floats = mf_cpu_round_columns(e->hidden_size);
+    p->thread_rows = mf_carve(base, &total, mf_carve_count(num_threads, p->row_floats, 1), sizeof(float));
+    p->h_floats = p->has_quant2 ? mf_cpu_round_columns(e->max_intermediate_size) : 0;
+    p->h_values = mf_carve(base, &total, mf_carve_count(pairs, p->h_floats, 1), sizeof(float));
+    p->h = mf_carve(base, &total, mf_carve_count(pairs, p->h_bytes, 1), 1);
     p->h_scales = mf_carve(base, &total, pairs, sizeof(float));
+    if (y_dtype) {
+        p->y_block_bytes = pairs * DOWN_ROWS * (int64_t)mf_dtype_size(*y_dtype);
+        p->y_blocks = mf_carve(base, &total, mf_carve_count(num_threads, p->y_block_bytes, 1), 1);
+    }
     return total;
+}
+
+static size_t workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns, const mf_dtype *y_dtype)
+{
+    pass p = { .kernels = mf_cpu_kernels_of(experts->device), .experts = experts };
+    find_sources(&p, true); /* the more demanding case: a row per pair */
+    const size_t scaled =
+        lay_out(&p, pass_tokens(&p, num_tokens, num_columns), num_columns, mf_pool_num_threads(experts->device->pool), y_dtype, NULL);
+    find_sources(&p, false);
+    const size_t plain =
+        lay_out(&p, pass_tokens(&p, num_tokens, num_columns), num_columns, mf_pool_num_threads(experts->device->pool), y_dtype, NULL);
+    return plain > scaled ? plain : scaled;
 }
 
 size_t mf_cpu_experts_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns)
 {
-    pass p = { 0 };
-    return lay_out(&p, experts, num_tokens, num_columns, NULL);
+    return workspace_bytes(experts, num_tokens, num_columns, NULL);
+}
+
+size_t mf_cpu_experts_combine_workspace_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns,
+                                              mf_dtype y_dtype)
+{
+    return workspace_bytes(experts, num_tokens, num_columns, &y_dtype);
 }
 
 /* ---- sorting ---- */
@@ -136,11 +208,7 @@ static void sort_pairs(pass *p)
     for (int64_t t = 0; t < p->num_tokens; t++) {
         for (int64_t c = 0; c < p->num_columns; c++) {
             int32_t id = id_of(p, t, c);
-            if (id >= num_slots) {
-                /* A caller's mistake that the gate has counted: the column is zero rather than left over. */
-                memset(y_of(p, (int32_t)(t * p->num_columns + c)), 0,
-                       (size_t)p->experts->hidden_size * mf_dtype_size(p->args->y.dtype));
-            } else if (id >= 0) {
+            if (id >= 0 && id < num_slots) {
                 p->offsets[id]++;
             }
         }
@@ -169,14 +237,30 @@ static void sort_pairs(pass *p)
     p->offsets[0] = 0;
 }
 
-/* Tasks of all active slots in a row; returns their number.  `is_up`: rows of w13, else of w2. */
-static int64_t count_tasks(pass *p, bool is_up)
+typedef int64_t (*count_fn)(const pass *p, int64_t slot);
+
+static int64_t count_up(const pass *p, int64_t slot)
+{
+    return ceil_div(p->experts->slots[slot].up.n, UP_ROWS);
+}
+
+static int64_t count_down(const pass *p, int64_t slot)
+{
+    return ceil_div(p->experts->slots[slot].down.n, DOWN_ROWS);
+}
+
+static int64_t count_panels(const pass *p, int64_t slot)
+{
+    return ceil_div(p->offsets[slot + 1] - p->offsets[slot], MF_CPU_PANEL);
+}
+
+/* Tasks of all active slots in a row; returns their number. */
+static int64_t count_tasks(pass *p, count_fn count)
 {
     int64_t sum = 0;
     for (int64_t a = 0; a < p->num_active; a++) {
-        const mf_slot *slot = &p->experts->slots[p->active[a]];
         p->first_task[a] = sum;
-        sum += is_up ? ceil_div(slot->up.n, UP_ROWS) : ceil_div(slot->down.n, DOWN_ROWS);
+        sum += count(p, p->active[a]);
     }
     p->first_task[p->num_active] = sum;
     return sum;
@@ -200,85 +284,128 @@ static int64_t active_of(const pass *p, int64_t task)
 
 /* ---- inputs ---- */
 
-/* Which form of x a slot reads, and the row of it that a pair reads. */
-static const void *input_row(const pass *p, mf_quant quant, int32_t pair, float *scale)
-{
-    const input_form *x = &p->x[quant];
-    int64_t row = x->by_pair ? pair : pair / p->num_columns;
-    *scale = quant == MF_QUANT_INT8_TOKEN ? x->scales[row] : 1.0f;
-    if (quant == MF_QUANT_NONE && p->direct) {
-        return p->direct + row * p->direct_bytes;
-    }
-    return x->rows + row * x->row_bytes;
-}
-
 typedef struct input_step {
     pass *p;
-    mf_quant quant;
+    input_rows *x;
 } input_step;
 
-static void prepare_input(void *context, int64_t task, int32_t thread)
+/* x of one pair (or token, c = 0) packed as row i of `count`. */
+static void prepare_row(const pass *p, const input_rows *x, int32_t thread, int64_t t, int64_t c, float static_scale,
+                        uint8_t *rows, int64_t i, int64_t count, float *scale)
 {
-    (void)thread;
+    const mf_experts *e = p->experts;
+    const int64_t hidden = e->hidden_size;
+    float *row = p->thread_rows + thread * p->row_floats;
+    p->kernels->load_row(element(&p->args->x, p->first_token + t, 0), e->act_dtype, hidden, row);
+    if (p->args->input_scale.data) {
+        float factor;
+        memcpy(&factor, element(&p->args->input_scale, p->first_token + t, c), 4);
+        for (int64_t k = 0; k < hidden; k++) {
+            row[k] = mf_round_to_dtype(row[k] * factor, e->act_dtype);
+        }
+    }
+    if (x->quant != MF_QUANT_NONE) {
+        p->kernels->quantise(x->quant, static_scale, e8m0(p), row, hidden, scale);
+    }
+    const mf_cpu_pack pack = mf_cpu_pack_at(x->form, hidden, rows, x->row_bytes, i, count);
+    p->kernels->pack(&pack, row, 0, hidden);
+}
+
+static void prepare_token(void *context, int64_t task, int32_t thread)
+{
+    const input_step *step = context;
+    prepare_row(step->p, step->x, thread, task, 0, 0.0f, step->x->rows, task, 1, step->x->scales + task);
+}
+
+static void prepare_pair(void *context, int64_t task, int32_t thread)
+{
     const input_step *step = context;
     const pass *p = step->p;
-    const input_form *x = &p->x[step->quant];
-    const int64_t hidden = p->experts->hidden_size;
-    const int64_t t = x->by_pair ? task / p->num_columns : task;
-    const int64_t c = x->by_pair ? task % p->num_columns : 0;
-    const uint8_t *source = element(&p->args->x, p->first_token + t, 0);
-    float *row = (float *)(void *)(x->rows + task * x->row_bytes);
-    float static_scale = 0.0f;
-    if (x->by_pair) {
-        int32_t id = id_of(p, t, c);
-        if (id < 0 || id >= p->experts->num_slots || quant13(p, &p->experts->slots[id]) != step->quant) {
-            return;
-        }
-        static_scale = p->experts->slots[id].input_scale13;
+    const int32_t pair = p->pairs[task];
+    const mf_slot *slot = &p->experts->slots[id_of(p, pair / p->num_columns, pair % p->num_columns)];
+    const mf_cpu_source source = source13(p, slot);
+    if (source.quant == step->x->quant && source.form == step->x->form) {
+        prepare_row(p, step->x, thread, pair / p->num_columns, pair % p->num_columns, slot->input_scale13, step->x->rows,
+                    task, 1, step->x->scales + task);
     }
-    const bool scaled = p->args->input_scale.data != NULL;
-    float factor = 1.0f;
-    if (scaled) {
-        memcpy(&factor, element(&p->args->input_scale, p->first_token + t, c), 4);
+}
+
+/* One panel of a slot's pairs. */
+static void prepare_panel(void *context, int64_t task, int32_t thread)
+{
+    const input_step *step = context;
+    const pass *p = step->p;
+    const int64_t a = active_of(p, task);
+    const mf_slot *slot = &p->experts->slots[p->active[a]];
+    const mf_cpu_source source = source13(p, slot);
+    if (source.quant != step->x->quant || source.form != step->x->form) {
+        return;
     }
-    p->kernels->load_row(source, p->experts->act_dtype, hidden, row);
-    for (int64_t i = 0; scaled && i < hidden; i++) {
-        row[i] = mf_round_to_dtype(row[i] * factor, p->experts->act_dtype);
+    const int64_t first = p->offsets[p->active[a]];
+    const int64_t count = p->offsets[p->active[a] + 1] - first;
+    uint8_t *rows = step->x->rows + first * step->x->row_bytes;
+    const int64_t begin = (task - p->first_task[a]) * MF_CPU_PANEL;
+    for (int64_t i = begin; i < begin + MF_CPU_PANEL && i < count; i++) {
+        const int32_t pair = p->pairs[first + i];
+        prepare_row(p, step->x, thread, pair / p->num_columns, pair % p->num_columns, slot->input_scale13, rows, i, count,
+                    step->x->scales + first + i);
     }
-    if (step->quant != MF_QUANT_NONE) {
-        p->kernels->quantise(step->quant, static_scale, e8m0(p), row, hidden, x->scales + task);
-    }
+}
+
+/* Whether the caller's f32 rows are what a product reads. */
+static bool can_read_directly(const pass *p, const input_rows *x)
+{
+    const mf_tensor *t = &p->args->x;
+    return x->form == MF_CPU_FORM_F32 && x->quant == MF_QUANT_NONE && !x->by_pair && t->dtype == MF_F32 &&
+           p->experts->hidden_size % MF_CPU_COLUMNS == 0 && (uintptr_t)t->data % 64 == 0 && t->stride[0] % 16 == 0;
 }
 
 static void prepare_inputs(mf_device *device, pass *p)
 {
-    const mf_experts *experts = p->experts;
-    const bool scaled = p->args->input_scale.data != NULL;
-    const mf_tensor *x = &p->args->x;
-    p->direct = NULL;
-    if (!scaled && experts->act_dtype == MF_F32 && (uintptr_t)x->data % sizeof(float) == 0) {
-        p->direct = element(x, p->first_token, 0);
-        p->direct_bytes = x->stride[0] * (int64_t)sizeof(float);
-    }
-    for (int q = 0; q < MF_QUANT_COUNT; q++) {
-        p->x[q].by_pair = scaled || q == MF_QUANT_FP8_STATIC;
-        if (!(experts->quants13 & (1u << q)) || (q == MF_QUANT_NONE && p->direct)) {
+    const double hidden = (double)p->experts->hidden_size;
+    for (int32_t i = 0; i < p->num_sources; i++) {
+        input_step step = { .p = p, .x = &p->x[i] };
+        step.x->is_direct = can_read_directly(p, step.x);
+        if (step.x->is_direct) {
             continue;
         }
-        input_step step = { .p = p, .quant = (mf_quant)q };
-        int64_t rows = p->x[q].by_pair ? p->num_tokens * p->num_columns : p->num_tokens;
-        mf_cpu_run(device, (double)rows * (double)experts->hidden_size, rows, prepare_input, &step);
+        if (mf_cpu_form_is_panel(step.x->form)) {
+            mf_cpu_run(device, (double)p->num_kept * hidden, count_tasks(p, count_panels), prepare_panel, &step);
+        } else if (step.x->by_pair) {
+            mf_cpu_run(device, (double)p->num_kept * hidden, p->num_kept, prepare_pair, &step);
+        } else {
+            mf_cpu_run(device, (double)p->num_tokens * hidden, p->num_tokens, prepare_token, &step);
+        }
+    }
+}
+
+/* Inputs of n sorted pairs from `begin`, all of one slot whose pairs start at `first`. */
+static void point_to_inputs(const pass *p, const mf_cpu_source *source, int64_t first, int64_t begin, int64_t n,
+                            const void **x, float *scales)
+{
+    const input_rows *in = p->x;
+    while (in->quant != source->quant || in->form != source->form) {
+        in++;
+    }
+    if (in->by_pair) {
+        mf_cpu_point(in->form, in->rows + first * in->row_bytes, in->row_bytes, begin - first, n, x);
+        memcpy(scales, in->scales + begin, (size_t)n * sizeof *scales);
+        return;
+    }
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t t = p->pairs[begin + j] / p->num_columns;
+        x[j] = in->is_direct ? element(&p->args->x, p->first_token + t, 0) : in->rows + t * in->row_bytes;
+        scales[j] = in->scales[t];
     }
 }
 
 /* ---- products ---- */
 
-/* One product of rows [first, first + count) of w with the inputs of a tile's pairs, bias added. */
-static void multiply(const pass *p, const mf_matrix *w, const float *bias, mf_quant quant, mf_cpu_tile *tile)
+/* One product of a tile's rows and inputs, bias added. */
+static void multiply(mf_cpu_tile_fn fn, const mf_matrix *w, const float *bias, mf_cpu_tile *tile)
 {
-    const mf_cpu_kernels *kernels = p->kernels;
     tile->w = w;
-    (quant == MF_QUANT_INT8_TOKEN ? kernels->tile_int8_codes : kernels->tile[w->format])(tile);
+    fn(tile);
     for (int64_t t = 0; bias && t < tile->num_tokens; t++) {
         for (int64_t r = 0; r < tile->num_rows; r++) {
             tile->out[t * tile->out_stride + r] += bias[tile->first_row + r];
@@ -292,19 +419,20 @@ static void run_up(void *context, int64_t task, int32_t thread)
     const pass *p = context;
     const int64_t a = active_of(p, task);
     const mf_slot *slot = &p->experts->slots[p->active[a]];
-    const mf_quant quant = quant13(p, slot);
+    const mf_cpu_source in = source13(p, slot);
+    const mf_cpu_source next = source2(p, slot);
     const int64_t first_row = (task - p->first_task[a]) * UP_ROWS;
     const int64_t num_rows = slot->up.n - first_row < UP_ROWS ? slot->up.n - first_row : UP_ROWS;
+    const int64_t begin = p->offsets[p->active[a]];
     const int64_t end = p->offsets[p->active[a] + 1];
-    for (int64_t i = p->offsets[p->active[a]]; i < end; i += TILE_TOKENS) {
-        const void *x[TILE_TOKENS];
-        float scales[TILE_TOKENS];
-        float gate[TILE_TOKENS * UP_ROWS];
-        float up[TILE_TOKENS * UP_ROWS];
-        const int64_t n = end - i < TILE_TOKENS ? end - i : TILE_TOKENS;
-        for (int64_t j = 0; j < n; j++) {
-            x[j] = input_row(p, quant, p->pairs[i + j], &scales[j]);
-        }
+    uint8_t *h_rows = p->h + begin * p->h_bytes;
+    for (int64_t i = begin; i < end; i += p->kernels->tile_tokens) {
+        const void *x[MOST_TOKENS];
+        float scales[MOST_TOKENS];
+        _Alignas(64) float gate[MOST_TOKENS * UP_ROWS];
+        _Alignas(64) float up[MOST_TOKENS * UP_ROWS];
+        const int64_t n = end - i < p->kernels->tile_tokens ? end - i : p->kernels->tile_tokens;
+        point_to_inputs(p, &in, begin, i, n, x, scales);
         mf_cpu_tile tile = { .first_row = first_row,
                              .num_rows = num_rows,
                              .num_tokens = n,
@@ -312,91 +440,204 @@ static void run_up(void *context, int64_t task, int32_t thread)
                              .x_scale = scales,
                              .out = up,
                              .out_stride = UP_ROWS };
-        multiply(p, &slot->up, slot->up_bias, quant, &tile);
+        multiply(in.fn, &slot->up, slot->up_bias, &tile);
         if (slot->gate.data) {
             tile.out = gate;
-            multiply(p, &slot->gate, slot->gate_bias, quant, &tile);
+            multiply(in.fn, &slot->gate, slot->gate_bias, &tile);
         }
         for (int64_t j = 0; j < n; j++) {
-            float *h = (float *)(void *)p->h + (i + j) * p->h_stride + first_row;
-            p->kernels->activate(slot, p->experts->act_dtype, slot->gate.data ? gate + j * UP_ROWS : up + j * UP_ROWS,
-                                 up + j * UP_ROWS, num_rows, h);
+            float *u = up + j * UP_ROWS;
+            p->kernels->activate(slot, p->experts->act_dtype, slot->gate.data ? gate + j * UP_ROWS : u, u, num_rows, u);
+            if (next.quant != MF_QUANT_NONE) {
+                memcpy(p->h_values + (i + j) * p->h_floats + first_row, u, (size_t)num_rows * sizeof *u);
+                continue;
+            }
+            const mf_cpu_pack pack = mf_cpu_pack_at(next.form, slot->down.k, h_rows, p->h_bytes, i + j - begin, end - begin);
+            p->kernels->pack(&pack, u, first_row, num_rows);
         }
     }
 }
 
+/* Quantises one row of h, or one panel's rows. */
 static void run_requant(void *context, int64_t task, int32_t thread)
-{
-    (void)thread;
-    const pass *p = context;
-    const int32_t pair = p->pairs[task];
-    const mf_slot *slot = &p->experts->slots[id_of(p, pair / p->num_columns, pair % p->num_columns)];
-    const mf_quant quant = quant2(p, slot);
-    if (quant != MF_QUANT_NONE) {
-        float *h = (float *)(void *)p->h + task * p->h_stride;
-        p->kernels->quantise(quant, slot->input_scale2, e8m0(p), h, slot->down.k, p->h_scales + task);
-    }
-}
-
-static void run_down(void *context, int64_t task, int32_t thread)
 {
     (void)thread;
     const pass *p = context;
     const int64_t a = active_of(p, task);
     const mf_slot *slot = &p->experts->slots[p->active[a]];
-    const mf_quant quant = quant2(p, slot);
-    const mf_dtype dtype = p->args->y.dtype;
-    const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
-    const int64_t num_rows = slot->down.n - first_row < DOWN_ROWS ? slot->down.n - first_row : DOWN_ROWS;
+    const mf_cpu_source source = source2(p, slot);
+    if (source.quant == MF_QUANT_NONE) {
+        return;
+    }
+    const int64_t first = p->offsets[p->active[a]];
+    const int64_t count = p->offsets[p->active[a] + 1] - first;
+    const int64_t begin = (task - p->first_task[a]) * MF_CPU_PANEL;
+    for (int64_t i = begin; i < begin + MF_CPU_PANEL && i < count; i++) {
+        float *values = p->h_values + (first + i) * p->h_floats;
+        p->kernels->quantise(source.quant, slot->input_scale2, e8m0(p), values, slot->down.k, p->h_scales + first + i);
+        const mf_cpu_pack pack =
+            mf_cpu_pack_at(source.form, slot->down.k, p->h + first * p->h_bytes, p->h_bytes, i, count);
+        p->kernels->pack(&pack, values, 0, slot->down.k);
+    }
+}
+
+/* Rows [first_row, first_row + num_rows) of w2 of active slot a times its pairs; each pair's sums go to store(). */
+typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
+
+static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows, store_fn store)
+{
+    const mf_slot *slot = &p->experts->slots[p->active[a]];
+    const mf_cpu_source source = source2(p, slot);
+    const int64_t begin = p->offsets[p->active[a]];
     const int64_t end = p->offsets[p->active[a] + 1];
-    for (int64_t i = p->offsets[p->active[a]]; i < end; i += TILE_TOKENS) {
-        const void *h[TILE_TOKENS];
-        float scales[TILE_TOKENS];
-        float out[TILE_TOKENS * DOWN_ROWS];
-        const int64_t n = end - i < TILE_TOKENS ? end - i : TILE_TOKENS;
-        for (int64_t j = 0; j < n; j++) {
-            h[j] = p->h + (i + j) * p->h_stride * (int64_t)sizeof(float);
-            scales[j] = quant == MF_QUANT_INT8_TOKEN ? p->h_scales[i + j] : 1.0f;
-        }
+    for (int64_t i = begin; i < end; i += p->kernels->tile_tokens) {
+        const void *h[MOST_TOKENS];
+        _Alignas(64) float out[MOST_TOKENS * DOWN_ROWS];
+        const int64_t n = end - i < p->kernels->tile_tokens ? end - i : p->kernels->tile_tokens;
+        mf_cpu_point(source.form, p->h + begin * p->h_bytes, p->h_bytes, i - begin, n, h);
         mf_cpu_tile tile = { .first_row = first_row,
                              .num_rows = num_rows,
                              .num_tokens = n,
                              .x = h,
-                             .x_scale = scales,
+                             .x_scale = p->h_scales + i,
                              .out = out,
                              .out_stride = DOWN_ROWS };
-        multiply(p, &slot->down, slot->down_bias, quant, &tile);
+        multiply(source.fn, &slot->down, slot->down_bias, &tile);
         for (int64_t j = 0; j < n; j++) {
-            p->kernels->store_row(out + j * DOWN_ROWS, num_rows, dtype,
-                                  y_of(p, p->pairs[i + j]) + first_row * (int64_t)mf_dtype_size(dtype));
+            store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * DOWN_ROWS);
         }
     }
+}
+
+static void store_y(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
+{
+    (void)thread;
+    const mf_dtype dtype = p->args->y.dtype;
+    p->kernels->store_row(y, num_rows, dtype, y_of(p, pair) + first_row * (int64_t)mf_dtype_size(dtype));
+}
+
+static void run_down(void *context, int64_t task, int32_t thread)
+{
+    const pass *p = context;
+    const int64_t a = active_of(p, task);
+    const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
+    const int64_t rows = p->experts->hidden_size - first_row;
+    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, store_y);
+}
+
+static void store_block(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
+{
+    (void)first_row;
+    const mf_dtype dtype = p->sum->args->x.dtype;
+    uint8_t *block = p->y_blocks + thread * p->y_block_bytes;
+    p->kernels->store_row(y, num_rows, dtype, block + (int64_t)pair * DOWN_ROWS * (int64_t)mf_dtype_size(dtype));
+}
+
+/* One block of output columns: w2 of every active slot into the thread's block of y, then the combine over it. */
+static void run_down_combine(void *context, int64_t task, int32_t thread)
+{
+    const pass *p = context;
+    const int64_t hidden = p->experts->hidden_size;
+    const int64_t first = task * p->down_rows;
+    const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
+    for (int64_t a = 0; a < p->num_active; a++) {
+        multiply_down(p, thread, a, first, rows, store_block);
+    }
+    /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
+     * before this one, below the block. */
+    const int64_t size = (int64_t)mf_dtype_size(p->sum->args->x.dtype);
+    mf_sum_reduce_args args = *p->sum->args;
+    mf_sum_reduce_call call = *p->sum;
+    call.args = &args;
+    args.x.stride[0] = p->num_columns * DOWN_ROWS;
+    args.x.stride[1] = DOWN_ROWS;
+    args.x.data = (void *)((uintptr_t)(p->y_blocks + thread * p->y_block_bytes) -
+                           (uintptr_t)((p->first_token * args.x.stride[0] + first) * size));
+    for (int64_t t = p->first_token; t < p->first_token + p->num_tokens; t++) {
+        mf_cpu_sum_part(p->kernels, &call, t, first, rows);
+    }
+}
+
+static void zero_columns_past_slots(const pass *p, int32_t thread_count)
+{
+    /* A caller's mistake that the gate has counted: such a column is zero rather than left over. */
+    for (int64_t t = 0; t < p->num_tokens; t++) {
+        for (int64_t c = 0; c < p->num_columns; c++) {
+            if (id_of(p, t, c) < p->experts->num_slots) {
+                continue;
+            }
+            const int64_t pair = t * p->num_columns + c;
+            if (!p->sum) {
+                memset(y_of(p, (int32_t)pair), 0, (size_t)p->experts->hidden_size * mf_dtype_size(p->args->y.dtype));
+                continue;
+            }
+            const int64_t bytes = DOWN_ROWS * (int64_t)mf_dtype_size(p->sum->args->x.dtype);
+            for (int32_t i = 0; i < thread_count; i++) {
+                memset(p->y_blocks + i * p->y_block_bytes + pair * bytes, 0, (size_t)bytes);
+            }
+        }
+    }
+}
+
+/* Output columns of one task of down and combine: enough tasks for every thread. */
+static int64_t choose_down_rows(int64_t hidden, int32_t num_threads)
+{
+    int64_t rows = DOWN_ROWS;
+    while (rows > 16 && ceil_div(hidden, rows) < 4 * (int64_t)num_threads) {
+        rows /= 2;
+    }
+    return rows;
+}
+
+static void run_pass(mf_device *device, pass *p)
+{
+    const mf_experts *e = p->experts;
+    sort_pairs(p);
+    zero_columns_past_slots(p, mf_pool_num_threads(device->pool));
+    const double work = (double)p->num_kept * (double)e->hidden_size * (double)e->max_intermediate_size;
+    if (p->num_kept > 0) {
+        prepare_inputs(device, p);
+        mf_cpu_run(device, 2 * work, count_tasks(p, count_up), run_up, p);
+        if (p->has_quant2) {
+            mf_cpu_run(device, (double)p->num_kept * (double)e->max_intermediate_size * 4, count_tasks(p, count_panels),
+                       run_requant, p);
+        }
+    }
+    if (p->sum) { /* tokens without an expert still have an output */
+        const double terms = (double)p->num_tokens * (double)e->hidden_size * (double)p->num_columns;
+        mf_cpu_run(device, work + terms, ceil_div(e->hidden_size, p->down_rows), run_down_combine, p);
+    } else if (p->num_kept > 0) {
+        mf_cpu_run(device, work, count_tasks(p, count_down), run_down, p);
+    }
+}
+
+static mf_status run(mf_device *device, const mf_experts_call *call, const mf_sum_reduce_call *sum)
+{
+    pass p = { .kernels = mf_cpu_kernels_of(device),
+               .experts = call->experts,
+               .args = call->args,
+               .sum = sum,
+               .num_columns = call->num_columns };
+    const int32_t num_threads = mf_pool_num_threads(device->pool);
+    find_sources(&p, call->args->input_scale.data != NULL);
+    const int64_t step = pass_tokens(&p, call->num_tokens, call->num_columns);
+    lay_out(&p, step, call->num_columns, num_threads, sum ? &sum->args->x.dtype : NULL, call->workspace);
+    p.down_rows = choose_down_rows(call->experts->hidden_size, num_threads);
+    for (; p.first_token < call->num_tokens; p.first_token += step) {
+        p.num_tokens = call->num_tokens - p.first_token < step ? call->num_tokens - p.first_token : step;
+        run_pass(device, &p);
+    }
+    return MF_OK;
 }
 
 mf_status mf_cpu_experts(mf_device *device, const mf_experts_call *call, mf_error *err)
 {
     (void)err;
-    const mf_experts *experts = call->experts;
-    pass p = {
-        .kernels = mf_cpu_kernels_of(device), .experts = experts, .args = call->args, .num_columns = call->num_columns
-    };
-    lay_out(&p, experts, call->num_tokens, call->num_columns, call->workspace);
-    const bool by_pair = call->args->input_scale.data != NULL || (experts->quants13 & (1u << MF_QUANT_FP8_STATIC));
-    const int64_t step = pass_tokens(call->num_tokens, call->num_columns, by_pair);
-    for (; p.first_token < call->num_tokens; p.first_token += step) {
-        p.num_tokens = call->num_tokens - p.first_token < step ? call->num_tokens - p.first_token : step;
-        sort_pairs(&p);
-        if (p.num_kept == 0) {
-            continue;
-        }
-        const double work = (double)p.num_kept * (double)experts->hidden_size * (double)experts->max_intermediate_size;
-        prepare_inputs(device, &p);
-        mf_cpu_run(device, 2 * work, count_tasks(&p, true), run_up, &p);
-        if (experts->quants2 & ~(1u << MF_QUANT_NONE)) {
-            mf_cpu_run(device, (double)p.num_kept * (double)experts->max_intermediate_size * 4, p.num_kept, run_requant,
-                       &p);
-        }
-        mf_cpu_run(device, work, count_tasks(&p, false), run_down, &p);
-    }
-    return MF_OK;
+    return run(device, call, NULL);
+}
+
+mf_status mf_cpu_experts_combine(mf_device *device, const mf_experts_call *call, const mf_sum_reduce_call *sum, mf_error *err)
+{
+    (void)err;
+    return run(device, call, sum);
 }

@@ -156,18 +156,11 @@ static void quantise_avx2(mf_quant quant, float static_scale, bool e8m0, float *
             }
             v = _mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q));
             v = clamp8(_mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), 127.0f);
-            __m256i words = _mm256_cvtps_epi32(v);
-            _mm_storeu_si128((__m128i *)(void *)((uint8_t *)x + 2 * i), /* behind what has been read */
-                             _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+            _mm256_storeu_ps(x + i, v);
         }
         for (; i < end; i++) {
             float code = mf_quant_code(quant, x[i], s);
-            if (quant == MF_QUANT_INT8_TOKEN) {
-                int16_t narrow = (int16_t)code;
-                memcpy((uint8_t *)x + 2 * i, &narrow, 2);
-            } else {
-                x[i] = code * s;
-            }
+            x[i] = quant == MF_QUANT_INT8_TOKEN ? code : code * s;
         }
         if (quant == MF_QUANT_INT8_TOKEN) {
             *scale = s;

@@ -63,7 +63,7 @@ static void tile_int8_codes_c(const mf_cpu_tile *tile)
         const int8_t *codes = (const int8_t *)mf_matrix_row(w, tile->first_row + r);
         float scale = mf_matrix_scale_at(w, mf_matrix_scale_row(w, tile->first_row + r));
         for (int64_t t = 0; t < tile->num_tokens; t++) {
-            const int16_t *x = tile->x[t];
+            const int8_t *x = tile->x[t];
             int32_t sum = 0;
             for (int64_t k = 0; k < w->k; k++) {
                 sum += codes[k] * x[k];
@@ -71,6 +71,102 @@ static void tile_int8_codes_c(const mf_cpu_tile *tile)
             tile->out[t * tile->out_stride + r] = (float)sum * tile->x_scale[t] * scale;
         }
     }
+}
+
+static void tile_int4_codes_c(const mf_cpu_tile *tile)
+{
+    const mf_matrix *w = tile->w;
+    for (int64_t r = 0; r < tile->num_rows; r++) {
+        const int64_t row = tile->first_row + r;
+        const int64_t scale_row = mf_matrix_scale_row(w, row);
+        for (int64_t t = 0; t < tile->num_tokens; t++) {
+            const int8_t *x = tile->x[t];
+            float total = 0.0f;
+            for (int64_t first = 0, g = 0; first < w->k; first += w->group_size, g++) {
+                const int64_t end = w->k - first < w->group_size ? w->k : first + w->group_size;
+                int32_t sum = 0;
+                for (int64_t k = first; k < end; k += CHUNK) {
+                    float codes[CHUNK];
+                    const int64_t count = end - k < CHUNK ? end - k : CHUNK;
+                    mf_matrix_decode_codes(w, row, k, count, codes);
+                    for (int64_t i = 0; i < count; i++) {
+                        sum += (int32_t)codes[i] * x[k + i];
+                    }
+                }
+                total += mf_matrix_scale_at(w, scale_row + g) * (float)sum;
+            }
+            tile->out[t * tile->out_stride + r] = total * tile->x_scale[t];
+        }
+    }
+}
+
+/* Column of a split row: in each `block`, the even ones first. */
+static int64_t split_place(int64_t k, int64_t block)
+{
+    const int64_t i = k % block;
+    return k - i + i / 2 + (i % 2) * (block / 2);
+}
+
+int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k)
+{
+    return form == MF_CPU_FORM_F32_SPLIT ? split_place(k, kernels->split)
+           : form == MF_CPU_FORM_I8_SPLIT ? split_place(k, 32)
+                                          : k;
+}
+
+/* One value of a row or panel; the split forms' block is the table's. */
+static void put(const mf_cpu_pack *p, int64_t split, int64_t k, float value)
+{
+    const uint16_t narrow = mf_f32_to_bf16(value);
+    const int8_t code = (int8_t)value;
+    uint8_t *row = p->row;
+    switch (p->form) {
+    case MF_CPU_FORM_F32:
+        memcpy(row + 4 * k, &value, 4);
+        break;
+    case MF_CPU_FORM_F32_SPLIT:
+        memcpy(row + 4 * split_place(k, split), &value, 4);
+        break;
+    case MF_CPU_FORM_BF16:
+        memcpy(row + 2 * k, &narrow, 2);
+        break;
+    case MF_CPU_FORM_I8:
+        memcpy(row + k, &code, 1);
+        break;
+    case MF_CPU_FORM_I8_SPLIT:
+        memcpy(row + split_place(k, 32), &code, 1);
+        break;
+    case MF_CPU_FORM_BF16_PANEL:
+        memcpy(row + ((k / 2 * p->num_tokens + p->token) * 2 + k % 2) * 2, &narrow, 2);
+        break;
+    default:
+        memcpy(row + (k / 4 * p->num_tokens + p->token) * 4 + k % 4, &code, 1);
+        break;
+    }
+}
+
+void mf_cpu_pack_c(const mf_cpu_pack *p, int64_t split, const float *x, int64_t first, int64_t n)
+{
+    const int64_t columns = mf_cpu_round_columns(p->k);
+    const int64_t end = first + n == p->k ? columns : first + n;
+    const bool has_sums = p->form >= MF_CPU_FORM_I8 && p->form != MF_CPU_FORM_BF16_PANEL;
+    int32_t sum = 0;
+    for (int64_t k = first; k < end; k++) {
+        const float value = k < first + n ? x[k - first] : 0.0f;
+        put(p, split, k, value);
+        sum += has_sums ? (int32_t)value : 0;
+        if (has_sums && k % 32 == 31) {
+            const bool panel = p->form == MF_CPU_FORM_I8_PANEL;
+            uint8_t *sums = (uint8_t *)p->row + columns * (panel ? p->num_tokens : 1);
+            memcpy(sums + 4 * (panel ? k / 32 * p->num_tokens + p->token : k / 32), &sum, 4);
+            sum = 0;
+        }
+    }
+}
+
+static void pack_c(const mf_cpu_pack *pack, const float *x, int64_t first, int64_t n)
+{
+    mf_cpu_pack_c(pack, MF_CPU_COLUMNS, x, first, n);
 }
 
 static void activate_c(const mf_slot *slot, mf_dtype dtype, const float *g, const float *u, int64_t n, float *h)
@@ -94,9 +190,8 @@ static void quantise_c(mf_quant quant, float static_scale, bool e8m0, float *x, 
 {
     if (quant == MF_QUANT_INT8_TOKEN) {
         *scale = mf_quant_scale(quant, static_scale, e8m0, x, n);
-        for (int64_t i = 0; i < n; i++) { /* narrower than what is read, so codes stay behind the reads */
-            int16_t code = (int16_t)mf_quant_code(quant, x[i], *scale);
-            memcpy((uint8_t *)x + 2 * i, &code, 2);
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = mf_quant_code(quant, x[i], *scale);
         }
         return;
     }
@@ -160,9 +255,14 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .exp_sum = exp_sum_c,
                            .rms_norm = rms_norm_c };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
-        k->tile[f] = mf_cpu_tile_c;
+        k->product[f][MF_CPU_INPUT_F32] = (mf_cpu_product){ mf_cpu_tile_c, MF_CPU_FORM_F32 };
+        k->product[f][MF_CPU_INPUT_BF16] = k->product[f][MF_CPU_INPUT_F32];
     }
-    k->tile_int8_codes = tile_int8_codes_c;
+    k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int8_codes_c, MF_CPU_FORM_I8 };
+    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int4_codes_c, MF_CPU_FORM_I8 };
+    k->split = MF_CPU_COLUMNS;
+    k->tile_tokens = 32;
+    k->pack = pack_c;
     k->gate_steps = &mf_ref_gate_steps;
     mf_cpu_sum_reduce_fill_c(k);
 }

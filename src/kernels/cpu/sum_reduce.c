@@ -42,9 +42,14 @@ void mf_cpu_sum_reduce_fill_c(mf_cpu_kernels *kernels)
 
 /* ---- loops ---- */
 
-typedef struct sum_task {
+/* What one sum reads: the call, and the kernels that add. */
+typedef struct sum_context {
     const mf_sum_reduce_call *call;
     const mf_cpu_kernels *kernels;
+} sum_context;
+
+typedef struct sum_task {
+    sum_context sum;
     int64_t rows_per_task, parts; /* a task is rows_per_task rows, or one of `parts` parts of a row */
 } sum_task;
 
@@ -55,13 +60,13 @@ typedef struct pending {
     float weight[TERMS];
 } pending;
 
-static void flush(const sum_task *task, pending *p, int64_t first, int64_t n, float *acc)
+static void flush(const sum_context *task, pending *p, int64_t first, int64_t n, float *acc)
 {
     task->kernels->sum_rows(&p->terms, first, n, acc);
     p->terms.count = 0;
 }
 
-static void push(const sum_task *task, pending *p, float w, const mf_tensor *t, int64_t offset, int64_t first, int64_t n,
+static void push(const sum_context *task, pending *p, float w, const mf_tensor *t, int64_t offset, int64_t first, int64_t n,
                  float *acc)
 {
     if (p->terms.count == TERMS) {
@@ -71,7 +76,7 @@ static void push(const sum_task *task, pending *p, float w, const mf_tensor *t, 
     p->weight[p->terms.count++] = w;
 }
 
-static void push_columns(const sum_task *task, pending *p, int64_t t, int64_t from, int64_t to, int64_t first, int64_t n,
+static void push_columns(const sum_context *task, pending *p, int64_t t, int64_t from, int64_t to, int64_t first, int64_t n,
                          float *acc)
 {
     const mf_sum_reduce_args *a = task->call->args;
@@ -84,7 +89,7 @@ static void push_columns(const sum_task *task, pending *p, int64_t t, int64_t fr
     }
 }
 
-static void sum_part(const sum_task *task, int64_t t, int64_t first, int64_t n)
+static void sum_part(const sum_context *task, int64_t t, int64_t first, int64_t n)
 {
     const mf_sum_reduce_args *a = task->call->args;
     const int64_t num_columns = task->call->num_columns;
@@ -116,19 +121,25 @@ static void sum_part(const sum_task *task, int64_t t, int64_t first, int64_t n)
     task->kernels->store_row(s, n, a->out.dtype, (char *)a->out.data + (t * a->out.stride[0] + first) * size);
 }
 
+void mf_cpu_sum_part(const mf_cpu_kernels *kernels, const mf_sum_reduce_call *call, int64_t t, int64_t first, int64_t n)
+{
+    const sum_context sum = { .call = call, .kernels = kernels };
+    sum_part(&sum, t, first, n);
+}
+
 static void run_task(void *context, int64_t index, int32_t thread)
 {
     (void)thread;
     const sum_task *task = context;
-    const int64_t hidden = task->call->hidden_size;
+    const int64_t hidden = task->sum.call->hidden_size;
     int64_t t = index / task->parts * task->rows_per_task;
     int64_t end = t + task->rows_per_task;
     int64_t from = index % task->parts, to = task->parts > 1 ? from + 1 : (hidden + PART - 1) / PART;
-    end = end < task->call->num_tokens ? end : task->call->num_tokens;
+    end = end < task->sum.call->num_tokens ? end : task->sum.call->num_tokens;
     for (; t < end; t++) {
         for (int64_t part = from; part < to; part++) {
             int64_t first = part * PART;
-            sum_part(task, t, first, hidden - first < PART ? hidden - first : PART);
+            sum_part(&task->sum, t, first, hidden - first < PART ? hidden - first : PART);
         }
     }
 }
@@ -142,7 +153,7 @@ mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
         return MF_OK;
     }
     const int64_t terms = call->num_columns + call->args->num_addends + 2;
-    sum_task task = { .call = call, .kernels = mf_cpu_kernels_of(device) };
+    sum_task task = { .sum = { .call = call, .kernels = mf_cpu_kernels_of(device) } };
     task.rows_per_task = TASK_ELEMENTS / (call->hidden_size < TASK_ELEMENTS ? call->hidden_size : TASK_ELEMENTS) / terms;
     task.parts = 1;
     if (task.rows_per_task < 1) {

@@ -451,7 +451,8 @@ INLINE void int8_row(const mf_cpu_tile *tile, int NT, int64_t r, int64_t t)
     for (; k + 16 <= w->k; k += 16) {
         __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + k)));
         UNROLL(4) for (int j = 0; j < NT; j++) {
-            __m256i xk = _mm256_loadu_si256((const __m256i *)(const void *)((const int16_t *)tile->x[t + j] + k));
+            __m256i xk = _mm256_cvtepi8_epi16(
+                _mm_loadu_si128((const __m128i *)(const void *)((const int8_t *)tile->x[t + j] + k)));
             acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(wide, xk));
         }
     }
@@ -460,7 +461,7 @@ INLINE void int8_row(const mf_cpu_tile *tile, int NT, int64_t r, int64_t t)
         four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
         int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
         for (int64_t i = k; i < w->k; i++) {
-            sum += codes[i] * ((const int16_t *)tile->x[t + j])[i];
+            sum += codes[i] * ((const int8_t *)tile->x[t + j])[i];
         }
         tile->out[(t + j) * tile->out_stride + r] = (float)sum * tile->x_scale[t + j] * scale;
     }
@@ -481,13 +482,19 @@ static void tile_int8_codes_avx2(const mf_cpu_tile *tile)
 
 void mf_cpu_tiles_fill_avx2(mf_cpu_kernels *k)
 {
-    k->tile[MF_FORMAT_F32] = tile_f32_avx2;
-    k->tile[MF_FORMAT_BF16] = tile_bf16_avx2;
-    k->tile[MF_FORMAT_F16] = tile_f16_avx2;
-    k->tile[MF_FORMAT_FP8_BLOCK] = tile_fp8_block_avx2;
-    k->tile[MF_FORMAT_FP8_CHANNEL] = tile_fp8_channel_avx2;
-    k->tile[MF_FORMAT_INT8_CHANNEL] = tile_int8_avx2;
-    k->tile[MF_FORMAT_INT4_GROUP] = tile_int4_avx2;
-    k->tile[MF_FORMAT_MXFP4] = tile_mxfp4_avx2;
-    k->tile_int8_codes = tile_int8_codes_avx2;
+    static const mf_cpu_tile_fn tiles[MF_FORMAT_COUNT] = {
+        [MF_FORMAT_F32] = tile_f32_avx2,
+        [MF_FORMAT_BF16] = tile_bf16_avx2,
+        [MF_FORMAT_F16] = tile_f16_avx2,
+        [MF_FORMAT_FP8_BLOCK] = tile_fp8_block_avx2,
+        [MF_FORMAT_FP8_CHANNEL] = tile_fp8_channel_avx2,
+        [MF_FORMAT_INT8_CHANNEL] = tile_int8_avx2,
+        [MF_FORMAT_INT4_GROUP] = tile_int4_avx2,
+        [MF_FORMAT_MXFP4] = tile_mxfp4_avx2,
+    };
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        k->product[f][MF_CPU_INPUT_F32] = (mf_cpu_product){ tiles[f], MF_CPU_FORM_F32 };
+        k->product[f][MF_CPU_INPUT_BF16] = k->product[f][MF_CPU_INPUT_F32];
+    }
+    k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int8_codes_avx2, MF_CPU_FORM_I8 };
 }

@@ -1,5 +1,6 @@
 /* attention.c - multi-head latent attention over the compressed cache, absorbed form: see mf_mla_args. */
 #include <math.h>
+#include <string.h>
 
 #include "kernels/format.h"
 #include "kernels/ref/ref_ops.h"
@@ -65,6 +66,54 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
     for (int64_t j = 0; j < args->v_head_dim; j++) {
         args->out[(t * args->num_heads + head) * args->v_head_dim + j] =
             mf_ref_dot(args->kv_b, first_row + nope + j, o_lat);
+    }
+}
+
+size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args)
+{
+    (void)device;
+    return (size_t)args->kv.max_context;
+}
+
+static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
+{
+    const int64_t dim = args->head_dim;
+    const int64_t v_dim = args->v_head_dim;
+    const int64_t kv_head = head / (args->num_heads / args->num_kv_heads);
+    const int64_t values = args->num_kv_heads * dim + kv_head * v_dim; /* where they start in a cached row */
+    const int64_t context = args->kv.position[t] + (int64_t)1;
+    const float *q = args->q + (t * args->num_heads + head) * dim;
+    float *out = args->out + (t * args->num_heads + head) * v_dim;
+    float *scores = args->scratch;
+    float max = -INFINITY;
+    for (int64_t s = 0; s < context; s++) {
+        scores[s] = args->softmax_scale * dot(q, mf_kv_row(&args->kv, t, s) + kv_head * dim, dim);
+        max = scores[s] > max ? scores[s] : max;
+    }
+    float sum = 0.0f;
+    for (int64_t s = 0; s < context; s++) {
+        scores[s] = expf(scores[s] - max);
+        sum += scores[s];
+    }
+    memset(out, 0, (size_t)v_dim * sizeof *out);
+    for (int64_t s = 0; s < context; s++) {
+        const float *cached = mf_kv_row(&args->kv, t, s) + values;
+        for (int64_t i = 0; i < v_dim; i++) {
+            out[i] += scores[s] * cached[i];
+        }
+    }
+    for (int64_t i = 0; i < v_dim; i++) {
+        out[i] /= sum;
+    }
+}
+
+void mf_ref_gqa_attention(mf_device *device, const mf_gqa_args *args)
+{
+    (void)device;
+    for (int64_t t = 0; t < args->num_tokens; t++) {
+        for (int64_t head = 0; head < args->num_heads; head++) {
+            attend_grouped(args, t, head);
+        }
     }
 }
 

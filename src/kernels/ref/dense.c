@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/activation.h"
 #include "kernels/format.h"
 #include "kernels/ref/ref_ops.h"
 
@@ -23,13 +24,30 @@ float mf_ref_dot(const mf_matrix *w, int64_t row, const float *x)
     return total;
 }
 
-void mf_ref_linear(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride)
+/* mf_ref_dot with x rounded on the way. */
+static float rounded_dot(const mf_matrix *w, int64_t row, mf_dtype act_dtype, const float *x)
+{
+    float values[GROUP];
+    float total = 0.0f;
+    for (int64_t first = 0; first < w->k; first += GROUP) {
+        int64_t count = w->k - first < GROUP ? w->k - first : GROUP;
+        mf_matrix_decode_row(w, row, first, count, values);
+        float sum = 0.0f;
+        for (int64_t i = 0; i < count; i++) {
+            sum += values[i] * mf_round_to_dtype(x[first + i], act_dtype);
+        }
+        total += sum;
+    }
+    return total;
+}
+
+void mf_ref_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride)
 {
     (void)device;
     for (int64_t t = 0; t < num_tokens; t++) {
         for (int64_t r = 0; r < w->n; r++) {
-            float v = mf_ref_dot(w, r, x + t * x_stride);
+            float v = rounded_dot(w, r, act_dtype, x + t * x_stride);
             out[t * out_stride + r] = bias ? v + bias[r] : v;
         }
     }

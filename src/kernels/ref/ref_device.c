@@ -17,6 +17,8 @@ static const mf_device_ops ref_ops = {
     .kv_write = mf_ref_kv_write,
     .mla_scratch_floats = mf_ref_mla_scratch_floats,
     .mla_attention = mf_ref_mla_attention,
+    .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
+    .gqa_attention = mf_ref_gqa_attention,
     .add = mf_ref_add,
 };
 

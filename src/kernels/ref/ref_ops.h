@@ -12,13 +12,15 @@ void mf_ref_embed(mf_device *device, const mf_matrix *table, const int32_t *ids,
                   int64_t out_stride);
 void mf_ref_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
-void mf_ref_linear(mf_device *device, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride);
+void mf_ref_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride);
 void mf_ref_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
                  bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
 void mf_ref_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
 size_t mf_ref_mla_scratch_floats(const mf_device *device, const mf_mla_args *args);
 void mf_ref_mla_attention(mf_device *device, const mf_mla_args *args);
+size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args);
+void mf_ref_gqa_attention(mf_device *device, const mf_gqa_args *args);
 void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n);
 
 /* The specification's order of sums: k ascending in f32 per 128 columns, the groups' sums ascending.  x is f32. */
