@@ -158,6 +158,16 @@ struct mf_device {
 mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
 mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
 
+/* The rungs of "cpu", lowest first, as MOEFUSE_ISA names them. */
+typedef struct mf_isa_level {
+    const char *name;
+    bool is_available;
+    const char *needs; /* what the CPU and the system must offer for it */
+} mf_isa_level;
+
+/* Level i; name NULL past the last one. */
+mf_isa_level mf_cpu_isa_level(size_t i);
+
 /* Checks a combine's arguments and fills its call; has_x false: x has dtype and shape only (experts_combine). */
 mf_status mf_sum_reduce_check(const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call, mf_error *err);
 

@@ -30,11 +30,8 @@ static void open_device(const char *name, const char *isa, int32_t num_threads)
     mf_status status = mf_device_open(name, &options, &device, &err);
     unsetenv("MOEFUSE_ISA");
     if (status != MF_OK) {
-        if (!isa || strcmp(isa, "c") == 0) {
-            fprintf(stderr, "%s %s: %s\n", name, isa ? isa : "", err.message);
-            abort();
-        }
-        return; /* this machine lacks the ISA */
+        fprintf(stderr, "%s %s: %s\n", name, isa ? isa : "", err.message);
+        abort();
     }
     for (int i = 0; i < num_devices; i++) {
         if (strncmp(devices[i].label, mf_device_description(device), strlen(mf_device_description(device))) == 0) {
@@ -50,14 +47,15 @@ static void open_device(const char *name, const char *isa, int32_t num_threads)
 const conf_device *conf_devices(int *count)
 {
     if (num_devices == 0) {
-        static const char *const isas[] = { "c", "avx2", "avx512", "avx512-bf16", "amx" };
         char wanted[64] = "";
         const char *set = getenv("MOEFUSE_ISA");
         snprintf(wanted, sizeof wanted, "%s", set ? set : "");
         open_device("ref", NULL, 1);
-        for (size_t i = 0; i < sizeof isas / sizeof isas[0]; i++) {
-            open_device("cpu", isas[i], 1);
-            open_device("cpu", isas[i], 3);
+        for (size_t i = 0; mf_cpu_isa_level(i).name; i++) {
+            if (mf_cpu_isa_level(i).is_available) {
+                open_device("cpu", mf_cpu_isa_level(i).name, 1);
+                open_device("cpu", mf_cpu_isa_level(i).name, 3);
+            }
         }
         if (wanted[0]) {
             setenv("MOEFUSE_ISA", wanted, 1);

@@ -233,6 +233,9 @@ TEST(experts_quantise_activations_by_the_format_of_the_weights)
             check_w8a8(MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, v, case_act_dtypes[a], 0.01f, 0.05f);
             check_w8a8(MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_W8A8, v, case_act_dtypes[a], 0, 0);
             check_w8a8(MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_W8A8, v, case_act_dtypes[a], 0, 0);
+            check_w8a8(MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_INT8, v, case_act_dtypes[a], 0, 0);
+            check_w8a8(MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_INT8, v, case_act_dtypes[a], 0, 0);
+            check_w8a8(MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_INT8, v, case_act_dtypes[a], 0, 0);
         }
     }
 }
@@ -313,7 +316,7 @@ TEST(experts_nan_and_inf_reach_every_output_of_their_token_and_no_other)
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {
-        for (int quant = 0; quant < 3; quant++) {
+        for (int quant = MF_ACT_QUANT_NONE; quant <= MF_ACT_QUANT_INT8; quant++) {
             run_special(devices[d].device, &table, (mf_act_quant)quant, 0.25, clean);
             run_special(devices[d].device, &table, (mf_act_quant)quant, NAN, y);
             CHECK_EQ(conf_difference(clean, y, MF_F32, per_token), -1);

@@ -32,7 +32,7 @@ TEST(experts_a_rows_bits_do_not_depend_on_the_batch)
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {
-        for (int quant = 0; quant < 2; quant++) {
+        for (int quant = MF_ACT_QUANT_NONE; quant <= MF_ACT_QUANT_INT8; quant++) {
             uint64_t seed = 41;
             mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, (mf_act_quant)quant);
             batch b;
@@ -61,7 +61,7 @@ TEST(experts_bits_do_not_depend_on_threads)
     enum { TOKENS = 40, COLUMNS = 3, HIDDEN = 256 };
     case_table table;
     bit_table(&table, HIDDEN, 192);
-    for (int quant = 0; quant < 2; quant++) {
+    for (int quant = MF_ACT_QUANT_NONE; quant <= MF_ACT_QUANT_INT8; quant++) {
         float *first = NULL;
         for (int32_t threads = 1; threads <= 4; threads++) {
             mf_error err = { 0 };
@@ -309,7 +309,7 @@ TEST(experts_input_scale_multiplies_x_and_rounds_to_its_dtype)
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {
-        for (int quant = 0; quant < 2; quant++) {
+        for (int quant = MF_ACT_QUANT_NONE; quant <= MF_ACT_QUANT_INT8; quant++) {
             batch b;
             make_batch(&b, &seed, TOKENS, COLUMNS, HIDDEN, MF_BF16, MF_F32, 3);
             float scale[TOKENS * COLUMNS];

@@ -46,6 +46,7 @@ typedef struct rung {
     const char *name; /* as MOEFUSE_ISA says it */
     bool (*is_available)(const mf_cpu_features *features);
     void (*fill)(mf_cpu_kernels *kernels);
+    const char *needs;
 } rung;
 
 static bool always(const mf_cpu_features *features)
@@ -62,12 +63,22 @@ static bool has_avx2(const mf_cpu_features *features)
 #endif
 
 static const rung ladder[] = {
-    { "c", always, mf_cpu_kernels_fill_c },
+    { "c", always, mf_cpu_kernels_fill_c, "nothing" },
 #if defined(__x86_64__)
-    { "avx2", has_avx2, mf_cpu_kernels_fill_avx2 },
+    { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
 #endif
 };
 enum { NUM_RUNGS = sizeof ladder / sizeof ladder[0] };
+
+mf_isa_level mf_cpu_isa_level(size_t i)
+{
+    if (i >= NUM_RUNGS) {
+        return (mf_isa_level){ 0 };
+    }
+    return (mf_isa_level){ .name = ladder[i].name,
+                           .is_available = ladder[i].is_available(mf_cpu_features_get()),
+                           .needs = ladder[i].needs };
+}
 
 /* The highest rung to climb to: MOEFUSE_ISA can lower the machine's, not raise it. */
 static mf_status choose_top(size_t *top, mf_error *err)
@@ -77,7 +88,7 @@ static mf_status choose_top(size_t *top, mf_error *err)
     if (!wanted || !*wanted) {
         return MF_OK;
     }
-    char known[64] = "";
+    char known[160] = "";
     for (size_t i = 0; i < NUM_RUNGS; i++) {
         if (strcmp(wanted, ladder[i].name) == 0) {
             *top = i;
