@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/number.h"
+#include "kernels/ops.h"
 
 enum { GUARD = 64, MAX_DEVICES = 16 };
 
