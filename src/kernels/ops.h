@@ -140,6 +140,8 @@ typedef struct mf_device_ops {
     void (*mla_attention)(mf_device *device, const mf_mla_args *args);
     size_t (*gqa_scratch_floats)(const mf_device *device, const mf_gqa_args *args);
     void (*gqa_attention)(mf_device *device, const mf_gqa_args *args);
+    /* out[i] = x[i] rounded to dtype: bf16 or f16. */
+    void (*convert)(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
 } mf_device_ops;

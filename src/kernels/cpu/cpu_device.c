@@ -38,6 +38,7 @@ static const mf_device_ops cpu_ops = {
     .mla_attention = mf_cpu_mla_attention,
     .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
     .gqa_attention = mf_ref_gqa_attention,
+    .convert = mf_cpu_convert,
     .add = mf_ref_add,
 };
 

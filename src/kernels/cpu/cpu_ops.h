@@ -15,6 +15,7 @@ mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
 /* Columns [first, first + n) of row t of the combine, n <= 1024. */
 void mf_cpu_sum_part(const mf_cpu_kernels *kernels, const mf_sum_reduce_call *call, int64_t t, int64_t first, int64_t n);
 
+void mf_cpu_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
 void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,

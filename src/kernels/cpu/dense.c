@@ -107,6 +107,29 @@ void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
     }
 }
 
+typedef struct convert_call {
+    const mf_cpu_kernels *kernels;
+    const float *x;
+    int64_t n;
+    mf_dtype dtype;
+    uint8_t *out;
+} convert_call;
+
+static void run_convert(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const convert_call *call = context;
+    const int64_t first = task * COLUMNS;
+    const int64_t n = call->n - first < COLUMNS ? call->n - first : COLUMNS;
+    call->kernels->store_row(call->x + first, n, call->dtype, call->out + first * (int64_t)sizeof(uint16_t));
+}
+
+void mf_cpu_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out)
+{
+    convert_call call = { .kernels = mf_cpu_kernels_of(device), .x = x, .n = n, .dtype = dtype, .out = out };
+    mf_cpu_run(device, (double)n, (n + COLUMNS - 1) / COLUMNS, run_convert, &call);
+}
+
 typedef struct norm_call {
     const mf_cpu_kernels *kernels;
     const float *x;

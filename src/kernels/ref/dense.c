@@ -111,6 +111,15 @@ void mf_ref_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows,
     }
 }
 
+void mf_ref_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out)
+{
+    (void)device;
+    uint16_t *to = out;
+    for (int64_t i = 0; i < n; i++) {
+        to[i] = dtype == MF_BF16 ? mf_f32_to_bf16(x[i]) : mf_f32_to_f16(x[i]);
+    }
+}
+
 void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n)
 {
     (void)device;

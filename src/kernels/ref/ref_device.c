@@ -19,6 +19,7 @@ static const mf_device_ops ref_ops = {
     .mla_attention = mf_ref_mla_attention,
     .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
     .gqa_attention = mf_ref_gqa_attention,
+    .convert = mf_ref_convert,
     .add = mf_ref_add,
 };
 

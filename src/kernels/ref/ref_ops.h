@@ -21,6 +21,7 @@ size_t mf_ref_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
 void mf_ref_mla_attention(mf_device *device, const mf_mla_args *args);
 size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args);
 void mf_ref_gqa_attention(mf_device *device, const mf_gqa_args *args);
+void mf_ref_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
 void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n);
 
 /* The specification's order of sums: k ascending in f32 per 128 columns, the groups' sums ascending.  x is f32. */
