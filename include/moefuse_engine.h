@@ -33,6 +33,8 @@ typedef struct mf_engine_options {
     const char *model_dir;          /* Hugging Face layout */
     const char *device;             /* NULL = "cpu" */
     int32_t num_threads;            /* 0 = all */
+    mf_dtype act_dtype;             /* MF_F32 (0), or MF_BF16: inputs of linear layers and experts are rounded to it */
+    mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), or MF_ACT_QUANT_INT8 */
     int32_t load_format_dummy;      /* 1: seeded random weights from config.json alone */
     int32_t no_mmap;                /* 1: read weights instead of mapping them */
     uint64_t seed;                  /* of dummy weights, and of requests that bring none */

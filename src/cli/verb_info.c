@@ -30,10 +30,15 @@ static void print_shape(const mf_model_config *c, const char *dir)
     }
     printf("\nwidths      hidden %" PRId64 ", dense %" PRId64 ", expert %" PRId64 ", vocabulary %" PRId64 "\n", c->hidden_size,
            c->intermediate_size, c->moe_intermediate_size, c->vocab_size);
-    printf("attention   MLA, %" PRId64 " heads, q LoRA %" PRId64 ", kv LoRA %" PRId64 ", nope %" PRId64 ", rope %" PRId64
-           ", v %" PRId64 "; %" PRId64 " positions\n",
-           c->num_heads, c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim,
-           c->max_position_embeddings);
+    if (c->attention == MF_ATTENTION_GQA) {
+        printf("attention   GQA, %" PRId64 " heads, %" PRId64 " kv heads, head %" PRId64 ", rope %" PRId64 ", v %" PRId64 "%s",
+               c->num_heads, c->num_kv_heads, c->head_dim, c->rope.dim, c->v_head_dim, c->qk_norm ? ", q and k norms" : "");
+    } else {
+        printf("attention   MLA, %" PRId64 " heads, q LoRA %" PRId64 ", kv LoRA %" PRId64 ", nope %" PRId64 ", rope %" PRId64
+               ", v %" PRId64,
+               c->num_heads, c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim);
+    }
+    printf("; %" PRId64 " positions\n", c->max_position_embeddings);
     if (c->num_moe_layers) {
         printf("experts     %d routed, top %d in %d of %d groups, %" PRId64 " shared; routed_scaling_factor %g\n",
                c->gate.num_experts, c->gate.top_k, c->gate.topk_group, c->gate.n_group, c->num_shared_experts,

@@ -72,6 +72,8 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
         .seed = o->seed,
         .use_map = !o->no_mmap,
         .touch = true,
+        .act_dtype = o->act_dtype,
+        .act_quant = o->act_quant,
         .max_batch_tokens = o->max_num_batched_tokens,
         .max_model_len = o->max_model_len,
         .plan = { .disable_shared_experts_fusion = o->disable_shared_experts_fusion != 0,

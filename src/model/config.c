@@ -171,6 +171,17 @@ done:
     return status;
 }
 
+int64_t mf_model_config_q_size(const mf_model_config *c)
+{
+    return c->num_heads * (c->attention == MF_ATTENTION_GQA ? c->head_dim : c->qk_nope_head_dim + c->qk_rope_head_dim);
+}
+
+int64_t mf_model_config_kv_size(const mf_model_config *c)
+{
+    return c->attention == MF_ATTENTION_GQA ? c->num_kv_heads * (c->head_dim + c->v_head_dim)
+                                            : c->kv_lora_rank + c->qk_rope_head_dim;
+}
+
 /* Reads DIR/NAME whole; *found false when there is no such file. */
 static mf_status open_in(const char *dir, const char *name, mf_file *file, bool *found, mf_error *err)
 {

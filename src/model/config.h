@@ -39,6 +39,8 @@ typedef struct mf_quant_config {
 
 typedef struct mf_family mf_family;
 
+typedef enum mf_attention_kind { MF_ATTENTION_MLA = 0, MF_ATTENTION_GQA } mf_attention_kind;
+
 typedef struct mf_model_config {
     const mf_family *family;
     char architecture[64];
@@ -50,12 +52,19 @@ typedef struct mf_model_config {
     bool tie_word_embeddings;
     mf_dtype torch_dtype;             /* MF_BF16, MF_F16 or MF_F32 */
 
-    int64_t num_heads;
+    mf_attention_kind attention;
+    int64_t num_heads, v_head_dim;
+    /* MLA */
     int64_t q_lora_rank;              /* 0: one q_proj */
-    int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
-    bool attention_bias;              /* of q_a_proj, kv_a_proj_with_mqa and o_proj */
+    int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim;
     double latent_norm_eps;           /* 1e-6 for MLA whatever rms_norm_eps says */
-    double softmax_scale;             /* with yarn's mscale in it */
+    /* GQA */
+    int64_t num_kv_heads, head_dim;   /* head_dim: of queries and keys */
+    bool qk_norm;                     /* RMS norms over head_dim of every query and key, before rope */
+    /* both */
+    bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */
+    bool output_bias;                 /* of o_proj */
+    double softmax_scale;             /* MLA: with yarn's mscale in it */
     mf_rope_config rope;
 
     int64_t intermediate_size;        /* dense layers */
@@ -88,6 +97,11 @@ mf_status mf_model_config_parse(const char *text, size_t size, const char *name,
 mf_status mf_model_config_parse_generation(mf_model_config *config, const char *text, size_t size, const char *name,
                                            mf_error *err);
 void mf_model_config_close(mf_model_config **config);
+
+/* Floats that a token's query takes, and its row of the KV cache: MLA the latent and the rotated key, GQA the keys of all
+ * kv heads and then their values. */
+int64_t mf_model_config_q_size(const mf_model_config *config);
+int64_t mf_model_config_kv_size(const mf_model_config *config);
 
 /* Parameters by kind, from the config alone. */
 typedef struct mf_model_size {

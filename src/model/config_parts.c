@@ -48,6 +48,17 @@ static bool is_one_of(const char *text, const char *const *list)
     return false;
 }
 
+/* partial_rotary_factor beside rope_theta or among the scaling's keys: whichever is there, *partial when none is.
+ * only_whole: the family rotates whole heads and no implementation reads the key. */
+static mf_status read_partial(const mf_reader *reader, bool only_whole, double *partial)
+{
+    static const double whole = 1.0;
+    MF_TRY(mf_read_number(reader, "partial_rotary_factor", 0, 1, only_whole ? &whole : partial, partial));
+    return only_whole && *partial != 1.0
+               ? mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "partial_rotary_factor", "1")
+               : MF_OK;
+}
+
 /* The scaling object's own keys; rope->theta holds the outer rope_theta already. */
 static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_embeddings, mf_rope_config *rope)
 {
@@ -94,12 +105,7 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     } else {
         return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\" or \"yarn\"");
     }
-    double partial, one = 1.0;
     MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
-    MF_TRY(mf_read_number(scaling, "partial_rotary_factor", 0, 1, &one, &partial));
-    if (partial != 1.0) {
-        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, "partial_rotary_factor", "1");
-    }
     if (rope->type == MF_ROPE_DEFAULT) {
         return MF_OK;
     }
@@ -131,23 +137,53 @@ static bool rope_equal(const mf_rope_config *a, const mf_rope_config *b)
            a->attention_factor == b->attention_factor && a->truncate == b->truncate;
 }
 
-mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, mf_model_config *config)
+/* The factor of dim that is rotated: an even number of dimensions. */
+static mf_status read_rotated(const mf_reader *reader, const mf_reader *const inner[2], int64_t dim, const double *partial,
+                              int64_t *rotated)
+{
+    double factor = partial ? *partial : 1.0, found = __builtin_nan("");
+    MF_TRY(read_partial(reader, !partial, &factor));
+    if (mf_read_value(reader, "partial_rotary_factor")) {
+        found = factor;
+    }
+    for (int i = 0; i < 2; i++) {
+        if (!inner[i]->object) {
+            continue;
+        }
+        MF_TRY(read_partial(inner[i], !partial, &factor));
+        if (found == found && found != factor) {
+            return mf_read_fail(inner[i], MF_ERR_INVALID, "partial_rotary_factor", "is %g here and %g elsewhere", factor,
+                                found);
+        }
+        found = mf_read_value(inner[i], "partial_rotary_factor") ? factor : found;
+    }
+    double size = (double)dim * factor;
+    *rotated = (int64_t)size;
+    if (size != floor(size) || *rotated < 2 || *rotated % 2 != 0) {
+        return mf_read_fail(reader, MF_ERR_INVALID, "partial_rotary_factor",
+                            "expected an even number of rotated dimensions; got %g x %lld", factor, (long long)dim);
+    }
+    return MF_OK;
+}
+
+mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, const double *partial, mf_model_config *config)
 {
     /* 10000 is what every implementation takes when rope_theta is absent. */
     static const double default_theta = 10000.0;
-    mf_rope_config old = { .truncate = true, .dim = dim };
+    mf_rope_config old = { .truncate = true };
     MF_TRY(mf_read_number(reader, "rope_theta", 2, 1e12, &default_theta, &old.theta));
-    mf_reader inner;
-    char scope[128];
+    mf_reader scaling = { 0 }, parameters = { 0 };
+    char scope[128], other_scope[128];
     bool has_scaling, has_parameters;
+    MF_TRY(mf_read_object(reader, "rope_scaling", &scaling, scope, sizeof scope, &has_scaling));
+    MF_TRY(mf_read_object(reader, "rope_parameters", &parameters, other_scope, sizeof other_scope, &has_parameters));
+    MF_TRY(read_rotated(reader, (const mf_reader *[2]){ &scaling, &parameters }, dim, partial, &old.dim));
     mf_rope_config fresh = old;
-    MF_TRY(mf_read_object(reader, "rope_scaling", &inner, scope, sizeof scope, &has_scaling));
     if (has_scaling) {
-        MF_TRY(read_scaling(&inner, config->max_position_embeddings, &old));
+        MF_TRY(read_scaling(&scaling, config->max_position_embeddings, &old));
     }
-    MF_TRY(mf_read_object(reader, "rope_parameters", &inner, scope, sizeof scope, &has_parameters));
     if (has_parameters) {
-        MF_TRY(read_scaling(&inner, config->max_position_embeddings, &fresh));
+        MF_TRY(read_scaling(&parameters, config->max_position_embeddings, &fresh));
         bool has_theta = mf_read_value(reader, "rope_theta") != NULL;
         if (has_scaling && !rope_equal(&old, &fresh)) {
             return mf_read_fail(reader, MF_ERR_INVALID, "rope_parameters",
@@ -188,13 +224,14 @@ mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleav
                             (long long)config->num_heads, (long long)kv_heads);
     }
     static const bool off = false;
-    MF_TRY(mf_read_bool(reader, "attention_bias", &off, &config->attention_bias));
+    MF_TRY(mf_read_bool(reader, "attention_bias", &off, &config->input_bias));
+    config->output_bias = config->input_bias;
     config->rope.pair = true;
     if (rope_interleave_default) {
         MF_TRY(mf_read_bool(reader, "rope_interleave", rope_interleave_default, &config->rope.pair));
     }
     config->latent_norm_eps = 1e-6; /* the norms' class default: rms_norm_eps is not passed to them */
-    MF_TRY(mf_config_read_rope(reader, config->qk_rope_head_dim, config));
+    MF_TRY(mf_config_read_rope(reader, config->qk_rope_head_dim, NULL, config));
 
     /* Yarn's temperature sits in the softmax scale; both sides of the product carry it, hence squared. */
     double scale = 1.0 / sqrt((double)(config->qk_nope_head_dim + config->qk_rope_head_dim));
@@ -203,6 +240,46 @@ mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleav
         scale *= m * m;
     }
     config->softmax_scale = scale;
+    return MF_OK;
+}
+
+mf_status mf_config_read_gqa(const mf_reader *reader, const double *partial, mf_model_config *config)
+{
+    static const mf_int_key heads[] = {
+        { "num_attention_heads", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, num_heads) },
+        { "num_key_value_heads", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, num_kv_heads) },
+    };
+    MF_TRY(mf_read_int_keys(reader, heads, sizeof heads / sizeof heads[0], config));
+    if (config->num_heads % config->num_kv_heads != 0) {
+        return mf_read_fail(reader, MF_ERR_INVALID, "num_key_value_heads", "%lld does not divide num_attention_heads %lld",
+                            (long long)config->num_kv_heads, (long long)config->num_heads);
+    }
+    int64_t derived = config->hidden_size / config->num_heads;
+    if (!mf_read_value(reader, "head_dim") && config->hidden_size % config->num_heads != 0) {
+        return mf_read_fail(reader, MF_ERR_INVALID, "head_dim",
+                            "is absent and num_attention_heads %lld does not divide hidden_size %lld",
+                            (long long)config->num_heads, (long long)config->hidden_size);
+    }
+    MF_TRY(mf_read_int(reader, "head_dim", 2, 4096, &derived, &config->head_dim));
+    config->attention = MF_ATTENTION_GQA;
+    config->v_head_dim = config->head_dim;
+    static const bool off = false;
+    MF_TRY(mf_read_bool(reader, "attention_bias", &off, &config->input_bias));
+    config->rope.pair = false;
+    config->softmax_scale = 1.0 / sqrt((double)config->head_dim);
+    return mf_config_read_rope(reader, config->head_dim, partial, config);
+}
+
+mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
+{
+    MF_TRY(mf_config_refuse_true(reader, "use_sliding_window", "every layer attends to the whole context here"));
+    const json_t *types = mf_read_value(reader, "layer_types");
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        if (!type || strcmp(type, "full_attention") != 0) {
+            return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "layer_types", "\"full_attention\" for every layer");
+        }
+    }
     return MF_OK;
 }
 

@@ -12,14 +12,22 @@ enum { MF_MAX_SIZE = 1 << 20 }; /* of hidden_size and every other width */
  * family always pairs neighbours) and the softmax scale. */
 mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleave_default, mf_model_config *config);
 
-/* rope_parameters, or rope_theta beside rope_scaling.  dim: rotated dimensions of a head. */
-mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, mf_model_config *config);
+/* Grouped-query attention: heads, kv heads, head_dim (absent: hidden_size / num_attention_heads), attention_bias, rope in
+ * halves over the first partial_rotary_factor of a head, and the softmax scale.  partial: the factor when the key is
+ * absent; NULL: whole heads are rotated and nothing else is taken.  The family sets qk_norm and output_bias. */
+mf_status mf_config_read_gqa(const mf_reader *reader, const double *partial, mf_model_config *config);
+
+/* rope_parameters, or rope_theta beside rope_scaling.  dim: dimensions of a head that may be rotated; partial as above. */
+mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, const double *partial, mf_model_config *config);
 
 /* quantization_config of `reader`'s object, else of `outer`'s (which may be the same). */
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config);
 
 /* bos_token_id and eos_token_id: adds what is not known yet. */
 mf_status mf_config_read_tokens(const mf_reader *reader, mf_model_config *config);
+
+/* Refuses use_sliding_window, and layer_types other than full attention. */
+mf_status mf_config_refuse_sliding_window(const mf_reader *reader);
 
 /* Refuses a boolean key that is true, or any value but the one given, saying why. */
 mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why);

@@ -22,6 +22,13 @@ typedef enum mf_role {
     MF_ROLE_KV_A_BIAS,
     MF_ROLE_KV_A_NORM,
     MF_ROLE_KV_B_PROJ,
+    MF_ROLE_Q_BIAS,
+    MF_ROLE_K_PROJ,
+    MF_ROLE_K_BIAS,
+    MF_ROLE_V_PROJ,
+    MF_ROLE_V_BIAS,
+    MF_ROLE_Q_NORM,
+    MF_ROLE_K_NORM,
     MF_ROLE_O_PROJ,
     MF_ROLE_O_BIAS,
     MF_ROLE_DENSE_GATE,
@@ -61,5 +68,7 @@ void mf_family_list(char *out, size_t size);
 extern const mf_family mf_family_deepseek_v2;
 extern const mf_family mf_family_deepseek_v3;
 extern const mf_family mf_family_kimi_k25;
+extern const mf_family mf_family_qwen3_moe;
+extern const mf_family mf_family_glm4_moe;
 
 #endif

@@ -1,7 +1,8 @@
 /* forward.c - the only layer walk: embed -> per layer { norm -> attention -> add; norm -> MLP -> add } -> norm -> lm_head.
  *
  * It reads the same for every family and device: sizes and switches come from the config, decisions from the plan, arithmetic
- * from the device's table.  Activations are f32.  Nothing is allocated and no row's result depends on another row. */
+ * from the device's table.  Between operations activations are f32; what enters a linear layer or an expert is rounded to the
+ * model's act_dtype.  Nothing is allocated and no row's result depends on another row. */
 #include "model/model_impl.h"
 
 /* ---- the batch, checked before any op sees it ---- */
@@ -83,8 +84,33 @@ mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_
     };
 }
 
-/* h [T, H] normed input -> h [T, H] output of multi-head latent attention. */
-static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    return (mf_gqa_args){
+        .num_tokens = num_tokens,
+        .num_heads = config->num_heads,
+        .num_kv_heads = config->num_kv_heads,
+        .head_dim = config->head_dim,
+        .v_head_dim = config->v_head_dim,
+        .softmax_scale = (float)config->softmax_scale,
+        .q = model->scratch.q,
+        .kv.max_context = model->max_len,
+        .kv.row_size = mf_model_config_kv_size(config),
+        .out = model->scratch.attention,
+        .scratch = model->scratch.workspace,
+    };
+}
+
+/* A linear layer of the model: its input is rounded to the model's act_dtype. */
+static void run_linear(mf_model *model, const mf_matrix *w, const float *bias, const float *x, int64_t x_stride,
+                       int64_t num_tokens, float *out, int64_t out_stride)
+{
+    model->device->ops->linear(model->device, w, bias, model->act_dtype, x, x_stride, num_tokens, out, out_stride);
+}
+
+/* h [T, H] normed input -> attention [T, heads * v]: multi-head latent attention. */
+static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
@@ -93,17 +119,17 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     mf_model_scratch *s = &model->scratch;
     int64_t hidden = config->hidden_size, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     int64_t latent = config->kv_lora_rank, q_lora = config->q_lora_rank;
-    int64_t q_width = config->num_heads * (nope + rope), kv_width = latent + rope;
+    int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
     float latent_eps = (float)config->latent_norm_eps;
 
     if (q_lora > 0) {
-        ops->linear(device, &w->q_a_proj, w->q_a_bias, MF_F32, s->h, hidden, num_tokens, s->q_a, q_lora);
+        run_linear(model, &w->q_a_proj, w->q_a_bias, s->h, hidden, num_tokens, s->q_a, q_lora);
         ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
-        ops->linear(device, &w->q_b_proj, NULL, MF_F32, s->q_a, q_lora, num_tokens, s->q, q_width);
+        run_linear(model, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
     } else {
-        ops->linear(device, &w->q_proj, NULL, MF_F32, s->h, hidden, num_tokens, s->q, q_width);
+        run_linear(model, &w->q_proj, NULL, s->h, hidden, num_tokens, s->q, q_width);
     }
-    ops->linear(device, &w->kv_a_proj, w->kv_a_bias, MF_F32, s->h, hidden, num_tokens, s->kv, kv_width);
+    run_linear(model, &w->kv_a_proj, w->kv_a_bias, s->h, hidden, num_tokens, s->kv, kv_width);
     ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
     ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
               kv->position, num_tokens);
@@ -112,10 +138,83 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->mla_attention(device, &args);
-    ops->linear(device, &w->o_proj, w->o_bias, MF_F32, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h, hidden);
+}
+
+/* Norms every head of rows [T, num_heads * dim] in place; row_stride may be wider.  One call per token or per head,
+ * whichever are fewer: a decode step norms all heads at once, a prefill all tokens. */
+static void norm_heads(mf_model *model, float *x, int64_t row_stride, int64_t num_heads, int64_t num_tokens,
+                       const float *weight)
+{
+    const mf_device_ops *ops = model->device->ops;
+    int64_t dim = model->config->head_dim;
+    float eps = (float)model->config->rms_norm_eps;
+    if (row_stride == num_heads * dim) {
+        ops->rms_norm(model->device, x, dim, num_tokens * num_heads, dim, weight, eps, x, dim);
+        return;
+    }
+    bool by_token = num_tokens < num_heads;
+    int64_t calls = by_token ? num_tokens : num_heads, rows = by_token ? num_heads : num_tokens;
+    int64_t step = by_token ? row_stride : dim, stride = by_token ? dim : row_stride;
+    for (int64_t i = 0; i < calls; i++) {
+        ops->rms_norm(model->device, x + i * step, stride, rows, dim, weight, eps, x + i * step, stride);
+    }
+}
+
+/* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention. */
+static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    const mf_device_ops *ops = model->device->ops;
+    mf_device *device = model->device;
+    mf_model_scratch *s = &model->scratch;
+    const mf_rope_config *rope = &config->rope;
+    int64_t hidden = config->hidden_size, dim = config->head_dim;
+    int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
+    float *k = s->kv, *v = s->kv + config->num_kv_heads * dim;
+
+    run_linear(model, &w->q_proj, w->q_bias, s->h, hidden, num_tokens, s->q, q_width);
+    run_linear(model, &w->k_proj, w->k_bias, s->h, hidden, num_tokens, k, kv_width);
+    run_linear(model, &w->v_proj, w->v_bias, s->h, hidden, num_tokens, v, kv_width);
+    if (config->qk_norm) {
+        norm_heads(model, s->q, q_width, config->num_heads, num_tokens, w->q_norm);
+        norm_heads(model, k, kv_width, config->num_kv_heads, num_tokens, w->k_norm);
+    }
+    ops->rope(device, s->q, q_width, config->num_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
+              num_tokens);
+    ops->rope(device, k, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
+              num_tokens);
+    ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    mf_gqa_args args = mf_model_gqa_args(model, num_tokens);
+    args.kv = *kv;
+    ops->gqa_attention(device, &args);
+}
+
+/* h [T, H] normed input -> h [T, H] output. */
+static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    mf_model_scratch *s = &model->scratch;
+    if (config->attention == MF_ATTENTION_GQA) {
+        run_gqa(model, layer, kv, num_tokens);
+    } else {
+        run_mla(model, layer, kv, num_tokens);
+    }
+    run_linear(model, &w->o_proj, w->o_bias, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h,
+               config->hidden_size);
 }
 
 /* ---- the MLP half of a layer ---- */
+
+/* h -> mlp_in, once for the routed and the shared experts of a layer. */
+static void make_mlp_input(mf_model *model, int64_t num_tokens)
+{
+    mf_model_scratch *s = &model->scratch;
+    if (model->act_dtype == MF_BF16) {
+        model->device->ops->convert(model->device, s->h, num_tokens * model->config->hidden_size, MF_BF16, s->mlp_in);
+    }
+}
 
 /* x += MLP(h), as an expert that every token picks. */
 static mf_status run_dense(mf_model *model, int64_t layer, int64_t num_tokens, mf_error *err)
@@ -123,7 +222,7 @@ static mf_status run_dense(mf_model *model, int64_t layer, int64_t num_tokens, m
     mf_model_scratch *s = &model->scratch;
     int64_t hidden = model->config->hidden_size;
     mf_experts_args args = { .experts = model->layers[layer].dense,
-                             .x = mf_tensor_2d(s->h, MF_F32, num_tokens, hidden),
+                             .x = mf_tensor_2d(s->mlp_in, model->act_dtype, num_tokens, hidden),
                              .topk_ids = mf_tensor_2d(s->zero_ids, MF_I32, num_tokens, 1),
                              .y = mf_tensor_3d(s->mlp_out, MF_F32, num_tokens, 1, hidden) };
     MF_TRY(mf_fused_experts(model->device, &args, s->workspace, s->workspace_bytes, err));
@@ -145,7 +244,7 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
                    .mode = model->plan->layers[layer].mode,
                    .unfused_gate = !model->plan->layers[layer].fused_gate,
                    .y_dtype = MF_F32,
-                   .x = mf_tensor_2d(s->h, MF_F32, num_tokens, config->hidden_size),
+                   .x = mf_tensor_2d(s->mlp_in, model->act_dtype, num_tokens, config->hidden_size),
                    .residual = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size),
                    .out = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size) },
     };
@@ -155,7 +254,8 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
     call->layer.gate = &call->gate;
 }
 
-/* x += routed experts and shared expert of h. */
+/* x += routed experts and shared expert of h.  The router reads h itself: which experts are chosen does not depend on what
+ * the experts' input is rounded to. */
 static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
@@ -190,7 +290,7 @@ static void run_head(mf_model *model, const mf_batch *batch, float *logits)
     }
     mf_matrix head = model->weights->lm_head;
     head.n = model->config->vocab_size; /* padding rows behind the vocabulary make no logits */
-    ops->linear(model->device, &head, NULL, MF_F32, s->h, hidden, count, logits, model->config->vocab_size);
+    run_linear(model, &head, NULL, s->h, hidden, count, logits, model->config->vocab_size);
 }
 
 mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,
@@ -221,6 +321,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
         run_attention(model, l, &kv, num_tokens);
         ops->add(device, s->x, s->h, num_tokens * hidden);
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->post_attention_norm, eps, s->h, hidden);
+        make_mlp_input(model, num_tokens);
         if (config->layer_is_moe[l]) {
             MF_TRY(run_moe(model, l, num_tokens, expert_load, bad_rows, err));
         } else {

@@ -40,22 +40,35 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->x = carve(c, rows, config->hidden_size, sizeof(float));
     s->h = carve(c, rows, config->hidden_size, sizeof(float));
     s->q_a = carve(c, rows, config->q_lora_rank, sizeof(float));
-    s->q = carve(c, rows, config->num_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
-    s->kv = carve(c, rows, config->kv_lora_rank + config->qk_rope_head_dim, sizeof(float));
+    s->q = carve(c, rows, mf_model_config_q_size(config), sizeof(float));
+    s->kv = carve(c, rows, mf_model_config_kv_size(config), sizeof(float));
     s->attention = carve(c, rows, config->num_heads * config->v_head_dim, sizeof(float));
+    s->mlp_in = model->act_dtype == MF_F32 ? s->h : carve(c, rows, config->hidden_size, mf_dtype_size(model->act_dtype));
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
 }
 
+static size_t attention_workspace(const mf_model *model, int64_t layer)
+{
+    const mf_device_ops *ops = model->device->ops;
+    size_t floats;
+    if (model->config->attention == MF_ATTENTION_GQA) {
+        mf_gqa_args args = mf_model_gqa_args(model, model->max_batch_tokens);
+        floats = ops->gqa_scratch_floats(model->device, &args);
+    } else {
+        mf_mla_args args = mf_model_mla_args(model, layer, model->max_batch_tokens);
+        floats = ops->mla_scratch_floats(model->device, &args);
+    }
+    return floats * sizeof(float);
+}
+
 /* The largest need of any part that uses the workspace, at full batch and full context. */
 static size_t largest_workspace(const mf_model *model)
 {
-    const mf_device_ops *ops = model->device->ops;
     size_t largest = 0;
     for (int64_t l = 0; l < model->config->num_layers; l++) {
-        mf_mla_args mla = mf_model_mla_args(model, l, model->max_batch_tokens);
-        size_t bytes = ops->mla_scratch_floats(model->device, &mla) * sizeof(float);
+        size_t bytes = attention_workspace(model, l);
         largest = bytes > largest ? bytes : largest;
         if (model->layers[l].dense) {
             bytes = mf_fused_experts_workspace_bytes(model->layers[l].dense, model->max_batch_tokens, 1);
@@ -108,8 +121,8 @@ static mf_status create_experts(mf_model *model, const mf_slot *slots, int64_t n
     mf_experts_desc desc = { .num_slots = num_slots,
                              .hidden_size = model->config->hidden_size,
                              .slots = slots,
-                             .act_dtype = MF_F32,
-                             .act_quant = MF_ACT_QUANT_NONE };
+                             .act_dtype = model->act_dtype,
+                             .act_quant = model->act_quant };
     mf_status status = mf_experts_create(model->device, &desc, experts, err);
     return status == MF_OK ? MF_OK : mf_fail_context(err, status, "layer %lld, %s", (long long)layer, what);
 }
@@ -172,6 +185,13 @@ static mf_status check_options(const mf_model *model, const mf_model_options *op
         return mf_fail(err, MF_ERR_INVALID, "--max-num-batched-tokens: expected 1..%d; got %lld", MAX_BATCH_TOKENS,
                        (long long)options->max_batch_tokens);
     }
+    if (options->act_dtype != MF_F32 && options->act_dtype != MF_BF16) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "--dtype: expected float32 or bfloat16; got %s",
+                       mf_dtype_name(options->act_dtype));
+    }
+    if (options->act_quant != MF_ACT_QUANT_NONE && options->act_quant != MF_ACT_QUANT_INT8) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "--act-quant: expected none or int8; got %d", (int)options->act_quant);
+    }
     if (options->max_model_len < 0 || options->max_model_len > model->config->max_position_embeddings) {
         return mf_fail(err, MF_ERR_INVALID, "--max-model-len: expected 1..%lld (max_position_embeddings); got %lld",
                        (long long)model->config->max_position_embeddings, (long long)options->max_model_len);
@@ -190,6 +210,8 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     }
     model->dummy = options->dummy;
     model->use_map = options->use_map;
+    model->act_dtype = options->act_dtype;
+    model->act_quant = options->act_quant;
     mf_device_options device_options = { .num_threads = options->num_threads };
     mf_weights_options weights_options = { .dummy = options->dummy,
                                            .seed = options->seed,
@@ -273,14 +295,9 @@ int64_t mf_model_workspace_bytes(const mf_model *model)
 
 /* ---- keys and values ---- */
 
-static int64_t kv_row_size(const mf_model *model)
-{
-    return model->config->kv_lora_rank + model->config->qk_rope_head_dim;
-}
-
 int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size)
 {
-    return model->config->num_layers * block_size * kv_row_size(model) * (int64_t)sizeof(float);
+    return model->config->num_layers * block_size * mf_model_config_kv_size(model->config) * (int64_t)sizeof(float);
 }
 
 /* Not zeroed: a row is written before any query reads it, and blocks that nobody uses cost no memory. */
@@ -306,7 +323,7 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
     }
     store->block = block;
     store->cache = aligned(block);
-    store->row_size = kv_row_size(model);
+    store->row_size = mf_model_config_kv_size(model->config);
     store->num_layers = model->config->num_layers;
     store->layer_floats = (int64_t)num_blocks * block_size * store->row_size;
     store->num_blocks = num_blocks;
@@ -371,7 +388,7 @@ static mf_status print_model_line(const mf_model *model, mf_buffer *out)
                             count_text(size.active_params, active));
 }
 
-/* "cpu avx2+fma+f16c, 2 threads" in columns: "cpu  avx2+fma+f16c  2 threads" */
+/* "cpu avx2+fma+f16c, 2 threads" in columns: "cpu  avx2+fma+f16c  2 threads | activations f32" */
 static mf_status print_device_line(const mf_model *model, mf_buffer *out)
 {
     const char *text = mf_device_description(model->device);
@@ -389,7 +406,8 @@ static mf_status print_device_line(const mf_model *model, mf_buffer *out)
         MF_TRY(mf_buffer_append(out, text, part));
         text += part;
     }
-    return mf_buffer_append_text(out, "\n");
+    return mf_buffer_printf(out, " | activations %s%s\n", model->act_dtype == MF_BF16 ? "bf16" : "f32",
+                            model->act_quant == MF_ACT_QUANT_INT8 ? ", int8 per token for int8/int4 weights" : "");
 }
 
 /* "weights 9.2 GB (mapped; int4_group, 1.1 GB bf16)": the format with most bytes by name, the others with their sizes. */

@@ -20,9 +20,10 @@ typedef struct mf_model_scratch {
     float *x;                 /* [T, H] the residual stream */
     float *h;                 /* [T, H] normed input, then output, of a block */
     float *q_a;               /* [T, q_lora_rank] */
-    float *q;                 /* [T, heads * (nope + rope)] */
-    float *kv;                /* [T, kv_lora_rank + rope] */
+    float *q;                 /* [T, mf_model_config_q_size] */
+    float *kv;                /* [T, mf_model_config_kv_size], as a row of the cache */
     float *attention;         /* [T, heads * v] */
+    void *mlp_in;             /* [T, H] h in act_dtype, for experts; h itself when that is f32 */
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
     int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */
@@ -41,6 +42,8 @@ struct mf_model {
     float *rope_table;        /* [max_len][rope dim / 2][2] */
     mf_model_scratch scratch;
     int64_t max_batch_tokens, max_len;
+    mf_dtype act_dtype;
+    mf_act_quant act_quant;
     bool dummy, use_map;
 };
 
@@ -60,5 +63,6 @@ typedef struct mf_moe_call {
 
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens);
 
 #endif

@@ -26,6 +26,13 @@ static const role_row rows[] = {
     { MF_ROLE_LM_HEAD, SCOPE_MODEL, MF_WANT_MATRIX, IN_MODEL(lm_head) },
     { MF_ROLE_INPUT_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(input_norm) },
     { MF_ROLE_Q_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_proj) },
+    { MF_ROLE_Q_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_bias) },
+    { MF_ROLE_K_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(k_proj) },
+    { MF_ROLE_K_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(k_bias) },
+    { MF_ROLE_V_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(v_proj) },
+    { MF_ROLE_V_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(v_bias) },
+    { MF_ROLE_Q_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_norm) },
+    { MF_ROLE_K_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(k_norm) },
     { MF_ROLE_Q_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_a_proj) },
     { MF_ROLE_Q_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_bias) },
     { MF_ROLE_Q_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_norm) },
@@ -55,9 +62,10 @@ enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
 static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64_t *k)
 {
     int64_t hidden = c->hidden_size, moe = c->moe_intermediate_size, shared = c->num_shared_experts * moe;
-    int64_t q_rows = c->num_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
-    int64_t kv_a_rows = c->kv_lora_rank + c->qk_rope_head_dim;
-    bool biased = c->attention_bias;
+    bool gqa = c->attention == MF_ATTENTION_GQA, biased = c->input_bias;
+    int64_t q_rows = mf_model_config_q_size(c);
+    int64_t kv_a_rows = gqa ? 0 : mf_model_config_kv_size(c);
+    int64_t k_rows = c->num_kv_heads * c->head_dim, v_rows = c->num_kv_heads * c->v_head_dim; /* 0 with MLA */
     int64_t shape[2] = { 0, 0 };
     switch (role) {
     case MF_ROLE_EMBED:
@@ -73,6 +81,27 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
     case MF_ROLE_Q_PROJ:
         shape[0] = c->q_lora_rank ? 0 : q_rows;
         shape[1] = hidden;
+        break;
+    case MF_ROLE_Q_BIAS:
+        shape[0] = gqa && biased ? q_rows : 0;
+        break;
+    case MF_ROLE_K_PROJ:
+        shape[0] = k_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_K_BIAS:
+        shape[0] = biased ? k_rows : 0;
+        break;
+    case MF_ROLE_V_PROJ:
+        shape[0] = v_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_V_BIAS:
+        shape[0] = biased ? v_rows : 0;
+        break;
+    case MF_ROLE_Q_NORM:
+    case MF_ROLE_K_NORM:
+        shape[0] = c->qk_norm ? c->head_dim : 0;
         break;
     case MF_ROLE_Q_A_PROJ:
         shape[0] = c->q_lora_rank;
@@ -99,7 +128,7 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         shape[0] = c->kv_lora_rank;
         break;
     case MF_ROLE_KV_B_PROJ:
-        shape[0] = c->num_heads * (c->qk_nope_head_dim + c->v_head_dim);
+        shape[0] = gqa ? 0 : c->num_heads * (c->qk_nope_head_dim + c->v_head_dim);
         shape[1] = c->kv_lora_rank;
         break;
     case MF_ROLE_O_PROJ:
@@ -107,7 +136,7 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         shape[1] = c->num_heads * c->v_head_dim;
         break;
     case MF_ROLE_O_BIAS:
-        shape[0] = biased ? hidden : 0;
+        shape[0] = c->output_bias ? hidden : 0;
         break;
     case MF_ROLE_DENSE_GATE:
     case MF_ROLE_DENSE_UP:

@@ -18,17 +18,22 @@ typedef struct mf_mlp_weights {
 typedef struct mf_layer_weights {
     const float *input_norm;          /* [H] */
     const float *post_attention_norm; /* [H] */
+    mf_matrix q_proj;                 /* [heads * (nope + rope) or heads * head_dim, H]; absent when q_lora_rank > 0 */
+    /* GQA */
+    mf_matrix k_proj, v_proj;         /* [kv_heads * head_dim, H], [kv_heads * v, H] */
+    const float *q_bias, *k_bias, *v_bias; /* with input_bias, else NULL */
+    const float *q_norm, *k_norm;     /* [head_dim] with qk_norm, else NULL */
     /* MLA */
-    mf_matrix q_proj;                 /* [heads * (nope + rope), H] when q_lora_rank is 0 */
     mf_matrix q_a_proj, q_b_proj;
-    const float *q_a_bias;            /* with attention_bias, else NULL */
+    const float *q_a_bias;            /* with input_bias, else NULL */
     const float *q_a_norm;            /* [q_lora_rank] */
     mf_matrix kv_a_proj;              /* [kv_lora_rank + rope, H] */
     const float *kv_a_bias;
     const float *kv_a_norm;           /* [kv_lora_rank] */
     mf_matrix kv_b_proj;              /* [heads * (nope + v), kv_lora_rank] */
+    /* both */
     mf_matrix o_proj;                 /* [H, heads * v] */
-    const float *o_bias;
+    const float *o_bias;              /* with output_bias, else NULL */
     /* MLP */
     mf_mlp_weights dense;             /* dense layers */
     mf_matrix router;                 /* [E, H] */

@@ -161,9 +161,10 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
         return MF_OK;
     }
     if (x->kind == MF_WANT_VECTOR) {
-        bool is_bias = x->role == MF_ROLE_CORRECTION_BIAS || x->role == MF_ROLE_Q_A_BIAS ||
-                       x->role == MF_ROLE_KV_A_BIAS || x->role == MF_ROLE_O_BIAS;
-        MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_bias ? FILL_NORMAL : FILL_ONES, is_bias ? 0.01f : 1.0f, &data));
+        bool is_norm = x->role == MF_ROLE_NORM || x->role == MF_ROLE_INPUT_NORM ||
+                       x->role == MF_ROLE_POST_ATTENTION_NORM || x->role == MF_ROLE_Q_A_NORM ||
+                       x->role == MF_ROLE_KV_A_NORM || x->role == MF_ROLE_Q_NORM || x->role == MF_ROLE_K_NORM;
+        MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_norm ? FILL_ONES : FILL_NORMAL, is_norm ? 1.0f : 0.01f, &data));
         if (m->block) {
             *x->vector = data;
             m->weights->stats.bytes_by_format[MF_FORMAT_F32] += x->n * 4;

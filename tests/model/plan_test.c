@@ -437,7 +437,7 @@ TEST(the_start_up_lines_name_model_device_memory_and_fusion)
     CHECK_EQ(mf_model_print_plan(model, false, &out), MF_OK);
     const char *text = mf_buffer_text(&out);
     CHECK_HAS(text, "model   deepseek_v3 \"v3_fp8_straddle\"  2 layers (1 dense, 1 MoE)  6 experts top-2 + 2 shared  ");
-    CHECK_HAS(text, "\ndevice  ref  1 thread\n");
+    CHECK_HAS(text, "\ndevice  ref  1 thread | activations f32\n");
     CHECK_HAS(text, "\nmemory  weights ");
     CHECK_HAS(text, " (mapped; fp8_block, ");
     CHECK_HAS(text, " bf16");

@@ -4,7 +4,8 @@
 
 #include "model/family.h"
 
-const mf_family *const mf_families[] = { &mf_family_deepseek_v2, &mf_family_deepseek_v3, &mf_family_kimi_k25, NULL };
+const mf_family *const mf_families[] = { &mf_family_deepseek_v2, &mf_family_deepseek_v3, &mf_family_kimi_k25,
+                                         &mf_family_qwen3_moe,   &mf_family_glm4_moe,    NULL };
 
 const mf_family *mf_family_find(const char *architecture)
 {
