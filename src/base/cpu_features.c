@@ -15,6 +15,12 @@
 static mf_cpu_features features;
 static pthread_once_t features_once = PTHREAD_ONCE_INIT;
 
+#if defined(__x86_64__)
+static bool cpu_has_tiles; /* whatever the system makes of them */
+static char amx_refusal[160];
+static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
+#endif
+
 static int32_t count_cores(void)
 {
     int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
@@ -66,6 +72,8 @@ static void detect_x86(void)
     features.avx512_core = zmm && (b & (1u << 16)) && (b & (1u << 30)) && (b & (1u << 31)) && (b & (1u << 17));
     features.avx512_vnni = features.avx512_core && (c & (1u << 11));
     features.avx512_bf16 = features.avx512_core && (sub_a & (1u << 5));
+    features.avx512_vbmi = features.avx512_core && (c & (1u << 1));
+    cpu_has_tiles = (d & (1u << 24)) && (d & (1u << 22));
     bool tiles = (xcr0 & 0x60000) == 0x60000 && (d & (1u << 24));
     features.amx_bf16 = tiles && (d & (1u << 22));
     features.amx_int8 = tiles && (d & (1u << 25));
@@ -98,4 +106,37 @@ const mf_cpu_features *mf_cpu_features_get(void)
 {
     pthread_once(&features_once, detect);
     return &features;
+}
+
+#if defined(__x86_64__)
+static void ask_for_tiles(void)
+{
+    if (!mf_cpu_features_get()->amx_bf16) {
+        snprintf(amx_refusal, sizeof amx_refusal, "%s",
+                 cpu_has_tiles ? "the system does not save tile registers (XCR0)" : "this CPU has no AMX tiles with bf16");
+        return;
+    }
+#if defined(SYS_arch_prctl)
+    /* Tile data makes a thread's saved state 8 KiB larger, so Linux (5.16 and later) gives it only to who asks. */
+    enum { GET_PERMISSION = 0x1022, ASK_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned long permitted = 0;
+    if (syscall(SYS_arch_prctl, ASK_PERMISSION, TILE_DATA) != 0) {
+        snprintf(amx_refusal, sizeof amx_refusal, "arch_prctl(ARCH_REQ_XCOMP_PERM) was refused: %s", strerror(errno));
+    } else if (syscall(SYS_arch_prctl, GET_PERMISSION, &permitted) != 0 || !(permitted >> TILE_DATA & 1)) {
+        snprintf(amx_refusal, sizeof amx_refusal, "arch_prctl(ARCH_GET_XCOMP_PERM) shows no permission for tile data");
+    }
+#else
+    snprintf(amx_refusal, sizeof amx_refusal, "this build does not know how to ask for tile data");
+#endif
+}
+#endif
+
+const char *mf_cpu_amx_refusal(void)
+{
+#if defined(__x86_64__)
+    pthread_once(&amx_once, ask_for_tiles);
+    return amx_refusal[0] ? amx_refusal : NULL;
+#else
+    return "this CPU has no AMX tiles with bf16";
+#endif
 }
