@@ -62,18 +62,20 @@ static inline float mf_quant_amax(const float *x, int64_t n)
     return has_nan ? __builtin_nanf("") : amax;
 }
 
-static inline float mf_quant_scale(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n)
+/* The scale of values whose largest magnitude is amax; not for FP8_STATIC. */
+static inline float mf_quant_scale_of(mf_quant quant, bool e8m0, float amax)
 {
-    if (quant == MF_QUANT_FP8_STATIC) {
-        return static_scale;
-    }
-    float amax = mf_quant_amax(x, n);
     float scale = (amax < 1e-10f ? 1e-10f : amax) / (quant == MF_QUANT_INT8_TOKEN ? 127.0f : 448.0f);
     if (e8m0 && quant == MF_QUANT_FP8_GROUP && scale < INFINITY) { /* up to a power of two */
         uint32_t bits = mf_f32_bits(scale);
         scale = mf_f32_from_bits((bits + 0x7fffffu) & 0x7f800000u);
     }
     return scale;
+}
+
+static inline float mf_quant_scale(mf_quant quant, float static_scale, bool e8m0, const float *x, int64_t n)
+{
+    return quant == MF_QUANT_FP8_STATIC ? static_scale : mf_quant_scale_of(quant, e8m0, mf_quant_amax(x, n));
 }
 
 static inline float mf_quant_code(mf_quant quant, float x, float scale)

@@ -66,9 +66,7 @@ INLINE __m512 rint16(__m512 x)
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* Parts of the table; mf_cpu_kernels_fill_avx512 calls them. */
+/* pack and split, called by mf_cpu_kernels_fill_avx512. */
 void mf_cpu_pack_fill_avx512(mf_cpu_kernels *kernels);
-void mf_cpu_gate_fill_avx512(mf_cpu_kernels *kernels);
-void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);
 
 #endif

@@ -14,7 +14,7 @@ enum { LINEAR_SCRATCH_BYTES = 16 << 20 };
 static void close_device(mf_device *device)
 {
     mf_free((void *)device->kernels);
-    mf_free_aligned(device->scratch);
+    mf_free(device->scratch);
     device->scratch = NULL;
     device->kernels = NULL;
 }
@@ -29,17 +29,17 @@ static const mf_device_ops cpu_ops = {
     .experts_combine_workspace_bytes = mf_cpu_experts_combine_workspace_bytes,
     .experts_combine = mf_cpu_experts_combine,
     .sum_reduce = mf_cpu_sum_reduce,
-    .embed = mf_ref_embed,
+    .embed = mf_cpu_embed,
     .rms_norm = mf_cpu_rms_norm,
     .linear = mf_cpu_linear,
-    .rope = mf_ref_rope,
-    .kv_write = mf_ref_kv_write,
+    .rope = mf_cpu_rope,
+    .kv_write = mf_cpu_kv_write,
     .mla_scratch_floats = mf_cpu_mla_scratch_floats,
     .mla_attention = mf_cpu_mla_attention,
     .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
     .gqa_attention = mf_ref_gqa_attention,
     .convert = mf_cpu_convert,
-    .add = mf_ref_add,
+    .add = mf_cpu_add,
 };
 
 /* The rungs of the ladder, lowest first. */
@@ -61,12 +61,18 @@ static bool has_avx2(const mf_cpu_features *features)
 {
     return features->avx2_fma_f16c;
 }
+
+static bool has_avx512(const mf_cpu_features *features)
+{
+    return features->avx2_fma_f16c && features->avx512_core;
+}
 #endif
 
 static const rung ladder[] = {
     { "c", always, mf_cpu_kernels_fill_c, "nothing" },
 #if defined(__x86_64__)
     { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
+    { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
 #endif
 };
 enum { NUM_RUNGS = sizeof ladder / sizeof ladder[0] };
@@ -118,7 +124,7 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     device->kernels = kernels;
     device->ops = &cpu_ops;
     device->scratch_bytes = LINEAR_SCRATCH_BYTES; /* pages nobody needs cost nothing */
-    device->scratch = mf_alloc_aligned(device->scratch_bytes);
+    device->scratch = mf_alloc(device->scratch_bytes + 64);
     if (!device->scratch) {
         return mf_fail(err, MF_ERR_NOMEM, "device cpu: out of memory");
     }

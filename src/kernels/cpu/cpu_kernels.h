@@ -127,6 +127,10 @@ typedef struct mf_cpu_kernels {
     /* x[i] = exp(x[i] - max), and their sum */
     float (*exp_sum)(float *x, int64_t n, float max);
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+    /* acc[i] += x[i] */
+    void (*add)(float *acc, const float *x, int64_t n);
+    /* Rotates vectors in place by the bits of ref/dense.c: pairs (2i, 2i + 1), or (i, i + dim / 2); cos_sin [dim / 2][2]. */
+    void (*rope)(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin);
     /* The gate's wide steps; bits are those of ref/gate.c. */
     const mf_gate_steps *gate_steps;
     /* The combine: bits are those of ref/sum_reduce.c. */
@@ -147,6 +151,9 @@ void mf_cpu_sum_reduce_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_gate_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
+void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *kernels); /* F, BW, VL, DQ; the next two too */
+void mf_cpu_gate_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);
 
 static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 {

@@ -16,6 +16,14 @@ mf_status mf_cpu_sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
 void mf_cpu_sum_part(const mf_cpu_kernels *kernels, const mf_sum_reduce_call *call, int64_t t, int64_t first, int64_t n);
 
 void mf_cpu_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
+/* rows.c */
+void mf_cpu_embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                  int64_t out_stride);
+void mf_cpu_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
+                 bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
+void mf_cpu_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
+void mf_cpu_add(mf_device *device, float *acc, const float *x, int64_t n);
+
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
                      const float *weight, float eps, float *out, int64_t out_stride);
 void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,

@@ -140,12 +140,36 @@ INLINE __m256 round_e4m3(__m256 v)
     return _mm256_or_ps(rounded, sign);
 }
 
+/* mf_quant_amax: the same value, since a maximum has no order */
+static float amax_avx2(const float *x, int64_t n)
+{
+    const __m256 sign_bit = _mm256_set1_ps(-0.0f);
+    __m256 m0 = _mm256_setzero_ps(), m1 = m0, nan = m0;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
+        nan = _mm256_or_ps(nan, _mm256_cmp_ps(a, b, _CMP_UNORD_Q));
+        m0 = _mm256_max_ps(m0, _mm256_andnot_ps(sign_bit, a));
+        m1 = _mm256_max_ps(m1, _mm256_andnot_ps(sign_bit, b));
+    }
+    const float rest = mf_quant_amax(x + i, n - i);
+    m0 = _mm256_max_ps(m0, m1);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(m0), _mm256_extractf128_ps(m0, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    const float most = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    if (_mm256_movemask_ps(nan) != 0) {
+        return __builtin_nanf("");
+    }
+    return most > rest ? most : rest; /* a NaN among the rest stays */
+}
+
 static void quantise_avx2(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale)
 {
     const int64_t group = mf_quant_group(quant, n);
     for (int64_t first = 0; first < n; first += group) {
         const int64_t end = n - first < group ? n : first + group;
-        const float s = mf_quant_scale(quant, static_scale, e8m0, x + first, end - first);
+        const float s = quant == MF_QUANT_FP8_STATIC ? static_scale
+                                                     : mf_quant_scale_of(quant, e8m0, amax_avx2(x + first, end - first));
         const __m256 divisor = _mm256_set1_ps(s);
         int64_t i = first;
         for (; i + 8 <= end; i += 8) {
@@ -276,9 +300,138 @@ static void rms_norm_avx2(const float *x, const float *weight, int64_t n, float 
     }
 }
 
+static void add_avx2(float *acc, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(acc + i, _mm256_add_ps(_mm256_loadu_ps(acc + i), _mm256_loadu_ps(x + i)));
+    }
+    for (; i < n; i++) {
+        acc[i] += x[i];
+    }
+}
+
+/* ---- rotary embedding ---- */
+
+/* Pairs lie side by side, as their cosines and sines do. */
+static void rope_pairs(float *x, int64_t dim, const float *cos_sin)
+{
+    int64_t i = 0;
+    for (; i + 8 <= dim; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i), t = _mm256_loadu_ps(cos_sin + i);
+        const __m256 by_sin = _mm256_mul_ps(_mm256_permute_ps(v, 0xb1), _mm256_movehdup_ps(t));
+        _mm256_storeu_ps(x + i, _mm256_addsub_ps(_mm256_mul_ps(v, _mm256_moveldup_ps(t)), by_sin));
+    }
+    for (; i < dim; i += 2) {
+        const float a = x[i], b = x[i + 1], c = cos_sin[i], s = cos_sin[i + 1];
+        x[i] = a * c - b * s;
+        x[i + 1] = b * c + a * s;
+    }
+}
+
+/* Pairs lie half a vector apart. */
+static void rope_halves(float *x, int64_t dim, const float *cos_sin)
+{
+    const int64_t half = dim / 2;
+    int64_t i = 0;
+    for (; i + 8 <= half; i += 8) {
+        const __m256 t0 = _mm256_loadu_ps(cos_sin + 2 * i), t1 = _mm256_loadu_ps(cos_sin + 2 * i + 8);
+        const __m256 low = _mm256_permute2f128_ps(t0, t1, 0x20), high = _mm256_permute2f128_ps(t0, t1, 0x31);
+        const __m256 c = _mm256_shuffle_ps(low, high, 0x88), s = _mm256_shuffle_ps(low, high, 0xdd);
+        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + half + i);
+        _mm256_storeu_ps(x + i, _mm256_sub_ps(_mm256_mul_ps(a, c), _mm256_mul_ps(b, s)));
+        _mm256_storeu_ps(x + half + i, _mm256_add_ps(_mm256_mul_ps(b, c), _mm256_mul_ps(a, s)));
+    }
+    for (; i < half; i++) {
+        const float a = x[i], b = x[half + i], c = cos_sin[2 * i], s = cos_sin[2 * i + 1];
+        x[i] = a * c - b * s;
+        x[half + i] = b * c + a * s;
+    }
+}
+
+static void rope_avx2(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin)
+{
+    for (int64_t v = 0; v < num_vectors; v++) {
+        if (pair) {
+            rope_pairs(x + v * vector_stride, dim, cos_sin);
+        } else {
+            rope_halves(x + v * vector_stride, dim, cos_sin);
+        }
+    }
+}
+
+/* ---- inputs of products ---- */
+
+enum { SPLIT = 16, BLOCK = MF_CPU_COLUMNS };
+
+/* Of 16 columns the even ones, then the odd. */
+INLINE void store_split(float *to, __m256 a, __m256 b)
+{
+    const __m256 even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xdd);
+    _mm256_storeu_ps(to, _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8)));
+    _mm256_storeu_ps(to + 8, _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8)));
+}
+
+/* 32 columns of whole numbers as int8; returns their sum. */
+INLINE int32_t store_codes(uint8_t *to, const float *x)
+{
+    __m256i v[4];
+    UNROLL(4) for (int j = 0; j < 4; j++) {
+        v[j] = _mm256_cvtps_epi32(_mm256_loadu_ps(x + 8 * j));
+    }
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm256_permutevar8x32_epi32(bytes, order));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+/* Column k and the 63 behind it; false: not a form that this rung's products take. */
+INLINE bool pack_block(const mf_cpu_pack *p, int64_t k, const float *x)
+{
+    uint8_t *row = p->row;
+    switch (p->form) {
+    case MF_CPU_FORM_F32:
+        memcpy(row + 4 * k, x, BLOCK * sizeof *x);
+        return true;
+    case MF_CPU_FORM_F32_SPLIT:
+        for (int64_t i = 0; i < BLOCK; i += SPLIT) {
+            store_split((float *)(void *)row + k + i, _mm256_loadu_ps(x + i), _mm256_loadu_ps(x + i + 8));
+        }
+        return true;
+    case MF_CPU_FORM_I8: {
+        const int32_t sums[2] = { store_codes(row + k, x), store_codes(row + k + 32, x + 32) };
+        memcpy(row + mf_cpu_round_columns(p->k) + 4 * (k / 32), sums, sizeof sums);
+        return true;
+    }
+    default:
+        return false;
+    }
+}
+
+static void pack_avx2(const mf_cpu_pack *p, const float *x, int64_t first, int64_t n)
+{
+    int64_t i = 0;
+    while (i + BLOCK <= n && pack_block(p, first + i, x + i)) {
+        i += BLOCK;
+    }
+    if (i < n && n - i < BLOCK && first + n == p->k) {
+        float last[BLOCK] = { 0 };
+        memcpy(last, x + i, (size_t)(n - i) * sizeof *x);
+        i = pack_block(p, first + i, last) ? n : i;
+    }
+    if (i < n) {
+        mf_cpu_pack_c(p, SPLIT, x + i, first + i, n - i);
+    }
+}
+
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
 {
     k->isa = "avx2+fma+f16c";
+    k->split = SPLIT;
+    k->pack = pack_avx2;
     mf_cpu_tiles_fill_avx2(k);
     k->activate = activate_avx2;
     k->load_row = load_row_avx2;
@@ -287,6 +440,8 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->mix = mix_avx2;
     k->exp_sum = exp_sum_avx2;
     k->rms_norm = rms_norm_avx2;
+    k->add = add_avx2;
+    k->rope = rope_avx2;
     mf_cpu_gate_fill_avx2(k);
     mf_cpu_sum_reduce_fill_avx2(k);
 }

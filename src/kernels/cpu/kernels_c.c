@@ -244,6 +244,28 @@ static void rms_norm_c(const float *x, const float *weight, int64_t n, float eps
     }
 }
 
+static void add_c(float *acc, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        acc[i] += x[i];
+    }
+}
+
+static void rope_c(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin)
+{
+    const int64_t half = dim / 2;
+    for (int64_t v = 0; v < num_vectors; v++) {
+        for (int64_t i = 0; i < half; i++) {
+            float *a = x + v * vector_stride + (pair ? 2 * i : i);
+            float *b = a + (pair ? 1 : half);
+            const float c = cos_sin[2 * i], s = cos_sin[2 * i + 1];
+            const float a0 = *a, b0 = *b;
+            *a = a0 * c - b0 * s;
+            *b = b0 * c + a0 * s;
+        }
+    }
+}
+
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
 {
     *k = (mf_cpu_kernels){ .isa = "c",
@@ -253,7 +275,9 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .quantise = quantise_c,
                            .mix = mix_c,
                            .exp_sum = exp_sum_c,
-                           .rms_norm = rms_norm_c };
+                           .rms_norm = rms_norm_c,
+                           .add = add_c,
+                           .rope = rope_c };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         k->product[f][MF_CPU_INPUT_F32] = (mf_cpu_product){ mf_cpu_tile_c, MF_CPU_FORM_F32 };
         k->product[f][MF_CPU_INPUT_BF16] = k->product[f][MF_CPU_INPUT_F32];

@@ -1,0 +1,131 @@
+/* pack_avx512.c - inputs of products into their forms, 64 columns at a time: the bits of mf_cpu_pack_c.  The split form's
+ * block is that of two vectors of 16. */
+#include "kernels/cpu/avx512.h"
+
+enum { SPLIT = 32, BLOCK = MF_CPU_COLUMNS };
+
+/* The even (odd = 0) or odd columns of 32. */
+INLINE __m512 every_other(__m512 a, __m512 b, int odd)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(odd)), b);
+}
+
+INLINE void store_codes(uint8_t *to, __m512 v)
+{
+    _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+
+/* Columns k to k + 31, whole numbers. */
+INLINE int32_t sum_of_codes(__m512 a, __m512 b)
+{
+    return _mm512_reduce_add_epi32(_mm512_cvtps_epi32(_mm512_add_ps(a, b)));
+}
+
+/* count words of this token, one every num_tokens words. */
+INLINE void spread(const mf_cpu_pack *p, int64_t first_word, const uint32_t *words, int count)
+{
+    uint8_t *to = (uint8_t *)p->row + (first_word * p->num_tokens + p->token) * 4;
+    for (int i = 0; i < count; i++) {
+        memcpy(to + i * p->num_tokens * 4, &words[i], 4);
+    }
+}
+
+INLINE void put_block(const mf_cpu_pack *p, mf_cpu_form form, int64_t columns, int64_t k, const __m512 v[4])
+{
+    uint8_t *row = p->row;
+    uint32_t words[BLOCK / 2];
+    UNROLL(4) for (int j = 0; j < 4; j++) {
+        switch (form) {
+        case MF_CPU_FORM_F32:
+            _mm512_storeu_ps(row + 4 * (k + 16 * j), v[j]);
+            break;
+        case MF_CPU_FORM_F32_SPLIT:
+            _mm512_storeu_ps(row + 4 * (k + 16 * j), every_other(v[j / 2 * 2], v[j / 2 * 2 + 1], j % 2));
+            break;
+        case MF_CPU_FORM_BF16:
+            _mm256_storeu_si256((__m256i *)(void *)(row + 2 * (k + 16 * j)), bf16x16_from_f32(v[j]));
+            break;
+        case MF_CPU_FORM_I8:
+            store_codes(row + k + 16 * j, v[j]);
+            break;
+        case MF_CPU_FORM_I8_SPLIT:
+            store_codes(row + k + 16 * j, every_other(v[j / 2 * 2], v[j / 2 * 2 + 1], j % 2));
+            break;
+        case MF_CPU_FORM_BF16_PANEL:
+            _mm256_storeu_si256((__m256i *)(void *)(words + 8 * j), bf16x16_from_f32(v[j]));
+            break;
+        default:
+            store_codes((uint8_t *)words + 16 * j, v[j]);
+            break;
+        }
+    }
+    if (form == MF_CPU_FORM_BF16_PANEL) {
+        spread(p, k / 2, words, BLOCK / 2);
+    } else if (form == MF_CPU_FORM_I8_PANEL) {
+        spread(p, k / 4, words, BLOCK / 4);
+    }
+    if (form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_PANEL) {
+        const int32_t sums[2] = { sum_of_codes(v[0], v[1]), sum_of_codes(v[2], v[3]) };
+        memcpy(words, sums, sizeof sums);
+        if (form == MF_CPU_FORM_I8_PANEL) {
+            spread(p, columns / 4 + k / 32, words, 2);
+        } else {
+            memcpy(row + columns + 4 * (k / 32), words, 8);
+        }
+    }
+}
+
+INLINE void pack_as(const mf_cpu_pack *p, mf_cpu_form form, const float *x, int64_t first, int64_t n)
+{
+    const int64_t columns = mf_cpu_round_columns(p->k);
+    const int64_t whole = n / BLOCK * BLOCK;
+    __m512 v[4];
+    for (int64_t i = 0; i < whole; i += BLOCK) {
+        UNROLL(4) for (int j = 0; j < 4; j++) {
+            v[j] = _mm512_loadu_ps(x + i + 16 * j);
+        }
+        put_block(p, form, columns, first + i, v);
+    }
+    if (whole < n && first + n == p->k) {
+        UNROLL(4) for (int j = 0; j < 4; j++) {
+            v[j] = _mm512_maskz_loadu_ps(mask16(n - whole - 16 * j), x + whole + 16 * j);
+        }
+        put_block(p, form, columns, first + whole, v);
+    } else if (whole < n) { /* no block: what follows it is not known yet */
+        mf_cpu_pack_c(p, SPLIT, x + whole, first + whole, n - whole);
+    }
+}
+
+static void pack_avx512(const mf_cpu_pack *p, const float *x, int64_t first, int64_t n)
+{
+    switch (p->form) { /* constants, so that the loops hold no test */
+    case MF_CPU_FORM_F32:
+        pack_as(p, MF_CPU_FORM_F32, x, first, n);
+        break;
+    case MF_CPU_FORM_F32_SPLIT:
+        pack_as(p, MF_CPU_FORM_F32_SPLIT, x, first, n);
+        break;
+    case MF_CPU_FORM_BF16:
+        pack_as(p, MF_CPU_FORM_BF16, x, first, n);
+        break;
+    case MF_CPU_FORM_I8:
+        pack_as(p, MF_CPU_FORM_I8, x, first, n);
+        break;
+    case MF_CPU_FORM_I8_SPLIT:
+        pack_as(p, MF_CPU_FORM_I8_SPLIT, x, first, n);
+        break;
+    case MF_CPU_FORM_BF16_PANEL:
+        pack_as(p, MF_CPU_FORM_BF16_PANEL, x, first, n);
+        break;
+    default:
+        pack_as(p, MF_CPU_FORM_I8_PANEL, x, first, n);
+        break;
+    }
+}
+
+void mf_cpu_pack_fill_avx512(mf_cpu_kernels *kernels)
+{
+    kernels->split = SPLIT;
+    kernels->pack = pack_avx512;
+}
