@@ -34,6 +34,7 @@ typedef struct mf_engine_options {
     const char *device;             /* NULL = "cpu" */
     int32_t num_threads;            /* 0 = all */
     mf_dtype act_dtype;             /* MF_F32 (0), or MF_BF16: inputs of linear layers and experts are rounded to it */
+    const char *quantization;       /* NULL or "none"; "int8", "int4", "fp8": weights stored unquantised become codes while loading */
     mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), or MF_ACT_QUANT_INT8 */
     int32_t load_format_dummy;      /* 1: seeded random weights from config.json alone */
     int32_t no_mmap;                /* 1: read weights instead of mapping them */

@@ -6,7 +6,7 @@
 
 typedef struct mf_model_flags {
     const char *model; /* --model, or the first positional */
-    const char *device, *dtype, *act_quant, *kv_cache_dtype, *load_format;
+    const char *device, *dtype, *act_quant, *quantization, *kv_cache_dtype, *load_format;
     int64_t threads;
     bool no_mmap;
     int64_t max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory_bytes;
@@ -23,7 +23,7 @@ typedef struct mf_model_flags {
     bool help;
 } mf_model_flags;
 
-enum { MF_NUM_MODEL_FLAGS = 25 };
+enum { MF_NUM_MODEL_FLAGS = 26 };
 
 /* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
 void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);

@@ -75,6 +75,7 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     options.num_threads = (int32_t)flags->threads;
     options.load_format_dummy = strcmp(flags->load_format, "dummy") == 0;
     options.act_dtype = strcmp(flags->dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32; /* auto: float32 */
+    options.quantization = flags->quantization;
     options.act_quant = strcmp(flags->act_quant, "int8") == 0 ? MF_ACT_QUANT_INT8 : MF_ACT_QUANT_NONE;
     options.no_mmap = flags->no_mmap;
     options.seed = (uint64_t)flags->seed;

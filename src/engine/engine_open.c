@@ -81,6 +81,7 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
                   .num_shared_expert_replicas = o->num_shared_expert_replicas },
         .progress = { .fn = o->progress ? forward_progress : NULL, .context = c },
     };
+    MF_TRY(mf_quantization_parse(o->quantization, &options.quantization, err));
     MF_TRY(mf_model_open(o->model_dir, &options, &c->model, err));
     const mf_model_config *config = mf_model_get_config(c->model);
     if (config->vocab_size < 1 || config->vocab_size > INT32_MAX) {

@@ -215,6 +215,7 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     mf_device_options device_options = { .num_threads = options->num_threads };
     mf_weights_options weights_options = { .dummy = options->dummy,
                                            .seed = options->seed,
+                                           .quantization = options->quantization,
                                            .use_map = options->use_map,
                                            .touch = options->touch,
                                            .progress = options->progress };

@@ -15,6 +15,7 @@ typedef struct mf_model_options {
     bool touch;
     mf_dtype act_dtype;          /* MF_F32 (0, the default) or MF_BF16: what enters linear layers and experts is rounded to it;
                                     the residual stream, norms, routers, attention and the KV cache stay f32 */
+    mf_quantization quantization; /* of weights, while loading */
     mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default) or MF_ACT_QUANT_INT8 */
     int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */
     int64_t max_model_len;       /* 0 = the model's; positions per sequence: sizes the rope table and score rows */

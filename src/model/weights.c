@@ -108,10 +108,15 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
                           mf_weights **out, mf_error *err)
 {
     *out = NULL;
-    if (options->dummy) {
-        return mf_weights_make_dummy(config, options, out, err);
-    }
     double start = mf_now_s();
+    if (options->dummy) {
+        MF_TRY(mf_weights_make_dummy(config, options, out, err));
+        mf_status made = options->quantization ? mf_weights_quantise(*out, options, err) : MF_OK;
+        if (made != MF_OK) {
+            mf_weights_close(out);
+        }
+        return made;
+    }
     mf_checkpoint *checkpoint = NULL;
     mf_weights *w = NULL;
     mf_checkpoint_options opening = { .use_map = options->use_map, .progress = options->progress };
@@ -123,7 +128,9 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     checkpoint = NULL;
     mf_match_options match = { .dir = dir };
     MF_TRY_GOTO(mf_weights_match(w, &match, NULL, err), fail);
-    if (options->touch) {
+    if (options->quantization) {
+        MF_TRY_GOTO(mf_weights_quantise(w, options, err), fail);
+    } else if (options->touch) {
         MF_TRY_GOTO(touch_files(w->checkpoint, &options->progress, err), fail);
     }
     w->stats.seconds = mf_now_s() - start;
@@ -145,6 +152,7 @@ void mf_weights_close(mf_weights **weights)
             mf_free(w->arena);
         }
         mf_free(w->memory);
+        mf_free(w->quantised);
         mf_free(w);
         *weights = NULL;
     }

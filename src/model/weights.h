@@ -61,9 +61,22 @@ typedef struct mf_weights {
     mf_checkpoint *checkpoint;        /* owned; NULL for dummy weights */
     void *arena;                      /* mf_arena *, owned: tables and converted weights */
     void *memory;                     /* owned: dummy weights */
+    void *quantised;                  /* owned: weights quantised while loading */
 } mf_weights;
 
+/* Quantising while loading: weights stored as f32, bf16 or f16 become codes in memory (weights_quantise.c). */
+typedef enum mf_quantization {
+    MF_QUANTIZATION_NONE = 0,
+    MF_QUANTIZATION_INT8, /* INT8_CHANNEL */
+    MF_QUANTIZATION_INT4, /* INT4_GROUP of 32; the head INT8_CHANNEL */
+    MF_QUANTIZATION_FP8   /* FP8_BLOCK; the head INT8_CHANNEL */
+} mf_quantization;
+
+const char *mf_quantization_name(mf_quantization quantization); /* "none", "int8", ... */
+mf_status mf_quantization_parse(const char *name, mf_quantization *quantization, mf_error *err); /* NULL: none */
+
 typedef struct mf_weights_options {
+    mf_quantization quantization;
     bool dummy;        /* seeded random weights of the config's shapes and format; no files are read */
     uint64_t seed;
     bool use_map;

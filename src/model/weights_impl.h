@@ -33,6 +33,9 @@ mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options,
 mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **weights,
                                 mf_error *err);
 
+/* Replaces what options->quantization chooses; the checkpoint's pages that are then unused are given back. */
+mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *options, mf_error *err);
+
 static inline int64_t mf_div_up(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;

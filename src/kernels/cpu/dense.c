@@ -86,7 +86,7 @@ void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
                          .bias = bias,
                          .act_dtype = act_dtype,
                          .x_stride = x_stride,
-                         .rows = device->scratch,
+                         .rows = (uint8_t *)(((uintptr_t)device->scratch + 63) & ~(uintptr_t)63),
                          .out_stride = out_stride };
     call.source = mf_cpu_source_for(call.kernels, w->format, act_dtype, MF_QUANT_NONE);
     call.row_bytes = mf_cpu_form_bytes(call.source.form, w->k);
