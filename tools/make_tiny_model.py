@@ -18,6 +18,8 @@ only if every choice of an expert, of a group and of the next greedy token is wi
 
 golden.bin, little endian: "MFGL", i32 version 1, num_prompt, num_generated, vocab_size; i32 ids of prompt and
 continuation; f32 logits [num_prompt + num_generated, vocab_size].
+golden_bf16.bin, for some cases: the same with the logits of the same ids when what enters every linear layer and expert is
+rounded to bf16 (routers excepted), all else staying f32.
 rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear), dim, original_max, truncate,
 num_positions; f64 theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor (0 = not set); f64 factor on
 cos and sin; f32 inv_freq [dim/2]; i32 positions; f32 (cos, sin) [num_positions, dim/2].
@@ -40,8 +42,9 @@ from transformers.utils import logging  # noqa: E402
 
 MIN_KEY_GAP = 1e-4    # between the last chosen and the first rejected expert or group
 MIN_LOGIT_GAP = 1e-2  # between the greedy token and the next
+MIN_BF16_KEY_GAP = 2e-3  # as MIN_KEY_GAP with rounded activations, where a rounding that goes the other way costs 2^-9
 NUM_PROMPT = 20
-NUM_GENERATED = 16
+NUM_GENERATED = 16  # unless a case says otherwise
 
 MLA_SMALL = dict(num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8,
                  v_head_dim=12)
@@ -53,6 +56,13 @@ V3 = dict(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", hid
           attention_bias=False, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1,
           num_nextn_predict_layers=0, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, rope_theta=10000.0,
           max_position_embeddings=640, q_lora_rank=20, **MLA_SMALL)
+QWEN3 = dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", hidden_act="silu", rms_norm_eps=1e-6,
+             attention_bias=False, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], use_sliding_window=False,
+             tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, rope_theta=10000.0, max_position_embeddings=640)
+GLM4 = dict(architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_act="silu", rms_norm_eps=1e-5,
+            attention_bias=True, norm_topk_prob=True, use_qk_norm=True, n_shared_experts=1, tie_word_embeddings=False,
+            num_nextn_predict_layers=0, bos_token_id=0, eos_token_id=1, rope_theta=10000.0, partial_rotary_factor=0.5,
+            max_position_embeddings=640)
 FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
 
 
@@ -63,7 +73,7 @@ def yarn(**changes):
     return {k: v for k, v in values.items() if v is not None}
 
 
-# name -> (storage, seed, options, config).  Together they hold every switch of the DeepSeek families.
+# name -> (storage, seed, options, config).  Together they hold every switch of the families.
 CASES = {
     # noaux_tc, groups, one shared expert, yarn as V3 has it
     "v3": ("bf16", 1, {}, dict(V3, vocab_size=128, hidden_size=48, intermediate_size=72, moe_intermediate_size=20,
@@ -130,6 +140,42 @@ CASES = {
                      num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=24, num_experts_per_tok=4,
                      n_shared_experts=1, n_group=1, topk_group=1, routed_scaling_factor=2.827, rope_theta=50000.0,
                      max_position_embeddings=512, rope_scaling=yarn(factor=32))),
+    # grouped queries with norms on every head; heads * head_dim is not hidden_size
+    "qwen3": ("bf16", 13, dict(generated=64, bf16=True),
+              dict(QWEN3, vocab_size=64, hidden_size=48, intermediate_size=72, moe_intermediate_size=20, num_hidden_layers=3,
+                   num_experts=16, num_experts_per_tok=4, num_attention_heads=6, num_key_value_heads=2, head_dim=16)),
+    # tied embeddings, a dense layer by the list, 12 experts, weights not renormalised, biases on all four, head_dim derived
+    "qwen3_e12": ("bf16", 14, dict(generated=64),
+                  dict(QWEN3, vocab_size=64, hidden_size=48, intermediate_size=56, moe_intermediate_size=24,
+                       num_hidden_layers=3, mlp_only_layers=[1], num_experts=12, num_experts_per_tok=3,
+                       num_attention_heads=4, num_key_value_heads=1, attention_bias=True, norm_topk_prob=False,
+                       tie_word_embeddings=True)),
+    # FP8 blocks with short last ones, every second layer dense, as many kv heads as heads, yarn that scales cos and sin
+    "qwen3_fp8": ("fp8", 15, dict(generated=64),
+                  dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=144, moe_intermediate_size=136,
+                       num_hidden_layers=4, decoder_sparse_step=2, num_experts=6, num_experts_per_tok=2,
+                       num_attention_heads=4, num_key_value_heads=4, head_dim=36, quantization_config=FP8,
+                       rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+                       max_position_embeddings=128)),
+    # half of a head rotated, norms, biases on three, groups, a shared expert, an MTP layer to skip
+    "glm4": ("bf16", 16, dict(generated=64, bf16=True, mtp=True),
+             dict(GLM4, vocab_size=64, hidden_size=48, intermediate_size=72, moe_intermediate_size=20, num_hidden_layers=2,
+                  first_k_dense_replace=1, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2,
+                  routed_scaling_factor=2.5, num_attention_heads=6, num_key_value_heads=2, head_dim=24,
+                  num_nextn_predict_layers=1)),
+    # GLM-4.5-Air's switches: no head norms, one group; two shards, the newer spelling of rope
+    "glm4_air": ("f16", 17, dict(generated=64, shards=2),
+                 dict(GLM4, vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+                      num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=10, num_experts_per_tok=3, n_group=1,
+                      topk_group=1, routed_scaling_factor=1.0, num_attention_heads=8, num_key_value_heads=2, head_dim=12,
+                      use_qk_norm=False, rope_theta=None, partial_rotary_factor=None,
+                      rope_parameters=dict(rope_type="default", rope_theta=1000000.0, partial_rotary_factor=0.5))),
+    # no bias, no shared expert, a quarter of a head rotated, weights not renormalised
+    "glm4_plain": ("bf16", 18, dict(generated=64),
+                   dict(GLM4, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
+                        num_hidden_layers=2, first_k_dense_replace=0, n_routed_experts=9, num_experts_per_tok=2, n_group=3,
+                        topk_group=2, routed_scaling_factor=1.5, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                        n_shared_experts=0, norm_topk_prob=False, attention_bias=False, partial_rotary_factor=0.25)),
 }
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16}
@@ -255,12 +301,12 @@ def smallest_gap(keys, count):
 def router_gap(logits, module, config):
     """How far the closest decision of one router is from going the other way."""
     logits = logits.double()
-    if config["model_type"] == "deepseek_v2":
-        keys, grouped = logits, config["topk_method"] == "group_limited_greedy"
+    if config["model_type"] in ("deepseek_v2", "qwen3_moe"):
+        keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
     gap = float("inf")
-    groups = config["n_group"]
+    groups = config.get("n_group", 1)
     if grouped and groups > 1:
         members = keys.view(keys.shape[0], groups, -1)
         score = members.max(dim=-1).values if keys is logits else members.topk(2, dim=-1).values.sum(dim=-1)
@@ -270,14 +316,41 @@ def router_gap(logits, module, config):
     return min(gap, smallest_gap(keys, config["num_experts_per_tok"]))
 
 
-@torch.no_grad()
-def run_oracle(model, config, prompt):
-    """Greedy continuation by whole forward passes, then the logits of the whole text; and the closest decisions."""
+def watch_routers(model, config):
+    """Collects every router's closest decision; returns the list and the hooks to remove."""
     gaps = []
     hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
              for name, m in model.named_modules() if name.endswith("mlp.gate")]
+    return gaps, hooks
+
+
+@torch.no_grad()
+def run_rounded(model, config, ids):
+    """The logits of a text when the input of every linear layer but the routers is rounded to bf16."""
+    routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith("mlp.gate")}
+    plain = torch.nn.functional.linear
+
+    def rounding_linear(x, weight, bias=None):
+        return plain(x if weight.data_ptr() in routers else x.bfloat16().float(), weight, bias)
+
+    model.set_experts_implementation("eager")  # one linear call per expert
+    gaps, hooks = watch_routers(model, config)
+    torch.nn.functional.linear = rounding_linear
+    try:
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    finally:
+        torch.nn.functional.linear = plain
+    for hook in hooks:
+        hook.remove()
+    return logits, min(gaps, default=float("inf"))
+
+
+@torch.no_grad()
+def run_oracle(model, config, prompt, num_generated):
+    """Greedy continuation by whole forward passes, then the logits of the whole text; and the closest decisions."""
+    gaps, hooks = watch_routers(model, config)
     ids, logit_gap = list(prompt), float("inf")
-    for _ in range(NUM_GENERATED):
+    for _ in range(num_generated):
         row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         logit_gap = min(logit_gap, smallest_gap(row[None], 1))
         ids.append(int(row.argmax()))
@@ -290,6 +363,13 @@ def run_oracle(model, config, prompt):
 def load_oracle(directory):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
+
+
+def write_golden(path, ids, logits, vocab_size):
+    with open(path, "wb") as f:
+        f.write(b"MFGL" + struct.pack("<4i", 1, NUM_PROMPT, len(ids) - NUM_PROMPT, vocab_size))
+        f.write(struct.pack(f"<{len(ids)}i", *ids))
+        f.write(logits.float().contiguous().numpy().astype("<f4").tobytes())
 
 
 def make_case(name, out, attempt):
@@ -334,17 +414,23 @@ def make_case(name, out, attempt):
         model = load_oracle(scratch if oracle_config != config else directory)
 
         prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()
-        ids, logits, key_gap, logit_gap = run_oracle(model, oracle_config, prompt)
+        generated = options.get("generated", NUM_GENERATED)
+        ids, logits, key_gap, logit_gap = run_oracle(model, oracle_config, prompt, generated)
+        if key_gap < MIN_KEY_GAP or logit_gap < MIN_LOGIT_GAP:
+            return key_gap, logit_gap, logits
         missing, unexpected = template.load_state_dict(stacked_state(values, state), strict=False)
         if missing or unexpected:
             raise SystemExit(f"{name}: {missing} {unexpected}")
-        if not torch.equal(run_oracle(template, oracle_config, prompt)[1], logits):
+        if not torch.equal(run_oracle(template, oracle_config, prompt, generated)[1], logits):
             raise SystemExit(f"{name}: from_pretrained does not read the released names as they are meant")
-
-    with open(os.path.join(directory, "golden.bin"), "wb") as f:
-        f.write(b"MFGL" + struct.pack("<4i", 1, NUM_PROMPT, NUM_GENERATED, config["vocab_size"]))
-        f.write(struct.pack(f"<{len(ids)}i", *ids))
-        f.write(logits.float().contiguous().numpy().astype("<f4").tobytes())
+        if options.get("bf16"):
+            rounded, rounded_gap = run_rounded(model, oracle_config, ids)
+            if rounded_gap < MIN_BF16_KEY_GAP:
+                return 0.0, logit_gap, logits
+            print(f"{name}: bf16 activations: closest expert {rounded_gap:.2e}, "
+                  f"largest change of a logit {(rounded - logits).abs().max():.3e}")
+            write_golden(os.path.join(directory, "golden_bf16.bin"), ids, rounded, config["vocab_size"])
+    write_golden(os.path.join(directory, "golden.bin"), ids, logits, config["vocab_size"])
     return key_gap, logit_gap, logits
 
 
