@@ -13,12 +13,17 @@ const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL }
 
 void golden_open(const char *name, golden *out)
 {
+    golden_open_file(name, "golden.bin", out);
+}
+
+void golden_open_file(const char *name, const char *file, golden *out)
+{
     char path[600];
     mf_error err;
     memset(out, 0, sizeof *out);
     out->name = name;
     snprintf(out->dir, sizeof out->dir, "%s/tests/model/goldens/%s", MF_SOURCE_DIR, name);
-    snprintf(path, sizeof path, "%s/golden.bin", out->dir);
+    snprintf(path, sizeof path, "%s/%s", out->dir, file);
     CHECK_OK(mf_file_open(path, true, 0, &out->file, &err), err);
     CHECK(out->file.size > 20);
     CHECK_MEM(out->file.data, "MFGL", 4);

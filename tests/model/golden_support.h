@@ -18,6 +18,8 @@ typedef struct golden {
 extern const char *const golden_names[]; /* NULL-terminated */
 
 void golden_open(const char *name, golden *out);
+/* The same for another file than golden.bin. */
+void golden_open_file(const char *name, const char *file, golden *out);
 void golden_close(golden *g);
 
 /* A device as tests name it: "ref", "cpu" (best ISA) or "cpu/c", "cpu/avx2". */

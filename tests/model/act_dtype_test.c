@@ -1,0 +1,175 @@
+/* act_dtype_test.c - models whose linear layers and experts take bf16 inputs: against transformers with the same roundings,
+ * and against themselves run otherwise. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/sys.h"
+#include "golden_support.h"
+#include "model/model_impl.h"
+
+static const char *const rounded_names[] = { "qwen3", "glm4", NULL };
+
+static mf_model_options bf16_options(const char *device)
+{
+    mf_model_options options = golden_options(device);
+    options.act_dtype = MF_BF16;
+    return options;
+}
+
+static float *prefill(const golden *g, const mf_model_options *options, int32_t chunk)
+{
+    mf_model *model = golden_model(g, options);
+    float *logits = golden_logits(g, g->num_tokens);
+    golden_run(model, g->ids, g->num_tokens, chunk, logits, NULL, NULL);
+    mf_model_close(&model);
+    return logits;
+}
+
+/* Largest difference of the rows [first, first + rows). */
+static double worst_difference(const golden *g, const float *logits, int32_t first, int32_t rows)
+{
+    double worst = 0.0;
+    for (int64_t i = (int64_t)first * g->vocab_size; i < (int64_t)(first + rows) * g->vocab_size; i++) {
+        CHECK(isfinite(logits[i]));
+        worst = fmax(worst, fabs((double)logits[i] - (double)g->logits[i]));
+    }
+    return worst;
+}
+
+/* Rounding is where a small difference can grow: two f32 sums an ulp apart that lie at the border between two bf16 numbers
+ * end 2^-8 apart, every later token reads such a value from the cache, and its own sums may then round the other way too.
+ * That happens to about one value in 10^5, so texts agree as closely as f32 runs do up to some row (half of their rows or
+ * more were seen) and to a few roundings' effect after it (0.4 % of the largest logit were seen).  Rounding in another
+ * place, or of the router's input too, leaves no row close. */
+TEST(logits_with_bf16_activations_agree_with_transformers)
+{
+    for (int i = 0; rounded_names[i]; i++) {
+        golden plain, rounded;
+        golden_open(rounded_names[i], &plain);
+        golden_open_file(rounded_names[i], "golden_bf16.bin", &rounded);
+        CHECK_EQ(plain.num_tokens, rounded.num_tokens);
+        CHECK_MEM(plain.ids, rounded.ids, (size_t)plain.num_tokens * sizeof *plain.ids);
+        double largest = 0.0;
+        for (int64_t k = 0; k < (int64_t)plain.num_tokens * plain.vocab_size; k++) {
+            largest = fmax(largest, fabs((double)rounded.logits[k]));
+        }
+        for (int d = 0; golden_devices[d]; d++) {
+            if (!golden_device_usable(golden_devices[d])) {
+                continue;
+            }
+            mf_model_options options = bf16_options(golden_devices[d]);
+            float *logits = prefill(&rounded, &options, rounded.num_tokens);
+            double all = worst_difference(&rounded, logits, 0, rounded.num_tokens);
+            double effect = worst_difference(&plain, logits, 0, plain.num_tokens);
+            int32_t close_rows = 0;
+            for (int32_t t = 0; t < rounded.num_tokens; t++) {
+                close_rows += worst_difference(&rounded, logits, t, 1) < 5e-6 * largest;
+            }
+            if (getenv("MOEFUSE_TEST_VERBOSE")) {
+                printf("%-10s %-9s %d of %d rows are close; of the largest logit: all rows within %.3g, rounding changes %.3g\n",
+                       rounded_names[i], golden_devices[d], (int)close_rows, (int)rounded.num_tokens, all / largest,
+                       effect / largest);
+            }
+            CHECK(close_rows >= rounded.num_tokens / 8);
+            CHECK(all < 1e-2 * largest);
+            CHECK(effect > 5e-3 * largest);
+            mf_free(logits);
+        }
+        golden_close(&plain);
+        golden_close(&rounded);
+    }
+}
+
+static void check_bits(const golden *g, const char *device, const char *how, const float *a, const float *b)
+{
+    for (int64_t i = 0; i < (int64_t)g->num_tokens * g->vocab_size; i++) {
+        if (memcmp(&a[i], &b[i], sizeof *a) != 0) {
+            fail_msg("%s on %s, %s: row %d, id %d: %a against %a", g->name, device, how, (int)(i / g->vocab_size),
+                     (int)(i % g->vocab_size), (double)a[i], (double)b[i]);
+        }
+    }
+}
+
+TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
+{
+    for (int i = 0; golden_names[i]; i++) {
+        golden g;
+        golden_open(golden_names[i], &g);
+        for (int d = 0; golden_devices[d]; d++) {
+            const char *device = golden_devices[d];
+            if (!golden_device_usable(device)) {
+                continue;
+            }
+            mf_model_options options = bf16_options(device);
+            float *one = prefill(&g, &options, g.num_tokens);
+            float *other = prefill(&g, &options, 1);
+            check_bits(&g, device, "token by token", one, other);
+            mf_free(other);
+            other = prefill(&g, &options, 7);
+            check_bits(&g, device, "in chunks of 7", one, other);
+            mf_free(other);
+            options.plan.disable_shared_experts_fusion = true;
+            other = prefill(&g, &options, g.num_tokens);
+            check_bits(&g, device, "--disable-shared-experts-fusion", one, other);
+            mf_free(other);
+            options.plan.disable_fused_gate = true;
+            options.num_threads = 3;
+            other = prefill(&g, &options, 5);
+            check_bits(&g, device, "all off, three threads", one, other);
+            mf_free(other);
+            options = bf16_options(device);
+            options.plan.num_shared_expert_replicas = 3;
+            options.act_quant = MF_ACT_QUANT_INT8; /* no golden has int8 or int4 weights: the others do not quantise */
+            other = prefill(&g, &options, g.num_tokens);
+            check_bits(&g, device, "replicas and int8", one, other);
+            mf_free(other);
+            mf_free(one);
+        }
+        golden_close(&g);
+    }
+}
+
+TEST(the_options_reach_the_experts_and_the_start_up_lines)
+{
+    static const struct {
+        mf_dtype dtype;
+        mf_act_quant quant;
+        const char *line;
+    } cases[] = {
+        { MF_F32, MF_ACT_QUANT_NONE, "| activations f32\n" },
+        { MF_BF16, MF_ACT_QUANT_NONE, "| activations bf16\n" },
+        { MF_F32, MF_ACT_QUANT_INT8, "| activations f32, int8 per token for int8/int4 weights\n" },
+        { MF_BF16, MF_ACT_QUANT_INT8, "| activations bf16, int8 per token for int8/int4 weights\n" },
+    };
+    golden g;
+    golden_open("glm4", &g);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        mf_model_options options = golden_options("ref");
+        options.act_dtype = cases[i].dtype;
+        options.act_quant = cases[i].quant;
+        options.plan.disable_shared_experts_fusion = true;
+        mf_model *model = golden_model(&g, &options);
+        CHECK_EQ(model->config->layer_is_moe[1], 1);
+        const mf_experts *all[] = { model->layers[0].dense, model->layers[1].experts, model->layers[1].shared };
+        for (int k = 0; k < 3; k++) {
+            CHECK_EQ(all[k]->act_dtype, cases[i].dtype);
+            CHECK_EQ(all[k]->act_quant, cases[i].quant);
+        }
+        mf_buffer text = { 0 };
+        CHECK_EQ(mf_model_print_plan(model, false, &text), MF_OK);
+        CHECK_HAS(mf_buffer_text(&text), cases[i].line);
+        mf_buffer_close(&text);
+        mf_model_close(&model);
+    }
+    mf_error err;
+    mf_model *model = NULL;
+    mf_model_options options = golden_options("ref");
+    options.act_dtype = MF_F16;
+    CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
+    CHECK_STR(err.message, "--dtype: expected float32 or bfloat16; got f16");
+    options = golden_options("ref");
+    options.act_quant = MF_ACT_QUANT_W8A8;
+    CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
+    CHECK_STR(err.message, "--act-quant: expected none or int8; got 1");
+    golden_close(&g);
+}
