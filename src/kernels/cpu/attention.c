@@ -1,184 +1,164 @@
-/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), one task per token and HEADS heads.
- *
- * In the latent space all heads share keys and values, so a task reads a cached row once for its heads: scores are
- * products of the cache's blocks with the heads' queries, the results sums of its rows.  Sums over positions ascend
- * from 0, so they depend on the position alone: a prompt in one piece, in chunks or token by token gives the same bits.
- */
-#include <math.h>
+/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), in three steps over a portion of the tokens:
+ *   query = (W_UK^T q_nope, q_rope), per head for all of the portion's tokens, each row of W_UK decoded once;
+ *   attention in the latent space, where all heads share a cached row as key and its first rank floats as value;
+ *   out = W_UV result, per head, a product as any other. */
+#include <string.h>
 
+#include "kernels/cpu/attention_blocks.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/inputs.h"
 #include "kernels/ref/ref_ops.h"
 
 enum {
-    HEADS = 4,
-    DECODED_ROWS = 8 /* rows of W_UK that are decoded at a time */
+    TOKENS = MF_CPU_QUERIES,  /* most of a portion */
+    DECODED_ROWS = 32,        /* of W_UK at a time */
+    PORTION_FLOATS = 4 << 20  /* queries and results of a portion, unless one token needs more */
 };
 
-/* One thread's part of the scratch memory; all rows start at multiples of 16 floats. */
-typedef struct mla_scratch {
-    float *scores; /* [HEADS, context] */
-    float *query;  /* [HEADS, rank + rope]: q_lat, then q_rope */
-    float *result; /* [HEADS, rank] */
-    float *rows;   /* [DECODED_ROWS, rank] */
-    int64_t score_stride, query_stride, result_stride;
-    int64_t floats;
-} mla_scratch;
+typedef struct mla_call {
+    const mf_cpu_kernels *kernels;
+    const mf_mla_args *args;
+    int64_t first, num_tokens; /* the portion */
+    int64_t query_stride, result_stride; /* floats per head */
+    float *query;              /* [num_tokens, heads, query_stride] */
+    float *result;             /* [num_tokens, heads, result_stride] */
+    float *room;               /* threads' parts: room_floats each; or the inner attention's scratch memory */
+    int64_t room_floats;
+    int64_t row_bytes;         /* of a packed result */
+    mf_cpu_source source;
+} mla_call;
 
-static int64_t round16(int64_t n)
+/* Sizes first; memory when args bring some. */
+static mla_call make_call(const mf_device *device, const mf_mla_args *args)
 {
-    return (n + 15) / 16 * 16;
+    const mf_cpu_kernels *kernels = mf_cpu_kernels_of(device);
+    mla_call c = { .kernels = kernels, .args = args };
+    c.query_stride = mf_cpu_spread(args->kv_lora_rank + args->qk_rope_head_dim);
+    c.result_stride = mf_cpu_spread(args->kv_lora_rank);
+    const int64_t per_token = args->num_heads * (c.query_stride + c.result_stride);
+    c.num_tokens = PORTION_FLOATS / per_token < 1 ? 1 : PORTION_FLOATS / per_token < TOKENS ? PORTION_FLOATS / per_token : TOKENS;
+    c.num_tokens = args->num_tokens < c.num_tokens ? args->num_tokens : c.num_tokens;
+    c.source = mf_cpu_source_for(kernels, args->kv_b->format, MF_F32, MF_QUANT_NONE);
+    c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
+    const int64_t absorbing = DECODED_ROWS * c.result_stride + args->qk_nope_head_dim * TOKENS;
+    const int64_t expanding = TOKENS * c.row_bytes / 4;
+    c.room_floats = absorbing > expanding ? absorbing : expanding;
+    if (args->scratch) {
+        c.query = args->scratch + (64 - (uintptr_t)args->scratch % 64) % 64 / sizeof(float);
+        c.result = c.query + c.num_tokens * args->num_heads * c.query_stride;
+        c.room = c.result + c.num_tokens * args->num_heads * c.result_stride;
+    }
+    return c;
 }
 
-static mla_scratch lay_out(const mf_mla_args *args, int32_t thread)
+static mf_cpu_attend make_attend(const mla_call *c)
 {
-    mla_scratch s = { .score_stride = round16(args->kv.max_context),
-                      .query_stride = round16(args->kv_lora_rank + args->qk_rope_head_dim),
-                      .result_stride = round16(args->kv_lora_rank) };
-    s.floats = HEADS * (s.score_stride + s.query_stride + s.result_stride) + DECODED_ROWS * s.result_stride;
-    if (args->scratch) {
-        s.scores = args->scratch + thread * s.floats;
-        s.query = s.scores + HEADS * s.score_stride;
-        s.result = s.query + HEADS * s.query_stride;
-        s.rows = s.result + HEADS * s.result_stride;
-    }
-    return s;
+    const mf_mla_args *args = c->args;
+    return (mf_cpu_attend){ .kv = &args->kv,
+                            .first_token = c->first,
+                            .num_tokens = c->num_tokens,
+                            .num_groups = 1,
+                            .group_heads = args->num_heads,
+                            .key_dim = args->kv_lora_rank + args->qk_rope_head_dim,
+                            .value_dim = args->kv_lora_rank,
+                            .scale = args->softmax_scale,
+                            .q = c->query,
+                            .q_token_stride = args->num_heads * c->query_stride,
+                            .q_head_stride = c->query_stride,
+                            .out = c->result,
+                            .out_token_stride = args->num_heads * c->result_stride,
+                            .out_head_stride = c->result_stride,
+                            .scratch = c->room };
 }
 
 size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *args)
 {
     mf_mla_args sizes = *args;
     sizes.scratch = NULL;
-    return (size_t)(lay_out(&sizes, 0).floats * mf_pool_num_threads(device->pool));
+    const mla_call c = make_call(device, &sizes);
+    const mf_cpu_attend attend = make_attend(&c);
+    const int64_t inner = mf_cpu_attend_scratch_floats(device, &attend);
+    const int64_t rooms = c.room_floats * mf_pool_num_threads(device->pool);
+    return (size_t)(16 + c.num_tokens * args->num_heads * (c.query_stride + c.result_stride) + (inner > rooms ? inner : rooms));
 }
 
-typedef struct mla_call {
-    const mf_cpu_kernels *kernels;
-    const mf_mla_args *args;
-    int64_t groups; /* of heads */
-} mla_call;
-
-/* query = W_UK^T q_nope, then q_rope */
-static void absorb_query(const mla_call *call, const mla_scratch *scratch, int64_t t, int64_t head, float *query)
+/* Queries of one head. */
+static void absorb_head(void *context, int64_t head, int32_t thread)
 {
-    const mf_mla_args *args = call->args;
-    const int64_t rank = args->kv_lora_rank;
-    const int64_t nope = args->qk_nope_head_dim;
-    const float *q = args->q + (t * args->num_heads + head) * (nope + args->qk_rope_head_dim);
-    const int64_t first_row = head * (nope + args->v_head_dim);
-    memset(query, 0, (size_t)rank * sizeof *query);
+    const mla_call *c = context;
+    const mf_mla_args *args = c->args;
+    const int64_t rank = args->kv_lora_rank, nope = args->qk_nope_head_dim, rope = args->qk_rope_head_dim;
+    const int64_t stride = (c->num_tokens + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+    const float *q[TOKENS];
+    int32_t limits[TOKENS];
+    float *rows = c->room + thread * c->room_floats;
+    float *weights = rows + DECODED_ROWS * c->result_stride;
+    float *query = c->query + head * c->query_stride;
+    for (int64_t t = 0; t < c->num_tokens; t++) {
+        q[t] = args->q + ((c->first + t) * args->num_heads + head) * (nope + rope);
+        memcpy(query + t * args->num_heads * c->query_stride + rank, q[t] + nope, (size_t)rope * sizeof *query);
+    }
+    c->kernels->attention.pack(q, c->num_tokens, nope, weights, stride);
     for (int64_t j = 0; j < nope; j += DECODED_ROWS) {
+        const float *decoded[DECODED_ROWS];
         const int64_t count = nope - j < DECODED_ROWS ? nope - j : DECODED_ROWS;
         for (int64_t i = 0; i < count; i++) {
-            float *row = scratch->rows + i * scratch->result_stride;
-            if (args->kv_b->format <= MF_FORMAT_F16) {
-                const mf_dtype dtype = (const mf_dtype[]){ MF_F32, MF_BF16, MF_F16 }[args->kv_b->format];
-                call->kernels->load_row(mf_matrix_row(args->kv_b, first_row + j + i), dtype, rank, row);
-            } else {
-                mf_matrix_decode_row(args->kv_b, first_row + j + i, 0, rank, row);
-            }
+            float *row = rows + i * c->result_stride;
+            c->kernels->attention.decode_row(args->kv_b, head * (nope + args->v_head_dim) + j + i, 0, rank, row);
+            decoded[i] = row;
         }
-        mf_cpu_mix mix = { .rows = scratch->rows,
-                           .weights = q + j,
-                           .row_stride = scratch->result_stride,
-                           .num_rows = count,
-                           .num_heads = 1,
-                           .n = rank,
-                           .acc = query };
-        call->kernels->mix(&mix);
-    }
-    memcpy(query + rank, q + nope, (size_t)args->qk_rope_head_dim * sizeof *query);
-}
-
-/* Scores of all positions, a block of the cache at a time, for num_heads heads. */
-static void score(const mla_call *call, const mla_scratch *scratch, int64_t t, int64_t num_heads, int64_t context)
-{
-    const mf_kv_view *kv = &call->args->kv;
-    const void *query[HEADS];
-    for (int64_t h = 0; h < num_heads; h++) {
-        query[h] = scratch->query + h * scratch->query_stride;
-    }
-    for (int64_t first = 0; first < context; first += kv->block_size) {
-        mf_matrix block = { .data = mf_kv_row(kv, t, first),
-                            .n = context - first < kv->block_size ? context - first : kv->block_size,
-                            .k = kv->row_size,
-                            .row_stride = kv->row_size,
-                            .format = MF_FORMAT_F32 };
-        mf_cpu_tile tile = { .w = &block,
-                             .num_rows = block.n,
-                             .num_tokens = num_heads,
-                             .x = query,
-                             .out = scratch->scores + first,
-                             .out_stride = scratch->score_stride };
-        call->kernels->product[MF_FORMAT_F32][MF_CPU_INPUT_F32].fn(&tile);
+        for (int64_t t = 0; t < c->num_tokens; t++) {
+            limits[t] = (int32_t)count;
+        }
+        mf_cpu_blend blend = { .rows = decoded,
+                               .weights = weights + j * stride,
+                               .limits = limits,
+                               .num_queries = c->num_tokens,
+                               .stride = stride,
+                               .n = rank,
+                               .onto_acc = j > 0,
+                               .acc = query,
+                               .acc_stride = args->num_heads * c->query_stride };
+        c->kernels->attention.blend(&blend);
     }
 }
 
-static void run_heads(void *context_, int64_t task, int32_t thread)
+/* Outputs of one head. */
+static void expand_head(void *context, int64_t head, int32_t thread)
 {
-    const mla_call *call = context_;
-    const mf_cpu_kernels *kernels = call->kernels;
-    const mf_mla_args *args = call->args;
-    const mf_kv_view *kv = &args->kv;
-    const int64_t rank = args->kv_lora_rank;
-    const int64_t t = task / call->groups;
-    const int64_t first_head = task % call->groups * HEADS;
-    const int64_t num_heads = args->num_heads - first_head < HEADS ? args->num_heads - first_head : HEADS;
-    const int64_t context = kv->position[t] + (int64_t)1;
-    const mla_scratch scratch = lay_out(args, thread);
-
-    for (int64_t h = 0; h < num_heads; h++) {
-        absorb_query(call, &scratch, t, first_head + h, scratch.query + h * scratch.query_stride);
+    const mla_call *c = context;
+    const mf_mla_args *args = c->args;
+    const int64_t width = args->num_heads * args->v_head_dim;
+    uint8_t *rows = (uint8_t *)(c->room + thread * c->room_floats);
+    for (int64_t t = 0; t < c->num_tokens; t++) {
+        const mf_cpu_pack pack = mf_cpu_pack_at(c->source.form, args->kv_lora_rank, rows, c->row_bytes, t, c->num_tokens);
+        c->kernels->pack(&pack, c->result + (t * args->num_heads + head) * c->result_stride, 0, args->kv_lora_rank);
     }
-    score(call, &scratch, t, num_heads, context);
-    float sums[HEADS];
-    for (int64_t h = 0; h < num_heads; h++) {
-        float *scores = scratch.scores + h * scratch.score_stride;
-        float max = -INFINITY;
-        for (int64_t s = 0; s < context; s++) {
-            scores[s] *= args->softmax_scale;
-            max = scores[s] > max ? scores[s] : max;
-        }
-        sums[h] = kernels->exp_sum(scores, context, max);
-    }
-    memset(scratch.result, 0, (size_t)(num_heads * scratch.result_stride) * sizeof *scratch.result);
-    for (int64_t first = 0; first < context; first += kv->block_size) {
-        mf_cpu_mix mix = { .rows = mf_kv_row(kv, t, first),
-                           .weights = scratch.scores + first,
-                           .row_stride = kv->row_size,
-                           .weight_stride = scratch.score_stride,
-                           .num_rows = context - first < kv->block_size ? context - first : kv->block_size,
-                           .num_heads = num_heads,
-                           .n = rank,
-                           .acc = scratch.result,
-                           .acc_stride = scratch.result_stride };
-        kernels->mix(&mix);
-    }
-    for (int64_t h = 0; h < num_heads; h++) {
-        float *result = scratch.result + h * scratch.result_stride;
-        for (int64_t i = 0; i < rank; i++) {
-            result[i] /= sums[h];
-        }
-        const int64_t head = first_head + h;
+    const int64_t step = c->kernels->tile_tokens;
+    for (int64_t t = 0; t < c->num_tokens; t += step) {
+        const void *x[MF_CPU_MOST_TILE_TOKENS];
         mf_cpu_tile tile = { .w = args->kv_b,
                              .first_row = head * (args->qk_nope_head_dim + args->v_head_dim) + args->qk_nope_head_dim,
                              .num_rows = args->v_head_dim,
-                             .num_tokens = 1,
-                             .x = (const void *const[]){ result },
-                             .out = args->out + (t * args->num_heads + head) * args->v_head_dim,
-                             .out_stride = args->v_head_dim };
-        kernels->product[args->kv_b->format][MF_CPU_INPUT_F32].fn(&tile);
+                             .num_tokens = c->num_tokens - t < step ? c->num_tokens - t : step,
+                             .x = x,
+                             .out = args->out + (c->first + t) * width + head * args->v_head_dim,
+                             .out_stride = width };
+        mf_cpu_point(c->source.form, rows, c->row_bytes, t, tile.num_tokens, x);
+        c->source.fn(&tile);
     }
 }
 
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args)
 {
-    mla_call call = { .kernels = mf_cpu_kernels_of(device),
-                      .args = args,
-                      .groups = (args->num_heads + HEADS - 1) / HEADS };
-    double work = 0;
-    for (int64_t t = 0; t < args->num_tokens; t++) {
-        work += (double)args->kv.position[t] * (double)(2 * args->kv_lora_rank + args->qk_rope_head_dim);
+    mla_call c = make_call(device, args);
+    const int64_t portion = c.num_tokens;
+    for (; c.first < args->num_tokens; c.first += portion) {
+        c.num_tokens = args->num_tokens - c.first < portion ? args->num_tokens - c.first : portion;
+        const double weights = (double)(args->num_heads * args->kv_lora_rank * c.num_tokens);
+        mf_cpu_run(device, weights * (double)args->qk_nope_head_dim, args->num_heads, absorb_head, &c);
+        const mf_cpu_attend attend = make_attend(&c);
+        mf_cpu_attend_run(device, &attend);
+        mf_cpu_run(device, weights * (double)args->v_head_dim, args->num_heads, expand_head, &c);
     }
-    work += (double)args->num_tokens * (double)args->kv_lora_rank * (double)(args->qk_nope_head_dim + args->v_head_dim);
-    mf_cpu_run(device, work * (double)args->num_heads, args->num_tokens * call.groups, run_heads, &call);
 }

@@ -36,8 +36,8 @@ static const mf_device_ops cpu_ops = {
     .kv_write = mf_cpu_kv_write,
     .mla_scratch_floats = mf_cpu_mla_scratch_floats,
     .mla_attention = mf_cpu_mla_attention,
-    .gqa_scratch_floats = mf_ref_gqa_scratch_floats,
-    .gqa_attention = mf_ref_gqa_attention,
+    .gqa_scratch_floats = mf_cpu_gqa_scratch_floats,
+    .gqa_attention = mf_cpu_gqa_attention,
     .convert = mf_cpu_convert,
     .add = mf_cpu_add,
 };

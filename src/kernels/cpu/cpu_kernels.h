@@ -5,6 +5,7 @@
 #ifndef MF_KERNELS_CPU_KERNELS_H
 #define MF_KERNELS_CPU_KERNELS_H
 
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/fp_env.h"
 #include "kernels/quantise.h"
 #include "kernels/ref/gate_row.h"
@@ -123,6 +124,7 @@ typedef struct mf_cpu_kernels {
     void (*store_row)(const float *x, int64_t n, mf_dtype dtype, void *data);
     /* x[n] quantised, over itself, as f32: by the fp8 rules to code times scale; by INT8_TOKEN to codes and *scale. */
     void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
+    mf_cpu_attention_kernels attention;
     void (*mix)(const mf_cpu_mix *mix);
     /* x[i] = exp(x[i] - max), and their sum */
     float (*exp_sum)(float *x, int64_t n, float max);
@@ -149,8 +151,13 @@ void mf_cpu_sum_reduce_fill_c(
     mf_cpu_kernels *kernels); /* entries of the combine and the gate; called by the two below */
 void mf_cpu_sum_reduce_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_gate_fill_avx2(mf_cpu_kernels *kernels);
+/* The entries of attention; called by the rungs below. */
+void mf_cpu_attention_fill_c(mf_cpu_kernels *kernels);
+void mf_cpu_attention_fill_avx2(mf_cpu_kernels *kernels);
+void mf_cpu_attention_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
+void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels); /* the product table, split and tile_tokens */
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *kernels); /* F, BW, VL, DQ; the next two too */
 void mf_cpu_gate_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);

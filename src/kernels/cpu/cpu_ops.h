@@ -30,5 +30,7 @@ void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
                    int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride);
 size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *args);
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args);
+size_t mf_cpu_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args);
+void mf_cpu_gqa_attention(mf_device *device, const mf_gqa_args *args);
 
 #endif

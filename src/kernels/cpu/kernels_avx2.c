@@ -442,6 +442,7 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->rms_norm = rms_norm_avx2;
     k->add = add_avx2;
     k->rope = rope_avx2;
+    mf_cpu_attention_fill_avx2(k);
     mf_cpu_gate_fill_avx2(k);
     mf_cpu_sum_reduce_fill_avx2(k);
 }

@@ -288,5 +288,6 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
     k->tile_tokens = 32;
     k->pack = pack_c;
     k->gate_steps = &mf_ref_gate_steps;
+    mf_cpu_attention_fill_c(k);
     mf_cpu_sum_reduce_fill_c(k);
 }

@@ -415,6 +415,7 @@ void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
     k->add = add_avx512;
     k->rope = rope_avx512;
     mf_cpu_pack_fill_avx512(k);
+    mf_cpu_attention_fill_avx512(k);
     mf_cpu_gate_fill_avx512(k);
     mf_cpu_sum_reduce_fill_avx512(k);
 }

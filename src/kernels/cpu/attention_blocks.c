@@ -1,0 +1,431 @@
+/* attention_blocks.c - the loops of attention: see attention_blocks.h.
+ *
+ * An item is up to MF_CPU_QUERIES query rows, heads of one group times consecutive tokens of one sequence, which all meet
+ * a block of the cache while it is near.  With enough items each is a task; with few (decoding) every span of every item
+ * is one, and its part waits in a slot until the parts are merged in order. */
+#include "kernels/cpu/attention_blocks.h"
+
+#include <float.h>
+#include <string.h>
+
+#include "kernels/ref/ref_ops.h"
+
+enum {
+    QUERIES = MF_CPU_QUERIES,
+    ROWS = MF_CPU_KV_ROWS,
+    MOST_TILES = MF_CPU_ATTEND_TOKENS,
+    COPY_QUERIES = 32, /* from as many on, copying a block to where it lies well pays */
+    ITEMS_PER_THREAD = 2, /* with fewer, spans become tasks */
+    WAVE_SPANS = 16, /* slots per item, of 64 query rows */
+    MERGE_QUERIES = 4
+};
+
+/* Consecutive tokens of one sequence. */
+typedef struct tile {
+    int32_t first, count; /* tokens of the call */
+} tile;
+
+typedef struct plan {
+    const mf_cpu_kernels *kernels;
+    const mf_cpu_attend *call;
+    int64_t chunk_heads, num_chunks; /* of a group */
+    int64_t num_tiles;
+    int64_t part_floats, thread_floats;
+    float *rooms, *slots;
+    int64_t first_span, wave_spans; /* when spans are tasks */
+    tile tiles[MOST_TILES];
+} plan;
+
+/* The query rows of one task: row (t - first) * num_heads + h. */
+typedef struct item {
+    const mf_cpu_attend *call;
+    int64_t first, num_tokens; /* tokens of the call */
+    int64_t group, first_head, num_heads;
+    int64_t num_queries, stride;
+} item;
+
+/* max[QUERIES], sum[QUERIES], then the rows' weighted sums */
+typedef struct part {
+    float *max, *sum, *acc;
+} part;
+
+/* One thread's memory. */
+typedef struct room {
+    float *panel, *scores, *keys, *values;
+    part total, span;
+} room;
+
+static int64_t acc_stride(const mf_cpu_attend *call)
+{
+    return mf_cpu_spread(call->value_dim);
+}
+
+static int64_t part_floats(const mf_cpu_attend *call, int64_t num_queries)
+{
+    return 2 * QUERIES + num_queries * acc_stride(call);
+}
+
+/* Values that lie inside the key, as MLA's do, are not copied twice. */
+static bool values_are_in_keys(const mf_cpu_attend *call)
+{
+    return call->num_groups == 1 && call->value_first + call->value_dim <= call->key_dim;
+}
+
+static int64_t most_queries(const mf_cpu_attend *call)
+{
+    const int64_t heads = call->group_heads < QUERIES ? call->group_heads : QUERIES;
+    const int64_t tokens = call->num_tokens < QUERIES / heads ? call->num_tokens : QUERIES / heads;
+    return heads * (tokens > 0 ? tokens : 1);
+}
+
+static int64_t thread_floats(const mf_cpu_attend *call)
+{
+    const int64_t values = values_are_in_keys(call) ? 0 : mf_cpu_spread(call->value_dim);
+    return QUERIES * (call->key_dim + ROWS) + 2 * part_floats(call, QUERIES) + ROWS * (mf_cpu_spread(call->key_dim) + values);
+}
+
+static part part_at(float *memory)
+{
+    return (part){ .max = memory, .sum = memory + QUERIES, .acc = memory + 2 * QUERIES };
+}
+
+static room room_of(const plan *p, int32_t thread)
+{
+    const mf_cpu_attend *call = p->call;
+    room r = { .panel = p->rooms + thread * p->thread_floats };
+    r.scores = r.panel + QUERIES * call->key_dim;
+    r.total = part_at(r.scores + QUERIES * ROWS);
+    r.span = part_at(r.total.max + part_floats(call, QUERIES));
+    r.keys = r.span.max + part_floats(call, QUERIES);
+    r.values = r.keys + ROWS * mf_cpu_spread(call->key_dim);
+    return r;
+}
+
+static int64_t count_spans(int64_t context)
+{
+    return (context + MF_CPU_SPAN_ROWS - 1) / MF_CPU_SPAN_ROWS;
+}
+
+/* Slots that splitting contexts may use: a fixed share per thread, less when contexts are short. */
+static int64_t slots_floats(const mf_device *device, const mf_cpu_attend *call)
+{
+    const int64_t threads = mf_pool_num_threads(device->pool);
+    const int64_t spans = count_spans(call->kv->max_context);
+    if (threads == 1 || spans == 1) {
+        return 0;
+    }
+    return ITEMS_PER_THREAD * threads * (spans < WAVE_SPANS ? spans : WAVE_SPANS) * part_floats(call, QUERIES);
+}
+
+int64_t mf_cpu_attend_scratch_floats(const mf_device *device, const mf_cpu_attend *call)
+{
+    return MF_CPU_COLUMNS + thread_floats(call) * mf_pool_num_threads(device->pool) + slots_floats(device, call);
+}
+
+/* ---- items ---- */
+
+static int64_t context_of(const mf_cpu_attend *call, int64_t t)
+{
+    return call->kv->position[call->first_token + t] + (int64_t)1;
+}
+
+static void make_tiles(plan *p)
+{
+    const mf_cpu_attend *call = p->call;
+    const int32_t *sequence = call->kv->sequence + call->first_token;
+    const int64_t most = QUERIES / p->chunk_heads;
+    for (int64_t t = 0; t < call->num_tokens;) {
+        tile *next = &p->tiles[p->num_tiles++];
+        next->first = (int32_t)t++;
+        while (t < call->num_tokens && t - next->first < most && sequence[t] == sequence[t - 1] &&
+               context_of(call, t) > context_of(call, t - 1)) {
+            t++;
+        }
+        next->count = (int32_t)t - next->first;
+    }
+}
+
+static item item_at(const plan *p, int64_t i)
+{
+    const mf_cpu_attend *call = p->call;
+    const tile *tokens = &p->tiles[i / (call->num_groups * p->num_chunks)];
+    item it = { .call = call,
+                .first = tokens->first,
+                .num_tokens = tokens->count,
+                .group = i / p->num_chunks % call->num_groups,
+                .first_head = i % p->num_chunks * p->chunk_heads };
+    it.num_heads = call->group_heads - it.first_head < p->chunk_heads ? call->group_heads - it.first_head : p->chunk_heads;
+    it.num_queries = it.num_tokens * it.num_heads;
+    it.stride = (it.num_queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+    return it;
+}
+
+static int64_t item_context(const item *it)
+{
+    return context_of(it->call, it->first + it->num_tokens - 1);
+}
+
+/* The first query row that sees position s. */
+static int64_t first_query_at(const item *it, int64_t s)
+{
+    int64_t t = 0;
+    while (context_of(it->call, it->first + t) <= s) {
+        t++;
+    }
+    return t * it->num_heads;
+}
+
+static void pack_queries(const mf_cpu_kernels *kernels, const item *it, float *panel)
+{
+    const mf_cpu_attend *call = it->call;
+    const float *queries[QUERIES];
+    for (int64_t q = 0; q < it->num_queries; q++) {
+        const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
+        queries[q] = call->q + (it->first + q / it->num_heads) * call->q_token_stride + head * call->q_head_stride;
+    }
+    kernels->attention.pack(queries, it->num_queries, call->key_dim, panel, it->stride);
+}
+
+/* ---- one block, one span ---- */
+
+/* Pointers to the keys and values of positions [first, first + n). */
+static void find_rows(const item *it, int64_t first, int64_t n, const float **keys, const float **values)
+{
+    const mf_cpu_attend *call = it->call;
+    const mf_kv_view *kv = call->kv;
+    for (int64_t s = 0; s < n;) {
+        const float *row = mf_kv_row(kv, call->first_token + it->first, first + s);
+        const int64_t left = kv->block_size - (first + s) % kv->block_size;
+        for (const int64_t end = s + left < n ? s + left : n; s < end; s++, row += kv->row_size) {
+            keys[s] = row + it->group * call->key_step;
+            values[s] = row + call->value_first + it->group * call->value_step;
+        }
+    }
+}
+
+static void copy_rows(const float **rows, int64_t n, int64_t dim, float *to)
+{
+    for (int64_t s = 0; s < n; s++, to += mf_cpu_spread(dim)) {
+        memcpy(to, rows[s], (size_t)dim * sizeof *to);
+        rows[s] = to;
+    }
+}
+
+/* Adds positions [first, first + n) to the span's part; the span's first block starts it. */
+static void attend_block(const plan *p, const item *it, const room *r, int64_t first, int64_t n, const part *span)
+{
+    const mf_cpu_attend *call = it->call;
+    const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
+    const bool starts = first % MF_CPU_SPAN_ROWS == 0;
+    const int64_t first_query = first_query_at(it, first);
+    int32_t limits[QUERIES] = { 0 };
+    for (int64_t q = first_query; q < it->num_queries; q++) {
+        const int64_t seen = context_of(call, it->first + q / it->num_heads) - first;
+        limits[q] = (int32_t)(seen < n ? seen : n);
+    }
+    const float *keys[ROWS], *values[ROWS];
+    find_rows(it, first, n, keys, values);
+    if (it->num_queries >= COPY_QUERIES) {
+        copy_rows(keys, n, call->key_dim, r->keys);
+        if (!values_are_in_keys(call)) {
+            copy_rows(values, n, call->value_dim, r->values);
+        } else {
+            for (int64_t s = 0; s < n; s++) {
+                values[s] = keys[s] + call->value_first;
+            }
+        }
+    }
+    mf_cpu_scores scores = { .rows = keys,
+                             .num_rows = n,
+                             .dim = call->key_dim,
+                             .queries = r->panel,
+                             .limits = limits,
+                             .first_query = first_query,
+                             .stride = it->stride,
+                             .out = r->scores };
+    kernels->scores(&scores);
+    float max[QUERIES], sum[QUERIES], alpha[QUERIES], beta[QUERIES];
+    mf_cpu_softmax softmax = { .scores = r->scores,
+                               .limits = limits,
+                               .first_query = first_query,
+                               .stride = it->stride,
+                               .scale = call->scale,
+                               .max = starts ? span->max : max,
+                               .sum = starts ? span->sum : sum };
+    for (int64_t q = 0; q < first_query; q++) {
+        softmax.max[q] = -FLT_MAX;
+        softmax.sum[q] = 0.0f;
+    }
+    kernels->softmax(&softmax);
+    if (!starts) {
+        kernels->merge(span->max, span->sum, max, sum, it->stride, alpha, beta);
+    }
+    mf_cpu_blend blend = { .rows = values,
+                           .weights = r->scores,
+                           .limits = limits,
+                           .first_query = first_query,
+                           .num_queries = it->num_queries,
+                           .stride = it->stride,
+                           .n = call->value_dim,
+                           .alpha = starts ? NULL : alpha,
+                           .beta = starts ? NULL : beta,
+                           .acc = span->acc,
+                           .acc_stride = acc_stride(call) };
+    kernels->blend(&blend);
+}
+
+static void attend_span(const plan *p, const item *it, const room *r, int64_t span, const part *out)
+{
+    const int64_t context = item_context(it);
+    const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
+    for (int64_t first = span * MF_CPU_SPAN_ROWS; first < end; first += ROWS) {
+        attend_block(p, it, r, first, end - first < ROWS ? end - first : ROWS, out);
+    }
+}
+
+/* total = total and a later span's part, for query rows [first, end) of the item; max and sum of all rows. */
+static void merge_span(const plan *p, const item *it, int64_t span, const part *total, const part *later, int64_t first,
+                       int64_t end)
+{
+    const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
+    const int64_t stride = acc_stride(it->call);
+    const int64_t seen = first_query_at(it, span * MF_CPU_SPAN_ROWS);
+    float alpha[QUERIES], beta[QUERIES];
+    kernels->merge(total->max, total->sum, later->max, later->sum, it->stride, alpha, beta);
+    for (int64_t q = first > seen ? first : seen; q < end; q++) {
+        kernels->combine(total->acc + q * stride, later->acc + q * stride, alpha[q], beta[q], it->call->value_dim);
+    }
+}
+
+static void finish(const plan *p, const item *it, const part *total, int64_t first, int64_t end)
+{
+    const mf_cpu_attend *call = it->call;
+    for (int64_t q = first; q < end; q++) {
+        const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
+        float *out = call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
+        p->kernels->attention.scale(total->acc + q * acc_stride(call), 1.0f / total->sum[q], call->value_dim, out);
+    }
+}
+
+/* ---- items as tasks ---- */
+
+static void run_item(void *context, int64_t task, int32_t thread)
+{
+    const plan *p = context;
+    const item it = item_at(p, task);
+    const room r = room_of(p, thread);
+    const int64_t spans = count_spans(item_context(&it));
+    pack_queries(p->kernels, &it, r.panel);
+    attend_span(p, &it, &r, 0, &r.total);
+    for (int64_t span = 1; span < spans; span++) {
+        attend_span(p, &it, &r, span, &r.span);
+        merge_span(p, &it, span, &r.total, &r.span, 0, it.num_queries);
+    }
+    finish(p, &it, &r.total, 0, it.num_queries);
+}
+
+/* ---- spans as tasks ---- */
+
+/* Slot 0 of an item holds its total; later ones the parts of the wave at hand. */
+static part slot_of(const plan *p, int64_t i, int64_t slot)
+{
+    return part_at(p->slots + (i * (p->wave_spans + 1) + slot) * p->part_floats);
+}
+
+static void run_span(void *context, int64_t task, int32_t thread)
+{
+    const plan *p = context;
+    const int64_t i = task / p->wave_spans, span = p->first_span + task % p->wave_spans;
+    const item it = item_at(p, i);
+    if (span >= count_spans(item_context(&it))) {
+        return;
+    }
+    const room r = room_of(p, thread);
+    const part out = slot_of(p, i, span == 0 ? 0 : 1 + span - p->first_span);
+    pack_queries(p->kernels, &it, r.panel);
+    attend_span(p, &it, &r, span, &out);
+}
+
+/* Merges a wave's parts for a few query rows of one item.  Every task follows the item's maxima and sums on its own, in
+ * its own copy; the one of the first rows hands them on to the next wave. */
+static void run_merge(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const plan *p = context;
+    const int64_t shares = QUERIES / MERGE_QUERIES;
+    const int64_t i = task / shares, first = task % shares * MERGE_QUERIES;
+    const item it = item_at(p, i);
+    const int64_t end = first + MERGE_QUERIES < it.num_queries ? first + MERGE_QUERIES : it.num_queries;
+    const int64_t spans = count_spans(item_context(&it));
+    if (first >= it.num_queries || p->first_span >= spans) {
+        return;
+    }
+    const part slot = slot_of(p, i, 0);
+    float max[QUERIES], sum[QUERIES];
+    memcpy(max, slot.max, sizeof max);
+    memcpy(sum, slot.sum, sizeof sum);
+    const part total = { .max = max, .sum = sum, .acc = slot.acc };
+    const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
+    for (int64_t span = p->first_span > 0 ? p->first_span : 1; span < stop; span++) {
+        const part later = slot_of(p, i, 1 + span - p->first_span);
+        merge_span(p, &it, span, &total, &later, first, end);
+    }
+    if (stop == spans) {
+        finish(p, &it, &total, first, end);
+    }
+}
+
+/* After a wave that is not the last: an item's maxima and sums, once its merging tasks have read the old ones. */
+static void run_carry(void *context, int64_t i, int32_t thread)
+{
+    (void)thread;
+    const plan *p = context;
+    const item it = item_at(p, i);
+    const int64_t spans = count_spans(item_context(&it));
+    const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
+    const part total = slot_of(p, i, 0);
+    for (int64_t span = p->first_span > 0 ? p->first_span : 1; span < stop; span++) {
+        const part later = slot_of(p, i, 1 + span - p->first_span);
+        merge_span(p, &it, span, &total, &later, 0, 0);
+    }
+}
+
+static void run_split(mf_device *device, plan *p, int64_t num_items, int64_t spans, int64_t floats, double work)
+{
+    p->part_floats = part_floats(p->call, most_queries(p->call));
+    const int64_t room_for = floats / (num_items * p->part_floats) - 1;
+    p->wave_spans = room_for < spans ? room_for : spans;
+    const int64_t waves = (spans + p->wave_spans - 1) / p->wave_spans;
+    for (p->first_span = 0; p->first_span < spans; p->first_span += p->wave_spans) {
+        mf_cpu_run(device, work / (double)waves, num_items * p->wave_spans, run_span, p);
+        mf_cpu_run(device, work / (double)waves, num_items * (QUERIES / MERGE_QUERIES), run_merge, p);
+        if (p->first_span + p->wave_spans < spans) {
+            mf_cpu_run(device, 0.0, num_items, run_carry, p);
+        }
+    }
+}
+
+void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
+{
+    const int64_t threads = mf_pool_num_threads(device->pool);
+    plan p = { .kernels = mf_cpu_kernels_of(device), .call = call, .thread_floats = thread_floats(call) };
+    p.num_chunks = (call->group_heads + QUERIES - 1) / QUERIES;
+    p.chunk_heads = (call->group_heads + p.num_chunks - 1) / p.num_chunks;
+    p.rooms = call->scratch + (64 - (uintptr_t)call->scratch % 64) % 64 / sizeof(float);
+    p.slots = p.rooms + threads * p.thread_floats;
+    make_tiles(&p);
+    int64_t longest = 0;
+    double work = 0;
+    for (int64_t t = 0; t < call->num_tokens; t++) {
+        longest = context_of(call, t) > longest ? context_of(call, t) : longest;
+        work += (double)context_of(call, t);
+    }
+    work *= (double)(call->num_groups * call->group_heads * (call->key_dim + call->value_dim));
+    const int64_t num_items = p.num_tiles * call->num_groups * p.num_chunks;
+    const int64_t floats = slots_floats(device, call);
+    if (floats > 0 && num_items < ITEMS_PER_THREAD * threads && longest > MF_CPU_SPAN_ROWS) {
+        run_split(device, &p, num_items, count_spans(longest), floats, work);
+    } else {
+        mf_cpu_run(device, work, num_items, run_item, &p);
+    }
+}

@@ -1,0 +1,75 @@
+/* attention_kernels.h - the inner kernels of attention: up to MF_CPU_QUERIES query rows against up to MF_CPU_KV_ROWS rows of
+ * the cache.
+ *
+ * Queries lie side by side in a panel [dim][stride], so scores of one cached row are vectors of queries and no sum crosses
+ * lanes: a score is one chain of multiply-adds over ascending d, a weighted sum one chain over ascending rows.  Neither
+ * depends on which queries or how many share a call.  Rows at or past a query's limit never enter its results. */
+#ifndef MF_KERNELS_CPU_ATTENTION_KERNELS_H
+#define MF_KERNELS_CPU_ATTENTION_KERNELS_H
+
+#include "kernels/ops.h"
+
+enum {
+    MF_CPU_QUERIES = 64,      /* most query rows of a panel */
+    MF_CPU_QUERY_LANES = 16,  /* panels are zero-padded to a multiple of it; a multiple of every ISA's lanes */
+    MF_CPU_KV_ROWS = 128      /* most rows of a block */
+};
+
+/* out[s * stride + q] = rows[s] . query q, for s < the largest limit of q's vector of lanes. */
+typedef struct mf_cpu_scores {
+    const float *const *rows;
+    const float *const *ahead; /* as many rows that are wanted next, dim floats each; NULL: none */
+    int64_t num_rows, dim;
+    const float *queries;      /* [dim][stride] */
+    const int32_t *limits;     /* [stride], 0 in the padding */
+    int64_t first_query;       /* queries before it have limit 0 */
+    int64_t stride;            /* num_queries rounded up to MF_CPU_QUERY_LANES */
+    float *out;                /* [num_rows][stride] */
+} mf_cpu_scores;
+
+/* Per query, over s < limit: x = scale * score; max = the largest x, -FLT_MAX without any; scores become e^(x - max), 0
+ * from limit on; sum = their sum, s ascending.  NaN is not larger than anything and stays. */
+typedef struct mf_cpu_softmax {
+    float *scores; /* [num_rows][stride] */
+    const int32_t *limits;
+    int64_t first_query, stride;
+    float scale;
+    float *max, *sum; /* [stride] */
+} mf_cpu_softmax;
+
+/* acc[q] = sum over s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc itself with
+ * `onto_acc`; with alpha and beta: fma(that sum, beta[q], acc[q] * alpha[q]).  Queries [first_query, num_queries), whose
+ * limits are > 0 and ascend. */
+typedef struct mf_cpu_blend {
+    const float *const *rows;
+    const float *const *ahead; /* as in mf_cpu_scores: ahead_floats from each */
+    int64_t ahead_floats;
+    const float *weights;      /* [num_rows][stride] */
+    const int32_t *limits;
+    int64_t first_query, num_queries, stride;
+    int64_t n;                 /* floats per row */
+    bool onto_acc;
+    const float *alpha, *beta; /* NULL or [stride] */
+    float *acc;
+    int64_t acc_stride;
+} mf_cpu_blend;
+
+typedef struct mf_cpu_attention_kernels {
+    /* panel[d * stride + q] = queries[q][d], 0 for num_queries <= q < stride */
+    void (*pack)(const float *const *queries, int64_t num_queries, int64_t dim, float *panel, int64_t stride);
+    void (*scores)(const mf_cpu_scores *scores);
+    void (*softmax)(const mf_cpu_softmax *softmax);
+    /* Per lane, for two parts of a softmax: m = max(max, part_max); alpha = e^(max - m), beta = e^(part_max - m);
+     * sum = fma(part_sum, beta, sum * alpha); max = m.  A part without rows (-FLT_MAX, 0) changes nothing. */
+    void (*merge)(float *max, float *sum, const float *part_max, const float *part_sum, int64_t n, float *alpha,
+                  float *beta);
+    void (*blend)(const mf_cpu_blend *blend);
+    /* acc = fma(part, beta, acc * alpha), n floats */
+    void (*combine)(float *acc, const float *part, float alpha, float beta, int64_t n);
+    /* out = acc * factor */
+    void (*scale)(const float *acc, float factor, int64_t n, float *out);
+    /* mf_matrix_decode_row */
+    void (*decode_row)(const mf_matrix *m, int64_t r, int64_t first, int64_t count, float *out);
+} mf_cpu_attention_kernels;
+
+#endif
