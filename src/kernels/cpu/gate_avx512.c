@@ -3,8 +3,8 @@
 #include "kernels/cpu/avx512.h"
 #include "kernels/ref/views.h"
 
-/* Columns are padded to this many with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
-enum { PAD = 32 };
+/* Columns are padded to PAD with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
+enum { PAD = 32, ROWS_AHEAD = 2 };
 
 static int64_t padded(const mf_gate_call *call)
 {
@@ -122,8 +122,11 @@ static void read_logits_avx512(const mf_gate_call *call, mf_gate_row *row)
     const mf_tensor *logits = &call->args->router_logits;
     const mf_tensor *bias = call->cfg.bias_domain == MF_BIAS_LOGIT ? bias_of_row(call, row->t) : NULL;
     const int64_t n = call->row_width, end = padded(call);
+    const int64_t size = logits->dtype == MF_F32 ? 4 : 2;
+    const char *ahead = (const char *)logits->data + (row->t + ROWS_AHEAD) * logits->stride[0] * size;
     unsigned any = 0;
     for (int64_t i = 0; i < end; i += 16) {
+        _mm_prefetch(ahead + i * size, _MM_HINT_T0);
         __m512 x = load_some(logits, row->t * logits->stride[0], i, n, NAN);
         const __mmask16 good = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
         any |= ~(unsigned)good & mask16(n - i);

@@ -3,12 +3,12 @@
 #include "kernels/activation.h"
 #include "kernels/cpu/avx2.h"
 
-/* exp(x) within 2 ulp; +0 below -87, the largest float's neighbourhood above 88; NaN stays. */
+/* exp(x) within 2 ulp; +0 below -87, infinity from 88.4 on; NaN stays. */
 INLINE __m256 exp8(__m256 x)
 {
     __m256 keep = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ);
     x = _mm256_max_ps(_mm256_set1_ps(-87.0f),
-                      _mm256_min_ps(_mm256_set1_ps(88.0f), x)); /* the second operand when NaN */
+                      _mm256_min_ps(_mm256_set1_ps(89.0f), x)); /* the second operand when NaN */
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm256_and_ps(exp_reduced8(x, n), keep);

@@ -5,11 +5,11 @@
 
 /* ---- elementary functions ---- */
 
-/* exp(x) within 2 ulp; +0 below -87, the largest float's neighbourhood above 88; NaN stays. */
+/* exp(x) within 2 ulp; +0 below -87, infinity where f32 ends; NaN stays. */
 INLINE __m512 exp16(__m512 x)
 {
     const __mmask16 keep = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), _mm512_min_ps(_mm512_set1_ps(88.0f), x)); /* the second operand when NaN */
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), x)); /* the second operand when NaN */
     const __m512 n = rint16(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)));
     return _mm512_maskz_mov_ps(keep, exp_reduced16(x, n));
 }

@@ -8,11 +8,12 @@
 #include "kernels/ref/canonical.h"
 
 /* Everything that is known about one row.  Keys are finite; a bad expert (NaN logit) has key -inf, which is below them all.
- * Columns from N on hold nothing, but a step may write and read them up to the next multiple of 32. */
+ * Columns from N on hold nothing, but a step may write and read them up to the next multiple of 32.  Arrays start at cache
+ * lines, so that no vector of a step lies across two. */
 typedef struct mf_gate_row {
     int64_t t;
     bool has_nan;
-    float x[MF_GATE_MAX_WIDTH];   /* canonical logits, with the bias when bias_domain is LOGIT */
+    _Alignas(64) float x[MF_GATE_MAX_WIDTH]; /* canonical logits, with the bias when bias_domain is LOGIT */
     float a[MF_GATE_MAX_WIDTH];   /* scores; 0 for a bad expert */
     float key[MF_GATE_MAX_WIDTH];
     bool bad[MF_GATE_MAX_WIDTH];
