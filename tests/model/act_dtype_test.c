@@ -38,7 +38,7 @@ static double worst_difference(const golden *g, const float *logits, int32_t fir
 
 /* Rounding is where a small difference can grow: two f32 sums an ulp apart that lie at the border between two bf16 numbers
  * end 2^-8 apart, every later token reads such a value from the cache, and its own sums may then round the other way too.
- * That happens to about one value in 10^5, so texts agree as closely as f32 runs do up to some row (half of their rows or
+ * That happens to about one value in 10^5, so texts agree as closely as f32 runs do up to some row (a third of their rows or
  * more were seen) and to a few roundings' effect after it (0.4 % of the largest logit were seen).  Rounding in another
  * place, or of the router's input too, leaves no row close. */
 TEST(logits_with_bf16_activations_agree_with_transformers)

@@ -140,6 +140,8 @@ enum {
     V = 4,
     Q_LORA = 8,
     KV_LORA = 8,
+    KV_HEADS = 1, /* grouped queries */
+    HEAD = 12,
     E = 12,
     DENSE = 24,
     LAYERS = 3
@@ -160,6 +162,27 @@ static const char *const deepseek_v3_config =
     "false,"
     " \"rope_theta\": 10000, \"rope_scaling\": null, \"attention_bias\": false, \"torch_dtype\": \"bfloat16\","
     " \"bos_token_id\": 0, \"eos_token_id\": 1}";
+
+static const char *const qwen3_moe_config =
+    "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\", \"vocab_size\": 24, "
+    "\"hidden_size\": 16, \"intermediate_size\": 24, \"moe_intermediate_size\": 8, \"num_hidden_layers\": 3,"
+    " \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 12, \"num_experts\": 12,"
+    " \"num_experts_per_tok\": 3, \"decoder_sparse_step\": 1, \"mlp_only_layers\": [0], \"norm_topk_prob\": true,"
+    " \"use_sliding_window\": false, \"sliding_window\": null, \"max_window_layers\": 3, \"hidden_act\": \"silu\","
+    " \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-06, \"tie_word_embeddings\": false,"
+    " \"rope_theta\": 1000000.0, \"rope_scaling\": null, \"attention_bias\": false, \"torch_dtype\": \"bfloat16\","
+    " \"router_aux_loss_coef\": 0.001, \"bos_token_id\": 0, \"eos_token_id\": 1}";
+
+static const char *const glm4_moe_config =
+    "{\"architectures\": [\"Glm4MoeForCausalLM\"], \"model_type\": \"glm4_moe\", \"vocab_size\": 24, "
+    "\"hidden_size\": 16, \"intermediate_size\": 24, \"moe_intermediate_size\": 8, \"num_hidden_layers\": 3,"
+    " \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 12, \"n_routed_experts\": 12,"
+    " \"n_shared_experts\": 1, \"num_experts_per_tok\": 3, \"n_group\": 4, \"topk_group\": 2,"
+    " \"routed_scaling_factor\": 2.5, \"norm_topk_prob\": true, \"first_k_dense_replace\": 1,"
+    " \"use_qk_norm\": true, \"partial_rotary_factor\": 0.5, \"num_nextn_predict_layers\": 1,"
+    " \"hidden_act\": \"silu\", \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-05,"
+    " \"tie_word_embeddings\": false, \"rope_theta\": 1000000.0, \"rope_scaling\": null, \"attention_bias\": true,"
+    " \"torch_dtype\": \"bfloat16\", \"bos_token_id\": 0, \"eos_token_id\": [1, 2]}";
 
 static void add2(cw *w, const char *name, const char *dtype, int64_t n, int64_t k)
 {
@@ -204,15 +227,38 @@ static void add_stacked(cw *w, bool fp8, int64_t width, const char *prefix)
     }
 }
 
-static void add_attention(cw *w, int layer, bool q_lora, bool fp8)
+static void add_grouped_attention(cw *w, int layer, bool biased, bool fp8)
+{
+    const struct {
+        const char *name;
+        int64_t n, k; /* k 0: a norm */
+        bool biased;
+    } rows[] = { { "q_proj", HEADS * HEAD, H, biased },
+                 { "k_proj", KV_HEADS * HEAD, H, biased },
+                 { "v_proj", KV_HEADS * HEAD, H, biased },
+                 { "q_norm", HEAD, 0, false },
+                 { "k_norm", HEAD, 0, false },
+                 { "o_proj", H, HEADS * HEAD, false } };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char module[100], name[120];
+        snprintf(module, sizeof module, "model.layers.%d.self_attn.%s", layer, rows[i].name);
+        if (rows[i].k) {
+            add_linear(w, fp8, rows[i].n, rows[i].k, module);
+        } else {
+            snprintf(name, sizeof name, "%s.weight", module);
+            add2(w, name, "BF16", rows[i].n, 0);
+        }
+        if (rows[i].biased) {
+            snprintf(name, sizeof name, "%s.bias", module);
+            add2(w, name, "BF16", rows[i].n, 0);
+        }
+    }
+}
+
+static void add_latent_attention(cw *w, int layer, bool q_lora, bool fp8)
 {
     char base[100], name[200];
     snprintf(base, sizeof base, "model.layers.%d", layer);
-    const char *const norms[] = { "input_layernorm", "post_attention_layernorm" };
-    for (int i = 0; i < 2; i++) {
-        snprintf(name, sizeof name, "%s.%s.weight", base, norms[i]);
-        add2(w, name, "BF16", H, 0);
-    }
     const struct {
         const char *name;
         int64_t n, k; /* k 0: a norm */
@@ -239,6 +285,21 @@ static void add_attention(cw *w, int layer, bool q_lora, bool fp8)
     }
 }
 
+static void add_attention(cw *w, int layer, cw_kind kind, bool fp8)
+{
+    const char *const norms[] = { "input_layernorm", "post_attention_layernorm" };
+    for (int i = 0; i < 2; i++) {
+        char name[100];
+        snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, norms[i]);
+        add2(w, name, "BF16", H, 0);
+    }
+    if (kind == CW_QWEN3 || kind == CW_QWEN3_FP8 || kind == CW_GLM4) {
+        add_grouped_attention(w, layer, kind == CW_GLM4, fp8);
+    } else {
+        add_latent_attention(w, layer, kind != CW_V2_LITE, fp8);
+    }
+}
+
 static void make_v2(cw *w, bool lite)
 {
     const char *const drop[] = { "num_nextn_predict_layers" };
@@ -261,10 +322,12 @@ cw *cw_new(cw_kind kind)
 {
     cw *w = need(calloc(1, sizeof *w));
     bool v2 = kind == CW_V2 || kind == CW_V2_LITE;
-    bool fp8 = kind == CW_V3_FP8 || kind == CW_V3_FP8_STACKED;
+    bool qwen = kind == CW_QWEN3 || kind == CW_QWEN3_FP8;
+    bool fp8 = kind == CW_V3_FP8 || kind == CW_V3_FP8_STACKED || kind == CW_QWEN3_FP8;
     bool stacked = kind == CW_V3_STACKED || kind == CW_V3_FP8_STACKED;
     int64_t width = kind == CW_V3_FP8_STACKED ? 128 : 8; /* gate and up meet at a block's border */
-    w->config = need(json_loads(deepseek_v3_config, 0, NULL));
+    const char *config = qwen ? qwen3_moe_config : kind == CW_GLM4 ? glm4_moe_config : deepseek_v3_config;
+    w->config = need(json_loads(config, 0, NULL));
     if (v2) {
         make_v2(w, kind == CW_V2_LITE);
     }
@@ -279,7 +342,7 @@ cw *cw_new(cw_kind kind)
     add2(w, "model.embed_tokens.weight", "BF16", VOCAB, H);
     for (int layer = 0; layer < LAYERS; layer++) {
         char name[100];
-        add_attention(w, layer, kind != CW_V2_LITE, fp8);
+        add_attention(w, layer, kind, fp8);
         snprintf(name, sizeof name, "model.layers.%d.mlp", layer);
         if (layer == 0) {
             add_mlp(w, fp8, DENSE, name);
@@ -287,12 +350,14 @@ cw *cw_new(cw_kind kind)
         }
         snprintf(name, sizeof name, "model.layers.%d.mlp.gate.weight", layer);
         add2(w, name, "BF16", E, H);
-        if (!v2) {
+        if (!v2 && !qwen) {
             snprintf(name, sizeof name, "model.layers.%d.mlp.gate.e_score_correction_bias", layer);
             add2(w, name, "F32", E, 0);
         }
-        snprintf(name, sizeof name, "model.layers.%d.mlp.shared_experts", layer);
-        add_mlp(w, fp8, v2 ? 2 * width : width, name);
+        if (!qwen) {
+            snprintf(name, sizeof name, "model.layers.%d.mlp.shared_experts", layer);
+            add_mlp(w, fp8, v2 ? 2 * width : width, name);
+        }
         snprintf(name, sizeof name, "model.layers.%d.mlp", layer);
         if (stacked) {
             add_stacked(w, fp8, width, name);

@@ -28,7 +28,17 @@ typedef struct cw {
     char dir[300];      /* set by cw_write */
 } cw;
 
-typedef enum cw_kind { CW_V3, CW_V2, CW_V2_LITE, CW_V3_FP8, CW_V3_STACKED, CW_V3_FP8_STACKED } cw_kind;
+typedef enum cw_kind {
+    CW_V3,
+    CW_V2,
+    CW_V2_LITE,
+    CW_V3_FP8,
+    CW_V3_STACKED,
+    CW_V3_FP8_STACKED,
+    CW_QWEN3, /* layer 0 dense by mlp_only_layers, no shared expert */
+    CW_QWEN3_FP8,
+    CW_GLM4   /* biases of q, k and v, norms of heads */
+} cw_kind;
 
 /* A whole tiny model: 3 layers (the first dense), 12 experts, a shared one, values seeded.  Aborts when out of memory. */
 cw *cw_new(cw_kind kind);

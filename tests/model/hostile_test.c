@@ -116,7 +116,7 @@ static uint64_t sum_weights(const mf_weights *w)
     for (int64_t l = 0; l < c->num_layers; l++) {
         const mf_layer_weights *x = &w->layers[l];
         const mf_matrix *const all[] = { &x->q_proj,      &x->q_a_proj,   &x->q_b_proj,   &x->kv_a_proj,  &x->kv_b_proj,
-                                         &x->o_proj,      &x->dense.gate, &x->dense.up,   &x->dense.down, &x->router,
+                                         &x->k_proj,      &x->v_proj,     &x->o_proj,     &x->dense.gate, &x->dense.up,   &x->dense.down, &x->router,
                                          &x->shared.gate, &x->shared.up,  &x->shared.down };
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
             sum += sum_matrix(all[i]);
@@ -127,6 +127,12 @@ static uint64_t sum_weights(const mf_weights *w)
         }
         for (int64_t i = 0; i < c->hidden_size; i++) {
             norms += (double)x->input_norm[i] + (double)x->post_attention_norm[i];
+        }
+        for (int64_t i = 0; c->qk_norm && i < c->head_dim; i++) {
+            norms += (double)x->q_norm[i] + (double)x->k_norm[i];
+        }
+        for (int64_t i = 0; x->k_bias && i < c->num_kv_heads * c->head_dim; i++) {
+            norms += (double)x->q_bias[i] + (double)x->k_bias[i] + (double)x->v_bias[i];
         }
     }
     return sum + (norms == 0.5);
@@ -209,6 +215,12 @@ TEST(mutants_of_one_file_are_refused_by_name_or_served)
 {
     try_mutants(CW_V3, 0, 1, NUM_MUTANTS / 4);
     try_mutants(CW_V2_LITE, 0, 10001, NUM_MUTANTS / 4);
+}
+
+TEST(mutants_of_grouped_query_models_are_refused_by_name_or_served)
+{
+    try_mutants(CW_QWEN3, 0, 40001, NUM_MUTANTS / 4);
+    try_mutants(CW_GLM4, 3, 50001, NUM_MUTANTS / 4);
 }
 
 TEST(mutants_of_shards_are_refused_by_name_or_served)
