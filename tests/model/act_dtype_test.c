@@ -129,6 +129,36 @@ TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
     }
 }
 
+/* Weights quantised while loading, inputs of the experts quantised while running. */
+TEST(int8_activations_keep_the_bits_and_reach_the_experts)
+{
+    static const char *const names[] = { "glm4", "v2_lite", NULL };
+    static const mf_quantization kinds[] = { MF_QUANTIZATION_INT8, MF_QUANTIZATION_INT4 };
+    for (int i = 0; names[i]; i++) {
+        golden g;
+        golden_open(names[i], &g);
+        for (int d = 0; golden_devices[d]; d++) {
+            for (int k = 0; golden_device_usable(golden_devices[d]) && k < 4; k++) {
+                mf_model_options options = golden_options(golden_devices[d]);
+                options.quantization = kinds[k % 2];
+                options.act_dtype = k / 2 ? MF_BF16 : MF_F32;
+                float *weight_only = prefill(&g, &options, g.num_tokens);
+                options.act_quant = MF_ACT_QUANT_INT8;
+                float *one = prefill(&g, &options, g.num_tokens);
+                CHECK(memcmp(weight_only, one, (size_t)g.num_tokens * (size_t)g.vocab_size * sizeof *one) != 0);
+                options.plan.disable_shared_experts_fusion = true;
+                options.num_threads = 2;
+                float *other = prefill(&g, &options, 3);
+                check_bits(&g, golden_devices[d], "int8, separate and in chunks", one, other);
+                mf_free(weight_only);
+                mf_free(one);
+                mf_free(other);
+            }
+        }
+        golden_close(&g);
+    }
+}
+
 TEST(the_options_reach_the_experts_and_the_start_up_lines)
 {
     static const struct {
