@@ -68,11 +68,33 @@ static bool has_avx512(const mf_cpu_features *features)
 }
 #endif
 
+#if defined(__aarch64__)
+static bool has_neon(const mf_cpu_features *features)
+{
+    return features->neon;
+}
+
+static bool has_neon_dotprod(const mf_cpu_features *features)
+{
+    return features->neon_dotprod;
+}
+
+static bool has_neon_bf16(const mf_cpu_features *features)
+{
+    return features->neon_bf16;
+}
+#endif
+
 static const rung ladder[] = {
     { "c", always, mf_cpu_kernels_fill_c, "nothing" },
 #if defined(__x86_64__)
     { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
+#endif
+#if defined(__aarch64__)
+    { "neon", has_neon, mf_cpu_kernels_fill_neon, "NEON" },
+    { "neon_dotprod", has_neon_dotprod, mf_cpu_kernels_fill_neon_dotprod, "SDOT" },
+    { "neon_bf16", has_neon_bf16, mf_cpu_kernels_fill_neon_bf16, "BFDOT" },
 #endif
 };
 enum { NUM_RUNGS = sizeof ladder / sizeof ladder[0] };

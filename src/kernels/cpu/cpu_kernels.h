@@ -161,6 +161,9 @@ void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels); /* the product table,
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *kernels); /* F, BW, VL, DQ; the next two too */
 void mf_cpu_gate_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_neon(mf_cpu_kernels *kernels); /* only in builds for aarch64; the next two need the rung below */
+void mf_cpu_kernels_fill_neon_dotprod(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_neon_bf16(mf_cpu_kernels *kernels);
 
 static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 {
