@@ -3,11 +3,11 @@
  * Lanes of a sum are those of the C and AVX2 rungs: eight, lane k % 8. */
 #include "kernels/cpu/neon.h"
 
-/* exp(x) within 2 ulp; +0 below -87, the largest float's neighbourhood above 88; NaN stays. */
+/* exp(x) within 2 ulp; +0 below -87, infinity from 88.4 on; NaN stays. */
 INLINE float32x4_t exp4(float32x4_t x)
 {
     uint32x4_t keep = vmvnq_u32(vcltq_f32(x, vdupq_n_f32(-87.0f)));
-    x = vmaxq_f32(vdupq_n_f32(-87.0f), vminq_f32(vdupq_n_f32(88.0f), x)); /* both give NaN for NaN */
+    x = vmaxq_f32(vdupq_n_f32(-87.0f), vminq_f32(vdupq_n_f32(89.0f), x)); /* both give NaN for NaN */
     float32x4_t n = vrndnq_f32(vmulq_f32(x, vdupq_n_f32(0x1.715476p+0f)));
     return keep4(keep, exp_reduced4(x, n));
 }
@@ -151,10 +151,9 @@ static void pack_neon(const mf_cpu_pack *pack, const float *x, int64_t first, in
     case MF_CPU_FORM_F32:
         memcpy(row + 4 * first, x, (size_t)whole * sizeof(float));
         break;
-    case MF_CPU_FORM_BF16: /* exact: the upper halves */
-        for (int64_t i = 0; i < whole; i += 8) {
-            uint16x8_t low = vreinterpretq_u16_f32(vld1q_f32(x + i)), high = vreinterpretq_u16_f32(vld1q_f32(x + i + 4));
-            vst1q_u16((uint16_t *)(void *)row + first + i, vuzp2q_u16(low, high));
+    case MF_CPU_FORM_BF16:
+        for (int64_t i = 0; i < whole; i += 4) {
+            vst1_u16((uint16_t *)(void *)row + first + i, bf16_from_f32(vld1q_f32(x + i)));
         }
         break;
     case MF_CPU_FORM_I8:
@@ -183,6 +182,54 @@ static void pack_neon(const mf_cpu_pack *pack, const float *x, int64_t first, in
     }
     if (whole < n) { /* the row's end, and the zeros behind it */
         mf_cpu_pack_c(pack, MF_CPU_COLUMNS, x + whole, first + whole, n - whole);
+    }
+}
+
+static void add_neon(float *acc, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vst1q_f32(acc + i, vaddq_f32(vld1q_f32(acc + i), vld1q_f32(x + i)));
+    }
+    for (; i < n; i++) {
+        acc[i] += x[i];
+    }
+}
+
+/* One vector of dim floats; each product and sum is rounded by itself, as in the reference. */
+INLINE void rope_vector(float *x, int64_t dim, bool pair, const float *cos_sin)
+{
+    const int64_t half = dim / 2;
+    int64_t i = 0;
+    for (; i + 4 <= half; i += 4) {
+        const float32x4x2_t table = vld2q_f32(cos_sin + 2 * i);
+        const float32x4_t c = table.val[0], s = table.val[1];
+        const float32x4x2_t v = pair ? vld2q_f32(x + 2 * i) : (float32x4x2_t){ { vld1q_f32(x + i), vld1q_f32(x + half + i) } };
+        const float32x4_t a = vsubq_f32(vmulq_f32(v.val[0], c), vmulq_f32(v.val[1], s));
+        const float32x4_t b = vaddq_f32(vmulq_f32(v.val[1], c), vmulq_f32(v.val[0], s));
+        if (pair) {
+            vst2q_f32(x + 2 * i, ((float32x4x2_t){ { a, b } }));
+        } else {
+            vst1q_f32(x + i, a);
+            vst1q_f32(x + half + i, b);
+        }
+    }
+    for (; i < half; i++) {
+        float *a = x + (pair ? 2 * i : i), *b = a + (pair ? 1 : half);
+        const float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], a0 = *a, b0 = *b;
+        *a = a0 * c - b0 * s;
+        *b = b0 * c + a0 * s;
+    }
+}
+
+static void rope_neon(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin)
+{
+    for (int64_t v = 0; v < num_vectors; v++) {
+        if (pair) {
+            rope_vector(x + v * vector_stride, dim, true, cos_sin);
+        } else {
+            rope_vector(x + v * vector_stride, dim, false, cos_sin);
+        }
     }
 }
 
@@ -318,6 +365,9 @@ void mf_cpu_kernels_fill_neon(mf_cpu_kernels *k)
     k->mix = mix_neon;
     k->exp_sum = exp_sum_neon;
     k->rms_norm = rms_norm_neon;
+    k->add = add_neon;
+    k->rope = rope_neon;
+    mf_cpu_attention_fill_neon(k);
     mf_cpu_products_fill_neon(k);
     mf_cpu_gate_fill_neon(k);
     mf_cpu_sum_reduce_fill_neon(k);

@@ -92,9 +92,50 @@ INLINE float32x4_t exp_reduced4(float32x4_t x, float32x4_t n)
     return vmulq_f32(p, vreinterpretq_f32_s32(power));
 }
 
+/* ---- codes ---- */
+
+/* The larger magnitude bits of fp8 codes: 0x7f anywhere says that a row may hold a NaN code. */
+typedef uint8x8_t seen_codes;
+
+INLINE seen_codes seen_none(void)
+{
+    return vdup_n_u8(0);
+}
+
+INLINE bool has_seen_nan(seen_codes seen)
+{
+    return vmaxv_u8(seen) == 0x7f;
+}
+
+/* e4m3's bits moved up are the f32 of code * 2^-120, subnormals included: only the exponent's bias differs.  NaN codes come
+ * out as 480: see seen_codes. */
+INLINE void f32_from_e4m3(uint8x8_t codes, seen_codes *seen, float32x4_t values[2])
+{
+    const float32x4_t factor = vdupq_n_f32(0x1p120f);
+    *seen = vmax_u8(*seen, vand_u8(codes, vdup_n_u8(0x7f)));
+    const uint16x8_t words = vandq_u16(vreinterpretq_u16_s16(vshll_n_s8(vreinterpret_s8_u8(codes), 4)), vdupq_n_u16(0x87f0));
+    values[0] = vmulq_f32(f32_from_bf16_low(words), factor);
+    values[1] = vmulq_f32(f32_from_bf16_high(words), factor);
+}
+
+INLINE void f32_from_i8(uint8x8_t codes, float32x4_t values[2])
+{
+    const int16x8_t words = vmovl_s8(vreinterpret_s8_u8(codes));
+    values[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+    values[1] = vcvtq_f32_s32(vmovl_high_s16(words));
+}
+
+/* Codes in order, the low nibble first: 16 of the 8 bytes. */
+INLINE uint8x16_t nibbles(uint8x8_t pairs)
+{
+    const uint8x8_t even = vand_u8(pairs, vdup_n_u8(15)), odd = vshr_n_u8(pairs, 4);
+    return vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
+}
+
 /* Entries of the table, one function per file. */
 void mf_cpu_products_fill_neon(mf_cpu_kernels *kernels);
 void mf_cpu_gate_fill_neon(mf_cpu_kernels *kernels);
 void mf_cpu_sum_reduce_fill_neon(mf_cpu_kernels *kernels);
+void mf_cpu_attention_fill_neon(mf_cpu_kernels *kernels);
 
 #endif
