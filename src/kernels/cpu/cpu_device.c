@@ -66,6 +66,18 @@ static bool has_avx512(const mf_cpu_features *features)
 {
     return features->avx2_fma_f16c && features->avx512_core;
 }
+
+static bool has_amx(const mf_cpu_features *features)
+{
+    return has_avx512(features) && features->avx512_vbmi && !mf_cpu_amx_refusal();
+}
+
+#if defined(MF_AMX_EMULATE)
+static bool has_amx_emulated(const mf_cpu_features *features)
+{
+    return has_avx512(features) && features->avx512_vbmi;
+}
+#endif
 #endif
 
 #if defined(__aarch64__)
@@ -90,6 +102,10 @@ static const rung ladder[] = {
 #if defined(__x86_64__)
     { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
+    { "amx", has_amx, mf_cpu_kernels_fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
+#if defined(MF_AMX_EMULATE)
+    { "amx_emulated", has_amx_emulated, mf_cpu_kernels_fill_amx_emulated, "AVX-512 VBMI" },
+#endif
 #endif
 #if defined(__aarch64__)
     { "neon", has_neon, mf_cpu_kernels_fill_neon, "NEON" },
@@ -157,5 +173,10 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     MF_TRY(status);
     snprintf(device->description, sizeof device->description, "cpu %s, %d thread%s", kernels->isa, (int)num_threads,
              num_threads == 1 ? "" : "s");
+    const char *refusal = strcmp(ladder[top].name, "amx") == 0 && features->amx_bf16 ? mf_cpu_amx_refusal() : NULL;
+    if (refusal) { /* the machine could be faster */
+        const size_t n = strlen(device->description);
+        snprintf(device->description + n, sizeof device->description - n, "; amx: %s", refusal);
+    }
     return MF_OK;
 }

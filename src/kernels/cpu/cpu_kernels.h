@@ -164,6 +164,10 @@ void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_neon(mf_cpu_kernels *kernels); /* only in builds for aarch64; the next two need the rung below */
 void mf_cpu_kernels_fill_neon_dotprod(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_neon_bf16(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_amx(mf_cpu_kernels *kernels); /* products with tiles; the process must be allowed to use them */
+void mf_cpu_products_fill_amx_int8(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_amx_emulated(mf_cpu_kernels *kernels); /* the same in plain C: only in builds of tests */
+void mf_cpu_products_fill_amx_int8_emulated(mf_cpu_kernels *kernels);
 
 static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 {

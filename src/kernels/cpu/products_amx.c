@@ -1,0 +1,194 @@
+/* products_amx.c - products with AMX: bf16 inputs with weights whose codes bf16 holds exactly (amx_product.h says how). */
+#include "base/cpu_features.h"
+#include "kernels/cpu/amx_product.h"
+
+enum { STEP = 32 }; /* columns of a tile: 64 bytes of bf16 */
+
+/* ---- codes of one row as bf16 ---- */
+
+INLINE void put_step(uint8_t *out, int64_t i, __m512i values)
+{
+    _mm512_store_si512(out + i / STEP * AMX_TILE_BYTES, values);
+}
+
+INLINE __mmask32 mask32(int64_t left)
+{
+    return left >= 32 ? 0xffffffffu : (1u << left) - 1;
+}
+
+INLINE __mmask64 mask64(int64_t left)
+{
+    return left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
+}
+
+INLINE void decode_bf16(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + 2 * first;
+    int64_t i = 0;
+    for (; i + STEP <= count; i += STEP) {
+        put_step(out, i, _mm512_loadu_si512(p + 2 * i));
+    }
+    if (i < count) {
+        put_step(out, i, _mm512_maskz_loadu_epi16(mask32(count - i), p + 2 * i));
+    }
+}
+
+/* bf16 of the e4m3 code c < 128; code 127 is a NaN. */
+#define BITS(c)                                                                   \
+    ((c) == 0 ? 0                                                                 \
+     : (c) == 127 ? 0x7fc0                                                        \
+     : (c) >= 8 ? 0x3c00 + ((c) << 4)                                             \
+     : (c) >= 4 ? 0x3c00 + (((c)-4) << 5)                                         \
+     : (c) >= 2 ? 0x3b80 + (((c)-2) << 6)                                         \
+                : 0x3b00)
+#define LOW(c) (BITS(c) & 255)
+#define HIGH(c) (BITS(c) >> 8)
+#define FOUR(f, c) f(c), f((c) + 1), f((c) + 2), f((c) + 3)
+#define SIXTEEN(f, c) FOUR(f, c), FOUR(f, (c) + 4), FOUR(f, (c) + 8), FOUR(f, (c) + 12)
+#define SIXTY_FOUR(f, c) SIXTEEN(f, c), SIXTEEN(f, (c) + 16), SIXTEEN(f, (c) + 32), SIXTEEN(f, (c) + 48)
+
+static const _Alignas(64) uint8_t e4m3_low[128] = { SIXTY_FOUR(LOW, 0), SIXTY_FOUR(LOW, 64) };
+static const _Alignas(64) uint8_t e4m3_high[128] = { SIXTY_FOUR(HIGH, 0), SIXTY_FOUR(HIGH, 64) };
+
+/* 64 codes at a time: their low and high bytes by table, zipped. */
+INLINE void decode_fp8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + first;
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); /* zipping works inside lanes of 16 bytes */
+    for (int64_t i = 0; i < count; i += 2 * STEP) {
+        __m512i codes = _mm512_maskz_loadu_epi8(mask64(count - i), p + i);
+        codes = _mm512_permutexvar_epi64(order, codes);
+        const __m512i low =
+            _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_low), codes, _mm512_load_si512(e4m3_low + 64));
+        __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_high), codes, _mm512_load_si512(e4m3_high + 64));
+        high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (codes & 0x80) */
+        put_step(out, i, _mm512_unpacklo_epi8(low, high));
+        if (count - i > STEP) {
+            put_step(out, i + STEP, _mm512_unpackhi_epi8(low, high));
+        }
+    }
+}
+
+/* A code goes to the top of a word of 32 bits, and down again with its sign, and becomes a float whose lower half is
+ * zero. */
+INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + first;
+    const __mmask64 tops = 0x8888888888888888u;
+    const __m512i even = _mm512_setr_epi32(0, 2 << 24, 4 << 24, 6 << 24, 8 << 24, 10 << 24, 12 << 24, 14 << 24, 16 << 24,
+                                           18 << 24, 20 << 24, 22 << 24, 24 << 24, 26 << 24, 28 << 24, 30 << 24);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1 << 24));
+    for (int64_t i = 0; i < count; i += STEP) {
+        const __m512i codes = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask32(count - i), p + i));
+        const __m512i a = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, even, codes), 24);
+        const __m512i b = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, odd, codes), 24);
+        const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(a)), 16);
+        put_step(out, i, _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(_mm512_cvtepi32_ps(b))));
+    }
+}
+
+/* 32 codes of four bits by a table of 16 floats whose lower halves are zero: a code's value is word 2 * code + 1. */
+INLINE __m512i four_bit_values(__m512 table, const uint8_t *p, int64_t count)
+{
+    const __m128i bytes = count >= STEP ? _mm_loadu_si128((const __m128i *)(const void *)p)
+                                        : _mm_maskz_loadu_epi8((__mmask16)mask32((count + 1) / 2), p);
+    const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+    const __m512i words = _mm512_ternarylogic_epi32(_mm512_slli_epi32(wide, 1), _mm512_slli_epi32(wide, 13),
+                                                    _mm512_set1_epi32(0x00010001), 0xfe); /* a | b | c */
+    return _mm512_maskz_permutexvar_epi16(mask32(count), words, _mm512_castps_si512(table));
+}
+
+INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + first / 2;
+    const uint8_t *zero = w->zero ? w->zero + mf_matrix_scale_row(w, row) : NULL;
+    const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8)));
+    for (int64_t i = 0; i < count; i += STEP) {
+        if (zero) { /* at most 255 away: bf16 holds it */
+            const int64_t g = (first + i) / w->group_size;
+            table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[g])));
+        }
+        put_step(out, i, four_bit_values(table, p + i / 2, count - i));
+    }
+}
+
+/* The scale is a power of two, so the value is as exact as the code, and no scale is left for the sums.  What is below
+ * 2^-126 the tile product takes as zero. */
+INLINE void decode_mxfp4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + first / 2;
+    const uint8_t *scale = (const uint8_t *)w->scale + mf_matrix_scale_row(w, row) + first / MF_MXFP4_GROUP;
+    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
+                                         -3.0f, -4.0f, -6.0f);
+    for (int64_t i = 0; i < count; i += STEP) {
+        const __m512 table = _mm512_mul_ps(values, _mm512_set1_ps(mf_e8m0_to_f32(scale[i / STEP])));
+        put_step(out, i, four_bit_values(table, p + i / 2, count - i));
+    }
+}
+
+/* ---- the table's entries ---- */
+
+static void tile_bf16(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_BF16, .width = STEP, .steps = 8 }, decode_bf16, tile);
+}
+
+static void tile_fp8_block(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_FP8_BLOCK, .scaled = true, .width = STEP, .steps = 4 }, decode_fp8, tile);
+}
+
+static void tile_fp8_channel(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_FP8_CHANNEL, .width = STEP, .steps = 8 }, decode_fp8, tile);
+}
+
+static void tile_int8(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_INT8_CHANNEL, .width = STEP, .steps = 8 }, decode_int8, tile);
+}
+
+static void tile_int4(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 4 }, decode_int4, tile);
+}
+
+static void tile_mxfp4(const mf_cpu_tile *tile)
+{
+    amx_product((amx_kind){ .format = MF_FORMAT_MXFP4, .width = STEP, .steps = 8 }, decode_mxfp4, tile);
+}
+
+#if defined(MF_AMX_EMULATE)
+#define FILL mf_cpu_kernels_fill_amx_emulated
+#define FILL_INT8 mf_cpu_products_fill_amx_int8_emulated
+#define ISA "avx512, amx emulated"
+#else
+#define FILL mf_cpu_kernels_fill_amx
+#define FILL_INT8 mf_cpu_products_fill_amx_int8
+#define ISA "avx512+amx"
+#endif
+
+void FILL(mf_cpu_kernels *k)
+{
+    static const mf_cpu_tile_fn tiles[MF_FORMAT_COUNT] = {
+        [MF_FORMAT_BF16] = tile_bf16,
+        [MF_FORMAT_FP8_BLOCK] = tile_fp8_block,
+        [MF_FORMAT_FP8_CHANNEL] = tile_fp8_channel,
+        [MF_FORMAT_INT8_CHANNEL] = tile_int8,
+        [MF_FORMAT_INT4_GROUP] = tile_int4,
+        [MF_FORMAT_MXFP4] = tile_mxfp4,
+    };
+    k->isa = ISA;
+    for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+        if (tiles[f]) {
+            k->product[f][MF_CPU_INPUT_BF16] = (mf_cpu_product){ tiles[f], MF_CPU_FORM_BF16_PANEL };
+        }
+    }
+#if !defined(MF_AMX_EMULATE)
+    if (!mf_cpu_features_get()->amx_int8) {
+        return;
+    }
+#endif
+    FILL_INT8(k);
+}
