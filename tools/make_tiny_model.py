@@ -11,7 +11,7 @@ continuation.  DIR/rope.bin holds rotary tables of transformers' rope functions.
 
 transformers stacks experts in memory, so the per-expert tensors are written here and read back two ways: through
 from_pretrained and through load_state_dict with stacks built here.  Both must give the same logits.  FP8 weights are
-given to transformers dequantised (code * weight_scale_inv of its 128 x 128 block).
+given to transformers dequantised (code * weight_scale_inv of its 128 x 128 block, code * weight_scale of its row).
 
 A random router has near ties, and a near tie makes an honest rounding difference pick another expert.  A seed is taken
 only if every choice of an expert, of a group and of the next greedy token is wider than the bounds below.
@@ -64,6 +64,10 @@ GLM4 = dict(architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_
             num_nextn_predict_layers=0, bos_token_id=0, eos_token_id=1, rope_theta=10000.0, partial_rotary_factor=0.5,
             max_position_embeddings=640)
 FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
+FP8_CHANNEL = dict(quant_method="compressed-tensors", format="float-quantized", quantization_status="compressed", ignore=["lm_head"],
+                   config_groups=dict(group_0=dict(
+                       targets=["Linear"], weights=dict(num_bits=8, type="float", strategy="channel", symmetric=True, dynamic=False),
+                       input_activations=dict(num_bits=8, type="float", strategy="token", symmetric=True, dynamic=True))))
 
 
 def yarn(**changes):
@@ -170,6 +174,12 @@ CASES = {
                       topk_group=1, routed_scaling_factor=1.0, num_attention_heads=8, num_key_value_heads=2, head_dim=12,
                       use_qk_norm=False, rope_theta=None, partial_rotary_factor=None,
                       rope_parameters=dict(rope_type="default", rope_theta=1000000.0, partial_rotary_factor=0.5))),
+    # the FP8 of GLM's releases: one bf16 scale per row
+    "glm4_fp8": ("fp8_channel", 19, dict(generated=64),
+                 dict(GLM4, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2,
+                      first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1,
+                      routed_scaling_factor=2.5, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                      quantization_config=FP8_CHANNEL)),
     # no bias, no shared expert, a quarter of a head rotated, weights not renormalised
     "glm4_plain": ("bf16", 18, dict(generated=64),
                    dict(GLM4, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
@@ -178,8 +188,10 @@ CASES = {
                         n_shared_experts=0, norm_topk_prob=False, attention_bias=False, partial_rotary_factor=0.25)),
 }
 
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16}
-CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16"}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
+          "fp8_channel": torch.bfloat16}
+CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
+                 "fp8_channel": "bfloat16"}
 
 
 def released_names(state):
@@ -242,6 +254,13 @@ def quantise_fp8(weight):
             codes[block] = (weight[block] / scale[i, j]).to(torch.float8_e4m3fn)
             value[block] = codes[block].float() * scale[i, j]
     return codes, scale, value
+
+
+def quantise_fp8_channel(weight):
+    """e4m3fn codes and one bf16 scale per row."""
+    scale = (weight.abs().amax(dim=1, keepdim=True) / 448.0).bfloat16()
+    codes = (weight / scale.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, scale, codes.float() * scale.float()
 
 
 def is_quantised(name):
@@ -400,6 +419,8 @@ def make_case(name, out, attempt):
                 stored[tensor] = values[tensor] = w
             elif storage == "fp8" and is_quantised(tensor):
                 stored[tensor], stored[tensor + "_scale_inv"], values[tensor] = quantise_fp8(w)
+            elif storage == "fp8_channel" and is_quantised(tensor):
+                stored[tensor], stored[tensor + "_scale"], values[tensor] = quantise_fp8_channel(w)
             else:
                 stored[tensor] = w.to(DTYPES[storage])
                 values[tensor] = stored[tensor].float()

@@ -27,11 +27,14 @@ typedef struct mf_rope_config {
     bool truncate;                   /* yarn: floor and ceil the ramp's ends */
 } mf_rope_config;
 
-typedef enum mf_quant_method { MF_QUANT_NONE = 0, MF_QUANT_FP8_BLOCK } mf_quant_method;
+typedef enum mf_quant_method { MF_QUANT_NONE = 0, MF_QUANT_FP8_BLOCK, MF_QUANT_FP8_CHANNEL } mf_quant_method;
+
+enum { MF_QUANT_WHOLE_ROW = 1 << 30 }; /* more columns than any matrix has */
 
 typedef struct mf_quant_config {
     mf_quant_method method;
-    int64_t block_n, block_k;         /* 128, 128 */
+    int64_t block_n, block_k;         /* rows and columns that share a scale: 128, 128; by channel 1, MF_QUANT_WHOLE_ROW */
+    const char *scale_suffix;         /* of a scale's name behind its weight's: "_scale_inv", "_scale" */
     const char **modules_to_not_convert; /* NULL-terminated, sorted, in the config's arena; whole dotted components */
     int64_t num_modules_to_not_convert;
     bool ue8m0_scales;
@@ -88,7 +91,8 @@ typedef struct mf_model_config {
     void *arena;                      /* mf_arena *, owned: strings above */
 } mf_model_config;
 
-/* Reads DIR/config.json (and DIR/generation_config.json when there is one).  Errors name file and key; an unknown
+/* Reads DIR/config.json (and DIR/generation_config.json when there is one); or a file FILE.json, which is enough for dummy
+ * weights.  Errors name file and key; an unknown
  * architecture lists the known ones. */
 mf_status mf_model_config_load(const char *dir, mf_model_config **config, mf_error *err);
 /* The same from config.json's text: `name` stands for the file in messages.  No generation config is read. */

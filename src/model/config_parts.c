@@ -1,4 +1,4 @@
-/* config_parts.c - attention, rope, quantisation and token ids of config.json: see config_parts.h. */
+/* config_parts.c - attention, rope and token ids of config.json: see config_parts.h. */
 #include "model/config_parts.h"
 
 #include <math.h>
@@ -8,8 +8,6 @@
 
 #include "base/arena.h"
 #include "base/json.h"
-
-enum { MAX_QUANT_MODULES = 65536 };
 
 mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why)
 {
@@ -31,13 +29,6 @@ mf_status mf_config_only_text(const mf_reader *reader, const char *key, const ch
     return MF_OK;
 }
 
-/* ---- rope ---- */
-
-double mf_yarn_mscale(double scale, double k)
-{
-    return scale <= 1.0 ? 1.0 : 0.1 * k * log(scale) + 1.0;
-}
-
 static bool is_one_of(const char *text, const char *const *list)
 {
     for (; *list; list++) {
@@ -46,6 +37,26 @@ static bool is_one_of(const char *text, const char *const *list)
         }
     }
     return false;
+}
+
+mf_status mf_config_only_keys(const mf_reader *reader, const char *const *known, const char *otherwise)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)reader->object, key, value)
+    {
+        if (!json_is_null(value) && !is_one_of(key, known)) {
+            return mf_read_fail(reader, MF_ERR_UNSUPPORTED, key, "%s", otherwise);
+        }
+    }
+    return MF_OK;
+}
+
+/* ---- rope ---- */
+
+double mf_yarn_mscale(double scale, double k)
+{
+    return scale <= 1.0 ? 1.0 : 0.1 * k * log(scale) + 1.0;
 }
 
 /* partial_rotary_factor beside rope_theta or among the scaling's keys: whichever is there, *partial when none is.
@@ -75,14 +86,7 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
                                          "original_max_position_embeddings",
                                          "partial_rotary_factor",
                                          NULL };
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)scaling->object, key, value)
-    {
-        if (!json_is_null(value) && !is_one_of(key, known)) {
-            return mf_read_fail(scaling, MF_ERR_UNSUPPORTED, key, "is not a rope key that is known here");
-        }
-    }
+    MF_TRY(mf_config_only_keys(scaling, known, "is not a rope key that is known here"));
     const char *type, *old_type;
     MF_TRY(mf_read_text(scaling, "rope_type", false, &type));
     MF_TRY(mf_read_text(scaling, "type", false, &old_type));
@@ -281,128 +285,6 @@ mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
         }
     }
     return MF_OK;
-}
-
-/* ---- quantisation ---- */
-
-static int compare_names(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-static mf_status read_modules(const mf_reader *quant, mf_model_config *config)
-{
-    const char *key = "modules_to_not_convert";
-    const json_t *list = mf_read_value(quant, key), *other = mf_read_value(quant, "ignored_layers");
-    if (list && other && !json_equal(list, other)) {
-        return mf_read_fail(quant, MF_ERR_INVALID, key, "differs from \"ignored_layers\", which means the same");
-    }
-    if (!list) {
-        list = other;
-        key = "ignored_layers";
-    }
-    if (!list) {
-        return MF_OK;
-    }
-    if (!json_is_array(list) || json_array_size(list) > MAX_QUANT_MODULES) {
-        return mf_read_unexpected(quant, MF_ERR_INVALID, key, "a list of at most 65536 module names");
-    }
-    mf_arena *arena = config->arena;
-    size_t n = json_array_size(list);
-    const char **names = mf_arena_array(arena, n + 1, sizeof *names);
-    if (!names) {
-        return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
-    }
-    for (size_t i = 0; i < n; i++) {
-        const char *text = json_string_value(json_array_get(list, i));
-        if (!text || !*text) {
-            return mf_read_fail(quant, MF_ERR_INVALID, key, "entry %zu: expected a module's name; got %s", i,
-                                text ? "an empty string" : mf_json_type_name(json_array_get(list, i)));
-        }
-        if (strncmp(text, "re:", 3) == 0 || strpbrk(text, "*?[](){}|^$+\\")) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\" is a pattern: expected whole module names",
-                                text);
-        }
-        names[i] = mf_arena_strdup(arena, text);
-        if (!names[i]) {
-            return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
-        }
-    }
-    qsort(names, n, sizeof *names, compare_names);
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (kept == 0 || strcmp(names[i], names[kept - 1]) != 0) {
-            names[kept++] = names[i];
-        }
-    }
-    names[kept] = NULL;
-    config->quant.modules_to_not_convert = names;
-    config->quant.num_modules_to_not_convert = (int64_t)kept;
-    return MF_OK;
-}
-
-static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
-{
-    static const char *const known[] = {
-        "quant_method",           "activation_scheme", "fmt",       "weight_block_size",
-        "modules_to_not_convert", "ignored_layers",    "scale_fmt", "dequantize",
-        "modules_to_convert",     "expert_dtype",      NULL
-    };
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)quant->object, key, value)
-    {
-        if (!json_is_null(value) && !is_one_of(key, known)) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
-                                "is not a key of quant_method \"fp8\" that is known here");
-        }
-    }
-    MF_TRY(mf_config_only_text(quant, "activation_scheme", "dynamic", "static activation scales are not supported"));
-    MF_TRY(mf_config_only_text(quant, "fmt", "e4m3", NULL));
-    MF_TRY(mf_config_only_text(quant, "expert_dtype", "fp8", NULL));
-    const json_t *convert = mf_read_value(quant, "modules_to_convert");
-    if (convert && json_array_size(convert) > 0) {
-        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "modules_to_convert", "nothing");
-    }
-    const json_t *block = mf_read_value(quant, "weight_block_size");
-    if (!json_is_array(block) || json_array_size(block) != 2 || json_integer_value(json_array_get(block, 0)) != 128 ||
-        json_integer_value(json_array_get(block, 1)) != 128) {
-        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "weight_block_size",
-                                  "[128, 128] (one scale per 128 x 128 block)");
-    }
-    const char *scale_fmt;
-    MF_TRY(mf_read_text(quant, "scale_fmt", false, &scale_fmt));
-    if (scale_fmt && strcmp(scale_fmt, "ue8m0") != 0 && strcmp(scale_fmt, "float") != 0) {
-        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "scale_fmt", "\"ue8m0\" or \"float\"");
-    }
-    config->quant.method = MF_QUANT_FP8_BLOCK;
-    config->quant.block_n = 128;
-    config->quant.block_k = 128;
-    config->quant.ue8m0_scales = scale_fmt && strcmp(scale_fmt, "ue8m0") == 0;
-    return read_modules(quant, config);
-}
-
-mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config)
-{
-    const mf_reader *holder = mf_read_value(reader, "quantization_config") ? reader : outer;
-    if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
-        return mf_fail(reader->err, MF_ERR_UNSUPPORTED,
-                       "%s: key \"compression_config\": this weight format is not supported", reader->file);
-    }
-    mf_reader quant;
-    char scope[128];
-    bool found;
-    MF_TRY(mf_read_object(holder, "quantization_config", &quant, scope, sizeof scope, &found));
-    if (!found) {
-        return MF_OK;
-    }
-    const char *method;
-    MF_TRY(mf_read_text(&quant, "quant_method", true, &method));
-    if (strcmp(method, "fp8") != 0) {
-        return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method",
-                                  "\"fp8\" with 128 x 128 blocks, or no quantisation");
-    }
-    return read_fp8(&quant, config);
 }
 
 /* ---- token ids ---- */

@@ -31,6 +31,8 @@ mf_status mf_config_refuse_sliding_window(const mf_reader *reader);
 
 /* Refuses a boolean key that is true, or any value but the one given, saying why. */
 mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why);
+/* Refuses every key that is not null and not in the NULL-terminated list. */
+mf_status mf_config_only_keys(const mf_reader *reader, const char *const *known, const char *otherwise);
 mf_status mf_config_only_text(const mf_reader *reader, const char *key, const char *only, const char *why);
 
 /* yarn's magnitude: s <= 1 ? 1 : 0.1 k ln(s) + 1. */

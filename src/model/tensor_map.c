@@ -293,12 +293,13 @@ static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expe
     }
     size_t n = strlen(x->name), suffix = strlen(".weight");
     if (row->kind != MF_WANT_VECTOR && n > suffix && strcmp(x->name + n - suffix, ".weight") == 0) {
-        if (n + strlen("_scale_inv") >= sizeof x->scale_name) {
+        const char *scale = w->config->quant.scale_suffix ? w->config->quant.scale_suffix : "_scale_inv";
+        if (n + strlen(scale) >= sizeof x->scale_name) {
             return MF_ERR_INTERNAL;
         }
         memcpy(x->scale_name, x->name, n);
-        memcpy(x->scale_name + n, "_scale_inv", sizeof "_scale_inv");
-        if (row->kind == MF_WANT_LINEAR && w->config->quant.method == MF_QUANT_FP8_BLOCK) {
+        memcpy(x->scale_name + n, scale, strlen(scale) + 1);
+        if (row->kind == MF_WANT_LINEAR && w->config->quant.method != MF_QUANT_NONE) {
             x->name[n - suffix] = '\0';
             x->quantised = !mf_module_is_excluded(&w->config->quant, x->name, NULL);
             x->name[n - suffix] = '.';

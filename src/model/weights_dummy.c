@@ -39,6 +39,7 @@ typedef struct maker {
     int64_t window_first; /* the pool's task 0 */
     mf_weights *weights;
     mf_format format; /* of what is not quantised */
+    const mf_quant_config *quant;
 } maker;
 
 /* ---- values ---- */
@@ -177,12 +178,13 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     if (x->quantised) {
         /* Codes with deviation 64 use most of e4m3's range (448); the scale brings them to the wanted size.  A power of
          * two suits checkpoints whose scales are exponents too. */
-        int64_t rows = mf_div_up(x->n, 128), columns = mf_div_up(x->k, 128);
+        const mf_quant_config *quant = m->quant;
+        int64_t rows = mf_div_up(x->n, quant->block_n), columns = mf_div_up(x->k, quant->block_k);
         float scale = ldexpf(1.0f, ilogbf(deviation / 64.0f));
         MF_TRY(add_fill(m, x->name, x->n * x->k, MF_F8_E4M3, FILL_NORMAL, 64.0f, &data));
         matrix.data = data;
         MF_TRY(add_fill(m, x->scale_name, rows * columns, MF_F32, FILL_ONES, scale, &data));
-        matrix.format = MF_FORMAT_FP8_BLOCK;
+        matrix.format = mf_quant_format(quant);
         matrix.scale = data;
         matrix.scale_dtype = MF_F32;
         matrix.scale_row_stride = columns;
@@ -208,7 +210,7 @@ static mf_format plain_format(const mf_model_config *config)
 
 int64_t mf_weights_dummy_bytes(const mf_model_config *config)
 {
-    maker m = { .format = plain_format(config) };
+    maker m = { .format = plain_format(config), .quant = &config->quant };
     return mf_tensor_map_walk(config, NULL, add_wanted, &m) == MF_OK ? (int64_t)m.bytes : -1;
 }
 
@@ -249,7 +251,7 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     *out = NULL;
     double start = mf_now_s();
     mf_weights *w = NULL;
-    maker m = { .options = options, .format = plain_format(config) };
+    maker m = { .options = options, .format = plain_format(config), .quant = &config->quant };
     mf_status status;
     int64_t available = mf_available_memory();
     MF_TRY(mf_tensor_map_walk(config, NULL, add_wanted, &m)); /* cannot fail: only counts */

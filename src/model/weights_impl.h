@@ -36,6 +36,11 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
 /* Replaces what options->quantization chooses; the checkpoint's pages that are then unused are given back. */
 mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *options, mf_error *err);
 
+static inline mf_format mf_quant_format(const mf_quant_config *quant)
+{
+    return quant->method == MF_QUANT_FP8_CHANNEL ? MF_FORMAT_FP8_CHANNEL : MF_FORMAT_FP8_BLOCK;
+}
+
 static inline int64_t mf_div_up(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;

@@ -143,6 +143,16 @@ static mf_status make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tenso
     return t ? aligned_data(m, t, &out->data) : MF_OK;
 }
 
+static int64_t scale_rows(const mf_matcher *m, int64_t n)
+{
+    return mf_div_up(n, m->config->quant.block_n);
+}
+
+static int64_t scale_columns(const mf_matcher *m, int64_t k)
+{
+    return mf_div_up(k, m->config->quant.block_k);
+}
+
 /* One [rows, k] matrix inside a tensor that may hold several: where it starts, and its scales if any. */
 static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_ready_tensor weight, int64_t first_element,
                         mf_ready_tensor scale, int64_t first_scale)
@@ -152,11 +162,11 @@ static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_read
     int64_t bytes = rows * x->k * size;
     if (x->quantised) {
         int64_t scale_size = (int64_t)mf_dtype_size(scale.tensor->dtype);
-        matrix.format = MF_FORMAT_FP8_BLOCK;
+        matrix.format = mf_quant_format(&m->config->quant);
         matrix.scale_dtype = scale.tensor->dtype == MF_U8 ? MF_F8_E8M0 : scale.tensor->dtype;
-        matrix.scale_row_stride = mf_div_up(x->k, 128);
+        matrix.scale_row_stride = scale_columns(m, x->k);
         matrix.scale = scale.data + first_scale * scale_size;
-        bytes += mf_div_up(rows, 128) * matrix.scale_row_stride * scale_size;
+        bytes += scale_rows(m, rows) * matrix.scale_row_stride * scale_size;
     } else {
         float_format(weight.tensor->dtype, &matrix.format);
     }
@@ -170,6 +180,7 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                               const mf_st_tensor *scale, const int64_t *scale_shape, int32_t scale_ndim, bool *ok)
 {
     mf_format unused;
+    bool by_block = m->config->quant.method == MF_QUANT_FP8_BLOCK;
     *ok = false;
     if (!x->quantised && scale) {
         mf_fail(
@@ -191,7 +202,12 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
         return mf_match_add_name(m, &m->missing, "missing", scale_name);
     }
     if (!mf_match_has_shape(scale, scale_shape, scale_ndim)) {
-        return mf_match_wrong_shape(m, scale, scale_shape, scale_ndim, " (one scale per 128 x 128 block)");
+        return mf_match_wrong_shape(m, scale, scale_shape, scale_ndim,
+                                    by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
+    }
+    if (!by_block) {
+        *ok = scale->dtype == MF_F32 || scale->dtype == MF_BF16;
+        return *ok ? MF_OK : mf_match_wrong_dtype(m, scale, "f32 or bf16");
     }
     bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && m->config->quant.ue8m0_scales);
     if (scale->dtype != MF_F32 && scale->dtype != MF_BF16 && !byte_scale) {
@@ -210,7 +226,11 @@ static mf_status place_matrix(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     if (!mf_match_has_shape(t, shape, 2) && !padded) {
         return mf_match_wrong_shape(m, t, shape, 2, x->more_rows_allowed ? " or more rows" : "");
     }
-    int64_t scale_shape[2] = { mf_div_up(x->n, 128), mf_div_up(x->k, 128) };
+    int64_t scale_shape[2] = { 0, 0 };
+    if (x->quantised) {
+        scale_shape[0] = scale_rows(m, x->n);
+        scale_shape[1] = scale_columns(m, x->k);
+    }
     bool ok;
     MF_TRY(check_format(m, x, t, x->scale_name, scale, scale_shape, 2, &ok));
     if (!ok) {
@@ -232,7 +252,8 @@ static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tens
                              const int64_t shape[3], mf_ready_tensor *weight, mf_ready_tensor *scale)
 {
     char scale_name[MF_MAX_TENSOR_NAME + 32];
-    snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
+    const char *suffix = m->config->quant.scale_suffix;
+    snprintf(scale_name, sizeof scale_name, "%s%s", name, suffix ? suffix : "_scale_inv");
     const mf_st_tensor *scale_tensor = take(m, scale_name);
     if (!t) {
         return MF_OK;
@@ -240,7 +261,11 @@ static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tens
     if (!mf_match_has_shape(t, shape, 3)) {
         return mf_match_wrong_shape(m, t, shape, 3, "");
     }
-    int64_t scale_shape[3] = { shape[0], mf_div_up(shape[1], 128), mf_div_up(shape[2], 128) };
+    int64_t scale_shape[3] = { shape[0], 0, 0 };
+    if (x->quantised) {
+        scale_shape[1] = scale_rows(m, shape[1]);
+        scale_shape[2] = scale_columns(m, shape[2]);
+    }
     bool ok;
     MF_TRY(check_format(m, x, t, scale_name, scale_tensor, scale_shape, 3, &ok));
     if (!ok) {
@@ -273,7 +298,7 @@ static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
         MF_TRY(mf_match_add_name(m, &m->missing, "missing", gate_up ? s->down_name : s->gate_up_name));
     }
     int64_t experts = c->gate.num_experts, width = c->moe_intermediate_size, hidden = c->hidden_size;
-    if (x->quantised && width % 128 != 0) {
+    if (x->quantised && width % c->quant.block_n != 0) {
         mf_fail(&m->error, MF_ERR_UNSUPPORTED,
                 "%s: tensor \"%.256s\": its scale blocks cross from gate to up, because moe_intermediate_size %lld is "
                 "no multiple of 128",
@@ -304,11 +329,12 @@ static mf_status place_stacked(mf_matcher *m, const mf_wanted *x)
         return MF_OK;
     }
     const int64_t *shape = weight.tensor->shape;
-    int64_t block_columns = mf_div_up(x->k, 128);
-    int64_t first = x->expert * shape[1] * shape[2], first_scale = x->expert * mf_div_up(shape[1], 128) * block_columns;
-    if (x->role == MF_ROLE_EXPERT_UP) {
-        first += x->n * x->k;
-        first_scale += mf_div_up(x->n, 128) * block_columns;
+    int64_t first = x->expert * shape[1] * shape[2], first_scale = 0;
+    first += x->role == MF_ROLE_EXPERT_UP ? x->n * x->k : 0;
+    if (x->quantised) {
+        first_scale = x->expert * scale_rows(m, shape[1]);
+        first_scale += x->role == MF_ROLE_EXPERT_UP ? scale_rows(m, x->n) : 0;
+        first_scale *= scale_columns(m, x->k);
     }
     place_slice(m, x, x->n, weight, first, is_down ? s->down_scale : s->gate_up_scale, first_scale);
     return MF_OK;

@@ -242,6 +242,65 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
     }
 }
 
+/* The form of GLM-4.5-Air-FP8: one scale per row. */
+#define WEIGHTS "\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"channel\", \"symmetric\": true, "
+#define GROUP(weights_rest, inputs)                                                                                     \
+    "\"config_groups\": {\"group_0\": {\"targets\": [\"Linear\"], \"output_activations\": null, " WEIGHTS weights_rest   \
+    "\"dynamic\": false, \"observer\": \"minmax\", \"group_size\": null}, \"input_activations\": " inputs "}}"
+#define PER_TOKEN "{\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"token\", \"dynamic\": true, \"symmetric\": true}"
+#define COMPRESSED "{\"quant_method\": \"compressed-tensors\", \"format\": \"float-quantized\", \"kv_cache_scheme\": null, "
+#define BY_CHANNEL COMPRESSED GROUP("", PER_TOKEN) ", \"ignore\": [\"lm_head\", \"model.layers.1.mlp.gate\"]}"
+
+TEST(compressed_tensors_by_channel_and_by_block_are_read_and_others_named)
+{
+    cw *w = cw_new(CW_GLM4);
+    mf_model_config *c;
+    mf_error err;
+    cw_set(w, "quantization_config", BY_CHANNEL);
+    CHECK_OK(parse_cw(w, &c, &err), err);
+    CHECK_EQ(c->quant.method, MF_QUANT_FP8_CHANNEL);
+    CHECK_STR(c->quant.scale_suffix, "_scale");
+    CHECK_EQ(c->quant.num_modules_to_not_convert, 2);
+    mf_model_config_close(&c);
+    json_t *weights = json_object_get(w->config, "quantization_config");
+    weights = json_object_get(json_object_get(json_object_get(weights, "config_groups"), "group_0"), "weights");
+    json_object_set_new(weights, "strategy", json_string("block"));
+    json_object_set_new(weights, "block_structure", json_pack("[i,i]", 128, 128));
+    CHECK_OK(parse_cw(w, &c, &err), err);
+    CHECK_EQ(c->quant.method, MF_QUANT_FP8_BLOCK);
+    CHECK_EQ(c->quant.block_n, 128);
+    CHECK_STR(c->quant.scale_suffix, "_scale");
+    mf_model_config_close(&c);
+    json_object_set_new(weights, "block_structure", json_pack("[i,i]", 64, 128));
+    CHECK_EQ(parse_cw(w, &c, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "key \"quantization_config.config_groups.group_0.weights.block_structure\": expected [128, 128]");
+    static const struct {
+        const char *value, *message;
+    } rows[] = {
+        { COMPRESSED GROUP("\"num_bits\": 4, ", PER_TOKEN) "}", "group_0.weights.num_bits\": expected 8; got 4" },
+        { COMPRESSED GROUP("\"type\": \"int\", ", PER_TOKEN) "}", "group_0.weights.type\": expected \"float\"" },
+        { COMPRESSED GROUP("\"strategy\": \"tensor\", ", PER_TOKEN) "}",
+          "weights.strategy\": expected \"channel\" or \"block\"; got \"tensor\"" },
+        { COMPRESSED GROUP("\"symmetric\": false, ", PER_TOKEN) "}", "weights.symmetric\": expected true" },
+        { COMPRESSED GROUP("\"smooth\": 1, ", PER_TOKEN) "}", "weights.smooth\": is not a quantisation argument" },
+        { COMPRESSED GROUP("", "{\"num_bits\": 8, \"type\": \"float\", \"dynamic\": false}") "}",
+          "input_activations.dynamic\": expected true: static activation scales" },
+        { COMPRESSED "\"config_groups\": {}}", "config_groups\": expected an object with one group" },
+        { COMPRESSED "\"config_groups\": {\"a\": {\"targets\": [\"re:.*mlp.*\"]}}}", "a.targets\": expected [\"Linear\"]" },
+        { COMPRESSED "\"ignore\": [\"re:.*gate$\"], " GROUP("", "null") "}", "ignore\": \"re:.*gate$\" is a pattern" },
+        { COMPRESSED "\"transform_config\": {\"a\": 1}, " GROUP("", "null") "}", "transform_config\": expected nothing" },
+        { "{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", " GROUP("", "null") "}",
+          "format\": expected \"float-quantized\"; got \"pack-quantized\"" },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        cw_set(w, "quantization_config", rows[i].value);
+        CHECK(parse_cw(w, &c, &err) != MF_OK);
+        CHECK_HAS(err.message, rows[i].message);
+        CHECK(c == NULL);
+    }
+    cw_free(w);
+}
+
 /* ---- tensors ---- */
 
 static mf_status load(cw *w, bool use_map, mf_model_config **config, mf_weights **weights, mf_error *err)
@@ -381,6 +440,62 @@ TEST(a_checkpoint_that_does_not_fit_is_refused_with_the_tensors_name)
     w = cw_new(CW_QWEN3_FP8);
     cw_remove(w, "model.layers.1.self_attn.k_proj.weight_scale_inv");
     expect(w, "missing: model.layers.1.self_attn.k_proj.weight_scale_inv");
+}
+
+/* CW_QWEN3_FP8 with one scale per row under compressed-tensors' names. */
+static cw *by_channel(const char *scale_dtype)
+{
+    cw *w = cw_new(CW_QWEN3_FP8);
+    cw_set(w, "quantization_config", BY_CHANNEL);
+    for (size_t i = 0; i < w->num_tensors; i++) {
+        cw_tensor *scale = &w->tensors[i];
+        char *end = strstr(scale->name, "_scale_inv");
+        if (end) {
+            *end = '\0';
+            int64_t rows = cw_get(w, scale->name)->shape[0];
+            strcpy(end, "_scale");
+            cw_remake(w, scale->name, scale_dtype, 2, (int64_t[]){ rows, 1 });
+        }
+    }
+    return w;
+}
+
+TEST(fp8_by_channel_comes_with_one_scale_per_row)
+{
+    static const char *const dtypes[] = { "F32", "BF16" };
+    mf_model_config *c;
+    mf_weights *x, *dummy;
+    mf_error err;
+    for (int i = 0; i < 2; i++) {
+        cw *w = by_channel(dtypes[i]);
+        CHECK_OK(load(w, i == 0, &c, &x, &err), err);
+        const mf_matrix *m = &x->layers[1].k_proj;
+        CHECK_EQ(m->format, MF_FORMAT_FP8_CHANNEL);
+        CHECK_EQ(m->scale_dtype, i == 0 ? MF_F32 : MF_BF16);
+        CHECK_EQ(m->scale_row_stride, 1);
+        CHECK_MEM(m->scale, cw_get(w, "model.layers.1.self_attn.k_proj.weight_scale")->data, (size_t)(i == 0 ? 48 : 24));
+        CHECK_EQ(x->layers[1].experts[3].down.format, MF_FORMAT_FP8_CHANNEL);
+        CHECK_EQ(x->layers[1].router.format, MF_FORMAT_BF16);
+        mf_weights_options options = { .dummy = true, .num_threads = 1 };
+        CHECK_OK(mf_weights_load(NULL, c, &options, &dummy, &err), err);
+        CHECK_EQ(dummy->layers[1].k_proj.format, MF_FORMAT_FP8_CHANNEL);
+        CHECK_EQ(dummy->layers[1].k_proj.scale_row_stride, 1);
+        mf_weights_close(&dummy);
+        mf_weights_close(&x);
+        mf_model_config_close(&c);
+        cw_free(w);
+    }
+    cw *w = by_channel("F32");
+    cw_remake(w, "model.layers.1.mlp.experts.3.up_proj.weight_scale", "F32", 2, (int64_t[]){ 1, 1 });
+    expect(w, "tensor \"model.layers.1.mlp.experts.3.up_proj.weight_scale\": expected shape [8, 1] (one scale per row); got "
+              "[1, 1]");
+    w = by_channel("F32");
+    cw_remove(w, "model.layers.1.mlp.experts.3.up_proj.weight_scale");
+    expect(w, "missing: model.layers.1.mlp.experts.3.up_proj.weight_scale");
+    expect(by_channel("F8_E8M0"), "expected dtype f32 or bf16; got f8_e8m0");
+    w = by_channel("F32");
+    cw_copy(w, "model.layers.1.self_attn.k_proj.weight_scale", "model.layers.1.self_attn.k_proj.weight_scale_inv");
+    expect(w, "unexpected: model.layers.1.self_attn.k_proj.weight_scale_inv");
 }
 
 TEST(draft_layers_of_glm_are_skipped_and_counted)

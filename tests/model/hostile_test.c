@@ -92,7 +92,8 @@ static void unwatch_heap(void)
 static uint64_t sum_matrix(const mf_matrix *m)
 {
     static const int sizes[MF_FORMAT_COUNT] = {
-        [MF_FORMAT_F32] = 4, [MF_FORMAT_BF16] = 2, [MF_FORMAT_F16] = 2, [MF_FORMAT_FP8_BLOCK] = 1
+        [MF_FORMAT_F32] = 4, [MF_FORMAT_BF16] = 2, [MF_FORMAT_F16] = 2, [MF_FORMAT_FP8_BLOCK] = 1,
+        [MF_FORMAT_FP8_CHANNEL] = 1
     };
     uint64_t sum = 0;
     const uint8_t *data = m->data;
@@ -100,7 +101,8 @@ static uint64_t sum_matrix(const mf_matrix *m)
         sum += data[i];
     }
     const uint8_t *scale = m->scale;
-    int64_t scale_bytes = (m->n + 127) / 128 * m->scale_row_stride * (int64_t)mf_dtype_size(m->scale_dtype);
+    int64_t scale_rows = m->format == MF_FORMAT_FP8_CHANNEL ? m->n : (m->n + 127) / 128;
+    int64_t scale_bytes = scale_rows * m->scale_row_stride * (int64_t)mf_dtype_size(m->scale_dtype);
     for (int64_t i = 0; scale && i < scale_bytes; i++) {
         sum += scale[i];
     }
