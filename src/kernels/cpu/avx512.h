@@ -23,16 +23,21 @@ INLINE __m512 f32x16_from_bf16_masked(__mmask16 mask, const void *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
 }
 
-/* Nearest even; a NaN stays one, quiet: mf_f32_to_bf16 without the AVX-512-BF16 instructions, which flush subnormals. */
-INLINE __m256i bf16x16_from_f32(__m512 x)
+/* Nearest even; a NaN stays one, quiet: mf_f32_to_bf16, as words of 32 bits.  Without the AVX-512-BF16 instructions, which
+ * flush subnormals. */
+INLINE __m512i bf16_words16(__m512 x)
 {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i high = _mm512_srli_epi32(bits, 16);
     const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, high, _mm512_set1_epi32(0x40)));
+    return _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, high, _mm512_set1_epi32(0x40));
+}
+
+INLINE __m256i bf16x16_from_f32(__m512 x)
+{
+    return _mm512_cvtepi32_epi16(bf16_words16(x));
 }
 
 /* Lanes l and l + 8, l and l + 4, l and l + 2, l and l + 1: one order for every compiler. */

@@ -98,6 +98,15 @@ typedef struct mf_cpu_terms {
     const float *weight;
 } mf_cpu_terms;
 
+/* One row of a combine: out[h] = round(fma(factor, r, s) + residual[h]); r and s are the chains of both terms from +0. */
+typedef struct mf_cpu_combine {
+    mf_cpu_terms routed, shared; /* of one dtype */
+    float factor;
+    mf_dtype dtype;       /* of residual and out */
+    const void *residual; /* a row, or NULL; may be out */
+    void *out;
+} mf_cpu_combine;
+
 /* acc[h][i] += sum over s, ascending, of weight[h][s] * row[s][i], for i < n, h < num_heads. */
 typedef struct mf_cpu_mix {
     const float *rows, *weights;
@@ -139,6 +148,8 @@ typedef struct mf_cpu_kernels {
     void (*sum_rows)(const mf_cpu_terms *terms, int64_t first, int64_t n, float *acc);
     /* s = fma(factor, r, s), then + residual (may be NULL) */
     void (*scale_add)(float factor, const float *r, const float *residual, int64_t n, float *s);
+    /* Elements [first, first + n) of a row, the two above in one; NULL: they are called instead. */
+    void (*combine)(const mf_cpu_combine *combine, int64_t first, int64_t n);
 } mf_cpu_kernels;
 
 void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with MF_CPU_FORM_F32, any group size */
@@ -161,13 +172,13 @@ void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels); /* the product table,
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *kernels); /* F, BW, VL, DQ; the next two too */
 void mf_cpu_gate_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_sum_reduce_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_amx(mf_cpu_kernels *kernels); /* products with tiles; this process must be allowed to use them */
+void mf_cpu_products_fill_amx_int8(mf_cpu_kernels *kernels);
+void mf_cpu_kernels_fill_amx_emulated(mf_cpu_kernels *kernels); /* the same in plain C: only in tests' builds */
+void mf_cpu_products_fill_amx_int8_emulated(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_neon(mf_cpu_kernels *kernels); /* only in builds for aarch64; the next two need the rung below */
 void mf_cpu_kernels_fill_neon_dotprod(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_neon_bf16(mf_cpu_kernels *kernels);
-void mf_cpu_kernels_fill_amx(mf_cpu_kernels *kernels); /* products with tiles; the process must be allowed to use them */
-void mf_cpu_products_fill_amx_int8(mf_cpu_kernels *kernels);
-void mf_cpu_kernels_fill_amx_emulated(mf_cpu_kernels *kernels); /* the same in plain C: only in builds of tests */
-void mf_cpu_products_fill_amx_int8_emulated(mf_cpu_kernels *kernels);
 
 static inline const mf_cpu_kernels *mf_cpu_kernels_of(const mf_device *device)
 {
