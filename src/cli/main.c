@@ -12,6 +12,8 @@ const mf_verb mf_verbs[] = {
     { "run", "load a model and generate text: one prompt, a pipe, or a chat on a terminal", mf_verb_run },
     { "info", "what a model is and what will be fused: reads headers only", mf_verb_info },
     { "check", "validate every file of a model as untrusted input", mf_verb_check },
+    { "bench", "measure kernels, latency or throughput on this machine", mf_verb_bench },
+    { "doctor", "what this machine offers, what of it is used, and how fast it is", mf_verb_doctor },
 };
 const size_t mf_num_verbs = sizeof mf_verbs / sizeof *mf_verbs;
 
@@ -84,7 +86,7 @@ int main(int argc, char **argv)
     if (near) {
         mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; did you mean \"%s\"?", argv[1], near);
     } else {
-        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, info, check (moefuse --help)", argv[1]);
+        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, info, check, bench, doctor (moefuse --help)", argv[1]);
     }
     return mf_usage_error(&err);
 }

@@ -41,30 +41,21 @@ static int32_t draw_progress(void *context, const mf_engine_progress *info)
     return mf_console_progress_draw(context, &copy);
 }
 
-mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
+/* Warns about fusion flags that cannot take effect; *out is the caller's. */
+static mf_status load_config(const mf_model_flags *flags, mf_model_config **out, mf_error *err)
 {
-    *session = (mf_session){ 0 };
-    MF_TRY(mf_model_dir_check(flags->model, err));
-    mf_model_config *config = NULL;
-    MF_TRY(mf_model_config_load(flags->model, &config, err));
-    int64_t max_len = config->max_position_embeddings;
-    int64_t vocab_size = config->vocab_size;
-    bool has_shared = config->num_shared_experts > 0, has_moe = config->num_moe_layers > 0;
-    mf_model_config_close(&config);
+    MF_TRY(mf_model_config_load(flags->model, out, err));
+    bool has_shared = (*out)->num_shared_experts > 0, has_moe = (*out)->num_moe_layers > 0;
     if (!has_moe && (flags->disable_shared_experts_fusion || flags->disable_fused_gate || flags->replicas_given)) {
         mf_log(MF_LOG_WARN, "the fusion flags have no effect: the model has no MoE layer");
     } else if (!has_shared && flags->disable_shared_experts_fusion) {
         mf_log(MF_LOG_WARN, "--disable-shared-experts-fusion has no effect: the model has no shared expert");
     }
-    MF_TRY(mf_prompt_open(flags->model, flags->chat_template, max_len, &session->prompt, err));
-    int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
-    if (tokenizer_size > vocab_size) {
-        mf_status status = mf_fail(err, MF_ERR_FORMAT,
-                                   "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
-                                   flags->model, tokenizer_size, (long long)vocab_size);
-        mf_session_close(session);
-        return status;
-    }
+    return MF_OK;
+}
+
+static mf_status open_engine(const mf_model_flags *flags, int32_t num_sampled_ids, mf_session *session, mf_error *err)
+{
     struct sigaction action = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO };
     sigaction(SIGBUS, &action, NULL);
     mf_console_progress progress;
@@ -85,7 +76,7 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     options.block_size = (int32_t)flags->block_size;
     options.kv_cache_memory_bytes = flags->kv_cache_memory_bytes;
     options.enable_prefix_caching = !flags->no_enable_prefix_caching;
-    options.num_sampled_ids = tokenizer_size;
+    options.num_sampled_ids = num_sampled_ids;
     options.disable_shared_experts_fusion = flags->disable_shared_experts_fusion;
     options.disable_fused_gate = flags->disable_fused_gate;
     options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
@@ -104,6 +95,36 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
     session->max_num_seqs = flags->max_num_seqs;
     session->max_num_batched_tokens = flags->max_num_batched_tokens;
     return MF_OK;
+}
+
+mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
+{
+    *session = (mf_session){ 0 };
+    MF_TRY(mf_model_dir_check(flags->model, err));
+    mf_model_config *config = NULL;
+    MF_TRY(load_config(flags, &config, err));
+    int64_t max_len = config->max_position_embeddings;
+    int64_t vocab_size = config->vocab_size;
+    mf_model_config_close(&config);
+    MF_TRY(mf_prompt_open(flags->model, flags->chat_template, max_len, &session->prompt, err));
+    int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
+    if (tokenizer_size > vocab_size) {
+        mf_status status = mf_fail(err, MF_ERR_FORMAT,
+                                   "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
+                                   flags->model, tokenizer_size, (long long)vocab_size);
+        mf_session_close(session);
+        return status;
+    }
+    return open_engine(flags, tokenizer_size, session, err);
+}
+
+mf_status mf_session_open_without_text(const mf_model_flags *flags, mf_session *session, mf_error *err)
+{
+    *session = (mf_session){ 0 };
+    mf_model_config *config = NULL;
+    MF_TRY(load_config(flags, &config, err));
+    mf_model_config_close(&config);
+    return open_engine(flags, 0, session, err);
 }
 
 void mf_session_close(mf_session *session)

@@ -20,6 +20,8 @@ typedef struct mf_session {
 
 /* Opens tokenizer, template and engine with progress on stderr.  The text side comes first: it is quick to refuse. */
 mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err);
+/* The same without tokenizer and template, which a measurement does not need: MODEL may be a config.json alone. */
+mf_status mf_session_open_without_text(const mf_model_flags *flags, mf_session *session, mf_error *err);
 void mf_session_close(mf_session *session);
 
 /* The start-up plan: model, device, memory, fusion, limits. */

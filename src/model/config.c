@@ -199,9 +199,23 @@ static mf_status open_in(const char *dir, const char *name, mf_file *file, bool 
     return status;
 }
 
+/* A config.json alone, under any name that ends so: enough for dummy weights. */
+static mf_status load_file(const char *path, mf_model_config **out, mf_error *err)
+{
+    mf_file file;
+    MF_TRY(mf_file_open(path, false, MAX_CONFIG_BYTES, &file, err));
+    mf_status status = mf_model_config_parse((const char *)file.data, file.size, file.path, out, err);
+    mf_file_close(&file);
+    return status;
+}
+
 mf_status mf_model_config_load(const char *dir, mf_model_config **out, mf_error *err)
 {
     *out = NULL;
+    size_t length = strlen(dir);
+    if (length > 5 && strcmp(dir + length - 5, ".json") == 0 && mf_path_is_file(dir)) {
+        return load_file(dir, out, err);
+    }
     if (!mf_path_is_dir(dir)) {
         return mf_fail(err, MF_ERR_IO, "%s: %s; expected a model's directory", dir,
                        mf_path_exists(dir) ? "not a directory" : "no such directory");

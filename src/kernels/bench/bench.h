@@ -8,7 +8,6 @@
 #include <stdbool.h>
 
 #include "base/error.h"
-#include "kernels/bench/rates.h"
 
 /* ---- the machine ---- */
 
@@ -27,6 +26,13 @@ enum { MF_BENCH_MAX_LEVELS = 16 };
 /* Lowest first; only those of this processor's architecture.  Returns how many. */
 int32_t mf_bench_levels(mf_bench_level *levels, int32_t capacity);
 
+typedef enum mf_rate_kind {
+    MF_RATE_F32,  /* f32 multiply-adds */
+    MF_RATE_BF16, /* bf16 products summed in f32 by one instruction */
+    MF_RATE_INT8, /* 8-bit products summed in i32 */
+    MF_RATE_COUNT
+} mf_rate_kind;
+
 const char *mf_rate_kind_name(mf_rate_kind kind); /* "f32 fma", "bf16 dot", "int8 dot" */
 
 /* Giga-operations per second of all `threads` together: the best of this level's own loop, or of any level up to it with
@@ -34,13 +40,10 @@ const char *mf_rate_kind_name(mf_rate_kind kind); /* "f32 fma", "bf16 dot", "int
 mf_status mf_bench_rate(const char *level, bool or_lower, mf_rate_kind kind, int32_t threads, double seconds, double *gops,
                         mf_error *err);
 
-typedef struct mf_bench_read {
-    double gb_per_s;
-    int64_t bytes, huge_bytes; /* of the block read, and of it in huge pages as the system counts them; -1: not known */
-} mf_bench_read;
-
-/* Read bandwidth over a block of `bytes`, in huge pages where the system gives them, or in 4 KiB pages. */
-mf_status mf_bench_read_rate(int32_t threads, bool huge, int64_t bytes, double seconds, mf_bench_read *out, mf_error *err);
+/* Read bandwidth, GB/s, by each of `count` numbers of threads, over one block of `bytes`, in huge pages where the system
+ * gives them or in small ones.  *huge_bytes: how much of the block is in huge pages as the system counts; -1: not known. */
+mf_status mf_bench_read_rates(const int32_t *threads, int32_t count, bool huge, int64_t bytes, double seconds_each,
+                              double *gb_per_s, int64_t *huge_bytes, mf_error *err);
 
 /* ---- the kernels ---- */
 

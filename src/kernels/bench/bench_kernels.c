@@ -169,14 +169,16 @@ static mf_status read_plan(const mf_bench_options *o, bench_plan *plan, mf_error
 
 /* ---- the walk ---- */
 
-/* Ceilings of the run's threads.  Reading is measured over `block`, or over one of its own. */
+/* Ceilings of the run's threads.  Reading is measured over `block` where that is more than a cache can hold. */
 static mf_status measure_ceilings(mf_bench_run *run, const mf_bench_block *block, mf_error *err)
 {
+    const size_t least = (size_t)512 << 20;
     mf_bench_block own = { 0 };
-    if (!block) {
-        MF_TRY(mf_bench_block_open(&own, run->device->pool, (size_t)512 << 20, true, err));
+    bool use_own = !block || block->bytes < least;
+    if (use_own) {
+        MF_TRY(mf_bench_block_open(&own, run->device->pool, least, true, err));
     }
-    run->read_ceiling = mf_bench_read_block(run->device->pool, block ? block : &own, 0.2);
+    run->read_ceiling = mf_bench_read_block(run->device->pool, use_own ? &own : block, 0.2);
     mf_bench_block_close(&own);
     for (int kind = 0; kind < MF_RATE_COUNT; kind++) {
         run->rate[kind] = mf_bench_pool_rate(run->device->pool, run->level, true, (mf_rate_kind)kind, 0.1);

@@ -5,7 +5,7 @@
 #include "base/arena.h"
 #include "base/random.h"
 #include "base/sys.h"
-#include "kernels/bench/bench.h"
+#include "kernels/bench/rates.h"
 #include "kernels/ops.h"
 
 /* ---- the machine ---- */

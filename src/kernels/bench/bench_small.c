@@ -1,4 +1,5 @@
 /* bench_small.c - the layer's steps beside its products: gate, align, sum-reduce. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,6 +95,7 @@ mf_status mf_bench_gate(mf_bench_run *run, int64_t tokens, mf_error *err)
     }
     if (status == MF_OK) {
         mf_bench_row row = mf_bench_make_row(run, "gate", tokens, false);
+        snprintf(row.dtype, sizeof row.dtype, "f32");
         row.gb_per_s = (double)(tokens * (s->experts + 2 * columns)) * 4 / (row.us * 1e3);
         row.ratio = ratio;
         row.ratio_of = "ref / cpu, one core";
@@ -144,6 +146,7 @@ mf_status mf_bench_align(mf_bench_run *run, int64_t tokens, mf_error *err)
     }
     if (status == MF_OK) {
         mf_bench_row row = mf_bench_make_row(run, "align", tokens, false);
+        snprintf(row.dtype, sizeof row.dtype, "i32");
         row.experts = distinct;
         mf_bench_emit(run, &row);
     }

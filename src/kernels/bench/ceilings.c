@@ -108,7 +108,7 @@ void *mf_bench_block_take(mf_bench_block *block, size_t bytes)
 }
 
 /* Bytes of [from, from + bytes) in huge pages, as the system counts them; -1 when it does not say. */
-static int64_t huge_bytes(const void *from, size_t bytes)
+static int64_t count_huge_bytes(const void *from, size_t bytes)
 {
     FILE *f = fopen("/proc/self/smaps", "re");
     if (!f) {
@@ -169,8 +169,9 @@ double mf_bench_read_block(mf_pool *pool, const mf_bench_block *block, double se
     chunks = chunks > 1024 ? 1024 : chunks;
     double best = 0, started = mf_now_s(), samples[MAX_SAMPLES];
     int32_t best_way = 0, count = 0;
-    for (int32_t w = 0; w < num_ways; w++) { /* one pass each finds the way that suits the machine */
-        double rate = read_pass(pool, &ways[w], chunks);
+    /* One short pass each finds the way that suits the machine. */
+    for (int32_t w = 0; w < num_ways; w++) {
+        double rate = read_pass(pool, &ways[w], chunks > 128 ? 128 : chunks);
         best_way = rate > best ? w : best_way;
         best = rate > best ? rate : best;
     }
@@ -180,16 +181,24 @@ double mf_bench_read_block(mf_pool *pool, const mf_bench_block *block, double se
     return median(samples, count);
 }
 
-mf_status mf_bench_read_rate(int32_t threads, bool huge, int64_t bytes, double seconds, mf_bench_read *out, mf_error *err)
+mf_status mf_bench_read_rates(const int32_t *threads, int32_t count, bool huge, int64_t bytes, double seconds_each,
+                              double *gb_per_s, int64_t *huge_bytes, mf_error *err)
 {
-    *out = (mf_bench_read){ .bytes = bytes };
+    int32_t most = 1;
+    for (int32_t i = 0; i < count; i++) {
+        most = threads[i] > most ? threads[i] : most;
+    }
     mf_pool *pool = NULL;
     mf_bench_block block = { 0 };
     mf_status status;
-    MF_TRY_GOTO(mf_pool_open(threads, &pool, err), done);
+    MF_TRY_GOTO(mf_pool_open(most, &pool, err), done);
     MF_TRY_GOTO(mf_bench_block_open(&block, pool, (size_t)bytes, huge, err), done);
-    out->huge_bytes = huge_bytes(block.data, block.bytes);
-    out->gb_per_s = mf_bench_read_block(pool, &block, seconds);
+    *huge_bytes = count_huge_bytes(block.data, block.bytes);
+    for (int32_t i = 0; i < count; i++) {
+        mf_pool_close(&pool);
+        MF_TRY_GOTO(mf_pool_open(threads[i], &pool, err), done);
+        gb_per_s[i] = mf_bench_read_block(pool, &block, seconds_each);
+    }
 done:
     mf_bench_block_close(&block);
     mf_pool_close(&pool);

@@ -3,15 +3,7 @@
 #ifndef MF_KERNELS_RATES_H
 #define MF_KERNELS_RATES_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-typedef enum mf_rate_kind {
-    MF_RATE_F32,  /* f32 multiply-adds */
-    MF_RATE_BF16, /* bf16 products summed in f32 by one instruction */
-    MF_RATE_INT8, /* 8-bit products summed in i32 */
-    MF_RATE_COUNT
-} mf_rate_kind;
+#include "kernels/bench/bench.h"
 
 /* Runs about `rounds` rounds in registers alone and returns the operations done; a multiply-add is two. */
 typedef double (*mf_rate_fn)(int64_t rounds);
