@@ -6,7 +6,7 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test quick asan tsan fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run build test quick asan tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -14,6 +14,7 @@ help:
 	@echo "make quick    unit and conformance tests only, under a minute once built"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
+	@echo "make test-aarch64  conformance of every rung of the aarch64 build, under qemu-user"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
 	@echo "make bench    kernel and decode speed of this machine"
 	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
@@ -41,7 +42,7 @@ build-asan: setup-test
 	@cmake --preset asan $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset asan -j $(JOBS) -- --no-print-directory
 
-test: build dev build-asan
+test: build dev build-asan build-aarch64-if-possible
 	@$(VENV_PYTHON) tests/run_tests.py all
 
 quick: dev
@@ -49,6 +50,22 @@ quick: dev
 
 asan: build-asan
 	@$(VENV_PYTHON) tests/run_tests.py asan
+
+# What `make test` runs of them; a machine that cannot have the cross compiler says so in the tests' last lines.
+AARCH64_QUICK = conformance_rungs conformance_dense conformance_experts_bits conformance_sum_reduce unit_vectors
+
+build-aarch64-if-possible: setup-test
+	@mkdir -p build && rm -f build/aarch64-not-run
+	@if tools/setup.sh aarch64 2>build/aarch64-setup.log; then \
+	    cmake --preset aarch64 $(CMAKE_ARGS) >/dev/null && \
+	    cmake --build --preset aarch64 -j $(JOBS) --target $(AARCH64_QUICK) -- --no-print-directory; \
+	else tail -n 1 build/aarch64-setup.log >build/aarch64-not-run; fi
+
+test-aarch64: setup-test
+	@tools/setup.sh aarch64
+	@cmake --preset aarch64 $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset aarch64 -j $(JOBS) -- --no-print-directory
+	@$(VENV_PYTHON) tests/run_tests.py aarch64
 
 tsan: setup-test
 	@cmake --preset tsan $(CMAKE_ARGS) >/dev/null

@@ -1,6 +1,6 @@
 """Runs the test programs and counts their TAP lines; the last line is `N passed, N failed`.
 
-    run_tests.py all | quick | asan | tsan
+    run_tests.py all | quick | asan | tsan | aarch64
 
 A program is a failure by itself when it crashes, times out, or ends non-zero without a failed line.  Programs run two at a
 time; each one's log stays in build/test-logs."""
@@ -48,11 +48,49 @@ def scripts(preset):
     return jobs
 
 
+# An emulated CPU for each top rung of aarch64's ladder.  The first has all rungs and runs everything; the others show that
+# what they lack is not used.
+AARCH64_CPUS = (("max", "neon_bf16"), ("neoverse-n1", "neon_dotprod"), ("cortex-a57", "neon"))
+AARCH64_QUICK = ("conformance_rungs", "conformance_dense", "conformance_experts_bits", "conformance_sum_reduce", "unit_vectors")
+AARCH64_RUNGS = ("conformance_rungs", "unit_vectors")
+
+
+def emulated(cpu, rung, *prefixes):
+    qemu = ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
+    return [(f"aarch64 {cpu}/{p.name}", qemu + [str(p)], {"MOEFUSE_EXPECT_RUNG": rung})
+            for p in programs("aarch64", *prefixes)]
+
+
+def aarch64_whole():
+    (cpu, rung), *others = AARCH64_CPUS
+    jobs = emulated(cpu, rung, "conformance_", "unit_")
+    for cpu, rung in others:
+        jobs += emulated(cpu, rung, *AARCH64_QUICK)
+    return jobs
+
+
+def aarch64_quick():
+    """What `make test` runs; nothing, and a line that says why, where the cross compiler could not be had."""
+    reason = ROOT / "build" / "aarch64-not-run"
+    if reason.exists():
+        NOT_RUN.append(f"aarch64: {reason.read_text(errors='replace').strip() or 'tools/setup.sh aarch64 failed'}")
+        return []
+    (cpu, rung), *others = AARCH64_CPUS
+    jobs = emulated(cpu, rung, *AARCH64_QUICK)
+    for cpu, rung in others:
+        jobs += emulated(cpu, rung, *AARCH64_RUNGS)
+    if not jobs:
+        NOT_RUN.append("aarch64: build/aarch64 holds no test programs; make test builds them")
+    return jobs
+
+
+NOT_RUN = []
 SUITES = {
     "quick": lambda: native("dev", "unit_", "conformance_"),
     "asan": lambda: native("asan", env=ASAN_ENV) + fuzz_replays(),
     "tsan": lambda: native("tsan", "unit_base", "engine_", "conformance_layer", "conformance_experts"),
-    "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV),
+    "aarch64": aarch64_whole,
+    "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV) + aarch64_quick(),
 }
 
 
@@ -100,6 +138,8 @@ def main():
     if not jobs:
         total_failed = 1
         print("FAIL no test programs were built")
+    for line in NOT_RUN:
+        print(f"not run: {line}")
     print(f"{total_passed} passed, {total_failed} failed")
     sys.exit(1 if total_failed else 0)
 

@@ -3,6 +3,7 @@
 #   build   compiler, CMake, the three libraries         (apt)
 #   test    cmocka, Python and light packages in .venv   (apt, PyPI)
 #   fuzz    clang with libFuzzer                         (apt)
+#   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
 # Nothing is touched when nothing is missing.  Needs root or sudo only when an apt package is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +11,8 @@ cd "$(dirname "$0")/.."
 build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
+aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+aarch64_libraries=(libcmocka0 libcmocka-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -40,11 +43,35 @@ install_venv() {
     cp tests/requirements.txt "$stamp"
 }
 
+# The arm64 libraries are downloaded with lists of their own and unpacked, not installed: this machine's packages stay of one
+# architecture.
+unpack_aarch64_libraries() {
+    local root=$PWD/build/aarch64-root stamp=${aarch64_libraries[*]} apt package
+    [ -f "$root/.stamp" ] && [ "$(cat "$root/.stamp")" = "$stamp" ] && return
+    say "unpacking arm64 packages under build/aarch64-root: $stamp"
+    rm -rf "$root"
+    mkdir -p "$root/apt/lists/partial" "$root/apt/cache/archives/partial" "$root/apt/packages"
+    apt=(apt-get -qq -o "Dir::State::Lists=$root/apt/lists" -o "Dir::Cache=$root/apt/cache" -o "APT::Sandbox::User=$(id -un)"
+        -o "APT::Architectures::=$(dpkg --print-architecture)" -o APT::Architectures::=arm64)
+    "${apt[@]}" update
+    (cd "$root/apt/packages" && "${apt[@]}" download "${aarch64_libraries[@]/%/:arm64}")
+    for package in "$root"/apt/packages/*.deb; do
+        dpkg-deb -x "$package" "$root"
+    done
+    rm -rf "$root/apt"
+    echo "$stamp" >"$root/.stamp"
+}
+
 for group in "$@"; do
     case $group in
         build) install_apt "${build_packages[@]}" ;;
         test) install_apt "${test_packages[@]}"; install_venv ;;
         fuzz) install_apt "${fuzz_packages[@]}" ;;
-        *) say "error: unknown group '$group'; known: build test fuzz"; exit 2 ;;
+        aarch64)
+            [ "$(uname -m)" != aarch64 ] || { say "error: this machine is an aarch64 itself; its own tests cover the rungs"; exit 1; }
+            install_apt "${aarch64_packages[@]}"
+            unpack_aarch64_libraries
+            ;;
+        *) say "error: unknown group '$group'; known: build test fuzz aarch64"; exit 2 ;;
     esac
 done

@@ -46,6 +46,10 @@ INLINE vec flush(vec acc, float scale, vec total)
     return vfmaq_n_f32(total, acc, scale);
 }
 
+INLINE void pace(void)
+{
+}
+
 /* (0+1) + (2+3) of each. */
 INLINE void sum_four(vec a, vec b, vec c, vec d, float out[4])
 {
