@@ -12,6 +12,9 @@
 enum {
     TOKENS = MF_CPU_QUERIES,  /* most of a portion */
     DECODED_ROWS = 32,        /* of W_UK at a time */
+    FEW_ROWS = 8,             /* the same for FEW_TOKENS: they stay in the first level */
+    FEW_TOKENS = 8,
+    AHEAD = 8192,             /* bytes between what is decoded and what memory is asked for */
     PORTION_FLOATS = 4 << 20  /* queries and results of a portion, unless one token needs more */
 };
 
@@ -82,6 +85,16 @@ size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
     return (size_t)(16 + c.num_tokens * args->num_heads * (c.query_stride + c.result_stride) + (inner > rooms ? inner : rooms));
 }
 
+/* A row further on: rows in scattered pages, or of few bytes, are not always fetched ahead by hardware alone. */
+static void ask_ahead(const mf_matrix *w, int64_t row)
+{
+    const uint8_t *codes = mf_matrix_row(w, row);
+    const int64_t bytes = w->k * mf_format_bits(w->format) / 8;
+    for (int64_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(codes + AHEAD + i);
+    }
+}
+
 /* Queries of one head. */
 static void absorb_head(void *context, int64_t head, int32_t thread)
 {
@@ -99,11 +112,13 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
         memcpy(query + t * args->num_heads * c->query_stride + rank, q[t] + nope, (size_t)rope * sizeof *query);
     }
     c->kernels->attention.pack(q, c->num_tokens, nope, weights, stride);
-    for (int64_t j = 0; j < nope; j += DECODED_ROWS) {
+    const int64_t step = c->num_tokens <= FEW_TOKENS ? FEW_ROWS : DECODED_ROWS;
+    for (int64_t j = 0; j < nope; j += step) {
         const float *decoded[DECODED_ROWS];
-        const int64_t count = nope - j < DECODED_ROWS ? nope - j : DECODED_ROWS;
+        const int64_t count = nope - j < step ? nope - j : step;
         for (int64_t i = 0; i < count; i++) {
             float *row = rows + i * c->result_stride;
+            ask_ahead(args->kv_b, head * (nope + args->v_head_dim) + j + i);
             c->kernels->attention.decode_row(args->kv_b, head * (nope + args->v_head_dim) + j + i, 0, rank, row);
             decoded[i] = row;
         }

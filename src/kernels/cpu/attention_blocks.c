@@ -1,8 +1,8 @@
 /* attention_blocks.c - the loops of attention: see attention_blocks.h.
  *
- * An item is up to MF_CPU_QUERIES query rows, heads of one group times consecutive tokens of one sequence, which all meet
- * a block of the cache while it is near.  With enough items each is a task; with few (decoding) every span of every item
- * is one, and its part waits in a slot until the parts are merged in order. */
+ * An item is heads of one group times consecutive tokens of one sequence: one to MOST_PANELS panels of query rows, which
+ * all meet a block of the cache while it is near.  With enough items each is a task; with few (decoding) every span of
+ * every item is one, and its part waits in a slot until the parts are merged in order. */
 #include "kernels/cpu/attention_blocks.h"
 
 #include <float.h>
@@ -14,6 +14,8 @@ enum {
     QUERIES = MF_CPU_QUERIES,
     ROWS = MF_CPU_KV_ROWS,
     MOST_TILES = MF_CPU_ATTEND_TOKENS,
+    MOST_PANELS = 4,
+    PANELS_FLOATS = 1 << 17, /* of an item's panels and parts: half of a second-level cache of 1 MiB */
     COPY_QUERIES = 32, /* from as many on, copying a block to where it lies well pays */
     ITEMS_PER_THREAD = 2, /* with fewer, spans become tasks */
     WAVE_SPANS = 16, /* slots per item, of 64 query rows */
@@ -29,6 +31,7 @@ typedef struct plan {
     const mf_cpu_kernels *kernels;
     const mf_cpu_attend *call;
     int64_t chunk_heads, num_chunks; /* of a group */
+    int64_t num_panels; /* most of an item */
     int64_t num_tiles;
     int64_t part_floats, thread_floats;
     float *rooms, *slots;
@@ -36,7 +39,7 @@ typedef struct plan {
     tile tiles[MOST_TILES];
 } plan;
 
-/* The query rows of one task: row (t - first) * num_heads + h. */
+/* The query rows of one task, or of one of its panels: row (t - first) * num_heads + h. */
 typedef struct item {
     const mf_cpu_attend *call;
     int64_t first, num_tokens; /* tokens of the call */
@@ -51,9 +54,18 @@ typedef struct part {
 
 /* One thread's memory. */
 typedef struct room {
-    float *panel, *scores, *keys, *values;
-    part total, span;
+    float *scores, *keys, *values;
+    float *panel[MOST_PANELS];
+    part total[MOST_PANELS], span[MOST_PANELS];
 } room;
+
+/* Cached rows [first, first + n), and what to ask the memory for meanwhile. */
+typedef struct block {
+    int64_t first, n;
+    const float *keys[ROWS], *values[ROWS];
+    const float *next_keys[ROWS], *next_values[ROWS];
+    mf_cpu_ahead during_scores, during_blend;
+} block;
 
 static int64_t acc_stride(const mf_cpu_attend *call)
 {
@@ -78,10 +90,21 @@ static int64_t most_queries(const mf_cpu_attend *call)
     return heads * (tokens > 0 ? tokens : 1);
 }
 
+static int64_t panel_floats(const mf_cpu_attend *call)
+{
+    return QUERIES * call->key_dim + 2 * part_floats(call, QUERIES);
+}
+
+static int64_t most_panels(const mf_cpu_attend *call)
+{
+    const int64_t n = PANELS_FLOATS / panel_floats(call);
+    return n < 1 ? 1 : n < MOST_PANELS ? n : MOST_PANELS;
+}
+
 static int64_t thread_floats(const mf_cpu_attend *call)
 {
     const int64_t values = values_are_in_keys(call) ? 0 : mf_cpu_spread(call->value_dim);
-    return QUERIES * (call->key_dim + ROWS) + 2 * part_floats(call, QUERIES) + ROWS * (mf_cpu_spread(call->key_dim) + values);
+    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) + most_panels(call) * panel_floats(call);
 }
 
 static part part_at(float *memory)
@@ -92,12 +115,15 @@ static part part_at(float *memory)
 static room room_of(const plan *p, int32_t thread)
 {
     const mf_cpu_attend *call = p->call;
-    room r = { .panel = p->rooms + thread * p->thread_floats };
-    r.scores = r.panel + QUERIES * call->key_dim;
-    r.total = part_at(r.scores + QUERIES * ROWS);
-    r.span = part_at(r.total.max + part_floats(call, QUERIES));
-    r.keys = r.span.max + part_floats(call, QUERIES);
+    room r = { .scores = p->rooms + thread * p->thread_floats };
+    r.keys = r.scores + QUERIES * ROWS;
     r.values = r.keys + ROWS * mf_cpu_spread(call->key_dim);
+    float *panel = r.values + (values_are_in_keys(call) ? 0 : ROWS * mf_cpu_spread(call->value_dim));
+    for (int64_t i = 0; i < p->num_panels; i++, panel += panel_floats(call)) {
+        r.panel[i] = panel;
+        r.total[i] = part_at(panel + QUERIES * call->key_dim);
+        r.span[i] = part_at(r.total[i].max + part_floats(call, QUERIES));
+    }
     return r;
 }
 
@@ -133,7 +159,8 @@ static void make_tiles(plan *p)
 {
     const mf_cpu_attend *call = p->call;
     const int32_t *sequence = call->kv->sequence + call->first_token;
-    const int64_t most = QUERIES / p->chunk_heads;
+    const int64_t most = p->num_panels * (QUERIES / p->chunk_heads);
+    p->num_tiles = 0;
     for (int64_t t = 0; t < call->num_tokens;) {
         tile *next = &p->tiles[p->num_tiles++];
         next->first = (int32_t)t++;
@@ -145,19 +172,36 @@ static void make_tiles(plan *p)
     }
 }
 
+static void set_tokens(item *it, int64_t first, int64_t num_tokens)
+{
+    it->first = first;
+    it->num_tokens = num_tokens;
+    it->num_queries = num_tokens * it->num_heads;
+    it->stride = (it->num_queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+}
+
 static item item_at(const plan *p, int64_t i)
 {
     const mf_cpu_attend *call = p->call;
     const tile *tokens = &p->tiles[i / (call->num_groups * p->num_chunks)];
     item it = { .call = call,
-                .first = tokens->first,
-                .num_tokens = tokens->count,
                 .group = i / p->num_chunks % call->num_groups,
                 .first_head = i % p->num_chunks * p->chunk_heads };
     it.num_heads = call->group_heads - it.first_head < p->chunk_heads ? call->group_heads - it.first_head : p->chunk_heads;
-    it.num_queries = it.num_tokens * it.num_heads;
-    it.stride = (it.num_queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+    set_tokens(&it, tokens->first, tokens->count);
     return it;
+}
+
+/* Panel i of an item; false when the item has no so many. */
+static bool panel_at(const plan *p, const item *it, int64_t i, item *panel)
+{
+    const int64_t most = QUERIES / p->chunk_heads, done = i * most;
+    if (done >= it->num_tokens) {
+        return false;
+    }
+    *panel = *it;
+    set_tokens(panel, it->first + done, it->num_tokens - done < most ? it->num_tokens - done : most);
+    return true;
 }
 
 static int64_t item_context(const item *it)
@@ -175,7 +219,7 @@ static int64_t first_query_at(const item *it, int64_t s)
     return t * it->num_heads;
 }
 
-static void pack_queries(const mf_cpu_kernels *kernels, const item *it, float *panel)
+static void pack_queries(const plan *p, const item *it, float *panel)
 {
     const mf_cpu_attend *call = it->call;
     const float *queries[QUERIES];
@@ -183,7 +227,7 @@ static void pack_queries(const mf_cpu_kernels *kernels, const item *it, float *p
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
         queries[q] = call->q + (it->first + q / it->num_heads) * call->q_token_stride + head * call->q_head_stride;
     }
-    kernels->attention.pack(queries, it->num_queries, call->key_dim, panel, it->stride);
+    p->kernels->attention.pack(queries, it->num_queries, call->key_dim, panel, it->stride);
 }
 
 /* ---- one block, one span ---- */
@@ -211,41 +255,60 @@ static void copy_rows(const float **rows, int64_t n, int64_t dim, float *to)
     }
 }
 
-/* Adds positions [first, first + n) to the span's part; the span's first block starts it. */
-static void attend_block(const plan *p, const item *it, const room *r, int64_t first, int64_t n, const part *span)
+static void make_block(const item *it, const room *r, int64_t first, block *b)
+{
+    const mf_cpu_attend *call = it->call;
+    const int64_t context = item_context(it), next = first + ROWS;
+    const int64_t n = context - first < ROWS ? context - first : ROWS;
+    const int64_t left = context <= next ? 0 : context - next < ROWS ? context - next : ROWS;
+    const bool copies = it->num_queries >= COPY_QUERIES, shared = values_are_in_keys(call);
+    b->first = first;
+    b->n = n;
+    find_rows(it, first, n, b->keys, b->values);
+    find_rows(it, next, left, b->next_keys, b->next_values);
+    b->during_scores = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
+    b->during_blend = (mf_cpu_ahead){ b->next_values, left, call->value_dim };
+    if (shared) {
+        b->during_scores.num_rows = left / 2;
+        b->during_blend = (mf_cpu_ahead){ b->next_keys + left / 2, left - left / 2, call->key_dim };
+    } else if (!copies) {
+        b->during_scores = (mf_cpu_ahead){ b->values, n, call->value_dim };
+        b->during_blend = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
+    }
+    if (copies) {
+        copy_rows(b->keys, n, call->key_dim, r->keys);
+        for (int64_t s = 0; shared && s < n; s++) {
+            b->values[s] = b->keys[s] + call->value_first;
+        }
+        if (!shared) {
+            copy_rows(b->values, n, call->value_dim, r->values);
+        }
+    }
+}
+
+/* Adds a block to a panel's part of the span; the span's first block starts it. */
+static void attend_block(const plan *p, const item *it, const block *b, const float *panel, float *weights, const part *span)
 {
     const mf_cpu_attend *call = it->call;
     const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
-    const bool starts = first % MF_CPU_SPAN_ROWS == 0;
-    const int64_t first_query = first_query_at(it, first);
+    const bool starts = b->first % MF_CPU_SPAN_ROWS == 0;
+    const int64_t first_query = first_query_at(it, b->first);
     int32_t limits[QUERIES] = { 0 };
     for (int64_t q = first_query; q < it->num_queries; q++) {
-        const int64_t seen = context_of(call, it->first + q / it->num_heads) - first;
-        limits[q] = (int32_t)(seen < n ? seen : n);
+        const int64_t seen = context_of(call, it->first + q / it->num_heads) - b->first;
+        limits[q] = (int32_t)(seen < b->n ? seen : b->n);
     }
-    const float *keys[ROWS], *values[ROWS];
-    find_rows(it, first, n, keys, values);
-    if (it->num_queries >= COPY_QUERIES) {
-        copy_rows(keys, n, call->key_dim, r->keys);
-        if (!values_are_in_keys(call)) {
-            copy_rows(values, n, call->value_dim, r->values);
-        } else {
-            for (int64_t s = 0; s < n; s++) {
-                values[s] = keys[s] + call->value_first;
-            }
-        }
-    }
-    mf_cpu_scores scores = { .rows = keys,
-                             .num_rows = n,
+    mf_cpu_scores scores = { .rows = b->keys,
+                             .ahead = b->during_scores,
                              .dim = call->key_dim,
-                             .queries = r->panel,
+                             .queries = panel,
                              .limits = limits,
                              .first_query = first_query,
                              .stride = it->stride,
-                             .out = r->scores };
+                             .out = weights };
     kernels->scores(&scores);
     float max[QUERIES], sum[QUERIES], alpha[QUERIES], beta[QUERIES];
-    mf_cpu_softmax softmax = { .scores = r->scores,
+    mf_cpu_softmax softmax = { .scores = weights,
                                .limits = limits,
                                .first_query = first_query,
                                .stride = it->stride,
@@ -260,8 +323,9 @@ static void attend_block(const plan *p, const item *it, const room *r, int64_t f
     if (!starts) {
         kernels->merge(span->max, span->sum, max, sum, it->stride, alpha, beta);
     }
-    mf_cpu_blend blend = { .rows = values,
-                           .weights = r->scores,
+    mf_cpu_blend blend = { .rows = b->values,
+                           .ahead = b->during_blend,
+                           .weights = weights,
                            .limits = limits,
                            .first_query = first_query,
                            .num_queries = it->num_queries,
@@ -274,12 +338,22 @@ static void attend_block(const plan *p, const item *it, const room *r, int64_t f
     kernels->blend(&blend);
 }
 
+/* The parts of a span for every panel of the item that sees it. */
 static void attend_span(const plan *p, const item *it, const room *r, int64_t span, const part *out)
 {
     const int64_t context = item_context(it);
     const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
     for (int64_t first = span * MF_CPU_SPAN_ROWS; first < end; first += ROWS) {
-        attend_block(p, it, r, first, end - first < ROWS ? end - first : ROWS, out);
+        block b;
+        item panel;
+        make_block(it, r, first, &b);
+        for (int64_t i = 0; panel_at(p, it, i, &panel); i++) {
+            if (item_context(&panel) > first) {
+                attend_block(p, &panel, &b, r->panel[i], r->scores, &out[i]);
+                b.during_scores.num_rows = 0; /* asked for once */
+                b.during_blend.num_rows = 0;
+            }
+        }
     }
 }
 
@@ -315,16 +389,25 @@ static void run_item(void *context, int64_t task, int32_t thread)
     const item it = item_at(p, task);
     const room r = room_of(p, thread);
     const int64_t spans = count_spans(item_context(&it));
-    pack_queries(p->kernels, &it, r.panel);
-    attend_span(p, &it, &r, 0, &r.total);
-    for (int64_t span = 1; span < spans; span++) {
-        attend_span(p, &it, &r, span, &r.span);
-        merge_span(p, &it, span, &r.total, &r.span, 0, it.num_queries);
+    item panel;
+    for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
+        pack_queries(p, &panel, r.panel[i]);
     }
-    finish(p, &it, &r.total, 0, it.num_queries);
+    attend_span(p, &it, &r, 0, r.total);
+    for (int64_t span = 1; span < spans; span++) {
+        attend_span(p, &it, &r, span, r.span);
+        for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
+            if (item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
+                merge_span(p, &panel, span, &r.total[i], &r.span[i], 0, panel.num_queries);
+            }
+        }
+    }
+    for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
+        finish(p, &panel, &r.total[i], 0, panel.num_queries);
+    }
 }
 
-/* ---- spans as tasks ---- */
+/* ---- spans as tasks: items of one panel ---- */
 
 /* Slot 0 of an item holds its total; later ones the parts of the wave at hand. */
 static part slot_of(const plan *p, int64_t i, int64_t slot)
@@ -342,7 +425,7 @@ static void run_span(void *context, int64_t task, int32_t thread)
     }
     const room r = room_of(p, thread);
     const part out = slot_of(p, i, span == 0 ? 0 : 1 + span - p->first_span);
-    pack_queries(p->kernels, &it, r.panel);
+    pack_queries(p, &it, r.panel[0]);
     attend_span(p, &it, &r, span, &out);
 }
 
@@ -413,7 +496,6 @@ void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
     p.chunk_heads = (call->group_heads + p.num_chunks - 1) / p.num_chunks;
     p.rooms = call->scratch + (64 - (uintptr_t)call->scratch % 64) % 64 / sizeof(float);
     p.slots = p.rooms + threads * p.thread_floats;
-    make_tiles(&p);
     int64_t longest = 0;
     double work = 0;
     for (int64_t t = 0; t < call->num_tokens; t++) {
@@ -421,9 +503,18 @@ void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
         work += (double)context_of(call, t);
     }
     work *= (double)(call->num_groups * call->group_heads * (call->key_dim + call->value_dim));
-    const int64_t num_items = p.num_tiles * call->num_groups * p.num_chunks;
+    /* The most panels that leave every thread its items. */
+    const int64_t least = threads > 1 ? ITEMS_PER_THREAD * threads : 1;
+    int64_t num_items = 0;
+    for (p.num_panels = most_panels(call);; p.num_panels--) {
+        make_tiles(&p);
+        num_items = p.num_tiles * call->num_groups * p.num_chunks;
+        if (num_items >= least || p.num_panels == 1) {
+            break;
+        }
+    }
     const int64_t floats = slots_floats(device, call);
-    if (floats > 0 && num_items < ITEMS_PER_THREAD * threads && longest > MF_CPU_SPAN_ROWS) {
+    if (num_items < least && floats > 0 && longest > MF_CPU_SPAN_ROWS) {
         run_split(device, &p, num_items, count_spans(longest), floats, work);
     } else {
         mf_cpu_run(device, work, num_items, run_item, &p);

@@ -15,11 +15,17 @@ enum {
     MF_CPU_KV_ROWS = 128      /* most rows of a block */
 };
 
+/* Rows that will be read after this call: it asks the memory for them while it computes. */
+typedef struct mf_cpu_ahead {
+    const float *const *rows;
+    int64_t num_rows, floats; /* of each row */
+} mf_cpu_ahead;
+
 /* out[s * stride + q] = rows[s] . query q, for s < the largest limit of q's vector of lanes. */
 typedef struct mf_cpu_scores {
     const float *const *rows;
-    const float *const *ahead; /* as many rows that are wanted next, dim floats each; NULL: none */
-    int64_t num_rows, dim;
+    mf_cpu_ahead ahead;
+    int64_t dim;
     const float *queries;      /* [dim][stride] */
     const int32_t *limits;     /* [stride], 0 in the padding */
     int64_t first_query;       /* queries before it have limit 0 */
@@ -42,8 +48,7 @@ typedef struct mf_cpu_softmax {
  * limits are > 0 and ascend. */
 typedef struct mf_cpu_blend {
     const float *const *rows;
-    const float *const *ahead; /* as in mf_cpu_scores: ahead_floats from each */
-    int64_t ahead_floats;
+    mf_cpu_ahead ahead;
     const float *weights;      /* [num_rows][stride] */
     const int32_t *limits;
     int64_t first_query, num_queries, stride;

@@ -38,11 +38,33 @@ INLINE int64_t least_rows(const int32_t *limits, int64_t n)
     return least;
 }
 
+/* ---- memory that will be wanted ---- */
+
+/* Where the asking has come to: row by row, a line at a time. */
+typedef struct asker {
+    mf_cpu_ahead rows;
+    int64_t row, column;
+} asker;
+
+/* Asks for the next `lines` lines, into the second level: the first is busy. */
+INLINE void ask_ahead(asker *a, int lines)
+{
+    for (int i = 0; i < lines && a->row < a->rows.num_rows; i++) {
+        __builtin_prefetch(a->rows.rows[a->row] + a->column, 0, 2);
+        a->column += LINE_FLOATS;
+        if (a->column >= a->rows.floats) {
+            a->column = 0;
+            a->row++;
+        }
+    }
+}
+
 /* ---- scores ---- */
 
 /* Rows [s, s + NR), NV vectors of queries from q, dimensions [first, end): the chains go on where an earlier part of the
  * dimensions left them. */
-INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64_t s, int64_t q, int64_t first, int64_t end)
+INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64_t s, int64_t q, int64_t first, int64_t end,
+                       asker *ahead)
 {
     vec acc[MOST_ROWS][SCORE_VECTORS];
     const float *row[MOST_ROWS];
@@ -54,15 +76,19 @@ INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64
         }
     }
     const float *queries = a->queries + first * a->stride + q;
-    for (int64_t d = first; d < end; d++, queries += a->stride) {
-        vec x[SCORE_VECTORS];
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            x[v] = v_load(queries + v * LANES);
-        }
-        UNROLL(12) for (int r = 0; r < NR; r++) {
-            const vec value = v_set(row[r][d]);
+    for (int64_t d = first; d < end;) {
+        const int64_t stop = end - d < LINE_FLOATS ? end : d + LINE_FLOATS;
+        ask_ahead(ahead, NR);
+        for (; d < stop; d++, queries += a->stride) {
+            vec x[SCORE_VECTORS];
             UNROLL(4) for (int v = 0; v < NV; v++) {
-                acc[r][v] = v_fma(value, x[v], acc[r][v]);
+                x[v] = v_load(queries + v * LANES);
+            }
+            UNROLL(12) for (int r = 0; r < NR; r++) {
+                const vec value = v_set(row[r][d]);
+                UNROLL(4) for (int v = 0; v < NV; v++) {
+                    acc[r][v] = v_fma(value, x[v], acc[r][v]);
+                }
             }
         }
     }
@@ -73,16 +99,7 @@ INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64
     }
 }
 
-INLINE void prefetch_rows(const float *const *rows, int64_t first, int64_t end, int64_t begin, int64_t stop)
-{
-    for (int64_t r = first; rows && r < end; r++) {
-        for (int64_t d = begin; d < stop; d += LINE_FLOATS) {
-            __builtin_prefetch(rows[r] + d);
-        }
-    }
-}
-
-INLINE void score_group(const mf_cpu_scores *a, const int NV, int64_t q)
+INLINE void score_group(const mf_cpu_scores *a, const int NV, int64_t q, asker *ahead)
 {
     const int NR = SCORE_ROWS(NV);
     const int64_t part = PANEL_FLOATS / (NV * LANES);
@@ -91,34 +108,33 @@ INLINE void score_group(const mf_cpu_scores *a, const int NV, int64_t q)
         const int64_t end = a->dim - first < part ? a->dim : first + part;
         int64_t s = 0;
         for (; s + NR <= num_rows; s += NR) {
-            prefetch_rows(a->ahead, s, s + NR, first, end);
-            score_tile(a, NR, NV, s, q, first, end);
+            score_tile(a, NR, NV, s, q, first, end, ahead);
         }
-        prefetch_rows(a->ahead, s, a->num_rows, first, end);
         for (; s + 4 <= num_rows; s += 4) {
-            score_tile(a, 4, NV, s, q, first, end);
+            score_tile(a, 4, NV, s, q, first, end, ahead);
         }
         for (; s + 2 <= num_rows; s += 2) {
-            score_tile(a, 2, NV, s, q, first, end);
+            score_tile(a, 2, NV, s, q, first, end, ahead);
         }
         if (s < num_rows) {
-            score_tile(a, 1, NV, s, q, first, end);
+            score_tile(a, 1, NV, s, q, first, end, ahead);
         }
     }
 }
 
 static void scores_of(const mf_cpu_scores *a)
 {
+    asker ahead = { .rows = a->ahead };
     int64_t q = a->first_query / LANES * LANES;
     const int64_t end = a->stride;
     for (; q + 4 * LANES <= end && SCORE_VECTORS >= 4; q += 4 * LANES) {
-        score_group(a, SCORE_VECTORS >= 4 ? 4 : 1, q);
+        score_group(a, SCORE_VECTORS >= 4 ? 4 : 1, q, &ahead);
     }
     for (; q + 2 * LANES <= end && a->limits[q + LANES] > 0; q += 2 * LANES) {
-        score_group(a, 2, q);
+        score_group(a, 2, q, &ahead);
     }
     for (; q < end; q += LANES) {
-        score_group(a, 1, q);
+        score_group(a, 1, q, &ahead);
     }
 }
 
@@ -133,19 +149,21 @@ static void softmax_of(const mf_cpu_softmax *a)
         vec max = v_set(-FLT_MAX), sum = v_zero();
         float *x = a->scores + q;
         for (int64_t s = 0; s < least; s++) {
-            const vec value = v_mul(v_load(x + s * a->stride), scale);
-            v_store(x + s * a->stride, value);
-            max = v_max(value, max);
+            max = v_max(v_mul(v_load(x + s * a->stride), scale), max);
         }
         for (int64_t s = least; s < most; s++) {
-            const vec value = v_keep_below(s, limits, v_mul(v_load(x + s * a->stride), scale));
-            v_store(x + s * a->stride, value);
-            max = v_max(value, max);
+            max = v_max(v_keep_below(s, limits, v_mul(v_load(x + s * a->stride), scale)), max);
         }
-        for (int64_t s = 0; s < most; s++) {
-            const vec value = v_exp(v_sub(v_load(x + s * a->stride), max));
-            v_store(x + s * a->stride, value);
-            sum = v_add(sum, value);
+        for (int64_t s = 0; s < least; s++) {
+            const vec weight = v_exp(v_sub(v_mul(v_load(x + s * a->stride), scale), max));
+            v_store(x + s * a->stride, weight);
+            sum = v_add(sum, weight);
+        }
+        for (int64_t s = least; s < most; s++) {
+            const vec kept = v_keep_below(s, limits, v_mul(v_load(x + s * a->stride), scale));
+            const vec weight = v_exp(v_sub(kept, max));
+            v_store(x + s * a->stride, weight);
+            sum = v_add(sum, weight);
         }
         v_store(a->max + q, max);
         v_store(a->sum + q, sum);
@@ -184,7 +202,8 @@ INLINE void store_some(float *p, vec v, const bool whole, int64_t left)
 
 /* Queries [q, q + NQ), NV vectors from column i, or `left` columns when not whole.  Rows that all of the queries see come
  * together, the few that only the later ones see query by query. */
-INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const bool whole, int64_t q, int64_t i, int64_t left)
+INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const bool whole, int64_t q, int64_t i,
+                       int64_t left, asker *ahead)
 {
     vec acc[MOST_QUERIES][WIDE];
     const int32_t *limits = a->limits + q;
@@ -198,6 +217,9 @@ INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const 
     const float *weights = a->weights + q;
     for (int64_t s = 0; s < common; s++, weights += a->stride) {
         const float *row = a->rows[s] + i;
+        if (q == a->first_query) {
+            ask_ahead(ahead, (NV * LANES + LINE_FLOATS - 1) / LINE_FLOATS);
+        }
         vec x[WIDE];
         UNROLL(8) for (int v = 0; v < NV; v++) {
             x[v] = load_some(row + v * LANES, whole, left);
@@ -231,46 +253,47 @@ INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const 
     }
 }
 
-INLINE void blend_strip(const mf_cpu_blend *a, const int NV, const bool whole, int64_t i, int64_t left)
+INLINE void blend_strip(const mf_cpu_blend *a, const int NV, const bool whole, int64_t i, int64_t left, asker *ahead)
 {
     int64_t q = a->first_query;
     for (; q + BLEND_QUERIES <= a->num_queries; q += BLEND_QUERIES) {
-        blend_tile(a, BLEND_QUERIES, NV, whole, q, i, left);
+        blend_tile(a, BLEND_QUERIES, NV, whole, q, i, left, ahead);
     }
     if (BLEND_QUERIES > 8 && q + 8 <= a->num_queries) {
-        blend_tile(a, BLEND_QUERIES > 8 ? 8 : 1, NV, whole, q, i, left);
+        blend_tile(a, BLEND_QUERIES > 8 ? 8 : 1, NV, whole, q, i, left, ahead);
         q += 8;
     }
     if (q + 4 <= a->num_queries) {
-        blend_tile(a, 4, NV, whole, q, i, left);
+        blend_tile(a, 4, NV, whole, q, i, left, ahead);
         q += 4;
     }
     if (q + 2 <= a->num_queries) {
-        blend_tile(a, 2, NV, whole, q, i, left);
+        blend_tile(a, 2, NV, whole, q, i, left, ahead);
         q += 2;
     }
     if (q < a->num_queries) {
-        blend_tile(a, 1, NV, whole, q, i, left);
+        blend_tile(a, 1, NV, whole, q, i, left, ahead);
     }
 }
 
 static void blend_of(const mf_cpu_blend *a)
 {
+    asker ahead = { .rows = a->ahead };
     int64_t i = 0;
     if (a->num_queries - a->first_query == 1) {
         for (; i + WIDE * LANES <= a->n; i += WIDE * LANES) {
-            blend_tile(a, 1, WIDE, true, a->first_query, i, 0);
+            blend_tile(a, 1, WIDE, true, a->first_query, i, 0, &ahead);
         }
     }
     for (; i + 2 * LANES <= a->n; i += 2 * LANES) {
-        blend_strip(a, 2, true, i, 0);
+        blend_strip(a, 2, true, i, 0, &ahead);
     }
     if (i + LANES <= a->n) {
-        blend_strip(a, 1, true, i, 0);
+        blend_strip(a, 1, true, i, 0, &ahead);
         i += LANES;
     }
     if (i < a->n) {
-        blend_strip(a, 1, false, i, a->n - i);
+        blend_strip(a, 1, false, i, a->n - i, &ahead);
     }
 }
 
