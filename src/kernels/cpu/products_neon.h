@@ -46,8 +46,11 @@ INLINE vec flush(vec acc, float scale, vec total)
     return vfmaq_n_f32(total, acc, scale);
 }
 
+/* Keeps the next token's load behind this one's products: hoisted to the loop's start, the loads push sums out of the
+ * registers. */
 INLINE void pace(void)
 {
+    __asm__ volatile("" ::: "memory");
 }
 
 /* (0+1) + (2+3) of each. */
