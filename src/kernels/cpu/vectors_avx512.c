@@ -414,6 +414,7 @@ void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
     k->rms_norm = rms_norm_avx512;
     k->add = add_avx512;
     k->rope = rope_avx512;
+    mf_cpu_products_fill_avx512(k);
     mf_cpu_pack_fill_avx512(k);
     mf_cpu_attention_fill_avx512(k);
     mf_cpu_gate_fill_avx512(k);

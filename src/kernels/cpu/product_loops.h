@@ -1,0 +1,490 @@
+/* product_loops.h - weights times inputs, the loops written once; each ISA's file includes it after its primitives.
+ *
+ * Order of sums for one (row, token), whatever else a call carries: lane l of one accumulator takes the columns that meet
+ * lane l, k ascending; the lanes are added in a tree, lane l and l + half first; a scale per row comes last.  Finer scales
+ * are in the values, or, where the values are codes (is_flushed), a group's sum times its scale is added to a second
+ * accumulator, groups ascending.
+ *
+ * Two ways through the weights give these sums.  stream(): few tokens, codes go from memory through registers into the
+ * products, once.  gemm(): many tokens, codes of a few rows become values in a buffer that stays in the first-level cache.
+ *
+ * The including file defines, before:
+ *   vec, COLUMN_BYTES       an accumulator or a vector of values or inputs; bytes of one input
+ *   TOKENS, FLUSH_TOKENS    most tokens whose sums stay in registers beside ROWS rows; the same when groups are flushed
+ *   step_columns(format)    columns that load_values takes at once: one or two vectors of them
+ *   stream_tokens(format)   most tokens of stream()
+ *   is_flushed(format)      values are codes, their groups' scales come after the products
+ *   decoder, decoder_for(format, scale, zero)   what turns codes under one scale into values
+ *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is not
+ *                           read and counts as 0; `seen` collects what has_nan_code asks
+ *   seen_codes, seen_none(), has_seen_nan(seen)
+ *   multiply_add(w, x, acc), flush(acc, scale, total), vec_zero(), vec_load(p)
+ *   pace()                  stands after the products of one token in gemm()'s innermost loop
+ *   sum_four(a, b, c, d)    the lanes' sums of four accumulators
+ *   row_factor(format)      a power of two that the values of a format with a scale per row lack
+ *   load_scales(dtype, p, n, out)  n <= SCALES_AT_ONCE scales of a stored dtype as f32
+ */
+#ifndef MF_KERNELS_CPU_PRODUCT_LOOPS_H
+#define MF_KERNELS_CPU_PRODUCT_LOOPS_H
+
+#include "kernels/cpu/product_rare.h"
+#include "kernels/cpu/unroll.h"
+
+enum {
+    SCALES = 64,         /* of one row, converted at a time */
+    CHUNK_COLUMNS = CHUNK_VECTORS * (int)sizeof(vec) / COLUMN_BYTES,
+    GEMM_TOKENS = 96     /* tokens whose sums are kept beside decoded rows */
+};
+
+/* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks: this far ahead in each
+ * row, and past a row's end in the row that comes next.  Streaming bf16 from memory: 2 to 3 times as fast. */
+#ifndef AHEAD
+#define AHEAD 2048
+#endif
+enum { LINE = 64 };
+
+/* ROWS stored rows; rows past the tile's last one repeat it.  `format` and NT below are compile-time constants once
+ * inlined. */
+typedef struct rows {
+    const uint8_t *codes[ROWS];
+    int64_t scale[ROWS]; /* index of the row's first scale */
+    int64_t bytes;       /* of one row */
+    int64_t next_rows;   /* from a row's end to the row that takes its place in the next block */
+    int num_rows;        /* that are not repeated */
+    seen_codes seen;
+} rows;
+
+/* Scales and zero points of some columns of ROWS rows. */
+typedef struct scales {
+    _Alignas(64) float scale[ROWS][SCALES];
+    float zero[ROWS][SCALES];
+} scales;
+
+INLINE bool is_fp8(mf_format format)
+{
+    return format == MF_FORMAT_FP8_BLOCK || format == MF_FORMAT_FP8_CHANNEL;
+}
+
+INLINE bool is_grouped(mf_format format)
+{
+    return format == MF_FORMAT_FP8_BLOCK || mf_format_is_4bit(format);
+}
+
+/* Columns under one decoder, and for flushed formats under one sum. */
+INLINE int64_t group_columns(mf_format format, const mf_matrix *w)
+{
+    if (!is_grouped(format)) {
+        return INT64_MAX / 2;
+    }
+    return format == MF_FORMAT_INT4_GROUP  ? w->group_size
+           : format == MF_FORMAT_FP8_BLOCK ? MF_FP8_BLOCK_SIZE
+                                           : MF_MXFP4_GROUP;
+}
+
+/* Columns whose scales fit in `scales`. */
+INLINE int64_t span_columns(mf_format format, const mf_matrix *w)
+{
+    const int64_t group = group_columns(format, w);
+    return is_grouped(format) && group < w->k ? group * SCALES : w->k;
+}
+
+INLINE rows rows_at(mf_format format, const mf_cpu_tile *tile, int64_t r)
+{
+    const mf_matrix *w = tile->w;
+    rows q = { .bytes = (w->k * mf_format_bits(format) + 7) / 8, .seen = seen_none() };
+    q.next_rows = ROWS * (w->row_stride * mf_format_bits(format) / 8) - q.bytes;
+    q.num_rows = tile->num_rows - r < ROWS ? (int)(tile->num_rows - r) : ROWS;
+    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        const int64_t row = tile->first_row + r + (i < q.num_rows ? i : q.num_rows - 1);
+        q.codes[i] = (const uint8_t *)w->data + row * (w->row_stride * mf_format_bits(format) / 8);
+        q.scale[i] = (format == MF_FORMAT_FP8_BLOCK ? row / MF_FP8_BLOCK_SIZE : row) * w->scale_row_stride;
+    }
+    return q;
+}
+
+/* n columns from `first`, a multiple of the group, on. */
+INLINE void scales_of(mf_format format, const mf_matrix *w, const rows *q, int64_t first, int64_t n, scales *s)
+{
+    if (!is_grouped(format)) {
+        return;
+    }
+    const int64_t group = group_columns(format, w);
+    const int64_t num_scales = (n + group - 1) / group;
+    const int64_t size = (int64_t)mf_dtype_size(w->scale_dtype);
+    for (int i = 0; i < ROWS; i++) {
+        const int64_t at = q->scale[i] + first / group;
+        for (int64_t g = 0; g < num_scales; g += SCALES_AT_ONCE) {
+            const int64_t count = num_scales - g < SCALES_AT_ONCE ? num_scales - g : SCALES_AT_ONCE;
+            load_scales(w->scale_dtype, (const uint8_t *)w->scale + (at + g) * size, count, &s->scale[i][g]);
+        }
+        for (int64_t g = 0; format == MF_FORMAT_INT4_GROUP && w->zero && g < num_scales; g++) {
+            s->zero[i][g] = (float)w->zero[at + g];
+        }
+    }
+}
+
+INLINE decoder decoder_at(mf_format format, const mf_matrix *w, const scales *s, int i, int64_t g)
+{
+    return is_grouped(format) ? decoder_for(format, s->scale[i][g],
+                                            format == MF_FORMAT_INT4_GROUP && w->zero ? s->zero[i][g] : 8.0f)
+                              : decoder_for(format, 1.0f, 0.0f);
+}
+
+/* Before the codes from column k on, at most a line, are read for the first time. */
+INLINE void prefetch(mf_format format, const rows *q, int64_t k)
+{
+    const int64_t ahead = k * mf_format_bits(format) / 8 + AHEAD;
+    const int64_t offset = ahead + (ahead < q->bytes ? 0 : q->next_rows);
+    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        __builtin_prefetch(q->codes[i] + offset, 0, 3);
+    }
+}
+
+/* Four sums of token t, from row r on, become outputs. */
+INLINE void put_four(mf_format format, const mf_cpu_tile *tile, const rows *q, int64_t r, int64_t t, vec a, vec b, vec c,
+                     vec d)
+{
+    float *out = tile->out + t * tile->out_stride + r;
+    float four[ROWS];
+    sum_four(a, b, c, d, four);
+    if (format == MF_FORMAT_FP8_CHANNEL || format == MF_FORMAT_INT8_CHANNEL) {
+        for (int i = 0; i < ROWS; i++) {
+            four[i] = four[i] * row_factor(format) * mf_matrix_scale_at(tile->w, q->scale[i]);
+        }
+    }
+    if (q->num_rows == ROWS) {
+        memcpy(out, four, sizeof four);
+        return;
+    }
+    for (int i = 0; i < q->num_rows; i++) {
+        out[i] = four[i];
+    }
+}
+
+/* ---- few tokens: from memory through registers ---- */
+
+INLINE void step(mf_format format, int NT, rows *q, const uint8_t *const *x, int64_t k, int64_t n, const decoder *d,
+                 vec acc[ROWS][TOKENS])
+{
+    const int vectors = step_columns(format) * COLUMN_BYTES / (int)sizeof(vec);
+    if (vectors == 1) {
+        vec values[ROWS];
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            load_values(format, q->codes[i] + k * mf_format_bits(format) / 8, n, &d[i], &q->seen, &values[i]);
+        }
+        UNROLL(8) for (int j = 0; j < NT; j++) {
+            const vec xk = vec_load(x[j] + k * COLUMN_BYTES);
+            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                acc[i][j] = multiply_add(values[i], xk, acc[i][j]);
+            }
+        }
+        return;
+    }
+    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        vec values[2];
+        load_values(format, q->codes[i] + k * mf_format_bits(format) / 8, n, &d[i], &q->seen, values);
+        UNROLL(8) for (int j = 0; j < NT; j++) {
+            acc[i][j] = multiply_add(values[0], vec_load(x[j] + k * COLUMN_BYTES), acc[i][j]);
+            acc[i][j] = multiply_add(values[1], vec_load(x[j] + k * COLUMN_BYTES + sizeof(vec)), acc[i][j]);
+        }
+    }
+}
+
+/* ROWS rows times NT tokens from t on. */
+INLINE void stream(mf_format format, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
+{
+    const int columns = step_columns(format);
+    const int64_t line = LINE * 8 / mf_format_bits(format);
+    const mf_matrix *w = tile->w;
+    const int64_t group = group_columns(format, w);
+    const int64_t span = span_columns(format, w);
+    const uint8_t *x[TOKENS];
+    vec acc[ROWS][TOKENS];
+    scales s;
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        x[j] = tile->x[t + j];
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            acc[i][j] = vec_zero();
+        }
+    }
+    for (int64_t first = 0; first < w->k; first += span) {
+        const int64_t end = w->k - first < span ? w->k : first + span;
+        scales_of(format, w, q, first, end - first, &s);
+        for (int64_t start = first, g = 0; start < end; start += group, g++) {
+            const int64_t stop = end - start < group ? end : start + group;
+            decoder d[ROWS];
+            vec part[ROWS][TOKENS];
+            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                d[i] = decoder_at(format, w, &s, i, g);
+                UNROLL(8) for (int j = 0; j < NT; j++) {
+                    part[i][j] = vec_zero();
+                }
+            }
+            int64_t k = start;
+            for (; k + columns <= stop; k += columns) {
+                if (columns >= line || k % line == 0) {
+                    prefetch(format, q, k);
+                }
+                step(format, NT, q, x, k, columns, d, is_flushed(format) ? part : acc);
+            }
+            if (k < stop) {
+                step(format, NT, q, x, k, stop - k, d, is_flushed(format) ? part : acc);
+            }
+            if (is_flushed(format)) {
+                UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                    UNROLL(8) for (int j = 0; j < NT; j++) {
+                        acc[i][j] = flush(part[i][j], s.scale[i][g], acc[i][j]);
+                    }
+                }
+            }
+        }
+    }
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        put_four(format, tile, q, r, t + j, acc[0][j], acc[1][j], acc[2][j], acc[3][j]);
+    }
+}
+
+/* ---- many tokens: values in a buffer ---- */
+
+/* Columns [first, end) of the rows; first is a multiple of the group, or of the chunk where the group is longer. */
+INLINE void decode(mf_format format, const mf_matrix *w, rows *q, const scales *s, int64_t first, int64_t end,
+                   vec values[ROWS][CHUNK_VECTORS])
+{
+    const int columns = step_columns(format);
+    const int vectors = columns * COLUMN_BYTES / (int)sizeof(vec);
+    const int64_t line = LINE * 8 / mf_format_bits(format);
+    const int64_t group = group_columns(format, w);
+    int64_t at = 0;
+    for (int64_t start = first, g = 0; start < end; start += group, g++) {
+        const int64_t stop = end - start < group ? end : start + group;
+        decoder d[ROWS];
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            d[i] = decoder_at(format, w, s, i, g);
+        }
+        for (int64_t k = start; k < stop; k += columns, at += vectors) {
+            const bool is_whole = k + columns <= stop;
+            if (columns >= line || k % line == 0) {
+                prefetch(format, q, k);
+            }
+            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                const uint8_t *p = q->codes[i] + k * mf_format_bits(format) / 8;
+                if (is_whole) {
+                    load_values(format, p, columns, &d[i], &q->seen, &values[i][at]);
+                } else {
+                    load_values(format, p, stop - k, &d[i], &q->seen, &values[i][at]);
+                }
+            }
+        }
+    }
+}
+
+/* Two rows of one, since a chunk of values counts vectors of inputs: n of them times NT tokens, added to their sums. */
+INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, const uint8_t *const *x, int64_t offset,
+                     vec sums[][ROWS])
+{
+    const uint8_t *xs[TOKENS];
+    vec acc[TOKENS][ROWS];
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        xs[j] = x[j] + offset;
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            acc[j][i] = sums[j][i];
+        }
+    }
+    for (int64_t v = 0; v < n; v++) {
+        vec w[ROWS];
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            w[i] = values[i][v];
+        }
+        UNROLL(8) for (int j = 0; j < NT; j++) {
+            const vec xv = vec_load(xs[j] + v * (int64_t)sizeof(vec));
+            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                acc[j][i] = multiply_add(w[i], xv, acc[j][i]);
+            }
+            pace();
+        }
+    }
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            sums[j][i] = acc[j][i];
+        }
+    }
+}
+
+/* The same for codes: after each `group` vectors their sums go through the scale into the totals. */
+INLINE void multiply_groups(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,
+                            const uint8_t *const *x, int64_t offset, vec sums[][ROWS])
+{
+    vec total[TOKENS][ROWS];
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            total[j][i] = sums[j][i];
+        }
+    }
+    for (int64_t start = 0, g = 0; start < n; start += group, g++) {
+        const int64_t stop = n - start < group ? n : start + group;
+        vec acc[TOKENS][ROWS];
+        UNROLL(8) for (int j = 0; j < NT; j++) {
+            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                acc[j][i] = vec_zero();
+            }
+        }
+        for (int64_t v = start; v < stop; v++) {
+            UNROLL(8) for (int j = 0; j < NT; j++) {
+                const vec xv = vec_load(x[j] + offset + v * (int64_t)sizeof(vec));
+                UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                    acc[j][i] = multiply_add(values[i][v], xv, acc[j][i]);
+                }
+            }
+        }
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            UNROLL(8) for (int j = 0; j < NT; j++) {
+                total[j][i] = flush(acc[j][i], s->scale[i][g], total[j][i]);
+            }
+        }
+    }
+    UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            sums[j][i] = total[j][i];
+        }
+    }
+}
+
+typedef void (*multiply_fn)(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,
+                            const uint8_t *const *x, int64_t offset, vec sums[][ROWS]);
+
+#define MULTIPLY(NT)                                                                                                    \
+    static void multiply_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,         \
+                              const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                                \
+    {                                                                                                                   \
+        (void)group;                                                                                                    \
+        (void)s;                                                                                                        \
+        multiply(NT, values, n, x, offset, sums);                                                                       \
+    }
+#define MULTIPLY_GROUPS(NT)                                                                                             \
+    static void multiply_groups_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,  \
+                                     const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                         \
+    {                                                                                                                   \
+        multiply_groups(NT, values, n, group, s, x, offset, sums);                                                      \
+    }
+MULTIPLY(1)
+MULTIPLY(2)
+MULTIPLY(3)
+#if TOKENS_IN_REGISTERS >= 6
+MULTIPLY(4)
+MULTIPLY(5)
+MULTIPLY(6)
+#endif
+#if HAS_FLUSHED_FORMATS
+MULTIPLY_GROUPS(1)
+MULTIPLY_GROUPS(2)
+MULTIPLY_GROUPS(3)
+#endif
+
+/* All rows times all tokens: codes become values once per GEMM_TOKENS tokens. */
+INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
+{
+#if TOKENS_IN_REGISTERS >= 6
+    static const multiply_fn plain[] = { multiply_1, multiply_2, multiply_3, multiply_4, multiply_5, multiply_6 };
+#else
+    static const multiply_fn plain[] = { multiply_1, multiply_2, multiply_3 };
+#endif
+#if HAS_FLUSHED_FORMATS
+    static const multiply_fn flushed[] = { multiply_groups_1, multiply_groups_2, multiply_groups_3 };
+    const multiply_fn *multiplies = is_flushed(format) ? flushed : plain;
+    const int64_t at_once = is_flushed(format) ? FLUSH_TOKENS : TOKENS;
+#else
+    const multiply_fn *multiplies = plain;
+    const int64_t at_once = TOKENS;
+#endif
+    _Alignas(64) vec values[BLOCK][ROWS][CHUNK_VECTORS];
+    _Alignas(64) vec sums[BLOCK][GEMM_TOKENS][ROWS];
+    scales s[BLOCK];
+    rows q[BLOCK];
+    const mf_matrix *w = tile->w;
+    const int64_t group = group_columns(format, w);
+    const int64_t chunk = group < CHUNK_COLUMNS ? CHUNK_COLUMNS / group * group : CHUNK_COLUMNS;
+    const int64_t group_vectors = is_flushed(format) ? group * COLUMN_BYTES / (int64_t)sizeof(vec) : 0;
+    for (int64_t r = 0; r < tile->num_rows; r += BLOCK * ROWS) {
+        int num_blocks = 0;
+        for (; num_blocks < BLOCK && r + num_blocks * ROWS < tile->num_rows; num_blocks++) {
+            q[num_blocks] = rows_at(format, tile, r + num_blocks * ROWS);
+        }
+        for (int64_t t0 = 0; t0 < tile->num_tokens; t0 += GEMM_TOKENS) {
+            const int64_t num_tokens = tile->num_tokens - t0 < GEMM_TOKENS ? tile->num_tokens - t0 : GEMM_TOKENS;
+            const int64_t num_runs = (num_tokens + at_once - 1) / at_once;
+            for (int b = 0; b < num_blocks; b++) {
+                memset(sums[b], 0, (size_t)num_tokens * sizeof sums[b][0]);
+            }
+            for (int64_t first = 0, end; first < w->k; first = end) {
+                end = w->k - first < chunk ? w->k : first + chunk;
+                if (is_grouped(format) && chunk < group && end > (first / group + 1) * group) {
+                    end = (first / group + 1) * group;
+                }
+                const int64_t step_size = step_columns(format);
+                const int64_t n =
+                    (end - first + step_size - 1) / step_size * step_size * COLUMN_BYTES / (int64_t)sizeof(vec);
+                for (int b = 0; b < num_blocks; b++) {
+                    scales_of(format, w, &q[b], first, end - first, &s[b]);
+                    decode(format, w, &q[b], &s[b], first, end, values[b]);
+                }
+                for (int64_t run = 0; run < num_runs; run++) { /* as equal as possible */
+                    const int64_t t = num_tokens * run / num_runs;
+                    const int64_t count = num_tokens * (run + 1) / num_runs - t;
+                    for (int b = 0; b < num_blocks; b++) {
+                        multiplies[count - 1]((const vec(*)[CHUNK_VECTORS])values[b], n, group_vectors, &s[b],
+                                              (const uint8_t *const *)tile->x + t0 + t, first * COLUMN_BYTES,
+                                              &sums[b][t]);
+                    }
+                }
+            }
+            for (int b = 0; b < num_blocks; b++) {
+                for (int64_t t = 0; t < num_tokens; t++) {
+                    const vec *v = sums[b][t];
+                    put_four(format, tile, &q[b], r + b * ROWS, t0 + t, v[0], v[1], v[2], v[3]);
+                }
+            }
+        }
+        for (int b = 0; b < num_blocks; b++) {
+            if (is_fp8(format) && has_seen_nan(q[b].seen)) {
+                mf_cpu_spread_nan_codes(tile, r + b * ROWS, q[b].num_rows);
+            }
+        }
+    }
+}
+
+/* ---- a tile ---- */
+
+INLINE void stream_rows(mf_format format, int NT, const mf_cpu_tile *tile)
+{
+    for (int64_t r = 0; r < tile->num_rows; r += ROWS) {
+        rows q = rows_at(format, tile, r);
+        stream(format, NT, tile, &q, r, 0);
+        if (is_fp8(format) && has_seen_nan(q.seen)) {
+            mf_cpu_spread_nan_codes(tile, r, q.num_rows);
+        }
+    }
+}
+
+INLINE void product(mf_format format, const mf_cpu_tile *tile)
+{
+    const int most = stream_tokens(format);
+    if (tile->num_tokens == 1) {
+        stream_rows(format, 1, tile);
+    } else if (most >= 2 && tile->num_tokens == 2) {
+        stream_rows(format, 2, tile);
+    } else if (most >= 3 && tile->num_tokens == 3) {
+        stream_rows(format, 3, tile);
+    } else if (most >= 4 && tile->num_tokens == 4) {
+        stream_rows(format, 4, tile);
+    } else {
+        gemm(format, tile);
+    }
+}
+
+#define PRODUCT(name, format)                                                                                           \
+    static void name(const mf_cpu_tile *tile)                                                                           \
+    {                                                                                                                   \
+        product(format, tile);                                                                                          \
+    }
+
+#endif
