@@ -16,7 +16,7 @@ help:
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
 	@echo "make test-aarch64  conformance of every rung of the aarch64 build, under qemu-user"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
-	@echo "make bench    kernel and decode speed of this machine"
+	@echo "make bench    a sitting of measurements, about 20 minutes; BENCH_FLAGS=--quick about 5"
 	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
 	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"
 	@echo "make install  install program, library, headers, pkg-config file under PREFIX ($(PREFIX)); DESTDIR is honoured"
@@ -78,8 +78,8 @@ fuzz:
 	@cmake --build --preset fuzz -j $(JOBS) -- --no-print-directory
 	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 
-bench: dev
-	@bench/run.sh
+bench: build
+	@bench/run.sh $(BENCH_FLAGS)
 
 accuracy: dev
 	@build/dev/bin/tests-tools/word_problems_accuracy $(MODEL) models/word-problems/eval/word_problems.jsonl

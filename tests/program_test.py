@@ -45,7 +45,7 @@ def moefuse(*arguments, stdin=None, env=None, cwd=None):
 
 def help_and_usage():
     r = moefuse("--help")
-    claim("--help lists the verbs on stdout", r.code == 0 and all(v in r.out for v in ("run", "info", "check")), r.all)
+    claim("--help lists the verbs on stdout", r.code == 0 and all(v in r.out for v in ("run", "info", "check", "bench", "doctor")), r.all)
     r = moefuse("--version")
     claim("--version prints name and version", r.code == 0 and re.fullmatch(r"moefuse \d+\.\d+\.\d+\n", r.out), r.all)
     r = moefuse()
@@ -142,6 +142,122 @@ def info_and_check():
         claim(f"check accepts {pathlib.Path(folder).name}", r.code == 0 and r.out == "ok\n", r.all)
     r = moefuse("check", MODEL, "--json")
     claim("check --json says ok", r.code == 0 and json.loads(r.out) == {"ok": True, "findings": []}, r.all)
+
+
+def doctor():
+    r = moefuse("doctor", "--seconds", "0", "--threads", "2")
+    claim("doctor names levels, reading and arithmetic",
+          r.code == 0 and all(w in r.out for w in ("levels", "huge pages", "f32 fma", "1 thread", "2 threads", "GB/s")), r.all)
+    r = moefuse("doctor", "--seconds", "0", "--threads", "2", "--json")
+    d = json.loads(r.out)
+    claim("doctor --json is one document with a figure per thread count",
+          d["threads"] == [1, 2] and all(len(line["gops"]) == 2 and min(line["gops"]) > 0 for line in d["rates"])
+          and all(x > 0 for x in d["read"]["small_pages_gb_per_s"] + d["read"]["huge_pages_gb_per_s"]), r.all)
+    levels = {level["name"]: level for level in d["levels"]}
+    claim("each level is used or says why not", levels["c"]["used"] and all(l["used"] != bool(l["reason"]) for l in d["levels"]),
+          d["levels"])
+    claim("a level without its instructions is not used", all(l["available"] or not l["used"] for l in d["levels"]), d["levels"])
+    r = moefuse("doctor", "--seconds", "0", "--threads", "1", "--json", env={"MOEFUSE_ISA": "c"})
+    used = [l["name"] for l in json.loads(r.out)["levels"] if l["used"]]
+    claim("doctor says what MOEFUSE_ISA switches off", used == ["c"] and (len(levels) == 1 or "MOEFUSE_ISA=c" in r.out), r.all)
+    r = moefuse("doctor", "--seconds", "quick")
+    claim("doctor --seconds wants a number", r.code == 2 and '--seconds: expected a number; got "quick"' in r.err, r.all)
+
+
+def bench_kernels():
+    quick = ["--repeats", "2", "--seconds", "0", "--threads", "2"]
+    r = moefuse("bench")
+    claim("bench without a mode lists the modes", r.code == 2 and all(m in r.err for m in ("kernels", "latency", "throughput")), r.all)
+    r = moefuse("bench", "throughptu")
+    claim("a mistyped mode names the nearest one", r.code == 2 and 'did you mean "throughput"?' in r.err, r.all)
+    for mode in ("kernels", "latency", "throughput"):
+        r = moefuse("bench", mode, "--help")
+        claim(f"bench {mode} --help shows its flags", r.code == 0 and "--json" in r.out and "--threads" in r.out, r.all)
+    for flags, words in (
+            (["--op", "expert"], ["--op: expected names of experts|layer|gate|align|sum-reduce|linear|attention", 'got "expert"']),
+            (["--shape", "v4"], ["--shape: expected names of v2-lite|", 'got "v4"']),
+            (["--format", "bf16,int3"], ["--format: expected names of f32|bf16|", 'got "int3"']),
+            (["--tokens", "1,0"], ["--tokens: expected integers in 1..65536", 'got "0"']),
+            (["--tokens", "1;4"], ["--tokens: expected integers", 'got "1;4"']),
+            (["--act-quant", "fp4"], ["--act-quant: expected one of none|w8a8|int8", 'got "fp4"']),
+            (["--act-quant", "int8", "--format", "bf16"], ["--act-quant int8 has no effect on --format bf16", "int4_group"]),
+            (["--routing", "random"], ["--routing: expected one of uniform|skewed"]),
+            (["--dtype", "f64"], ["--dtype: expected one of bf16|f32"]),
+            (["--isa", "sse2"], ["--isa: expected one of c", 'got "sse2"']),
+            (["--repeats", "-1"], ["--repeats: expected an integer in 0..1000; got -1"])):
+        r = moefuse("bench", "kernels", "--shape", "tiny", *flags)
+        claim(f"bench kernels {' '.join(flags)} is refused by name", r.code == 2 and all(w in r.err for w in words), r.all)
+    r = moefuse("bench", "kernels", "--shape", "tiny", "--op", "all", "--format", "bf16,int8_channel", "--tokens", "1,70", "--json",
+                *quick)
+    rows = json.loads(r.out)["kernels"]
+    keys = {"op", "shape", "dtype", "M", "experts", "us", "GB/s", "TFLOP/s", "ceiling", "share", "p10", "p90", "isa", "threads"}
+    claim("bench kernels --json has a row per op, format and token count",
+          len(rows) == 26 and all(keys <= set(row) and row["us"] > 0 for row in rows), r.out)
+    by = {(row["op"], row["dtype"], row["M"]): row for row in rows}
+    claim("a product's row divides by reading at few tokens and by arithmetic at many",
+          by["experts", "bf16", 1]["ceiling_unit"] == "GB/s" and by["experts", "bf16", 70]["ceiling_unit"] == "GFLOP/s", rows)
+    one = by["experts", "bf16", 1]
+    stored = one["experts"] * 3 * 256 * 64 * 2  # 4 routed and 1 shared expert of three 256 x 64 matrices
+    claim("GB/s counts the stored bytes of the distinct experts", one["experts"] == 5
+          and abs(one["GB/s"] * one["us"] * 1e3 / stored - 1) < 1e-3, one)
+    claim("the layer's row compares both modes", by["layer SLOT", "bf16", 1]["ratio"] > 0
+          and by["layer SLOT", "bf16", 1]["ratio_of"] == "SERIAL / SLOT", rows)
+    r = moefuse("bench", "kernels", "--shape", "tiny", "--tokens", "2", "--isa", "c", "--json", *quick)
+    claim("--isa lowers the level", json.loads(r.out)["kernels"][0]["isa"] == "c", r.all)
+    with tempfile.TemporaryDirectory() as temp:
+        path = pathlib.Path(temp) / "rows.csv"
+        for _ in range(2):
+            r = moefuse("bench", "kernels", "--shape", "tiny", "--tokens", "1,3", "--csv", str(path), *quick)
+        lines = path.read_text().splitlines()
+        claim("--csv appends rows under one header", r.code == 0 and len(lines) == 5 and lines[0].startswith("op,shape,dtype,")
+              and all(line.count(",") == lines[0].count(",") for line in lines), lines)
+        r = moefuse("bench", "kernels", "--shape", "tiny", "--csv", temp + "/no/rows.csv", *quick)
+        claim("a CSV file that cannot be written is named", r.code == 1 and temp + "/no/rows.csv" in r.err, r.all)
+
+
+def bench_models():
+    few = ["--input-len", "9", "--output-len", "5", "--threads", "2"]
+    latency = ["bench", "latency", MODEL, *few, "--batch-size", "3", "--num-iters", "4", "--num-iters-warmup", "1"]
+    r = moefuse(*latency)
+    claim("bench latency prints vLLM's lines", r.code == 0 and re.match(r"Avg latency: [\d.e-]+ seconds\n10% percentile latency: ", r.out)
+          and "99% percentile latency: " in r.out and "Decode: " in r.out, r.all)
+    r = moefuse(*latency, "--json")
+    d = json.loads(r.out)
+    claim("bench latency --json has vLLM's keys", {"model_id", "avg_latency", "latencies", "percentiles", "moefuse"} <= set(d)
+          and list(d["percentiles"]) == ["10", "25", "50", "75", "90", "99"] and len(d["latencies"]) == 4, r.out)
+    claim("its average is that of its latencies", abs(sum(d["latencies"]) / 4 - d["avg_latency"]) < 1e-6
+          and min(d["latencies"]) <= d["percentiles"]["50"] <= max(d["latencies"])
+          and d["prefill_tokens_per_second"] > 0 and d["decode_tokens_per_second"] > 0, r.out)
+    throughput = ["bench", "throughput", MODEL, *few, "--num-prompts", "20"]
+    with tempfile.TemporaryDirectory() as temp:
+        path = pathlib.Path(temp) / "out.json"
+        r = moefuse(*throughput, "--max-num-seqs", "4", "--output-json", str(path))
+        d = json.loads(path.read_text())
+        claim("bench throughput prints vLLM's line and counts every token",
+              re.match(r"Throughput: [\d.]+ requests/s, [\d.]+ total tokens/s, [\d.]+ output tokens/s\n", r.out)
+              and "Total num prompt tokens:  180\n" in r.out and "Total num output tokens:  100\n" in r.out, r.all)
+        claim("its JSON has vLLM's keys", d["num_requests"] == 20 and d["total_num_tokens"] == 280 and d["model_id"] == MODEL
+              and abs(d["tokens_per_second"] * d["elapsed_time"] - 280) < 0.1
+              and abs(d["requests_per_second"] * d["elapsed_time"] - 20) < 0.01, d)
+        config = pathlib.Path(temp) / "shape.json"
+        shutil.copy(pathlib.Path(MODEL) / "config.json", config)
+        r = moefuse("bench", "latency", str(config), *few, "--batch-size", "1", "--num-iters", "1", "--num-iters-warmup", "0", "--json")
+        claim("a config.json alone runs with random weights",
+              r.code == 0 and json.loads(r.out)["moefuse"]["flags"]["load_format"] == "dummy" and "--load-format dummy" in r.err, r.all)
+        config.write_text("{}")
+        r = moefuse("bench", "latency", str(config))
+        claim("a config that says nothing is refused by name", r.code == 4 and "shape.json" in r.err, r.all)
+        r = moefuse("bench", "latency", temp + "/none.json")
+        claim("a config that is not there is refused by name", r.code == 4 and "none.json" in r.err, r.all)
+    r = moefuse("bench", "latency", MODEL, "--input-len", "1000", "--output-len", "100")
+    claim("more tokens than the model takes are refused with both numbers", r.code == 2 and "1024" in r.err and "1100" in r.err, r.all)
+    r = moefuse("bench", "latency", MODEL, "--batch-size", "0")
+    claim("a batch of nothing is refused", r.code == 2 and "--batch-size: expected an integer in 1..1024; got 0" in r.err, r.all)
+    r = moefuse("bench", "throughput", MODEL, *few, "--max-model-len", "13")
+    claim("a --max-model-len below the prompts' length is refused", r.code == 2 and "= 14; got 13" in r.err, r.all)
+    for path in sorted((ROOT / "bench" / "configs").glob("*.json")):
+        r = moefuse("info", str(path), "--load-format", "dummy")
+        claim(f"bench/configs/{path.name} is read", r.code == 0 and "experts" in r.out, r.all)
 
 
 def edit_config(folder, **changes):
@@ -332,7 +448,7 @@ def shrinking_weights():
               code == 66 and b"model.safetensors: weights unreadable at byte" in seen, f"exit {code}\n{seen.decode(errors='replace')}")
 
 
-for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, broken_models, dummy_weights, interruption, terminal_chat):
+for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, doctor, bench_kernels, bench_models, broken_models, dummy_weights, interruption, terminal_chat):
     part()
 print(f"1..{count}")
 sys.exit(failures > 0)
