@@ -69,7 +69,7 @@ static const struct {
     { &mf_rates_amx, has_amx, "AMX TILE, BF16, INT8" },
 #elif defined(__aarch64__)
     { &mf_rates_neon, has_neon, "NEON" },
-    { &mf_rates_neon_dot, has_dot, "NEON with dot products" },
+    { &mf_rates_neon_dotprod, has_dot, "NEON with dot products" },
     { &mf_rates_neon_bf16, has_bf16, "NEON with BF16" },
 #endif
 };

@@ -23,7 +23,7 @@ extern const mf_rates mf_rates_avx512_vnni;
 extern const mf_rates mf_rates_avx512_bf16;
 extern const mf_rates mf_rates_amx;         /* the thread must be allowed to use tiles */
 extern const mf_rates mf_rates_neon;        /* builds for aarch64 */
-extern const mf_rates mf_rates_neon_dot;
+extern const mf_rates mf_rates_neon_dotprod;
 extern const mf_rates mf_rates_neon_bf16;
 
 #endif

@@ -1,4 +1,4 @@
-/* rates_neon_dot.c - SDOT: see kernels/bench/rates.h. */
+/* rates_neon_dotprod.c - SDOT: see kernels/bench/rates.h. */
 #include <arm_neon.h>
 
 #include "kernels/bench/rates.h"
@@ -26,4 +26,4 @@ static double rate_int8(int64_t rounds)
     return (double)rounds * CHAINS * 16 * 2;
 }
 
-const mf_rates mf_rates_neon_dot = { "neon_dot", { [MF_RATE_INT8] = rate_int8 }, NULL };
+const mf_rates mf_rates_neon_dotprod = { "neon_dotprod", { [MF_RATE_INT8] = rate_int8 }, NULL };
