@@ -476,6 +476,12 @@ INLINE void product(mf_format format, const mf_cpu_tile *tile)
         stream_rows(format, 3, tile);
     } else if (most >= 4 && tile->num_tokens == 4) {
         stream_rows(format, 4, tile);
+#if TOKENS_IN_REGISTERS >= 6
+    } else if (most >= 5 && tile->num_tokens == 5) {
+        stream_rows(format, 5, tile);
+    } else if (most >= 6 && tile->num_tokens == 6) {
+        stream_rows(format, 6, tile);
+#endif
     } else {
         gemm(format, tile);
     }
