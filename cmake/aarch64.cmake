@@ -8,6 +8,7 @@ set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 
 set(MOEFUSE_AARCH64_ROOT ${CMAKE_CURRENT_LIST_DIR}/../build/aarch64-root CACHE PATH "Unpacked arm64 packages")
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES MOEFUSE_AARCH64_ROOT) # they read this file too, in the same environment
 get_filename_component(root ${MOEFUSE_AARCH64_ROOT} ABSOLUTE)
 set(CMAKE_FIND_ROOT_PATH ${root} /usr/aarch64-linux-gnu)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

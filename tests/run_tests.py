@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LOGS = ROOT / "build" / "test-logs"
 PYTHON = sys.executable
 TIMEOUT_S = 400
+EMULATED_TIMEOUT_S = 1500
 ASAN_ENV = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
@@ -50,6 +51,7 @@ def scripts(preset):
 
 # An emulated CPU for each top rung of aarch64's ladder.  The first has all rungs and runs everything; the others show that
 # what they lack is not used.
+EMULATED = "aarch64"
 AARCH64_CPUS = (("max", "neon_bf16"), ("neoverse-n1", "neon_dotprod"), ("cortex-a57", "neon"))
 AARCH64_QUICK = ("conformance_rungs", "conformance_dense", "conformance_experts_bits", "conformance_sum_reduce", "unit_vectors")
 AARCH64_RUNGS = ("conformance_rungs", "unit_vectors")
@@ -57,7 +59,7 @@ AARCH64_RUNGS = ("conformance_rungs", "unit_vectors")
 
 def emulated(cpu, rung, *prefixes):
     qemu = ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
-    return [(f"aarch64 {cpu}/{p.name}", qemu + [str(p)], {"MOEFUSE_EXPECT_RUNG": rung})
+    return [(f"{EMULATED} {cpu}/{p.name}", qemu + [str(p)], {"MOEFUSE_EXPECT_RUNG": rung})
             for p in programs("aarch64", *prefixes)]
 
 
@@ -96,15 +98,16 @@ SUITES = {
 
 def run(job):
     name, command, env = job
+    limit = EMULATED_TIMEOUT_S if name.startswith(EMULATED) else TIMEOUT_S
     started = time.time()
     log = LOGS / (re.sub(r"[^A-Za-z0-9_.-]+", "_", name) + ".log")
     try:
         with open(log, "wb") as out:
             code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                  timeout=TIMEOUT_S, env={**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP", **env}).returncode
+                                  timeout=limit, env={**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP", **env}).returncode
         problem = f"exit status {code}" if code else None
     except subprocess.TimeoutExpired:
-        problem = f"no end within {TIMEOUT_S} s"
+        problem = f"no end within {limit} s"
     except OSError as error:
         problem = str(error)
         log.write_text(problem + "\n")

@@ -16,15 +16,12 @@ INLINE void int4_product(const mf_cpu_tile *tile, int64_t step, mf_cpu_form form
         product(MF_FORMAT_INT4_GROUP, tile);
         return;
     }
-    for (int64_t r = 0; r < tile->num_rows; r += ROWS) { /* gemm() would flush at the end of each chunk of a group */
-        rows q = rows_at(MF_FORMAT_INT4_GROUP, tile, r);
-        int64_t t = 0;
-        for (; t + 2 <= tile->num_tokens; t += 2) {
-            stream(MF_FORMAT_INT4_GROUP, 2, tile, &q, r, t);
-        }
-        if (t < tile->num_tokens) {
-            stream(MF_FORMAT_INT4_GROUP, 1, tile, &q, r, t);
-        }
+    for (int64_t t = 0; t < tile->num_tokens; t += 2) { /* more would be flushed at the end of each chunk of a group */
+        mf_cpu_tile two = *tile;
+        two.num_tokens = tile->num_tokens - t < 2 ? 1 : 2;
+        two.x += t;
+        two.out += t * tile->out_stride;
+        product(MF_FORMAT_INT4_GROUP, &two);
     }
 }
 
