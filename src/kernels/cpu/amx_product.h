@@ -47,8 +47,8 @@ typedef struct amx_work {
     _Alignas(64) uint8_t sums[AMX_TOKEN_TILES][AMX_ROW_TILES][AMX_TILE_BYTES]; /* f32, or i32 of int8 without scales */
     _Alignas(64) uint8_t parts[AMX_SEGMENTS][4][AMX_TILE_BYTES];              /* a segment's sums, before its scale */
     _Alignas(64) uint8_t spare[AMX_TILE_BYTES];
-    float scale[AMX_SEGMENTS][AMX_ROW_TILES * AMX_SIDE];
-    int32_t zero[AMX_SEGMENTS][AMX_ROW_TILES * AMX_SIDE];
+    _Alignas(16) float scale[AMX_ROW_TILES * AMX_SIDE][AMX_SEGMENTS];
+    _Alignas(16) int32_t zero[AMX_ROW_TILES * AMX_SIDE][AMX_SEGMENTS];
     const mf_cpu_tile *tile;
     int64_t num_panels, columns; /* columns of the padded panel */
     /* A panel of few tokens has rows shorter than a tile's, which then reads on into the next row: sums nobody looks at.
@@ -208,32 +208,49 @@ INLINE void amx_code_sums(const amx_kind kind, const amx_work *work, const amx_c
 }
 
 /* total = fma(scale, segment's sum, total) for one tile, segments ascending. */
-INLINE void amx_add_parts(const amx_kind kind, const bool has_zeros, amx_work *work, const amx_chunk *chunk, int64_t row_tile,
-                          int64_t panel, int part)
+INLINE void amx_add_parts_of(const amx_kind kind, const int segments, const bool is_first, const bool has_zeros,
+                             amx_work *work, const __m512i *x_sum, int64_t row_tile, int64_t panel, int part)
+{
+    float *total = (float *)(void *)work->sums[panel][row_tile];
+    for (int64_t r = 0; r < AMX_SIDE; r++, total += AMX_SIDE) {
+        const int64_t row = row_tile * AMX_SIDE + r;
+        __m512 sum = is_first ? _mm512_setzero_ps() : _mm512_load_ps(total);
+        UNROLL(4) for (int g = 0; g < segments; g++) {
+            const uint8_t *p = work->parts[g][part] + r * AMX_ROW_BYTES;
+            __m512 v = _mm512_load_ps(p);
+            if (kind.int8) {
+                __m512i dot = _mm512_castps_si512(v);
+                if (has_zeros) {
+                    dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_set1_epi32(work->zero[row][g]), x_sum[g]));
+                }
+                v = _mm512_cvtepi32_ps(dot);
+            }
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(work->scale[row][g]), v, sum);
+        }
+        _mm512_store_ps(total, sum);
+    }
+}
+
+INLINE void amx_add_parts(const amx_kind kind, const bool is_first, const bool has_zeros, amx_work *work,
+                          const amx_chunk *chunk, int64_t row_tile, int64_t panel, int part)
 {
     __m512i x_sum[AMX_SEGMENTS];
     if (has_zeros) {
         amx_code_sums(kind, work, chunk, panel, x_sum);
     }
-    float *total = (float *)(void *)work->sums[panel][row_tile];
-    for (int64_t r = 0; r < AMX_SIDE; r++, total += AMX_SIDE) {
-        const int64_t row = row_tile * AMX_SIDE + r;
-        __m512 sum = chunk->base == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total);
-        for (int64_t g = 0; g < chunk->segments; g++) {
-            const uint8_t *p = work->parts[g][part] + r * AMX_ROW_BYTES;
-            __m512 v;
-            if (kind.int8) {
-                __m512i dot = _mm512_load_si512(p);
-                if (has_zeros) {
-                    dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(_mm512_set1_epi32(work->zero[g][row]), x_sum[g]));
-                }
-                v = _mm512_cvtepi32_ps(dot);
-            } else {
-                v = _mm512_load_ps(p);
-            }
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(work->scale[g][row]), v, sum);
-        }
-        _mm512_store_ps(total, sum);
+    switch (chunk->segments) {
+    case 1:
+        amx_add_parts_of(kind, 1, is_first, has_zeros, work, x_sum, row_tile, panel, part);
+        break;
+    case 2:
+        amx_add_parts_of(kind, 2, is_first, has_zeros, work, x_sum, row_tile, panel, part);
+        break;
+    case 3:
+        amx_add_parts_of(kind, 3, is_first, has_zeros, work, x_sum, row_tile, panel, part);
+        break;
+    default:
+        amx_add_parts_of(kind, 4, is_first, has_zeros, work, x_sum, row_tile, panel, part);
+        break;
     }
 }
 
@@ -248,25 +265,51 @@ INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panel
         amx_multiply(kind, rows, panels, work, row_tile, panel, chunk->base, first, end);
         amx_store_sums(rows, panels, work->parts[g][0], work->parts[g][1], work->parts[g][2], work->parts[g][3]);
     }
-    const bool has_zeros = kind.int8 && work->tile->w->zero;
-    for (int r = 0; r < rows; r++) {
-        for (int t = 0; t < panels; t++) {
-            if (has_zeros) {
-                amx_add_parts(kind, true, work, chunk, row_tile + r, panel + t, 2 * r + t);
-            } else {
-                amx_add_parts(kind, false, work, chunk, row_tile + r, panel + t, 2 * r + t);
-            }
+}
+
+/* Of each tile of the pair. */
+INLINE void amx_add_pair(const amx_kind kind, const bool is_first, const bool has_zeros, amx_work *work,
+                         const amx_chunk *chunk, int64_t row_tile, int64_t rows, int64_t panel, int64_t panels)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t t = 0; t < panels; t++) {
+            amx_add_parts(kind, is_first, has_zeros, work, chunk, row_tile + r, panel + t, (int)(2 * r + t));
         }
     }
 }
 
-INLINE void amx_pair(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t row_tile, int64_t panel,
-                     const amx_chunk *chunk)
+INLINE void amx_pair_multiply(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t row_tile,
+                              int64_t panel, const amx_chunk *chunk)
 {
     if (kind.scaled) {
         amx_pair_scaled(kind, rows, panels, work, row_tile, panel, chunk);
     } else {
         amx_pair_plain(kind, rows, panels, work, row_tile, panel, chunk);
+    }
+}
+
+/* One or two tiles of rows by one or two panels. */
+INLINE void amx_pair(const amx_kind kind, amx_work *work, int64_t row_tile, int64_t rows, int64_t panel, int64_t panels,
+                     const amx_chunk *chunk)
+{
+    if (rows == 2 && panels == 2) {
+        amx_pair_multiply(kind, 2, 2, work, row_tile, panel, chunk);
+    } else if (rows == 2) {
+        amx_pair_multiply(kind, 2, 1, work, row_tile, panel, chunk);
+    } else if (panels == 2) {
+        amx_pair_multiply(kind, 1, 2, work, row_tile, panel, chunk);
+    } else {
+        amx_pair_multiply(kind, 1, 1, work, row_tile, panel, chunk);
+    }
+    if (!kind.scaled) {
+        return;
+    }
+    if (kind.int8 && work->tile->w->zero) {
+        amx_add_pair(kind, chunk->base == 0, true, work, chunk, row_tile, rows, panel, panels);
+    } else if (chunk->base == 0) {
+        amx_add_pair(kind, true, false, work, chunk, row_tile, rows, panel, panels);
+    } else {
+        amx_add_pair(kind, false, false, work, chunk, row_tile, rows, panel, panels);
     }
 }
 
@@ -291,58 +334,111 @@ INLINE amx_chunk amx_chunk_at(const amx_kind kind, const mf_matrix *w, int64_t f
     return chunk;
 }
 
-/* Asks for what a row's next chunk reads, or the row's of the next block: into L2, where rows a power of two apart do not
- * push each other out. */
+/* Asks for what a row needs next, or the row that takes its place in the next block: into L2, where rows a power of two
+ * apart do not push each other out. */
 INLINE void amx_ask_ahead(const amx_kind kind, const amx_work *work, int64_t r, const amx_chunk *chunk)
 {
-    enum { LINE = 64 };
+    enum { LINE = 64, AHEAD = 512 };
     const mf_cpu_tile *tile = work->tile;
     const int64_t bits = mf_format_bits(kind.format);
-    int64_t row = work->first_row + r;
-    int64_t column = chunk->first + chunk->count;
-    if (column >= tile->w->k) {
-        row += AMX_ROW_TILES * AMX_SIDE;
-        column = 0;
-        if (row >= tile->first_row + tile->num_rows) {
+    const int64_t row_bytes = tile->w->k * bits / 8;
+    const int64_t first = chunk->first * bits / 8 + AHEAD;
+    const uint8_t *p = mf_matrix_row(tile->w, work->first_row + r) + first;
+    if (first >= row_bytes) {
+        if (work->first_row + r + AMX_ROW_TILES * AMX_SIDE >= tile->first_row + tile->num_rows) {
             return;
         }
+        p = mf_matrix_row(tile->w, work->first_row + r + AMX_ROW_TILES * AMX_SIDE) + first - row_bytes;
     }
-    const int64_t left = tile->w->k - column;
-    const int64_t count = left < kind.steps * kind.width ? left : kind.steps * kind.width;
-    const uint8_t *p = mf_matrix_row(tile->w, row) + column * bits / 8;
-    for (int64_t i = 0; i < count * bits / 8; i += LINE) {
+    for (int64_t i = 0; i < kind.steps * kind.width * bits / 8; i += LINE) {
         __builtin_prefetch(p + i, 0, 2);
+    }
+}
+
+/* n <= 4 stored scales from `at` on, as f32; zeros behind them. */
+INLINE __m128 amx_scales(mf_dtype dtype, const mf_matrix *w, int64_t at, int64_t n)
+{
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    const uint8_t *p = (const uint8_t *)w->scale;
+    __m128i v;
+    switch (dtype) {
+    case MF_F8_E8M0: {
+        v = _mm_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p + at));
+        const __mmask8 nan = _mm_cmpeq_epi32_mask(v, _mm_set1_epi32(255));
+        const __mmask8 least = _mm_mask_testn_epi32_mask(mask, v, v);
+        v = _mm_mask_mov_epi32(_mm_slli_epi32(v, 23), nan, _mm_set1_epi32(0x7fc00000));
+        return _mm_castsi128_ps(_mm_mask_mov_epi32(v, least, _mm_set1_epi32(0x00400000)));
+    }
+    case MF_BF16:
+        v = _mm_maskz_loadu_epi16(mask, p + 2 * at);
+        return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(v), 16));
+    case MF_F16:
+        return _mm_cvtph_ps(_mm_maskz_loadu_epi16(mask, p + 2 * at));
+    default:
+        return _mm_maskz_loadu_ps(mask, p + 4 * at);
+    }
+}
+
+INLINE void amx_load_scales_of(const amx_kind kind, const mf_dtype dtype, amx_work *work, const amx_chunk *chunk)
+{
+    const mf_matrix *w = work->tile->w;
+    const int64_t group = chunk->first / mf_matrix_group(w);
+    int64_t known = -1; /* FP8_BLOCK's rows share theirs */
+    __m128 scale = _mm_setzero_ps();
+    for (int64_t r = 0; r < work->num_rows; r++) {
+        const int64_t at = mf_matrix_scale_row(w, work->first_row + r) + group;
+        scale = at == known ? scale : amx_scales(dtype, w, at, chunk->segments);
+        known = at;
+        _mm_store_ps(work->scale[r], scale);
+        if (kind.int8 && w->zero) {
+            const __m128i zeros = _mm_maskz_loadu_epi8((__mmask16)((1u << chunk->segments) - 1), w->zero + at);
+            _mm_store_si128((__m128i *)(void *)work->zero[r], _mm_cvtepu8_epi32(zeros));
+        }
+    }
+}
+
+INLINE void amx_load_scales(const amx_kind kind, amx_work *work, const amx_chunk *chunk)
+{
+    switch (work->tile->w->scale_dtype) {
+    case MF_F8_E8M0:
+        amx_load_scales_of(kind, MF_F8_E8M0, work, chunk);
+        break;
+    case MF_BF16:
+        amx_load_scales_of(kind, MF_BF16, work, chunk);
+        break;
+    case MF_F16:
+        amx_load_scales_of(kind, MF_F16, work, chunk);
+        break;
+    default:
+        amx_load_scales_of(kind, MF_F32, work, chunk);
+        break;
     }
 }
 
 INLINE void amx_decode_chunk(const amx_kind kind, amx_decode_fn decode, amx_work *work, const amx_chunk *chunk)
 {
     const mf_matrix *w = work->tile->w;
-    for (int64_t r = 0; r < work->num_rows; r++) {
-        amx_ask_ahead(kind, work, r, chunk);
-        decode(w, work->first_row + r, chunk->first, chunk->count,
-               work->left[r / AMX_SIDE][0] + r % AMX_SIDE * AMX_ROW_BYTES);
-    }
-    for (int64_t r = work->num_rows; r % AMX_SIDE != 0; r++) {
-        for (int64_t s = 0; s < chunk->steps; s++) {
-            memset(work->left[r / AMX_SIDE][s] + r % AMX_SIDE * AMX_ROW_BYTES, 0, AMX_ROW_BYTES);
+    if (chunk->count == kind.steps * kind.width) { /* unfolds */
+        for (int64_t r = 0; r < work->num_rows; r++) {
+            amx_ask_ahead(kind, work, r, chunk);
+            decode(w, work->first_row + r, chunk->first, kind.steps * kind.width,
+                   work->left[r / AMX_SIDE][0] + r % AMX_SIDE * AMX_ROW_BYTES);
+        }
+    } else {
+        for (int64_t r = 0; r < work->num_rows; r++) {
+            decode(w, work->first_row + r, chunk->first, chunk->count,
+                   work->left[r / AMX_SIDE][0] + r % AMX_SIDE * AMX_ROW_BYTES);
         }
     }
     if (kind.scaled) {
-        const int64_t group = mf_matrix_group(w);
-        for (int64_t r = 0; r < work->num_rows; r++) {
-            const int64_t at = mf_matrix_scale_row(w, work->first_row + r) + chunk->first / group;
-            for (int64_t g = 0; g < chunk->segments; g++) {
-                work->scale[g][r] = mf_matrix_scale_at(w, at + g);
-                work->zero[g][r] = kind.int8 && w->zero ? w->zero[at + g] : 0;
-            }
+        amx_load_scales(kind, work, chunk);
+    }
+    for (int64_t r = work->num_rows; r % AMX_SIDE != 0; r++) { /* rows that fill a tile up */
+        for (int64_t s = 0; s < chunk->steps; s++) {
+            memset(work->left[r / AMX_SIDE][s] + r % AMX_SIDE * AMX_ROW_BYTES, 0, AMX_ROW_BYTES);
         }
-        for (int64_t r = work->num_rows; r % AMX_SIDE != 0; r++) {
-            for (int64_t g = 0; g < chunk->segments; g++) {
-                work->scale[g][r] = 0.0f;
-                work->zero[g][r] = 0;
-            }
-        }
+        memset(work->scale[r], 0, sizeof work->scale[r]);
+        memset(work->zero[r], 0, sizeof work->zero[r]);
     }
 }
 
@@ -461,17 +557,7 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, const mf_cpu_
             amx_decode_chunk(kind, decode, &work, &chunk);
             for (int64_t t = 0; t < work.num_panels; t += 2) {
                 for (int64_t r = 0; r < row_tiles; r += 2) {
-                    if (t + 1 < work.num_panels) {
-                        if (r + 1 < row_tiles) {
-                            amx_pair(kind, 2, 2, &work, r, t, &chunk);
-                        } else {
-                            amx_pair(kind, 1, 2, &work, r, t, &chunk);
-                        }
-                    } else if (r + 1 < row_tiles) {
-                        amx_pair(kind, 2, 1, &work, r, t, &chunk);
-                    } else {
-                        amx_pair(kind, 1, 1, &work, r, t, &chunk);
-                    }
+                    amx_pair(kind, &work, r, r + 1 < row_tiles ? 2 : 1, t, t + 1 < work.num_panels ? 2 : 1, &chunk);
                 }
             }
             k += chunk.count;

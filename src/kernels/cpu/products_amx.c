@@ -25,7 +25,7 @@ INLINE void decode_bf16(const mf_matrix *w, int64_t row, int64_t first, int64_t 
 {
     const uint8_t *p = mf_matrix_row(w, row) + 2 * first;
     int64_t i = 0;
-    for (; i + STEP <= count; i += STEP) {
+    UNROLL(8) for (; i + STEP <= count; i += STEP) {
         put_step(out, i, _mm512_loadu_si512(p + 2 * i));
     }
     if (i < count) {
@@ -51,65 +51,98 @@ static const _Alignas(64) uint8_t e4m3_low[128] = { SIXTY_FOUR(LOW, 0), SIXTY_FO
 static const _Alignas(64) uint8_t e4m3_high[128] = { SIXTY_FOUR(HIGH, 0), SIXTY_FOUR(HIGH, 64) };
 
 /* 64 codes at a time: their low and high bytes by table, zipped. */
+INLINE void put_fp8(__m512i codes, int64_t i, bool is_half, uint8_t *out)
+{
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); /* zipping works inside lanes of 16 bytes */
+    codes = _mm512_permutexvar_epi64(order, codes);
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_low), codes, _mm512_load_si512(e4m3_low + 64));
+    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_high), codes, _mm512_load_si512(e4m3_high + 64));
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (codes & 0x80) */
+    put_step(out, i, _mm512_unpacklo_epi8(low, high));
+    if (!is_half) {
+        put_step(out, i + STEP, _mm512_unpackhi_epi8(low, high));
+    }
+}
+
 INLINE void decode_fp8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
 {
     const uint8_t *p = mf_matrix_row(w, row) + first;
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); /* zipping works inside lanes of 16 bytes */
-    for (int64_t i = 0; i < count; i += 2 * STEP) {
-        __m512i codes = _mm512_maskz_loadu_epi8(mask64(count - i), p + i);
-        codes = _mm512_permutexvar_epi64(order, codes);
-        const __m512i low =
-            _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_low), codes, _mm512_load_si512(e4m3_low + 64));
-        __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_high), codes, _mm512_load_si512(e4m3_high + 64));
-        high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (codes & 0x80) */
-        put_step(out, i, _mm512_unpacklo_epi8(low, high));
-        if (count - i > STEP) {
-            put_step(out, i + STEP, _mm512_unpackhi_epi8(low, high));
-        }
+    int64_t i = 0;
+    UNROLL(4) for (; i + 2 * STEP <= count; i += 2 * STEP) {
+        put_fp8(_mm512_loadu_si512(p + i), i, false, out);
+    }
+    if (i < count) {
+        put_fp8(_mm512_maskz_loadu_epi8(mask64(count - i), p + i), i, count - i <= STEP, out);
     }
 }
 
 /* A code goes to the top of a word of 32 bits, and down again with its sign, and becomes a float whose lower half is
  * zero. */
-INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE __m512i int8_values(__m256i codes)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first;
     const __mmask64 tops = 0x8888888888888888u;
     const __m512i even = _mm512_setr_epi32(0, 2 << 24, 4 << 24, 6 << 24, 8 << 24, 10 << 24, 12 << 24, 14 << 24, 16 << 24,
                                            18 << 24, 20 << 24, 22 << 24, 24 << 24, 26 << 24, 28 << 24, 30 << 24);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1 << 24));
-    for (int64_t i = 0; i < count; i += STEP) {
-        const __m512i codes = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask32(count - i), p + i));
-        const __m512i a = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, even, codes), 24);
-        const __m512i b = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, odd, codes), 24);
-        const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(a)), 16);
-        put_step(out, i, _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(_mm512_cvtepi32_ps(b))));
+    const __m512i wide = _mm512_castsi256_si512(codes);
+    const __m512i a = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, even, wide), 24);
+    const __m512i b = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, odd, wide), 24);
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(a)), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(_mm512_cvtepi32_ps(b)));
+}
+
+INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    const uint8_t *p = mf_matrix_row(w, row) + first;
+    int64_t i = 0;
+    UNROLL(8) for (; i + STEP <= count; i += STEP) {
+        put_step(out, i, int8_values(_mm256_loadu_si256((const __m256i *)(const void *)(p + i))));
+    }
+    if (i < count) {
+        put_step(out, i, int8_values(_mm256_maskz_loadu_epi8(mask32(count - i), p + i)));
     }
 }
 
 /* 32 codes of four bits by a table of 16 floats whose lower halves are zero: a code's value is word 2 * code + 1. */
-INLINE __m512i four_bit_values(__m512 table, const uint8_t *p, int64_t count)
+INLINE __m512i four_bit_values(__m512 table, __m128i bytes)
 {
-    const __m128i bytes = count >= STEP ? _mm_loadu_si128((const __m128i *)(const void *)p)
-                                        : _mm_maskz_loadu_epi8((__mmask16)mask32((count + 1) / 2), p);
     const __m512i wide = _mm512_cvtepu8_epi32(bytes);
     const __m512i words = _mm512_ternarylogic_epi32(_mm512_slli_epi32(wide, 1), _mm512_slli_epi32(wide, 13),
                                                     _mm512_set1_epi32(0x00010001), 0xfe); /* a | b | c */
-    return _mm512_maskz_permutexvar_epi16(mask32(count), words, _mm512_castps_si512(table));
+    return _mm512_permutexvar_epi16(words, _mm512_castps_si512(table));
+}
+
+/* Columns i to count of a row, i being a multiple of STEP. */
+INLINE void put_four_bit(__m512 table, const uint8_t *p, int64_t i, int64_t count, uint8_t *out)
+{
+    if (count - i >= STEP) {
+        put_step(out, i, four_bit_values(table, _mm_loadu_si128((const __m128i *)(const void *)(p + i / 2))));
+    } else {
+        const __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)mask32((count - i + 1) / 2), p + i / 2);
+        put_step(out, i, _mm512_maskz_mov_epi16(mask32(count - i), four_bit_values(table, bytes)));
+    }
 }
 
 INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
 {
     const uint8_t *p = mf_matrix_row(w, row) + first / 2;
-    const uint8_t *zero = w->zero ? w->zero + mf_matrix_scale_row(w, row) : NULL;
     const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8)));
-    for (int64_t i = 0; i < count; i += STEP) {
-        if (zero) { /* at most 255 away: bf16 holds it */
-            const int64_t g = (first + i) / w->group_size;
-            table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[g])));
+    if (!w->zero) {
+        const __m512 table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8)));
+        UNROLL(4) for (int64_t i = 0; i < count; i += STEP) {
+            put_four_bit(table, p, i, count, out);
         }
-        put_step(out, i, four_bit_values(table, p + i / 2, count - i));
+        return;
+    }
+    const uint8_t *zero = w->zero + mf_matrix_scale_row(w, row);
+    const int64_t group = w->group_size;
+    int64_t next = first / group;
+    __m512 table = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += STEP) {
+        if (i == 0 || first + i == next * group) { /* at most 255 away: bf16 holds it */
+            table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[next++])));
+        }
+        put_four_bit(table, p, i, count, out);
     }
 }
 
@@ -118,12 +151,16 @@ INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t 
 INLINE void decode_mxfp4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
 {
     const uint8_t *p = mf_matrix_row(w, row) + first / 2;
-    const uint8_t *scale = (const uint8_t *)w->scale + mf_matrix_scale_row(w, row) + first / MF_MXFP4_GROUP;
     const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
                                          -3.0f, -4.0f, -6.0f);
-    for (int64_t i = 0; i < count; i += STEP) {
-        const __m512 table = _mm512_mul_ps(values, _mm512_set1_ps(mf_e8m0_to_f32(scale[i / STEP])));
-        put_step(out, i, four_bit_values(table, p + i / 2, count - i));
+    const int64_t at = mf_matrix_scale_row(w, row) + first / MF_MXFP4_GROUP;
+    const int64_t groups = (count + STEP - 1) / STEP;
+    _Alignas(16) float scale[AMX_STEPS];
+    for (int64_t g = 0; g < groups; g += 4) {
+        _mm_store_ps(scale + g, amx_scales(MF_F8_E8M0, w, at + g, groups - g < 4 ? groups - g : 4));
+    }
+    UNROLL(8) for (int64_t i = 0; i < count; i += STEP) {
+        put_four_bit(_mm512_mul_ps(values, _mm512_set1_ps(scale[i / STEP])), p, i, count, out);
     }
 }
 

@@ -13,32 +13,63 @@ INLINE __mmask64 mask64(int64_t left)
 INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
 {
     const uint8_t *p = mf_matrix_row(w, row) + first;
-    for (int64_t i = 0; i < count; i += STEP) {
-        _mm512_store_si512(out + i / STEP * AMX_TILE_BYTES, _mm512_maskz_loadu_epi8(mask64(count - i), p + i));
+    int64_t i = 0;
+    UNROLL(8) for (; i + STEP <= count; i += STEP, out += AMX_TILE_BYTES) {
+        _mm512_store_si512(out, _mm512_loadu_si512(p + i));
     }
+    if (i < count) {
+        _mm512_store_si512(out, _mm512_maskz_loadu_epi8(mask64(count - i), p + i));
+    }
+}
+
+/* n <= 64 codes: a byte becomes a word, its upper nibble the upper byte. */
+INLINE __m512i nibbles(__m256i pairs)
+{
+    const __m512i words = _mm512_cvtepu8_epi16(pairs);
+    return _mm512_and_si512(_mm512_or_si512(words, _mm512_slli_epi16(words, 4)), _mm512_set1_epi8(15));
 }
 
 /* code - 8, or the code alone where there are zero points: they may be too far away for int8 and are multiplied with the
  * inputs' sums instead. */
-INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int4(int width, const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
 {
     const uint8_t *p = mf_matrix_row(w, row) + first / 2;
-    const __m256i shift = _mm256_set1_epi8(w->zero ? 0 : 8);
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const bool halves = w->group_size % STEP != 0 && w->group_size < w->k;
-    for (int64_t i = 0; i < count; i += HALF) {
-        const int64_t bytes = (count - i + 1) / 2;
-        const __m128i pairs = bytes >= HALF / 2 ? _mm_loadu_si128((const __m128i *)(const void *)(p + i / 2))
-                                                : _mm_maskz_loadu_epi8((__mmask16)((1u << bytes) - 1), p + i / 2);
-        const __m256i words = _mm256_cvtepu8_epi16(pairs);
-        const __m256i codes = _mm256_and_si256(_mm256_or_si256(words, _mm256_slli_epi16(words, 4)), nibble);
-        const __mmask32 mask = (__mmask32)mask64(count - i);
-        uint8_t *to = out + (halves ? i / HALF * AMX_TILE_BYTES : i / STEP * AMX_TILE_BYTES + i % STEP);
-        _mm256_store_si256((__m256i *)(void *)to, _mm256_maskz_sub_epi8(mask, codes, shift));
-        if (!halves && i % STEP == 0 && count - i <= HALF) {
-            _mm256_store_si256((__m256i *)(void *)(to + HALF), _mm256_setzero_si256());
+    const __m512i shift = _mm512_set1_epi8(w->zero ? 0 : 8);
+    int64_t i = 0;
+    UNROLL(8) for (; i + STEP <= count; i += STEP) {
+        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)(p + i / 2));
+        const __m512i codes = _mm512_sub_epi8(nibbles(pairs), shift);
+        if (width == STEP) {
+            _mm512_store_si512(out + i / STEP * AMX_TILE_BYTES, codes);
+        } else {
+            uint8_t *to = out + i / HALF * AMX_TILE_BYTES;
+            _mm256_store_si256((__m256i *)(void *)to, _mm512_castsi512_si256(codes));
+            _mm256_store_si256((__m256i *)(void *)(to + AMX_TILE_BYTES), _mm512_extracti64x4_epi64(codes, 1));
         }
     }
+    if (i < count) {
+        const __m256i pairs = _mm256_maskz_loadu_epi8((__mmask32)mask64((count - i + 1) / 2), p + i / 2);
+        const __m512i codes = _mm512_maskz_sub_epi8(mask64(count - i), nibbles(pairs), shift);
+        uint8_t *to = out + i / width * AMX_TILE_BYTES;
+        if (width == STEP) {
+            _mm512_store_si512(to, codes);
+        } else {
+            _mm256_store_si256((__m256i *)(void *)to, _mm512_castsi512_si256(codes));
+            if (count - i > HALF) {
+                _mm256_store_si256((__m256i *)(void *)(to + AMX_TILE_BYTES), _mm512_extracti64x4_epi64(codes, 1));
+            }
+        }
+    }
+}
+
+INLINE void decode_int4_halves(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    decode_int4(HALF, w, row, first, count, out);
+}
+
+INLINE void decode_int4_whole(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+{
+    decode_int4(STEP, w, row, first, count, out);
 }
 
 static void tile_int8(const mf_cpu_tile *tile)
@@ -49,13 +80,13 @@ static void tile_int8(const mf_cpu_tile *tile)
 static void tile_int4_halves(const mf_cpu_tile *tile)
 {
     amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .int8 = true, .scaled = true, .width = HALF, .steps = 4 },
-                decode_int4, tile);
+                decode_int4_halves, tile);
 }
 
 static void tile_int4_whole(const mf_cpu_tile *tile)
 {
     amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .int8 = true, .scaled = true, .width = STEP, .steps = 4 },
-                decode_int4, tile);
+                decode_int4_whole, tile);
 }
 
 static void tile_int4(const mf_cpu_tile *tile)
