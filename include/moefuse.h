@@ -98,8 +98,18 @@ MF_API mf_tensor mf_tensor_3d(const void *data, mf_dtype dtype, int64_t n0, int6
 
 typedef struct mf_device mf_device;
 
+/* Where the pages of large blocks lie on a machine with several memory nodes. */
+typedef enum mf_numa {
+    MF_NUMA_FIRST_TOUCH = 0, /* near the thread that first writes them */
+    MF_NUMA_INTERLEAVE       /* in turn over all nodes */
+} mf_numa;
+
 typedef struct mf_device_options {
     int32_t num_threads; /* CPU: size of the pool, the caller included; 0 = one per core this process may use */
+    int32_t pin_threads; /* CPU: 1 = each thread stays on a CPU of its own, one per physical core before any core's sibling.
+                            The calling thread too, until the device is closed by it */
+    mf_numa numa;        /* CPU: INTERLEAVE also makes pinned threads take turns over the nodes, where FIRST_TOUCH fills one
+                            node after the other */
 } mf_device_options;
 
 /* Opens "ref" (the specification in plain C, one thread) or "cpu" (the fastest code this machine's ISA allows; the

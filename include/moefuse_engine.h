@@ -33,11 +33,13 @@ typedef struct mf_engine_options {
     const char *model_dir;          /* Hugging Face layout */
     const char *device;             /* NULL = "cpu" */
     int32_t num_threads;            /* 0 = all */
+    int32_t pin_threads;            /* 1: each thread stays on a CPU of its own; see mf_device_options */
+    mf_numa numa;                   /* of the KV cache, scratch memory, and weights that are not mapped */
     mf_dtype act_dtype;             /* MF_F32 (0), or MF_BF16: inputs of linear layers and experts are rounded to it */
     const char *quantization;       /* NULL or "none"; "int8", "int4", "fp8": weights stored unquantised become codes while loading */
     mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), or MF_ACT_QUANT_INT8 */
     int32_t load_format_dummy;      /* 1: seeded random weights from config.json alone */
-    int32_t no_mmap;                /* 1: read weights instead of mapping them */
+    int32_t no_mmap;                /* 1: read weights into memory of their own, on huge pages, instead of mapping them */
     uint64_t seed;                  /* of dummy weights, and of requests that bring none */
     int64_t max_model_len;          /* tokens of one sequence; 0 = the model's, reduced to what the KV cache can hold */
     int32_t max_num_seqs;           /* sequences per step */

@@ -14,6 +14,10 @@
 
 #include "base/sys.h"
 
+#if !defined(MADV_HUGEPAGE)
+#define MADV_HUGEPAGE 14
+#endif
+
 static const uint8_t empty_byte[1];
 
 /* The mappings in use, for mf_file_find_mapped.  A row is free while start is 0; size and path are written before it. */
@@ -65,11 +69,13 @@ bool mf_file_find_mapped(const void *address, const char **path, uint64_t *offse
     return false;
 }
 
-static mf_status read_all(int fd, size_t size, uint8_t *data, const char *path, mf_error *err)
+static mf_status read_all(int fd, size_t size, uint8_t *data, const char *path, const mf_file_options *options,
+                          mf_error *err)
 {
+    enum { PORTION = 16 << 20 };
     size_t done = 0;
     while (done < size) {
-        ssize_t n = pread(fd, data + done, size - done, (off_t)done);
+        ssize_t n = pread(fd, data + done, size - done < PORTION ? size - done : PORTION, (off_t)done);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -80,12 +86,22 @@ static mf_status read_all(int fd, size_t size, uint8_t *data, const char *path, 
             return mf_fail(err, MF_ERR_IO, "%s: file shrank while being read: expected %zu bytes; got %zu", path, size, done);
         }
         done += (size_t)n;
+        if (options->was_read && !options->was_read(options->context, (int64_t)n)) {
+            return mf_fail(err, MF_ERR_CANCELLED, "%s: reading was cancelled after %zu of %zu bytes", path, done, size);
+        }
     }
     return MF_OK;
 }
 
 mf_status mf_file_open(const char *path, bool use_map, uint64_t max_bytes, mf_file *file, mf_error *err)
 {
+    const mf_file_options options = { .use_map = use_map, .max_bytes = max_bytes };
+    return mf_file_open_with(path, &options, file, err);
+}
+
+mf_status mf_file_open_with(const char *path, const mf_file_options *options, mf_file *file, mf_error *err)
+{
+    const uint64_t max_bytes = options->max_bytes;
     *file = (mf_file){ 0 };
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     if (fd < 0) {
@@ -118,28 +134,29 @@ mf_status mf_file_open(const char *path, bool use_map, uint64_t max_bytes, mf_fi
     if (size == 0) {
         goto done;
     }
-    if (use_map) {
+    if (options->use_map) {
         void *map = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED) {
             status = mf_fail(err, MF_ERR_IO, "%s: cannot map %zu bytes: %s", path, file->size, strerror(errno));
             goto done;
         }
+        (void)madvise(map, file->size, MADV_HUGEPAGE); /* few systems have huge pages for files */
         file->data = map;
         file->mapped = true;
         remember_mapping(file);
     } else {
-        owned = mf_alloc(file->size);
+        owned = mf_alloc_huge(file->size, options->numa);
         if (!owned) {
             status = mf_fail(err, MF_ERR_NOMEM, "%s: cannot allocate %zu bytes", path, file->size);
             goto done;
         }
-        status = read_all(fd, file->size, owned, path, err);
+        status = read_all(fd, file->size, owned, path, options, err);
         file->data = owned;
     }
 done:
     close(fd);
     if (status != MF_OK) {
-        mf_free(owned);
+        mf_free_huge(owned);
         mf_free(file->path);
         *file = (mf_file){ 0 };
     }
@@ -152,7 +169,7 @@ void mf_file_close(mf_file *file)
         forget_mapping(file);
         munmap((void *)(uintptr_t)file->data, file->size);
     } else if (file->data && file->data != empty_byte) {
-        mf_free((void *)(uintptr_t)file->data);
+        mf_free_huge((void *)(uintptr_t)file->data);
     }
     mf_free(file->path);
     *file = (mf_file){ 0 };
@@ -162,6 +179,12 @@ bool mf_path_is_file(const char *path)
 {
     struct stat st;
     return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+uint64_t mf_path_size(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
 }
 
 bool mf_path_is_dir(const char *path)

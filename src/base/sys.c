@@ -12,7 +12,13 @@ static int64_t monotonic_ns(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-mf_sys mf_sys_table = { .alloc = malloc, .resize = realloc, .release = free, .now_ns = monotonic_ns };
+mf_sys mf_sys_table = { .alloc = malloc,
+                        .resize = realloc,
+                        .release = free,
+                        .now_ns = monotonic_ns,
+                        .map = mf_sys_map,
+                        .unmap = mf_sys_unmap,
+                        .bind = mf_sys_bind };
 
 void *mf_alloc(size_t bytes)
 {

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "base/sys.h"
 
@@ -18,8 +19,8 @@
 #define CPU_RELAX() ((void)0)
 #endif
 
-/* About 20 to 50 us: longer than the gap between two ops of a decode step, shorter than a scheduler's slice. */
-enum { SPIN_TURNS = 4000, MAX_THREADS = 256 };
+/* The clock is asked once per TURNS; the caller, who waits for tasks in progress, yields after CALLER_TURNS. */
+enum { TURNS = 64, CALLER_TURNS = 4000, MAX_THREADS = 256, DEFAULT_SPIN_NS = 50000 };
 
 #define LOOP_OPEN 0x80000000u
 #define LOOP_ACTIVE 0x7fffffffu
@@ -34,6 +35,10 @@ typedef struct mf_worker {
 struct mf_pool {
     int32_t num_threads;
     int32_t num_started;
+    int32_t num_pinned;
+    int64_t spin_ns;
+    pthread_t owner; /* who opened it */
+    bool owner_is_moved;
     mf_worker *workers; /* [num_threads - 1] */
 
     /* The loop in progress; written by the caller while no worker can be in it. */
@@ -59,16 +64,27 @@ static void run_tasks(mf_pool *pool, int32_t thread)
     }
 }
 
+/* Not mf_now_ns: that clock may be a test's, which stands still. */
+static int64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* Returns the loop word once its number differs from `seen`. */
 static uint64_t wait_for_loop(mf_pool *pool, uint64_t seen)
 {
-    for (int turn = 0; turn < SPIN_TURNS; turn++) {
-        uint64_t loop = atomic_load_explicit(&pool->loop, memory_order_acquire);
-        if (loop >> LOOP_NUMBER_SHIFT != seen) {
-            return loop;
+    const int64_t end = pool->spin_ns > 0 ? clock_ns() + pool->spin_ns : 0;
+    do {
+        for (int turn = 0; turn < TURNS; turn++) {
+            uint64_t loop = atomic_load_explicit(&pool->loop, memory_order_acquire);
+            if (loop >> LOOP_NUMBER_SHIFT != seen) {
+                return loop;
+            }
+            CPU_RELAX();
         }
-        CPU_RELAX();
-    }
+    } while (end > 0 && clock_ns() < end);
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->num_sleeping, 1);
     uint64_t loop;
@@ -114,8 +130,59 @@ static void publish(mf_pool *pool, uint64_t flags)
     }
 }
 
-mf_status mf_pool_open(int32_t num_threads, mf_pool **out, mf_error *err)
+static bool one_cpu(int32_t cpu, cpu_set_t *set)
 {
+    CPU_ZERO(set);
+    if (cpu < 0 || cpu >= CPU_SETSIZE) {
+        return false;
+    }
+    CPU_SET((size_t)cpu, set);
+    return true;
+}
+
+/* Where this thread could run before a pool moved it; pools that it opens meanwhile start their threads there. */
+static _Thread_local bool is_moved;
+static _Thread_local cpu_set_t places_before;
+
+/* A system that refuses leaves the caller where it is. */
+static void move_owner(mf_pool *pool, int32_t cpu)
+{
+    cpu_set_t set;
+    if (!is_moved && pthread_getaffinity_np(pool->owner, sizeof places_before, &places_before) != 0) {
+        return;
+    }
+    pool->owner_is_moved = one_cpu(cpu, &set) && pthread_setaffinity_np(pool->owner, sizeof set, &set) == 0;
+    pool->num_pinned += pool->owner_is_moved;
+    is_moved = is_moved || pool->owner_is_moved;
+}
+
+static void release_owner(mf_pool *pool)
+{
+    if (pool->owner_is_moved && pthread_equal(pool->owner, pthread_self())) {
+        pthread_setaffinity_np(pool->owner, sizeof places_before, &places_before);
+        is_moved = false;
+    }
+}
+
+/* On its CPU from its first instruction, so that its stack lies near it; cpu NULL: anywhere. */
+static bool start_worker(mf_pool *pool, mf_worker *worker, const int32_t *cpu)
+{
+    cpu_set_t set;
+    pthread_attr_t attributes;
+    bool started = false;
+    const cpu_set_t *places = cpu && one_cpu(*cpu, &set) ? &set : is_moved ? &places_before : NULL;
+    if (places && pthread_attr_init(&attributes) == 0) {
+        started = pthread_attr_setaffinity_np(&attributes, sizeof *places, places) == 0 &&
+                  pthread_create(&worker->thread, &attributes, worker_main, worker) == 0;
+        pthread_attr_destroy(&attributes);
+        pool->num_pinned += started && places == &set;
+    }
+    return started || pthread_create(&worker->thread, NULL, worker_main, worker) == 0;
+}
+
+mf_status mf_pool_open_with(const mf_pool_options *options, mf_pool **out, mf_error *err)
+{
+    const int32_t num_threads = options->num_threads;
     *out = NULL;
     if (num_threads < 1 || num_threads > MAX_THREADS) {
         return mf_fail(err, MF_ERR_INVALID, "threads: expected 1 to %d; got %d", MAX_THREADS, num_threads);
@@ -125,6 +192,8 @@ mf_status mf_pool_open(int32_t num_threads, mf_pool **out, mf_error *err)
         return mf_fail(err, MF_ERR_NOMEM, "threads: out of memory");
     }
     pool->num_threads = num_threads;
+    pool->spin_ns = options->spin_ns ? options->spin_ns : DEFAULT_SPIN_NS;
+    pool->owner = pthread_self();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->workers = mf_alloc_array((size_t)num_threads, sizeof *pool->workers);
@@ -136,14 +205,23 @@ mf_status mf_pool_open(int32_t num_threads, mf_pool **out, mf_error *err)
         mf_worker *worker = &pool->workers[i - 1];
         worker->pool = pool;
         worker->index = i;
-        if (pthread_create(&worker->thread, NULL, worker_main, worker) != 0) {
+        if (!start_worker(pool, worker, options->cpus ? &options->cpus[i] : NULL)) {
             mf_pool_close(&pool);
             return mf_fail(err, MF_ERR_NOMEM, "threads: cannot start thread %d of %d", i + 1, num_threads);
         }
         pool->num_started++;
     }
+    if (options->cpus) { /* last: a worker that cannot be kept on its CPU inherits the caller's places */
+        move_owner(pool, options->cpus[0]);
+    }
     *out = pool;
     return MF_OK;
+}
+
+mf_status mf_pool_open(int32_t num_threads, mf_pool **out, mf_error *err)
+{
+    const mf_pool_options options = { .num_threads = num_threads };
+    return mf_pool_open_with(&options, out, err);
 }
 
 void mf_pool_close(mf_pool **out)
@@ -157,6 +235,7 @@ void mf_pool_close(mf_pool **out)
     for (int32_t i = 0; i < pool->num_started; i++) {
         pthread_join(pool->workers[i].thread, NULL);
     }
+    release_owner(pool);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
     mf_free(pool->workers);
@@ -167,6 +246,11 @@ void mf_pool_close(mf_pool **out)
 int32_t mf_pool_num_threads(const mf_pool *pool)
 {
     return pool ? pool->num_threads : 1;
+}
+
+int32_t mf_pool_num_pinned(const mf_pool *pool)
+{
+    return pool ? pool->num_pinned : 0;
 }
 
 void mf_pool_run(mf_pool *pool, int64_t num_tasks, mf_task_fn fn, void *context)
@@ -185,7 +269,7 @@ void mf_pool_run(mf_pool *pool, int64_t num_tasks, mf_task_fn fn, void *context)
     run_tasks(pool, 0);
     uint64_t loop = atomic_fetch_and(&pool->loop, ~(uint64_t)LOOP_OPEN);
     for (int turn = 0; loop & LOOP_ACTIVE; turn++) {
-        if (turn < SPIN_TURNS) {
+        if (turn < CALLER_TURNS) {
             CPU_RELAX();
         } else {
             sched_yield();

@@ -8,7 +8,8 @@ typedef struct mf_model_flags {
     const char *model; /* --model, or the first positional */
     const char *device, *dtype, *act_quant, *quantization, *kv_cache_dtype, *load_format;
     int64_t threads;
-    bool no_mmap;
+    const char *weights_memory, *numa;
+    bool no_mmap, pin_threads;
     int64_t max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory_bytes;
     bool no_enable_prefix_caching;
     int64_t tensor_parallel_size;
@@ -23,7 +24,7 @@ typedef struct mf_model_flags {
     bool help;
 } mf_model_flags;
 
-enum { MF_NUM_MODEL_FLAGS = 26 };
+enum { MF_NUM_MODEL_FLAGS = 29 };
 
 /* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
 void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);

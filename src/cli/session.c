@@ -68,7 +68,9 @@ static mf_status open_engine(const mf_model_flags *flags, int32_t num_sampled_id
     options.act_dtype = strcmp(flags->dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32; /* auto: float32 */
     options.quantization = flags->quantization;
     options.act_quant = strcmp(flags->act_quant, "int8") == 0 ? MF_ACT_QUANT_INT8 : MF_ACT_QUANT_NONE;
-    options.no_mmap = flags->no_mmap;
+    options.no_mmap = flags->no_mmap || strcmp(flags->weights_memory, "copy") == 0;
+    options.pin_threads = flags->pin_threads;
+    options.numa = strcmp(flags->numa, "interleave") == 0 ? MF_NUMA_INTERLEAVE : MF_NUMA_FIRST_TOUCH;
     options.seed = (uint64_t)flags->seed;
     options.max_model_len = flags->max_model_len;
     options.max_num_seqs = (int32_t)flags->max_num_seqs;

@@ -68,6 +68,8 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
     mf_model_options options = {
         .device = o->device ? o->device : "cpu",
         .num_threads = o->num_threads,
+        .pin_threads = o->pin_threads != 0,
+        .numa = o->numa,
         .dummy = o->load_format_dummy != 0,
         .seed = o->seed,
         .use_map = !o->no_mmap,

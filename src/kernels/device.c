@@ -35,6 +35,13 @@ mf_status mf_device_open(const char *name, const mf_device_options *options, mf_
         return mf_fail(err, MF_ERR_INVALID, "device %s: num_threads %d; expected 0 (all cores) or more", name,
                        (int)options->num_threads);
     }
+    if (options && (options->pin_threads < 0 || options->pin_threads > 1)) {
+        return mf_fail(err, MF_ERR_INVALID, "device %s: pin_threads %d; expected 0 or 1", name, (int)options->pin_threads);
+    }
+    if (options && options->numa != MF_NUMA_FIRST_TOUCH && options->numa != MF_NUMA_INTERLEAVE) {
+        return mf_fail(err, MF_ERR_INVALID, "device %s: numa %d; expected 0 (first touch) or 1 (interleave)", name,
+                       (int)options->numa);
+    }
     mf_device *device = mf_alloc_zero(sizeof *device);
     if (!device) {
         return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", name);

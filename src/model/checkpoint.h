@@ -35,6 +35,7 @@ mf_status mf_checkpoint_add(mf_checkpoint *checkpoint, const uint8_t *data, uint
 /* What weights.c and the checker want beyond mf_checkpoint_open. */
 typedef struct mf_checkpoint_options {
     bool use_map;
+    mf_numa numa; /* of files that are read */
     mf_progress progress;
     /* Called with each bad file's error; true: go on with the next file (the opening fails in the end).  May be NULL.
      */

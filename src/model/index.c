@@ -53,14 +53,50 @@ static mf_status collect_shards(const json_t *map, const char *index_name, json_
     return MF_OK;
 }
 
-static mf_status open_shard(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_shard *shard,
-                            mf_error *err)
+/* How far the opening has come. */
+typedef struct opening {
+    const mf_checkpoint_options *options;
+    const mf_checkpoint *checkpoint;
+    int32_t files_done;
+    int64_t bytes_done, bytes_total; /* total: of files that are read, else 0 */
+    int64_t start, last_report;
+} opening;
+
+/* false: somebody wants it to end */
+static bool report(opening *o, const char *what)
+{
+    const int64_t now = mf_now_ns();
+    const mf_progress *progress = &o->options->progress;
+    if (!progress->fn || now - o->last_report <= 100000000) {
+        return true;
+    }
+    o->last_report = now;
+    const mf_progress_info info = { .what = what,
+                                    .files_done = o->files_done,
+                                    .files_total = o->checkpoint->num_shards,
+                                    .bytes_done = o->bytes_done,
+                                    .bytes_total = o->bytes_total,
+                                    .seconds = (double)(now - o->start) * 1e-9 };
+    return progress->fn(progress->context, &info);
+}
+
+static bool note_read(void *context, int64_t bytes)
+{
+    opening *o = context;
+    o->bytes_done += bytes;
+    return report(o, "reading");
+}
+
+static mf_status open_shard(opening *o, const char *dir, mf_checkpoint *c, mf_shard *shard, mf_error *err)
 {
     char *path = mf_path_join(dir, shard->name);
     if (!path) {
         return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", shard->name);
     }
-    mf_status status = mf_file_open(path, options->use_map, 0, &shard->file, err);
+    const mf_file_options file_options = {
+        .use_map = o->options->use_map, .numa = o->options->numa, .was_read = note_read, .context = o
+    };
+    mf_status status = mf_file_open_with(path, &file_options, &shard->file, err);
     mf_free(path);
     MF_TRY(status);
     shard->first_tensor = c->num_tensors;
@@ -69,32 +105,40 @@ static mf_status open_shard(const mf_checkpoint_options *options, const char *di
     return MF_OK;
 }
 
+/* What will be read, for the progress: 0 when files are mapped. */
+static mf_status count_bytes_to_read(const char *dir, opening *o, mf_error *err)
+{
+    for (int32_t i = 0; !o->options->use_map && i < o->checkpoint->num_shards; i++) {
+        char *path = mf_path_join(dir, o->checkpoint->shards[i].name);
+        if (!path) {
+            return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory", o->checkpoint->shards[i].name);
+        }
+        const uint64_t size = mf_path_size(path);
+        mf_free(path);
+        o->bytes_total += size < (uint64_t)(INT64_MAX - o->bytes_total) ? (int64_t)size : 0;
+    }
+    return MF_OK;
+}
+
 /* Opens all shards; a bad one stops the opening unless options->bad_file takes note of it. */
 static mf_status open_shards(const mf_checkpoint_options *options, const char *dir, mf_checkpoint *c, mf_error *err)
 {
-    int64_t start = mf_now_ns(), last_report = 0;
+    opening o = { .options = options, .checkpoint = c, .start = mf_now_ns() };
     mf_status first_bad = MF_OK;
-    int64_t bytes = 0;
+    MF_TRY(count_bytes_to_read(dir, &o, err));
     for (int32_t i = 0; i < c->num_shards; i++) {
-        mf_status status = open_shard(options, dir, c, &c->shards[i], err);
+        mf_status status = open_shard(&o, dir, c, &c->shards[i], err);
         if (status != MF_OK) {
-            if (!options->bad_file || status == MF_ERR_NOMEM || !options->bad_file(options->context, err)) {
+            if (!options->bad_file || status == MF_ERR_NOMEM || status == MF_ERR_CANCELLED ||
+                !options->bad_file(options->context, err)) {
                 return status;
             }
             first_bad = first_bad ? first_bad : status;
         }
-        bytes += (int64_t)c->shards[i].file.size;
-        int64_t now = mf_now_ns();
-        if (options->progress.fn && now - last_report > 100000000) {
-            last_report = now;
-            mf_progress_info info = { .what = "opening",
-                                      .files_done = i + 1,
-                                      .files_total = c->num_shards,
-                                      .bytes_done = bytes,
-                                      .seconds = (double)(now - start) * 1e-9 };
-            if (!options->progress.fn(options->progress.context, &info)) {
-                return mf_fail(err, MF_ERR_CANCELLED, "opening %s was cancelled", dir);
-            }
+        o.files_done = i + 1;
+        o.bytes_done += options->use_map ? (int64_t)c->shards[i].file.size : 0;
+        if (!report(&o, "opening")) {
+            return mf_fail(err, MF_ERR_CANCELLED, "opening %s was cancelled", dir);
         }
     }
     return first_bad;

@@ -93,7 +93,7 @@ static mf_status open_scratch(mf_model *model, mf_error *err)
     mf_model_scratch *s = &model->scratch;
     carver c = { 0 };
     carve_scratch(model, s, &c);
-    s->block = c.overflow ? NULL : mf_alloc((size_t)c.used + 64);
+    s->block = c.overflow ? NULL : mf_alloc_huge((size_t)c.used + 64, model->numa);
     if (!s->block) {
         return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for activations of %lld bytes",
                        (long long)model->max_batch_tokens, (long long)c.used);
@@ -103,7 +103,7 @@ static mf_status open_scratch(mf_model *model, mf_error *err)
     carve_scratch(model, s, &c);
     memset(s->zero_ids, 0, (size_t)model->max_batch_tokens * sizeof(int32_t));
     s->workspace_bytes = largest_workspace(model); /* asked with the pointers that will be used */
-    s->workspace_block = s->workspace_bytes > SIZE_MAX / 2 ? NULL : mf_alloc(s->workspace_bytes + 64);
+    s->workspace_block = s->workspace_bytes > SIZE_MAX / 2 ? NULL : mf_alloc_huge(s->workspace_bytes + 64, model->numa);
     if (!s->workspace_block) {
         return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for a workspace of %zu bytes",
                        (long long)model->max_batch_tokens, s->workspace_bytes);
@@ -212,11 +212,15 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     model->use_map = options->use_map;
     model->act_dtype = options->act_dtype;
     model->act_quant = options->act_quant;
-    mf_device_options device_options = { .num_threads = options->num_threads };
+    model->numa = options->numa;
+    mf_device_options device_options = { .num_threads = options->num_threads,
+                                         .pin_threads = options->pin_threads,
+                                         .numa = options->numa };
     mf_weights_options weights_options = { .dummy = options->dummy,
                                            .seed = options->seed,
                                            .quantization = options->quantization,
                                            .use_map = options->use_map,
+                                           .numa = options->numa,
                                            .touch = options->touch,
                                            .progress = options->progress };
     /* What fails fast comes first: nobody waits for a load to learn that a flag was wrong. */
@@ -252,8 +256,8 @@ void mf_model_close(mf_model **out)
         mf_experts_destroy(&model->layers[l].shared);
     }
     mf_free(model->layers);
-    mf_free(model->scratch.block);
-    mf_free(model->scratch.workspace_block);
+    mf_free_huge(model->scratch.block);
+    mf_free_huge(model->scratch.workspace_block);
     mf_free_aligned(model->rope_table);
     mf_plan_close(&model->plan);
     mf_weights_close(&model->weights);
@@ -315,10 +319,10 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
                        (int)block_size);
     }
     mf_kv_store *store = mf_alloc_zero(sizeof *store);
-    void *block = mf_alloc((size_t)bytes + 64);
+    void *block = mf_alloc_huge((size_t)bytes + 64, model->numa);
     if (!store || !block) {
         mf_free(store);
-        mf_free(block);
+        mf_free_huge(block);
         return mf_fail(err, MF_ERR_NOMEM, "KV cache of %d blocks x %d tokens needs %lld bytes: out of memory", (int)num_blocks,
                        (int)block_size, (long long)bytes);
     }
@@ -336,7 +340,7 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
 void mf_kv_store_close(mf_kv_store **store)
 {
     if (store && *store) {
-        mf_free((*store)->block);
+        mf_free_huge((*store)->block);
         mf_free(*store);
         *store = NULL;
     }
@@ -420,7 +424,7 @@ static mf_status print_memory_line(const mf_model *model, mf_buffer *out)
     for (int f = 1; f < MF_FORMAT_COUNT; f++) {
         most = stats->bytes_by_format[f] > stats->bytes_by_format[most] ? f : most;
     }
-    const char *how = model->dummy ? "dummy" : model->use_map ? "mapped" : "read";
+    const char *how = model->dummy ? "dummy" : model->use_map ? "mapped" : "copied";
     MF_TRY(mf_buffer_printf(out, "memory  weights %s (%s; %s", bytes_text(stats->bytes_total, text), how,
                             mf_format_name((mf_format)most)));
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {

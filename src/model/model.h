@@ -9,6 +9,8 @@
 typedef struct mf_model_options {
     const char *device;          /* "cpu", "ref" */
     int32_t num_threads;         /* 0 = all */
+    bool pin_threads;            /* as in mf_device_options */
+    mf_numa numa;                /* of the KV cache, the scratch memory, and weights that are not mapped */
     bool dummy;                  /* --load-format dummy */
     uint64_t seed;               /* of dummy weights */
     bool use_map;

@@ -45,6 +45,7 @@ struct mf_model {
     mf_dtype act_dtype;
     mf_act_quant act_quant;
     bool dummy, use_map;
+    mf_numa numa;
 };
 
 struct mf_kv_store {

@@ -119,7 +119,7 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     }
     mf_checkpoint *checkpoint = NULL;
     mf_weights *w = NULL;
-    mf_checkpoint_options opening = { .use_map = options->use_map, .progress = options->progress };
+    mf_checkpoint_options opening = { .use_map = options->use_map, .numa = options->numa, .progress = options->progress };
     mf_status status;
     MF_TRY_GOTO(mf_checkpoint_open_with(dir, &opening, &checkpoint, err), fail);
     MF_TRY_GOTO(mf_weights_plausible(dir, config, checkpoint, err), fail);
@@ -130,7 +130,7 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     MF_TRY_GOTO(mf_weights_match(w, &match, NULL, err), fail);
     if (options->quantization) {
         MF_TRY_GOTO(mf_weights_quantise(w, options, err), fail);
-    } else if (options->touch) {
+    } else if (options->touch && options->use_map) { /* what was read is in memory */
         MF_TRY_GOTO(touch_files(w->checkpoint, &options->progress, err), fail);
     }
     w->stats.seconds = mf_now_s() - start;
@@ -151,8 +151,8 @@ void mf_weights_close(mf_weights **weights)
             mf_arena_clear(w->arena);
             mf_free(w->arena);
         }
-        mf_free(w->memory);
-        mf_free(w->quantised);
+        mf_free_huge(w->memory);
+        mf_free_huge(w->quantised);
         mf_free(w);
         *weights = NULL;
     }

@@ -80,7 +80,8 @@ typedef struct mf_weights_options {
     bool dummy;        /* seeded random weights of the config's shapes and format; no files are read */
     uint64_t seed;
     bool use_map;
-    bool touch;        /* read every byte once, with progress, so that the first token does not wait for the disk */
+    mf_numa numa;      /* of weights in memory of our own: read, dummy or quantised */
+    bool touch;        /* of mapped files: read every byte once, with progress, so that the first token does not wait for the disk */
     int32_t num_threads; /* that make dummy weights; 0 = one per core; the bytes do not depend on it */
     mf_progress progress; /* at most ten calls a second */
 } mf_weights_options;

@@ -263,7 +263,7 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     MF_TRY(mf_weights_alloc(config, 0, &w, err));
     m.weights = w;
     m.fills = mf_alloc_array((size_t)m.capacity, sizeof *m.fills);
-    w->memory = mf_alloc(m.bytes + 64);
+    w->memory = mf_alloc_huge(m.bytes + 64, options->numa);
     if (!m.fills || !w->memory) {
         status = mf_fail(err, MF_ERR_NOMEM, "no memory for %.1f GiB of dummy weights", (double)m.bytes * 0x1p-30);
         goto done;

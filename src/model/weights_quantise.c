@@ -315,14 +315,13 @@ mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *opt
                        mf_quantization_name(options->quantization), (double)q.bytes * 0x1p-30, (double)available * 0x1p-30);
     }
     q.jobs = mf_alloc_array((size_t)q.num_jobs, sizeof *q.jobs);
-    weights->quantised = mf_alloc(q.bytes + 64);
+    weights->quantised = mf_alloc_huge(q.bytes + 64, options->numa);
     if (!q.jobs || !weights->quantised) {
         mf_free(q.jobs);
         return mf_fail(err, MF_ERR_NOMEM, "--quantization %s: out of memory for %.1f GiB of weights",
                        mf_quantization_name(options->quantization), (double)q.bytes * 0x1p-30);
     }
     q.block = (uint8_t *)(((uintptr_t)weights->quantised + 63) & ~(uintptr_t)63);
-    (void)madvise(page_after(q.block), (q.bytes - PAGE) / PAGE * PAGE, MADV_HUGEPAGE); /* a hint */
     q.num_jobs = 0;
     q.bytes = 0;
     mf_status status = mf_tensor_map_walk(weights->config, weights, add_job, &q);

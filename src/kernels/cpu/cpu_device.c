@@ -5,6 +5,7 @@
 
 #include "base/cpu_features.h"
 #include "base/sys.h"
+#include "base/topology.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ref/ref_ops.h"
 
@@ -14,7 +15,7 @@ enum { LINEAR_SCRATCH_BYTES = 16 << 20 };
 static void close_device(mf_device *device)
 {
     mf_free((void *)device->kernels);
-    mf_free(device->scratch);
+    mf_free_huge(device->scratch);
     device->scratch = NULL;
     device->kernels = NULL;
 }
@@ -151,6 +152,17 @@ static mf_status choose_top(size_t *top, mf_error *err)
     return mf_fail(err, MF_ERR_INVALID, "MOEFUSE_ISA \"%.20s\": unknown; expected one of %s", wanted, known);
 }
 
+static mf_status open_pool(const mf_device_options *options, int32_t num_threads, mf_pool **pool, mf_error *err)
+{
+    mf_pool_options pool_options = { .num_threads = num_threads };
+    int32_t cpus[MF_MAX_CPUS];
+    if (options->pin_threads && num_threads <= MF_MAX_CPUS) {
+        mf_topology_order(mf_topology_get(), options->numa == MF_NUMA_INTERLEAVE, num_threads, cpus);
+        pool_options.cpus = cpus;
+    }
+    return mf_pool_open_with(&pool_options, pool, err);
+}
+
 mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err)
 {
     const mf_cpu_features *features = mf_cpu_features_get();
@@ -168,17 +180,17 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     device->kernels = kernels;
     device->ops = &cpu_ops;
     device->scratch_bytes = LINEAR_SCRATCH_BYTES; /* pages nobody needs cost nothing */
-    device->scratch = mf_alloc(device->scratch_bytes + 64);
+    device->scratch = mf_alloc_huge(device->scratch_bytes + 64, options->numa);
     if (!device->scratch) {
         return mf_fail(err, MF_ERR_NOMEM, "device cpu: out of memory");
     }
     int32_t num_threads = options->num_threads > 0 ? options->num_threads : features->num_cores;
     mf_fp_env saved = mf_fp_enter(); /* threads inherit it */
-    mf_status status = mf_pool_open(num_threads, &device->pool, err);
+    mf_status status = open_pool(options, num_threads, &device->pool, err);
     mf_fp_leave(saved);
     MF_TRY(status);
-    snprintf(device->description, sizeof device->description, "cpu %s, %d thread%s", kernels->isa, (int)num_threads,
-             num_threads == 1 ? "" : "s");
+    snprintf(device->description, sizeof device->description, "cpu %s, %d thread%s%s", kernels->isa, (int)num_threads,
+             num_threads == 1 ? "" : "s", mf_pool_num_pinned(device->pool) == num_threads ? ", pinned" : "");
     const char *refusal = strcmp(ladder[top].name, "amx") == 0 && features->amx_bf16 ? mf_cpu_amx_refusal() : NULL;
     if (refusal) { /* the machine could be faster */
         const size_t n = strlen(device->description);
