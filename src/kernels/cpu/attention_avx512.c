@@ -4,7 +4,7 @@
 
 typedef __m512 vec;
 enum { LANES = 16, SCORE_VECTORS = 4, BLEND_QUERIES = 12 };
-#define SCORE_ROWS(vectors) ((vectors) == 4 ? 6 : 12)
+#define SCORE_ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 2 ? 12 : 10)
 
 #define v_zero() _mm512_setzero_ps()
 #define v_set(x) _mm512_set1_ps(x)

@@ -2,7 +2,11 @@
  *
  * An item is heads of one group times consecutive tokens of one sequence: one to MOST_PANELS panels of query rows, which
  * all meet a block of the cache while it is near.  With enough items each is a task; with few (decoding) every span of
- * every item is one, and its part waits in a slot until the parts are merged in order. */
+ * every item is one, and its part waits in a slot until the parts are merged in order.
+ *
+ * Memory is fast where it is read in order.  Few query rows keep a core too short a time at a cached row to hide a read
+ * of 512 bytes here and there, so then a task takes a bundle of items, the groups that share the rows, and asks for whole
+ * rows, one after the other, a block ahead. */
 #include "kernels/cpu/attention_blocks.h"
 
 #include <float.h>
@@ -15,6 +19,7 @@ enum {
     ROWS = MF_CPU_KV_ROWS,
     MOST_TILES = MF_CPU_ATTEND_TOKENS,
     MOST_PANELS = 4,
+    MOST_BUNDLE = 16,
     PANELS_FLOATS = 1 << 17, /* of an item's panels and parts: half of a second-level cache of 1 MiB */
     COPY_QUERIES = 32, /* from as many on, copying a block to where it lies well pays */
     ITEMS_PER_THREAD = 2, /* with fewer, spans become tasks */
@@ -32,10 +37,13 @@ typedef struct plan {
     const mf_cpu_attend *call;
     int64_t chunk_heads, num_chunks; /* of a group */
     int64_t num_panels; /* most of an item */
+    int64_t bundle;     /* items of a task, all of one tile; 1 when items have several panels */
+    int64_t panel_queries;
     int64_t num_tiles;
     int64_t part_floats, thread_floats;
     float *rooms, *slots;
-    int64_t first_span, wave_spans; /* when spans are tasks */
+    bool is_split;                  /* spans are tasks */
+    int64_t first_span, wave_spans;
     tile tiles[MOST_TILES];
 } plan;
 
@@ -55,8 +63,8 @@ typedef struct part {
 /* One thread's memory. */
 typedef struct room {
     float *scores, *keys, *values;
-    float *panel[MOST_PANELS];
-    part total[MOST_PANELS], span[MOST_PANELS];
+    float *panel[MOST_BUNDLE]; /* of an item's panels, or of a bundle's items */
+    part total[MOST_BUNDLE], span[MOST_BUNDLE];
 } room;
 
 /* Cached rows [first, first + n), and what to ask the memory for meanwhile. */
@@ -90,21 +98,21 @@ static int64_t most_queries(const mf_cpu_attend *call)
     return heads * (tokens > 0 ? tokens : 1);
 }
 
-static int64_t panel_floats(const mf_cpu_attend *call)
+static int64_t panel_floats(const mf_cpu_attend *call, int64_t num_queries)
 {
-    return QUERIES * call->key_dim + 2 * part_floats(call, QUERIES);
+    return num_queries * call->key_dim + 2 * part_floats(call, num_queries);
 }
 
 static int64_t most_panels(const mf_cpu_attend *call)
 {
-    const int64_t n = PANELS_FLOATS / panel_floats(call);
+    const int64_t n = PANELS_FLOATS / panel_floats(call, QUERIES);
     return n < 1 ? 1 : n < MOST_PANELS ? n : MOST_PANELS;
 }
 
 static int64_t thread_floats(const mf_cpu_attend *call)
 {
     const int64_t values = values_are_in_keys(call) ? 0 : mf_cpu_spread(call->value_dim);
-    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) + most_panels(call) * panel_floats(call);
+    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) + most_panels(call) * panel_floats(call, QUERIES);
 }
 
 static part part_at(float *memory)
@@ -119,10 +127,11 @@ static room room_of(const plan *p, int32_t thread)
     r.keys = r.scores + QUERIES * ROWS;
     r.values = r.keys + ROWS * mf_cpu_spread(call->key_dim);
     float *panel = r.values + (values_are_in_keys(call) ? 0 : ROWS * mf_cpu_spread(call->value_dim));
-    for (int64_t i = 0; i < p->num_panels; i++, panel += panel_floats(call)) {
+    const int64_t count = p->bundle > 1 ? p->bundle : p->num_panels;
+    for (int64_t i = 0; i < count; i++, panel += panel_floats(call, p->panel_queries)) {
         r.panel[i] = panel;
-        r.total[i] = part_at(panel + QUERIES * call->key_dim);
-        r.span[i] = part_at(r.total[i].max + part_floats(call, QUERIES));
+        r.total[i] = part_at(panel + p->panel_queries * call->key_dim);
+        r.span[i] = part_at(r.total[i].max + part_floats(call, p->panel_queries));
     }
     return r;
 }
@@ -140,7 +149,10 @@ static int64_t slots_floats(const mf_device *device, const mf_cpu_attend *call)
     if (threads == 1 || spans == 1) {
         return 0;
     }
-    return ITEMS_PER_THREAD * threads * (spans < WAVE_SPANS ? spans : WAVE_SPANS) * part_floats(call, QUERIES);
+    const int64_t chunks = (call->group_heads + QUERIES - 1) / QUERIES;
+    const int64_t one = part_floats(call, QUERIES);
+    const int64_t token = call->num_groups * chunks * part_floats(call, chunks > 1 ? QUERIES : call->group_heads);
+    return ITEMS_PER_THREAD * threads * (spans < WAVE_SPANS ? spans : WAVE_SPANS) * (one > token ? one : token);
 }
 
 int64_t mf_cpu_attend_scratch_floats(const mf_device *device, const mf_cpu_attend *call)
@@ -255,7 +267,25 @@ static void copy_rows(const float **rows, int64_t n, int64_t dim, float *to)
     }
 }
 
-static void make_block(const item *it, const room *r, int64_t first, block *b)
+/* Share c of the rows [0, n), split into `shares`. */
+static mf_cpu_ahead share_of(const float *const *rows, int64_t n, int64_t floats, int64_t c, int64_t shares)
+{
+    const int64_t first = n * c / shares;
+    return (mf_cpu_ahead){ rows + first, n * (c + 1) / shares - first, floats };
+}
+
+/* Reads a task's first block in order, before its parts are wanted here and there. */
+static void touch_rows(const float *const *rows, int64_t n, int64_t floats)
+{
+    for (int64_t s = 0; s < n; s++) {
+        for (int64_t i = 0; i < floats; i += 16) {
+            (void)*(const volatile float *)(rows[s] + i);
+        }
+    }
+}
+
+/* For item j of a bundle.  A bundle of all groups asks for whole rows. */
+static void make_block(const plan *p, const item *it, int64_t j, const room *r, int64_t first, bool starts, block *b)
 {
     const mf_cpu_attend *call = it->call;
     const int64_t context = item_context(it), next = first + ROWS;
@@ -268,9 +298,16 @@ static void make_block(const item *it, const room *r, int64_t first, block *b)
     find_rows(it, next, left, b->next_keys, b->next_values);
     b->during_scores = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
     b->during_blend = (mf_cpu_ahead){ b->next_values, left, call->value_dim };
-    if (shared) {
-        b->during_scores.num_rows = left / 2;
-        b->during_blend = (mf_cpu_ahead){ b->next_keys + left / 2, left - left / 2, call->key_dim };
+    if (shared || (p->bundle > 1 && p->bundle == call->num_groups * p->num_chunks)) {
+        item whole = *it;
+        whole.group = 0;
+        if (starts && j == 0) {
+            find_rows(&whole, first, n, b->next_keys, b->next_values);
+            touch_rows(b->next_keys, n, call->kv->row_size);
+        }
+        find_rows(&whole, next, left, b->next_keys, b->next_values);
+        b->during_scores = share_of(b->next_keys, left, call->kv->row_size, 2 * j, 2 * p->bundle);
+        b->during_blend = share_of(b->next_keys, left, call->kv->row_size, 2 * j + 1, 2 * p->bundle);
     } else if (!copies) {
         b->during_scores = (mf_cpu_ahead){ b->values, n, call->value_dim };
         b->during_blend = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
@@ -338,20 +375,23 @@ static void attend_block(const plan *p, const item *it, const block *b, const fl
     kernels->blend(&blend);
 }
 
-/* The parts of a span for every panel of the item that sees it. */
+/* The parts of a span for every panel of the task's items that sees it; `it` is the first of them. */
 static void attend_span(const plan *p, const item *it, const room *r, int64_t span, const part *out)
 {
+    const int64_t begin = (p->is_split ? span : 0) * MF_CPU_SPAN_ROWS;
     const int64_t context = item_context(it);
     const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
     for (int64_t first = span * MF_CPU_SPAN_ROWS; first < end; first += ROWS) {
-        block b;
-        item panel;
-        make_block(it, r, first, &b);
-        for (int64_t i = 0; panel_at(p, it, i, &panel); i++) {
-            if (item_context(&panel) > first) {
-                attend_block(p, &panel, &b, r->panel[i], r->scores, &out[i]);
-                b.during_scores.num_rows = 0; /* asked for once */
-                b.during_blend.num_rows = 0;
+        for (int64_t j = 0; j < p->bundle; j++) {
+            block b;
+            item panel;
+            make_block(p, &it[j], j, r, first, first == begin, &b);
+            for (int64_t i = 0; panel_at(p, &it[j], i, &panel); i++) {
+                if (item_context(&panel) > first) {
+                    attend_block(p, &panel, &b, r->panel[j + i], r->scores, &out[j + i]);
+                    b.during_scores.num_rows = 0; /* asked for once */
+                    b.during_blend.num_rows = 0;
+                }
             }
         }
     }
@@ -383,27 +423,40 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
 
 /* ---- items as tasks ---- */
 
-static void run_item(void *context, int64_t task, int32_t thread)
+/* Bundle `task`: its items, their queries packed. */
+static void start_bundle(const plan *p, int64_t task, const room *r, item *items)
+{
+    for (int64_t j = 0; j < p->bundle; j++) {
+        item panel;
+        items[j] = item_at(p, task * p->bundle + j);
+        for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
+            pack_queries(p, &panel, r->panel[j + i]);
+        }
+    }
+}
+
+static void run_items(void *context, int64_t task, int32_t thread)
 {
     const plan *p = context;
-    const item it = item_at(p, task);
     const room r = room_of(p, thread);
-    const int64_t spans = count_spans(item_context(&it));
-    item panel;
-    for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
-        pack_queries(p, &panel, r.panel[i]);
-    }
-    attend_span(p, &it, &r, 0, r.total);
+    item items[MOST_BUNDLE], panel;
+    start_bundle(p, task, &r, items);
+    const int64_t spans = count_spans(item_context(&items[0]));
+    attend_span(p, items, &r, 0, r.total);
     for (int64_t span = 1; span < spans; span++) {
-        attend_span(p, &it, &r, span, r.span);
-        for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
-            if (item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
-                merge_span(p, &panel, span, &r.total[i], &r.span[i], 0, panel.num_queries);
+        attend_span(p, items, &r, span, r.span);
+        for (int64_t j = 0; j < p->bundle; j++) {
+            for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
+                if (item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
+                    merge_span(p, &panel, span, &r.total[j + i], &r.span[j + i], 0, panel.num_queries);
+                }
             }
         }
     }
-    for (int64_t i = 0; panel_at(p, &it, i, &panel); i++) {
-        finish(p, &panel, &r.total[i], 0, panel.num_queries);
+    for (int64_t j = 0; j < p->bundle; j++) {
+        for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
+            finish(p, &panel, &r.total[j + i], 0, panel.num_queries);
+        }
     }
 }
 
@@ -418,15 +471,19 @@ static part slot_of(const plan *p, int64_t i, int64_t slot)
 static void run_span(void *context, int64_t task, int32_t thread)
 {
     const plan *p = context;
-    const int64_t i = task / p->wave_spans, span = p->first_span + task % p->wave_spans;
-    const item it = item_at(p, i);
-    if (span >= count_spans(item_context(&it))) {
+    const int64_t b = task / p->wave_spans, span = p->first_span + task % p->wave_spans;
+    const item first = item_at(p, b * p->bundle);
+    if (span >= count_spans(item_context(&first))) {
         return;
     }
     const room r = room_of(p, thread);
-    const part out = slot_of(p, i, span == 0 ? 0 : 1 + span - p->first_span);
-    pack_queries(p, &it, r.panel[0]);
-    attend_span(p, &it, &r, span, &out);
+    item items[MOST_BUNDLE];
+    part out[MOST_BUNDLE];
+    start_bundle(p, b, &r, items);
+    for (int64_t j = 0; j < p->bundle; j++) {
+        out[j] = slot_of(p, b * p->bundle + j, span == 0 ? 0 : 1 + span - p->first_span);
+    }
+    attend_span(p, items, &r, span, out);
 }
 
 /* Merges a wave's parts for a few query rows of one item.  Every task follows the item's maxima and sums on its own, in
@@ -480,12 +537,45 @@ static void run_split(mf_device *device, plan *p, int64_t num_items, int64_t spa
     p->wave_spans = room_for < spans ? room_for : spans;
     const int64_t waves = (spans + p->wave_spans - 1) / p->wave_spans;
     for (p->first_span = 0; p->first_span < spans; p->first_span += p->wave_spans) {
-        mf_cpu_run(device, work / (double)waves, num_items * p->wave_spans, run_span, p);
+        mf_cpu_run(device, work / (double)waves, num_items / p->bundle * p->wave_spans, run_span, p);
         mf_cpu_run(device, work / (double)waves, num_items * (QUERIES / MERGE_QUERIES), run_merge, p);
         if (p->first_span + p->wave_spans < spans) {
             mf_cpu_run(device, 0.0, num_items, run_carry, p);
         }
     }
+}
+
+/* Panels, bundles and spans such that there are at least so many tasks, and as few as possible; the number of items. */
+static int64_t make_tasks(plan *p, int64_t least, int64_t spans)
+{
+    const mf_cpu_attend *call = p->call;
+    const int64_t per_tile = call->num_groups * p->num_chunks;
+    for (p->num_panels = most_panels(call);; p->num_panels--) {
+        make_tiles(p);
+        if (p->num_tiles * per_tile >= least || p->num_panels == 1) {
+            break;
+        }
+    }
+    int64_t longest_tile = 0;
+    for (int64_t i = 0; i < p->num_tiles; i++) {
+        longest_tile = p->tiles[i].count > longest_tile ? p->tiles[i].count : longest_tile;
+    }
+    const int64_t queries = longest_tile * p->chunk_heads;
+    p->bundle = 1;
+    p->panel_queries = QUERIES;
+    if (queries < COPY_QUERIES) {
+        p->num_panels = 1;
+        p->panel_queries = (queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+        const int64_t most = most_panels(call) * panel_floats(call, QUERIES) / panel_floats(call, p->panel_queries);
+        p->bundle = per_tile;
+        while (p->bundle > 1 && (per_tile % p->bundle != 0 || p->bundle > most || p->bundle > MOST_BUNDLE ||
+                                 per_tile / p->bundle * p->num_tiles * spans < least)) {
+            p->bundle--;
+        }
+    }
+    const int64_t num_items = p->num_tiles * per_tile;
+    p->is_split = spans > 1 && num_items / p->bundle < least;
+    return num_items;
 }
 
 void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
@@ -503,20 +593,11 @@ void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
         work += (double)context_of(call, t);
     }
     work *= (double)(call->num_groups * call->group_heads * (call->key_dim + call->value_dim));
-    /* The most panels that leave every thread its items. */
-    const int64_t least = threads > 1 ? ITEMS_PER_THREAD * threads : 1;
-    int64_t num_items = 0;
-    for (p.num_panels = most_panels(call);; p.num_panels--) {
-        make_tiles(&p);
-        num_items = p.num_tiles * call->num_groups * p.num_chunks;
-        if (num_items >= least || p.num_panels == 1) {
-            break;
-        }
-    }
-    const int64_t floats = slots_floats(device, call);
-    if (num_items < least && floats > 0 && longest > MF_CPU_SPAN_ROWS) {
-        run_split(device, &p, num_items, count_spans(longest), floats, work);
+    const int64_t floats = slots_floats(device, call), spans = floats > 0 ? count_spans(longest) : 1;
+    const int64_t num_items = make_tasks(&p, threads > 1 ? ITEMS_PER_THREAD * threads : 1, spans);
+    if (p.is_split) {
+        run_split(device, &p, num_items, spans, floats, work);
     } else {
-        mf_cpu_run(device, work, num_items, run_item, &p);
+        mf_cpu_run(device, work, num_items / p.bundle, run_items, &p);
     }
 }

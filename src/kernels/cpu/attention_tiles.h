@@ -46,11 +46,11 @@ typedef struct asker {
     int64_t row, column;
 } asker;
 
-/* Asks for the next `lines` lines, into the second level: the first is busy. */
+/* Asks for the next `lines` lines. */
 INLINE void ask_ahead(asker *a, int lines)
 {
     for (int i = 0; i < lines && a->row < a->rows.num_rows; i++) {
-        __builtin_prefetch(a->rows.rows[a->row] + a->column, 0, 2);
+        __builtin_prefetch(a->rows.rows[a->row] + a->column, 0, 3);
         a->column += LINE_FLOATS;
         if (a->column >= a->rows.floats) {
             a->column = 0;
@@ -109,6 +109,10 @@ INLINE void score_group(const mf_cpu_scores *a, const int NV, int64_t q, asker *
         int64_t s = 0;
         for (; s + NR <= num_rows; s += NR) {
             score_tile(a, NR, NV, s, q, first, end, ahead);
+        }
+        if (NR > 8 && s + 8 <= num_rows) {
+            score_tile(a, NR > 8 ? 8 : 1, NV, s, q, first, end, ahead);
+            s += 8;
         }
         for (; s + 4 <= num_rows; s += 4) {
             score_tile(a, 4, NV, s, q, first, end, ahead);
