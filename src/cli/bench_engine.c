@@ -62,7 +62,8 @@ static mf_status settle(mf_bench_common *v, const char *const *positionals, int3
     }
     int64_t length = v->input_len + v->output_len;
     if (v->model.max_model_len && v->model.max_model_len < length) {
-        return mf_fail(err, MF_ERR_INVALID, "--max-model-len: expected at least --input-len + --output-len = %lld; got %lld",
+        return mf_fail(err, MF_ERR_INVALID,
+                       "--max-model-len: expected at least --input-len + --output-len = %lld; got %lld",
                        (long long)length, (long long)v->model.max_model_len);
     }
     return MF_OK;
@@ -96,8 +97,10 @@ mf_status mf_bench_open(mf_bench_common *v, const char *const *positionals, int3
         return status;
     }
     if (mf_engine_max_model_len(session->engine) < length) {
-        status = mf_fail(err, MF_ERR_NOMEM, "the KV cache has room for sequences of %lld tokens; --input-len + --output-len "
-                         "need %lld", (long long)mf_engine_max_model_len(session->engine), (long long)length);
+        status = mf_fail(err, MF_ERR_NOMEM,
+                         "the KV cache has room for sequences of %lld tokens; --input-len + --output-len "
+                         "need %lld",
+                         (long long)mf_engine_max_model_len(session->engine), (long long)length);
         mf_session_close(session);
         *exit_code = MF_EXIT_RESOURCE;
         return status;
@@ -166,7 +169,8 @@ mf_status mf_bench_step(mf_bench_requests *r, mf_bench_tally *tally, mf_error *e
             tally->first_tokens += e->position == r->common->input_len;
         } else if (e->type == MF_EVENT_FINISHED) {
             if (e->finish_reason == MF_FINISH_ERROR) {
-                return mf_fail(err, MF_ERR_INTERNAL, "the model's logits are not finite: a weight holds NaN or infinity");
+                return mf_fail(err, MF_ERR_INTERNAL,
+                               "the model's logits are not finite: a weight holds NaN or infinity");
             }
             tally->finished++;
             tally->prompt_tokens += e->prompt_tokens;
@@ -197,8 +201,8 @@ json_t *mf_bench_about(const mf_session *session, const mf_bench_common *common)
     const mf_plan *plan = mf_model_get_plan(session->model);
     struct utsname name = { 0 };
     uname(&name);
-    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I}}", "version",
-                     mf_version(), "machine", name.machine, "isa", highest_level(), "device",
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I}}",
+                     "version", mf_version(), "machine", name.machine, "isa", highest_level(), "device",
                      mf_device_description(mf_model_get_device(session->model)), "fusion", "slot", (int)plan->num_slot,
                      "overlap", (int)plan->num_overlap, "serial", (int)plan->num_serial, "fused_gate",
                      (int)plan->num_fused_gate, "flags", "input_len", (json_int_t)common->input_len, "output_len",

@@ -9,7 +9,7 @@
 
 typedef struct kernels_flags {
     mf_bench_options options;
-    const char *isa, *csv;
+    const char *isa, *csv, *numa;
     int64_t threads, repeats, context, seed;
     bool json, no_progress, help;
 } kernels_flags;
@@ -49,8 +49,8 @@ static void print_table_row(row_sink *sink, const mf_bench_row *r)
     if (r->ratio > 0) {
         snprintf(ratio, sizeof ratio, "  %s %.3g", r->ratio_of, r->ratio);
     }
-    printf("%-17s %-12s %-20s %6lld %7s %11.2f %11.2f %7s %8s %16s %6s%s\n", r->op, r->shape, r->dtype, (long long)r->tokens,
-           text_or_dash(r->experts, 1, "", experts, sizeof experts), r->us, r->us_min,
+    printf("%-17s %-12s %-20s %6lld %7s %11.2f %11.2f %7s %8s %16s %6s%s\n", r->op, r->shape, r->dtype,
+           (long long)r->tokens, text_or_dash(r->experts, 1, "", experts, sizeof experts), r->us, r->us_min,
            text_or_dash(r->gb_per_s, 1, "", gbs, sizeof gbs), text_or_dash(r->gflops, 1, "", gflops, sizeof gflops),
            ceiling, text_or_dash(r->share * 100, 0, " %", share, sizeof share), ratio);
     fflush(stdout);
@@ -58,24 +58,25 @@ static void print_table_row(row_sink *sink, const mf_bench_row *r)
 
 static void print_csv_row(FILE *out, const mf_bench_row *r)
 {
-    fprintf(out, "%s,%s,%s,%s,%s,%s,%d,%lld,%d,%.1f,%.3f,%.3f,%.3f,%.3f,%.2f,%.2f,%.2f,%s,%.4f,%.4g,\"%s\"\n", r->op, r->shape,
-            r->dtype, r->act_dtype, r->routing, r->level, r->threads, (long long)r->tokens, r->repeats, r->experts, r->us,
-            r->us_min, r->us_p10, r->us_p90, r->gb_per_s, r->gflops, r->ceiling, r->ceiling_unit ? r->ceiling_unit : "",
-            r->share, r->ratio, r->ratio_of ? r->ratio_of : "");
+    fprintf(out, "%s,%s,%s,%s,%s,%s,%d,%lld,%d,%.1f,%.3f,%.3f,%.3f,%.3f,%.2f,%.2f,%.2f,%s,%.4f,%.4g,\"%s\"\n", r->op,
+            r->shape, r->dtype, r->act_dtype, r->routing, r->level, r->threads, (long long)r->tokens, r->repeats,
+            r->experts, r->us, r->us_min, r->us_p10, r->us_p90, r->gb_per_s, r->gflops, r->ceiling,
+            r->ceiling_unit ? r->ceiling_unit : "", r->share, r->ratio, r->ratio_of ? r->ratio_of : "");
 }
 
 static json_t *row_json(const mf_bench_row *r)
 {
-    json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:i}", "op", r->op, "shape", r->shape, "dtype",
-                            r->dtype, "act_dtype", r->act_dtype, "routing", r->routing, "isa", r->level, "device", r->device,
-                            "threads", r->threads, "M", (json_int_t)r->tokens, "repeats", r->repeats);
+    json_t *row =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:i}", "op", r->op, "shape", r->shape, "dtype",
+                  r->dtype, "act_dtype", r->act_dtype, "routing", r->routing, "isa", r->level, "device", r->device,
+                  "threads", r->threads, "M", (json_int_t)r->tokens, "repeats", r->repeats);
     const struct {
         const char *key;
         double value;
     } figures[] = {
-        { "experts", r->experts },      { "us", r->us },           { "us_min", r->us_min }, { "p10", r->us_p10 },
-        { "p90", r->us_p90 },           { "GB/s", r->gb_per_s },   { "TFLOP/s", r->gflops / 1000 },
-        { "ceiling", r->ceiling },      { "share", r->share },     { "ratio", r->ratio },
+        { "experts", r->experts }, { "us", r->us },         { "us_min", r->us_min },         { "p10", r->us_p10 },
+        { "p90", r->us_p90 },      { "GB/s", r->gb_per_s }, { "TFLOP/s", r->gflops / 1000 }, { "ceiling", r->ceiling },
+        { "share", r->share },     { "ratio", r->ratio },
     };
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
         json_object_set_new(row, figures[i].key, figures[i].value > 0 ? json_real(figures[i].value) : json_null());
@@ -151,7 +152,7 @@ static mf_status choose_isa(const char *isa, mf_error *err)
 static size_t fill_flags(kernels_flags *v, mf_flag *rows)
 {
     const mf_bench_options defaults = MF_BENCH_OPTIONS_INIT;
-    *v = (kernels_flags){ .options = defaults, .context = defaults.context };
+    *v = (kernels_flags){ .options = defaults, .context = defaults.context, .numa = "first-touch" };
     mf_bench_options *o = &v->options;
     const mf_flag table[] = {
         { "what", "--op", NULL, MF_FLAG_TEXT, &o->ops, .argument = "NAMES",
@@ -174,14 +175,20 @@ static size_t fill_flags(kernels_flags *v, mf_flag *rows)
           .help = "of ids and activations (0)" },
         { "device", "--threads", "-t", MF_FLAG_INT, &v->threads, .min = 0, .max = 256, .argument = "N",
           .help = "threads of the CPU pool; 0: one per core (0)" },
+        { "device", "--pin-threads", NULL, MF_FLAG_BOOL, &o->pin_threads,
+          .help = "keep each thread on a CPU of its own" },
+        { "device", "--numa", NULL, MF_FLAG_TEXT, &v->numa, .choices = "first-touch|interleave", .argument = "P",
+          .help = "where weights lie on several memory nodes (first-touch)" },
         { "device", "--isa", NULL, MF_FLAG_TEXT, &v->isa, .argument = "LEVEL",
           .help = "climb no higher: c, avx2, avx512, ... as `moefuse doctor` lists them (the highest)" },
         { "time", "--repeats", NULL, MF_FLAG_INT, &v->repeats, .min = 0, .max = 1000, .argument = "N",
           .help = "calls per point; 0: as many as fit --seconds, at least 5 (0)" },
         { "time", "--seconds", NULL, MF_FLAG_REAL, &o->seconds, .min = 0, .max = 3600, .argument = "S",
           .help = "per point (1)" },
-        { "output", "--csv", NULL, MF_FLAG_TEXT, &v->csv, .argument = "FILE", .help = "also append rows to FILE; -: on stdout" },
-        { "output", "--json", NULL, MF_FLAG_BOOL, &v->json, .help = "one JSON document on stdout instead of the table" },
+        { "output", "--csv", NULL, MF_FLAG_TEXT, &v->csv, .argument = "FILE",
+          .help = "also append rows to FILE; -: on stdout" },
+        { "output", "--json", NULL, MF_FLAG_BOOL, &v->json,
+          .help = "one JSON document on stdout instead of the table" },
         { "output", "--no-progress", NULL, MF_FLAG_BOOL, &v->no_progress, .help = "no ceilings and steps on stderr" },
         { "output", "--help", "-h", MF_FLAG_BOOL, &v->help, .help = "this text" },
     };
@@ -200,8 +207,10 @@ int mf_bench_mode_kernels(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (v.help) {
-        printf("usage: moefuse bench kernels [flags]\n\nTimes operations at the shapes of models' layers.  Several layers of weights take "
-               "turns and experts\nare drawn anew for each call, so that no cache holds them.  GB/s counts the stored bytes of the\n"
+        printf("usage: moefuse bench kernels [flags]\n\nTimes operations at the shapes of models' layers.  Several "
+               "layers of weights take "
+               "turns and experts\nare drawn anew for each call, so that no cache holds them.  GB/s counts the stored "
+               "bytes of the\n"
                "experts that a call touched; shares are of ceilings measured in the same run: reading up to T = 16,\n"
                "the instruction set's arithmetic from T = 64 on.\n");
         mf_flags_help(rows, num_rows, stdout);
@@ -210,6 +219,7 @@ int mf_bench_mode_kernels(int argc, char **argv)
     v.options.threads = (int32_t)v.threads;
     v.options.repeats = (int32_t)v.repeats;
     v.options.context = v.context;
+    v.options.interleave = strcmp(v.numa, "interleave") == 0;
     v.options.seed = (uint64_t)v.seed;
     mf_console_log_start("warn");
     row_sink sink = { .flags = &v };

@@ -11,7 +11,8 @@ typedef struct latency_flags {
     int64_t batch_size, num_iters, num_iters_warmup;
 } latency_flags;
 
-/* One iteration's times.  Prefill ends when the last sequence has its first token; what is made after that is decoding. */
+/* One iteration's times.  Prefill ends when the last sequence has its first token; what is made after that is decoding.
+ */
 typedef struct iteration {
     double total_s, prefill_s, decode_s;
     double decode_tokens;
@@ -111,9 +112,9 @@ static json_t *latency_json(const latency_flags *f, const mf_session *session, c
         json_object_set_new(json_object_get(about, "flags"), "batch_size", json_integer(f->batch_size));
         json_object_set_new(json_object_get(about, "flags"), "num_iters", json_integer(f->num_iters));
     }
-    return json_pack("{s:s, s:f, s:o, s:o, s:f, s:f, s:o}", "model_id", f->common.model.model, "avg_latency", r->average,
-                     "latencies", latencies, "percentiles", by_percent, "prefill_tokens_per_second", r->prefill_rate,
-                     "decode_tokens_per_second", r->decode_rate, "moefuse", about);
+    return json_pack("{s:s, s:f, s:o, s:o, s:f, s:f, s:o}", "model_id", f->common.model.model, "avg_latency",
+                     r->average, "latencies", latencies, "percentiles", by_percent, "prefill_tokens_per_second",
+                     r->prefill_rate, "decode_tokens_per_second", r->decode_rate, "moefuse", about);
 }
 
 static void print_figures(const latency_flags *f, const figures *r)
@@ -166,15 +167,16 @@ static mf_status run(const latency_flags *f, mf_session *session, mf_error *err)
 
 int mf_bench_mode_latency(int argc, char **argv)
 {
-    latency_flags f = { .common = { .input_len = 32, .output_len = 128 },
-                        .batch_size = 8, .num_iters = 30, .num_iters_warmup = 10 };
+    latency_flags f = {
+        .common = { .input_len = 32, .output_len = 128 }, .batch_size = 8, .num_iters = 30, .num_iters_warmup = 10
+    };
     mf_flag rows[3 + MF_NUM_BENCH_COMMON_FLAGS] = {
         { "load", "--batch-size", NULL, MF_FLAG_INT, &f.batch_size, .min = 1, .max = 1024, .argument = "N",
           .help = "sequences that start together (8)" },
         { "load", "--num-iters", NULL, MF_FLAG_INT, &f.num_iters, .min = 1, .max = 100000, .argument = "N",
           .help = "batches that count (30)" },
-        { "load", "--num-iters-warmup", NULL, MF_FLAG_INT, &f.num_iters_warmup, .min = 0, .max = 100000, .argument = "N",
-          .help = "batches before them (10)" },
+        { "load", "--num-iters-warmup", NULL, MF_FLAG_INT, &f.num_iters_warmup, .min = 0, .max = 100000,
+          .argument = "N", .help = "batches before them (10)" },
     };
     const size_t num_rows = sizeof rows / sizeof *rows;
     mf_bench_common_fill(&f.common, rows + 3);
@@ -185,7 +187,8 @@ int mf_bench_mode_latency(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (f.common.model.help) {
-        printf("usage: moefuse bench latency [MODEL] [flags]\n\nTimes a batch of sequences (--input-len 32, --output-len 128) from "
+        printf("usage: moefuse bench latency [MODEL] [flags]\n\nTimes a batch of sequences (--input-len 32, "
+               "--output-len 128) from "
                "prompt to last token.  MODEL may be\na config.json alone, under any name: weights are then random.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;

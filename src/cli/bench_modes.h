@@ -26,8 +26,8 @@ enum { MF_NUM_BENCH_COMMON_FLAGS = 5 + MF_NUM_MODEL_FLAGS };
 void mf_bench_common_fill(mf_bench_common *values, mf_flag *rows);
 
 /* MODEL, dummy weights for a config.json alone, room for one sequence of the asked length, Ctrl-C. */
-mf_status mf_bench_open(mf_bench_common *values, const char *const *positionals, int32_t num_positionals, int64_t num_seqs,
-                        mf_session *session, int *exit_code, mf_error *err);
+mf_status mf_bench_open(mf_bench_common *values, const char *const *positionals, int32_t num_positionals,
+                        int64_t num_seqs, mf_session *session, int *exit_code, mf_error *err);
 
 /* One sequence's random prompt: ids from the whole vocabulary, by seed. */
 typedef struct mf_bench_requests {
@@ -48,8 +48,8 @@ mf_status mf_bench_submit_next(mf_bench_requests *requests, mf_error *err);
 typedef struct mf_bench_tally {
     int64_t finished, first_tokens, tokens; /* so far */
     int64_t prompt_tokens;
-    double last_first_token_s;              /* clock */
-    int64_t tokens_at_last_first;           /* made when the last sequence got its first one */
+    double last_first_token_s;    /* clock */
+    int64_t tokens_at_last_first; /* made when the last sequence got its first one */
 } mf_bench_tally;
 
 /* One step of the engine and its events. */

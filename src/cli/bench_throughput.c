@@ -50,7 +50,8 @@ static mf_status run_all(const throughput_flags *f, mf_bench_requests *requests,
 
 static mf_status show(const throughput_flags *f, const mf_session *session, const figures *r, mf_error *err)
 {
-    const double prompts = (double)f->num_prompts, made = (double)r->tally.tokens, read = (double)r->tally.prompt_tokens;
+    const double prompts = (double)f->num_prompts, made = (double)r->tally.tokens,
+                 read = (double)r->tally.prompt_tokens;
     if (!f->common.json) {
         printf("Throughput: %.2f requests/s, %.2f total tokens/s, %.2f output tokens/s\n", prompts / r->elapsed_s,
                (made + read) / r->elapsed_s, made / r->elapsed_s);
@@ -64,12 +65,12 @@ static mf_status show(const throughput_flags *f, const mf_session *session, cons
         return MF_OK;
     }
     json_t *document =
-        json_pack("{s:s, s:f, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:o}", "model_id", f->common.model.model, "elapsed_time",
-                  r->elapsed_s, "num_requests", (json_int_t)f->num_prompts, "total_num_tokens",
+        json_pack("{s:s, s:f, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:o}", "model_id", f->common.model.model,
+                  "elapsed_time", r->elapsed_s, "num_requests", (json_int_t)f->num_prompts, "total_num_tokens",
                   (json_int_t)(r->tally.tokens + r->tally.prompt_tokens), "requests_per_second", prompts / r->elapsed_s,
                   "tokens_per_second", (made + read) / r->elapsed_s, "output_tokens_per_second", made / r->elapsed_s,
-                  "total_output_tokens", (json_int_t)r->tally.tokens, "num_preemptions", (json_int_t)r->preemptions, "moefuse",
-                  mf_bench_about(session, &f->common));
+                  "total_output_tokens", (json_int_t)r->tally.tokens, "num_preemptions", (json_int_t)r->preemptions,
+                  "moefuse", mf_bench_about(session, &f->common));
     return mf_bench_write_json(&f->common, document, err);
 }
 
@@ -89,14 +90,16 @@ int mf_bench_mode_throughput(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (f.common.model.help) {
-        printf("usage: moefuse bench throughput [MODEL] [flags]\n\nRuns many prompts (--input-len 128, --output-len 128) at once.  "
+        printf("usage: moefuse bench throughput [MODEL] [flags]\n\nRuns many prompts (--input-len 128, --output-len "
+               "128) at once.  "
                "MODEL may be a config.json alone, under\nany name: weights are then random.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }
     mf_session session;
     int exit_code;
-    mf_status status = mf_bench_open(&f.common, positionals, num_positionals, f.num_prompts, &session, &exit_code, &err);
+    mf_status status =
+        mf_bench_open(&f.common, positionals, num_positionals, f.num_prompts, &session, &exit_code, &err);
     if (status != MF_OK) {
         mf_console_error(&err);
         return exit_code;

@@ -1,5 +1,5 @@
-/* verb_doctor.c - `moefuse doctor`: what this machine offers, what of it is used and why the rest is not, how fast it reads
- * memory and multiplies. */
+/* verb_doctor.c - `moefuse doctor`: what this machine offers, what of it is used and why the rest is not, how fast it
+ * reads memory and multiplies. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -82,8 +82,8 @@ static mf_status measure_rates(findings *f, double seconds_each, mf_error *err)
 static int64_t choose_read_bytes(const mf_doctor_system *s)
 {
     int64_t largest = 0, bytes = (int64_t)512 << 20;
-    for (int32_t i = 0; i < s->num_caches; i++) {
-        largest = s->caches[i].bytes > largest ? s->caches[i].bytes : largest;
+    for (int32_t i = 0; i < s->topology->num_caches; i++) {
+        largest = s->topology->caches[i].bytes > largest ? s->topology->caches[i].bytes : largest;
     }
     bytes = 4 * largest > bytes ? 4 * largest : bytes;
     int64_t most = s->available_bytes / 2;
@@ -98,7 +98,8 @@ static mf_status measure(findings *f, double seconds, mf_error *err)
     f->read_bytes = choose_read_bytes(&f->system);
     int64_t ignored;
     MF_TRY(mf_bench_read_rates(f->threads, f->num_counts, false, f->read_bytes, each, f->read_small, &ignored, err));
-    MF_TRY(mf_bench_read_rates(f->threads, f->num_counts, true, f->read_bytes, each, f->read_huge, &f->huge_bytes, err));
+    MF_TRY(
+        mf_bench_read_rates(f->threads, f->num_counts, true, f->read_bytes, each, f->read_huge, &f->huge_bytes, err));
     MF_TRY(measure_rates(f, each, err));
     f->seconds = mf_now_s() - started;
     return MF_OK;
@@ -117,14 +118,15 @@ static void judge(findings *f)
     if (f->num_levels > 1 && !f->levels[1].is_available) {
         warn(f, "only plain C: this CPU lacks %s, so everything is slow", f->levels[1].needs);
     }
-    if (strcmp(s->huge_pages, "never") == 0) {
+    if (s->topology->thp == MF_THP_NEVER) {
         warn(f, "huge pages are off: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
     } else if (f->huge_bytes >= 0 && f->huge_bytes < f->read_bytes / 2) {
         warn(f, "the system gave huge pages to %.0f %% of a block that asked for them: memory is fragmented",
              100.0 * (double)f->huge_bytes / (double)f->read_bytes);
     }
-    if (s->quota_cpus > 0 && s->quota_cpus < s->allowed_cpus) {
-        warn(f, "the control group pays for %.1f of %d CPUs: threads beyond that only wait", s->quota_cpus, s->allowed_cpus);
+    if (s->quota_cpus > 0 && s->quota_cpus < s->topology->num_cpus) {
+        warn(f, "the control group pays for %.1f of %d CPUs: threads beyond that only wait", s->quota_cpus,
+             s->topology->num_cpus);
     }
     if (s->open_files > 0 && s->open_files < 1024) {
         warn(f, "open files are limited to %lld: ulimit -n 4096", (long long)s->open_files);
@@ -145,13 +147,30 @@ static json_t *numbers(const double *values, int32_t count)
     return list;
 }
 
-static json_t *caches_json(const mf_doctor_system *s)
+static const char *cache_type(char type)
+{
+    return type == 'd' ? "Data" : type == 'i' ? "Instruction" : "Unified";
+}
+
+static json_t *caches_json(const mf_topology *t)
 {
     json_t *list = json_array();
-    for (int32_t i = 0; i < s->num_caches; i++) {
-        const mf_doctor_cache *c = &s->caches[i];
-        json_array_append_new(list, json_pack("{s:i, s:s, s:I, s:i}", "level", (int)c->level, "type", c->type, "bytes",
-                                              (json_int_t)c->bytes, "shared_by", (int)c->shared_by));
+    for (int32_t i = 0; i < t->num_caches; i++) {
+        const mf_cache_info *c = &t->caches[i];
+        json_array_append_new(list,
+                              json_pack("{s:i, s:s, s:I, s:i}", "level", (int)c->level, "type", cache_type(c->type),
+                                        "bytes", (json_int_t)c->bytes, "shared_by", (int)c->num_cpus));
+    }
+    return list;
+}
+
+static json_t *nodes_json(const mf_topology *t)
+{
+    json_t *list = json_array();
+    for (int32_t i = 0; i < t->num_nodes; i++) {
+        const mf_numa_node *n = &t->nodes[i];
+        json_array_append_new(list, json_pack("{s:i, s:i, s:I}", "id", (int)n->id, "cpus", (int)n->num_cpus,
+                                              "memory_bytes", (json_int_t)n->memory_bytes));
     }
     return list;
 }
@@ -161,9 +180,9 @@ static json_t *levels_json(const findings *f)
     json_t *list = json_array();
     for (int32_t i = 0; i < f->num_levels; i++) {
         const mf_bench_level *l = &f->levels[i];
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:b, s:b, s:s}", "name", l->name, "needs", l->needs, "built",
-                                              (int)l->is_built, "available", (int)l->is_available, "used", (int)l->is_used,
-                                              "reason", l->reason));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:s, s:b, s:b, s:s}", "name", l->name, "needs", l->needs, "available",
+                                        (int)l->is_available, "used", (int)l->is_used, "reason", l->reason));
     }
     return list;
 }
@@ -183,61 +202,91 @@ static json_t *findings_json(const findings *f)
     for (int32_t i = 0; i < f->num_warnings; i++) {
         json_array_append_new(warnings, json_string(f->warnings[i]));
     }
-    json_t *cpu = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:i, s:o}", "name", s->cpu, "machine", s->machine,
-                            "kernel", s->kernel, "online_cpus", (int)s->online_cpus, "allowed_cpus", (int)s->allowed_cpus,
-                            "cores", (int)s->cores, "threads_per_core", (int)s->threads_per_core, "quota_cpus",
-                            s->quota_cpus, "numa_nodes", (int)s->numa_nodes, "caches", caches_json(s));
-    json_t *memory = json_pack("{s:I, s:I, s:s, s:I}", "bytes", (json_int_t)s->memory_bytes, "available_bytes",
-                               (json_int_t)s->available_bytes, "transparent_huge_pages", s->huge_pages, "open_files",
-                               (json_int_t)s->open_files);
+    json_t *cpu =
+        json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:o, s:o}", "name", s->cpu, "machine", s->machine, "kernel",
+                  s->kernel, "online_cpus", (int)s->online_cpus, "allowed_cpus", (int)s->topology->num_cpus, "cores",
+                  (int)s->topology->num_cores, "packages", (int)s->topology->num_packages, "quota_cpus", s->quota_cpus,
+                  "numa_nodes", nodes_json(s->topology), "caches", caches_json(s->topology));
+    json_t *memory =
+        json_pack("{s:I, s:I, s:s, s:I, s:I}", "bytes", (json_int_t)s->memory_bytes, "available_bytes",
+                  (json_int_t)s->available_bytes, "transparent_huge_pages", mf_doctor_thp_name(s->topology->thp),
+                  "huge_page_bytes", (json_int_t)s->topology->huge_page_bytes, "open_files", (json_int_t)s->open_files);
     json_t *read = json_pack("{s:I, s:I, s:o, s:o}", "bytes", (json_int_t)f->read_bytes, "huge_bytes",
                              (json_int_t)f->huge_bytes, "small_pages_gb_per_s", numbers(f->read_small, f->num_counts),
                              "huge_pages_gb_per_s", numbers(f->read_huge, f->num_counts));
-    return json_pack("{s:s, s:o, s:o, s:o, s:i, s:o, s:o, s:o, s:o, s:f}", "version", mf_version(), "cpu", cpu, "levels",
-                     levels_json(f), "memory", memory, "default_threads", (int)mf_cpu_features_get()->num_cores, "threads",
-                     threads, "read", read, "rates", rates, "warnings", warnings, "seconds", f->seconds);
+    return json_pack("{s:s, s:o, s:o, s:o, s:i, s:o, s:o, s:o, s:o, s:f}", "version", mf_version(), "cpu", cpu,
+                     "levels", levels_json(f), "memory", memory, "default_threads",
+                     (int)mf_cpu_features_get()->num_cores, "threads", threads, "read", read, "rates", rates,
+                     "warnings", warnings, "seconds", f->seconds);
 }
 
-static void print_caches(const mf_doctor_system *s)
+static void print_caches(const mf_topology *t)
 {
     printf("caches    ");
-    for (int32_t i = 0; i < s->num_caches; i++) {
-        const mf_doctor_cache *c = &s->caches[i];
-        const char *suffix = strcmp(c->type, "Data") == 0 ? "d" : strcmp(c->type, "Instruction") == 0 ? "i" : "";
+    for (int32_t i = 0; i < t->num_caches; i++) {
+        const mf_cache_info *c = &t->caches[i];
+        char suffix[2] = { c->type == 'u' ? '\0' : c->type, '\0' };
         bool mib = c->bytes >= 1 << 20;
-        printf("%sL%d%s %lld %s", i ? ", " : "", c->level, suffix, (long long)(c->bytes >> (mib ? 20 : 10)), mib ? "MiB" : "KiB");
-        if (c->shared_by > 1) {
-            printf(" shared by %d", c->shared_by);
+        printf("%sL%d%s %lld %s", i ? ", " : "", c->level, suffix, (long long)(c->bytes >> (mib ? 20 : 10)),
+               mib ? "MiB" : "KiB");
+        if (c->num_cpus > 1) {
+            printf(" shared by %d", c->num_cpus);
         }
     }
-    printf("%s\n", s->num_caches ? "" : "not told");
+    printf("%s\n", t->num_caches ? "" : "not told");
+}
+
+/* "s" unless there is one. */
+static const char *plural(int64_t n)
+{
+    return n == 1 ? "" : "s";
+}
+
+static void print_pages(const mf_doctor_system *s)
+{
+    char bytes[32], available[32];
+    const mf_topology *t = s->topology;
+    printf("memory    %s, %s available", mf_format_bytes(s->memory_bytes, bytes, sizeof bytes),
+           mf_format_bytes(s->available_bytes, available, sizeof available));
+    for (int32_t i = 0; t->num_nodes > 1 && i < t->num_nodes; i++) {
+        printf("%s node %d %s", i ? "," : ";", t->nodes[i].id,
+               mf_format_bytes(t->nodes[i].memory_bytes, bytes, sizeof bytes));
+    }
+    printf("\npages     transparent huge pages: %s", mf_doctor_thp_name(t->thp));
+    if (t->huge_page_bytes) {
+        printf(", of %lld KiB", (long long)(t->huge_page_bytes >> 10));
+    }
+    for (int32_t i = 0; i < t->num_page_pools; i++) {
+        const mf_page_pool *pool = &t->page_pools[i];
+        if (pool->num_pages) {
+            printf("; set aside: %lld of %lld KiB, %lld free", (long long)pool->num_pages,
+                   (long long)(pool->page_bytes >> 10), (long long)pool->num_free);
+        }
+    }
+    putchar('\n');
 }
 
 static void print_system(const findings *f)
 {
     const mf_doctor_system *s = &f->system;
-    char all[32], available[32];
+    const mf_topology *t = s->topology;
+    const int32_t threads = mf_cpu_features_get()->num_cores;
     printf("program   moefuse %s, jansson %s\n", mf_version(), jansson_version_str());
     printf("system    %s, %s\n", s->kernel, s->machine);
-    printf("cpu       %s: %d of %d logical CPUs", s->cpu, s->allowed_cpus, s->online_cpus);
-    if (s->cores) {
-        printf(", %d core%s, %s", s->cores, s->cores == 1 ? "" : "s", s->threads_per_core > 1 ? "SMT" : "no SMT");
-    }
-    if (s->numa_nodes) {
-        printf(", %d NUMA node%s", s->numa_nodes, s->numa_nodes == 1 ? "" : "s");
-    }
+    printf("cpu       %s: %d of %d logical CPUs, %d core%s, %s, %d NUMA node%s", s->cpu, t->num_cpus, s->online_cpus,
+           t->num_cores, plural(t->num_cores), t->num_cpus > t->num_cores ? "SMT" : "no SMT", t->num_nodes,
+           plural(t->num_nodes));
     if (s->quota_cpus > 0) {
         printf(", quota %.1f CPUs", s->quota_cpus);
     }
-    printf("; %d thread%s by default\n", mf_cpu_features_get()->num_cores, mf_cpu_features_get()->num_cores == 1 ? "" : "s");
-    print_caches(s);
-    printf("memory    %s, %s available; huge pages: %s\n", mf_format_bytes(s->memory_bytes, all, sizeof all),
-           mf_format_bytes(s->available_bytes, available, sizeof available), s->huge_pages[0] ? s->huge_pages : "not told");
+    printf("; %d thread%s by default\n", threads, plural(threads));
+    print_caches(t);
+    print_pages(s);
     printf("limits    %lld open files\n", (long long)s->open_files);
     for (int32_t i = 0; i < f->num_levels; i++) {
         const mf_bench_level *l = &f->levels[i];
-        printf("%-9s %-12s %-5s %s\n", i ? "" : "levels", l->name, l->is_used ? "used" : "off",
-               l->is_used ? l->needs : l->reason);
+        printf("%-9s %-12s %-5s %s%s\n", i ? "" : "levels", l->name, l->is_used ? "used" : "off",
+               l->is_used ? "needs " : "", l->is_used ? l->needs : l->reason);
     }
 }
 
@@ -297,7 +346,8 @@ int mf_verb_doctor(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (v.help) {
-        printf("usage: moefuse doctor [flags]\n\nSays what this machine offers, which instruction sets are used and why others are "
+        printf("usage: moefuse doctor [flags]\n\nSays what this machine offers, which instruction sets are used and "
+               "why others are "
                "not, and measures\nhow fast it reads memory and multiplies: what `moefuse bench` divides by.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;

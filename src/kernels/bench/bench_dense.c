@@ -30,7 +30,8 @@ mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
     mf_status status = x && out ? MF_OK : mf_bench_out_of_memory(err);
     if (status == MF_OK) {
         mf_bench_fill_floats(-1, 1, tokens * k, &run->seed, x);
-        status = mf_bench_block_open(&block, run->device->pool, (size_t)copies * room, true, err);
+        status =
+            mf_bench_block_open(&block, run->device->pool, (size_t)copies * room, mf_bench_pages_of(run->options), err);
     }
     for (int32_t c = 0; status == MF_OK && c < copies; c++) {
         status = mf_bench_make_matrix(&block, run->format, n, k, &weights[c], err);
@@ -40,8 +41,8 @@ mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
     for (int32_t i = -MF_BENCH_WARM_UP; status == MF_OK && mf_bench_wants_more(run, i, started); i++) {
         started = i == 0 ? mf_now_s() : started;
         double start = mf_now_s();
-        run->device->ops->linear(run->device, &weights[(i + MF_BENCH_WARM_UP) % copies], NULL, run->act_dtype, x, k, tokens,
-                                 out, n);
+        run->device->ops->linear(run->device, &weights[(i + MF_BENCH_WARM_UP) % copies], NULL, run->act_dtype, x, k,
+                                 tokens, out, n);
         if (i >= 0) {
             mf_bench_add_time(run, mf_now_s() - start);
         }
@@ -67,7 +68,7 @@ typedef struct attention_point {
     mf_bench_block cache; /* copies, one after the other */
     int64_t cache_floats; /* of one copy */
     int32_t copies;
-    double positions;     /* pairs of a query row and a cached row */
+    double positions; /* pairs of a query row and a cached row */
 } attention_point;
 
 /* tokens sequences with `context` cached rows each, or one sequence whose prompt of `tokens` runs at once. */
@@ -100,14 +101,21 @@ static mf_status fill_view(mf_bench_run *run, int64_t tokens, bool prefill, mf_a
     }
     p->cache_floats = floats;
     p->copies = copies_for((double)bytes);
-    MF_TRY(mf_bench_block_open(&p->cache, run->device->pool, (size_t)p->copies * (size_t)bytes, true, err));
+    MF_TRY(mf_bench_block_open(&p->cache, run->device->pool, (size_t)p->copies * (size_t)bytes,
+                               mf_bench_pages_of(run->options), err));
     float *cache = mf_bench_block_take(&p->cache, (size_t)p->copies * (size_t)bytes);
     mf_bench_fill_floats(-1, 1, floats, &run->seed, cache);
     for (int32_t c = 1; c < p->copies; c++) {
         memcpy(cache + c * floats, cache, (size_t)bytes);
     }
-    *kv = (mf_kv_view){ .cache = cache, .row_size = row, .block_size = BLOCK_SIZE, .block_table = table,
-                        .max_blocks = blocks, .sequence = sequence, .position = position, .max_context = context };
+    *kv = (mf_kv_view){ .cache = cache,
+                        .row_size = row,
+                        .block_size = BLOCK_SIZE,
+                        .block_table = table,
+                        .max_blocks = blocks,
+                        .sequence = sequence,
+                        .position = position,
+                        .max_context = context };
     return MF_OK;
 }
 
@@ -131,17 +139,32 @@ static mf_status open_attention(mf_bench_run *run, int64_t tokens, bool prefill,
     size_t scratch_floats;
     if (p->is_mla) {
         mf_bench_fill_activations(MF_BF16, kv_b_rows * s->kv_lora, &run->seed, kv_b);
-        p->kv_b = (mf_matrix){ .data = kv_b, .n = kv_b_rows, .k = s->kv_lora, .row_stride = s->kv_lora,
-                               .format = MF_FORMAT_BF16 };
-        p->mla = (mf_mla_args){ .num_tokens = tokens, .num_heads = s->heads, .qk_nope_head_dim = s->nope,
-                                .qk_rope_head_dim = s->rope, .v_head_dim = s->v_dim, .kv_lora_rank = s->kv_lora,
-                                .softmax_scale = 0.07f, .q = q, .kv_b = &p->kv_b, .kv = kv, .out = out };
+        p->kv_b = (mf_matrix){
+            .data = kv_b, .n = kv_b_rows, .k = s->kv_lora, .row_stride = s->kv_lora, .format = MF_FORMAT_BF16
+        };
+        p->mla = (mf_mla_args){ .num_tokens = tokens,
+                                .num_heads = s->heads,
+                                .qk_nope_head_dim = s->nope,
+                                .qk_rope_head_dim = s->rope,
+                                .v_head_dim = s->v_dim,
+                                .kv_lora_rank = s->kv_lora,
+                                .softmax_scale = 0.07f,
+                                .q = q,
+                                .kv_b = &p->kv_b,
+                                .kv = kv,
+                                .out = out };
         scratch_floats = ops->mla_scratch_floats(run->device, &p->mla);
         p->mla.scratch = mf_bench_take(arena, scratch_floats * sizeof(float));
         return p->mla.scratch ? MF_OK : mf_bench_out_of_memory(err);
     }
-    p->gqa = (mf_gqa_args){ .num_tokens = tokens, .num_heads = s->heads, .num_kv_heads = s->kv_heads,
-                            .head_dim = s->head_dim, .v_head_dim = s->head_dim, .softmax_scale = 0.088f, .q = q, .kv = kv,
+    p->gqa = (mf_gqa_args){ .num_tokens = tokens,
+                            .num_heads = s->heads,
+                            .num_kv_heads = s->kv_heads,
+                            .head_dim = s->head_dim,
+                            .v_head_dim = s->head_dim,
+                            .softmax_scale = 0.088f,
+                            .q = q,
+                            .kv = kv,
                             .out = out };
     scratch_floats = ops->gqa_scratch_floats(run->device, &p->gqa);
     p->gqa.scratch = mf_bench_take(arena, scratch_floats * sizeof(float));

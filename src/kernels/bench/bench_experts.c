@@ -77,7 +77,8 @@ static mf_status open_layer(mf_bench_run *run, const mf_bench_layers *layers, in
 {
     const mf_bench_shape *s = run->shape;
     const size_t size = mf_dtype_size(run->act_dtype);
-    void *x = mf_bench_take(arena, (size_t)(tokens * s->hidden) * size), *out = mf_bench_take(arena, (size_t)(tokens * s->hidden) * size);
+    void *x = mf_bench_take(arena, (size_t)(tokens * s->hidden) * size),
+         *out = mf_bench_take(arena, (size_t)(tokens * s->hidden) * size);
     p->logits = mf_bench_take(arena, (size_t)(tokens * s->experts) * sizeof *p->logits);
     p->bias = mf_bench_take(arena, (size_t)s->experts * sizeof *p->bias);
     p->ids = mf_bench_take(arena, (size_t)(tokens * (s->top_k + s->shared)) * sizeof *p->ids);
@@ -122,8 +123,8 @@ static int64_t draw_logits(mf_bench_run *run, layer_point *p, int64_t tokens)
     return distinct;
 }
 
-static void emit_layer(mf_bench_run *run, const mf_bench_layers *layers, int64_t tokens, double distinct, const char *op,
-                       double ratio)
+static void emit_layer(mf_bench_run *run, const mf_bench_layers *layers, int64_t tokens, double distinct,
+                       const char *op, double ratio)
 {
     mf_bench_row row = mf_bench_make_row(run, op, tokens, true);
     row.experts = distinct / run->num_times;

@@ -7,9 +7,20 @@
 
 enum { MAX_TOKEN_COUNTS = 32, MOST_TOKENS = 65536 };
 
-typedef enum bench_op { OP_EXPERTS, OP_LAYER, OP_GATE, OP_ALIGN, OP_SUM_REDUCE, OP_LINEAR, OP_ATTENTION, NUM_OPS } bench_op;
+typedef enum bench_op {
+    OP_EXPERTS,
+    OP_LAYER,
+    OP_GATE,
+    OP_ALIGN,
+    OP_SUM_REDUCE,
+    OP_LINEAR,
+    OP_ATTENTION,
+    NUM_OPS
+} bench_op;
 
-static const char *const op_names[NUM_OPS] = { "experts", "layer", "gate", "align", "sum-reduce", "linear", "attention" };
+static const char *const op_names[NUM_OPS] = {
+    "experts", "layer", "gate", "align", "sum-reduce", "linear", "attention"
+};
 
 static const char *const default_tokens[NUM_OPS] = {
     "1,4,16,64,256,1024", "1,4,16,64,256,1024", "1,16,256,4096,65536", "1,16,256,4096",
@@ -84,8 +95,8 @@ static mf_status read_names(const char *flag, const char *list, const char *(*na
             found = found || is_it;
         }
         if (!found) {
-            return mf_fail(err, MF_ERR_INVALID, "%s: expected names of %s, with commas, or all; got \"%.*s\"", flag, known,
-                           (int)(n < 64 ? n : 64), p);
+            return mf_fail(err, MF_ERR_INVALID, "%s: expected names of %s, with commas, or all; got \"%.*s\"", flag,
+                           known, (int)(n < 64 ? n : 64), p);
         }
         p += n;
     } while (*p++ == ',');
@@ -100,8 +111,8 @@ static mf_status read_tokens(const char *list, int64_t *counts, int32_t *num, mf
         long long value = strtoll(p, &end, 10);
         bool is_number = end != p && *p >= '0' && *p <= '9' && (*end == ',' || *end == '\0');
         if (!is_number || value < 1 || value > MOST_TOKENS) {
-            return mf_fail(err, MF_ERR_INVALID, "--tokens: expected integers in 1..%d with commas; got \"%.64s\"", MOST_TOKENS,
-                           p);
+            return mf_fail(err, MF_ERR_INVALID, "--tokens: expected integers in 1..%d with commas; got \"%.64s\"",
+                           MOST_TOKENS, p);
         }
         if (*num == MAX_TOKEN_COUNTS) {
             return mf_fail(err, MF_ERR_INVALID, "--tokens: expected at most %d numbers", MAX_TOKEN_COUNTS);
@@ -161,8 +172,9 @@ static mf_status read_plan(const mf_bench_options *o, bench_plan *plan, mf_error
         any = any || plan->formats[f];
     }
     if (!any) {
-        return mf_fail(err, MF_ERR_INVALID, "--act-quant %s has no effect on --format %.64s; it quantises for %s", o->act_quant,
-                       o->formats, quant == 2 ? "int8_channel and int4_group" : "fp8_block, fp8_channel and int8_channel");
+        return mf_fail(err, MF_ERR_INVALID, "--act-quant %s has no effect on --format %.64s; it quantises for %s",
+                       o->act_quant, o->formats,
+                       quant == 2 ? "int8_channel and int4_group" : "fp8_block, fp8_channel and int8_channel");
     }
     return MF_OK;
 }
@@ -176,7 +188,7 @@ static mf_status measure_ceilings(mf_bench_run *run, const mf_bench_block *block
     mf_bench_block own = { 0 };
     bool use_own = !block || block->bytes < least;
     if (use_own) {
-        MF_TRY(mf_bench_block_open(&own, run->device->pool, least, true, err));
+        MF_TRY(mf_bench_block_open(&own, run->device->pool, least, mf_bench_pages_of(run->options), err));
     }
     run->read_ceiling = mf_bench_read_block(run->device->pool, use_own ? &own : block, 0.2);
     mf_bench_block_close(&own);
@@ -310,7 +322,9 @@ mf_status mf_bench_kernels(const mf_bench_options *options, const mf_bench_sink 
         return mf_bench_out_of_memory(err);
     }
     *run = (mf_bench_run){ .options = options, .sink = sink, .act_quant = plan.act_quant, .act_dtype = plan.act_dtype };
-    mf_device_options device_options = { .num_threads = options->threads };
+    mf_device_options device_options = { .num_threads = options->threads,
+                                         .pin_threads = options->pin_threads,
+                                         .numa = options->interleave ? MF_NUMA_INTERLEAVE : MF_NUMA_FIRST_TOUCH };
     mf_status status = mf_device_open("cpu", &device_options, &run->device, err);
     run->level = highest_level();
     for (size_t s = 0; status == MF_OK && s < mf_bench_num_shapes; s++) {

@@ -12,14 +12,20 @@
 
 const mf_rates *mf_bench_rates_of(const char *level); /* NULL: no loops for it */
 
-/* A block on pages of the wanted size, filled, first touched by the pool's threads. */
+typedef enum mf_bench_pages {
+    MF_BENCH_PAGES_SMALL,
+    MF_BENCH_PAGES_HUGE,       /* where the system has them */
+    MF_BENCH_PAGES_INTERLEAVED /* huge, in turn over all NUMA nodes */
+} mf_bench_pages;
+
+/* A block on pages of the wanted kind, filled, first touched by the pool's threads. */
 typedef struct mf_bench_block {
-    void *memory; /* owned */
+    void *small, *huge; /* owned; one of them */
     uint8_t *data;
     size_t bytes, used;
 } mf_bench_block;
 
-mf_status mf_bench_block_open(mf_bench_block *block, mf_pool *pool, size_t bytes, bool huge, mf_error *err);
+mf_status mf_bench_block_open(mf_bench_block *block, mf_pool *pool, size_t bytes, mf_bench_pages pages, mf_error *err);
 void mf_bench_block_close(mf_bench_block *block);
 /* The next `bytes` of the block, 64-byte aligned; NULL when it is full. */
 void *mf_bench_block_take(mf_bench_block *block, size_t bytes);
@@ -39,8 +45,8 @@ typedef struct mf_bench_shape {
     mf_scoring scoring;
     int32_t n_group, topk_group;
     double factor;
-    int64_t heads, kv_heads, head_dim;    /* grouped-query attention; kv_heads 0: MLA */
-    int64_t nope, rope, v_dim, kv_lora;   /* MLA */
+    int64_t heads, kv_heads, head_dim;  /* grouped-query attention; kv_heads 0: MLA */
+    int64_t nope, rope, v_dim, kv_lora; /* MLA */
 } mf_bench_shape;
 
 extern const mf_bench_shape mf_bench_shapes[];
@@ -56,17 +62,23 @@ mf_status mf_bench_out_of_memory(mf_error *err);
 
 enum { MF_BENCH_MAX_REPEATS = 1000, MF_BENCH_MAX_LAYERS = 8 };
 
+/* Of a run's weights and caches. */
+static inline mf_bench_pages mf_bench_pages_of(const mf_bench_options *options)
+{
+    return options->interleave ? MF_BENCH_PAGES_INTERLEAVED : MF_BENCH_PAGES_HUGE;
+}
+
 typedef struct mf_bench_run {
     const mf_bench_options *options;
     const mf_bench_sink *sink;
     mf_device *device;
-    const char *level;            /* highest rung in use */
+    const char *level; /* highest rung in use */
     const mf_bench_shape *shape;
     mf_format format;
     mf_act_quant act_quant;
     mf_dtype act_dtype;
-    double read_ceiling;          /* GB/s over this run's own weights */
-    double rate[MF_RATE_COUNT];   /* giga-operations per second, best of the levels in use */
+    double read_ceiling;        /* GB/s over this run's own weights */
+    double rate[MF_RATE_COUNT]; /* giga-operations per second, best of the levels in use */
     uint64_t seed;
     double times[MF_BENCH_MAX_REPEATS]; /* seconds */
     int32_t num_times;
@@ -79,7 +91,8 @@ void mf_bench_add_time(mf_bench_run *run, double seconds);
 
 /* A row with names, times and the format's text filled in; sorts the run's times. */
 mf_bench_row mf_bench_make_row(mf_bench_run *run, const char *op, int64_t tokens, bool has_weights);
-/* Sets GB/s, GFLOP/s and the share: reading bounds up to 16 tokens, arithmetic from 64 on, the nearer of the two between. */
+/* Sets GB/s, GFLOP/s and the share: reading bounds up to 16 tokens, arithmetic from 64 on, the nearer of the two
+ * between. */
 void mf_bench_set_rates(const mf_bench_run *run, mf_bench_row *row, double bytes, double operations, mf_rate_kind kind);
 void mf_bench_emit(const mf_bench_run *run, const mf_bench_row *row);
 
@@ -89,14 +102,16 @@ mf_rate_kind mf_bench_product_kind(const mf_bench_run *run);
 /* x: random values in the run's activation dtype. */
 void mf_bench_fill_activations(mf_dtype dtype, int64_t count, uint64_t *seed, void *out);
 void mf_bench_fill_floats(float low, float high, int64_t count, uint64_t *seed, float *out);
-/* ids [tokens, top_k + shared]: routed ones drawn without repetition, shared columns last.  Returns how many distinct. */
+/* ids [tokens, top_k + shared]: routed ones drawn without repetition, shared columns last.  Returns how many distinct.
+ */
 int64_t mf_bench_draw_ids(mf_bench_run *run, int64_t tokens, int32_t *ids, uint8_t *used);
 
 /* ---- weights ---- */
 
 int64_t mf_bench_code_bits(mf_format format);
 size_t mf_bench_matrix_room(mf_format format, int64_t n, int64_t k);
-mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out, mf_error *err);
+mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out,
+                               mf_error *err);
 
 /* Layers of experts that take turns, so that caches hold nothing that a model's next layer would not find there. */
 typedef struct mf_bench_layers {

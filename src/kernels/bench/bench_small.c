@@ -8,7 +8,8 @@
 /* Times one call until it is told that this is enough.  Calls far below the clock's grain run several at a time. */
 typedef mf_status (*small_op)(mf_device *device, const void *args, mf_error *err);
 
-static mf_status time_op(mf_bench_run *run, mf_device *device, small_op op, const void *args, double seconds, mf_error *err)
+static mf_status time_op(mf_bench_run *run, mf_device *device, small_op op, const void *args, double seconds,
+                         mf_error *err)
 {
     double start = mf_now_s();
     MF_TRY(op(device, args, err));
@@ -130,7 +131,8 @@ mf_status mf_bench_align(mf_bench_run *run, int64_t tokens, mf_error *err)
     int32_t *sorted = mf_bench_take(&arena, (size_t)(capacity > 0 ? capacity : 0) * sizeof *sorted);
     int32_t *experts = mf_bench_take(&arena, (size_t)(capacity > 0 ? capacity / block : 0) * sizeof *experts);
     int32_t *padded = mf_bench_take(&arena, sizeof *padded);
-    mf_status status = ids && used && sorted && experts && padded && capacity >= 0 ? MF_OK : mf_bench_out_of_memory(err);
+    mf_status status =
+        ids && used && sorted && experts && padded && capacity >= 0 ? MF_OK : mf_bench_out_of_memory(err);
     double distinct = 0;
     if (status == MF_OK) {
         distinct = (double)mf_bench_draw_ids(run, tokens, ids, used);
@@ -142,7 +144,8 @@ mf_status mf_bench_align(mf_bench_run *run, int64_t tokens, mf_error *err)
                                   .num_tokens_post_padded = mf_tensor_1d(padded, MF_I32, 1) } };
         op.workspace_bytes = mf_moe_align_workspace_bytes(&op.args);
         op.workspace = mf_bench_take(&arena, op.workspace_bytes);
-        status = op.workspace ? time_op(run, run->device, call_align, &op, run->options->seconds, err) : mf_bench_out_of_memory(err);
+        status = op.workspace ? time_op(run, run->device, call_align, &op, run->options->seconds, err)
+                              : mf_bench_out_of_memory(err);
     }
     if (status == MF_OK) {
         mf_bench_row row = mf_bench_make_row(run, "align", tokens, false);

@@ -4,9 +4,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/topology.h"
 #include "kernels/bench/bench_parts.h"
 
-enum { CHUNK = 1 << 20, HUGE_PAGE = 2 << 20, MAX_SAMPLES = 512 };
+enum { CHUNK = 1 << 20, MAX_SAMPLES = 512 };
 
 int mf_bench_compare_doubles(const void *a, const void *b)
 {
@@ -33,7 +34,6 @@ const char *mf_rate_kind_name(mf_rate_kind kind)
 
 typedef struct fill_call {
     uint8_t *data;
-    size_t bytes;
     const uint8_t *pattern; /* [CHUNK] */
 } fill_call;
 
@@ -42,7 +42,7 @@ static void fill_chunk(void *context, int64_t task, int32_t thread)
     (void)thread;
     const fill_call *call = context;
     size_t first = (size_t)task * CHUNK;
-    memcpy(call->data + first, call->pattern, call->bytes - first < CHUNK ? call->bytes - first : CHUNK);
+    memcpy(call->data + first, call->pattern, CHUNK);
 }
 
 /* Bytes that are harmless as codes of every format: no NaN, no value near the ends of f32, f16 or bf16. */
@@ -56,43 +56,48 @@ static void make_pattern(uint8_t *pattern)
     }
 }
 
-mf_status mf_bench_block_open(mf_bench_block *block, mf_pool *pool, size_t bytes, bool huge, mf_error *err)
+mf_status mf_bench_block_open(mf_bench_block *block, mf_pool *pool, size_t bytes, mf_bench_pages pages, mf_error *err)
 {
     *block = (mf_bench_block){ 0 };
     size_t rounded, total;
-    if (!mf_add_ok(bytes, (size_t)HUGE_PAGE - 1, &rounded) || !mf_add_ok(rounded, (size_t)HUGE_PAGE, &total)) {
+    if (!mf_add_ok(bytes, (size_t)CHUNK - 1, &rounded) || !mf_add_ok(rounded, (size_t)2 * CHUNK, &total)) {
         return mf_fail(err, MF_ERR_NOMEM, "bench: a block of %zu bytes does not fit in memory", bytes);
     }
-    rounded -= rounded % HUGE_PAGE;
+    rounded -= rounded % CHUNK;
     int64_t available = mf_available_memory();
     if (available > 0 && rounded > (size_t)available) {
         return mf_fail(err, MF_ERR_NOMEM, "bench: the weights take %.1f GiB; %.1f GiB of memory are available",
                        (double)rounded * 0x1p-30, (double)available * 0x1p-30);
     }
     uint8_t *pattern = mf_alloc(CHUNK);
-    block->memory = mf_alloc(total);
-    if (!pattern || !block->memory) {
+    if (pages == MF_BENCH_PAGES_SMALL) {
+        block->small = mf_alloc(total);
+        block->data = block->small ? (uint8_t *)(((uintptr_t)block->small + CHUNK - 1) / CHUNK * CHUNK) : NULL;
+    } else {
+        const bool interleave = pages == MF_BENCH_PAGES_INTERLEAVED;
+        block->huge = mf_alloc_huge(rounded, interleave ? MF_NUMA_INTERLEAVE : MF_NUMA_FIRST_TOUCH);
+        block->data = block->huge;
+    }
+    if (!pattern || !block->data) {
         mf_free(pattern);
         mf_bench_block_close(block);
         return mf_fail(err, MF_ERR_NOMEM, "bench: no memory for %.1f GiB", (double)total * 0x1p-30);
     }
-    block->data = (uint8_t *)(((uintptr_t)block->memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
     block->bytes = rounded;
-    madvise(block->data, block->bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* advice only */
+    if (block->small) {
+        madvise(block->data, block->bytes, MADV_NOHUGEPAGE); /* advice only */
+    }
     make_pattern(pattern);
-    fill_call call = { block->data, block->bytes, pattern };
-    mf_pool_run(pool, (int64_t)((block->bytes + CHUNK - 1) / CHUNK), fill_chunk, &call);
+    fill_call call = { block->data, pattern };
+    mf_pool_run(pool, (int64_t)(block->bytes / CHUNK), fill_chunk, &call);
     mf_free(pattern);
     return MF_OK;
 }
 
 void mf_bench_block_close(mf_bench_block *block)
 {
-    if (block->data) {
-        /* A later block of small pages must not find this advice. */
-        madvise(block->data, block->bytes, MADV_NOHUGEPAGE);
-    }
-    mf_free(block->memory);
+    mf_free(block->small);
+    mf_free_huge(block->huge);
     *block = (mf_bench_block){ 0 };
 }
 
@@ -181,6 +186,18 @@ double mf_bench_read_block(mf_pool *pool, const mf_bench_block *block, double se
     return median(samples, count);
 }
 
+/* Each thread on a CPU of its own, spread over the nodes: the machine's figure, not the scheduler's. */
+static mf_status open_pinned(int32_t threads, mf_pool **pool, mf_error *err)
+{
+    int32_t cpus[MF_MAX_CPUS];
+    mf_pool_options options = { .num_threads = threads };
+    if (threads <= MF_MAX_CPUS) {
+        mf_topology_order(mf_topology_get(), true, threads, cpus);
+        options.cpus = cpus;
+    }
+    return mf_pool_open_with(&options, pool, err);
+}
+
 mf_status mf_bench_read_rates(const int32_t *threads, int32_t count, bool huge, int64_t bytes, double seconds_each,
                               double *gb_per_s, int64_t *huge_bytes, mf_error *err)
 {
@@ -191,12 +208,14 @@ mf_status mf_bench_read_rates(const int32_t *threads, int32_t count, bool huge, 
     mf_pool *pool = NULL;
     mf_bench_block block = { 0 };
     mf_status status;
-    MF_TRY_GOTO(mf_pool_open(most, &pool, err), done);
-    MF_TRY_GOTO(mf_bench_block_open(&block, pool, (size_t)bytes, huge, err), done);
+    MF_TRY_GOTO(open_pinned(most, &pool, err), done);
+    MF_TRY_GOTO(
+        mf_bench_block_open(&block, pool, (size_t)bytes, huge ? MF_BENCH_PAGES_INTERLEAVED : MF_BENCH_PAGES_SMALL, err),
+        done);
     *huge_bytes = count_huge_bytes(block.data, block.bytes);
     for (int32_t i = 0; i < count; i++) {
         mf_pool_close(&pool);
-        MF_TRY_GOTO(mf_pool_open(threads[i], &pool, err), done);
+        MF_TRY_GOTO(open_pinned(threads[i], &pool, err), done);
         gb_per_s[i] = mf_bench_read_block(pool, &block, seconds_each);
     }
 done:
@@ -255,7 +274,8 @@ double mf_bench_pool_rate(mf_pool *pool, const char *level, bool or_lower, mf_ra
     double best = 0;
     for (int32_t i = 0; i < count; i++) {
         bool is_it = strcmp(levels[i].name, level) == 0;
-        const mf_rates *rates = levels[i].is_available && (is_it || or_lower) ? mf_bench_rates_of(levels[i].name) : NULL;
+        const mf_rates *rates =
+            levels[i].is_available && (is_it || or_lower) ? mf_bench_rates_of(levels[i].name) : NULL;
         if (rates && rates->rate[kind]) {
             double rate = measure(pool, rates->rate[kind], seconds);
             best = rate > best ? rate : best;
@@ -267,12 +287,12 @@ double mf_bench_pool_rate(mf_pool *pool, const char *level, bool or_lower, mf_ra
     return best;
 }
 
-mf_status mf_bench_rate(const char *level, bool or_lower, mf_rate_kind kind, int32_t threads, double seconds, double *gops,
-                        mf_error *err)
+mf_status mf_bench_rate(const char *level, bool or_lower, mf_rate_kind kind, int32_t threads, double seconds,
+                        double *gops, mf_error *err)
 {
     *gops = 0;
     mf_pool *pool = NULL;
-    MF_TRY(mf_pool_open(threads, &pool, err));
+    MF_TRY(open_pinned(threads, &pool, err));
     *gops = mf_bench_pool_rate(pool, level, or_lower, kind, seconds);
     mf_pool_close(&pool);
     return MF_OK;

@@ -1,5 +1,5 @@
-/* rates.h - loops that run as fast as an instruction set can, and nothing else: what `doctor` prints and what benchmarks
- * divide by.  One file per ISA under cpu/ holds them, because only an ISA's own files get its flags. */
+/* rates.h - loops that run as fast as an instruction set can, and nothing else: what `doctor` prints and what
+ * benchmarks divide by.  One file per ISA under cpu/ holds them, because only an ISA's own files get its flags. */
 #ifndef MF_KERNELS_RATES_H
 #define MF_KERNELS_RATES_H
 
@@ -17,12 +17,12 @@ typedef struct mf_rates {
 } mf_rates;
 
 extern const mf_rates mf_rates_c;
-extern const mf_rates mf_rates_avx2;        /* builds for x86-64 */
+extern const mf_rates mf_rates_avx2; /* builds for x86-64 */
 extern const mf_rates mf_rates_avx512;
 extern const mf_rates mf_rates_avx512_vnni;
 extern const mf_rates mf_rates_avx512_bf16;
-extern const mf_rates mf_rates_amx;         /* the thread must be allowed to use tiles */
-extern const mf_rates mf_rates_neon;        /* builds for aarch64 */
+extern const mf_rates mf_rates_amx;  /* the thread must be allowed to use tiles */
+extern const mf_rates mf_rates_neon; /* builds for aarch64 */
 extern const mf_rates mf_rates_neon_dotprod;
 extern const mf_rates mf_rates_neon_bf16;
 

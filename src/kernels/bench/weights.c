@@ -1,4 +1,5 @@
-/* weights.c - layers of experts of any stored format, in huge pages: enough of them that no cache holds the next call's. */
+/* weights.c - layers of experts of any stored format, in huge pages: enough of them that no cache holds the next
+ * call's. */
 #include <string.h>
 
 #include "base/number.h"
@@ -61,7 +62,8 @@ static void fill_scales(void *scales, mf_dtype dtype, int64_t count)
     }
 }
 
-mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out, mf_error *err)
+mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out,
+                               mf_error *err)
 {
     scale_grid grid = scales_of(format, n, k);
     mf_matrix m = { .n = n, .k = k, .row_stride = k, .format = format };
@@ -94,8 +96,11 @@ static mf_status make_slot(mf_bench_run *run, mf_bench_block *block, mf_slot *sl
 
 static mf_status make_experts(mf_bench_run *run, const mf_slot *slots, int64_t count, mf_experts **out, mf_error *err)
 {
-    mf_experts_desc desc = { .num_slots = count, .hidden_size = run->shape->hidden, .slots = slots,
-                             .act_dtype = run->act_dtype, .act_quant = run->act_quant };
+    mf_experts_desc desc = { .num_slots = count,
+                             .hidden_size = run->shape->hidden,
+                             .slots = slots,
+                             .act_dtype = run->act_dtype,
+                             .act_quant = run->act_quant };
     return mf_experts_create(run->device, &desc, out, err);
 }
 
@@ -122,14 +127,15 @@ mf_status mf_bench_layers_open(mf_bench_run *run, mf_bench_layers *layers, mf_er
     mf_slot *slots = mf_alloc_array((size_t)num_slots, sizeof *slots);
     mf_status status = slots ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "bench: out of memory");
     if (status == MF_OK) {
-        status = mf_bench_block_open(&layers->block, run->device->pool, (size_t)layers->count * layer_bytes, true, err);
+        status = mf_bench_block_open(&layers->block, run->device->pool, (size_t)layers->count * layer_bytes,
+                                     mf_bench_pages_of(run->options), err);
     }
     for (int32_t l = 0; status == MF_OK && l < layers->count; l++) {
         status = make_layer(run, layers, l, slots, err);
     }
     if (status == MF_OK) {
-        layers->slot_bytes = (double)(mf_matrix_bytes(&slots[0].gate) + mf_matrix_bytes(&slots[0].up) +
-                                      mf_matrix_bytes(&slots[0].down));
+        layers->slot_bytes =
+            (double)(mf_matrix_bytes(&slots[0].gate) + mf_matrix_bytes(&slots[0].up) + mf_matrix_bytes(&slots[0].down));
     }
     mf_free(slots);
     return status;

@@ -1,4 +1,5 @@
-/* rates_amx.c - what AMX tiles reach: see kernels/bench/rates.h.  The caller has made sure that this process may use them. */
+/* rates_amx.c - what AMX tiles reach: see kernels/bench/rates.h.  The caller has made sure that this process may use
+ * them. */
 #include <immintrin.h>
 #include <string.h>
 

@@ -41,7 +41,9 @@ static double rate_int8(int64_t rounds)
     for (int64_t r = 0; r < rounds; r++) {
         UNROLL(6)
         for (int i = 0; i < CHAINS; i++) {
-            __asm__ volatile("" : "+x"(x)); /* a new value in the compiler's eyes: the product is not taken out of the loop */
+            __asm__ volatile(
+                ""
+                : "+x"(x)); /* a new value in the compiler's eyes: the product is not taken out of the loop */
             acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
         }
     }

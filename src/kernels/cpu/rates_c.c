@@ -8,7 +8,8 @@ enum { CHAINS = 32 };
 static volatile float float_sink;
 static volatile int32_t int_sink;
 
-/* Independent chains, so that latency does not count.  Product and sum are rounded apart, as everywhere in this rung. */
+/* Independent chains, so that latency does not count.  Product and sum are rounded apart, as everywhere in this rung.
+ */
 static double rate_f32(int64_t rounds)
 {
     float acc[CHAINS];
@@ -39,7 +40,8 @@ static double rate_int8(int64_t rounds)
     }
     int32_t sum = 0;
     for (int64_t r = 0; r < rounds; r++) {
-        __asm__ volatile("" ::"r"(a), "r"(b) : "memory"); /* the codes may have changed: nothing is summed once for all */
+        __asm__ volatile("" ::"r"(a), "r"(b)
+                         : "memory"); /* the codes may have changed: nothing is summed once for all */
         int32_t dot = 0;
         for (int i = 0; i < CODES; i++) {
             dot += a[i] * b[i];
