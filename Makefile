@@ -52,7 +52,8 @@ asan: build-asan
 	@$(VENV_PYTHON) tests/run_tests.py asan
 
 # What `make test` runs of them; a machine that cannot have the cross compiler says so in the tests' last lines.
-AARCH64_QUICK = conformance_rungs conformance_dense conformance_experts_bits conformance_sum_reduce unit_vectors
+AARCH64_QUICK = conformance_rungs conformance_products conformance_int4_groups conformance_dense conformance_sum_reduce \
+    unit_vectors
 
 build-aarch64-if-possible: setup-test
 	@mkdir -p build && rm -f build/aarch64-not-run

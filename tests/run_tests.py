@@ -53,7 +53,8 @@ def scripts(preset):
 # what they lack is not used.
 EMULATED = "aarch64"
 AARCH64_CPUS = (("max", "neon_bf16"), ("neoverse-n1", "neon_dotprod"), ("cortex-a57", "neon"))
-AARCH64_QUICK = ("conformance_rungs", "conformance_dense", "conformance_experts_bits", "conformance_sum_reduce", "unit_vectors")
+AARCH64_QUICK = ("conformance_rungs", "conformance_products", "conformance_int4_groups", "conformance_dense",
+                 "conformance_sum_reduce", "unit_vectors")
 AARCH64_RUNGS = ("conformance_rungs", "unit_vectors")
 
 
