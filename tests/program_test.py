@@ -95,7 +95,8 @@ def run_verb():
         r = moefuse("run", "-f", f.name, "--model", MODEL)
         claim("a prompt from a file gives the same answer", r.out == plain, r.all)
     for flags in (["--disable-shared-experts-fusion"], ["--disable-fused-gate"], ["--num-shared-expert-replicas", "3"],
-                  ["--threads", "1"], ["--no-mmap"], ["--max-num-batched-tokens", "7"], ["--no-enable-prefix-caching"]):
+                  ["--threads", "1"], ["--no-mmap"], ["--weights-memory", "copy"],
+                  ["--pin-threads"], ["--pin-threads", "--numa", "interleave"], ["--max-num-batched-tokens", "7"], ["--no-enable-prefix-caching"]):
         r = moefuse("run", MODEL, "-p", PROMPT, *flags)
         claim(f"{' '.join(flags)} changes nothing in the text", r.out == plain, r.all)
     r = moefuse("run", MODEL, "-p", PROMPT, env={"MOEFUSE_DISABLE_SHARED_EXPERTS_FUSION": "1"})

@@ -215,6 +215,12 @@ static void make_keys_avx512(const mf_gate_call *call, mf_gate_row *row)
 
 /* ---- choice ---- */
 
+/* GCC 12 may spill 16 bits of a mask and count 32 bits of that memory, so the mask is widened first. */
+INLINE int32_t count_lanes(__mmask16 mask)
+{
+    return __builtin_popcount((uint32_t)_mm512_kunpackw(0, mask));
+}
+
 /* Keys as integers in the same order; INT32_MIN, which no key maps to, stands for "not allowed".  Returns the largest of
  * each lane. */
 static __m512i order_keys(const mf_gate_row *row, int64_t end, int32_t *order)
@@ -294,7 +300,7 @@ static void choose_avx512(const mf_gate_call *call, mf_gate_row *row)
     for (int64_t i = 0; i < end; i += 16) {
         const __mmask16 reach = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(order + i), bound);
         _mm512_storeu_si512(ids + count, _mm512_maskz_compress_epi32(reach, id));
-        count += __builtin_popcount(reach);
+        count += count_lanes(reach);
         id = _mm512_add_epi32(id, step);
     }
     if (count > 16) {
@@ -309,7 +315,7 @@ static void choose_avx512(const mf_gate_call *call, mf_gate_row *row)
     for (int64_t j = 0; j < count; j++) {
         const __m512i own = _mm512_set1_epi32(key[j]);
         const __mmask16 before = _mm512_mask_cmpeq_epi32_mask((__mmask16)((1u << j) - 1), keys, own);
-        sorted[__builtin_popcount(_mm512_cmpgt_epi32_mask(keys, own) | before)] = ids[j];
+        sorted[count_lanes((__mmask16)(_mm512_cmpgt_epi32_mask(keys, own) | before))] = ids[j];
     }
     for (int32_t k = 0; k < top_k; k++) {
         row->id[k] = k < count ? sorted[k] : -1;
@@ -369,7 +375,7 @@ static void drop_groups_avx512(const mf_gate_call *call, mf_gate_row *row)
         const __m512 own = _mm512_set1_ps(score[g]);
         const __mmask16 before = _mm512_mask_cmp_ps_mask((__mmask16)((1u << g) - 1), scores, own, _CMP_EQ_OQ);
         const __mmask16 above = _mm512_mask_cmp_ps_mask(groups, scores, own, _CMP_GT_OQ);
-        const __m128i kept = _mm_set1_epi8(__builtin_popcount((unsigned)(above | before)) < call->cfg.topk_group);
+        const __m128i kept = _mm_set1_epi8(count_lanes((__mmask16)(above | before)) < call->cfg.topk_group);
         for (int64_t i = g * size; i < (g + 1) * size; i += 16) {
             _mm_storeu_si128((__m128i *)(void *)(row->allowed + i), kept);
         }
