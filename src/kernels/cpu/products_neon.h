@@ -25,6 +25,12 @@ INLINE int stream_tokens(mf_format format)
     return is_flushed(format) ? 2 : 4;
 }
 
+INLINE int stream_passes(mf_format format)
+{
+    (void)format;
+    return 1;
+}
+
 INLINE float row_factor(mf_format format)
 {
     (void)format;
@@ -108,6 +114,12 @@ INLINE void load_scales(mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
         vst1q_f32(out + i, load4(p, dtype, i));
     }
     mf_load_row(p + i * (dtype == MF_F32 ? 4 : 2), dtype, n - i, out + i);
+}
+
+INLINE void load_scales_of(mf_format format, mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+{
+    (void)format;
+    load_scales(dtype, p, n, out);
 }
 
 #endif
