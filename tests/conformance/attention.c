@@ -1,4 +1,5 @@
-/* attention.c - MLA and grouped-query attention on every device: against double precision, and their promises about bits.
+/* attention.c - MLA and grouped-query attention on every device: against double precision, and their promises about
+ * bits.
  *
  * A case is a cache filled with the rows of a few sequences and queries for every token of them; a batch is any list of
  * these tokens.  Whatever the batch, a token's result has the bits that it has when its prompt comes in one piece. */
@@ -18,7 +19,7 @@ typedef struct shape {
     int rope, rank;                  /* MLA */
     int block_size;
     int length[SEQUENCES];
-    mf_format format;                /* of kv_b */
+    mf_format format; /* of kv_b */
 } shape;
 
 /* Blocks of the kernels are 128 positions, spans 512, panels 64 query rows: the lengths lie around these. */
@@ -41,14 +42,14 @@ enum { NUM_SHAPES = sizeof shapes / sizeof shapes[0] };
 
 typedef struct attention {
     shape s;
-    int row_size, query, out;      /* floats per token */
-    int first[SEQUENCES], tokens;  /* a sequence's first token in q, rows and want */
+    int row_size, query, out;     /* floats per token */
+    int first[SEQUENCES], tokens; /* a sequence's first token in q, rows and want */
     int max_blocks, num_blocks;
     float scale;
     float *q, *rows, *cache;
     int32_t *table;
     case_matrix kv_b;
-    double *want;                  /* [tokens, out] in double, by the unabsorbed definition */
+    double *want; /* [tokens, out] in double, by the unabsorbed definition */
 } attention;
 
 static float *normals(uint64_t *seed, int64_t n, double scale)
@@ -428,8 +429,8 @@ TEST(attention_bits_do_not_depend_on_the_number_of_threads)
     }
 }
 
-/* A context whose parts do not fit the slots that threads share at once: a few tokens (their spans are tasks, in several
- * waves) and many (each token is a task). */
+/* A context whose parts do not fit the slots that threads share at once: a few tokens (their spans are tasks, in
+ * several waves) and many (each token is a task). */
 TEST(attention_of_a_long_context_has_the_same_bits_alone_and_in_company)
 {
     static const shape long_shapes[] = {

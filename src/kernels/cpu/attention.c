@@ -1,5 +1,5 @@
-/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), in three steps over a portion of the tokens:
- *   query = (W_UK^T q_nope, q_rope), per head for all of the portion's tokens, each row of W_UK decoded once;
+/* attention.c - multi-head latent attention, absorbed form (see mf_mla_args), in three steps over a portion of the
+ * tokens: query = (W_UK^T q_nope, q_rope), per head for all of the portion's tokens, each row of W_UK decoded once;
  *   attention in the latent space, where all heads share a cached row as key and its first rank floats as value;
  *   out = W_UV result, per head, a product as any other. */
 #include <string.h>
@@ -10,24 +10,24 @@
 #include "kernels/ref/ref_ops.h"
 
 enum {
-    TOKENS = MF_CPU_QUERIES,  /* most of a portion */
-    DECODED_ROWS = 32,        /* of W_UK at a time */
-    FEW_ROWS = 8,             /* the same for FEW_TOKENS: they stay in the first level */
+    TOKENS = MF_CPU_QUERIES, /* most of a portion */
+    DECODED_ROWS = 32,       /* of W_UK at a time */
+    FEW_ROWS = 8,            /* the same for FEW_TOKENS: they stay in the first level */
     FEW_TOKENS = 8,
-    AHEAD = 8192,             /* bytes between what is decoded and what memory is asked for */
-    PORTION_FLOATS = 4 << 20  /* queries and results of a portion, unless one token needs more */
+    AHEAD = 8192,            /* bytes between what is decoded and what memory is asked for */
+    PORTION_FLOATS = 4 << 20 /* queries and results of a portion, unless one token needs more */
 };
 
 typedef struct mla_call {
     const mf_cpu_kernels *kernels;
     const mf_mla_args *args;
-    int64_t first, num_tokens; /* the portion */
+    int64_t first, num_tokens;           /* the portion */
     int64_t query_stride, result_stride; /* floats per head */
-    float *query;              /* [num_tokens, heads, query_stride] */
-    float *result;             /* [num_tokens, heads, result_stride] */
-    float *room;               /* threads' parts: room_floats each; or the inner attention's scratch memory */
+    float *query;                        /* [num_tokens, heads, query_stride] */
+    float *result;                       /* [num_tokens, heads, result_stride] */
+    float *room;                         /* threads' parts: room_floats each; or the inner attention's scratch memory */
     int64_t room_floats;
-    int64_t row_bytes;         /* of a packed result */
+    int64_t row_bytes; /* of a packed result */
     mf_cpu_source source;
 } mla_call;
 
@@ -39,7 +39,9 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
     c.query_stride = mf_cpu_spread(args->kv_lora_rank + args->qk_rope_head_dim);
     c.result_stride = mf_cpu_spread(args->kv_lora_rank);
     const int64_t per_token = args->num_heads * (c.query_stride + c.result_stride);
-    c.num_tokens = PORTION_FLOATS / per_token < 1 ? 1 : PORTION_FLOATS / per_token < TOKENS ? PORTION_FLOATS / per_token : TOKENS;
+    c.num_tokens = PORTION_FLOATS / per_token < 1        ? 1
+                   : PORTION_FLOATS / per_token < TOKENS ? PORTION_FLOATS / per_token
+                                                         : TOKENS;
     c.num_tokens = args->num_tokens < c.num_tokens ? args->num_tokens : c.num_tokens;
     c.source = mf_cpu_source_for(kernels, args->kv_b->format, MF_F32, MF_QUANT_NONE);
     c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
@@ -82,7 +84,8 @@ size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
     const mf_cpu_attend attend = make_attend(&c);
     const int64_t inner = mf_cpu_attend_scratch_floats(device, &attend);
     const int64_t rooms = c.room_floats * mf_pool_num_threads(device->pool);
-    return (size_t)(16 + c.num_tokens * args->num_heads * (c.query_stride + c.result_stride) + (inner > rooms ? inner : rooms));
+    return (size_t)(16 + c.num_tokens * args->num_heads * (c.query_stride + c.result_stride) +
+                    (inner > rooms ? inner : rooms));
 }
 
 /* A row further on: rows in scattered pages, or of few bytes, are not always fetched ahead by hardware alone. */
@@ -146,7 +149,8 @@ static void expand_head(void *context, int64_t head, int32_t thread)
     const int64_t width = args->num_heads * args->v_head_dim;
     uint8_t *rows = (uint8_t *)(c->room + thread * c->room_floats);
     for (int64_t t = 0; t < c->num_tokens; t++) {
-        const mf_cpu_pack pack = mf_cpu_pack_at(c->source.form, args->kv_lora_rank, rows, c->row_bytes, t, c->num_tokens);
+        const mf_cpu_pack pack =
+            mf_cpu_pack_at(c->source.form, args->kv_lora_rank, rows, c->row_bytes, t, c->num_tokens);
         c->kernels->pack(&pack, c->result + (t * args->num_heads + head) * c->result_stride, 0, args->kv_lora_rank);
     }
     const int64_t step = c->kernels->tile_tokens;

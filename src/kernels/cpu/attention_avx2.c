@@ -1,4 +1,5 @@
-/* attention_avx2.c - attention's inner kernels with AVX2, FMA and F16C: eight queries a vector; decoded rows of weights. */
+/* attention_avx2.c - attention's inner kernels with AVX2, FMA and F16C: eight queries a vector; decoded rows of
+ * weights. */
 #include "kernels/cpu/avx2.h"
 
 typedef __m256 vec;
@@ -95,7 +96,8 @@ static void pack_avx2(const float *const *queries, int64_t num_queries, int64_t 
 
 /* ---- weights ---- */
 
-/* Eight codes from column k on, k even for 4-bit formats, as mf_matrix_decode_codes has them; zero: INT4's zero point. */
+/* Eight codes from column k on, k even for 4-bit formats, as mf_matrix_decode_codes has them; zero: INT4's zero point.
+ */
 INLINE __m256 codes8(mf_format format, const uint8_t *row, int64_t k, __m256 zero)
 {
     if (format == MF_FORMAT_INT8_CHANNEL) {
@@ -161,7 +163,8 @@ static void decode_row_avx2(const mf_matrix *m, int64_t r, int64_t first, int64_
             decode_scaled(MF_FORMAT_INT8_CHANNEL, row, k, whole, scale, 0.0f, out + i);
             break;
         case MF_FORMAT_INT4_GROUP:
-            decode_scaled(MF_FORMAT_INT4_GROUP, row, k, whole, scale, m->zero ? (float)m->zero[base + g] : 8.0f, out + i);
+            decode_scaled(MF_FORMAT_INT4_GROUP, row, k, whole, scale, m->zero ? (float)m->zero[base + g] : 8.0f,
+                          out + i);
             break;
         case MF_FORMAT_MXFP4:
             decode_scaled(MF_FORMAT_MXFP4, row, k, whole, scale, 0.0f, out + i);

@@ -1,5 +1,5 @@
-/* attention_avx512.c - attention's inner kernels with AVX-512 (F, BW, VL, DQ): sixteen queries a vector.  Panels and decoded
- * weights stay with the AVX2 rung. */
+/* attention_avx512.c - attention's inner kernels with AVX-512 (F, BW, VL, DQ): sixteen queries a vector.  Panels and
+ * decoded weights stay with the AVX2 rung. */
 #include "kernels/cpu/avx512.h"
 
 typedef __m512 vec;

@@ -1,12 +1,12 @@
 /* attention_blocks.c - the loops of attention: see attention_blocks.h.
  *
- * An item is heads of one group times consecutive tokens of one sequence: one to MOST_PANELS panels of query rows, which
- * all meet a block of the cache while it is near.  With enough items each is a task; with few (decoding) every span of
- * every item is one, and its part waits in a slot until the parts are merged in order.
+ * An item is heads of one group times consecutive tokens of one sequence: one to MOST_PANELS panels of query rows,
+ * which all meet a block of the cache while it is near.  With enough items each is a task; with few (decoding) every
+ * span of every item is one, and its part waits in a slot until the parts are merged in order.
  *
  * Memory is fast where it is read in order.  Few query rows keep a core too short a time at a cached row to hide a read
- * of 512 bytes here and there, so then a task takes a bundle of items, the groups that share the rows, and asks for whole
- * rows, one after the other, a block ahead. */
+ * of 512 bytes here and there, so then a task takes a bundle of items, the groups that share the rows, and asks for
+ * whole rows, one after the other, a block ahead. */
 #include "kernels/cpu/attention_blocks.h"
 
 #include <float.h>
@@ -21,9 +21,9 @@ enum {
     MOST_PANELS = 4,
     MOST_BUNDLE = 16,
     PANELS_FLOATS = 1 << 17, /* of an item's panels and parts: half of a second-level cache of 1 MiB */
-    COPY_QUERIES = 32, /* from as many on, copying a block to where it lies well pays */
-    ITEMS_PER_THREAD = 2, /* with fewer, spans become tasks */
-    WAVE_SPANS = 16, /* slots per item, of 64 query rows */
+    COPY_QUERIES = 32,       /* from as many on, copying a block to where it lies well pays */
+    ITEMS_PER_THREAD = 2,    /* with fewer, spans become tasks */
+    WAVE_SPANS = 16,         /* slots per item, of 64 query rows */
     MERGE_QUERIES = 4
 };
 
@@ -36,13 +36,13 @@ typedef struct plan {
     const mf_cpu_kernels *kernels;
     const mf_cpu_attend *call;
     int64_t chunk_heads, num_chunks; /* of a group */
-    int64_t num_panels; /* most of an item */
-    int64_t bundle;     /* items of a task, all of one tile; 1 when items have several panels */
+    int64_t num_panels;              /* most of an item */
+    int64_t bundle;                  /* items of a task, all of one tile; 1 when items have several panels */
     int64_t panel_queries;
     int64_t num_tiles;
     int64_t part_floats, thread_floats;
     float *rooms, *slots;
-    bool is_split;                  /* spans are tasks */
+    bool is_split; /* spans are tasks */
     int64_t first_span, wave_spans;
     tile tiles[MOST_TILES];
 } plan;
@@ -112,7 +112,8 @@ static int64_t most_panels(const mf_cpu_attend *call)
 static int64_t thread_floats(const mf_cpu_attend *call)
 {
     const int64_t values = values_are_in_keys(call) ? 0 : mf_cpu_spread(call->value_dim);
-    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) + most_panels(call) * panel_floats(call, QUERIES);
+    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) +
+           most_panels(call) * panel_floats(call, QUERIES);
 }
 
 static part part_at(float *memory)
@@ -199,7 +200,8 @@ static item item_at(const plan *p, int64_t i)
     item it = { .call = call,
                 .group = i / p->num_chunks % call->num_groups,
                 .first_head = i % p->num_chunks * p->chunk_heads };
-    it.num_heads = call->group_heads - it.first_head < p->chunk_heads ? call->group_heads - it.first_head : p->chunk_heads;
+    it.num_heads =
+        call->group_heads - it.first_head < p->chunk_heads ? call->group_heads - it.first_head : p->chunk_heads;
     set_tokens(&it, tokens->first, tokens->count);
     return it;
 }
@@ -324,7 +326,8 @@ static void make_block(const plan *p, const item *it, int64_t j, const room *r, 
 }
 
 /* Adds a block to a panel's part of the span; the span's first block starts it. */
-static void attend_block(const plan *p, const item *it, const block *b, const float *panel, float *weights, const part *span)
+static void attend_block(const plan *p, const item *it, const block *b, const float *panel, float *weights,
+                         const part *span)
 {
     const mf_cpu_attend *call = it->call;
     const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
@@ -416,7 +419,8 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
     const mf_cpu_attend *call = it->call;
     for (int64_t q = first; q < end; q++) {
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
-        float *out = call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
+        float *out =
+            call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
         p->kernels->attention.scale(total->acc + q * acc_stride(call), 1.0f / total->sum[q], call->value_dim, out);
     }
 }

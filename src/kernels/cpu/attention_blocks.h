@@ -1,8 +1,9 @@
 /* attention_blocks.h - softmax attention over the paged cache, for queries of any kind: what MLA and GQA share.
  *
- * The context is cut at fixed positions, multiples of 128: each block makes a part (maximum, sum, weighted sum of rows),
- * the four blocks of a span are merged in order, then the spans in order.  A token's result so depends on its position and
- * the cached rows up to it alone: not on the other tokens of the batch, nor on which thread made which part. */
+ * The context is cut at fixed positions, multiples of 128: each block makes a part (maximum, sum, weighted sum of
+ * rows), the four blocks of a span are merged in order, then the spans in order.  A token's result so depends on its
+ * position and the cached rows up to it alone: not on the other tokens of the batch, nor on which thread made which
+ * part. */
 #ifndef MF_KERNELS_CPU_ATTENTION_BLOCKS_H
 #define MF_KERNELS_CPU_ATTENTION_BLOCKS_H
 
@@ -13,8 +14,8 @@ enum {
     MF_CPU_ATTEND_TOKENS = 256 /* most tokens of one call */
 };
 
-/* Heads come in groups that share the keys and values of a cached row.  Group g's key is key_dim floats at g * key_step,
- * its value value_dim floats at value_first + g * value_step. */
+/* Heads come in groups that share the keys and values of a cached row.  Group g's key is key_dim floats at g *
+ * key_step, its value value_dim floats at value_first + g * value_step. */
 typedef struct mf_cpu_attend {
     const mf_kv_view *kv;
     int64_t first_token, num_tokens; /* rows of the view */

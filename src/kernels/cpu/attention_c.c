@@ -65,7 +65,8 @@ static void softmax_c(const mf_cpu_softmax *a)
     }
 }
 
-static void merge_c(float *max, float *sum, const float *part_max, const float *part_sum, int64_t n, float *alpha, float *beta)
+static void merge_c(float *max, float *sum, const float *part_max, const float *part_sum, int64_t n, float *alpha,
+                    float *beta)
 {
     for (int64_t i = 0; i < n; i++) {
         const float m = part_max[i] > max[i] ? part_max[i] : max[i];

@@ -1,18 +1,19 @@
-/* attention_kernels.h - the inner kernels of attention: up to MF_CPU_QUERIES query rows against up to MF_CPU_KV_ROWS rows of
- * the cache.
+/* attention_kernels.h - the inner kernels of attention: up to MF_CPU_QUERIES query rows against up to MF_CPU_KV_ROWS
+ * rows of the cache.
  *
- * Queries lie side by side in a panel [dim][stride], so scores of one cached row are vectors of queries and no sum crosses
- * lanes: a score is one chain of multiply-adds over ascending d, a weighted sum one chain over ascending rows.  Neither
- * depends on which queries or how many share a call.  Rows at or past a query's limit never enter its results. */
+ * Queries lie side by side in a panel [dim][stride], so scores of one cached row are vectors of queries and no sum
+ * crosses lanes: a score is one chain of multiply-adds over ascending d, a weighted sum one chain over ascending rows.
+ * Neither depends on which queries or how many share a call.  Rows at or past a query's limit never enter its results.
+ */
 #ifndef MF_KERNELS_CPU_ATTENTION_KERNELS_H
 #define MF_KERNELS_CPU_ATTENTION_KERNELS_H
 
 #include "kernels/ops.h"
 
 enum {
-    MF_CPU_QUERIES = 64,      /* most query rows of a panel */
-    MF_CPU_QUERY_LANES = 16,  /* panels are zero-padded to a multiple of it; a multiple of every ISA's lanes */
-    MF_CPU_KV_ROWS = 128      /* most rows of a block */
+    MF_CPU_QUERIES = 64,     /* most query rows of a panel */
+    MF_CPU_QUERY_LANES = 16, /* panels are zero-padded to a multiple of it; a multiple of every ISA's lanes */
+    MF_CPU_KV_ROWS = 128     /* most rows of a block */
 };
 
 /* Rows that will be read after this call: it asks the memory for them while it computes. */
@@ -26,11 +27,11 @@ typedef struct mf_cpu_scores {
     const float *const *rows;
     mf_cpu_ahead ahead;
     int64_t dim;
-    const float *queries;      /* [dim][stride] */
-    const int32_t *limits;     /* [stride], 0 in the padding */
-    int64_t first_query;       /* queries before it have limit 0 */
-    int64_t stride;            /* num_queries rounded up to MF_CPU_QUERY_LANES */
-    float *out;                /* [num_rows][stride] */
+    const float *queries;  /* [dim][stride] */
+    const int32_t *limits; /* [stride], 0 in the padding */
+    int64_t first_query;   /* queries before it have limit 0 */
+    int64_t stride;        /* num_queries rounded up to MF_CPU_QUERY_LANES */
+    float *out;            /* [num_rows][stride] */
 } mf_cpu_scores;
 
 /* Per query, over s < limit: x = scale * score; max = the largest x, -FLT_MAX without any; scores become e^(x - max), 0
@@ -44,15 +45,15 @@ typedef struct mf_cpu_softmax {
 } mf_cpu_softmax;
 
 /* acc[q] = sum over s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc itself with
- * `onto_acc`; with alpha and beta: fma(that sum, beta[q], acc[q] * alpha[q]).  Queries [first_query, num_queries), whose
- * limits are > 0 and ascend. */
+ * `onto_acc`; with alpha and beta: fma(that sum, beta[q], acc[q] * alpha[q]).  Queries [first_query, num_queries),
+ * whose limits are > 0 and ascend. */
 typedef struct mf_cpu_blend {
     const float *const *rows;
     mf_cpu_ahead ahead;
-    const float *weights;      /* [num_rows][stride] */
+    const float *weights; /* [num_rows][stride] */
     const int32_t *limits;
     int64_t first_query, num_queries, stride;
-    int64_t n;                 /* floats per row */
+    int64_t n; /* floats per row */
     bool onto_acc;
     const float *alpha, *beta; /* NULL or [stride] */
     float *acc;

@@ -15,8 +15,8 @@
 enum {
     MOST_ROWS = 12,
     MOST_QUERIES = 12,
-    WIDE = 8,             /* vectors of a tile with one query: enough chains to hide an fma's latency */
-    PANEL_FLOATS = 6144,  /* of the panel kept in L1 while cached rows pass: a half of 48 KiB */
+    WIDE = 8,            /* vectors of a tile with one query: enough chains to hide an fma's latency */
+    PANEL_FLOATS = 6144, /* of the panel kept in L1 while cached rows pass: a half of 48 KiB */
     LINE_FLOATS = 16
 };
 
@@ -61,10 +61,10 @@ INLINE void ask_ahead(asker *a, int lines)
 
 /* ---- scores ---- */
 
-/* Rows [s, s + NR), NV vectors of queries from q, dimensions [first, end): the chains go on where an earlier part of the
- * dimensions left them. */
-INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64_t s, int64_t q, int64_t first, int64_t end,
-                       asker *ahead)
+/* Rows [s, s + NR), NV vectors of queries from q, dimensions [first, end): the chains go on where an earlier part of
+ * the dimensions left them. */
+INLINE void score_tile(const mf_cpu_scores *a, const int NR, const int NV, int64_t s, int64_t q, int64_t first,
+                       int64_t end, asker *ahead)
 {
     vec acc[MOST_ROWS][SCORE_VECTORS];
     const float *row[MOST_ROWS];
@@ -204,8 +204,8 @@ INLINE void store_some(float *p, vec v, const bool whole, int64_t left)
     }
 }
 
-/* Queries [q, q + NQ), NV vectors from column i, or `left` columns when not whole.  Rows that all of the queries see come
- * together, the few that only the later ones see query by query. */
+/* Queries [q, q + NQ), NV vectors from column i, or `left` columns when not whole.  Rows that all of the queries see
+ * come together, the few that only the later ones see query by query. */
 INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const bool whole, int64_t q, int64_t i,
                        int64_t left, asker *ahead)
 {
