@@ -40,7 +40,8 @@ def fuzz_replays():
 
 def scripts(preset):
     tools = ROOT / "build" / preset / "bin"
-    jobs = [("boundaries", [PYTHON, "tests/boundaries_test.py"], {})]
+    jobs = [("boundaries", [PYTHON, "tests/boundaries_test.py"], {}),
+            ("readme tables", [PYTHON, "tools/bench_table.py", "--check"], {})]
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("program", "tests/program_test.py", "moefuse"),
