@@ -2,13 +2,15 @@
 #
 #   cmake -S . -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 #
-# The libraries come from the arm64 packages that `tools/setup.sh aarch64` unpacks; MOEFUSE_AARCH64_ROOT names another place.
+# The libraries come from the arm64 packages that `tools/setup.sh aarch64` unpacks; MOEFUSE_AARCH64_ROOT names another
+# place.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 
 set(MOEFUSE_AARCH64_ROOT ${CMAKE_CURRENT_LIST_DIR}/../build/aarch64-root CACHE PATH "Unpacked arm64 packages")
-list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES MOEFUSE_AARCH64_ROOT) # they read this file too, in the same environment
+# CMake's own checks read this file too, in the same environment.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES MOEFUSE_AARCH64_ROOT)
 get_filename_component(root ${MOEFUSE_AARCH64_ROOT} ABSOLUTE)
 set(CMAKE_FIND_ROOT_PATH ${root} /usr/aarch64-linux-gnu)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

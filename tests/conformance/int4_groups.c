@@ -1,5 +1,5 @@
-/* int4_groups.c - INT4_GROUP products at group sizes that no vector fits and at groups longer than any buffer, with zero
- * points of a whole byte: right in every rung, and with the same bits alone and among many tokens. */
+/* int4_groups.c - INT4_GROUP products at group sizes that no vector fits and at groups longer than any buffer, with
+ * zero points of a whole byte: right in every rung, and with the same bits alone and among many tokens. */
 #include <math.h>
 
 #include "base/number.h"
@@ -38,8 +38,9 @@ static void run(const mf_cpu_kernels *kernels, const mf_cpu_product *product, co
         kernels->pack(&pack, x[first + t], 0, K);
     }
     mf_cpu_point(product->form, packed, bytes, 0, count, rows);
-    const mf_cpu_tile tile = { .w = w, .num_rows = N, .num_tokens = count, .x = rows, .x_scale = x_scale + first,
-                               .out = out, .out_stride = N };
+    const mf_cpu_tile tile = {
+        .w = w, .num_rows = N, .num_tokens = count, .x = rows, .x_scale = x_scale + first, .out = out, .out_stride = N
+    };
     product->fn(&tile);
 }
 
@@ -58,7 +59,8 @@ static void check_values(const char *label, const mf_matrix *w, const float *out
             /* f32 sums in at least 4 chains, a few roundings each for value, product and scale */
             const double bound = magnitudes * (K / 4 + 16) * 0x1p-24;
             if (!(fabs(out[t * N + r] - sum) <= bound)) {
-                fail_msg("%s: row %d, token %d: %.9g, expected %.9g within %.3g", label, r, t, out[t * N + r], sum, bound);
+                fail_msg("%s: row %d, token %d: %.9g, expected %.9g within %.3g", label, r, t, out[t * N + r], sum,
+                         bound);
             }
         }
     }
@@ -71,8 +73,8 @@ static void check_group(const conf_device *device, mf_cpu_input input, int64_t g
     uint64_t seed = (uint64_t)group_size * 8 + input;
     char label[260];
     float out[T * N], alone[N];
-    snprintf(label, sizeof label, "%s: groups of %d, input %d, %s zero points", device->label, (int)group_size, (int)input,
-             has_zero ? "with" : "without");
+    snprintf(label, sizeof label, "%s: groups of %d, input %d, %s zero points", device->label, (int)group_size,
+             (int)input, has_zero ? "with" : "without");
     for (size_t i = 0; i < sizeof codes; i++) {
         codes[i] = (uint8_t)conf_below(&seed, 256);
     }
@@ -80,9 +82,16 @@ static void check_group(const conf_device *device, mf_cpu_input input, int64_t g
         scales[i] = (float)exp2(conf_normal(&seed));
         zeros[i] = (uint8_t)conf_below(&seed, i % 3 ? 16 : 256);
     }
-    const mf_matrix w = { .data = codes, .n = N, .k = K, .row_stride = K + 1, .format = MF_FORMAT_INT4_GROUP,
-                          .scale = scales, .scale_dtype = MF_F32, .scale_row_stride = MAX_GROUPS,
-                          .group_size = group_size, .zero = has_zero ? zeros : NULL };
+    const mf_matrix w = { .data = codes,
+                          .n = N,
+                          .k = K,
+                          .row_stride = K + 1,
+                          .format = MF_FORMAT_INT4_GROUP,
+                          .scale = scales,
+                          .scale_dtype = MF_F32,
+                          .scale_row_stride = MAX_GROUPS,
+                          .group_size = group_size,
+                          .zero = has_zero ? zeros : NULL };
     make_inputs(&seed, input);
     run(kernels, product, &w, 0, T, out);
     check_values(label, &w, out);

@@ -1,12 +1,14 @@
 /* rungs.c - the CPU's ladder: MOEFUSE_ISA lowers it, and a rung that the CPU lacks is never climbed.
  *
- * MOEFUSE_EXPECT_RUNG names the top rung of the CPU that the tests run on, where the caller knows it (an emulated one). */
+ * MOEFUSE_EXPECT_RUNG names the top rung of the CPU that the tests run on, where the caller knows it (an emulated one).
+ */
 #include <stdlib.h>
 
 #include "conf.h"
 #include "kernels/ops.h"
 
-/* The device that MOEFUSE_ISA = isa (NULL: unset) gives must be the rung `expected`: its name, or a longer form of it. */
+/* The device that MOEFUSE_ISA = isa (NULL: unset) gives must be the rung `expected`: its name, or a longer form of it.
+ */
 static void check_device(const char *isa, const char *expected)
 {
     mf_error err = { 0 };

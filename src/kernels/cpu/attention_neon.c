@@ -128,14 +128,16 @@ INLINE bool decode_scaled(mf_format format, const uint8_t *row, int64_t first, i
     return !has_seen_nan(seen);
 }
 
-static bool decode_group(const mf_matrix *m, const uint8_t *row, int64_t k, int64_t count, int64_t scale_index, float *out)
+static bool decode_group(const mf_matrix *m, const uint8_t *row, int64_t k, int64_t count, int64_t scale_index,
+                         float *out)
 {
     const float scale = mf_matrix_scale_at(m, scale_index);
     switch (m->format) {
     case MF_FORMAT_INT8_CHANNEL:
         return decode_scaled(MF_FORMAT_INT8_CHANNEL, row, k, count, scale, 0.0f, out);
     case MF_FORMAT_INT4_GROUP:
-        return decode_scaled(MF_FORMAT_INT4_GROUP, row, k, count, scale, m->zero ? (float)m->zero[scale_index] : 8.0f, out);
+        return decode_scaled(MF_FORMAT_INT4_GROUP, row, k, count, scale, m->zero ? (float)m->zero[scale_index] : 8.0f,
+                             out);
     case MF_FORMAT_MXFP4:
         return decode_scaled(MF_FORMAT_MXFP4, row, k, count, scale, 0.0f, out);
     default:

@@ -1,7 +1,8 @@
-/* codes_neon.h - int8 inputs times INT8_CHANNEL and INT4_GROUP codes on aarch64; the including file says how sixteen products
- * come together: int32x4_t dot_codes(int32x4_t acc, int8x16_t w, int8x16_t x).
+/* codes_neon.h - int8 inputs times INT8_CHANNEL and INT4_GROUP codes on aarch64; the including file says how sixteen
+ * products come together: int32x4_t dot_codes(int32x4_t acc, int8x16_t w, int8x16_t x).
  *
- * Integer sums are exact, so their order is free; what follows them are the plain C rung's steps, and so are the bits. */
+ * Integer sums are exact, so their order is free; what follows them are the plain C rung's steps, and so are the bits.
+ */
 #ifndef MF_KERNELS_CPU_CODES_NEON_H
 #define MF_KERNELS_CPU_CODES_NEON_H
 

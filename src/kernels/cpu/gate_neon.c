@@ -1,5 +1,5 @@
-/* gate_neon.c - the gate's wide steps on aarch64, four columns at a time.  The bits are the scalar ones: every operation here
- * is the correctly rounded f32 operation of ref/canonical.h in the same order. */
+/* gate_neon.c - the gate's wide steps on aarch64, four columns at a time.  The bits are the scalar ones: every
+ * operation here is the correctly rounded f32 operation of ref/canonical.h in the same order. */
 #include "kernels/cpu/neon.h"
 #include "kernels/ref/views.h"
 
@@ -206,8 +206,8 @@ static void score_neon(const mf_gate_call *call, mf_gate_row *row)
 static void make_keys_neon(const mf_gate_call *call, mf_gate_row *row)
 {
     const mf_scoring scoring = call->cfg.scoring;
-    const bool by_logit = scoring == MF_SCORING_SOFTMAX || scoring == MF_SCORING_TOPK_SOFTMAX ||
-                          scoring == MF_SCORING_TOPK_SIGMOID;
+    const bool by_logit =
+        scoring == MF_SCORING_SOFTMAX || scoring == MF_SCORING_TOPK_SOFTMAX || scoring == MF_SCORING_TOPK_SIGMOID;
     const mf_tensor *bias = call->cfg.bias_domain == MF_BIAS_SCORE ? bias_of_row(call, row->t) : NULL;
     const float *from = by_logit && !bias ? row->x : row->a;
     const int64_t n = call->row_width, end = padded(call);

@@ -91,8 +91,8 @@ static void store_row_neon(const float *x, int64_t n, mf_dtype dtype, void *data
     if (dtype != MF_F32) {
         for (; i + 4 <= n; i += 4) {
             float32x4_t v = vld1q_f32(x + i);
-            vst1_u8(p + 2 * i, dtype == MF_BF16 ? vreinterpret_u8_u16(bf16_from_f32(v))
-                                                : vreinterpret_u8_f16(vcvt_f16_f32(v)));
+            vst1_u8(p + 2 * i,
+                    dtype == MF_BF16 ? vreinterpret_u8_u16(bf16_from_f32(v)) : vreinterpret_u8_f16(vcvt_f16_f32(v)));
         }
     }
     mf_store_row(x + i, n - i, dtype, p + i * (dtype == MF_F32 ? 4 : 2));
@@ -204,7 +204,8 @@ INLINE void rope_vector(float *x, int64_t dim, bool pair, const float *cos_sin)
     for (; i + 4 <= half; i += 4) {
         const float32x4x2_t table = vld2q_f32(cos_sin + 2 * i);
         const float32x4_t c = table.val[0], s = table.val[1];
-        const float32x4x2_t v = pair ? vld2q_f32(x + 2 * i) : (float32x4x2_t){ { vld1q_f32(x + i), vld1q_f32(x + half + i) } };
+        const float32x4x2_t v =
+            pair ? vld2q_f32(x + 2 * i) : (float32x4x2_t){ { vld1q_f32(x + i), vld1q_f32(x + half + i) } };
         const float32x4_t a = vsubq_f32(vmulq_f32(v.val[0], c), vmulq_f32(v.val[1], s));
         const float32x4_t b = vaddq_f32(vmulq_f32(v.val[1], c), vmulq_f32(v.val[0], s));
         if (pair) {
@@ -222,7 +223,8 @@ INLINE void rope_vector(float *x, int64_t dim, bool pair, const float *cos_sin)
     }
 }
 
-static void rope_neon(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin)
+static void rope_neon(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
+                      const float *cos_sin)
 {
     for (int64_t v = 0; v < num_vectors; v++) {
         if (pair) {

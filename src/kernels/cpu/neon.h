@@ -107,13 +107,14 @@ INLINE bool has_seen_nan(seen_codes seen)
     return vmaxv_u8(seen) == 0x7f;
 }
 
-/* e4m3's bits moved up are the f32 of code * 2^-120, subnormals included: only the exponent's bias differs.  NaN codes come
- * out as 480: see seen_codes. */
+/* e4m3's bits moved up are the f32 of code * 2^-120, subnormals included: only the exponent's bias differs.  NaN codes
+ * come out as 480: see seen_codes. */
 INLINE void f32_from_e4m3(uint8x8_t codes, seen_codes *seen, float32x4_t values[2])
 {
     const float32x4_t factor = vdupq_n_f32(0x1p120f);
     *seen = vmax_u8(*seen, vand_u8(codes, vdup_n_u8(0x7f)));
-    const uint16x8_t words = vandq_u16(vreinterpretq_u16_s16(vshll_n_s8(vreinterpret_s8_u8(codes), 4)), vdupq_n_u16(0x87f0));
+    const uint16x8_t words =
+        vandq_u16(vreinterpretq_u16_s16(vshll_n_s8(vreinterpret_s8_u8(codes), 4)), vdupq_n_u16(0x87f0));
     values[0] = vmulq_f32(f32_from_bf16_low(words), factor);
     values[1] = vmulq_f32(f32_from_bf16_high(words), factor);
 }

@@ -1,5 +1,5 @@
-/* products_neon.c - products of f32 inputs, and of int8 codes without SDOT, on any aarch64.  bf16 and 4-bit codes become
- * values eight at a time. */
+/* products_neon.c - products of f32 inputs, and of int8 codes without SDOT, on any aarch64.  bf16 and 4-bit codes
+ * become values eight at a time. */
 #include "kernels/cpu/neon.h"
 
 #define COLUMN_BYTES 4
@@ -20,7 +20,8 @@ INLINE vec multiply_add(vec w, vec x, vec acc)
     return vfmaq_f32(acc, w, x);
 }
 
-INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen, vec values[2])
+INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen,
+                        vec values[2])
 {
     uint8_t padded[32] = { 0 };
     if (n < 8) {

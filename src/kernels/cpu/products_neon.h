@@ -1,5 +1,5 @@
-/* products_neon.h - what aarch64's product files share: one 128-bit accumulator per (row, token), codes of a group multiplied
- * before their scale (is_flushed), so that values are exact in f32 and in bf16 alike. */
+/* products_neon.h - what aarch64's product files share: one 128-bit accumulator per (row, token), codes of a group
+ * multiplied before their scale (is_flushed), so that values are exact in f32 and in bf16 alike. */
 #ifndef MF_KERNELS_CPU_PRODUCTS_NEON_H
 #define MF_KERNELS_CPU_PRODUCTS_NEON_H
 

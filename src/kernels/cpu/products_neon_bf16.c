@@ -26,7 +26,8 @@ INLINE vec halves_of(const float32x4_t v[2])
     return vreinterpretq_f32_u16(vuzp2q_u16(vreinterpretq_u16_f32(v[0]), vreinterpretq_u16_f32(v[1])));
 }
 
-INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen, vec values[2])
+INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen,
+                        vec values[2])
 {
     uint8_t padded[16] = { 0 };
     if (n < step_columns(format)) {
@@ -76,7 +77,8 @@ static void int4_neon_bf16(const mf_cpu_tile *tile)
 
 void mf_cpu_kernels_fill_neon_bf16(mf_cpu_kernels *k)
 {
-    static const mf_cpu_tile_fn products[MF_FORMAT_COUNT] = { /* f16 and f32 weights do not fit bf16 */
+    static const mf_cpu_tile_fn products[MF_FORMAT_COUNT] = {
+        /* f16 and f32 weights do not fit bf16 */
         [MF_FORMAT_BF16] = bf16_neon_bf16,
         [MF_FORMAT_FP8_BLOCK] = fp8_block_neon_bf16,
         [MF_FORMAT_FP8_CHANNEL] = fp8_channel_neon_bf16,

@@ -1,5 +1,5 @@
-/* sum_reduce_neon.c - the combine's sums on aarch64: 32 elements at a time stay in registers while the terms pass by.  Each
- * element's chain is the scalar one. */
+/* sum_reduce_neon.c - the combine's sums on aarch64: 32 elements at a time stay in registers while the terms pass by.
+ * Each element's chain is the scalar one. */
 #include "kernels/cpu/neon.h"
 #include "kernels/ref/views.h"
 
