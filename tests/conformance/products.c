@@ -1,5 +1,5 @@
-/* products.c - weights times inputs, called directly: every rung, format and input, against double on dequantised weights;
- * bits do not depend on the other rows and tokens of a call; nothing is read outside the rows.
+/* products.c - weights times inputs, called directly: every rung, format and input, against double on dequantised
+ * weights; bits do not depend on the other rows and tokens of a call; nothing is read outside the rows.
  *
  * Weights, scales, zero points and inputs each end where an inaccessible page begins, and start anywhere. */
 #include <math.h>
@@ -57,7 +57,7 @@ typedef struct product_case {
     mf_cpu_input input;
     case_matrix w;
     int64_t num_tokens;
-    double *x;                    /* [num_tokens, k] values, codes times scale */
+    double *x; /* [num_tokens, k] values, codes times scale */
     float x_scale[MAX_TOKENS];
     float *codes;                 /* [num_tokens, k] what is packed */
     const void *rows[MAX_TOKENS]; /* in the product's form, or panels */
@@ -190,8 +190,8 @@ static void check_parts(product_case *c, const float *out)
     }
 }
 
-static void check_case(const conf_device *device, mf_format format, mf_cpu_input input, int variant, int64_t n, int64_t k,
-                       int64_t num_tokens)
+static void check_case(const conf_device *device, mf_format format, mf_cpu_input input, int variant, int64_t n,
+                       int64_t k, int64_t num_tokens)
 {
     uint64_t seed = (uint64_t)(k * 1000 + n * 10 + num_tokens + format * 77 + variant);
     product_case c = { .kernels = mf_cpu_kernels_of(device->device), .input = input };

@@ -54,7 +54,4 @@ INLINE __m256 load_tail(const float *x, int64_t n)
     return _mm256_loadu_ps(padded);
 }
 
-/* The products' entries of the table. */
-void mf_cpu_tiles_fill_avx2(mf_cpu_kernels *kernels);
-
 #endif

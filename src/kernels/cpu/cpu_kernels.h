@@ -168,7 +168,9 @@ void mf_cpu_attention_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_avx512(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
-void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels); /* the product table, split and tile_tokens */
+void mf_cpu_products_fill_avx2(mf_cpu_kernels *kernels);   /* the product table, split and tile_tokens; so does the next */
+void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_codes_fill_avx2(mf_cpu_kernels *kernels); /* products of int8 inputs */
 void mf_cpu_products_fill_avx512_vnni(mf_cpu_kernels *kernels); /* + VNNI: products of int8 inputs */
 void mf_cpu_products_fill_avx512_bf16(mf_cpu_kernels *kernels); /* + BF16, VBMI: products of bf16 inputs */
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *kernels); /* F, BW, VL, DQ; the next two too */

@@ -1,4 +1,4 @@
-/* kernels_avx2.c - AVX2, FMA and F16C: conversions, activations, quantisation, vectors.  Products are in tiles_avx2.c.
+/* kernels_avx2.c - AVX2, FMA and F16C: conversions, activations, quantisation, vectors.  Products are in products_avx2.c.
  */
 #include "kernels/activation.h"
 #include "kernels/cpu/avx2.h"
@@ -427,7 +427,8 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->isa = "avx2+fma+f16c";
     k->split = SPLIT;
     k->pack = pack_avx2;
-    mf_cpu_tiles_fill_avx2(k);
+    mf_cpu_products_fill_avx2(k);
+    mf_cpu_codes_fill_avx2(k);
     k->activate = activate_avx2;
     k->load_row = load_row_avx2;
     k->store_row = store_row_avx2;

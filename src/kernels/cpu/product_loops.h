@@ -1,28 +1,29 @@
 /* product_loops.h - weights times inputs, the loops written once; each ISA's file includes it after its primitives.
  *
- * Order of sums for one (row, token), whatever else a call carries: lane l of one accumulator takes the columns that meet
- * lane l, k ascending; the lanes are added in a tree, lane l and l + half first; a scale per row comes last.  Finer scales
- * are in the values, or, where the values are codes (is_flushed), a group's sum times its scale is added to a second
- * accumulator, groups ascending.
+ * Order of sums for one (row, token), whatever else a call carries: lane l of one accumulator takes the columns that
+ * meet lane l, k ascending; the lanes are added in a tree, lane l and l + half first; a scale per row comes last. Finer
+ * scales are in the values, or, where the values are codes (is_flushed), a group's sum times its scale is added to a
+ * second accumulator, groups ascending.
  *
  * Two ways through the weights give these sums.  stream(): few tokens, codes go from memory through registers into the
- * products, once.  gemm(): many tokens, codes of a few rows become values in a buffer that stays in the first-level cache.
+ * products, once.  gemm(): many tokens, codes of a few rows become values in a buffer that stays in the first-level
+ * cache.
  *
  * The including file defines, before:
  *   vec, COLUMN_BYTES       an accumulator or a vector of values or inputs; bytes of one input
  *   TOKENS, FLUSH_TOKENS    most tokens whose sums stay in registers beside ROWS rows; the same when groups are flushed
  *   step_columns(format)    columns that load_values takes at once: one or two vectors of them
  *   stream_tokens(format)   most tokens of stream()
+ *   stream_passes(format)   how often stream() may go over its rows before gemm() is faster
  *   is_flushed(format)      values are codes, their groups' scales come after the products
  *   decoder, decoder_for(format, scale, zero)   what turns codes under one scale into values
- *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is not
- *                           read and counts as 0; `seen` collects what has_nan_code asks
- *   seen_codes, seen_none(), has_seen_nan(seen)
+ *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is
+ * not read and counts as 0; `seen` collects what has_nan_code asks seen_codes, seen_none(), has_seen_nan(seen)
  *   multiply_add(w, x, acc), flush(acc, scale, total), vec_zero(), vec_load(p)
  *   pace()                  stands after the products of one token in gemm()'s innermost loop
  *   sum_four(a, b, c, d)    the lanes' sums of four accumulators
  *   row_factor(format)      a power of two that the values of a format with a scale per row lack
- *   load_scales(dtype, p, n, out)  n <= SCALES_AT_ONCE scales of a stored dtype as f32
+ *   load_scales_of(format, dtype, p, n, out)  n <= SCALES_AT_ONCE stored scales as decoder_for and flush take them
  */
 #ifndef MF_KERNELS_CPU_PRODUCT_LOOPS_H
 #define MF_KERNELS_CPU_PRODUCT_LOOPS_H
@@ -31,17 +32,17 @@
 #include "kernels/cpu/unroll.h"
 
 enum {
-    SCALES = 64,         /* of one row, converted at a time */
+    SCALES = 64,        /* of one row, converted at a time */
+    BLOCK = 4,          /* times ROWS rows are decoded together, ... */
+    CHUNK_VECTORS = 32, /* so many vectors of each, which fits in a first-level cache of 48 KiB beside TOKENS inputs */
     CHUNK_COLUMNS = CHUNK_VECTORS * (int)sizeof(vec) / COLUMN_BYTES,
-    GEMM_TOKENS = 96     /* tokens whose sums are kept beside decoded rows */
+    GEMM_TOKENS = 96 /* tokens whose sums are kept beside decoded rows */
 };
 
-/* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks: this far ahead in each
- * row, and past a row's end in the row that comes next.  Streaming bf16 from memory: 2 to 3 times as fast. */
-#ifndef AHEAD
-#define AHEAD 2048
-#endif
-enum { LINE = 64 };
+/* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks.  stream() asks for the
+ * rows that come next, in the order of addresses, at least this many bytes ahead: memory gives 20 % more than when it
+ * asks ahead in each row.  gemm() asks for its next chunk while it multiplies. */
+enum { LINE = 64, STREAM_AHEAD = 6144 };
 
 /* ROWS stored rows; rows past the tile's last one repeat it.  `format` and NT below are compile-time constants once
  * inlined. */
@@ -50,6 +51,7 @@ typedef struct rows {
     int64_t scale[ROWS]; /* index of the row's first scale */
     int64_t bytes;       /* of one row */
     int64_t next_rows;   /* from a row's end to the row that takes its place in the next block */
+    int64_t ahead;       /* from a row to the one that stream() asks for: whole blocks of ROWS rows */
     int num_rows;        /* that are not repeated */
     seen_codes seen;
 } rows;
@@ -88,13 +90,22 @@ INLINE int64_t span_columns(mf_format format, const mf_matrix *w)
     return is_grouped(format) && group < w->k ? group * SCALES : w->k;
 }
 
+/* Bytes before column k of a row. */
+INLINE int64_t offset_of(mf_format format, int64_t k)
+{
+    return (int64_t)((uint64_t)k * (uint64_t)mf_format_bits(format) / 8);
+}
+
 INLINE rows rows_at(mf_format format, const mf_cpu_tile *tile, int64_t r)
 {
     const mf_matrix *w = tile->w;
     rows q = { .bytes = (w->k * mf_format_bits(format) + 7) / 8, .seen = seen_none() };
-    q.next_rows = ROWS * (w->row_stride * mf_format_bits(format) / 8) - q.bytes;
+    const int64_t block = ROWS * (w->row_stride * mf_format_bits(format) / 8);
+    q.next_rows = block - q.bytes;
+    q.ahead = (STREAM_AHEAD + block - 1) / block * block;
     q.num_rows = tile->num_rows - r < ROWS ? (int)(tile->num_rows - r) : ROWS;
-    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+    UNROLL(4) for (int i = 0; i < ROWS; i++)
+    {
         const int64_t row = tile->first_row + r + (i < q.num_rows ? i : q.num_rows - 1);
         q.codes[i] = (const uint8_t *)w->data + row * (w->row_stride * mf_format_bits(format) / 8);
         q.scale[i] = (format == MF_FORMAT_FP8_BLOCK ? row / MF_FP8_BLOCK_SIZE : row) * w->scale_row_stride;
@@ -115,7 +126,7 @@ INLINE void scales_of(mf_format format, const mf_matrix *w, const rows *q, int64
         const int64_t at = q->scale[i] + first / group;
         for (int64_t g = 0; g < num_scales; g += SCALES_AT_ONCE) {
             const int64_t count = num_scales - g < SCALES_AT_ONCE ? num_scales - g : SCALES_AT_ONCE;
-            load_scales(w->scale_dtype, (const uint8_t *)w->scale + (at + g) * size, count, &s->scale[i][g]);
+            load_scales_of(format, w->scale_dtype, (const uint8_t *)w->scale + (at + g) * size, count, &s->scale[i][g]);
         }
         for (int64_t g = 0; format == MF_FORMAT_INT4_GROUP && w->zero && g < num_scales; g++) {
             s->zero[i][g] = (float)w->zero[at + g];
@@ -125,24 +136,43 @@ INLINE void scales_of(mf_format format, const mf_matrix *w, const rows *q, int64
 
 INLINE decoder decoder_at(mf_format format, const mf_matrix *w, const scales *s, int i, int64_t g)
 {
-    return is_grouped(format) ? decoder_for(format, s->scale[i][g],
-                                            format == MF_FORMAT_INT4_GROUP && w->zero ? s->zero[i][g] : 8.0f)
-                              : decoder_for(format, 1.0f, 0.0f);
+    return is_grouped(format)
+               ? decoder_for(format, s->scale[i][g], format == MF_FORMAT_INT4_GROUP && w->zero ? s->zero[i][g] : 8.0f)
+               : decoder_for(format, 1.0f, 0.0f);
 }
 
-/* Before the codes from column k on, at most a line, are read for the first time. */
-INLINE void prefetch(mf_format format, const rows *q, int64_t k)
+/* A step that is longer than a line asks for two. */
+INLINE int lines_of_step(mf_format format)
 {
-    const int64_t ahead = k * mf_format_bits(format) / 8 + AHEAD;
-    const int64_t offset = ahead + (ahead < q->bytes ? 0 : q->next_rows);
-    UNROLL(4) for (int i = 0; i < ROWS; i++) {
-        __builtin_prefetch(q->codes[i] + offset, 0, 3);
+    return step_columns(format) * (int)mf_format_bits(format) / 8 > LINE ? 2 : 1;
+}
+
+/* Before the codes from column k on, a line of each row or a longer step, are read by stream(). */
+INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
+{
+    const uint8_t *p = q->codes[0] + q->ahead + ROWS * offset_of(format, k);
+    UNROLL(8) for (int i = 0; i < ROWS * lines_of_step(format); i++)
+    {
+        __builtin_prefetch(p + i * LINE, 0, 3);
+    }
+}
+
+/* The part'th of num_parts equal shares of what gemm() decodes next: `bytes` of each row, `offset` from where they
+ * start. */
+INLINE void prefetch_share(const rows *q, int64_t offset, int64_t bytes, int64_t part, int64_t num_parts)
+{
+    const int64_t lines = (bytes + LINE - 1) / LINE;
+    for (int64_t i = lines * part / num_parts; i < lines * (part + 1) / num_parts; i++) {
+        UNROLL(4) for (int row = 0; row < ROWS; row++)
+        {
+            __builtin_prefetch(q->codes[row] + offset + i * LINE, 0, 2);
+        }
     }
 }
 
 /* Four sums of token t, from row r on, become outputs. */
-INLINE void put_four(mf_format format, const mf_cpu_tile *tile, const rows *q, int64_t r, int64_t t, vec a, vec b, vec c,
-                     vec d)
+INLINE void put_four(mf_format format, const mf_cpu_tile *tile, const rows *q, int64_t r, int64_t t, vec a, vec b,
+                     vec c, vec d)
 {
     float *out = tile->out + t * tile->out_stride + r;
     float four[ROWS];
@@ -169,77 +199,123 @@ INLINE void step(mf_format format, int NT, rows *q, const uint8_t *const *x, int
     const int vectors = step_columns(format) * COLUMN_BYTES / (int)sizeof(vec);
     if (vectors == 1) {
         vec values[ROWS];
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
-            load_values(format, q->codes[i] + k * mf_format_bits(format) / 8, n, &d[i], &q->seen, &values[i]);
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            load_values(format, q->codes[i] + offset_of(format, k), n, &d[i], &q->seen, &values[i]);
         }
-        UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
             const vec xk = vec_load(x[j] + k * COLUMN_BYTES);
-            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
                 acc[i][j] = multiply_add(values[i], xk, acc[i][j]);
             }
         }
         return;
     }
-    UNROLL(4) for (int i = 0; i < ROWS; i++) {
+    UNROLL(4) for (int i = 0; i < ROWS; i++)
+    {
         vec values[2];
-        load_values(format, q->codes[i] + k * mf_format_bits(format) / 8, n, &d[i], &q->seen, values);
-        UNROLL(8) for (int j = 0; j < NT; j++) {
+        load_values(format, q->codes[i] + offset_of(format, k), n, &d[i], &q->seen, values);
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
             acc[i][j] = multiply_add(values[0], vec_load(x[j] + k * COLUMN_BYTES), acc[i][j]);
             acc[i][j] = multiply_add(values[1], vec_load(x[j] + k * COLUMN_BYTES + sizeof(vec)), acc[i][j]);
         }
     }
 }
 
-/* ROWS rows times NT tokens from t on. */
-INLINE void stream(mf_format format, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
+/* A group's sums go through its scales into the totals. */
+INLINE void flush_parts(int NT, const scales *s, int64_t g, vec part[ROWS][TOKENS], vec total[ROWS][TOKENS])
+{
+    UNROLL(4) for (int i = 0; i < ROWS; i++)
+    {
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
+            total[i][j] = flush(part[i][j], s->scale[i][g], total[i][j]);
+            part[i][j] = vec_zero();
+        }
+    }
+}
+
+/* ROWS rows times NT tokens from t on.  GROUP is the columns of a group where they are known when compiling and divide
+ * a line of codes or are a multiple of it, else 0. */
+INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
 {
     const int columns = step_columns(format);
-    const int64_t line = LINE * 8 / mf_format_bits(format);
+    const int line =
+        LINE * 8 / (int)mf_format_bits(format) > columns ? LINE * 8 / (int)mf_format_bits(format) : columns;
     const mf_matrix *w = tile->w;
-    const int64_t group = group_columns(format, w);
+    const int64_t group = GROUP ? GROUP : group_columns(format, w);
     const int64_t span = span_columns(format, w);
+    const bool is_lined = GROUP || !is_grouped(format);
     const uint8_t *x[TOKENS];
-    vec acc[ROWS][TOKENS];
+    vec acc[ROWS][TOKENS], part[ROWS][TOKENS];
     scales s;
-    UNROLL(8) for (int j = 0; j < NT; j++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
         x[j] = tile->x[t + j];
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             acc[i][j] = vec_zero();
+            part[i][j] = vec_zero();
         }
     }
     for (int64_t first = 0; first < w->k; first += span) {
         const int64_t end = w->k - first < span ? w->k : first + span;
+        decoder d[ROWS];
+        int64_t k = first;
         scales_of(format, w, q, first, end - first, &s);
-        for (int64_t start = first, g = 0; start < end; start += group, g++) {
-            const int64_t stop = end - start < group ? end : start + group;
-            decoder d[ROWS];
-            vec part[ROWS][TOKENS];
-            UNROLL(4) for (int i = 0; i < ROWS; i++) {
-                d[i] = decoder_at(format, w, &s, i, g);
-                UNROLL(8) for (int j = 0; j < NT; j++) {
-                    part[i][j] = vec_zero();
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            d[i] = decoder_at(format, w, &s, i, 0);
+        }
+        const int64_t lined_end =
+            GROUP > line ? first + (end - first) / (GROUP ? GROUP : 1) * GROUP : end; /* no group is cut */
+        for (; is_lined && k + line <= lined_end; k += line) {
+            if (t == 0) {
+                prefetch_next(format, q, k);
+            }
+            UNROLL(4) for (int u = 0; u < line / columns; u++)
+            {
+                const int64_t at = k + u * columns;
+                if (GROUP &&
+                    (GROUP < line ? u * columns % (GROUP ? GROUP : 1) == 0 : u == 0 && at % (GROUP ? GROUP : 1) == 0)) {
+                    UNROLL(4) for (int i = 0; i < ROWS; i++)
+                    {
+                        d[i] = decoder_at(format, w, &s, i, (at - first) / (GROUP ? GROUP : 1));
+                    }
+                }
+                step(format, NT, q, x, at, columns, d, is_flushed(format) ? part : acc);
+                if (is_flushed(format) && GROUP && (at + columns) % (GROUP ? GROUP : 1) == 0) {
+                    flush_parts(NT, &s, (at - first) / (GROUP ? GROUP : 1), part, acc);
                 }
             }
-            int64_t k = start;
+        }
+        while (k < end) {
+            const int64_t g = is_grouped(format) ? (k - first) / group : 0;
+            const int64_t stop = is_grouped(format) && first + (g + 1) * group < end ? first + (g + 1) * group : end;
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
+                d[i] = decoder_at(format, w, &s, i, g);
+            }
             for (; k + columns <= stop; k += columns) {
-                if (columns >= line || k % line == 0) {
-                    prefetch(format, q, k);
+                if (t == 0 && k % line == 0) {
+                    prefetch_next(format, q, k);
                 }
                 step(format, NT, q, x, k, columns, d, is_flushed(format) ? part : acc);
             }
             if (k < stop) {
                 step(format, NT, q, x, k, stop - k, d, is_flushed(format) ? part : acc);
+                k = stop;
             }
             if (is_flushed(format)) {
-                UNROLL(4) for (int i = 0; i < ROWS; i++) {
-                    UNROLL(8) for (int j = 0; j < NT; j++) {
-                        acc[i][j] = flush(part[i][j], s.scale[i][g], acc[i][j]);
-                    }
-                }
+                flush_parts(NT, &s, g, part, acc);
             }
         }
     }
-    UNROLL(8) for (int j = 0; j < NT; j++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
         put_four(format, tile, q, r, t + j, acc[0][j], acc[1][j], acc[2][j], acc[3][j]);
     }
 }
@@ -252,22 +328,20 @@ INLINE void decode(mf_format format, const mf_matrix *w, rows *q, const scales *
 {
     const int columns = step_columns(format);
     const int vectors = columns * COLUMN_BYTES / (int)sizeof(vec);
-    const int64_t line = LINE * 8 / mf_format_bits(format);
     const int64_t group = group_columns(format, w);
     int64_t at = 0;
     for (int64_t start = first, g = 0; start < end; start += group, g++) {
         const int64_t stop = end - start < group ? end : start + group;
         decoder d[ROWS];
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             d[i] = decoder_at(format, w, s, i, g);
         }
         for (int64_t k = start; k < stop; k += columns, at += vectors) {
             const bool is_whole = k + columns <= stop;
-            if (columns >= line || k % line == 0) {
-                prefetch(format, q, k);
-            }
-            UNROLL(4) for (int i = 0; i < ROWS; i++) {
-                const uint8_t *p = q->codes[i] + k * mf_format_bits(format) / 8;
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
+                const uint8_t *p = q->codes[i] + offset_of(format, k);
                 if (is_whole) {
                     load_values(format, p, columns, &d[i], &q->seen, &values[i][at]);
                 } else {
@@ -284,27 +358,50 @@ INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, c
 {
     const uint8_t *xs[TOKENS];
     vec acc[TOKENS][ROWS];
-    UNROLL(8) for (int j = 0; j < NT; j++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
         xs[j] = x[j] + offset;
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             acc[j][i] = sums[j][i];
         }
     }
-    for (int64_t v = 0; v < n; v++) {
+    for (int64_t v = 0; (int)TOKENS < (int)ROWS && v < n; v++) { /* the smaller side stays in registers */
+        vec xv[TOKENS];
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
+            xv[j] = vec_load(xs[j] + v * (int64_t)sizeof(vec));
+        }
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            const vec w = values[i][v];
+            UNROLL(8) for (int j = 0; j < NT; j++)
+            {
+                acc[j][i] = multiply_add(w, xv[j], acc[j][i]);
+            }
+            pace();
+        }
+    }
+    for (int64_t v = 0; (int)TOKENS >= (int)ROWS && v < n; v++) {
         vec w[ROWS];
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             w[i] = values[i][v];
         }
-        UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
             const vec xv = vec_load(xs[j] + v * (int64_t)sizeof(vec));
-            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
                 acc[j][i] = multiply_add(w[i], xv, acc[j][i]);
             }
             pace();
         }
     }
-    UNROLL(8) for (int j = 0; j < NT; j++) {
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             sums[j][i] = acc[j][i];
         }
     }
@@ -315,35 +412,45 @@ INLINE void multiply_groups(int NT, const vec values[ROWS][CHUNK_VECTORS], int64
                             const uint8_t *const *x, int64_t offset, vec sums[][ROWS])
 {
     vec total[TOKENS][ROWS];
-    UNROLL(8) for (int j = 0; j < NT; j++) {
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             total[j][i] = sums[j][i];
         }
     }
     for (int64_t start = 0, g = 0; start < n; start += group, g++) {
         const int64_t stop = n - start < group ? n : start + group;
         vec acc[TOKENS][ROWS];
-        UNROLL(8) for (int j = 0; j < NT; j++) {
-            UNROLL(4) for (int i = 0; i < ROWS; i++) {
+        UNROLL(8) for (int j = 0; j < NT; j++)
+        {
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
                 acc[j][i] = vec_zero();
             }
         }
         for (int64_t v = start; v < stop; v++) {
-            UNROLL(8) for (int j = 0; j < NT; j++) {
+            UNROLL(8) for (int j = 0; j < NT; j++)
+            {
                 const vec xv = vec_load(x[j] + offset + v * (int64_t)sizeof(vec));
-                UNROLL(4) for (int i = 0; i < ROWS; i++) {
+                UNROLL(4) for (int i = 0; i < ROWS; i++)
+                {
                     acc[j][i] = multiply_add(values[i][v], xv, acc[j][i]);
                 }
             }
         }
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
-            UNROLL(8) for (int j = 0; j < NT; j++) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            UNROLL(8) for (int j = 0; j < NT; j++)
+            {
                 total[j][i] = flush(acc[j][i], s->scale[i][g], total[j][i]);
             }
         }
     }
-    UNROLL(8) for (int j = 0; j < NT; j++) {
-        UNROLL(4) for (int i = 0; i < ROWS; i++) {
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
             sums[j][i] = total[j][i];
         }
     }
@@ -352,19 +459,19 @@ INLINE void multiply_groups(int NT, const vec values[ROWS][CHUNK_VECTORS], int64
 typedef void (*multiply_fn)(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,
                             const uint8_t *const *x, int64_t offset, vec sums[][ROWS]);
 
-#define MULTIPLY(NT)                                                                                                    \
-    static void multiply_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,         \
-                              const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                                \
-    {                                                                                                                   \
-        (void)group;                                                                                                    \
-        (void)s;                                                                                                        \
-        multiply(NT, values, n, x, offset, sums);                                                                       \
+#define MULTIPLY(NT)                                                                                                   \
+    static void multiply_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,        \
+                              const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                               \
+    {                                                                                                                  \
+        (void)group;                                                                                                   \
+        (void)s;                                                                                                       \
+        multiply(NT, values, n, x, offset, sums);                                                                      \
     }
-#define MULTIPLY_GROUPS(NT)                                                                                             \
-    static void multiply_groups_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,  \
-                                     const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                         \
-    {                                                                                                                   \
-        multiply_groups(NT, values, n, group, s, x, offset, sums);                                                      \
+#define MULTIPLY_GROUPS(NT)                                                                                            \
+    static void multiply_groups_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s, \
+                                     const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                        \
+    {                                                                                                                  \
+        multiply_groups(NT, values, n, group, s, x, offset, sums);                                                     \
     }
 MULTIPLY(1)
 MULTIPLY(2)
@@ -427,10 +534,16 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
                     scales_of(format, w, &q[b], first, end - first, &s[b]);
                     decode(format, w, &q[b], &s[b], first, end, values[b]);
                 }
+                const bool is_last = end == w->k;
+                const int64_t next = is_last ? BLOCK * (q[0].bytes + q[0].next_rows) : offset_of(format, end);
+                const int64_t next_bytes = offset_of(format, is_last || w->k - end > chunk ? chunk : w->k - end);
                 for (int64_t run = 0; run < num_runs; run++) { /* as equal as possible */
                     const int64_t t = num_tokens * run / num_runs;
                     const int64_t count = num_tokens * (run + 1) / num_runs - t;
                     for (int b = 0; b < num_blocks; b++) {
+                        if (t0 == 0) {
+                            prefetch_share(&q[b], next, next_bytes, run, num_runs);
+                        }
                         multiplies[count - 1]((const vec(*)[CHUNK_VECTORS])values[b], n, group_vectors, &s[b],
                                               (const uint8_t *const *)tile->x + t0 + t, first * COLUMN_BYTES,
                                               &sums[b][t]);
@@ -454,11 +567,36 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
 
 /* ---- a tile ---- */
 
-INLINE void stream_rows(mf_format format, int NT, const mf_cpu_tile *tile)
+INLINE void stream_some(mf_format format, int GROUP, int n, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
 {
+    const int most = stream_tokens(format);
+    if (n == 1) {
+        stream(format, GROUP, 1, tile, q, r, t);
+    } else if (most >= 2 && n == 2) {
+        stream(format, GROUP, 2, tile, q, r, t);
+    } else if (most >= 3 && n == 3) {
+        stream(format, GROUP, 3, tile, q, r, t);
+#if TOKENS_IN_REGISTERS >= 6
+    } else if (most >= 4 && n == 4) {
+        stream(format, GROUP, 4, tile, q, r, t);
+    } else if (most >= 5 && n == 5) {
+        stream(format, GROUP, 5, tile, q, r, t);
+    } else if (most >= 6 && n == 6) {
+        stream(format, GROUP, 6, tile, q, r, t);
+#endif
+    }
+}
+
+/* Passes after the first find the rows in a cache. */
+INLINE void stream_rows(mf_format format, int GROUP, const mf_cpu_tile *tile)
+{
+    const int64_t num_passes = (tile->num_tokens + stream_tokens(format) - 1) / stream_tokens(format);
     for (int64_t r = 0; r < tile->num_rows; r += ROWS) {
         rows q = rows_at(format, tile, r);
-        stream(format, NT, tile, &q, r, 0);
+        for (int64_t pass = 0; pass < num_passes; pass++) { /* as equal as possible */
+            const int64_t t = tile->num_tokens * pass / num_passes;
+            stream_some(format, GROUP, (int)(tile->num_tokens * (pass + 1) / num_passes - t), tile, &q, r, t);
+        }
         if (is_fp8(format) && has_seen_nan(q.seen)) {
             mf_cpu_spread_nan_codes(tile, r, q.num_rows);
         }
@@ -467,30 +605,21 @@ INLINE void stream_rows(mf_format format, int NT, const mf_cpu_tile *tile)
 
 INLINE void product(mf_format format, const mf_cpu_tile *tile)
 {
-    const int most = stream_tokens(format);
-    if (tile->num_tokens == 1) {
-        stream_rows(format, 1, tile);
-    } else if (most >= 2 && tile->num_tokens == 2) {
-        stream_rows(format, 2, tile);
-    } else if (most >= 3 && tile->num_tokens == 3) {
-        stream_rows(format, 3, tile);
-    } else if (most >= 4 && tile->num_tokens == 4) {
-        stream_rows(format, 4, tile);
-#if TOKENS_IN_REGISTERS >= 6
-    } else if (most >= 5 && tile->num_tokens == 5) {
-        stream_rows(format, 5, tile);
-    } else if (most >= 6 && tile->num_tokens == 6) {
-        stream_rows(format, 6, tile);
-#endif
-    } else {
+    if (tile->num_tokens > stream_tokens(format) * stream_passes(format)) {
         gemm(format, tile);
+    } else if (format == MF_FORMAT_INT4_GROUP && tile->w->group_size == 32) {
+        stream_rows(format, 32, tile);
+    } else if (format == MF_FORMAT_INT4_GROUP && tile->w->group_size == 128) {
+        stream_rows(format, 128, tile);
+    } else {
+        stream_rows(format, format == MF_FORMAT_FP8_BLOCK ? 128 : format == MF_FORMAT_MXFP4 ? 32 : 0, tile);
     }
 }
 
-#define PRODUCT(name, format)                                                                                           \
-    static void name(const mf_cpu_tile *tile)                                                                           \
-    {                                                                                                                   \
-        product(format, tile);                                                                                          \
+#define PRODUCT(name, format)                                                                                          \
+    static void name(const mf_cpu_tile *tile)                                                                          \
+    {                                                                                                                  \
+        product(format, tile);                                                                                         \
     }
 
 #endif

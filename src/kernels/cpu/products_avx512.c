@@ -7,12 +7,6 @@
 #define COLUMN_BYTES 4
 #define TOKENS_IN_REGISTERS 6
 #define HAS_FLUSHED_FORMATS 0
-#ifndef BLOCK
-#define BLOCK 4
-#endif
-#ifndef CHUNK_VECTORS
-#define CHUNK_VECTORS 16
-#endif
 enum { TOKENS = 6 };
 
 INLINE int step_columns(mf_format format)
@@ -31,6 +25,11 @@ INLINE bool is_flushed(mf_format format)
 {
     (void)format;
     return false;
+}
+
+INLINE int stream_passes(mf_format format)
+{
+    return format <= MF_FORMAT_F16 || format == MF_FORMAT_INT8_CHANNEL ? 4 : 2;
 }
 
 INLINE vec multiply_add(vec w, vec x, vec acc)
@@ -90,7 +89,8 @@ INLINE bool has_seen_nan(seen_codes seen)
 }
 
 /* n: 32, or fewer at a row's end. */
-INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen, vec values[2])
+INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const decoder *d, seen_codes *seen,
+                        vec values[2])
 {
     switch (format) {
     case MF_FORMAT_F32:
@@ -115,8 +115,8 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
          * codes come out as 480: see seen_codes. */
         const __m256i codes = load_bytes(p, n);
         *seen = _mm256_max_epu8(*seen, _mm256_and_si256(codes, _mm256_set1_epi8(0x7f)));
-        const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7),
-                                                _mm512_set1_epi16((short)0xbf80));
+        const __m512i halves =
+            _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7), _mm512_set1_epi16((short)0xbf80));
         values[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
         values[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
         if (format == MF_FORMAT_FP8_BLOCK) {
@@ -149,6 +149,12 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
 INLINE float row_factor(mf_format format)
 {
     return format == MF_FORMAT_FP8_CHANNEL ? 256.0f : 1.0f;
+}
+
+INLINE void load_scales_of(mf_format format, mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+{
+    (void)format;
+    load_scales(dtype, p, n, out);
 }
 
 #include "kernels/cpu/product_loops.h"

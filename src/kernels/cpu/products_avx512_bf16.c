@@ -1,21 +1,15 @@
 /* products_avx512_bf16.c - products of bf16 inputs with VDPBF16PS: two columns per lane and instruction.
  *
- * bf16 weights are used as they lie.  Codes of fp8, int8 and mxfp4 (with its scales, powers of two) are exact in bf16, and
- * so are int4 codes less their zero point; the scales of fp8 blocks and int4 groups come after a group's sum.
+ * bf16 weights are used as they lie.  Codes of fp8, int8 and mxfp4 (with its scales, powers of two) are exact in bf16,
+ * and so are int4 codes less their zero point; the scales of fp8 blocks and int4 groups come after a group's sum.
  *
- * The instruction takes subnormal inputs as zero and gives zero for subnormal sums, whatever the environment says: weights
- * and products below 2^-126 are lost here and kept on other rungs. */
+ * The instruction takes subnormal inputs as zero and gives zero for subnormal sums, whatever the environment says:
+ * weights and products below 2^-126 are lost here and kept on other rungs. */
 #include "kernels/cpu/products_avx512.h"
 
 #define COLUMN_BYTES 2
 #define TOKENS_IN_REGISTERS 6
 #define HAS_FLUSHED_FORMATS 1
-#ifndef BLOCK
-#define BLOCK 4
-#endif
-#ifndef CHUNK_VECTORS
-#define CHUNK_VECTORS 16
-#endif
 enum { TOKENS = 6, FLUSH_TOKENS = 3 };
 
 INLINE bool is_flushed(mf_format format)
@@ -31,6 +25,11 @@ INLINE int step_columns(mf_format format)
 INLINE int stream_tokens(mf_format format)
 {
     return is_flushed(format) ? 2 : step_columns(format) == 32 ? 6 : 4;
+}
+
+INLINE int stream_passes(mf_format format)
+{
+    return format == MF_FORMAT_BF16 ? 3 : 2;
 }
 
 INLINE vec multiply_add(vec w, vec x, vec acc)
@@ -59,8 +58,7 @@ INLINE float row_factor(mf_format format)
 #define LOW(m) ((m) == 0x7f ? 0xc0 : (m) >= 8 ? ((m) << 4) & 0xff : ((SMALL(m)) & 0xff))
 #define HIGH(m) ((m) == 0x7f ? 0x7f : (m) >= 8 ? (((m) + (120 << 3)) >> 4) & 0xff : ((SMALL(m)) >> 8))
 /* m * 2^-9 for m < 8: exponent of the leading bit, then what stands behind it */
-#define SMALL(m)                                                                                                        \
-    ((m) == 0 ? 0 : (m) == 1 ? 118 << 7 : (m) < 4 ? 119 << 7 | ((m)&1) << 6 : 120 << 7 | ((m)&3) << 5)
+#define SMALL(m) ((m) == 0 ? 0 : (m) == 1 ? 118 << 7 : (m) < 4 ? 119 << 7 | ((m)&1) << 6 : 120 << 7 | ((m)&3) << 5)
 #define BYTES4(f, m) (char)f(m), (char)f((m) + 1), (char)f((m) + 2), (char)f((m) + 3)
 #define BYTES16(f, m) BYTES4(f, m), BYTES4(f, (m) + 4), BYTES4(f, (m) + 8), BYTES4(f, (m) + 12)
 #define BYTES64(f, m) BYTES16(f, m), BYTES16(f, (m) + 16), BYTES16(f, (m) + 32), BYTES16(f, (m) + 48)
@@ -75,8 +73,8 @@ typedef struct decoder {
 /* The upper halves of sixteen f32, twice. */
 INLINE __m512i words_of(__m512 v)
 {
-    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21,
-                                         19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23,
+                                         21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_permutexvar_epi16(odd, _mm512_castps_si512(v));
 }
 
@@ -86,10 +84,12 @@ INLINE decoder decoder_for(mf_format format, float scale, float zero)
         const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return (decoder){ words_of(_mm512_sub_ps(codes, _mm512_set1_ps(zero))) };
     }
-    if (format == MF_FORMAT_MXFP4) {
-        const __m512 codes = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
-                                            -2.0f, -3.0f, -4.0f, -6.0f);
-        return (decoder){ words_of(_mm512_mul_ps(codes, _mm512_set1_ps(scale))) };
+    if (format == MF_FORMAT_MXFP4) { /* scale: what is added to a word's exponent, for both words of a lane */
+        const __m512i codes =
+            _mm512_set_epi16(-0x3f40, -0x3f80, -0x3fc0, -0x4000, -0x4040, -0x4080, -0x4100, -0x8000, 0x40c0, 0x4080,
+                             0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0, -0x3f40, -0x3f80, -0x3fc0, -0x4000, -0x4040,
+                             -0x4080, -0x4100, -0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0);
+        return (decoder){ _mm512_mask_add_epi16(codes, 0xfefefefe, codes, _mm512_castps_si512(_mm512_set1_ps(scale))) };
     }
     return (decoder){ _mm512_setzero_si512() };
 }
@@ -126,8 +126,8 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
         return;
     }
     case MF_FORMAT_INT8_CHANNEL: {
-        const __m128i first = n >= 32 ? _mm_loadu_si128((const __m128i *)(const void *)p)
-                                      : _mm_maskz_loadu_epi8(first16(n), p);
+        const __m128i first =
+            n >= 32 ? _mm_loadu_si128((const __m128i *)(const void *)p) : _mm_maskz_loadu_epi8(first16(n), p);
         const __m128i second = n >= 32 ? _mm_loadu_si128((const __m128i *)(const void *)(p + 16))
                                        : _mm_maskz_loadu_epi8(first16(n - 16), p + 16);
         values[0] = (__m512)_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(second)),
@@ -135,10 +135,11 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
         return;
     }
     case MF_FORMAT_INT4_GROUP:
-    case MF_FORMAT_MXFP4: { /* the permutation looks at five bits of a word, the table holds the values twice */
-        const __m512i codes = _mm512_cvtepu8_epi32(load_pairs(p, n));
-        const __m512i pairs = _mm512_or_si512(codes, _mm512_slli_epi32(codes, 12));
-        values[0] = _mm512_castsi512_ps(_mm512_permutexvar_epi16(pairs, d->words));
+    case MF_FORMAT_MXFP4: { /* four codes in each 64 bits, then each in the low bits of its word */
+        const __m512i shifts = _mm512_set1_epi64(0x0c0c080804040000);
+        const __m512i codes = _mm512_multishift_epi64_epi8(shifts, _mm512_cvtepu16_epi64(load_pairs(p, n)));
+        /* the permutation looks at five bits, the table holds the values twice */
+        values[0] = _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, d->words));
         return;
     }
     default:
@@ -147,13 +148,54 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
     }
 }
 
+/* Scales as decoder_for takes them: of mxfp4, (byte - 127) << 7 in both halves of 32 bits. */
+INLINE void load_scales_of(mf_format format, mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+{
+    if (format != MF_FORMAT_MXFP4) {
+        load_scales(dtype, p, n, out);
+        return;
+    }
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first16(n), p));
+    const __m512i word = _mm512_slli_epi32(_mm512_sub_epi32(codes, _mm512_set1_epi32(127)), 7);
+    const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, word, _mm512_slli_epi32(word, 16));
+    _mm512_storeu_ps(out, _mm512_castsi512_ps(both));
+}
+
 #include "kernels/cpu/product_loops.h"
 
 PRODUCT(bf16_avx512_bf16, MF_FORMAT_BF16)
 PRODUCT(fp8_block_avx512_bf16, MF_FORMAT_FP8_BLOCK)
 PRODUCT(fp8_channel_avx512_bf16, MF_FORMAT_FP8_CHANNEL)
 PRODUCT(int8_avx512_bf16, MF_FORMAT_INT8_CHANNEL)
-PRODUCT(mxfp4_avx512_bf16, MF_FORMAT_MXFP4)
+
+/* Rows again that have a scale with which some code's value is not a normal bf16. */
+static void redo_extreme_scales(const mf_cpu_tile *tile)
+{
+    const mf_matrix *w = tile->w;
+    const int64_t count = (w->k + MF_MXFP4_GROUP - 1) / MF_MXFP4_GROUP;
+    for (int64_t r = 0; r < tile->num_rows; r++) {
+        const uint8_t *p = (const uint8_t *)w->scale + mf_matrix_scale_row(w, tile->first_row + r);
+        __mmask64 extreme = 0;
+        for (int64_t g = 0; g < count; g += 64) {
+            const __mmask64 valid = count - g >= 64 ? ~0ull : (1ull << (count - g)) - 1u;
+            const __m512i scales_less_2 = _mm512_sub_epi8(_mm512_maskz_loadu_epi8(valid, p + g), _mm512_set1_epi8(2));
+            extreme |= _mm512_mask_cmpgt_epu8_mask(valid, scales_less_2, _mm512_set1_epi8((char)250));
+        }
+        if (extreme) {
+            mf_cpu_tile one = *tile;
+            one.first_row += r;
+            one.num_rows = 1;
+            one.out += r;
+            mf_cpu_tile_rare(&one, MF_CPU_FORM_BF16, 1);
+        }
+    }
+}
+
+static void mxfp4_avx512_bf16(const mf_cpu_tile *tile)
+{
+    product(MF_FORMAT_MXFP4, tile);
+    redo_extreme_scales(tile);
+}
 
 static void int4_avx512_bf16(const mf_cpu_tile *tile)
 {
