@@ -199,11 +199,11 @@ static void tile_mxfp4(const mf_cpu_tile *tile)
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated
 #define FILL_INT8 mf_cpu_products_fill_amx_int8_emulated
-#define ISA "avx512, amx emulated"
+#define ISA "amx_emulated"
 #else
 #define FILL mf_cpu_kernels_fill_amx
 #define FILL_INT8 mf_cpu_products_fill_amx_int8
-#define ISA "avx512+amx"
+#define ISA "amx"
 #endif
 
 void FILL(mf_cpu_kernels *k)
