@@ -170,6 +170,25 @@ INLINE void prefetch_share(const rows *q, int64_t offset, int64_t bytes, int64_t
     }
 }
 
+/* Scales and zero points of the rows that prefetch_next asks for. */
+INLINE void prefetch_scales(mf_format format, const mf_matrix *w, const rows *q)
+{
+    if (!mf_format_is_4bit(format)) { /* one scale per row, or per 128 rows */
+        return;
+    }
+    const int64_t row_bytes = offset_of(format, w->row_stride);
+    const int64_t at = q->scale[0] + q->ahead / (row_bytes > 0 ? row_bytes : 1) * w->scale_row_stride;
+    const int64_t count = ROWS * w->scale_row_stride;
+    const int64_t size = (int64_t)mf_dtype_size(w->scale_dtype);
+    const uint8_t *p = (const uint8_t *)w->scale + at * size;
+    for (int64_t i = 0; i < count * size; i += LINE) {
+        __builtin_prefetch(p + i, 0, 3);
+    }
+    for (int64_t i = 0; w->zero && i < count; i += LINE) {
+        __builtin_prefetch(w->zero + at + i, 0, 3);
+    }
+}
+
 /* Four sums of token t, from row r on, become outputs. */
 INLINE void put_four(mf_format format, const mf_cpu_tile *tile, const rows *q, int64_t r, int64_t t, vec a, vec b,
                      vec c, vec d)
@@ -252,6 +271,9 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
     const uint8_t *x[TOKENS];
     vec acc[ROWS][TOKENS], part[ROWS][TOKENS];
     scales s;
+    if (t == 0) {
+        prefetch_scales(format, w, q);
+    }
     UNROLL(8) for (int j = 0; j < NT; j++)
     {
         x[j] = tile->x[t + j];
