@@ -68,6 +68,11 @@ static bool has_avx512(const mf_cpu_features *features)
     return features->avx2_fma_f16c && features->avx512_core;
 }
 
+static bool has_avx512_vnni(const mf_cpu_features *features)
+{
+    return has_avx512(features) && features->avx512_vnni;
+}
+
 static bool has_avx512_bf16(const mf_cpu_features *features)
 {
     return has_avx512(features) && features->avx512_vnni && features->avx512_bf16 && features->avx512_vbmi;
@@ -108,6 +113,7 @@ static const rung ladder[] = {
 #if defined(__x86_64__)
     { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
+    { "avx512_vnni", has_avx512_vnni, mf_cpu_products_fill_avx512_vnni, "AVX-512 VNNI" },
     { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI" },
     { "amx", has_amx, mf_cpu_kernels_fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
 #if defined(MF_AMX_EMULATE)
