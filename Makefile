@@ -6,13 +6,14 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test quick asan tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run build test quick asan asan-kernels tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
 	@echo "make test     install what the tests need, build, run everything; last line 'N passed, N failed'"
 	@echo "make quick    unit and conformance tests only, under a minute once built"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make asan-kernels  the products' files under the sanitizers too: minutes of compiling"
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
 	@echo "make test-aarch64  conformance of every rung of the aarch64 build, under qemu-user"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
@@ -47,6 +48,13 @@ test: build dev build-asan build-aarch64-if-possible
 
 quick: dev
 	@$(VENV_PYTHON) tests/run_tests.py quick
+
+asan-kernels: setup-test
+	@cmake -S . -B build/asan-kernels -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" \
+	    -DMOEFUSE_TESTS=ON -DMOEFUSE_SANITIZE=address,undefined -DMOEFUSE_SANITIZE_PRODUCTS=ON $(CMAKE_ARGS) >/dev/null
+	@cmake --build build/asan-kernels -j $(JOBS) --target conformance_products conformance_experts conformance_experts_bits \
+	    conformance_dense conformance_layer_chunks conformance_attention -- --no-print-directory
+	@$(VENV_PYTHON) tests/run_tests.py asan-kernels
 
 asan: build-asan
 	@$(VENV_PYTHON) tests/run_tests.py asan

@@ -31,10 +31,17 @@
 #include "kernels/cpu/product_rare.h"
 #include "kernels/cpu/unroll.h"
 
+/* BLOCK times ROWS rows are decoded together, so many vectors of each: by default what fits in a first-level cache of
+ * 48 KiB beside TOKENS inputs of 64-byte vectors. */
+#ifndef BLOCK
+#define BLOCK 4
+#endif
+#ifndef CHUNK_VECTORS
+#define CHUNK_VECTORS 32
+#endif
+
 enum {
-    SCALES = 64,        /* of one row, converted at a time */
-    BLOCK = 4,          /* times ROWS rows are decoded together, ... */
-    CHUNK_VECTORS = 32, /* so many vectors of each, which fits in a first-level cache of 48 KiB beside TOKENS inputs */
+    SCALES = 64, /* of one row, converted at a time */
     CHUNK_COLUMNS = CHUNK_VECTORS * (int)sizeof(vec) / COLUMN_BYTES,
     GEMM_TOKENS = 96 /* tokens whose sums are kept beside decoded rows */
 };

@@ -222,5 +222,5 @@ void mf_cpu_products_fill_avx512_bf16(mf_cpu_kernels *k)
             k->product[f][MF_CPU_INPUT_BF16] = (mf_cpu_product){ products[f], MF_CPU_FORM_BF16 };
         }
     }
-    k->isa = "avx512+vnni+bf16";
+    k->isa = "avx512_bf16";
 }
