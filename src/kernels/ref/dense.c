@@ -8,23 +8,7 @@
 
 enum { GROUP = 128 };
 
-float mf_ref_dot(const mf_matrix *w, int64_t row, const float *x)
-{
-    float values[GROUP];
-    float total = 0.0f;
-    for (int64_t first = 0; first < w->k; first += GROUP) {
-        int64_t count = w->k - first < GROUP ? w->k - first : GROUP;
-        mf_matrix_decode_row(w, row, first, count, values);
-        float sum = 0.0f;
-        for (int64_t i = 0; i < count; i++) {
-            sum += values[i] * x[first + i];
-        }
-        total += sum;
-    }
-    return total;
-}
-
-/* mf_ref_dot with x rounded on the way. */
+/* mf_ref_dot with x rounded to act_dtype on the way. */
 static float rounded_dot(const mf_matrix *w, int64_t row, mf_dtype act_dtype, const float *x)
 {
     float values[GROUP];
@@ -39,6 +23,11 @@ static float rounded_dot(const mf_matrix *w, int64_t row, mf_dtype act_dtype, co
         total += sum;
     }
     return total;
+}
+
+float mf_ref_dot(const mf_matrix *w, int64_t row, const float *x)
+{
+    return rounded_dot(w, row, MF_F32, x);
 }
 
 void mf_ref_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
