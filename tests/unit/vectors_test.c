@@ -355,76 +355,30 @@ TEST(activations_round_to_their_dtype_and_keep_nan)
 
 /* ---- sums ---- */
 
-TEST(norms_and_exponentials_stay_close_and_touch_nothing_behind_them)
+TEST(norms_stay_close_and_touch_nothing_behind_them)
 {
     uint64_t seed = 17;
     EACH_RUNG(r)
     {
         for (int64_t n = 1; n < 300; n += n < 40 ? 1 : 29) {
-            float x[304], weight[304], out[304], e[304];
-            double sum = 0, total = 0, most = -INFINITY;
+            float x[304], weight[304], out[304];
+            double sum = 0;
             for (int64_t i = 0; i < 304; i++) {
                 x[i] = (float)(mf_random_unit(&seed) * 8 - 4);
                 weight[i] = (float)(mf_random_unit(&seed) + 0.5);
-                out[i] = e[i] = 77.0f;
+                out[i] = 77.0f;
             }
             for (int64_t i = 0; i < n; i++) {
                 sum += (double)x[i] * x[i];
-                most = x[i] > most ? x[i] : most;
             }
             r->kernels->rms_norm(x, weight, n, 1e-6f, out);
-            memcpy(e, x, (size_t)n * sizeof *e);
-            const float got_total = r->kernels->exp_sum(e, n, (float)most);
             for (int64_t i = 0; i < n; i++) {
                 const double exact = x[i] / sqrt(sum / (double)n + 1e-6) * weight[i];
                 CHECK(fabs(out[i] - exact) <= 1e-6 * fabs(exact)); /* a chain of 300 roundings at most, by lanes */
-                CHECK(fabs(e[i] - exp(x[i] - most)) <= 1e-6);
-                total += e[i];
             }
-            CHECK(fabs(got_total - total) <= 1e-6 * total);
             for (int64_t i = n; i < 304; i++) {
-                CHECK(out[i] == 77.0f && e[i] == 77.0f);
+                CHECK(out[i] == 77.0f);
             }
-        }
-    }
-}
-
-TEST(mixes_do_not_depend_on_how_many_heads_share_a_call)
-{
-    enum { ROWS = 9, HEADS = 7, N = 150 };
-    static float rows[ROWS * N], weights[HEADS * ROWS], together[HEADS * N], alone[HEADS * N];
-    uint64_t seed = 18;
-    EACH_RUNG(r)
-    {
-        for (int64_t n = 1; n <= N; n += 7) {
-            fill(rows, ROWS * N, &seed, false);
-            fill(weights, HEADS * ROWS, &seed, false);
-            fill(together, HEADS * N, &seed, false);
-            memcpy(alone, together, sizeof alone);
-            mf_cpu_mix mix = { .rows = rows,
-                               .weights = weights,
-                               .row_stride = N,
-                               .weight_stride = ROWS,
-                               .num_rows = ROWS,
-                               .num_heads = HEADS,
-                               .n = n,
-                               .acc = together,
-                               .acc_stride = N };
-            float expected = together[0];
-            r->kernels->mix(&mix);
-            for (int64_t h = 0; h < HEADS; h++) {
-                mix.num_heads = 1;
-                mix.acc = alone + h * N;
-                mix.weights = weights + h * ROWS;
-                r->kernels->mix(&mix);
-            }
-            same_bytes("mix", r->name, together, alone, sizeof alone);
-            double exact = expected, size = fabs((double)expected);
-            for (int64_t s = 0; s < ROWS; s++) {
-                exact += (double)weights[s] * rows[s * N];
-                size += fabs((double)weights[s] * rows[s * N]);
-            }
-            CHECK(fabs(together[0] - exact) <= 20 * 0x1p-24 * size);
         }
     }
 }

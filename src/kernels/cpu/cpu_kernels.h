@@ -107,15 +107,6 @@ typedef struct mf_cpu_combine {
     void *out;
 } mf_cpu_combine;
 
-/* acc[h][i] += sum over s, ascending, of weight[h][s] * row[s][i], for i < n, h < num_heads. */
-typedef struct mf_cpu_mix {
-    const float *rows, *weights;
-    int64_t row_stride, weight_stride;
-    int64_t num_rows, num_heads, n;
-    float *acc;
-    int64_t acc_stride;
-} mf_cpu_mix;
-
 typedef struct mf_cpu_kernels {
     const char *isa;                      /* "c", "avx2+fma+f16c" */
     mf_cpu_product product[MF_FORMAT_COUNT][MF_CPU_INPUT_COUNT]; /* F32 and BF16: every format; I8: INT8_CHANNEL and
@@ -134,9 +125,6 @@ typedef struct mf_cpu_kernels {
     /* x[n] quantised, over itself, as f32: by the fp8 rules to code times scale; by INT8_TOKEN to codes and *scale. */
     void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
     mf_cpu_attention_kernels attention;
-    void (*mix)(const mf_cpu_mix *mix);
-    /* x[i] = exp(x[i] - max), and their sum */
-    float (*exp_sum)(float *x, int64_t n, float max);
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
     /* acc[i] += x[i] */
     void (*add)(float *acc, const float *x, int64_t n);

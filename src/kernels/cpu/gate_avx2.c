@@ -1,15 +1,9 @@
 /* gate_avx2.c - the gate's wide steps, eight columns at a time.  The bits are the scalar ones: every operation here is the
  * correctly rounded f32 operation of ref/canonical.h in the same order. */
 #include "kernels/cpu/avx2.h"
-#include "kernels/ref/views.h"
+#include "kernels/cpu/gate_wide.h"
 
-/* Columns are padded to PAD with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
-enum { PAD = 32, ROWS_AHEAD = 2 };
-
-static int64_t padded(const mf_gate_call *call)
-{
-    return (call->row_width + PAD - 1) / PAD * PAD;
-}
+enum { ROWS_AHEAD = 2 };
 
 /* ---- canonical values and elementary functions ---- */
 
@@ -117,12 +111,6 @@ INLINE __m256 load_flags(const bool *flags)
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(lanes, _mm256_setzero_si256()));
 }
 
-static const mf_tensor *bias_of_row(const mf_gate_call *call, int64_t t)
-{
-    const mf_gate_args *a = call->args;
-    return a->bias_alt.data && mf_load_u8(&a->row_is_alt, t) != 0 ? &a->bias_alt : &a->e_score_correction_bias;
-}
-
 INLINE __m256 bias8(const mf_tensor *bias, int64_t i, int64_t n)
 {
     __m256 b = load_some(bias, 0, i, n, 0.0f);
@@ -217,11 +205,8 @@ static void score_avx2(const mf_gate_call *call, mf_gate_row *row)
 
 static void make_keys_avx2(const mf_gate_call *call, mf_gate_row *row)
 {
-    const mf_scoring scoring = call->cfg.scoring;
-    const bool by_logit = scoring == MF_SCORING_SOFTMAX || scoring == MF_SCORING_TOPK_SOFTMAX ||
-                          scoring == MF_SCORING_TOPK_SIGMOID;
-    const mf_tensor *bias = call->cfg.bias_domain == MF_BIAS_SCORE ? bias_of_row(call, row->t) : NULL;
-    const float *from = by_logit && !bias ? row->x : row->a;
+    const mf_tensor *bias;
+    const float *from = key_source(call, row, &bias);
     const int64_t n = call->row_width, end = padded(call);
     for (int64_t i = 0; i < end; i += 8) {
         __m256 key = _mm256_loadu_ps(from + i);
@@ -330,18 +315,9 @@ static void drop_groups_avx2(const mf_gate_call *call, mf_gate_row *row)
     for (int64_t g = 0; g < num_groups; g++) {
         float first, second;
         top_two(row->key + g * size, size, &first, &second);
-        score[g] = call->cfg.group_score == MF_GROUP_SCORE_MAX ? first : mf_canon_zero(first + second);
+        score[g] = score_of_group(call, first, second);
     }
-    memset(row->allowed, 0, (size_t)call->row_width);
-    for (int32_t n = 0; n < call->cfg.topk_group; n++) {
-        int64_t best = -1;
-        for (int64_t g = 0; g < num_groups; g++) {
-            if (!row->allowed[g * size] && (best < 0 || score[g] > score[best])) {
-                best = g;
-            }
-        }
-        memset(row->allowed + best * size, 1, (size_t)size);
-    }
+    allow_best_groups(call, score, row);
 }
 
 static const mf_gate_steps avx2_steps = { .read_logits = read_logits_avx2,

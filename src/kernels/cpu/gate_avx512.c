@@ -1,15 +1,9 @@
 /* gate_avx512.c - the gate's wide steps, sixteen columns at a time.  The bits are the scalar ones: every operation here is
  * the correctly rounded f32 operation of ref/canonical.h in the same order. */
 #include "kernels/cpu/avx512.h"
-#include "kernels/ref/views.h"
+#include "kernels/cpu/gate_wide.h"
 
-/* Columns are padded to PAD with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
-enum { PAD = 32, ROWS_AHEAD = 2 };
-
-static int64_t padded(const mf_gate_call *call)
-{
-    return (call->row_width + PAD - 1) / PAD * PAD;
-}
+enum { ROWS_AHEAD = 2 };
 
 /* ---- canonical values and elementary functions ---- */
 
@@ -105,12 +99,6 @@ INLINE __m512 if_good(const mf_gate_row *row, int64_t i, __m512 v)
     return _mm512_mask_mov_ps(v, load_flags(row->bad + i), _mm512_setzero_ps());
 }
 
-static const mf_tensor *bias_of_row(const mf_gate_call *call, int64_t t)
-{
-    const mf_gate_args *a = call->args;
-    return a->bias_alt.data && mf_load_u8(&a->row_is_alt, t) != 0 ? &a->bias_alt : &a->e_score_correction_bias;
-}
-
 INLINE __m512 bias16(const mf_tensor *bias, int64_t i, int64_t n)
 {
     const __m512 b = load_some(bias, 0, i, n, 0.0f);
@@ -196,11 +184,8 @@ static void score_avx512(const mf_gate_call *call, mf_gate_row *row)
 
 static void make_keys_avx512(const mf_gate_call *call, mf_gate_row *row)
 {
-    const mf_scoring scoring = call->cfg.scoring;
-    const bool by_logit = scoring == MF_SCORING_SOFTMAX || scoring == MF_SCORING_TOPK_SOFTMAX ||
-                          scoring == MF_SCORING_TOPK_SIGMOID;
-    const mf_tensor *bias = call->cfg.bias_domain == MF_BIAS_SCORE ? bias_of_row(call, row->t) : NULL;
-    const float *from = by_logit && !bias ? row->x : row->a;
+    const mf_tensor *bias;
+    const float *from = key_source(call, row, &bias);
     const int64_t n = call->row_width, end = padded(call);
     for (int64_t i = 0; i < end; i += 16) {
         __m512 key = _mm512_loadu_ps(from + i);
@@ -367,7 +352,7 @@ static void drop_groups_avx512(const mf_gate_call *call, mf_gate_row *row)
     for (int64_t g = 0; g < num_groups; g++) {
         float first, second;
         top_two(row->key + g * size, size, &first, &second);
-        score[g] = call->cfg.group_score == MF_GROUP_SCORE_MAX ? first : mf_canon_zero(first + second);
+        score[g] = score_of_group(call, first, second);
     }
     const __mmask16 groups = mask16(num_groups);
     const __m512 scores = _mm512_maskz_loadu_ps(groups, score);

@@ -1,15 +1,7 @@
 /* gate_neon.c - the gate's wide steps on aarch64, four columns at a time.  The bits are the scalar ones: every
  * operation here is the correctly rounded f32 operation of ref/canonical.h in the same order. */
 #include "kernels/cpu/neon.h"
-#include "kernels/ref/views.h"
-
-/* Columns are padded to this many with bad experts: whole vectors everywhere, and lanesum32's 32 lanes. */
-enum { PAD = 32 };
-
-static int64_t padded(const mf_gate_call *call)
-{
-    return (call->row_width + PAD - 1) / PAD * PAD;
-}
+#include "kernels/cpu/gate_wide.h"
 
 /* ---- canonical values and elementary functions ---- */
 
@@ -102,12 +94,6 @@ INLINE uint32x4_t load_flags(const bool *flags)
     memcpy(&four, flags, sizeof four);
     uint32x4_t lanes = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
     return vtstq_u32(lanes, lanes);
-}
-
-static const mf_tensor *bias_of_row(const mf_gate_call *call, int64_t t)
-{
-    const mf_gate_args *a = call->args;
-    return a->bias_alt.data && mf_load_u8(&a->row_is_alt, t) != 0 ? &a->bias_alt : &a->e_score_correction_bias;
 }
 
 INLINE float32x4_t bias4(const mf_tensor *bias, int64_t i, int64_t n)
@@ -205,11 +191,8 @@ static void score_neon(const mf_gate_call *call, mf_gate_row *row)
 
 static void make_keys_neon(const mf_gate_call *call, mf_gate_row *row)
 {
-    const mf_scoring scoring = call->cfg.scoring;
-    const bool by_logit =
-        scoring == MF_SCORING_SOFTMAX || scoring == MF_SCORING_TOPK_SOFTMAX || scoring == MF_SCORING_TOPK_SIGMOID;
-    const mf_tensor *bias = call->cfg.bias_domain == MF_BIAS_SCORE ? bias_of_row(call, row->t) : NULL;
-    const float *from = by_logit && !bias ? row->x : row->a;
+    const mf_tensor *bias;
+    const float *from = key_source(call, row, &bias);
     const int64_t n = call->row_width, end = padded(call);
     for (int64_t i = 0; i < end; i += 4) {
         float32x4_t key = vld1q_f32(from + i);
@@ -312,18 +295,9 @@ static void drop_groups_neon(const mf_gate_call *call, mf_gate_row *row)
     for (int64_t g = 0; g < num_groups; g++) {
         float first, second;
         top_two(row->key + g * size, size, &first, &second);
-        score[g] = call->cfg.group_score == MF_GROUP_SCORE_MAX ? first : mf_canon_zero(first + second);
+        score[g] = score_of_group(call, first, second);
     }
-    memset(row->allowed, 0, (size_t)call->row_width);
-    for (int32_t n = 0; n < call->cfg.topk_group; n++) {
-        int64_t best = -1;
-        for (int64_t g = 0; g < num_groups; g++) {
-            if (!row->allowed[g * size] && (best < 0 || score[g] > score[best])) {
-                best = g;
-            }
-        }
-        memset(row->allowed + best * size, 1, (size_t)size);
-    }
+    allow_best_groups(call, score, row);
 }
 
 static const mf_gate_steps neon_steps = { .read_logits = read_logits_neon,

@@ -208,79 +208,6 @@ static float dot_avx2(const float *a, const float *b, int64_t n)
     return sum_lanes(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
 }
 
-/* Heads [h, h + NH) and NV vectors from column i, the last one masked: sums stay in registers over all rows. */
-INLINE void mix_block(const mf_cpu_mix *m, int NH, int NV, int64_t h, int64_t i, __m256i mask)
-{
-    __m256 acc[4][2];
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(2) for (int v = 0; v < NV; v++) {
-            acc[a][v] = _mm256_maskload_ps(m->acc + (h + a) * m->acc_stride + i + 8 * v, mask);
-        }
-    }
-    for (int64_t s = 0; s < m->num_rows; s++) {
-        const float *row = m->rows + s * m->row_stride + i;
-        __m256 values[2];
-        UNROLL(2) for (int v = 0; v < NV; v++) {
-            values[v] = _mm256_maskload_ps(row + 8 * v, mask);
-        }
-        UNROLL(4) for (int a = 0; a < NH; a++) {
-            const __m256 weight = _mm256_broadcast_ss(m->weights + (h + a) * m->weight_stride + s);
-            UNROLL(2) for (int v = 0; v < NV; v++) {
-                acc[a][v] = _mm256_fmadd_ps(weight, values[v], acc[a][v]);
-            }
-        }
-    }
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(2) for (int v = 0; v < NV; v++) {
-            _mm256_maskstore_ps(m->acc + (h + a) * m->acc_stride + i + 8 * v, mask, acc[a][v]);
-        }
-    }
-}
-
-static void mix_avx2(const mf_cpu_mix *m)
-{
-    const __m256i all = _mm256_set1_epi32(-1);
-    for (int64_t i = 0; i < m->n; i += m->n - i >= 16 ? 16 : 8) {
-        const bool two = m->n - i >= 16;
-        const int left = two || m->n - i > 8 ? 8 : (int)(m->n - i);
-        const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-        int64_t h = 0;
-        for (; h + 4 <= m->num_heads; h += 4) {
-            if (two) {
-                mix_block(m, 4, 2, h, i, all);
-            } else {
-                mix_block(m, 4, 1, h, i, mask);
-            }
-        }
-        for (; h < m->num_heads; h++) {
-            if (two) {
-                mix_block(m, 1, 2, h, i, all);
-            } else {
-                mix_block(m, 1, 1, h, i, mask);
-            }
-        }
-    }
-}
-
-static float exp_sum_avx2(float *x, int64_t n, float max)
-{
-    const __m256 shift = _mm256_set1_ps(max);
-    __m256 sum = _mm256_setzero_ps();
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), shift));
-        _mm256_storeu_ps(x + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    if (i < n) {
-        float last[8] = { 0 };
-        _mm256_storeu_ps(last, exp8(_mm256_sub_ps(load_tail(x + i, n - i), shift)));
-        memcpy(x + i, last, (size_t)(n - i) * sizeof(float));
-        sum = _mm256_add_ps(sum, load_tail(last, n - i));
-    }
-    return sum_lanes(sum);
-}
-
 static void rms_norm_avx2(const float *x, const float *weight, int64_t n, float eps, float *out)
 {
     float scale = 1.0f / sqrtf(dot_avx2(x, x, n) / (float)n + eps);
@@ -433,8 +360,6 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->load_row = load_row_avx2;
     k->store_row = store_row_avx2;
     k->quantise = quantise_avx2;
-    k->mix = mix_avx2;
-    k->exp_sum = exp_sum_avx2;
     k->rms_norm = rms_norm_avx2;
     k->add = add_avx2;
     k->rope = rope_avx2;

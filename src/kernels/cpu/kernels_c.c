@@ -212,30 +212,6 @@ static float dot_c(const float *a, const float *b, int64_t n)
     return sum_lanes(&acc);
 }
 
-static void mix_c(const mf_cpu_mix *m)
-{
-    for (int64_t h = 0; h < m->num_heads; h++) {
-        float *acc = m->acc + h * m->acc_stride;
-        for (int64_t s = 0; s < m->num_rows; s++) {
-            const float weight = m->weights[h * m->weight_stride + s];
-            const float *row = m->rows + s * m->row_stride;
-            for (int64_t i = 0; i < m->n; i++) {
-                acc[i] += weight * row[i];
-            }
-        }
-    }
-}
-
-static float exp_sum_c(float *x, int64_t n, float max)
-{
-    lanes acc = { 0 };
-    for (int64_t i = 0; i < n; i++) {
-        x[i] = expf(x[i] - max);
-        acc.v[i % LANES] += x[i];
-    }
-    return sum_lanes(&acc);
-}
-
 static void rms_norm_c(const float *x, const float *weight, int64_t n, float eps, float *out)
 {
     float scale = 1.0f / sqrtf(dot_c(x, x, n) / (float)n + eps);
@@ -273,8 +249,6 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .load_row = load_row_c,
                            .store_row = store_row_c,
                            .quantise = quantise_c,
-                           .mix = mix_c,
-                           .exp_sum = exp_sum_c,
                            .rms_norm = rms_norm_c,
                            .add = add_c,
                            .rope = rope_c };

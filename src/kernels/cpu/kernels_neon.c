@@ -259,91 +259,6 @@ static float dot_neon(const float *a, const float *b, int64_t n)
     return sum_lanes4(vaddq_f32(vaddq_f32(acc[0], acc[2]), vaddq_f32(acc[1], acc[3])));
 }
 
-/* Heads [h, h + NH) and NV vectors from column i: sums stay in registers over all rows. */
-INLINE void mix_block(const mf_cpu_mix *m, int NH, int NV, int64_t h, int64_t i)
-{
-    float32x4_t acc[4][4];
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            acc[a][v] = vld1q_f32(m->acc + (h + a) * m->acc_stride + i + 4 * v);
-        }
-    }
-    for (int64_t s = 0; s < m->num_rows; s++) {
-        const float *row = m->rows + s * m->row_stride + i;
-        float32x4_t values[4];
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            values[v] = vld1q_f32(row + 4 * v);
-        }
-        UNROLL(4) for (int a = 0; a < NH; a++) {
-            const float32x4_t weight = vdupq_n_f32(m->weights[(h + a) * m->weight_stride + s]);
-            UNROLL(4) for (int v = 0; v < NV; v++) {
-                acc[a][v] = vfmaq_f32(acc[a][v], weight, values[v]);
-            }
-        }
-    }
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            vst1q_f32(m->acc + (h + a) * m->acc_stride + i + 4 * v, acc[a][v]);
-        }
-    }
-}
-
-/* Fewer than four columns from i on, by the same fused steps. */
-static void mix_last(const mf_cpu_mix *m, int64_t h, int64_t i)
-{
-    for (; i < m->n; i++) {
-        float acc = m->acc[h * m->acc_stride + i];
-        for (int64_t s = 0; s < m->num_rows; s++) {
-            acc = fmaf(m->weights[h * m->weight_stride + s], m->rows[s * m->row_stride + i], acc);
-        }
-        m->acc[h * m->acc_stride + i] = acc;
-    }
-}
-
-static void mix_neon(const mf_cpu_mix *m)
-{
-    int64_t i = 0;
-    for (; i + 16 <= m->n; i += 16) {
-        int64_t h = 0;
-        for (; h + 4 <= m->num_heads; h += 4) {
-            mix_block(m, 4, 4, h, i);
-        }
-        for (; h < m->num_heads; h++) {
-            mix_block(m, 1, 4, h, i);
-        }
-    }
-    for (; i + 4 <= m->n; i += 4) {
-        for (int64_t h = 0; h < m->num_heads; h++) {
-            mix_block(m, 1, 1, h, i);
-        }
-    }
-    for (int64_t h = 0; h < m->num_heads; h++) {
-        mix_last(m, h, i);
-    }
-}
-
-static float exp_sum_neon(float *x, int64_t n, float max)
-{
-    const float32x4_t shift = vdupq_n_f32(max);
-    float32x4_t sum[2] = { vdupq_n_f32(0.0f), vdupq_n_f32(0.0f) };
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        UNROLL(2) for (int j = 0; j < 2; j++) {
-            float32x4_t e = exp4(vsubq_f32(vld1q_f32(x + i + 4 * j), shift));
-            vst1q_f32(x + i + 4 * j, e);
-            sum[j] = vaddq_f32(sum[j], e);
-        }
-    }
-    for (int j = 0; i < n; i += 4, j++) {
-        const int64_t count = n - i < 4 ? n - i : 4;
-        float last[4];
-        vst1q_f32(last, exp4(vsubq_f32(count == 4 ? vld1q_f32(x + i) : load_tail(x + i, count), shift)));
-        memcpy(x + i, last, (size_t)count * sizeof(float));
-        sum[j] = vaddq_f32(sum[j], load_tail(last, count));
-    }
-    return sum_lanes8(sum);
-}
-
 static void rms_norm_neon(const float *x, const float *weight, int64_t n, float eps, float *out)
 {
     float scale = 1.0f / sqrtf(dot_neon(x, x, n) / (float)n + eps);
@@ -364,8 +279,6 @@ void mf_cpu_kernels_fill_neon(mf_cpu_kernels *k)
     k->load_row = load_row_neon;
     k->store_row = store_row_neon;
     k->quantise = quantise_neon;
-    k->mix = mix_neon;
-    k->exp_sum = exp_sum_neon;
     k->rms_norm = rms_norm_neon;
     k->add = add_neon;
     k->rope = rope_neon;

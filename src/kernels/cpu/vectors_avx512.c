@@ -270,75 +270,6 @@ static float dot_avx512(const float *a, const float *b, int64_t n)
     return sum_lanes16(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
 }
 
-/* NH heads, NV vectors of 16; the last vector by its mask. */
-INLINE void mix_block(const mf_cpu_mix *m, const int NH, const int NV, int64_t h, int64_t i, __mmask16 mask)
-{
-    __m512 acc[4][4];
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            acc[a][v] = _mm512_maskz_loadu_ps(mask, m->acc + (h + a) * m->acc_stride + i + 16 * v);
-        }
-    }
-    for (int64_t s = 0; s < m->num_rows; s++) {
-        const float *row = m->rows + s * m->row_stride + i;
-        __m512 values[4];
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            values[v] = _mm512_maskz_loadu_ps(mask, row + 16 * v);
-        }
-        UNROLL(4) for (int a = 0; a < NH; a++) {
-            const __m512 weight = _mm512_set1_ps(m->weights[(h + a) * m->weight_stride + s]);
-            UNROLL(4) for (int v = 0; v < NV; v++) {
-                acc[a][v] = _mm512_fmadd_ps(weight, values[v], acc[a][v]);
-            }
-        }
-    }
-    UNROLL(4) for (int a = 0; a < NH; a++) {
-        UNROLL(4) for (int v = 0; v < NV; v++) {
-            _mm512_mask_storeu_ps(m->acc + (h + a) * m->acc_stride + i + 16 * v, mask, acc[a][v]);
-        }
-    }
-}
-
-static void mix_avx512(const mf_cpu_mix *m)
-{
-    for (int64_t i = 0; i < m->n;) {
-        const bool four = m->n - i >= 64;
-        const __mmask16 mask = mask16(m->n - i);
-        int64_t h = 0;
-        for (; h + 4 <= m->num_heads; h += 4) {
-            if (four) {
-                mix_block(m, 4, 4, h, i, 0xffff);
-            } else {
-                mix_block(m, 4, 1, h, i, mask);
-            }
-        }
-        for (; h < m->num_heads; h++) {
-            if (four) {
-                mix_block(m, 1, 4, h, i, 0xffff);
-            } else {
-                mix_block(m, 1, 1, h, i, mask);
-            }
-        }
-        i += four ? 64 : 16;
-    }
-}
-
-static float exp_sum_avx512(float *x, int64_t n, float max)
-{
-    const __m512 shift = _mm512_set1_ps(max);
-    __m512 sums[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
-    for (int64_t i = 0; i < n; i += 32) {
-        UNROLL(2) for (int j = 0; j < 2; j++) {
-            const __mmask16 mask = mask16(n - i - 16 * j);
-            const __m512 v = _mm512_maskz_loadu_ps(mask, x + i + 16 * j);
-            const __m512 e = _mm512_maskz_mov_ps(mask, exp16(_mm512_sub_ps(v, shift)));
-            _mm512_mask_storeu_ps(x + i + 16 * j, mask, e);
-            sums[j] = _mm512_add_ps(sums[j], e);
-        }
-    }
-    return sum_lanes16(_mm512_add_ps(sums[0], sums[1]));
-}
-
 static void rms_norm_avx512(const float *x, const float *weight, int64_t n, float eps, float *out)
 {
     const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(dot_avx512(x, x, n) / (float)n + eps));
@@ -409,8 +340,6 @@ void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
     k->load_row = load_row_avx512;
     k->store_row = store_row_avx512;
     k->quantise = quantise_avx512;
-    k->mix = mix_avx512;
-    k->exp_sum = exp_sum_avx512;
     k->rms_norm = rms_norm_avx512;
     k->add = add_avx512;
     k->rope = rope_avx512;
