@@ -117,6 +117,17 @@ typedef struct mf_sampling_params {
     const int32_t *bad_word_lengths; /* [num_bad_words] */
 } mf_sampling_params;
 
+/* Constrained decoding: who says which ids may come next.  The engine calls one guide's functions one at a time, on any of its
+ * threads, and calls release exactly once when the request has ended (also when it never ran). */
+typedef struct mf_guide {
+    void *context;
+    /* mask [(vocab_size + 31) / 32], zeroed: sets bit i for each id that may come next.  No bit at all ends the request with
+     * MF_FINISH_ERROR. */
+    void (*fill)(void *context, uint32_t *mask, int32_t vocab_size);
+    void (*accept)(void *context, int32_t token_id); /* the id that was chosen */
+    void (*release)(void *context);
+} mf_guide;
+
 typedef struct mf_request {
     size_t struct_size; /* sizeof(mf_request), set by MF_REQUEST_INIT */
     const int32_t *prompt_token_ids;
@@ -124,6 +135,7 @@ typedef struct mf_request {
     mf_sampling_params sampling;
     int64_t deadline_ns; /* on the monotonic clock; 0 = none.  Passed in the queue: never started */
     void *user_data;     /* handed back in events */
+    mf_guide guide;      /* fill NULL = none.  The engine's from a successful submit on; else it stays the caller's */
 } mf_request;
 
 #define MF_SAMPLING_PARAMS_INIT                                                                                        \

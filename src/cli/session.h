@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 #include "cli/model_flags.h"
-#include "cli/prompt.h"
+#include "text/prompt.h"
 #include "model/model.h"
 #include "moefuse_engine.h"
 

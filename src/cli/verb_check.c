@@ -5,7 +5,7 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include "cli/prompt.h"
+#include "text/prompt.h"
 #include "cli/session.h"
 #include "model/weights.h"
 

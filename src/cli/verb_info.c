@@ -6,7 +6,7 @@
 #include "base/arena.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include "cli/prompt.h"
+#include "text/prompt.h"
 #include "model/family.h"
 #include "model/plan.h"
 

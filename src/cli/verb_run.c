@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include "cli/prompt.h"
+#include "text/prompt.h"
 #include "cli/session.h"
 #include "engine/engine.h"
 #include "model/model.h"

@@ -1,6 +1,6 @@
 /* prompt.h - what a model's folder says about text: its tokenizer, its chat template; conversations to token ids. */
-#ifndef MF_CLI_PROMPT_H
-#define MF_CLI_PROMPT_H
+#ifndef MF_TEXT_PROMPT_H
+#define MF_TEXT_PROMPT_H
 
 #include <jansson.h>
 

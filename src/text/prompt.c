@@ -1,5 +1,5 @@
 /* prompt.c - see prompt.h. */
-#include "cli/prompt.h"
+#include "text/prompt.h"
 
 #include "base/file.h"
 #include "base/sys.h"
