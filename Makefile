@@ -6,7 +6,7 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test quick asan asan-kernels tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run build test quick asan asan-kernels test-clients tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -75,6 +75,10 @@ test-aarch64: setup-test
 	@cmake --preset aarch64 $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset aarch64 -j $(JOBS) -- --no-print-directory
 	@$(VENV_PYTHON) tests/run_tests.py aarch64
+
+test-clients: build setup-test
+	@tools/setup.sh clients
+	@$(VENV_PYTHON) tests/server/clients/run.py build/release/bin/moefuse
 
 tsan: setup-test
 	@cmake --preset tsan $(CMAKE_ARGS) >/dev/null

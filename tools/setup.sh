@@ -3,6 +3,7 @@
 #   build   compiler, CMake, the three libraries         (apt)
 #   test    cmocka, Python and light packages in .venv   (apt, PyPI)
 #   fuzz    clang with libFuzzer                         (apt)
+#   clients the serving clients that people have, under .clients: vLLM's benchmark client, lm-eval, SGLang's benchmark (PyPI)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
 # Nothing is touched when nothing is missing.  Needs root or sudo only when an apt package is missing.
 set -euo pipefail
@@ -43,6 +44,28 @@ install_venv() {
     cp tests/requirements.txt "$stamp"
 }
 
+# Of two large wheels only the clients are kept: vLLM's is one binary, SGLang's a folder of Python that needs no torch.
+install_clients() {
+    local stamp=.clients/stamp wanted="vllm 0.33.0, sglang 0.5.23, lm-eval 0.4.13, transformers 5.23.0" wheels
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+    say "bringing the clients under .clients: $wanted (about 1.5 GB of downloads)"
+    rm -rf .clients && mkdir -p .clients/wheels && wheels=.clients/wheels
+    /usr/bin/python3 -m venv .clients/venv
+    .clients/venv/bin/python -m pip install --quiet --disable-pip-version-check "lm-eval[api]==0.4.13" transformers==5.23.0 aiohttp \
+        msgspec numpy orjson requests tqdm pybase64 pillow datasets psutil pyzmq
+    .clients/venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps -d $wheels vllm==0.33.0 sglang==0.5.23
+    python3 - "$wheels" <<'PYTHON'
+import glob, sys, zipfile
+with zipfile.ZipFile(glob.glob(sys.argv[1] + "/vllm-*.whl")[0]) as wheel, open(".clients/vllm-rs", "wb") as out:
+    out.write(wheel.read("vllm/vllm-rs"))
+with zipfile.ZipFile(glob.glob(sys.argv[1] + "/sglang-*.whl")[0]) as wheel:
+    wheel.extractall(".clients/sgl", [n for n in wheel.namelist() if n.startswith(("sglang/benchmark/", "sglang/srt/utils/"))])
+PYTHON
+    chmod +x .clients/vllm-rs
+    rm -rf $wheels
+    echo "$wanted" >"$stamp"
+}
+
 # The arm64 libraries are downloaded with lists of their own and unpacked, not installed: this machine's packages stay of one
 # architecture.
 unpack_aarch64_libraries() {
@@ -66,12 +89,13 @@ for group in "$@"; do
     case $group in
         build) install_apt "${build_packages[@]}" ;;
         test) install_apt "${test_packages[@]}"; install_venv ;;
+        clients) install_apt python3 python3-venv; install_clients ;;
         fuzz) install_apt "${fuzz_packages[@]}" ;;
         aarch64)
             [ "$(uname -m)" != aarch64 ] || { say "error: this machine is an aarch64 itself; its own tests cover the rungs"; exit 1; }
             install_apt "${aarch64_packages[@]}"
             unpack_aarch64_libraries
             ;;
-        *) say "error: unknown group '$group'; known: build test fuzz aarch64"; exit 2 ;;
+        *) say "error: unknown group '$group'; known: build test fuzz clients aarch64"; exit 2 ;;
     esac
 done
