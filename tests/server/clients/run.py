@@ -133,7 +133,7 @@ def sglang_bench(url):
 
 def main():
     tasks = make_data()
-    server, url, _ = start(sys.argv[1])
+    server, url, _ = start(os.path.abspath(sys.argv[1]))
     try:
         vllm_bench(url)
         lm_eval(url, tasks)
