@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -789,6 +790,9 @@ TEST(a_new_server_takes_the_listener_and_no_connection_is_refused)
     CHECK_OK(
         mf_takeover_offer(old.base, path, mf_http_server_listen_fd(old.server), note_taken, &num_taken, &offer, &err),
         err);
+    struct stat st;
+    CHECK_EQ(stat(path, &st), 0);
+    CHECK_EQ(st.st_mode & 0777, 0600);
     int before = dial(&old);
     say(&old, before, "GET /hold HTTP/1.1\r\n" HOST "\r\n");
     TURN_UNTIL(&old, old.num_held == 1, 1000);
