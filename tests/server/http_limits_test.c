@@ -205,6 +205,51 @@ TEST(a_body_below_its_rate_is_408_and_one_above_it_passes)
     }
 }
 
+TEST(a_fast_beginning_of_a_body_buys_no_time_later)
+{
+    harness h;
+    harness_init(&h);
+    h.limits.body_grace_ns = 50 * MS;
+    h.limits.body_bytes_per_s = 1000;
+    harness_open(&h);
+    int fd = dial(&h);
+    char piece[1000];
+    memset(piece, 'x', sizeof piece);
+    say(&h, fd, "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 2000\r\n\r\n");
+    say_bytes(&h, fd, piece, sizeof piece); /* a second's worth */
+    CHECK_EQ(status_of(hear(&h, fd, NULL, 500)), 408);
+    hang_up(fd);
+    harness_close(&h);
+}
+
+TEST(a_refused_body_is_dropped_without_a_reset)
+{
+    static const char *const heads[] = { "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 8388609\r\n\r\n",
+                                         "POST /nowhere HTTP/1.1\r\n" HOST "Content-Length: 65537\r\n\r\n",
+                                         "POST /nowhere HTTP/1.1\r\n" HOST "Transfer-Encoding: chunked\r\n\r\n" };
+    static const int statuses[] = { 413, 404, 404 };
+    char piece[30000];
+    memset(piece, 'x', sizeof piece);
+    for (int i = 0; i < 3; i++) {
+        harness h;
+        harness_init(&h);
+        harness_open(&h);
+        int fd = dial(&h);
+        say(&h, fd, heads[i]);
+        turn_for(&h, 5);
+        const char *answer = hear(&h, fd, "}}", 1000);
+        CHECK_EQ(status_of(answer), statuses[i]);
+        CHECK_HAS(answer, "\r\nConnection: close\r\n");
+        say_bytes(&h, fd, piece, sizeof piece); /* the client goes on sending before it reads */
+        turn_for(&h, 5);
+        CHECK(send(fd, piece, sizeof piece, MSG_NOSIGNAL) > 0); /* after a reset this could not be */
+        CHECK(hear_end(&h, fd, 1000));
+        hang_up(fd);
+        TURN_UNTIL(&h, mf_http_server_num_connections(h.server) == 0, 1000);
+        harness_close(&h);
+    }
+}
+
 /* ---- 100-continue ---- */
 
 TEST(continue_is_said_only_after_head_key_and_length_pass)
@@ -270,6 +315,8 @@ TEST(a_slow_reader_fills_the_backlog_and_drains_it)
     }
     CHECK_EQ(h.num_drained, 1);
     CHECK(mf_exchange_backlog(h.held[0]) <= 10000);
+    CHECK(mf_exchange_write(h.held[0], piece, sizeof piece)); /* and there is room again */
+    num_written++;
     mf_exchange_end(h.held[0], true);
     hear(&h, fd, NULL, 3000);
     got += heard_size();
@@ -703,6 +750,13 @@ TEST(a_unix_socket_serves_and_goes_with_the_server)
         harness_close(&h);
         CHECK(access(path, F_OK) != 0);
     }
+    harness h;
+    harness_init(&h);
+    h.options.uds_path = path;
+    harness_open(&h);
+    mf_http_server_hand_over(h.server); /* the path is the successor's */
+    harness_close(&h);
+    CHECK_EQ(unlink(path), 0);
 }
 
 TEST(a_socket_that_cannot_be_had_is_an_error_with_its_flag)
