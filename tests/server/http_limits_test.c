@@ -365,25 +365,25 @@ TEST(a_reader_that_is_slow_but_reads_is_kept)
 {
     harness h;
     harness_init(&h);
-    h.limits.write_stall_ns = 300 * MS;
+    h.limits.write_stall_ns = 400 * MS;
     harness_open(&h);
-    int fd = dial_with(&h, 4096);
-    char *body = calloc(1, 1 << 20), piece[4096];
+    int fd = dial_with(&h, 65536);
+    char *body = calloc(1, 3 << 20), piece[16384];
     say(&h, fd, "GET /hold HTTP/1.1\r\n" HOST "\r\n");
     TURN_UNTIL(&h, h.num_held == 1, 1000);
-    mf_exchange_reply(h.held[0], 200, "text/plain", body, 1 << 20);
+    mf_exchange_reply(h.held[0], 200, "text/plain", body, 3 << 20);
     size_t got = 0;
-    for (int i = 0; i < 60; i++) { /* 600 ms, twice the stall */
+    for (int i = 0; i < 80; i++) { /* 800 ms, twice the stall */
         ssize_t n = recv(fd, piece, sizeof piece, MSG_DONTWAIT);
         got += n > 0 ? (size_t)n : 0;
         turn_for(&h, 10);
     }
     CHECK_EQ(mf_http_server_num_connections(h.server), 1);
-    for (int i = 0; i < 1000 && got <= 1 << 20; i++) { /* then quickly: all of it comes */
+    for (int i = 0; i < 1000 && got <= 3 << 20; i++) { /* then quickly: all of it comes */
         hear(&h, fd, NULL, 5);
         got += heard_size();
     }
-    CHECK(got > 1 << 20);
+    CHECK(got > 3 << 20);
     free(body);
     hang_up(fd);
     harness_close(&h);
