@@ -45,6 +45,7 @@ def scripts(preset):
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("program", "tests/program_test.py", "moefuse"),
+                               ("metrics parser", "tests/server/metrics_parser_test.py", "tests-tools/metrics_dump"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
         jobs.append((name, [PYTHON, script, str(tools / tool)], {}))
     return jobs
