@@ -520,5 +520,6 @@ TEST(random_life_ends_every_serial_exactly_once_and_conserves_blocks)
                   (long long)s->num_tokens, (long long)s->num_guides);
     CHECK(s->num_submitted > 1000 && s->num_tokens > 1000 && s->num_refused > 10);
     close_fixture(s->f);
+    CHECK_EQ(atomic_load(&num_released), s->num_guides);
     free(s);
 }
