@@ -2,7 +2,7 @@
 #ifndef MF_SERVER_API_ERROR_H
 #define MF_SERVER_API_ERROR_H
 
-#include "base/error.h"
+#include "base/buffer.h"
 
 typedef struct mf_api_error {
     int status;         /* HTTP status, also "code"; 0 = none.  "type" follows from it */
@@ -16,5 +16,8 @@ mf_status mf_api_fail(mf_api_error *error, int status, const char *param, const 
 
 /* "BadRequestError" for 400, ... */
 const char *mf_api_error_type(int status);
+
+/* Appends {"error": {...}} on one line: a body, or what follows "data: " in a stream. */
+mf_status mf_api_error_write(const mf_api_error *error, mf_buffer *out);
 
 #endif

@@ -34,7 +34,7 @@ typedef struct mf_http_options {
     const char *host;     /* NULL: 127.0.0.1 */
     int32_t port;         /* 0: a free one */
     const char *uds_path; /* a UNIX socket instead of host and port */
-    int listen_fd;        /* >= 0: this listening socket instead (taken over, or handed by systemd) */
+    int listen_fd;        /* > 0: this listening socket instead (taken over, or handed by systemd); the server's from then on */
 
     const mf_route *routes;
     size_t num_routes;
@@ -67,13 +67,17 @@ typedef struct mf_http_limits {
 extern const mf_http_limits mf_http_default_limits;
 
 mf_status mf_http_server_open(struct event_base *base, const mf_http_options *options, mf_http_server **server, mf_error *err);
-/* Closes every connection at once (their exchanges are told `gone`).  NULL is fine; sets *server to NULL. */
+/* Closes every connection at once (their exchanges are told `gone`).  Not from inside a handler or an event of an exchange.
+ * NULL is fine; sets *server to NULL. */
 void mf_http_server_close(mf_http_server **server);
 
 int32_t mf_http_server_port(const mf_http_server *server); /* the real one; 0 for a UNIX socket */
 int mf_http_server_listen_fd(const mf_http_server *server); /* for a takeover; still the server's */
-/* No new connection is accepted, and each open one closes after its present answer ("Connection: close"). */
+/* Each open connection closes after its present answer ("Connection: close"), idle ones within a second.  New ones are still
+ * heard - clients then read why (`refuse`) instead of a reset - and close after one answer. */
 void mf_http_server_drain(mf_http_server *server);
+/* Another process has the listening socket: stops listening without touching a UNIX socket's path, and drains. */
+void mf_http_server_hand_over(mf_http_server *server);
 int32_t mf_http_server_num_connections(const mf_http_server *server);
 int64_t mf_http_server_body_bytes(const mf_http_server *server); /* of bodies present now */
 
