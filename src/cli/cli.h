@@ -17,6 +17,7 @@ extern const size_t mf_num_verbs;
 
 int mf_verb_run(int argc, char **argv);
 int mf_verb_info(int argc, char **argv);
+int mf_verb_serve(int argc, char **argv);
 int mf_verb_check(int argc, char **argv);
 int mf_verb_bench(int argc, char **argv);
 int mf_verb_doctor(int argc, char **argv);

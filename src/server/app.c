@@ -359,7 +359,7 @@ static mf_status open_http(mf_app *app, mf_error *err)
 {
     mf_http_options http = app->options->http;
     bool dev = app->options->dev_endpoints;
-    http.routes = dev ? mf_app_dev_routes : mf_app_routes;
+    http.routes = mf_app_dev_routes;
     http.num_routes = dev ? mf_app_num_dev_routes : mf_app_num_routes;
     http.context = app;
     http.refuse = refuse;

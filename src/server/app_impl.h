@@ -51,9 +51,8 @@ const char *mf_health_name(mf_health health);
 const mf_service_snapshot *mf_app_snapshot(mf_app *app);
 
 /* routes.c */
-extern const mf_route mf_app_routes[];
-extern const size_t mf_app_num_routes;
-extern const mf_route mf_app_dev_routes[]; /* the table with the dev endpoints */
+extern const size_t mf_app_num_routes; /* without the dev endpoints */
+extern const mf_route mf_app_dev_routes[]; /* all, those last */
 extern const size_t mf_app_num_dev_routes;
 
 /* handlers_status.c, handlers_model.c, handlers_text.c */
