@@ -81,7 +81,7 @@ MF_API int32_t mf_engine_max_events(const mf_engine *engine);
 #define MF_MAX_LOGPROBS 20
 #define MF_MAX_STOP_TOKEN_IDS 1024
 #define MF_MAX_LOGIT_BIAS 1024
-#define MF_MAX_BAD_WORDS 128
+#define MF_MAX_BAD_WORDS 256 /* sequences of ids: a word has one or two, without and with a space before it */
 #define MF_MAX_BAD_WORD_TOKENS 256
 
 typedef struct mf_logit_bias {

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/sys.h"
+#include "text/conversation.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 
@@ -52,22 +53,8 @@ mf_status mf_prompt_encode_chat(const mf_prompt *prompt, json_t *messages, mf_id
     if (!prompt->chat_template) {
         return mf_fail(err, MF_ERR_INVALID, "the model has no chat template; use --raw, or --chat-template FILE");
     }
-    json_t *variables = prompt->special_tokens ? json_copy(prompt->special_tokens) : json_object();
-    if (!variables || json_object_set(variables, "messages", messages) != 0 ||
-        json_object_set_new(variables, "add_generation_prompt", json_true()) != 0) {
-        json_decref(variables);
-        return mf_fail(err, MF_ERR_NOMEM, "out of memory");
-    }
-    mf_buffer text = { .limit = prompt->max_text_bytes };
-    mf_template_limits limits = { .output_bytes = prompt->max_text_bytes };
-    mf_status status = mf_chat_template_render(prompt->chat_template, variables, &limits, &text, err);
-    json_decref(variables);
-    if (status == MF_OK) {
-        /* The template writes the special tokens itself; the post-processor would add a second one. */
-        status = mf_tokenizer_encode(prompt->tokenizer, mf_buffer_text(&text), text.size, 0, ids, err);
-    }
-    mf_buffer_close(&text);
-    return status;
+    mf_conversation conversation = { .messages = messages, .add_generation_prompt = true };
+    return mf_conversation_encode(prompt, &conversation, ids, err);
 }
 
 mf_status mf_prompt_encode_raw(const mf_prompt *prompt, const char *text, size_t size, mf_ids *ids, mf_error *err)
