@@ -6,12 +6,13 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test quick asan asan-kernels tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
 	@echo "make test     install what the tests need, build, run everything; last line 'N passed, N failed'"
 	@echo "make quick    unit and conformance tests only, under a minute once built"
+	@echo "make test-page  the chat page in headless Chromium, about 20 s; SHOTS=FOLDER keeps screenshots"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make asan-kernels  the products' files under the sanitizers too: minutes of compiling"
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
@@ -48,6 +49,12 @@ test: build dev build-asan build-aarch64-if-possible
 
 quick: dev
 	@$(VENV_PYTHON) tests/run_tests.py quick
+
+test-page: setup-test
+	@tools/setup.sh browser
+	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset dev -j $(JOBS) --target page_dump -- --no-print-directory
+	@$(VENV_PYTHON) tests/server/page_browser_test.py build/dev/bin/tests-tools/page_dump $(if $(SHOTS),--shots $(SHOTS))
 
 asan-kernels: setup-test
 	@cmake -S . -B build/asan-kernels -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" \

@@ -46,8 +46,9 @@ def scripts(preset):
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("program", "tests/program_test.py", "moefuse"),
                                ("metrics parser", "tests/server/metrics_parser_test.py", "tests-tools/metrics_dump"),
+                               ("chat page", "tests/server/page_browser_test.py", "tests-tools/page_dump"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
-        jobs.append((name, [PYTHON, script, str(tools / tool)], {}))
+        jobs.append((name, [PYTHON, script, str(tools / tool), *(["--static"] if name == "chat page" else [])], {}))
     return jobs
 
 
