@@ -10,7 +10,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libsodium-dev libutf8proc-dev)
-build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev libsodium-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv)
 browser_packages=(chromium)
 fuzz_packages=(clang-14 libclang-rt-14-dev)

@@ -2,15 +2,18 @@
 #include "server/app.h"
 
 #include <event2/event.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/sys.h"
 #include "engine/engine.h"
 #include "server/app_impl.h"
+#include "server/expert_load.h"
 #include "server/warm_up.h"
 
 enum {
@@ -125,7 +128,7 @@ static void describe_metrics(mf_app *app)
 {
     const mf_app_model *m = &app->model;
     mf_metrics_options o = {
-        .model_name = app->options->served_names[0], .version = MF_VERSION_STRING, .commit = "", .isa = m->isa,
+        .model_name = app->options->served_names[0], .version = MF_VERSION_STRING, .commit = MF_COMMIT, .isa = m->isa,
         .device = m->device, .max_model_len = m->serve.max_model_len, .per_expert = app->options->metrics_per_expert,
     };
     const mf_model *model = mf_engine_get_model(m->engine);
@@ -134,7 +137,7 @@ static void describe_metrics(mf_app *app)
     const char **modes = NULL;
     int32_t *ids = NULL;
     if (plan && s->stats.num_layers > 0) {
-        static const char *const names[] = { [MF_LAYER_SLOT] = "slot", [MF_LAYER_OVERLAP] = "overlap", [MF_LAYER_SERIAL] = "serial" };
+        static const char *const names[] = { [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial" };
         o.num_layers = s->stats.num_layers;
         o.num_experts = s->stats.num_experts;
         o.num_shared = (int32_t)plan->config->num_shared_experts;
@@ -168,6 +171,45 @@ static const char *address(const mf_app *app, char *out, size_t size)
     return out;
 }
 
+static mf_status open_http(mf_app *app, mf_error *err)
+{
+    mf_http_options http = app->options->http;
+    bool dev = app->options->dev_endpoints;
+    http.routes = mf_app_dev_routes;
+    http.num_routes = dev ? mf_app_num_dev_routes : mf_app_num_routes;
+    http.context = app;
+    http.refuse = refuse;
+    http.answered = answered;
+    http.server_name = "moefuse/" MF_VERSION_STRING;
+    if (app->taken_fd >= 0) {
+        http.listen_fd = app->taken_fd;
+        app->taken_fd = -1; /* the HTTP server's */
+    }
+    return mf_http_server_open(app->base, &http, &app->http, err);
+}
+
+static void on_taken_over(void *context);
+
+/* The successor of a running server has the listening socket since its start, and listens from now on. */
+static mf_status take_over(mf_app *app, mf_error *err)
+{
+    MF_TRY(open_http(app, err));
+    int control = app->control_fd;
+    app->control_fd = -1;
+    MF_TRY(mf_takeover_claim(control, TAKEOVER_MS, err));
+    mf_log(MF_LOG_INFO, "took the listening socket over");
+    return MF_OK;
+}
+
+static mf_status offer_takeover(mf_app *app, mf_error *err)
+{
+    if (!app->options->takeover_path) {
+        return MF_OK;
+    }
+    return mf_takeover_offer(app->base, app->options->takeover_path, mf_http_server_listen_fd(app->http), on_taken_over, app,
+                             &app->takeover, err);
+}
+
 static void become_ready(mf_app *app)
 {
     char where[256];
@@ -175,6 +217,11 @@ static void become_ready(mf_app *app)
     app->told_ns = app->ready_ns;
     describe_metrics(app);
     app->is_ready = true;
+    if ((app->control_fd >= 0 && take_over(app, app->err) != MF_OK) || offer_takeover(app, app->err) != MF_OK) {
+        app->end = MF_APP_CANNOT_BIND;
+        event_base_loopbreak(app->base);
+        return;
+    }
     mf_log(MF_LOG_INFO, "ready on %s in %.1f s", address(app, where, sizeof where),
            (double)(app->ready_ns - app->opened_ns) * 1e-9);
 }
@@ -184,6 +231,21 @@ static void become_ready(mf_app *app)
 static double rate(int64_t count, double seconds)
 {
     return seconds > 0 ? (double)count / seconds : 0;
+}
+
+/* Over the layers that have experts, since the start; 0 = no load yet. */
+static double mean_jain(const mf_service_snapshot *s)
+{
+    double sum = 0;
+    int32_t n = 0;
+    for (int32_t i = 0; s->expert_load && i < s->stats.num_layers; i++) {
+        double jain = mf_load_jain(s->expert_load + (size_t)i * (size_t)s->stats.num_experts, s->stats.num_experts);
+        if (!isnan(jain)) {
+            sum += jain;
+            n++;
+        }
+    }
+    return n > 0 ? sum / n : 0;
 }
 
 static void log_line(mf_app *app, int64_t now_ns)
@@ -196,7 +258,7 @@ static void log_line(mf_app *app, int64_t now_ns)
     if (had_work) {
         int64_t queries = e->prefix_cache_queries - app->told_queries, hits = e->prefix_cache_hits - app->told_hits;
         char experts[64] = "";
-        double jain = mf_metrics_jain(app->metrics);
+        double jain = mean_jain(s);
         if (jain > 0) {
             snprintf(experts, sizeof experts, " | expert load Jain %.2f", jain);
         }
@@ -355,23 +417,10 @@ static mf_status open_events(mf_app *app, mf_error *err)
                : mf_fail(err, MF_ERR_NOMEM, "event loop: out of memory");
 }
 
-static mf_status open_http(mf_app *app, mf_error *err)
-{
-    mf_http_options http = app->options->http;
-    bool dev = app->options->dev_endpoints;
-    http.routes = mf_app_dev_routes;
-    http.num_routes = dev ? mf_app_num_dev_routes : mf_app_num_routes;
-    http.context = app;
-    http.refuse = refuse;
-    http.answered = answered;
-    http.server_name = "moefuse/" MF_VERSION_STRING;
-    return mf_http_server_open(app->base, &http, &app->http, err);
-}
-
 static mf_status open_parts(mf_app *app, mf_error *err)
 {
     const mf_app_options *o = app->options;
-    mf_metrics_options metrics = { .model_name = o->served_names[0], .version = MF_VERSION_STRING, .commit = "", .isa = "",
+    mf_metrics_options metrics = { .model_name = o->served_names[0], .version = MF_VERSION_STRING, .commit = MF_COMMIT, .isa = "",
                                    .device = "" };
     MF_TRY(mf_page_open(&app->page, err));
     MF_TRY(mf_metrics_open(&metrics, &app->metrics, err));
@@ -400,6 +449,12 @@ static void close_parts(mf_app *app)
 {
     atomic_store(&app->stop_loading, true);
     mf_takeover_close(&app->takeover);
+    if (app->control_fd >= 0) {
+        close(app->control_fd); /* the other server keeps all */
+    }
+    if (app->taken_fd >= 0) {
+        close(app->taken_fd);
+    }
     mf_http_server_close(&app->http);
     mf_text_worker_close(&app->text);
     mf_service_close(&app->service);
@@ -418,6 +473,22 @@ static void close_parts(mf_app *app)
     app->options->close(app->options->context);
 }
 
+/* Listens, or has the socket of the server that is to be succeeded: then nothing is accepted here until the model is loaded. */
+static mf_status listen_or_receive(mf_app *app, mf_error *err)
+{
+    char where[256];
+    if (app->options->takeover_path) {
+        MF_TRY(mf_takeover_receive(app->options->takeover_path, TAKEOVER_MS, &app->taken_fd, &app->control_fd, err));
+    }
+    if (app->control_fd >= 0) {
+        mf_log(MF_LOG_INFO, "a server runs: its listening socket is taken over once the model is loaded");
+        return MF_OK;
+    }
+    MF_TRY(open_http(app, err));
+    mf_log(MF_LOG_INFO, "listening on %s; the model loads", address(app, where, sizeof where));
+    return MF_OK;
+}
+
 mf_app_end mf_app_run(const mf_app_options *options, mf_error *err)
 {
     mf_app *app = mf_alloc_zero(sizeof *app);
@@ -432,13 +503,12 @@ mf_app_end mf_app_run(const mf_app_options *options, mf_error *err)
     signal(SIGPIPE, SIG_IGN);
     mf_app_end end = MF_APP_FAILED;
     app->base = event_base_new();
+    app->taken_fd = app->control_fd = -1;
     if (!app->base) {
         mf_fail(err, MF_ERR_NOMEM, "event loop: out of memory");
-    } else if (open_http(app, err) != MF_OK) {
+    } else if (listen_or_receive(app, err) != MF_OK) {
         end = MF_APP_CANNOT_BIND;
     } else if (open_parts(app, err) == MF_OK) {
-        char where[256];
-        mf_log(MF_LOG_INFO, "listening on %s; the model loads", address(app, where, sizeof where));
         app->end = MF_APP_DRAINED;
         event_base_dispatch(app->base);
         end = app->is_forced ? MF_APP_FORCED : app->end;

@@ -23,7 +23,8 @@ struct mf_app {
     mf_text_worker *text;
     mf_calls *calls;
     mf_metrics *metrics;
-    mf_takeover *takeover;
+    mf_takeover *takeover;    /* our offer to a successor */
+    int taken_fd, control_fd; /* from the server we succeed, until claimed; -1 = none */
     mf_app_model model; /* complete once is_ready */
     mf_page page;
     mf_service_snapshot snapshot;

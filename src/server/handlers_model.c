@@ -100,7 +100,7 @@ static void write_limits(const mf_app *app, mf_json_out *out)
 /* Per layer what the page and tests want to know; the printed plan has the reasons. */
 static void write_fusion(const mf_app *app, mf_json_out *out)
 {
-    static const char *const names[] = { [MF_LAYER_SLOT] = "slot", [MF_LAYER_OVERLAP] = "overlap", [MF_LAYER_SERIAL] = "serial" };
+    static const char *const names[] = { [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial" };
     const mf_model *model = mf_engine_get_model(app->model.engine);
     const mf_plan *plan = model ? mf_model_get_plan(model) : NULL;
     if (!plan) {
