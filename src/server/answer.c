@@ -273,13 +273,8 @@ void mf_answer_event_done(mf_json_out *out)
 
 void mf_answer_event_error(const mf_api_error *error, mf_json_out *out)
 {
-    mf_json_lit(out, "data: {\"error\":{\"message\":");
-    mf_json_cstr(out, error->message);
-    mf_json_lit(out, ",\"type\":");
-    mf_json_cstr(out, mf_api_error_type(error->status));
-    mf_json_lit(out, ",\"param\":");
-    mf_json_cstr(out, error->param[0] ? error->param : NULL);
-    mf_json_lit(out, ",\"code\":");
-    mf_json_int(out, error->status);
-    mf_json_lit(out, "}}\n\n");
+    mf_json_lit(out, "data: ");
+    mf_status status = mf_api_error_write(error, out->buffer);
+    out->status = out->status == MF_OK ? status : out->status;
+    mf_json_lit(out, "\n\n");
 }
