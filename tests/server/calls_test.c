@@ -458,7 +458,7 @@ static void give_tokens(desk *d, const int32_t *ids, int32_t n, mf_finish_reason
         if (d->service.requests[0].is_cancelled) {
             break;
         }
-        mf_logprob top[] = { { ids[i], -0.1f * (float)i }, { (ids[i] * 7 + 3) % 500, -5 } };
+        mf_logprob top[] = { { ids[i], -0.1f * (float)i }, { 400 + (ids[i] * 7 + 3) % 500, -5 } };
         fake_token_with_top(&d->service, 0, ids[i], -0.1f * (float)i, top, 2);
         pump(d);
     }
