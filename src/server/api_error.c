@@ -24,6 +24,7 @@ mf_status mf_api_fail(mf_api_error *error, int status, const char *param, const 
         error->message[end] = '\0';
     }
     if (status == 429 || status == 503) {
+        error->retry_after_s = 1;
         return MF_ERR_BUSY;
     }
     return status < 500 ? MF_ERR_INVALID : status == 501 ? MF_ERR_UNSUPPORTED : MF_ERR_INTERNAL;

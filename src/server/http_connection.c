@@ -203,12 +203,11 @@ static void enter_working(mf_connection *connection)
 }
 
 /* An answer of the server's own to what cannot go on; the connection ends with it. */
-static void refuse(mf_connection *connection, int status, int retry_after_s, const char *message)
+static void refuse(mf_connection *connection, int status, const char *message)
 {
     mf_exchange *exchange = connection->exchange;
     mf_api_error error;
     mf_api_fail(&error, status, NULL, "%s", message);
-    error.retry_after_s = retry_after_s;
     exchange->close = true;
     connection->closing = connection->unread = true;
     if (!exchange->request_id[0]) {
@@ -256,7 +255,7 @@ static void on_body(mf_connection *connection, mf_exchange *exchange, const void
     if ((uint64_t)server->body_bytes + size > server->limits.all_bodies_bytes ||
         mf_buffer_append(&exchange->body, bytes, size) != MF_OK) {
         mf_exchange_release_body(exchange);
-        refuse(connection, 503, 1, "the server holds too many request bodies at this moment");
+        refuse(connection, 503, "the server holds too many request bodies at this moment");
         return;
     }
     exchange->body_counted += size;
@@ -314,7 +313,7 @@ static size_t consume(mf_connection *connection, const char *data, size_t size)
             on_request(connection, exchange);
             break;
         default:
-            refuse(connection, exchange->parser.status, exchange->parser.status == 503, exchange->parser.problem);
+            refuse(connection, exchange->parser.status, exchange->parser.problem);
             break;
         }
     }
@@ -500,7 +499,7 @@ static void on_timer(evutil_socket_t fd, short what, void *data)
     switch (connection->phase) {
     case MF_PHASE_HEAD:
         if (connection->exchange && connection->exchange->parser.started) {
-            refuse(connection, 408, 0, "the request's head took too long");
+            refuse(connection, 408, "the request's head took too long");
         } else {
             mf_connection_die(connection, "idle");
         }
@@ -512,7 +511,7 @@ static void on_timer(evutil_socket_t fd, short what, void *data)
             connection->window_bytes = 0;
             mf_connection_set_deadline(connection, limits->body_grace_ns);
         } else {
-            refuse(connection, 408, 0, "the request's body came too slowly");
+            refuse(connection, 408, "the request's body came too slowly");
         }
         break;
     default:
@@ -561,7 +560,7 @@ void mf_connection_refuse(mf_connection *connection)
     connection->server->num_connections--;
     connection->server->num_refused++;
     if (connection->exchange || open_exchange(connection)) {
-        refuse(connection, 503, 1, "the server has too many connections");
+        refuse(connection, 503, "the server has too many connections");
         mf_connection_poke(connection);
     } else {
         mf_connection_die(connection, "out of memory");

@@ -118,7 +118,7 @@ bool mf_http_gate(mf_exchange *exchange)
         }
     }
     if (!exchange->route->before_ready && server->options.refuse) {
-        error = (mf_api_error){ .status = 503, .message = "the server takes no work now", .retry_after_s = 1 };
+        mf_api_fail(&error, 503, NULL, "the server takes no work now");
         if (server->options.refuse(server->options.context, &error)) {
             return answer(exchange, &error);
         }

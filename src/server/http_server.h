@@ -99,8 +99,9 @@ int64_t mf_exchange_received_ns(const mf_exchange *exchange);    /* when its hea
 
 typedef struct mf_exchange_events {
     /* The client went, stalled too long, or the server closes: the exchange is dead after this call.  Nothing of the
-     * server may be called for it from here on. */
-    void (*gone)(void *data, mf_exchange *exchange, const char *cause); /* "closed", "reset", "stalled", "shutdown" */
+     * server may be called for it from here on.  A client that only half-closes has gone, too. */
+    void (*gone)(void *data, mf_exchange *exchange, const char *cause); /* "closed", "reset", "stalled", "shutdown",
+                                                                              "out of memory" */
     /* The backlog fell to half of backlog_bytes after mf_exchange_write had returned false. */
     void (*drained)(void *data, mf_exchange *exchange);
 } mf_exchange_events;
@@ -119,7 +120,7 @@ void mf_exchange_reply_error(mf_exchange *exchange, const mf_api_error *error);
 /* An answer in pieces (chunked; for HTTP/1.0 until the connection closes). */
 void mf_exchange_begin(mf_exchange *exchange, int status, const char *content_type);
 /* One piece, sent with one write where the socket takes it.  false: the backlog is full - the piece is kept all the same -
- * and no more should be written until `drained`. */
+ * and no more should be written until `drained`; or the client has left, which `gone` will say on the loop's next turn. */
 bool mf_exchange_write(mf_exchange *exchange, const void *data, size_t size);
 size_t mf_exchange_backlog(const mf_exchange *exchange); /* bytes that the client has not taken yet */
 /* Ends the exchange; close: the connection too. */

@@ -28,7 +28,9 @@ bool mf_peer_address(const struct sockaddr *from, unsigned char address[16])
         return true;
     }
     if (from->sa_family == AF_INET6) {
-        memcpy(address, &((const struct sockaddr_in6 *)(const void *)from)->sin6_addr, 16);
+        const struct in6_addr *in6 = &((const struct sockaddr_in6 *)(const void *)from)->sin6_addr;
+        /* Whoever has one IPv6 address has its whole network of 64 bits. */
+        memcpy(address, in6, IN6_IS_ADDR_V4MAPPED(in6) ? 16 : 8);
         return true;
     }
     return false;

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 
 typedef struct mf_peer_slot {
-    unsigned char address[16]; /* IPv4 as ::ffff:a.b.c.d */
+    unsigned char address[16]; /* IPv4 as ::ffff:a.b.c.d; of IPv6 the network, its first 64 bits */
     int32_t count;             /* 0: free */
 } mf_peer_slot;
 
@@ -22,7 +22,7 @@ typedef struct mf_peer_table {
 void mf_peer_table_init(mf_peer_table *table);
 void mf_peer_table_close(mf_peer_table *table);
 
-/* The 16 bytes of an address; false: it is none of IPv4 or IPv6. */
+/* What is counted of an address; false: it is none of IPv4 or IPv6. */
 bool mf_peer_address(const struct sockaddr *from, unsigned char address[16]);
 /* One more connection; false and nothing counted when it would be more than `most`, or when memory is out. */
 bool mf_peer_table_add(mf_peer_table *table, const unsigned char address[16], int32_t most);

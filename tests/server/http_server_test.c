@@ -211,3 +211,339 @@ TEST(a_handler_that_forgets_its_request_is_a_500)
     CHECK_EQ(status_of(ask(&h, "GET /forget HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 500);
     harness_close(&h);
 }
+
+/* ---- what is refused before a handler sees it ---- */
+
+TEST(framing_faults_are_400_in_the_error_shape_and_close)
+{
+    static const char *const faults[] = {
+        "GET /hello HTTP/1.1\nHost: h\r\n\r\n",
+        "GET /hello HTTP/1.1\r\n\r\n",
+        "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /echo HTTP/1.1\r\n" HOST "Transfer-Encoding: gzip\r\n\r\nabc",
+        "POST /echo HTTP/1.1\r\n" HOST "Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+        "\x16\x03\x01\x02",
+        "GET /a/../hello HTTP/1.1\r\n" HOST "\r\n",
+    };
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        const char *answer = ask(&h, faults[i]);
+        CHECK_EQ(status_of(answer), 400);
+        CHECK_HAS(answer, "Connection: close\r\n");
+        CHECK_HAS(answer, "Content-Type: application/json\r\n");
+        CHECK_HAS(answer, "{\"error\": {\"message\": \"");
+        CHECK_HAS(answer, "\"type\": \"BadRequestError\", \"param\": null, \"code\": 400}}");
+    }
+    CHECK_EQ(h.num_handled, 0);
+    /* What stands behind a fault is never read as a request. */
+    const char *answer =
+        ask(&h, "POST /echo HTTP/1.1\r\n" HOST "Content-Length: x\r\n\r\nGET /hello HTTP/1.1\r\n" HOST "\r\n");
+    CHECK_EQ(status_of(answer), 400);
+    CHECK(!strstr(answer + 1, "HTTP/1.1 "));
+    CHECK_EQ(h.num_handled, 0);
+    harness_close(&h);
+}
+
+TEST(an_unknown_path_is_404_and_a_wrong_method_405_with_allow)
+{
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    int fd = dial(&h);
+    say(&h, fd, "GET /nowhere HTTP/1.1\r\n" HOST "\r\n");
+    const char *answer = hear_answer(&h, fd);
+    CHECK_EQ(status_of(answer), 404);
+    CHECK_HAS(answer, "\"type\": \"NotFoundError\"");
+    say(&h, fd, "DELETE /hold HTTP/1.1\r\n" HOST "\r\n"); /* the same connection goes on */
+    answer = hear_answer(&h, fd);
+    CHECK_EQ(status_of(answer), 405);
+    CHECK_HAS(answer, "\r\nAllow: POST, GET, HEAD, OPTIONS\r\n");
+    CHECK_HAS(answer, "\"type\": \"MethodNotAllowedError\"");
+    say(&h, fd, "HEAD /echo HTTP/1.1\r\n" HOST "\r\n");
+    answer = hear(&h, fd, "\r\n\r\n", 1000);
+    CHECK_EQ(status_of(answer), 405);
+    CHECK_HAS(answer, "\r\nAllow: POST, OPTIONS\r\n");
+    say(&h, fd, "OPTIONS /echo HTTP/1.1\r\n" HOST "\r\n");
+    answer = hear(&h, fd, "\r\n\r\n", 1000);
+    CHECK_EQ(status_of(answer), 204);
+    CHECK_HAS(answer, "\r\nAllow: POST, OPTIONS\r\n");
+    CHECK(!strstr(answer, "Content-Length"));
+    say(&h, fd, "OPTIONS * HTTP/1.1\r\n" HOST "\r\n");
+    CHECK_EQ(status_of(hear(&h, fd, "\r\n\r\n", 1000)), 204);
+    say(&h, fd,
+        "POST /nowhere HTTP/1.1\r\n" HOST
+        "Content-Length: 4\r\n\r\n"); /* its body is dropped, also when it comes later */
+    CHECK_EQ(status_of(hear_answer(&h, fd)), 404);
+    say(&h, fd, "GET GET /hello HTTP/1.1\r\n" HOST "\r\n"); /* four bytes of body, then a request */
+    CHECK_EQ(status_of(hear_answer(&h, fd)), 200);
+    hang_up(fd);
+    harness_close(&h);
+}
+
+TEST(a_star_takes_the_rest_of_a_path)
+{
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    CHECK_EQ(status_of(ask(&h, "GET /v1/models/org/name HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 200);
+    CHECK_STR(h.last_tail, "org/name");
+    CHECK_EQ(status_of(ask(&h, "GET /v1/models/ HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 404);
+    CHECK_EQ(status_of(ask(&h, "GET /v1/models HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 200);
+    CHECK_EQ(status_of(ask(&h, "GET /query?layer=1&window=6%30 HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 200);
+    CHECK_STR(h.last_query, "60");
+    harness_close(&h);
+}
+
+TEST(a_post_must_be_json_or_say_nothing)
+{
+    static const struct {
+        const char *fields;
+        int status;
+    } cases[] = {
+        { "", 200 },
+        { "Content-Type: application/json\r\n", 200 },
+        { "Content-Type: Application/JSON;charset=utf-8\r\n", 200 },
+        { "Content-Type: application/json2\r\n", 415 },
+        { "Content-Type: text/plain\r\n", 415 },
+        { "Content-Type: application/x-www-form-urlencoded\r\n", 415 },
+        { "Content-Type:\r\n", 415 },
+        { "Content-Encoding: gzip\r\n", 415 },
+        { "Content-Encoding: identity\r\n", 200 },
+    };
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char request[512];
+        snprintf(request, sizeof request,
+                 "POST /echo HTTP/1.1\r\n" HOST "Connection: close\r\nContent-Length: 2\r\n%s\r\n{}", cases[i].fields);
+        const char *answer = ask(&h, request);
+        CHECK_EQ(status_of(answer), cases[i].status);
+        if (cases[i].status == 415) {
+            CHECK_HAS(answer, "UnsupportedMediaTypeError");
+        }
+    }
+    harness_close(&h);
+}
+
+TEST(errors_of_handlers_keep_their_field_and_retry_after)
+{
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    const char *answer = ask(&h, "GET /error HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n");
+    CHECK_EQ(status_of(answer), 429);
+    CHECK_HAS(answer, "\r\nRetry-After: 7\r\n");
+    CHECK_HAS(answer, "\r\n\r\n{\"error\": {\"message\": \"too \\\"many\\\"\\u000a\", \"type\": \"RateLimitError\", "
+                      "\"param\": \"n\", \"code\": 429}}");
+    harness_close(&h);
+}
+
+TEST(error_messages_are_always_valid_utf8_json)
+{
+    mf_api_error error;
+    mf_buffer out = { 0 };
+    CHECK_EQ(mf_api_fail(&error, 400, "p\"", "bad \xff\xc3 \xed\xa0\x80 \xf0\x9f\x98\x80 \x7f"), MF_ERR_INVALID);
+    CHECK_EQ(mf_api_error_write(&error, &out), MF_OK);
+    CHECK_STR(out.data, "{\"error\": {\"message\": \"bad \xef\xbf\xbd\xef\xbf\xbd \xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd "
+                        "\xf0\x9f\x98\x80 \\u007f\", "
+                        "\"type\": \"BadRequestError\", \"param\": \"p\\\"\", \"code\": 400}}");
+    mf_buffer_close(&out);
+    char wide[1100];
+    memset(wide, 'x', sizeof wide);
+    memcpy(wide + 1021, "\xf0\x9f\x98\x80", 5);
+    CHECK_EQ(mf_api_fail(&error, 503, NULL, "%s", wide), MF_ERR_BUSY);
+    CHECK_EQ(strlen(error.message), 1021); /* no half of a character */
+}
+
+TEST(not_ready_is_503_with_retry_after_but_some_routes_answer)
+{
+    harness h;
+    harness_init(&h);
+    h.refuses = true;
+    harness_open(&h);
+    int fd = dial(&h);
+    say(&h, fd, "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 2\r\n\r\n{}");
+    const char *answer = hear_answer(&h, fd);
+    CHECK_EQ(status_of(answer), 503);
+    CHECK_HAS(answer, "\r\nRetry-After: 3\r\n");
+    CHECK_HAS(answer, "ServiceUnavailableError");
+    say(&h, fd, "GET /health HTTP/1.1\r\n" HOST "\r\n");
+    CHECK_EQ(status_of(hear_answer(&h, fd)), 200);
+    CHECK_EQ(h.num_handled, 1);
+    hang_up(fd);
+    harness_close(&h);
+}
+
+/* ---- keys ---- */
+
+TEST(every_route_known_or_not_needs_the_key)
+{
+    static const char *const keys[] = { "sk-first", "sk-second" };
+    static const char *const public_paths[] = { "/health" };
+    static const char *const paths[] = { "GET /hello",       "POST /echo",   "GET /query",    "GET /v1/models",
+                                         "GET /v1/models/x", "POST /hold",   "GET /hold",     "POST /stream",
+                                         "GET /stream",      "GET /forget",  "GET /error",    "GET /nowhere",
+                                         "DELETE /hello",    "GET /health/", "GET //health",  "GET /HEALTH",
+                                         "OPTIONS /hello",   "OPTIONS *",    "TRACE /nowhere" };
+    static const char *const wrong[] = { "",
+                                         "Authorization: Bearer\r\n",
+                                         "Authorization: Bearer sk-firs\r\n",
+                                         "Authorization: Bearer sk-firstt\r\n",
+                                         "Authorization: Bearer SK-FIRST\r\n",
+                                         "Authorization: Basic sk-first\r\n",
+                                         "Authorization: sk-first\r\n",
+                                         "X-Api-Key: sk-first\r\n",
+                                         "Authorization: Bearer sk-first,sk-second\r\n" };
+    harness h;
+    harness_init(&h);
+    h.options.api_keys = keys;
+    h.options.num_api_keys = 2;
+    h.options.public_paths = public_paths;
+    h.options.num_public_paths = 1;
+    harness_open(&h);
+    for (size_t p = 0; p < sizeof paths / sizeof *paths; p++) {
+        for (size_t w = 0; w < sizeof wrong / sizeof *wrong; w++) {
+            char request[512];
+            snprintf(request, sizeof request, "%s HTTP/1.1\r\n" HOST "Connection: close\r\n%s\r\n", paths[p], wrong[w]);
+            const char *answer = ask(&h, request);
+            CHECK_EQ(status_of(answer), 401);
+            CHECK_HAS(answer, "\r\nWWW-Authenticate: Bearer\r\n");
+            if (strncmp(paths[p], "HEAD", 4) != 0) {
+                CHECK_HAS(answer, "AuthenticationError");
+            }
+        }
+    }
+    CHECK_EQ(h.num_handled, 0);
+    CHECK_EQ(status_of(
+                 ask(&h, "GET /hello HTTP/1.1\r\n" HOST "Connection: close\r\nAuthorization: Bearer sk-first\r\n\r\n")),
+             200);
+    CHECK_EQ(status_of(ask(&h, "GET /hello HTTP/1.1\r\n" HOST
+                               "Connection: close\r\nAuthorization: bearer  sk-second\r\n\r\n")),
+             200);
+    CHECK_EQ(status_of(ask(&h, "GET /nowhere HTTP/1.1\r\n" HOST
+                               "Connection: close\r\nAuthorization: Bearer sk-second\r\n\r\n")),
+             404);
+    CHECK_EQ(status_of(ask(&h, "GET /health HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n")), 200);
+    CHECK_EQ(
+        status_of(ask(&h, "GET /health HTTP/1.1\r\n" HOST
+                          "Connection: close\r\nAuthorization: Bearer x\r\nAuthorization: Bearer sk-first\r\n\r\n")),
+        400);
+    /* a body that nobody may send is not waited for */
+    CHECK_EQ(status_of(ask(&h, "POST /echo HTTP/1.1\r\n" HOST "Content-Length: 8000000\r\n\r\n")), 401);
+    /* a key of 4 MB is a head beyond its limit */
+    int fd = dial(&h);
+    char *key = malloc(4 << 20);
+    memset(key, 'k', 4 << 20);
+    say(&h, fd, "GET /hello HTTP/1.1\r\n" HOST "Authorization: Bearer ");
+    say_bytes(&h, fd, key, 4 << 20);
+    CHECK_EQ(status_of(hear(&h, fd, NULL, 3000)), 431);
+    free(key);
+    hang_up(fd);
+    harness_close(&h);
+}
+
+TEST(unusable_keys_are_refused_at_the_start_and_no_key_asks_for_none)
+{
+    static const char *const bad[] = { "", "a b", "a\n", "\xc3\xa4" };
+    for (size_t i = 0; i < 4; i++) {
+        mf_error err = { 0 };
+        mf_http_server *server;
+        struct event_base *base = event_base_new();
+        mf_http_options options = { .api_keys = &bad[i], .num_api_keys = 1 };
+        CHECK_EQ(mf_http_server_open(base, &options, &server, &err), MF_ERR_INVALID);
+        CHECK_HAS(err.message, "API key 1");
+        event_base_free(base);
+    }
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    CHECK_EQ(status_of(ask(&h, "GET /hello HTTP/1.1\r\n" HOST "Connection: close\r\nAuthorization: Bearer \r\n\r\n")),
+             200);
+    harness_close(&h);
+}
+
+/* ---- browsers ---- */
+
+static int status_with_origin(harness *h, const char *host, const char *origin)
+{
+    char request[512];
+    snprintf(request, sizeof request,
+             "POST /echo HTTP/1.1\r\nHost: %s\r\nOrigin: %s\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", host,
+             origin);
+    return status_of(ask(h, request));
+}
+
+TEST(pages_of_other_origins_are_refused_before_the_body)
+{
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "http://localhost:8000"), 200);
+    CHECK_EQ(status_with_origin(&h, "127.0.0.1:8000", "http://127.0.0.1:8000"), 200);
+    CHECK_EQ(status_with_origin(&h, "[::1]:8000", "http://[::1]:8000"), 200);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "http://localhost:8001"), 403);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "http://evil.example"), 403);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "null"), 403);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "localhost:8000"), 403);
+    CHECK_EQ(status_with_origin(&h, "localhost:8000", "file://localhost:8000"), 403);
+    /* a name that somebody else can make resolve to this machine */
+    CHECK_EQ(status_with_origin(&h, "evil.example:8000", "http://evil.example:8000"), 403);
+    CHECK_EQ(status_with_origin(&h, "127.0.0.1.evil.example", "http://127.0.0.1.evil.example"), 403);
+    CHECK_EQ(h.num_handled, 3);
+    const char *answer =
+        ask(&h, "POST /echo HTTP/1.1\r\n" HOST "Origin: http://evil.example\r\nContent-Length: 8000000\r\n\r\n");
+    CHECK_EQ(status_of(answer), 403);
+    CHECK_HAS(answer, "PermissionDeniedError");
+    CHECK(!strstr(answer, "Access-Control"));
+    answer = ask(&h, "OPTIONS /echo HTTP/1.1\r\n" HOST
+                     "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\nConnection: close\r\n\r\n");
+    CHECK_EQ(status_of(answer), 403);
+    CHECK(!strstr(answer, "Access-Control"));
+    harness_close(&h);
+}
+
+TEST(allowed_origins_get_their_preflight_without_a_key)
+{
+    static const char *const origins[] = { "https://chat.example", "http://localhost:3000" };
+    static const char *const keys[] = { "k" };
+    harness h;
+    harness_init(&h);
+    h.options.allowed_origins = origins;
+    h.options.num_allowed_origins = 2;
+    h.options.api_keys = keys;
+    h.options.num_api_keys = 1;
+    harness_open(&h);
+    const char *answer = ask(&h, "OPTIONS /echo HTTP/1.1\r\n" HOST
+                                 "Origin: https://chat.example\r\nAccess-Control-Request-Method: POST\r\n"
+                                 "Access-Control-Request-Headers: authorization\r\nConnection: close\r\n\r\n");
+    CHECK_EQ(status_of(answer), 204);
+    CHECK_HAS(answer, "\r\nAccess-Control-Allow-Origin: https://chat.example\r\n");
+    CHECK_HAS(answer, "\r\nAccess-Control-Allow-Headers: Authorization, Content-Type, X-Request-Id\r\n");
+    CHECK_HAS(answer, "\r\nAccess-Control-Allow-Methods: GET, HEAD, POST, OPTIONS\r\n");
+    CHECK_HAS(answer, "\r\nAccess-Control-Max-Age: 600\r\n");
+    CHECK_HAS(answer, "\r\nVary: Origin\r\n");
+    CHECK_EQ(status_with_origin(&h, "h", "https://chat.example"), 401);
+    CHECK_EQ(status_with_origin(&h, "h", "https://chat.example.evil"), 403);
+    answer = ask(
+        &h,
+        "POST /echo HTTP/1.1\r\n" HOST
+        "Origin: http://localhost:3000\r\nAuthorization: Bearer k\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}");
+    CHECK_EQ(status_of(answer), 200);
+    CHECK_HAS(answer, "\r\nAccess-Control-Allow-Origin: http://localhost:3000\r\n");
+    harness_close(&h);
+
+    static const char *const all[] = { "*" };
+    harness_init(&h);
+    h.options.allowed_origins = all;
+    h.options.num_allowed_origins = 1;
+    harness_open(&h);
+    answer = ask(&h, "GET /hello HTTP/1.1\r\n" HOST "Origin: http://any.example\r\nConnection: close\r\n\r\n");
+    CHECK_EQ(status_of(answer), 200);
+    CHECK_HAS(answer, "\r\nAccess-Control-Allow-Origin: *\r\n");
+    CHECK(!strstr(answer, "Credentials"));
+    harness_close(&h);
+}
