@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # setup.sh GROUP... - installs what is missing for a group and says what it does.  Groups:
-#   build   compiler, CMake, the three libraries         (apt)
-#   test    cmocka, Python and light packages in .venv   (apt, PyPI)
+#   build   compiler, CMake, the libraries               (apt)
+#   test    cmocka, valgrind, Python and light packages  (apt; PyPI, into .venv)
 #   fuzz    clang with libFuzzer                         (apt)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
 # Nothing is touched when nothing is missing.  Needs root or sudo only when an apt package is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev)
-test_packages=(g++ libcmocka-dev python3 python3-venv)
+build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libsodium-dev libutf8proc-dev)
+test_packages=(g++ libcmocka-dev python3 python3-venv valgrind)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-aarch64_libraries=(libcmocka0 libcmocka-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev)
+aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libsodium23 libsodium-dev
+    libutf8proc2 libutf8proc-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

@@ -34,7 +34,7 @@ typedef struct mf_http_options {
     const char *host;     /* NULL: 127.0.0.1 */
     int32_t port;         /* 0: a free one */
     const char *uds_path; /* a UNIX socket instead of host and port */
-    int listen_fd;        /* >= 0: this listening socket instead (taken over, or handed by systemd) */
+    int listen_fd;        /* > 0: this listening socket instead (taken over, or handed by systemd); the server's from then on */
 
     const mf_route *routes;
     size_t num_routes;
@@ -67,13 +67,17 @@ typedef struct mf_http_limits {
 extern const mf_http_limits mf_http_default_limits;
 
 mf_status mf_http_server_open(struct event_base *base, const mf_http_options *options, mf_http_server **server, mf_error *err);
-/* Closes every connection at once (their exchanges are told `gone`).  NULL is fine; sets *server to NULL. */
+/* Closes every connection at once (their exchanges are told `gone`).  Not from inside a handler or an event of an exchange.
+ * NULL is fine; sets *server to NULL. */
 void mf_http_server_close(mf_http_server **server);
 
 int32_t mf_http_server_port(const mf_http_server *server); /* the real one; 0 for a UNIX socket */
 int mf_http_server_listen_fd(const mf_http_server *server); /* for a takeover; still the server's */
-/* No new connection is accepted, and each open one closes after its present answer ("Connection: close"). */
+/* Each open connection closes after its present answer ("Connection: close"), idle ones within a second.  New ones are still
+ * heard - clients then read why (`refuse`) instead of a reset - and close after one answer. */
 void mf_http_server_drain(mf_http_server *server);
+/* Another process has the listening socket: stops listening without touching a UNIX socket's path, and drains. */
+void mf_http_server_hand_over(mf_http_server *server);
 int32_t mf_http_server_num_connections(const mf_http_server *server);
 int64_t mf_http_server_body_bytes(const mf_http_server *server); /* of bodies present now */
 
@@ -95,8 +99,9 @@ int64_t mf_exchange_received_ns(const mf_exchange *exchange);    /* when its hea
 
 typedef struct mf_exchange_events {
     /* The client went, stalled too long, or the server closes: the exchange is dead after this call.  Nothing of the
-     * server may be called for it from here on. */
-    void (*gone)(void *data, mf_exchange *exchange, const char *cause); /* "closed", "reset", "stalled", "shutdown" */
+     * server may be called for it from here on.  A client that only half-closes has gone, too. */
+    void (*gone)(void *data, mf_exchange *exchange, const char *cause); /* "closed", "reset", "stalled", "shutdown",
+                                                                              "out of memory" */
     /* The backlog fell to half of backlog_bytes after mf_exchange_write had returned false. */
     void (*drained)(void *data, mf_exchange *exchange);
 } mf_exchange_events;
@@ -115,7 +120,7 @@ void mf_exchange_reply_error(mf_exchange *exchange, const mf_api_error *error);
 /* An answer in pieces (chunked; for HTTP/1.0 until the connection closes). */
 void mf_exchange_begin(mf_exchange *exchange, int status, const char *content_type);
 /* One piece, sent with one write where the socket takes it.  false: the backlog is full - the piece is kept all the same -
- * and no more should be written until `drained`. */
+ * and no more should be written until `drained`; or the client has left, which `gone` will say on the loop's next turn. */
 bool mf_exchange_write(mf_exchange *exchange, const void *data, size_t size);
 size_t mf_exchange_backlog(const mf_exchange *exchange); /* bytes that the client has not taken yet */
 /* Ends the exchange; close: the connection too. */
