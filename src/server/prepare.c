@@ -205,6 +205,25 @@ static mf_status make_echo(const preparation *p, int32_t index, bool cut)
     return MF_OK;
 }
 
+/* A template that opens the reasoning leaves its tag, and at most some white space, at the end. */
+static mf_status look_for_reasoning(const preparation *p, mf_prepared_prompt *out)
+{
+    static const char tag[] = "<think>";
+    size_t n = out->ids.size < 16 ? out->ids.size : 16;
+    mf_buffer tail = { 0 };
+    mf_error err = { 0 };
+    mf_status status = mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data + out->ids.size - n, n, false, &tail, &err);
+    if (status == MF_OK) {
+        size_t end = tail.size, size = sizeof tag - 1;
+        while (end > 0 && strchr(" \t\r\n", tail.data[end - 1])) {
+            end--;
+        }
+        out->opens_reasoning = end >= size && memcmp(tail.data + end - size, tag, size) == 0;
+    }
+    mf_buffer_close(&tail);
+    return status == MF_OK ? MF_OK : forward(p, "messages", &err);
+}
+
 static mf_status prepare_prompt(const preparation *p, int32_t index)
 {
     const mf_api_request *q = p->request;
@@ -214,6 +233,9 @@ static mf_status prepare_prompt(const preparation *p, int32_t index)
     size_t whole = out->ids.size;
     truncate(p, &out->ids);
     MF_TRY(resolve_max_tokens(p, (int64_t)out->ids.size, &out->max_tokens));
+    if (!prompt && q->add_generation_prompt) {
+        MF_TRY(look_for_reasoning(p, out));
+    }
     return q->echo ? make_echo(p, index, out->ids.size < whole) : MF_OK;
 }
 
