@@ -6,7 +6,7 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -21,7 +21,8 @@ help:
 	@echo "make bench    a sitting of measurements, about 20 minutes; BENCH_FLAGS=--quick about 5"
 	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
 	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"
-	@echo "make install  install program, library, headers, pkg-config file under PREFIX ($(PREFIX)); DESTDIR is honoured"
+	@echo "make deb      Debian packages in build/deb: moefuse, libmoefuse0, libmoefuse-dev"
+	@echo "make install  program, library, headers, manual, completion, systemd unit under PREFIX ($(PREFIX)); DESTDIR is honoured"
 
 setup-build:
 	@tools/setup.sh build
@@ -106,6 +107,12 @@ goldens:
 
 install: build
 	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
+
+deb: setup-build
+	@tools/setup.sh deb
+	@cmake --preset deb $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset deb -j $(JOBS) -- --no-print-directory
+	@cd build/deb && cpack -G DEB && ls -l *.deb
 
 clean:
 	rm -rf build

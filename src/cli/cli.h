@@ -25,6 +25,10 @@ int mf_verb_doctor(int argc, char **argv);
 /* Prints "moefuse: error: ..." for a usage mistake and returns MF_EXIT_USAGE. */
 int mf_usage_error(const mf_error *err);
 
+/* `moefuse --completion bash`: the completion script; `moefuse --completion man`: the manual's OPTIONS section.  Both are made
+ * from the verbs' own tables. */
+int mf_completion_print(const char *what);
+
 /* The shipped model's folder, found beside the program or in the source tree; NULL when it is not there.  Static memory. */
 const char *mf_default_model_dir(void);
 

@@ -36,7 +36,9 @@ static void print_help(FILE *out)
 
 int mf_usage_error(const mf_error *err)
 {
-    mf_console_error(err);
+    if (!mf_flags_listing) {
+        mf_console_error(err);
+    }
     return MF_EXIT_USAGE;
 }
 
@@ -74,6 +76,9 @@ int main(int argc, char **argv)
     if (strcmp(argv[1], "--version") == 0) {
         printf("moefuse %s\n", mf_version());
         return MF_EXIT_OK;
+    }
+    if (strcmp(argv[1], "--completion") == 0) {
+        return mf_completion_print(argc > 2 ? argv[2] : "");
     }
     const char *names[32];
     for (size_t i = 0; i < mf_num_verbs; i++) {
