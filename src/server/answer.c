@@ -117,18 +117,34 @@ void mf_answer_begin(const mf_buffer *head, mf_json_out *out)
     mf_json_lit(out, ",\"choices\":[");
 }
 
+static void write_reasoning_and_calls(const mf_answer_choice *c, bool follows, mf_json_out *out)
+{
+    if (c->reasoning) {
+        if (follows) {
+            mf_json_lit(out, ",");
+        }
+        mf_json_lit(out, "\"reasoning\":");
+        mf_json_text(out, mf_buffer_text(c->reasoning), c->reasoning->size);
+        follows = true;
+    }
+    if (c->tool_calls) {
+        if (follows) {
+            mf_json_lit(out, ",");
+        }
+        mf_json_lit(out, "\"tool_calls\":");
+        write_list_of(c->tool_calls, out);
+    }
+}
+
 static void write_message(const mf_answer_choice *c, mf_json_out *out)
 {
     mf_json_lit(out, ",\"message\":{\"role\":\"assistant\",\"content\":");
-    if (c->has_no_content) {
+    if (c->text_size == 0 && (c->tool_calls || c->reasoning)) {
         mf_json_lit(out, "null");
     } else {
         mf_json_text(out, c->text, c->text_size);
     }
-    if (c->tool_calls) {
-        mf_json_lit(out, ",\"tool_calls\":");
-        mf_json_raw(out, c->tool_calls, c->tool_calls_size);
-    }
+    write_reasoning_and_calls(c, true, out);
     mf_json_lit(out, "}");
 }
 
@@ -207,55 +223,45 @@ void mf_answer_event_role(const mf_answer_event *e, int32_t index, const int32_t
     end_event(e, NULL, out);
 }
 
-void mf_answer_event_text(const mf_answer_event *e, const mf_answer_choice *c, const char *chat_delta, size_t delta_size,
-                          mf_json_out *out)
+/* What is new; `needs_content`: an empty one when there is nothing. */
+static void write_news(const mf_answer_event *e, const mf_answer_choice *c, bool needs_content, mf_json_out *out)
 {
-    begin_event(e, out);
-    mf_json_lit(out, "{\"index\":");
-    mf_json_int(out, c->index);
     if (e->kind == MF_API_COMPLETION) {
         mf_json_lit(out, ",\"text\":");
         mf_json_text(out, c->text, c->text_size);
-    } else if (chat_delta) {
-        mf_json_lit(out, ",\"delta\":{");
-        mf_json_raw(out, chat_delta, delta_size);
-        mf_json_lit(out, "}");
-    } else {
-        mf_json_lit(out, ",\"delta\":{\"content\":");
-        mf_json_text(out, c->text, c->text_size);
-        mf_json_lit(out, "}");
+        return;
     }
-    write_logprobs(c, out);
-    write_reasons(c, out);
-    write_extras(c, out);
+    bool has_content = c->text_size > 0 || (needs_content && !c->reasoning && !c->tool_calls);
+    mf_json_lit(out, ",\"delta\":{");
+    if (has_content) {
+        mf_json_lit(out, "\"content\":");
+        mf_json_text(out, c->text, c->text_size);
+    }
+    write_reasoning_and_calls(c, has_content, out);
     mf_json_lit(out, "}");
-    end_event(e, NULL, out);
 }
 
-void mf_answer_event_last(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings,
-                          const char *chat_delta, size_t delta_size, mf_json_out *out)
+static void write_event(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings, mf_json_out *out)
 {
     begin_event(e, out);
     mf_json_lit(out, "{\"index\":");
     mf_json_int(out, c->index);
-    if (e->kind == MF_API_COMPLETION) {
-        mf_json_lit(out, ",\"text\":");
-        mf_json_text(out, c->text, c->text_size);
-    } else {
-        mf_json_lit(out, ",\"delta\":{");
-        if (chat_delta) {
-            mf_json_raw(out, chat_delta, delta_size);
-        } else if (c->text_size > 0) {
-            mf_json_lit(out, "\"content\":");
-            mf_json_text(out, c->text, c->text_size);
-        }
-        mf_json_lit(out, "}");
-    }
+    write_news(e, c, timings == NULL, out);
     write_logprobs(c, out);
     write_reasons(c, out);
     write_extras(c, out);
     mf_json_lit(out, "}");
     end_event(e, timings, out);
+}
+
+void mf_answer_event_text(const mf_answer_event *e, const mf_answer_choice *c, mf_json_out *out)
+{
+    write_event(e, c, NULL, out);
+}
+
+void mf_answer_event_last(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings, mf_json_out *out)
+{
+    write_event(e, c, timings, out);
 }
 
 void mf_answer_event_usage(const mf_answer_event *e, mf_json_out *out)

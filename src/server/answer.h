@@ -27,9 +27,8 @@ typedef struct mf_answer_choice {
     bool has_token_ids;
     const int32_t *prompt_token_ids; /* completions; NULL: left out */
     size_t num_prompt_token_ids;
-    const char *tool_calls; /* chat: a JSON list; NULL: left out */
-    size_t tool_calls_size;
-    bool has_no_content;    /* chat: content is null */
+    /* chat; NULL: left out.  tool_calls holds the list's entries */
+    const mf_buffer *reasoning, *tool_calls;
 } mf_answer_choice;
 
 typedef struct mf_answer_usage {
@@ -68,12 +67,11 @@ typedef struct mf_answer_event {
 /* Chat's first event of a choice. */
 void mf_answer_event_role(const mf_answer_event *event, int32_t index, const int32_t *prompt_token_ids, size_t num_ids,
                           mf_json_out *out);
-/* One step's text, also when there is none.  chat_delta (optional): the delta's inside instead of {"content": text}. */
-void mf_answer_event_text(const mf_answer_event *event, const mf_answer_choice *choice, const char *chat_delta, size_t delta_size,
-                          mf_json_out *out);
+/* One step's text, also when there is none. */
+void mf_answer_event_text(const mf_answer_event *event, const mf_answer_choice *choice, mf_json_out *out);
 /* A choice's last event; what text is left goes with it. */
 void mf_answer_event_last(const mf_answer_event *event, const mf_answer_choice *choice, const mf_answer_timings *timings,
-                          const char *chat_delta, size_t delta_size, mf_json_out *out);
+                          mf_json_out *out);
 void mf_answer_event_usage(const mf_answer_event *event, mf_json_out *out);
 void mf_answer_event_done(mf_json_out *out);
 void mf_answer_event_error(const mf_api_error *error, mf_json_out *out);

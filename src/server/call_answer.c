@@ -88,8 +88,9 @@ static mf_answer_usage usage_of(const mf_call *call)
 
 /* ---- choices ------------------------------------------------------------------------------------------------------ */
 
-static mf_answer_choice choice_of(const mf_call *call, const mf_sequence *s)
+static mf_answer_choice choice_of(const mf_call *call, mf_sequence *s)
 {
+    mf_sequence_close_call(s);
     const mf_api_request *r = call->request;
     const mf_ids *prompt = &call->prepared->prompts[s->prompt].ids;
     bool is_chat = call->kind == MF_API_CHAT;
@@ -97,6 +98,8 @@ static mf_answer_choice choice_of(const mf_call *call, const mf_sequence *s)
         .index = s->index, .text = mf_buffer_text(&s->text), .text_size = s->text.size,
         .logprobs = r->wants_logprobs ? &s->logprobs : NULL,
         .prompt_logprobs = r->prompt_logprobs >= 0 && !is_chat ? &s->prompt_logprobs : NULL,
+        .reasoning = s->reasoning.size > 0 ? &s->reasoning : NULL,
+        .tool_calls = s->calls.size > 0 ? &s->calls : NULL,
         .token_ids = s->token_ids.data, .num_token_ids = s->token_ids.size, .has_token_ids = r->return_token_ids,
     };
     if (r->return_token_ids && !is_chat && (!r->stream || s->num_tokens == s->num_unsent)) {
@@ -142,7 +145,7 @@ static void choose_best(mf_call *call)
     }
 }
 
-static const mf_sequence *sequence_with_index(const mf_call *call, int32_t index)
+static mf_sequence *sequence_with_index(const mf_call *call, int32_t index)
 {
     for (int32_t i = 0; i < call->num_sequences; i++) {
         if (call->sequences[i].index == index) {
@@ -195,7 +198,7 @@ static void send_whole(mf_call *call)
     mf_answer_begin(&call->head, &out);
     int32_t num_choices = call->prepared->num_prompts * r->n;
     for (int32_t i = 0; i < num_choices; i++) {
-        const mf_sequence *s = sequence_with_index(call, i);
+        mf_sequence *s = sequence_with_index(call, i);
         if (s) {
             mf_answer_choice choice = choice_of(call, s);
             add_reason(call, s, &choice);
@@ -271,6 +274,8 @@ static void begin_stream(mf_call *call)
 static void forget_sent(mf_sequence *s)
 {
     mf_buffer_clear(&s->text);
+    mf_buffer_clear(&s->reasoning);
+    mf_buffer_clear(&s->calls);
     mf_logprob_lists_clear(&s->logprobs);
     s->token_ids.size = 0;
     s->num_unsent = 0;
@@ -289,7 +294,7 @@ void mf_call_send_step(mf_call *call, mf_sequence *s)
     mf_buffer_clear(out.buffer);
     mf_answer_event event = event_of(call);
     mf_answer_choice choice = choice_of(call, s);
-    mf_answer_event_text(&event, &choice, NULL, 0, &out);
+    mf_answer_event_text(&event, &choice, &out);
     write_out(call, &out);
     forget_sent(s);
 }
@@ -307,7 +312,7 @@ static void send_last_event(mf_call *call, mf_sequence *s)
     }
     choice.has_token_ids = choice.num_token_ids > 0;
     add_reason(call, s, &choice);
-    mf_answer_event_last(&event, &choice, &timings, NULL, 0, &out);
+    mf_answer_event_last(&event, &choice, &timings, &out);
     write_out(call, &out);
     s->is_told = true;
     forget_sent(s);

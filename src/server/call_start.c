@@ -11,11 +11,26 @@
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
+/* Without a tokenizer (a config.json alone) only ids go in, and no text comes out. */
+static bool needs_tokenizer(const mf_api_request *r)
+{
+    bool has_text = r->kind == MF_API_CHAT || r->num_stops > 0 || r->num_bad_words > 0 || r->constraint != MF_CONSTRAINT_NONE;
+    for (int32_t i = 0; i < r->num_prompts; i++) {
+        has_text = has_text || r->prompts[i].text;
+    }
+    return has_text;
+}
+
 static void read_request(mf_call *call)
 {
-    call->read_status = mf_api_request_parse(call->kind, call->calls->options.model, call->body, call->body_size,
+    const mf_serve_model *model = call->calls->options.model;
+    call->read_status = mf_api_request_parse(call->kind, model, call->body, call->body_size,
                                              call->has_timeout_header ? call->timeout_header : NULL, &call->request,
                                              &call->error);
+    if (call->read_status == MF_OK && !model->prompt->tokenizer && needs_tokenizer(call->request)) {
+        call->read_status = mf_api_fail(&call->error, 501, NULL,
+                                        "The model was started without a tokenizer: prompts are lists of token ids only.");
+    }
 }
 
 static void prepare(mf_call *call)
@@ -61,6 +76,7 @@ static mf_status open_sequence(mf_call *call, mf_sequence *s, int32_t i, mf_erro
     if (r->echo && prompt->echo_text) {
         MF_TRY(mf_buffer_append(&s->text, prompt->echo_text, prompt->echo_size));
     }
+    MF_TRY(mf_sequence_open_parser(call, s));
     if (!tokenizer) {
         return MF_OK;
     }
@@ -69,7 +85,8 @@ static mf_status open_sequence(mf_call *call, mf_sequence *s, int32_t i, mf_erro
         stops[k] = (mf_stop_string){ r->stops[k], strlen(r->stops[k]) };
     }
     mf_stream_options options = { .stops = stops, .num_stops = (size_t)r->num_stops,
-                                  .include_stop = r->include_stop_str_in_output, .skip_special = r->skip_special_tokens };
+                                  .include_stop = r->include_stop_str_in_output,
+                                  .skip_special = r->skip_special_tokens && !s->keeps_specials };
     return mf_stream_open(tokenizer, &options, &s->stream, err);
 }
 
@@ -184,16 +201,6 @@ static void submit(mf_call *call)
     }
 }
 
-/* Without a tokenizer (a config.json alone) only ids go in, and no text comes out. */
-static bool needs_tokenizer(const mf_api_request *r)
-{
-    bool has_text = r->kind == MF_API_CHAT || r->num_stops > 0 || r->num_bad_words > 0 || r->constraint != MF_CONSTRAINT_NONE;
-    for (int32_t i = 0; i < r->num_prompts; i++) {
-        has_text = has_text || r->prompts[i].text;
-    }
-    return has_text;
-}
-
 static void observe_params(const mf_call *call)
 {
     mf_metrics *metrics = call->calls->options.metrics;
@@ -220,8 +227,8 @@ static void run_prepared(mf_call *call)
     }
     call->per_prompt = r->best_of > r->n ? r->best_of : r->n;
     int32_t n = call->prepared->num_prompts * call->per_prompt;
-    call->names = (mf_token_names){ call->calls->options.model->prompt ? call->calls->options.model->prompt->tokenizer : NULL,
-                                    r->return_tokens_as_token_ids, r->skip_special_tokens };
+    call->names = (mf_token_names){ call->calls->options.model->prompt->tokenizer, r->return_tokens_as_token_ids,
+                                    r->skip_special_tokens };
     call->sequences = mf_alloc_array((size_t)n, sizeof *call->sequences);
     if (!call->sequences ||
         mf_answer_write_head(call->kind, r->stream, call->request_id, (int64_t)time(NULL), r->model, &call->head) != MF_OK) {
@@ -269,11 +276,6 @@ void mf_call_start(mf_call *call)
         return;
     }
     read_request(call);
-    if (call->read_status == MF_OK && !(call->calls->options.model->prompt && call->calls->options.model->prompt->tokenizer) &&
-        needs_tokenizer(call->request)) {
-        fail_with_request(call, 501, "The model was started without a tokenizer: prompts are lists of token ids only.");
-        return;
-    }
     if (call->read_status == MF_OK) {
         /* A grammar may take 100 ms to compile. */
         if (call->request->constraint != MF_CONSTRAINT_NONE || call->request->tools) {

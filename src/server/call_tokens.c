@@ -92,7 +92,8 @@ static mf_status take_token(mf_call *call, mf_sequence *s, const mf_event *e, mf
     bool has_text = r->include_stop_str_in_output || !is_end_token(call, e->token_id);
     if (has_text && s->stream) {
         int32_t stop = -1;
-        MF_TRY(mf_stream_push(s->stream, e->token_id, &s->text, &stop, err));
+        MF_TRY(mf_stream_push(s->stream, e->token_id, s->parser ? &s->raw : &s->text, &stop, err));
+        MF_TRY(mf_sequence_take_text(s));
         s->stop_string = stop;
         s->is_stopped = stop >= 0;
     }
@@ -127,14 +128,15 @@ static void observe_token(mf_call *call, mf_sequence *s, int64_t step_ns)
 
 static void set_reason(mf_sequence *s, const mf_event *e)
 {
+    bool has_calls = s->parser && mf_answer_parser_num_calls(s->parser) > 0;
     if (s->is_stopped) {
-        s->finish_reason = "stop";
+        s->finish_reason = has_calls ? "tool_calls" : "stop";
         s->stop_kind = MF_STOP_TEXT;
         return;
     }
     switch (e->finish_reason) {
     case MF_FINISH_STOP:
-        s->finish_reason = "stop";
+        s->finish_reason = has_calls ? "tool_calls" : "stop";
         s->stop_kind = e->stop_token_id >= 0 ? MF_STOP_ID : MF_STOP_NULL;
         s->stop_id = e->stop_token_id;
         break;
@@ -183,10 +185,11 @@ static mf_status take_end(mf_call *call, mf_sequence *s, const mf_service_event 
     if (s->stream && !s->is_stopped) {
         /* A character that was cut becomes U+FFFD, which may complete a stop string. */
         int32_t stop = -1;
-        MF_TRY(mf_stream_finish(s->stream, &s->text, &stop, err));
+        MF_TRY(mf_stream_finish(s->stream, s->parser ? &s->raw : &s->text, &stop, err));
         s->stop_string = stop;
         s->is_stopped = stop >= 0;
     }
+    MF_TRY(mf_sequence_end_text(s));
     set_reason(s, e);
     s->is_finished = true;
     s->engine_reason = e->finish_reason;

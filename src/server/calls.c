@@ -37,6 +37,10 @@ static void free_sequence(mf_sequence *s)
 {
     mf_stream_close(&s->stream);
     mf_buffer_close(&s->text);
+    mf_answer_parser_close(&s->parser);
+    mf_buffer_close(&s->raw);
+    mf_buffer_close(&s->reasoning);
+    mf_buffer_close(&s->calls);
     mf_logprob_lists_close(&s->logprobs);
     mf_buffer_close(&s->prompt_logprobs);
     mf_ids_close(&s->token_ids);

@@ -6,6 +6,7 @@
 #include "server/answer.h"
 #include "server/calls.h"
 #include "server/prepare.h"
+#include "server/tool_calls.h"
 #include "text/stream.h"
 
 typedef struct mf_call mf_call;
@@ -18,6 +19,13 @@ typedef struct mf_sequence {
 
     mf_stream *stream; /* NULL: the model has no tokenizer */
     mf_buffer text;    /* since the last event; of the whole answer when it is not streamed */
+    /* Chats that may hold tool calls or reasoning; NULL else, and text is all there is. */
+    mf_answer_parser *parser;
+    mf_buffer raw;       /* text on its way into the parser */
+    mf_buffer reasoning; /* as text */
+    mf_buffer calls;     /* entries of tool_calls, as JSON; the last one's arguments are still open */
+    int32_t open_call;   /* -1 = none */
+    bool keeps_specials; /* the marks of its calls may be special tokens */
     mf_logprob_lists logprobs;
     mf_buffer prompt_logprobs; /* the field's entries */
     mf_ids token_ids;          /* return_token_ids: since the last event, or all */
@@ -92,6 +100,12 @@ void mf_call_start(mf_call *call); /* the body is there */
 
 /* call_tokens.c */
 void mf_call_take_event(mf_call *call, mf_sequence *sequence, const mf_service_event *event);
+
+/* call_message.c */
+mf_status mf_sequence_open_parser(mf_call *call, mf_sequence *sequence); /* where the answer may need one */
+mf_status mf_sequence_take_text(mf_sequence *sequence);                  /* raw to text, reasoning and calls */
+mf_status mf_sequence_end_text(mf_sequence *sequence);
+void mf_sequence_close_call(mf_sequence *sequence); /* before `calls` is sent */
 
 /* call_answer.c */
 void mf_call_send_step(mf_call *call, mf_sequence *sequence); /* a stream's event, when one is due */
