@@ -54,6 +54,12 @@ static void on_resume(evutil_socket_t fd, short what, void *data)
     }
 }
 
+/* A copy of the listener: unlike opening a file it works in a sandbox, too. */
+static int take_spare(const mf_http_server *server)
+{
+    return fcntl(server->listen_fd, F_DUPFD_CLOEXEC, 0);
+}
+
 /* No descriptor is left: the spare one lets one client at a time be told so, instead of waiting unheard. */
 static void refuse_with_spare(mf_http_server *server)
 {
@@ -68,7 +74,7 @@ static void refuse_with_spare(mf_http_server *server)
             }
             close(fd);
         }
-        server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        server->spare_fd = take_spare(server);
     }
     pause_accepting(server);
 }
@@ -234,10 +240,11 @@ mf_status mf_http_server_open(struct event_base *base, const mf_http_options *op
         evutil_make_socket_closeonexec(server->listen_fd);
     } else {
         MF_TRY_GOTO(mf_http_listen(&server->options, &server->listen_fd, err), fail);
-        server->owns_uds_path = options->uds_path != NULL;
     }
+    server->owns_uds_path =
+        options->uds_path != NULL; /* also of a socket that was taken over: it goes with its last server */
     server->port = mf_http_bound_port(server->listen_fd);
-    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    server->spare_fd = take_spare(server);
     event_assign(&server->accept_event, base, server->listen_fd, EV_READ | EV_PERSIST, on_accept, server);
     event_assign(&server->reap_event, base, -1, 0, on_reap, server);
     event_assign(&server->resume_event, base, -1, 0, on_resume, server);
@@ -266,6 +273,10 @@ static void stop_listening(mf_http_server *server)
     }
     close(server->listen_fd);
     server->listen_fd = -1;
+    if (server->spare_fd >= 0) {
+        close(server->spare_fd);
+        server->spare_fd = -1;
+    }
     if (server->owns_uds_path) {
         unlink(server->options.uds_path);
         server->owns_uds_path = false;
@@ -301,9 +312,6 @@ void mf_http_server_close(mf_http_server **out)
     on_reap(-1, 0, server);
     if (server->has_events) {
         event_del(&server->reap_event);
-    }
-    if (server->spare_fd >= 0) {
-        close(server->spare_fd);
     }
     mf_api_keys_close(&server->keys);
     mf_peer_table_close(&server->peers);

@@ -51,7 +51,7 @@ typedef struct mf_http_options {
     const char *const *allowed_origins; /* exact, or one "*" */
     size_t num_allowed_origins;
 
-    int32_t max_connections, max_connections_per_ip; /* 0 per ip: off */
+    int32_t max_connections, max_connections_per_ip; /* 0: 16384, less where the system allows fewer files; 0 per ip: off */
     const char *server_name;                         /* the Server header: "moefuse/0.1.0" */
     const struct mf_http_limits *limits;             /* NULL: the defaults of spec 5.2; tests make times short */
 } mf_http_options;

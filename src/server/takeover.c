@@ -157,9 +157,9 @@ mf_status mf_takeover_offer(struct event_base *base, const char *path, int liste
         unlink(path);
     }
     offer->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    mode_t mask = umask(0177);
-    bool is_bound = offer->fd >= 0 && bind(offer->fd, (const struct sockaddr *)&address, sizeof address) == 0;
-    umask(mask);
+    /* The socket's mode becomes its file's; umask would be every thread's. */
+    bool is_bound = offer->fd >= 0 && fchmod(offer->fd, 0600) == 0 &&
+                    bind(offer->fd, (const struct sockaddr *)&address, sizeof address) == 0;
     if (!is_bound || listen(offer->fd, MAX_ASKING) != 0) {
         mf_fail(err, MF_ERR_IO, "cannot listen on %s (--takeover): %s", path, strerror(errno));
         offer->is_claimed = !is_bound;

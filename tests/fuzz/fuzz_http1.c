@@ -55,8 +55,10 @@ static void check_head(trace *t, const mf_http1 *p)
         }
         mix_text(t, name);
         mix_text(t, value);
+        mix(t, &(bool[2]){ mf_http1_is_token(value), mf_http1_is_authority(value) }, 2);
     }
-    char value[64];
+    require(!mf_http1_find(p, "no such name"));
+    char value[16];
     if (mf_http1_query_value(query, "window", value, sizeof value)) {
         mix_text(t, value);
     }

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HOST "Host: localhost\r\n"
@@ -200,6 +201,60 @@ TEST(a_client_that_leaves_is_noticed_while_the_handler_works)
         CHECK_STR(h.gone_cause, i & 2 ? "reset" : "closed");
     }
     CHECK_EQ(mf_http_server_num_connections(h.server), 0);
+    harness_close(&h);
+}
+
+TEST(a_client_that_half_closes_gets_what_is_answered_at_once_and_has_left_otherwise)
+{
+    harness h;
+    harness_init(&h);
+    harness_open(&h);
+    int fd = dial(&h);
+    say(&h, fd,
+        "GET /hello HTTP/1.1\r\n" HOST "\r\nGET /query HTTP/1.1\r\n" HOST "\r\nGET /hello HTTP/1.1\r\n" HOST "\r\n");
+    shutdown(fd, SHUT_WR);
+    const char *answer = hear(&h, fd, NULL, 2000);
+    for (int i = 0; i < 3; i++) {
+        answer = strstr(answer, "HTTP/1.1 200 OK\r\n");
+        CHECK(answer != NULL);
+        answer++;
+    }
+    hang_up(fd);
+    fd = dial(&h);
+    say(&h, fd, "GET /hold HTTP/1.1\r\n" HOST "\r\n");
+    shutdown(fd, SHUT_WR);
+    TURN_UNTIL(&h, h.num_gone == 1, 100);
+    CHECK_STR(h.gone_cause, "closed");
+    hang_up(fd);
+    harness_close(&h);
+}
+
+TEST(waiting_costs_no_time_of_the_processor)
+{
+    harness h;
+    char piece[1000] = "";
+    harness_init(&h);
+    harness_open(&h);
+    int pipelined = dial(&h), stalled = dial_with(&h, 4096), lingering = dial(&h), half = dial(&h);
+    say(&h, pipelined, "GET /hold HTTP/1.1\r\n" HOST "\r\n");
+    TURN_UNTIL(&h, h.num_held == 1, 1000);
+    say(&h, pipelined, "GET /hello HTTP/1.1\r\n" HOST "\r\n"); /* stays in the socket */
+    say(&h, stalled, "GET /stream HTTP/1.1\r\n" HOST "\r\n");
+    TURN_UNTIL(&h, h.num_held == 2, 1000);
+    while (mf_exchange_write(h.held[1], piece, sizeof piece)) {
+    }
+    say(&h, lingering, "nonsense\r\n"); /* answered, and the client does not leave */
+    say(&h, half, "GET /hel");
+    turn_for(&h, 20);
+    CHECK_EQ(mf_http_server_num_connections(h.server), 4);
+    clock_t start = clock();
+    event_base_loopexit(h.base, &(struct timeval){ 0, 200000 });
+    event_base_dispatch(h.base);
+    CHECK((double)(clock() - start) / CLOCKS_PER_SEC < 0.02);
+    hang_up(pipelined);
+    hang_up(stalled);
+    hang_up(lingering);
+    hang_up(half);
     harness_close(&h);
 }
 
