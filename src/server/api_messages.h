@@ -12,6 +12,7 @@ enum {
     MF_API_MAX_TOOL_NAME = 64
 };
 
+mf_status mf_api_check_model(const mf_serve_model *model, const char *name, mf_api_error *error); /* 404 */
 /* Checks a list of messages and brings it into the form that templates expect, in place. */
 mf_status mf_api_check_messages(json_t *messages, mf_api_error *error);
 mf_status mf_api_check_tools(const json_t *tools, mf_api_error *error);

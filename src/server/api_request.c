@@ -153,22 +153,24 @@ static mf_status read_lists(const reader *r)
 
 /* ---- model, counts -------------------------------------------------------------------------------------------------- */
 
-static mf_status read_model(const reader *r)
+mf_status mf_api_check_model(const mf_serve_model *model, const char *name, mf_api_error *error)
 {
-    const char *name = text_or_null(r, MF_FIELD_ID_MODEL);
     char quote[MF_QUOTE_BYTES];
-    r->request->model = name ? name : r->model->names[0];
-    for (int32_t i = 0; name && i < r->model->num_names; i++) {
-        if (strcmp(name, r->model->names[i]) == 0) {
+    for (int32_t i = 0; i < model->num_names; i++) {
+        if (strcmp(name, model->names[i]) == 0) {
             return MF_OK;
         }
     }
-    if (!name) {
-        return MF_OK;
-    }
     mf_text_quote(name, strlen(name), quote);
     quote[strlen(quote) - 1] = '\0';
-    return mf_api_fail(r->error, 404, "model", "The model `%s` does not exist.", quote + 1);
+    return mf_api_fail(error, 404, "model", "The model `%s` does not exist.", quote + 1);
+}
+
+static mf_status read_model(const reader *r)
+{
+    const char *name = text_or_null(r, MF_FIELD_ID_MODEL);
+    r->request->model = name ? name : r->model->names[0];
+    return name ? mf_api_check_model(r->model, name, r->error) : MF_OK;
 }
 
 static int32_t count_prompts(const reader *r)

@@ -112,6 +112,8 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_LOGITS_PROCESSORS] = { "logits_processors", C | H, MF_FIELD_NEVER, 0, 0, "null", NULL },
     [MF_FIELD_ID_PROMPT_EMBEDS] = { "prompt_embeds", C, MF_FIELD_NEVER, 0, 0, "null", NULL },
     [MF_FIELD_ID_TOKENIZE_PROMPT] = { "prompt", T, MF_FIELD_STRING, 0, 8388608, "null", "Text; or give messages" },
+    [MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS] = { "add_special_tokens", T, MF_FIELD_BOOL, 0, 1, "null",
+                                                  "Absent: true with prompt, false with messages" },
     [MF_FIELD_ID_RETURN_TOKEN_STRS] = { "return_token_strs", T, MF_FIELD_BOOL, 0, 1, "false", "Tokens as the vocabulary writes them" },
     [MF_FIELD_ID_DETOKENIZE_TOKENS] = { "tokens", D, MF_FIELD_IDS, 0, MF_BODY_MAX_VALUES, "null", "Token ids", .required = true },
 };

@@ -28,7 +28,7 @@ typedef enum mf_field_type {
     MF_FIELD_NEVER             /* known and not built: absent, null or false only, else 501 */
 } mf_field_type;
 
-/* Rows whose type or default differs between the two kinds of request are there twice: CHAT_... is chat's. */
+/* Rows whose type or default differs from one body to another are there more than once: CHAT_... is chat's. */
 typedef enum mf_field_id {
     MF_FIELD_ID_MODEL = 0,
     MF_FIELD_ID_PROMPT,
@@ -96,6 +96,7 @@ typedef enum mf_field_id {
     MF_FIELD_ID_LOGITS_PROCESSORS,
     MF_FIELD_ID_PROMPT_EMBEDS,
     MF_FIELD_ID_TOKENIZE_PROMPT,
+    MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS,
     MF_FIELD_ID_RETURN_TOKEN_STRS,
     MF_FIELD_ID_DETOKENIZE_TOKENS,
     MF_NUM_FIELDS

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "base/sys.h"
+#include "text/conversation_plain.h"
 #include "text/jinja_text.h"
 
 /* Stands behind the last message's content while a text that is to be continued is rendered; its blank shows whether the
@@ -130,11 +132,16 @@ mf_status mf_conversation_render(const mf_prompt *prompt, const mf_conversation 
 mf_status mf_conversation_encode(const mf_prompt *prompt, const mf_conversation *c, mf_ids *ids, mf_error *err)
 {
     mf_buffer text = { .limit = prompt->max_text_bytes };
+    mf_plain_places places = { 0 };
     mf_status status = mf_conversation_render(prompt, c, &text, err);
     if (status == MF_OK) {
-        status = mf_tokenizer_encode(prompt->tokenizer, mf_buffer_text(&text), text.size,
-                                     c->add_special_tokens ? MF_ENCODE_ADD_SPECIAL : 0, ids, err);
+        status = mf_conversation_find_plain(prompt, c, &text, &places, err);
     }
+    if (status == MF_OK) {
+        status = mf_tokenizer_encode_mixed(prompt->tokenizer, mf_buffer_text(&text), text.size,
+                                           c->add_special_tokens ? MF_ENCODE_ADD_SPECIAL : 0, places.at, places.count, ids, err);
+    }
+    mf_free(places.at);
     mf_buffer_close(&text);
     return status;
 }

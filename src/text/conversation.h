@@ -17,6 +17,9 @@ typedef struct mf_conversation {
 
 /* Appends the rendered text.  MF_ERR_INVALID: there is no template, or it refused the conversation. */
 mf_status mf_conversation_render(const mf_prompt *prompt, const mf_conversation *conversation, mf_buffer *text, mf_error *err);
+/* Renders and encodes.  Special tokens come from the template alone: where a message, a tool or a variable holds the text of
+ * one, that text is encoded as text - unless the template does something with it that hides where it came from, in which case
+ * it becomes the token, as it does in transformers.  The ids of all other conversations are those of the rendered text. */
 mf_status mf_conversation_encode(const mf_prompt *prompt, const mf_conversation *conversation, mf_ids *ids, mf_error *err);
 
 #endif

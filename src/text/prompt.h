@@ -12,6 +12,7 @@ typedef struct mf_prompt {
     mf_chat_template *chat_template; /* NULL: the model has none */
     json_t *special_tokens;          /* bos_token, eos_token, ... as the template's variables */
     size_t max_text_bytes;           /* of a rendered conversation */
+    char *tokenizer_class;           /* as tokenizer_config.json names it; NULL: it does not */
 } mf_prompt;
 
 /* Opens DIR/tokenizer.json and the chat template (template_file when given, else the model's own). */
