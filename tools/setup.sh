@@ -10,13 +10,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev libsodium-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev libsodium-dev libseccomp-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv)
 browser_packages=(chromium)
 deb_packages=(dpkg-dev fakeroot file)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-aarch64_libraries=(libcmocka0 libcmocka-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev libsodium23 libsodium-dev)
+aarch64_libraries=(libcmocka0 libcmocka-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev libsodium23 libsodium-dev libseccomp2 libseccomp-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
