@@ -10,14 +10,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libsodium-dev libutf8proc-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libseccomp-dev libsodium-dev libutf8proc-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv valgrind)
 browser_packages=(chromium)
 deb_packages=(dpkg-dev fakeroot file)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libsodium23 libsodium-dev
-    libutf8proc2 libutf8proc-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libseccomp-dev libsodium-dev libutf8proc-dev)
+test_packages=(g++ libcmocka-dev python3 python3-venv valgrind)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
