@@ -16,8 +16,8 @@ browser_packages=(chromium)
 deb_packages=(dpkg-dev fakeroot file)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libseccomp-dev libsodium-dev libutf8proc-dev)
-test_packages=(g++ libcmocka-dev python3 python3-venv valgrind)
+aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libseccomp2 libseccomp-dev
+    libsodium23 libsodium-dev libutf8proc2 libutf8proc-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

@@ -14,6 +14,7 @@
 #include "engine/engine.h"
 #include "server/app_impl.h"
 #include "server/expert_load.h"
+#include "server/sandbox.h"
 #include "server/warm_up.h"
 
 enum {
@@ -210,6 +211,20 @@ static mf_status offer_takeover(mf_app *app, mf_error *err)
                              &app->takeover, err);
 }
 
+static mf_status enter_sandbox(mf_app *app, mf_error *err)
+{
+    const mf_app_options *o = app->options;
+    if (!o->sandbox) {
+        return MF_OK;
+    }
+    mf_sandbox_options sandbox = { .model_dir = o->model_dir, .uds_path = o->http.uds_path ? o->http.uds_path : o->takeover_path };
+    mf_sandbox_state state = { 0 };
+    MF_TRY(mf_sandbox_enter(&sandbox, &state, err));
+    mf_log(MF_LOG_INFO, "sandbox: system calls by a list %s, files by Landlock %s", state.seccomp ? "yes" : "no",
+           state.landlock_abi > 0 ? "yes" : "no");
+    return MF_OK;
+}
+
 static void become_ready(mf_app *app)
 {
     char where[256];
@@ -219,6 +234,11 @@ static void become_ready(mf_app *app)
     app->is_ready = true;
     if ((app->control_fd >= 0 && take_over(app, app->err) != MF_OK) || offer_takeover(app, app->err) != MF_OK) {
         app->end = MF_APP_CANNOT_BIND;
+        event_base_loopbreak(app->base);
+        return;
+    }
+    if (enter_sandbox(app, app->err) != MF_OK) {
+        app->end = MF_APP_FAILED;
         event_base_loopbreak(app->base);
         return;
     }
