@@ -218,11 +218,7 @@ static mf_status enter_sandbox(mf_app *app, mf_error *err)
         return MF_OK;
     }
     mf_sandbox_options sandbox = { .model_dir = o->model_dir, .uds_path = o->http.uds_path ? o->http.uds_path : o->takeover_path };
-    mf_sandbox_state state = { 0 };
-    MF_TRY(mf_sandbox_enter(&sandbox, &state, err));
-    mf_log(MF_LOG_INFO, "sandbox: system calls by a list %s, files by Landlock %s", state.seccomp ? "yes" : "no",
-           state.landlock_abi > 0 ? "yes" : "no");
-    return MF_OK;
+    return mf_sandbox_enter(&sandbox, NULL, err);
 }
 
 static void become_ready(mf_app *app)

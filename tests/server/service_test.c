@@ -22,6 +22,16 @@ typedef struct fixture {
     mf_service_event events[64];
 } fixture;
 
+/* The fake model answers within a microsecond; where a test acts on a request that runs, each step takes its time. */
+static mf_status (*fake_forward)(void *context, const mf_batch *batch, float *logits, mf_error *err);
+static _Atomic int step_us;
+
+static mf_status slow_forward(void *context, const mf_batch *batch, float *logits, mf_error *err)
+{
+    usleep((useconds_t)atomic_load(&step_us));
+    return fake_forward(context, batch, logits, err);
+}
+
 static mf_status open_engine(void *context, mf_engine **engine, mf_error *err)
 {
     fixture *f = context;
@@ -32,11 +42,16 @@ static mf_status open_engine(void *context, mf_engine **engine, mf_error *err)
         return mf_fail(err, MF_ERR_FORMAT, "model.safetensors: it is broken");
     }
     mf_engine_model table = fake_model_table(&f->fake, MAX_LEN);
+    fake_forward = table.forward;
+    if (atomic_load(&step_us) > 0) {
+        table.forward = slow_forward;
+    }
     return mf_engine_open_model(&table, &f->engine, f->num_blocks, engine, err);
 }
 
 static fixture *make_fixture(void)
 {
+    atomic_store(&step_us, 0);
     fixture *f = calloc(1, sizeof *f);
     fake_model_init(&f->fake, 32);
     mf_engine_options o = MF_ENGINE_OPTIONS_INIT;
@@ -188,6 +203,7 @@ TEST(a_cancel_ends_a_request_once_and_a_late_one_is_counted)
 {
     fixture *f = make_fixture();
     mf_service_options o = default_options(f);
+    atomic_store(&step_us, 20000);
     open_fixture(f, &o);
     mf_request r = request_of(some_prompt, 5, 50);
     mf_error err = { 0 };
@@ -235,6 +251,7 @@ TEST(a_paused_request_waits_and_its_deadline_still_ends_it)
 {
     fixture *f = make_fixture();
     mf_service_options o = default_options(f);
+    atomic_store(&step_us, 20000);
     open_fixture(f, &o);
     mf_error err = { 0 };
     uint64_t a, b;
