@@ -22,7 +22,6 @@ PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
 PROMPT = "Tom has 3 boxes with 12 pens each. He gives 5 pens to Anna. How many pens are left?"
 CHAT = [{"role": "user", "content": PROMPT}]
 NAME = "word-problems"
-NO_PIPE = {"ignore_eos": True}
 
 
 def client_of(server, key="none"):
@@ -95,6 +94,57 @@ def openai_logprobs(server):
     claim("a stream's echo is the answer's", "".join(k.choices[0].text for k in stream if k.choices) == whole.choices[0].text)
     shown = [(t, o) for t, o in zip(whole.choices[0].logprobs.tokens, whole.choices[0].logprobs.text_offset) if not t.startswith("<\uff5c")]
     claim("text_offset points into the text", all(whole.choices[0].text[o:].startswith(t) for t, o in shown), whole.choices[0].logprobs)
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "negate": {"type": "boolean"}},
+    "required": ["a", "negate"], "additionalProperties": False}}}
+
+
+def openai_structured(server):
+    c = client_of(server)
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 999}, "ok": {"type": "boolean"}},
+              "required": ["n", "ok"], "additionalProperties": False}
+    a = c.chat.completions.create(model=NAME, messages=CHAT, max_tokens=80, seed=3, response_format={
+        "type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    value = json.loads(a.choices[0].message.content)
+    claim("a schema constrains the answer", isinstance(value["n"], int) and isinstance(value["ok"], bool) and
+          a.choices[0].finish_reason == "stop", a)
+    a = c.completions.create(model=NAME, prompt=PROMPT, max_tokens=20, extra_body={"structured_outputs": {"choice": ["left", "right"]}})
+    claim("a list of choices too", a.choices[0].text in ("left", "right"), a)
+    e = raised(c.chat.completions.create, model=NAME, messages=CHAT, response_format={
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://elsewhere/"}}})
+    claim("a schema that cannot be is 400 with its field", isinstance(e, openai.BadRequestError) and e.body["param"], e)
+    forced = {"type": "function", "function": {"name": "add"}}
+    more = dict(model=NAME, messages=CHAT, max_tokens=80, seed=3, tools=[ADD], tool_choice=forced)
+    a = c.chat.completions.create(**more)
+    calls = a.choices[0].message.tool_calls
+    arguments = json.loads(calls[0].function.arguments) if calls else {}
+    claim("a named tool is called with arguments of its schema", bool(calls) and calls[0].function.name == "add" and
+          isinstance(arguments.get("negate"), bool) and a.choices[0].finish_reason == "tool_calls", a)
+    joined, names, reason = "", [], None
+    for k in c.chat.completions.create(**more, stream=True):
+        for t in k.choices[0].delta.tool_calls or []:
+            joined += t.function.arguments or ""
+            names += [t.function.name] if t.function.name else []
+        reason = k.choices[0].finish_reason or reason
+    claim("a stream's tool call is the answer's", names == ["add"] and joined == calls[0].function.arguments and reason == "tool_calls",
+          f"{names} {joined} {reason} {calls}")
+    a = c.chat.completions.create(model=NAME, messages=CHAT, max_tokens=20, temperature=0, tools=[ADD])
+    claim("with tools at hand a plain answer stays plain", a.choices[0].message.content and not a.choices[0].message.tool_calls, a)
+
+
+def text_endpoints(server):
+    a = server.post("/tokenize", {"prompt": PROMPT, "return_token_strs": True}).json
+    b = server.post("/detokenize", {"tokens": a["tokens"][1:]}).json
+    claim("tokenize and detokenize are each other's inverse", a["count"] == len(a["tokens"]) == len(a["token_strs"]) and
+          b["prompt"] == PROMPT and a["max_model_len"] == 1024, f"{a} {b}")
+    long = server.post("/tokenize", {"prompt": "one two " * 20000, "add_special_tokens": False})
+    claim("a long text is tokenized too", long.status == 200 and long.json["count"] >= 40000, long.status)
+    claim("tokenizer_info names the special tokens", server.get("/tokenizer_info").json["eos_token"].endswith("\uff5c>"))
+    api = server.get("/openapi.json").json
+    claim("the API's file has every route", api["openapi"].startswith("3.1") and "/v1/chat/completions" in api["paths"] and
+          "/metrics" in api["paths"] and "/reset_prefix_cache" not in api["paths"], list(api["paths"]))
 
 
 def openai_errors(server):
@@ -252,7 +302,7 @@ def overload(program):
 
 def health_while_loading(program):
     config = json.loads((ROOT / "bench" / "configs" / "deepseek-v2-lite-8l.json").read_text())
-    config.update(num_hidden_layers=3, n_routed_experts=16, vocab_size=32000)  # a second or so of random weights
+    config.update(num_hidden_layers=3, n_routed_experts=8, vocab_size=8000, intermediate_size=2816, bos_token_id=0, eos_token_id=1)  # a second or so of random weights
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(config, file)
         file.flush()
@@ -386,9 +436,10 @@ def administration(server):
           "default-src 'none'" in page.headers["Content-Security-Policy"])
     claim("a known page need not be sent again", server.get("/", headers={"If-None-Match": page.headers["ETag"]}).status == 304)
     claim("the dev endpoint is off", server.post("/reset_prefix_cache", {}).status == 404)
+    server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "ignore_eos": True})
     m = server.idle_metrics()
     claim("metrics count", m["vllm:generation_tokens_total"] > 0 and m['vllm:request_success_total{finished_reason="length"}'] > 0)
-    long_text = {"prompt": "a b c " * 1300000, "max_tokens": 1}
+    long_text = json.dumps({"prompt": "a b c " * 1300000, "max_tokens": 1}).encode()
     answers = []
     worker = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", long_text)))
     slowest = 0
@@ -397,7 +448,7 @@ def administration(server):
         started = time.time()
         server.get("/health")
         slowest = max(slowest, time.time() - started)
-        time.sleep(0.005)
+        time.sleep(0.002)
     claim("health answers within 100 ms while 8 MB are read", slowest < 0.1 and answers[0].status == 400, f"{slowest} {answers[0].status}")
 
 
@@ -407,7 +458,7 @@ def main():
     def wanted(group):
         return not chosen or any(part in group.__name__ for part in chosen)
 
-    shared = [openai_answers, openai_logprobs, openai_errors, same_tokens, cancels, slow_readers, deadlines, administration]
+    shared = [openai_answers, openai_logprobs, openai_structured, openai_errors, text_endpoints, same_tokens, cancels, slow_readers, deadlines, administration]
     own = [overload, drain, access, takeover, health_while_loading]
     if any(map(wanted, shared)):
         with Server(PROGRAM) as server:
