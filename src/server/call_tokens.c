@@ -246,6 +246,7 @@ void mf_call_take_event(mf_call *call, mf_sequence *s, const mf_service_event *e
         }
         break;
     case MF_SERVICE_REFUSED: take_refusal(call, event); return;
+    case MF_SERVICE_STEP: break; /* nobody's */
     }
     if (status != MF_OK) {
         fail_internally(call, status == MF_ERR_NOMEM ? "The server ran out of memory." : "The answer's text could not be made.");

@@ -200,6 +200,9 @@ void mf_calls_pump(mf_calls *calls)
     while ((n = mf_service_poll(calls->options.service, calls->events, NUM_EVENTS)) > 0) {
         for (int32_t i = 0; i < n; i++) {
             mf_sequence *sequence = calls->events[i].user_data;
+            if (calls->events[i].step_tokens > 0 && calls->options.metrics) {
+                mf_metrics_observe(calls->options.metrics, MF_HIST_ITERATION_TOKENS, calls->events[i].step_tokens);
+            }
             if (sequence) {
                 mf_call_take_event(sequence->call, sequence, &calls->events[i]);
             }

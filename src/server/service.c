@@ -366,10 +366,15 @@ int32_t mf_service_poll(mf_service *s, mf_service_event *events, int32_t capacit
     int32_t n = 0;
     while (n < capacity && s->read < tail) {
         const mf_ring_event *from = &s->ring[s->read++ % s->num_ring];
+        if (from->type == MF_SERVICE_STEP) {
+            events[n++] = (mf_service_event){ .type = from->type, .step_ns = from->step_ns, .step_tokens = from->step_tokens };
+            continue;
+        }
         mf_service_slot *slot = &s->slots[from->slot];
         bool is_last = from->type == MF_SERVICE_FINISHED || from->type == MF_SERVICE_REFUSED;
         events[n] = (mf_service_event){ .type = from->type, .serial = from->serial, .user_data = slot->user_data,
-                                        .event = from->event, .step_ns = from->step_ns };
+                                        .event = from->event, .step_ns = from->step_ns,
+                                        .step_tokens = from->step_tokens };
         events[n].event.user_data = slot->user_data;
         events[n].event.top_logprobs = from->event.num_top_logprobs > 0 ? from->top : NULL;
         if (from->type == MF_SERVICE_REFUSED) {

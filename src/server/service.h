@@ -34,7 +34,8 @@ typedef enum mf_service_event_type {
     MF_SERVICE_TOKEN = 0,
     MF_SERVICE_PROMPT_LOGPROB,
     MF_SERVICE_FINISHED,
-    MF_SERVICE_REFUSED /* the engine did not take it: `status` and `message` say why */
+    MF_SERVICE_REFUSED, /* the engine did not take it: `status` and `message` say why */
+    MF_SERVICE_STEP     /* a step that made no other event: chunks of prompts alone.  serial 0, user_data NULL */
 } mf_service_event_type;
 
 typedef struct mf_service_event {
@@ -43,6 +44,7 @@ typedef struct mf_service_event {
     void *user_data;
     mf_event event;  /* top_logprobs is valid until the next poll */
     int64_t step_ns; /* when the step that made it ended: monotonic */
+    int32_t step_tokens; /* rows of that step, in the first event of each; 0 in the others */
     mf_status status;
     const char *message;
 } mf_service_event;

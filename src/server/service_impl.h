@@ -42,6 +42,7 @@ typedef struct mf_ring_event {
     int32_t slot;
     uint64_t serial;
     int64_t step_ns;
+    int32_t step_tokens;
     mf_event event;
     mf_logprob top[MF_MAX_LOGPROBS];
 } mf_ring_event;
@@ -106,6 +107,7 @@ struct mf_service {
     mf_service_command *commands; /* [num_slots] */
     int32_t first_end, last_end;
     int32_t num_failed_steps; /* in a row */
+    int64_t num_told_steps;   /* engine steps whose size has been told */
     bool is_dead;
     int64_t load_ns; /* when load was copied */
 };

@@ -83,6 +83,7 @@ static void publish_ends(mf_service *s)
         *place(s, n++) = (mf_ring_event){
             .type = refused ? MF_SERVICE_REFUSED : MF_SERVICE_FINISHED, .slot = index, .serial = slot->engine_serial,
             .step_ns = mf_now_ns(),
+            .step_tokens = 0,
             .event = { .type = MF_EVENT_FINISHED, .finish_reason = refused ? MF_FINISH_NONE : MF_FINISH_CANCELLED,
                        .token_id = -1, .stop_token_id = -1 },
         };
@@ -167,8 +168,26 @@ static int64_t obey(mf_service *s, const mf_service_command *c)
 
 /* ---- steps -------------------------------------------------------------------------------------------------------- */
 
+/* Rows of the step just made; 0 when it only handed out what an earlier one had left. */
+static int32_t take_step_size(mf_service *s)
+{
+    mf_engine_stats stats;
+    mf_engine_get_stats(s->engine, &stats);
+    if (stats.num_steps == s->num_told_steps) {
+        return 0;
+    }
+    s->num_told_steps = stats.num_steps;
+    return stats.last_step_prefill_tokens + stats.last_step_decode_tokens;
+}
+
 static void publish_events(mf_service *s, int32_t n, int64_t step_ns)
 {
+    int32_t step_tokens = take_step_size(s);
+    if (n == 0 && step_tokens > 0) { /* there is room for one: a step is made with room only */
+        *place(s, 0) = (mf_ring_event){ .type = MF_SERVICE_STEP, .slot = -1, .step_ns = step_ns, .step_tokens = step_tokens };
+        publish(s, 1);
+        return;
+    }
     for (int32_t i = 0; i < n; i++) {
         const mf_event *e = &s->events[i];
         mf_service_slot *slot = e->user_data;
@@ -179,6 +198,7 @@ static void publish_events(mf_service *s, int32_t n, int64_t step_ns)
         to->slot = (int32_t)(slot - s->slots);
         to->serial = slot->engine_serial;
         to->step_ns = step_ns;
+        to->step_tokens = i == 0 ? step_tokens : 0;
         to->event = *e;
         if (e->num_top_logprobs > 0) {
             memcpy(to->top, e->top_logprobs, (size_t)e->num_top_logprobs * sizeof *to->top);
@@ -329,6 +349,7 @@ static mf_status make_ready(mf_service *s, mf_error *err)
         mf_free(load);
         return mf_fail(err, MF_ERR_NOMEM, "service: out of memory for events and counts");
     }
+    s->num_told_steps = stats.num_steps; /* what `open` ran to warm up is nobody's */
     pthread_mutex_lock(&s->load_lock);
     s->load = load;
     s->load_size = load_size;

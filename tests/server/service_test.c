@@ -111,8 +111,10 @@ static mf_request request_of(const int32_t *prompt, int32_t n, int32_t max_token
 static mf_service_event next_event(fixture *f)
 {
     for (int i = 0; i < 50; i++) {
-        if (mf_service_poll(f->service, f->events, 1) == 1) {
-            return f->events[0];
+        while (mf_service_poll(f->service, f->events, 1) == 1) {
+            if (f->events[0].type != MF_SERVICE_STEP) {
+                return f->events[0];
+            }
         }
         struct pollfd fd = { .fd = mf_service_wake_fd(f->service), .events = POLLIN };
         poll(&fd, 1, 200);
@@ -400,6 +402,7 @@ typedef struct soak {
     soak_call calls[SOAK_SLOTS];
     uint64_t old[64];
     int64_t num_submitted, num_finished, num_refused, num_busy, num_tokens, num_guides;
+    int64_t num_rows; /* of steps, as told */
 } soak;
 
 static int32_t pick(soak *s, int32_t n)
@@ -452,6 +455,11 @@ static void soak_poll(soak *s)
     int32_t n = mf_service_poll(s->f->service, s->f->events, 1 + pick(s, 64));
     for (int32_t i = 0; i < n; i++) {
         const mf_service_event *e = &s->f->events[i];
+        s->num_rows += e->step_tokens;
+        if (e->type == MF_SERVICE_STEP) {
+            CHECK(e->serial == 0 && !e->user_data);
+            continue;
+        }
         soak_call *c = e->user_data;
         CHECK(c >= s->calls && c < s->calls + SOAK_SLOTS);
         CHECK_EQ(c->serial, e->serial); /* an event of a serial that has ended would not match */
@@ -528,6 +536,7 @@ TEST(random_life_ends_every_serial_exactly_once_and_conserves_blocks)
     }
     CHECK_EQ(snapshot.queued_reqs, 0);
     CHECK_EQ(snapshot.queued_tokens, 0);
+    CHECK_EQ(snapshot.stats.computed_tokens, s->num_rows); /* each step's size was told once */
     CHECK_EQ(snapshot.stats.kv_blocks_used, 0);
     CHECK_EQ(snapshot.stats.kv_blocks_free + snapshot.stats.kv_blocks_cached, snapshot.stats.kv_blocks_total);
     CHECK_EQ(snapshot.stats.num_invariant_violations, 0);
