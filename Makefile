@@ -6,10 +6,11 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
+	@echo "make serve    the same, then serve it at http://127.0.0.1:8000 (SERVE_FLAGS=...)"
 	@echo "make test     install what the tests need, build, run everything; last line 'N passed, N failed'"
 	@echo "make quick    unit and conformance tests only, under a minute once built"
 	@echo "make test-page  the chat page in headless Chromium, about 20 s; SHOTS=FOLDER keeps screenshots"
@@ -36,6 +37,9 @@ build: setup-build
 
 run: build
 	@build/release/bin/moefuse run $(MODEL) -p "$(PROMPT)"
+
+serve: build
+	@build/release/bin/moefuse serve $(MODEL) $(SERVE_FLAGS)
 
 dev: setup-test
 	@cmake --preset dev $(CMAKE_ARGS) >/dev/null

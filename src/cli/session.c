@@ -44,7 +44,8 @@ typedef struct progress_state {
 static int32_t tell_progress(void *context, const mf_engine_progress *info)
 {
     progress_state *state = context;
-    mf_progress_info copy = { info->what, info->files_done, info->files_total, info->bytes_done, info->bytes_total, info->seconds };
+    mf_progress_info copy = { info->what,       info->files_done,  info->files_total,
+                              info->bytes_done, info->bytes_total, info->seconds };
     double share = info->bytes_total > 0 ? (double)info->bytes_done / (double)info->bytes_total : 0;
     if (state->options->progress && !state->options->progress(state->options->progress_context, share)) {
         return 0;
@@ -123,12 +124,14 @@ static bool has_text(const char *dir)
     return has;
 }
 
-mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_options *more, mf_session *session, mf_error *err)
+mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_options *more, mf_session *session,
+                               mf_error *err)
 {
     *session = (mf_session){ 0 };
     const char *text_dir = more->tokenizer_dir ? more->tokenizer_dir : flags->model;
     if (more->text_is_optional && !more->tokenizer_dir && !has_text(text_dir)) {
-        mf_log(MF_LOG_WARN, "%.400s has no tokenizer.json: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
+        mf_log(MF_LOG_WARN,
+               "%.400s has no tokenizer.json: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
                flags->model);
         return mf_session_open_without_text(flags, more, session, err);
     }
@@ -143,9 +146,9 @@ mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_opt
     MF_TRY(mf_prompt_open(text_dir, flags->chat_template, max_len, &session->prompt, err));
     int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
     if (tokenizer_size > vocab_size) {
-        mf_status status = mf_fail(err, MF_ERR_FORMAT,
-                                   "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
-                                   text_dir, tokenizer_size, (long long)vocab_size);
+        mf_status status = mf_fail(
+            err, MF_ERR_FORMAT, "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
+            text_dir, tokenizer_size, (long long)vocab_size);
         mf_session_close(session);
         return status;
     }
@@ -194,15 +197,16 @@ mf_status mf_session_write_plan(const mf_session *session, mf_buffer *out)
     int64_t length = mf_engine_max_model_len(session->engine);
     char blocks[32], bytes[32], len[32], model_len[32];
     mf_format_count(stats.kv_blocks_total, blocks, sizeof blocks);
-    mf_format_bytes((int64_t)stats.kv_blocks_total * mf_kv_store_block_bytes(session->model, stats.kv_block_size), bytes,
-                    sizeof bytes);
+    mf_format_bytes((int64_t)stats.kv_blocks_total * mf_kv_store_block_bytes(session->model, stats.kv_block_size),
+                    bytes, sizeof bytes);
     mf_format_count(length, len, sizeof len);
     mf_format_count(session->config->max_position_embeddings, model_len, sizeof model_len);
-    MF_TRY(mf_buffer_printf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks, stats.kv_block_size,
-                            (long long)(length ? tokens / length : 0), len));
+    MF_TRY(mf_buffer_printf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks,
+                            stats.kv_block_size, (long long)(length ? tokens / length : 0), len));
     MF_TRY(mf_buffer_printf(out, "limits  max-model-len %s", len));
     if (length < session->config->max_position_embeddings) {
-        MF_TRY(mf_buffer_printf(out, " (model %s, %s)", model_len, session->max_len_given ? "as asked" : "reduced: memory"));
+        MF_TRY(mf_buffer_printf(out, " (model %s, %s)", model_len,
+                                session->max_len_given ? "as asked" : "reduced: memory"));
     }
     return mf_buffer_printf(out, " | seqs %lld | batched tokens %lld\n", (long long)session->max_num_seqs,
                             (long long)session->max_num_batched_tokens);

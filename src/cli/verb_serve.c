@@ -1,4 +1,5 @@
-/* verb_serve.c - `moefuse serve`: flags, keys, and how a model is opened for the server; the server itself is src/server. */
+/* verb_serve.c - `moefuse serve`: flags, keys, and how a model is opened for the server; the server itself is
+ * src/server. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,8 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--host", NULL, MF_FLAG_TEXT, &v->host, .argument = "ADDRESS", .help = "to listen on (127.0.0.1)" },
         { "server", "--port", NULL, MF_FLAG_INT, &v->port, .min = 0, .max = 65535, .argument = "N",
           .help = "0: a free one, printed (8000)" },
-        { "server", "--uds", NULL, MF_FLAG_TEXT, &v->uds, .argument = "PATH", .help = "a UNIX socket instead of host and port" },
+        { "server", "--uds", NULL, MF_FLAG_TEXT, &v->uds, .argument = "PATH",
+          .help = "a UNIX socket instead of host and port" },
         { "server", "--served-model-name", NULL, MF_FLAG_LIST, &v->names, .argument = "NAME",
           .help = "what requests call the model; several allowed, the first is reported (last part of MODEL)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &v->tokenizer, .argument = "DIR",
@@ -39,40 +41,50 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
           .help = "take the listening socket from a server that runs with the same PATH, and offer it there" },
         { "access", "--api-key", NULL, MF_FLAG_LIST, &v->keys, .argument = "KEY",
           .help = "requests must bring one of the keys; better in a file or MOEFUSE_API_KEY" },
-        { "access", "--api-key-file", NULL, MF_FLAG_TEXT, &v->api_key_file, .argument = "FILE", .help = "one key per line" },
+        { "access", "--api-key-file", NULL, MF_FLAG_TEXT, &v->api_key_file, .argument = "FILE",
+          .help = "one key per line" },
         { "access", "--public-paths", NULL, MF_FLAG_LIST, &v->public_paths, .argument = "LIST",
           .help = "of /health /ready /live /metrics /: these need no key (/health)" },
         { "access", "--allowed-origins", NULL, MF_FLAG_LIST, &v->origins, .argument = "LIST",
           .help = "pages of these origins may call (none)" },
         { "access", "--trust-request-chat-template", NULL, MF_FLAG_BOOL, &v->trust_template,
           .help = "requests may bring a chat template" },
-        { "access", "--no-sandbox", NULL, MF_FLAG_BOOL, &v->no_sandbox, .help = "do not narrow what the process may do after loading" },
+        { "access", "--no-sandbox", NULL, MF_FLAG_BOOL, &v->no_sandbox,
+          .help = "do not narrow what the process may do after loading" },
         { "admission", "--max-num-queued-reqs", NULL, MF_FLAG_INT, &v->max_num_queued_reqs, .min = 1, .max = 1 << 18,
           .argument = "N", .help = "sequences that wait; beyond: 429 (1024)" },
-        { "admission", "--max-num-queued-tokens", NULL, MF_FLAG_INT, &v->max_num_queued_tokens, &v->queued_tokens_given, 1, 1e12,
-          .argument = "N", .help = "prompt tokens that wait (64 x --max-num-batched-tokens)" },
+        { "admission", "--max-num-queued-tokens", NULL, MF_FLAG_INT, &v->max_num_queued_tokens, &v->queued_tokens_given,
+          1, 1e12, .argument = "N", .help = "prompt tokens that wait (64 x --max-num-batched-tokens)" },
         { "admission", "--max-sequences-per-request", NULL, MF_FLAG_INT, &v->max_sequences, .min = 1, .max = 1024,
           .argument = "N", .help = "prompts x n of one request (128)" },
-        { "admission", "--request-timeout", NULL, MF_FLAG_REAL, &v->request_timeout, .min = 0, .max = 86400, .argument = "S",
-          .help = "deadline of every request; a request may ask for less; 0 = none (0)" },
-        { "admission", "--max-connections", NULL, MF_FLAG_INT, &v->max_connections, .min = 1, .max = 1 << 20, .argument = "N",
-          .help = "(16384)" },
-        { "admission", "--max-connections-per-ip", NULL, MF_FLAG_INT, &v->max_connections_per_ip, .min = 0, .max = 1 << 20,
-          .argument = "N", .help = "0 = off (0)" },
-        { "answers", "--max-logprobs", NULL, MF_FLAG_INT, &v->max_logprobs, .min = 0, .max = MF_MAX_LOGPROBS, .argument = "N",
-          .help = "that a request may ask for (20)" },
-        { "answers", "--stream-interval", NULL, MF_FLAG_INT, &v->stream_interval, .min = 1, .max = 1024, .argument = "N",
-          .help = "tokens per event of a stream (1)" },
-        { "answers", "--sse-keep-alive-interval", NULL, MF_FLAG_REAL, &v->keep_alive, .min = 0, .max = 3600, .argument = "S",
-          .help = "between comments on a silent stream; 0 = none (0)" },
-        { "output", "--shutdown-timeout", NULL, MF_FLAG_REAL, &v->shutdown_timeout, .min = 0, .max = 86400, .argument = "S",
-          .help = "for running requests after SIGTERM (30)" },
-        { "output", "--enable-log-requests", NULL, MF_FLAG_BOOL, &v->log_requests, .help = "a line per answer; never prompts" },
-        { "output", "--metrics-per-expert", NULL, MF_FLAG_BOOL, &v->metrics_per_expert, .help = "a counter per layer and expert" },
-        { "output", "--enable-dev-endpoints", NULL, MF_FLAG_BOOL, &v->dev_endpoints, .help = "POST /reset_prefix_cache" },
+        { "admission", "--request-timeout", NULL, MF_FLAG_REAL, &v->request_timeout, .min = 0, .max = 86400,
+          .argument = "S", .help = "deadline of every request; a request may ask for less; 0 = none (0)" },
+        { "admission", "--max-connections", NULL, MF_FLAG_INT, &v->max_connections, .min = 1, .max = 1 << 20,
+          .argument = "N", .help = "(16384)" },
+        { "admission", "--max-connections-per-ip", NULL, MF_FLAG_INT, &v->max_connections_per_ip, .min = 0,
+          .max = 1 << 20, .argument = "N", .help = "0 = off (0)" },
+        { "answers", "--max-logprobs", NULL, MF_FLAG_INT, &v->max_logprobs, .min = 0, .max = MF_MAX_LOGPROBS,
+          .argument = "N", .help = "that a request may ask for (20)" },
+        { "answers", "--stream-interval", NULL, MF_FLAG_INT, &v->stream_interval, .min = 1, .max = 1024,
+          .argument = "N", .help = "tokens per event of a stream (1)" },
+        { "answers", "--sse-keep-alive-interval", NULL, MF_FLAG_REAL, &v->keep_alive, .min = 0, .max = 3600,
+          .argument = "S", .help = "between comments on a silent stream; 0 = none (0)" },
+        { "output", "--shutdown-timeout", NULL, MF_FLAG_REAL, &v->shutdown_timeout, .min = 0, .max = 86400,
+          .argument = "S", .help = "for running requests after SIGTERM (30)" },
+        { "output", "--enable-log-requests", NULL, MF_FLAG_BOOL, &v->log_requests,
+          .help = "a line per answer; never prompts" },
+        { "output", "--metrics-per-expert", NULL, MF_FLAG_BOOL, &v->metrics_per_expert,
+          .help = "a counter per layer and expert" },
+        { "output", "--enable-dev-endpoints", NULL, MF_FLAG_BOOL, &v->dev_endpoints,
+          .help = "POST /reset_prefix_cache" },
     };
-    *v = (serve_flags){ .port = 8000, .max_num_queued_reqs = 1024, .max_sequences = 128, .max_logprobs = 20,
-                        .stream_interval = 1, .shutdown_timeout = 30, .max_connections = 16384 };
+    *v = (serve_flags){ .port = 8000,
+                        .max_num_queued_reqs = 1024,
+                        .max_sequences = 128,
+                        .max_logprobs = 20,
+                        .stream_interval = 1,
+                        .shutdown_timeout = 30,
+                        .max_connections = 16384 };
     mf_model_flags_fill(&v->model, rows + sizeof table / sizeof *table);
     memcpy(rows, table, sizeof table);
     return sizeof table / sizeof *table + MF_NUM_MODEL_FLAGS;
@@ -80,7 +92,8 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
 
 enum { NUM_SERVE_FLAGS = 25 };
 
-/* ---- lists, names, keys ------------------------------------------------------------------------------------------- */
+/* ---- lists, names, keys -------------------------------------------------------------------------------------------
+ */
 
 /* Items of a list flag, each of which may hold several, separated by commas or blanks. */
 typedef struct item_list {
@@ -128,7 +141,8 @@ static mf_status check_public_paths(const item_list *list, mf_error *err)
             known = known || strcmp(list->items[i], allowed[k]) == 0;
         }
         if (!known) {
-            return mf_fail(err, MF_ERR_INVALID, "--public-paths: expected some of /health /ready /live /metrics /; got \"%.64s\"",
+            return mf_fail(err, MF_ERR_INVALID,
+                           "--public-paths: expected some of /health /ready /live /metrics /; got \"%.64s\"",
                            list->items[i]);
         }
     }
@@ -210,8 +224,8 @@ static mf_status read_keys(const serve_flags *f, key_list *keys, mf_error *err)
     mf_free(text);
     MF_TRY(status);
     return keys->count > before ? MF_OK
-                                : mf_fail(err, MF_ERR_INVALID, "--api-key-file %.400s: expected a key on a line; got none",
-                                          f->api_key_file);
+                                : mf_fail(err, MF_ERR_INVALID,
+                                          "--api-key-file %.400s: expected a key on a line; got none", f->api_key_file);
 }
 
 /* What stands in argv can be read by every user of the machine. */
@@ -230,7 +244,8 @@ static void wipe_keys(int argc, char **argv)
     }
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------------ */
+/* ---- opening ------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct server_model {
     const serve_flags *flags;
@@ -272,10 +287,13 @@ static mf_status open_model(void *context, mf_app *app, mf_app_model *out, mf_er
     server_model *s = context;
     const serve_flags *f = s->flags;
     mf_session_options options = {
-        .tokenizer_dir = f->tokenizer, .text_is_optional = true,
+        .tokenizer_dir = f->tokenizer,
+        .text_is_optional = true,
         /* The service counts; the engine's own limits only have to be wide enough. */
         .max_num_queued_reqs = (int32_t)(f->max_num_queued_reqs + f->max_sequences + f->model.max_num_seqs),
-        .max_num_queued_tokens = (int64_t)1 << 40, .progress = tell_app, .progress_context = app,
+        .max_num_queued_tokens = (int64_t)1 << 40,
+        .progress = tell_app,
+        .progress_context = app,
     };
     MF_TRY(mf_session_open_with(&f->model, &options, &s->session, err));
     MF_TRY(mf_session_write_plan(&s->session, &s->plan));
@@ -283,11 +301,13 @@ static mf_status open_model(void *context, mf_app *app, mf_app_model *out, mf_er
     const mf_tokenizer *tokenizer = s->session.prompt.tokenizer;
     mf_engine *engine = s->session.engine;
     if (tokenizer) {
-        MF_TRY(mf_guide_vocab_open(tokenizer, mf_engine_eos_token_ids(engine), mf_engine_num_eos_token_ids(engine), &s->guide_vocab,
-                                   err));
+        MF_TRY(mf_guide_vocab_open(tokenizer, mf_engine_eos_token_ids(engine), mf_engine_num_eos_token_ids(engine),
+                                   &s->guide_vocab, err));
     }
     s->session.engine = NULL; /* the service's from here on */
-    *out = (mf_app_model){ .engine = engine, .plan = mf_buffer_text(&s->plan), .isa = highest_level(),
+    *out = (mf_app_model){ .engine = engine,
+                           .plan = mf_buffer_text(&s->plan),
+                           .isa = highest_level(),
                            .device = mf_device_description(mf_model_get_device(s->session.model)) };
     out->serve.prompt = &s->session.prompt;
     out->serve.guide_vocab = s->guide_vocab;
@@ -305,7 +325,8 @@ static void close_model(void *context)
     mf_buffer_close(&s->plan);
 }
 
-/* ---- the verb ----------------------------------------------------------------------------------------------------- */
+/* ---- the verb -----------------------------------------------------------------------------------------------------
+ */
 
 static bool is_loopback(const char *host)
 {
@@ -315,11 +336,16 @@ static bool is_loopback(const char *host)
 static int exit_code_of(mf_app_end end, const mf_error *err)
 {
     switch (end) {
-    case MF_APP_DRAINED: return MF_EXIT_OK;
-    case MF_APP_FORCED: return MF_EXIT_FAILED;
-    case MF_APP_CANNOT_BIND: return MF_EXIT_CANNOT_BIND;
-    case MF_APP_NO_MODEL: return mf_exit_code(err->status);
-    case MF_APP_FAILED: break;
+    case MF_APP_DRAINED:
+        return MF_EXIT_OK;
+    case MF_APP_FORCED:
+        return MF_EXIT_FAILED;
+    case MF_APP_CANNOT_BIND:
+        return MF_EXIT_CANNOT_BIND;
+    case MF_APP_NO_MODEL:
+        return mf_exit_code(err->status);
+    case MF_APP_FAILED:
+        break;
     }
     return MF_EXIT_FAILED;
 }
@@ -336,22 +362,40 @@ static int serve(const serve_flags *f, const key_list *keys, const item_list *pa
     static const char *const default_paths[] = { "/health" };
     server_model model = { .flags = f };
     mf_app_options options = {
-        .open = open_model, .close = close_model, .context = &model,
-        .http = { .host = f->host, .port = (int32_t)f->port, .uds_path = f->uds, .listen_fd = -1,
-                  .api_keys = (const char *const *)keys->items, .num_api_keys = keys->count,
+        .open = open_model,
+        .close = close_model,
+        .context = &model,
+        .http = { .host = f->host,
+                  .port = (int32_t)f->port,
+                  .uds_path = f->uds,
+                  .listen_fd = -1,
+                  .api_keys = (const char *const *)keys->items,
+                  .num_api_keys = keys->count,
                   .public_paths = paths->count > 0 ? paths->items : default_paths,
                   .num_public_paths = paths->count > 0 ? paths->count : 1,
-                  .allowed_origins = origins->items, .num_allowed_origins = origins->count,
+                  .allowed_origins = origins->items,
+                  .num_allowed_origins = origins->count,
                   .max_connections = (int32_t)f->max_connections,
                   .max_connections_per_ip = (int32_t)f->max_connections_per_ip },
-        .takeover_path = f->takeover, .served_names = names, .num_served_names = num_names,
-        .max_num_seqs = (int32_t)f->model.max_num_seqs, .max_num_queued_reqs = (int32_t)f->max_num_queued_reqs,
-        .max_sequences_per_request = (int32_t)f->max_sequences, .max_logprobs = (int32_t)f->max_logprobs,
-        .max_num_queued_tokens = f->queued_tokens_given ? f->max_num_queued_tokens : 64 * f->model.max_num_batched_tokens,
-        .request_timeout_s = f->request_timeout, .shutdown_timeout_s = f->shutdown_timeout, .sse_keep_alive_s = f->keep_alive,
-        .stream_interval = (int32_t)f->stream_interval, .log_requests = f->log_requests,
-        .metrics_per_expert = f->metrics_per_expert, .dev_endpoints = f->dev_endpoints,
-        .trust_request_chat_template = f->trust_template, .sandbox = !f->no_sandbox, .model_dir = f->model.model,
+        .takeover_path = f->takeover,
+        .served_names = names,
+        .num_served_names = num_names,
+        .max_num_seqs = (int32_t)f->model.max_num_seqs,
+        .max_num_queued_reqs = (int32_t)f->max_num_queued_reqs,
+        .max_sequences_per_request = (int32_t)f->max_sequences,
+        .max_logprobs = (int32_t)f->max_logprobs,
+        .max_num_queued_tokens =
+            f->queued_tokens_given ? f->max_num_queued_tokens : 64 * f->model.max_num_batched_tokens,
+        .request_timeout_s = f->request_timeout,
+        .shutdown_timeout_s = f->shutdown_timeout,
+        .sse_keep_alive_s = f->keep_alive,
+        .stream_interval = (int32_t)f->stream_interval,
+        .log_requests = f->log_requests,
+        .metrics_per_expert = f->metrics_per_expert,
+        .dev_endpoints = f->dev_endpoints,
+        .trust_request_chat_template = f->trust_template,
+        .sandbox = !f->no_sandbox,
+        .model_dir = f->model.model,
     };
     mf_error err = { 0 };
     mf_app_end end = mf_app_run(&options, &err);
@@ -373,7 +417,8 @@ int mf_verb_serve(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (f.model.help) {
-        printf("usage: moefuse serve [MODEL] [flags]\n\nServes the OpenAI API and a chat page.  The log goes to stderr.\n");
+        printf("usage: moefuse serve [MODEL] [flags]\n\nServes the OpenAI API and a chat page.  The log goes to "
+               "stderr.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }

@@ -1,15 +1,16 @@
 /* answer.c - see answer.h. */
 #include "server/answer.h"
 
-/* ---- parts -------------------------------------------------------------------------------------------------------- */
+/* ---- parts --------------------------------------------------------------------------------------------------------
+ */
 
 static const char *object_name(mf_api_kind kind, bool stream)
 {
     return kind == MF_API_COMPLETION ? "text_completion" : stream ? "chat.completion.chunk" : "chat.completion";
 }
 
-mf_status mf_answer_write_head(mf_api_kind kind, bool stream, const char *request_id, int64_t created, const char *model,
-                               mf_buffer *head)
+mf_status mf_answer_write_head(mf_api_kind kind, bool stream, const char *request_id, int64_t created,
+                               const char *model, mf_buffer *head)
 {
     mf_json_out out = { .buffer = head };
     mf_json_lit(&out, "{\"id\":\"");
@@ -44,9 +45,15 @@ static void write_reasons(const mf_answer_choice *c, mf_json_out *out)
     mf_json_cstr(out, c->finish_reason);
     mf_json_lit(out, ",\"stop_reason\":");
     switch (c->stop_kind) {
-    case MF_STOP_TEXT: mf_json_cstr(out, c->stop_text); break;
-    case MF_STOP_ID: mf_json_int(out, c->stop_id); break;
-    case MF_STOP_NULL: mf_json_lit(out, "null"); break;
+    case MF_STOP_TEXT:
+        mf_json_cstr(out, c->stop_text);
+        break;
+    case MF_STOP_ID:
+        mf_json_int(out, c->stop_id);
+        break;
+    case MF_STOP_NULL:
+        mf_json_lit(out, "null");
+        break;
     }
 }
 
@@ -109,7 +116,8 @@ static void write_timings(const mf_answer_timings *t, mf_json_out *out)
     mf_json_lit(out, "}");
 }
 
-/* ---- whole bodies ------------------------------------------------------------------------------------------------- */
+/* ---- whole bodies -------------------------------------------------------------------------------------------------
+ */
 
 void mf_answer_begin(const mf_buffer *head, mf_json_out *out)
 {
@@ -184,7 +192,8 @@ void mf_answer_end(const mf_answer_end_parts *parts, mf_json_out *out)
     mf_json_lit(out, "}");
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------------- */
+/* ---- events -------------------------------------------------------------------------------------------------------
+ */
 
 static void begin_event(const mf_answer_event *e, mf_json_out *out)
 {
@@ -241,7 +250,8 @@ static void write_news(const mf_answer_event *e, const mf_answer_choice *c, bool
     mf_json_lit(out, "}");
 }
 
-static void write_event(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings, mf_json_out *out)
+static void write_event(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings,
+                        mf_json_out *out)
 {
     begin_event(e, out);
     mf_json_lit(out, "{\"index\":");
@@ -259,7 +269,8 @@ void mf_answer_event_text(const mf_answer_event *e, const mf_answer_choice *c, m
     write_event(e, c, NULL, out);
 }
 
-void mf_answer_event_last(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings, mf_json_out *out)
+void mf_answer_event_last(const mf_answer_event *e, const mf_answer_choice *c, const mf_answer_timings *timings,
+                          mf_json_out *out)
 {
     write_event(e, c, timings, out);
 }

@@ -1,5 +1,5 @@
-/* answer.h - the JSON of answers: whole bodies, and the events of a stream.  Field names and order are the contract with
- * clients; nothing here knows how an answer came about. */
+/* answer.h - the JSON of answers: whole bodies, and the events of a stream.  Field names and order are the contract
+ * with clients; nothing here knows how an answer came about. */
 #ifndef MF_SERVER_ANSWER_H
 #define MF_SERVER_ANSWER_H
 
@@ -7,8 +7,8 @@
 #include "server/token_logprobs.h"
 
 /* What stands first in each body and event of one call: {"id":...,"object":...,"created":...,"model":... */
-mf_status mf_answer_write_head(mf_api_kind kind, bool stream, const char *request_id, int64_t created, const char *model,
-                               mf_buffer *head);
+mf_status mf_answer_write_head(mf_api_kind kind, bool stream, const char *request_id, int64_t created,
+                               const char *model, mf_buffer *head);
 
 typedef enum mf_stop_kind { MF_STOP_NULL = 0, MF_STOP_TEXT, MF_STOP_ID } mf_stop_kind;
 
@@ -70,8 +70,8 @@ void mf_answer_event_role(const mf_answer_event *event, int32_t index, const int
 /* One step's text, also when there is none. */
 void mf_answer_event_text(const mf_answer_event *event, const mf_answer_choice *choice, mf_json_out *out);
 /* A choice's last event; what text is left goes with it. */
-void mf_answer_event_last(const mf_answer_event *event, const mf_answer_choice *choice, const mf_answer_timings *timings,
-                          mf_json_out *out);
+void mf_answer_event_last(const mf_answer_event *event, const mf_answer_choice *choice,
+                          const mf_answer_timings *timings, mf_json_out *out);
 void mf_answer_event_usage(const mf_answer_event *event, mf_json_out *out);
 void mf_answer_event_done(mf_json_out *out);
 void mf_answer_event_error(const mf_api_error *error, mf_json_out *out);

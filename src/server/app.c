@@ -28,7 +28,8 @@ enum {
 };
 static const size_t max_text_bytes = (size_t)64 << 20;
 
-/* ---- health ------------------------------------------------------------------------------------------------------- */
+/* ---- health -------------------------------------------------------------------------------------------------------
+ */
 
 const mf_service_snapshot *mf_app_snapshot(mf_app *app)
 {
@@ -36,17 +37,20 @@ const mf_service_snapshot *mf_app_snapshot(mf_app *app)
     return &app->snapshot;
 }
 
-mf_health mf_app_health(mf_app *app)
+/* Without the look at the engine's heart: asked for each request. */
+static mf_health health_of_life(const mf_app *app)
 {
-    mf_service_state state = mf_service_get_state(app->service);
-    if (state == MF_SERVICE_FAILED) {
+    if (mf_service_get_state(app->service) == MF_SERVICE_FAILED) {
         return MF_HEALTH_DEAD;
     }
-    if (!app->is_ready) {
-        return MF_HEALTH_LOADING;
-    }
-    if (app->is_draining) {
-        return MF_HEALTH_DRAINING;
+    return !app->is_ready ? MF_HEALTH_LOADING : app->is_draining ? MF_HEALTH_DRAINING : MF_HEALTH_OK;
+}
+
+mf_health mf_app_health(mf_app *app)
+{
+    mf_health health = health_of_life(app);
+    if (health != MF_HEALTH_OK) {
+        return health;
     }
     const mf_service_snapshot *s = mf_app_snapshot(app);
     bool is_stale = mf_now_ns() - s->heartbeat_ns > (int64_t)STALL_S * 1000000000;
@@ -63,8 +67,8 @@ const char *mf_health_name(mf_health health)
 static bool refuse(void *context, mf_api_error *error)
 {
     mf_app *app = context;
-    mf_health health = mf_app_health(app);
-    if (health == MF_HEALTH_OK || health == MF_HEALTH_STALLED) {
+    mf_health health = health_of_life(app);
+    if (health == MF_HEALTH_OK) {
         return false;
     }
     if (health == MF_HEALTH_LOADING) {
@@ -87,12 +91,13 @@ static void answered(void *context, const mf_exchange *exchange, int status)
     mf_metrics_answered(app->metrics, status);
     if (app->options->log_requests) {
         double ms = (double)(mf_now_ns() - mf_exchange_received_ns(exchange)) * 1e-6;
-        mf_log(MF_LOG_INFO, "%s \"%s %.256s\" %d %.1f ms id %s", mf_exchange_peer(exchange), mf_exchange_method(exchange),
-               mf_exchange_path(exchange), status, ms, mf_exchange_request_id(exchange));
+        mf_log(MF_LOG_INFO, "%s \"%s %.256s\" %d %.1f ms id %s", mf_exchange_peer(exchange),
+               mf_exchange_method(exchange), mf_exchange_path(exchange), status, ms, mf_exchange_request_id(exchange));
     }
 }
 
-/* ---- loading ------------------------------------------------------------------------------------------------------ */
+/* ---- loading ------------------------------------------------------------------------------------------------------
+ */
 
 bool mf_app_progress(mf_app *app, double share)
 {
@@ -129,8 +134,13 @@ static void describe_metrics(mf_app *app)
 {
     const mf_app_model *m = &app->model;
     mf_metrics_options o = {
-        .model_name = app->options->served_names[0], .version = MF_VERSION_STRING, .commit = MF_COMMIT, .isa = m->isa,
-        .device = m->device, .max_model_len = m->serve.max_model_len, .per_expert = app->options->metrics_per_expert,
+        .model_name = app->options->served_names[0],
+        .version = MF_VERSION_STRING,
+        .commit = MF_COMMIT,
+        .isa = m->isa,
+        .device = m->device,
+        .max_model_len = m->serve.max_model_len,
+        .per_expert = app->options->metrics_per_expert,
     };
     const mf_model *model = mf_engine_get_model(m->engine);
     const mf_plan *plan = model ? mf_model_get_plan(model) : NULL;
@@ -138,7 +148,9 @@ static void describe_metrics(mf_app *app)
     const char **modes = NULL;
     int32_t *ids = NULL;
     if (plan && s->stats.num_layers > 0) {
-        static const char *const names[] = { [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial" };
+        static const char *const names[] = {
+            [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial"
+        };
         o.num_layers = s->stats.num_layers;
         o.num_experts = s->stats.num_experts;
         o.num_shared = (int32_t)plan->config->num_shared_experts;
@@ -167,7 +179,8 @@ static const char *address(const mf_app *app, char *out, size_t size)
     } else {
         const char *host = h->host ? h->host : "127.0.0.1";
         bool is_v6 = strchr(host, ':') != NULL;
-        snprintf(out, size, "http://%s%.100s%s:%d", is_v6 ? "[" : "", host, is_v6 ? "]" : "", mf_http_server_port(app->http));
+        snprintf(out, size, "http://%s%.100s%s:%d", is_v6 ? "[" : "", host, is_v6 ? "]" : "",
+                 mf_http_server_port(app->http));
     }
     return out;
 }
@@ -207,8 +220,8 @@ static mf_status offer_takeover(mf_app *app, mf_error *err)
     if (!app->options->takeover_path) {
         return MF_OK;
     }
-    return mf_takeover_offer(app->base, app->options->takeover_path, mf_http_server_listen_fd(app->http), on_taken_over, app,
-                             &app->takeover, err);
+    return mf_takeover_offer(app->base, app->options->takeover_path, mf_http_server_listen_fd(app->http), on_taken_over,
+                             app, &app->takeover, err);
 }
 
 static mf_status enter_sandbox(mf_app *app, mf_error *err)
@@ -217,7 +230,8 @@ static mf_status enter_sandbox(mf_app *app, mf_error *err)
     if (!o->sandbox) {
         return MF_OK;
     }
-    mf_sandbox_options sandbox = { .model_dir = o->model_dir, .uds_path = o->http.uds_path ? o->http.uds_path : o->takeover_path };
+    mf_sandbox_options sandbox = { .model_dir = o->model_dir,
+                                   .uds_path = o->http.uds_path ? o->http.uds_path : o->takeover_path };
     return mf_sandbox_enter(&sandbox, NULL, err);
 }
 
@@ -242,7 +256,8 @@ static void become_ready(mf_app *app)
            (double)(app->ready_ns - app->opened_ns) * 1e-9);
 }
 
-/* ---- the log line ------------------------------------------------------------------------------------------------- */
+/* ---- the log line -------------------------------------------------------------------------------------------------
+ */
 
 static double rate(int64_t count, double seconds)
 {
@@ -292,7 +307,8 @@ static void log_line(mf_app *app, int64_t now_ns)
     app->told_hits = e->prefix_cache_hits;
 }
 
-/* ---- the end ------------------------------------------------------------------------------------------------------ */
+/* ---- the end ------------------------------------------------------------------------------------------------------
+ */
 
 static void end_after(mf_app *app, int ms)
 {
@@ -358,7 +374,8 @@ static void on_taken_over(void *context)
     drain(app);
 }
 
-/* ---- events of the loop ------------------------------------------------------------------------------------------- */
+/* ---- events of the loop -------------------------------------------------------------------------------------------
+ */
 
 static void on_service(int fd, short what, void *context)
 {
@@ -399,7 +416,8 @@ static void on_tick(int fd, short what, void *context)
         }
     }
     mf_calls_tick(app->calls, now_ns);
-    if (app->is_draining && !app->is_forced && (double)(now_ns - app->drain_ns) * 1e-9 >= app->options->shutdown_timeout_s &&
+    if (app->is_draining && !app->is_forced &&
+        (double)(now_ns - app->drain_ns) * 1e-9 >= app->options->shutdown_timeout_s &&
         mf_calls_num_live(app->calls) > 0) {
         mf_log(MF_LOG_WARN, "%d requests did not finish in time", mf_calls_num_live(app->calls));
         mf_calls_abort(app->calls);
@@ -407,7 +425,8 @@ static void on_tick(int fd, short what, void *context)
     end_if_drained(app);
 }
 
-/* ---- open, run, close --------------------------------------------------------------------------------------------- */
+/* ---- open, run, close ---------------------------------------------------------------------------------------------
+ */
 
 static struct event *add_event(mf_app *app, int fd, short what, event_callback_fn call, const struct timeval *interval)
 {
@@ -428,7 +447,8 @@ static mf_status open_events(mf_app *app, mf_error *err)
     app->term_event = add_event(app, SIGTERM, EV_SIGNAL | EV_PERSIST, on_signal, NULL);
     app->int_event = add_event(app, SIGINT, EV_SIGNAL | EV_PERSIST, on_signal, NULL);
     app->end_event = add_event(app, -1, 0, on_end, NULL);
-    return app->service_event && app->text_event && app->tick_event && app->term_event && app->int_event && app->end_event
+    return app->service_event && app->text_event && app->tick_event && app->term_event && app->int_event &&
+                   app->end_event
                ? MF_OK
                : mf_fail(err, MF_ERR_NOMEM, "event loop: out of memory");
 }
@@ -436,19 +456,26 @@ static mf_status open_events(mf_app *app, mf_error *err)
 static mf_status open_parts(mf_app *app, mf_error *err)
 {
     const mf_app_options *o = app->options;
-    mf_metrics_options metrics = { .model_name = o->served_names[0], .version = MF_VERSION_STRING, .commit = MF_COMMIT, .isa = "",
-                                   .device = "" };
+    mf_metrics_options metrics = {
+        .model_name = o->served_names[0], .version = MF_VERSION_STRING, .commit = MF_COMMIT, .isa = "", .device = ""
+    };
     MF_TRY(mf_page_open(&app->page, err));
     MF_TRY(mf_metrics_open(&metrics, &app->metrics, err));
     MF_TRY(mf_text_worker_open(MAX_TEXT_JOBS, max_text_bytes, &app->text, err));
     mf_service_options service = {
-        .open = open_on_engine_thread, .context = app, .max_num_queued_reqs = o->max_num_queued_reqs,
+        .open = open_on_engine_thread,
+        .context = app,
+        .max_num_queued_reqs = o->max_num_queued_reqs,
         .max_num_queued_tokens = o->max_num_queued_tokens,
         .max_live_requests = o->max_num_seqs + o->max_num_queued_reqs + o->max_sequences_per_request,
     };
     MF_TRY(mf_service_open(&service, &app->service, err));
-    mf_calls_options calls = { .service = app->service, .text = app->text, .model = &app->model.serve, .metrics = app->metrics,
-                               .stream_interval = o->stream_interval, .keep_alive_s = o->sse_keep_alive_s };
+    mf_calls_options calls = { .service = app->service,
+                               .text = app->text,
+                               .model = &app->model.serve,
+                               .metrics = app->metrics,
+                               .stream_interval = o->stream_interval,
+                               .keep_alive_s = o->sse_keep_alive_s };
     MF_TRY(mf_calls_open(&calls, &app->calls, err));
     return open_events(app, err);
 }
@@ -489,7 +516,8 @@ static void close_parts(mf_app *app)
     app->options->close(app->options->context);
 }
 
-/* Listens, or has the socket of the server that is to be succeeded: then nothing is accepted here until the model is loaded. */
+/* Listens, or has the socket of the server that is to be succeeded: then nothing is accepted here until the model is
+ * loaded. */
 static mf_status listen_or_receive(mf_app *app, mf_error *err)
 {
     char where[256];

@@ -1,7 +1,7 @@
 /* app.h - the whole server: HTTP in front, calls, the engine's service behind; loading, health, signals, drain.
  *
- * mf_app_run is the I/O thread.  It listens at once, answers honestly while the model loads on the engine's thread, serves,
- * and comes back when it has drained. */
+ * mf_app_run is the I/O thread.  It listens at once, answers honestly while the model loads on the engine's thread,
+ * serves, and comes back when it has drained. */
 #ifndef MF_SERVER_APP_H
 #define MF_SERVER_APP_H
 
@@ -16,7 +16,6 @@ typedef struct mf_app_model {
     mf_serve_model serve;     /* names and limits of the command line are filled in by the app */
     const char *plan;         /* the start-up plan, as printed */
     const char *isa, *device; /* for /version and metrics */
-    const char *chat_template; /* its source; NULL = none */
 } mf_app_model;
 
 typedef struct mf_app_options {
@@ -26,7 +25,7 @@ typedef struct mf_app_options {
     void (*close)(void *context);
     void *context;
 
-    mf_http_options http; /* routes, context and callbacks are the app's */
+    mf_http_options http;      /* routes, context and callbacks are the app's */
     const char *takeover_path; /* NULL = none */
 
     const char *const *served_names;

@@ -25,7 +25,7 @@ struct mf_app {
     mf_metrics *metrics;
     mf_takeover *takeover;    /* our offer to a successor */
     int taken_fd, control_fd; /* from the server we succeed, until claimed; -1 = none */
-    mf_app_model model; /* complete once is_ready */
+    mf_app_model model;       /* complete once is_ready */
     mf_page page;
     mf_service_snapshot snapshot;
     struct event *service_event, *text_event, *tick_event, *term_event, *int_event, *end_event;
@@ -34,7 +34,7 @@ struct mf_app {
     mf_app_end end;
     mf_error *err;
     int64_t opened_ns, ready_ns, drain_ns;
-    int64_t created;           /* wall clock, for /v1/models */
+    int64_t created; /* wall clock, for /v1/models */
     _Atomic int progress_ppm;
     _Atomic bool stop_loading;
 
@@ -45,14 +45,20 @@ struct mf_app {
     int64_t num_answers;
 };
 
-typedef enum mf_health { MF_HEALTH_OK = 0, MF_HEALTH_LOADING, MF_HEALTH_DRAINING, MF_HEALTH_STALLED, MF_HEALTH_DEAD } mf_health;
+typedef enum mf_health {
+    MF_HEALTH_OK = 0,
+    MF_HEALTH_LOADING,
+    MF_HEALTH_DRAINING,
+    MF_HEALTH_STALLED,
+    MF_HEALTH_DEAD
+} mf_health;
 mf_health mf_app_health(mf_app *app);
 const char *mf_health_name(mf_health health);
 /* The engine's numbers now; the app's own memory. */
 const mf_service_snapshot *mf_app_snapshot(mf_app *app);
 
 /* routes.c */
-extern const size_t mf_app_num_routes; /* without the dev endpoints */
+extern const size_t mf_app_num_routes;     /* without the dev endpoints */
 extern const mf_route mf_app_dev_routes[]; /* all, those last */
 extern const size_t mf_app_num_dev_routes;
 

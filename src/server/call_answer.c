@@ -5,7 +5,8 @@
 #include "base/sys.h"
 #include "server/calls_impl.h"
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------ */
+/* ---- numbers ------------------------------------------------------------------------------------------------------
+ */
 
 static double milliseconds(int64_t from_ns, int64_t to_ns)
 {
@@ -86,7 +87,8 @@ static mf_answer_usage usage_of(const mf_call *call)
     return u;
 }
 
-/* ---- choices ------------------------------------------------------------------------------------------------------ */
+/* ---- choices ------------------------------------------------------------------------------------------------------
+ */
 
 static mf_answer_choice choice_of(const mf_call *call, mf_sequence *s)
 {
@@ -95,12 +97,16 @@ static mf_answer_choice choice_of(const mf_call *call, mf_sequence *s)
     const mf_ids *prompt = &call->prepared->prompts[s->prompt].ids;
     bool is_chat = call->kind == MF_API_CHAT;
     mf_answer_choice c = {
-        .index = s->index, .text = mf_buffer_text(&s->text), .text_size = s->text.size,
+        .index = s->index,
+        .text = mf_buffer_text(&s->text),
+        .text_size = s->text.size,
         .logprobs = r->wants_logprobs ? &s->logprobs : NULL,
         .prompt_logprobs = r->prompt_logprobs >= 0 && !is_chat ? &s->prompt_logprobs : NULL,
         .reasoning = s->reasoning.size > 0 ? &s->reasoning : NULL,
         .tool_calls = s->calls.size > 0 ? &s->calls : NULL,
-        .token_ids = s->token_ids.data, .num_token_ids = s->token_ids.size, .has_token_ids = r->return_token_ids,
+        .token_ids = s->token_ids.data,
+        .num_token_ids = s->token_ids.size,
+        .has_token_ids = r->return_token_ids,
     };
     if (r->return_token_ids && !is_chat && (!r->stream || s->num_tokens == s->num_unsent)) {
         c.prompt_token_ids = prompt->data;
@@ -155,7 +161,8 @@ static mf_sequence *sequence_with_index(const mf_call *call, int32_t index)
     return NULL;
 }
 
-/* ---- a whole answer ----------------------------------------------------------------------------------------------- */
+/* ---- a whole answer -----------------------------------------------------------------------------------------------
+ */
 
 static bool all_never_ran(const mf_call *call)
 {
@@ -173,7 +180,8 @@ static bool fails_instead(mf_call *call)
     mf_api_error error = { 0 };
     const mf_sequence *s = &call->sequences[0];
     if (call->num_sequences == 1 && s->engine_reason == MF_FINISH_ERROR) {
-        mf_api_fail(&error, 500, NULL, "The model's output for this request was not finite (request %s)", call->request_id);
+        mf_api_fail(&error, 500, NULL, "The model's output for this request was not finite (request %s)",
+                    call->request_id);
     } else if (call->num_sequences == 1 && s->engine_reason == MF_FINISH_CANCELLED && !s->is_stopped) {
         mf_api_fail(&error, 503, NULL, "The engine stopped before the request was done.");
         error.retry_after_s = 1;
@@ -223,7 +231,8 @@ static void send_whole(mf_call *call)
     mf_call_end(call);
 }
 
-/* ---- a stream ----------------------------------------------------------------------------------------------------- */
+/* ---- a stream -----------------------------------------------------------------------------------------------------
+ */
 
 static mf_answer_event event_of(const mf_call *call)
 {

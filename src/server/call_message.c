@@ -1,5 +1,5 @@
-/* call_message.c - a chat's text split into content, reasoning and tool calls as it comes: tool_calls.h's pieces into the
- * sequence's buffers.
+/* call_message.c - a chat's text split into content, reasoning and tool calls as it comes: tool_calls.h's pieces into
+ * the sequence's buffers.
  *
  * A stream's entries carry the call's index and may be pieces of it; a whole answer's are whole. */
 #include "base/random.h"
@@ -46,9 +46,12 @@ static mf_status take_piece(void *context, const mf_answer_piece *piece)
     mf_sequence *s = context;
     mf_json_out calls = { .buffer = &s->calls };
     switch (piece->kind) {
-    case MF_ANSWER_CONTENT: return mf_buffer_append(&s->text, piece->text, piece->size);
-    case MF_ANSWER_REASONING: return mf_buffer_append(&s->reasoning, piece->text, piece->size);
-    case MF_ANSWER_CALL: return begin_entry(s, piece);
+    case MF_ANSWER_CONTENT:
+        return mf_buffer_append(&s->text, piece->text, piece->size);
+    case MF_ANSWER_REASONING:
+        return mf_buffer_append(&s->reasoning, piece->text, piece->size);
+    case MF_ANSWER_CALL:
+        return begin_entry(s, piece);
     case MF_ANSWER_ARGUMENTS:
         if (s->open_call != piece->index) {
             MF_TRY(begin_entry(s, piece));

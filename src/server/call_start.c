@@ -1,7 +1,7 @@
 /* call_start.c - from a body to sequences at the service: reading, preparing, admission.  See calls_impl.h.
  *
- * Short bodies are read and prepared on the I/O thread: handing one over costs more than the work.  Long ones, and those that
- * ask for a grammar, go to the text worker. */
+ * Short bodies are read and prepared on the I/O thread: handing one over costs more than the work.  Long ones, and
+ * those that ask for a grammar, go to the text worker. */
 #include <string.h>
 #include <time.h>
 
@@ -9,12 +9,14 @@
 #include "base/sys.h"
 #include "server/calls_impl.h"
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ------------------------------------------------------------------------------------------------------
+ */
 
 /* Without a tokenizer (a config.json alone) only ids go in, and no text comes out. */
 static bool needs_tokenizer(const mf_api_request *r)
 {
-    bool has_text = r->kind == MF_API_CHAT || r->num_stops > 0 || r->num_bad_words > 0 || r->constraint != MF_CONSTRAINT_NONE;
+    bool has_text =
+        r->kind == MF_API_CHAT || r->num_stops > 0 || r->num_bad_words > 0 || r->constraint != MF_CONSTRAINT_NONE;
     for (int32_t i = 0; i < r->num_prompts; i++) {
         has_text = has_text || r->prompts[i].text;
     }
@@ -24,12 +26,12 @@ static bool needs_tokenizer(const mf_api_request *r)
 static void read_request(mf_call *call)
 {
     const mf_serve_model *model = call->calls->options.model;
-    call->read_status = mf_api_request_parse(call->kind, model, call->body, call->body_size,
-                                             call->has_timeout_header ? call->timeout_header : NULL, &call->request,
-                                             &call->error);
+    call->read_status =
+        mf_api_request_parse(call->kind, model, call->body, call->body_size,
+                             call->has_timeout_header ? call->timeout_header : NULL, &call->request, &call->error);
     if (call->read_status == MF_OK && !model->prompt->tokenizer && needs_tokenizer(call->request)) {
-        call->read_status = mf_api_fail(&call->error, 501, NULL,
-                                        "The model was started without a tokenizer: prompts are lists of token ids only.");
+        call->read_status = mf_api_fail(
+            &call->error, 501, NULL, "The model was started without a tokenizer: prompts are lists of token ids only.");
     }
 }
 
@@ -50,7 +52,8 @@ static void run_on_worker(void *data)
     }
 }
 
-/* ---- sequences ---------------------------------------------------------------------------------------------------- */
+/* ---- sequences ----------------------------------------------------------------------------------------------------
+ */
 
 static void fail_with_request(mf_call *call, int status, const char *message)
 {
@@ -71,7 +74,8 @@ static mf_status open_sequence(mf_call *call, mf_sequence *s, int32_t i, mf_erro
     s->index = s->prompt * r->n + i % call->per_prompt;
     s->stop_string = -1;
     s->stop_id = -1;
-    s->logprobs = (mf_logprob_lists){ .is_chat = call->kind == MF_API_CHAT, .num_top = r->wants_logprobs ? r->sampling.logprobs : 0 };
+    s->logprobs = (mf_logprob_lists){ .is_chat = call->kind == MF_API_CHAT,
+                                      .num_top = r->wants_logprobs ? r->sampling.logprobs : 0 };
     const mf_prepared_prompt *prompt = &call->prepared->prompts[s->prompt];
     if (r->echo && prompt->echo_text) {
         MF_TRY(mf_buffer_append(&s->text, prompt->echo_text, prompt->echo_size));
@@ -84,7 +88,8 @@ static mf_status open_sequence(mf_call *call, mf_sequence *s, int32_t i, mf_erro
     for (int32_t k = 0; k < r->num_stops && k < MF_STREAM_MAX_STOPS; k++) {
         stops[k] = (mf_stop_string){ r->stops[k], strlen(r->stops[k]) };
     }
-    mf_stream_options options = { .stops = stops, .num_stops = (size_t)r->num_stops,
+    mf_stream_options options = { .stops = stops,
+                                  .num_stops = (size_t)r->num_stops,
                                   .include_stop = r->include_stop_str_in_output,
                                   .skip_special = r->skip_special_tokens && !s->keeps_specials };
     return mf_stream_open(tokenizer, &options, &s->stream, err);
@@ -197,7 +202,8 @@ static void submit(mf_call *call)
     } else if (status == MF_ERR_INVALID) {
         fail_with_request(call, 400, err.message);
     } else if (status != MF_OK) {
-        fail_with_request(call, 503, status == MF_ERR_NOMEM ? "The server is out of memory." : "The engine is not running.");
+        fail_with_request(call, 503,
+                          status == MF_ERR_NOMEM ? "The server is out of memory." : "The engine is not running.");
     }
 }
 
@@ -230,8 +236,8 @@ static void run_prepared(mf_call *call)
     call->names = (mf_token_names){ call->calls->options.model->prompt->tokenizer, r->return_tokens_as_token_ids,
                                     r->skip_special_tokens };
     call->sequences = mf_alloc_array((size_t)n, sizeof *call->sequences);
-    if (!call->sequences ||
-        mf_answer_write_head(call->kind, r->stream, call->request_id, (int64_t)time(NULL), r->model, &call->head) != MF_OK) {
+    if (!call->sequences || mf_answer_write_head(call->kind, r->stream, call->request_id, (int64_t)time(NULL), r->model,
+                                                 &call->head) != MF_OK) {
         fail_with_request(call, 503, "The server is out of memory.");
         return;
     }

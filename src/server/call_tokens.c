@@ -14,7 +14,8 @@ static void fail_internally(mf_call *call, const char *what)
     mf_call_fail(call, &error);
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------------------------- */
+/* ---- tokens -------------------------------------------------------------------------------------------------------
+ */
 
 static bool has_id(const int32_t *ids, int32_t n, int32_t id)
 {
@@ -71,7 +72,8 @@ static mf_status take_prompt_logprob(mf_call *call, mf_sequence *s, const mf_eve
     MF_TRY(add_first_prompt_token(call, s));
     s->next_prompt_token = e->position + 1;
     if (r->echo && r->wants_logprobs) {
-        MF_TRY(mf_logprob_lists_add(&s->logprobs, &call->names, e->token_id, e->logprob, e->top_logprobs, e->num_top_logprobs));
+        MF_TRY(mf_logprob_lists_add(&s->logprobs, &call->names, e->token_id, e->logprob, e->top_logprobs,
+                                    e->num_top_logprobs));
     }
     if (r->prompt_logprobs < 0) {
         return MF_OK;
@@ -98,7 +100,8 @@ static mf_status take_token(mf_call *call, mf_sequence *s, const mf_event *e, mf
         s->is_stopped = stop >= 0;
     }
     if (r->wants_logprobs) {
-        MF_TRY(mf_logprob_lists_add(&s->logprobs, &call->names, e->token_id, e->logprob, e->top_logprobs, e->num_top_logprobs));
+        MF_TRY(mf_logprob_lists_add(&s->logprobs, &call->names, e->token_id, e->logprob, e->top_logprobs,
+                                    e->num_top_logprobs));
     }
     if (r->return_token_ids) {
         MF_TRY(append_id(&s->token_ids, e->token_id));
@@ -124,7 +127,8 @@ static void observe_token(mf_call *call, mf_sequence *s, int64_t step_ns)
     call->calls->total.tokens++;
 }
 
-/* ---- ends --------------------------------------------------------------------------------------------------------- */
+/* ---- ends ---------------------------------------------------------------------------------------------------------
+ */
 
 static void set_reason(mf_sequence *s, const mf_event *e)
 {
@@ -145,9 +149,15 @@ static void set_reason(mf_sequence *s, const mf_event *e)
         s->stop_kind = MF_STOP_TEXT; /* "deadline" */
         s->never_ran = e->completion_tokens == 0 && e->prefill_s <= 0;
         break;
-    case MF_FINISH_LENGTH: s->finish_reason = "length"; break;
-    case MF_FINISH_ERROR: s->finish_reason = "error"; break;
-    default: s->finish_reason = "abort"; break;
+    case MF_FINISH_LENGTH:
+        s->finish_reason = "length";
+        break;
+    case MF_FINISH_ERROR:
+        s->finish_reason = "error";
+        break;
+    default:
+        s->finish_reason = "abort";
+        break;
     }
 }
 
@@ -209,7 +219,8 @@ static void take_refusal(mf_call *call, const mf_service_event *event)
     mf_call_fail(call, &error);
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------------- */
+/* ---- events -------------------------------------------------------------------------------------------------------
+ */
 
 void mf_call_take_event(mf_call *call, mf_sequence *s, const mf_service_event *event)
 {
@@ -224,7 +235,9 @@ void mf_call_take_event(mf_call *call, mf_sequence *s, const mf_service_event *e
     mf_error err = { 0 };
     mf_status status = MF_OK;
     switch (event->type) {
-    case MF_SERVICE_PROMPT_LOGPROB: status = take_prompt_logprob(call, s, &event->event); break;
+    case MF_SERVICE_PROMPT_LOGPROB:
+        status = take_prompt_logprob(call, s, &event->event);
+        break;
     case MF_SERVICE_TOKEN:
         if (s->is_stopped) {
             return;
@@ -245,10 +258,14 @@ void mf_call_take_event(mf_call *call, mf_sequence *s, const mf_service_event *e
             return;
         }
         break;
-    case MF_SERVICE_REFUSED: take_refusal(call, event); return;
-    case MF_SERVICE_STEP: break; /* nobody's */
+    case MF_SERVICE_REFUSED:
+        take_refusal(call, event);
+        return;
+    case MF_SERVICE_STEP:
+        break; /* nobody's */
     }
     if (status != MF_OK) {
-        fail_internally(call, status == MF_ERR_NOMEM ? "The server ran out of memory." : "The answer's text could not be made.");
+        fail_internally(call, status == MF_ERR_NOMEM ? "The server ran out of memory."
+                                                     : "The answer's text could not be made.");
     }
 }

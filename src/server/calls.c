@@ -31,7 +31,8 @@ void mf_calls_set_metrics(mf_calls *calls, mf_metrics *metrics)
     calls->options.metrics = metrics;
 }
 
-/* ---- a call's life ------------------------------------------------------------------------------------------------ */
+/* ---- a call's life ------------------------------------------------------------------------------------------------
+ */
 
 static void free_sequence(mf_sequence *s)
 {
@@ -111,12 +112,14 @@ void mf_call_pause(mf_call *call, bool paused)
     }
 }
 
-/* ---- what HTTP tells ---------------------------------------------------------------------------------------------- */
+/* ---- what HTTP tells ----------------------------------------------------------------------------------------------
+ */
 
 static mf_cancel_cause cause_named(const char *name)
 {
-    return strcmp(name, "stalled") == 0 ? MF_CANCEL_SLOW_READER : strcmp(name, "shutdown") == 0 ? MF_CANCEL_SHUTDOWN
-                                                                                               : MF_CANCEL_DISCONNECT;
+    return strcmp(name, "stalled") == 0    ? MF_CANCEL_SLOW_READER
+           : strcmp(name, "shutdown") == 0 ? MF_CANCEL_SHUTDOWN
+                                           : MF_CANCEL_DISCONNECT;
 }
 
 static void on_gone(void *data, mf_exchange *exchange, const char *cause)
@@ -192,7 +195,8 @@ void mf_calls_handle(mf_calls *calls, mf_api_kind kind, mf_exchange *exchange)
     mf_call_start(call);
 }
 
-/* ---- what the service tells --------------------------------------------------------------------------------------- */
+/* ---- what the service tells ---------------------------------------------------------------------------------------
+ */
 
 void mf_calls_pump(mf_calls *calls)
 {

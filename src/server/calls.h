@@ -1,8 +1,8 @@
 /* calls.h - completion and chat calls from body to last byte: read, prepare, submit, follow the tokens, answer.
  *
- * A call is one HTTP exchange and prompts x max(n, best_of) sequences in the engine.  All of it runs on the I/O thread, except
- * that long bodies are read and prepared on the text worker.  A client that goes, or reads too slowly, has its sequences
- * cancelled; a full backlog pauses them. */
+ * A call is one HTTP exchange and prompts x max(n, best_of) sequences in the engine.  All of it runs on the I/O thread,
+ * except that long bodies are read and prepared on the text worker.  A client that goes, or reads too slowly, has its
+ * sequences cancelled; a full backlog pauses them. */
 #ifndef MF_SERVER_CALLS_H
 #define MF_SERVER_CALLS_H
 
@@ -39,7 +39,7 @@ void mf_calls_tick(mf_calls *calls, int64_t now_ns);
 /* Ends every call with an error: the server is shutting down. */
 void mf_calls_abort(mf_calls *calls);
 
-int32_t mf_calls_num_live(const mf_calls *calls); /* not yet answered to the end */
+int32_t mf_calls_num_live(const mf_calls *calls);   /* not yet answered to the end */
 int32_t mf_calls_num_paused(const mf_calls *calls); /* sequences */
 
 /* What went through since the last look: for the log line. */

@@ -1,5 +1,6 @@
-/* calls_impl.h - a call and its sequences, shared by the files that take it through its life: calls.c (HTTP side, table),
- * call_start.c (body to sequences), call_tokens.c (the engine's events), call_answer.c (what the client gets). */
+/* calls_impl.h - a call and its sequences, shared by the files that take it through its life: calls.c (HTTP side,
+ * table), call_start.c (body to sequences), call_tokens.c (the engine's events), call_answer.c (what the client gets).
+ */
 #ifndef MF_SERVER_CALLS_IMPL_H
 #define MF_SERVER_CALLS_IMPL_H
 
@@ -31,18 +32,18 @@ typedef struct mf_sequence {
     mf_ids token_ids;          /* return_token_ids: since the last event, or all */
     int32_t next_prompt_token; /* whose logprob comes next */
 
-    int32_t num_tokens;   /* that count: none after a stop string */
-    int32_t num_unsent;   /* tokens since the last event */
-    double sum_logprob;   /* best_of */
-    bool is_stopped;      /* by a stop string; what the engine still says is not part of the answer */
-    bool is_finished;     /* its last event came */
-    bool is_told;         /* to the client of a stream */
-    int32_t stop_string;  /* -1 = none */
+    int32_t num_tokens;        /* that count: none after a stop string */
+    int32_t num_unsent;        /* tokens since the last event */
+    double sum_logprob;        /* best_of */
+    bool is_stopped;           /* by a stop string; what the engine still says is not part of the answer */
+    bool is_finished;          /* its last event came */
+    bool is_told;              /* to the client of a stream */
+    int32_t stop_string;       /* -1 = none */
     const char *finish_reason; /* set with is_finished */
     mf_stop_kind stop_kind;
     int32_t stop_id;
     mf_finish_reason engine_reason;
-    bool never_ran;       /* it expired in the queue */
+    bool never_ran; /* it expired in the queue */
     int32_t cached_tokens;
     double prefill_s;
     int64_t first_ns, last_ns; /* steps of its first and last token */
@@ -63,7 +64,6 @@ struct mf_call {
     bool is_reading;       /* the worker holds it: it must not be freed */
     bool has_begun;        /* the stream's head is out */
     bool is_paused;
-    bool is_in_service;    /* counted as running work */
 
     /* of the reading */
     char *body; /* the worker's copy */
@@ -92,7 +92,6 @@ struct mf_calls {
     mf_buffer out; /* of the event or body being written */
     mf_service_event *events;
     mf_calls_rates total;
-    bool is_aborting;
 };
 
 /* call_start.c */
@@ -109,7 +108,8 @@ void mf_sequence_close_call(mf_sequence *sequence); /* before `calls` is sent */
 
 /* call_answer.c */
 void mf_call_send_step(mf_call *call, mf_sequence *sequence); /* a stream's event, when one is due */
-void mf_call_send_end(mf_call *call, mf_sequence *sequence);  /* a sequence finished: its last event, or the whole answer */
+void mf_call_send_end(mf_call *call,
+                      mf_sequence *sequence); /* a sequence finished: its last event, or the whole answer */
 void mf_call_send_ping(mf_call *call);
 /* Tells the client, cancels what runs, ends the call. */
 void mf_call_fail(mf_call *call, const mf_api_error *error);
@@ -117,7 +117,7 @@ void mf_call_fail(mf_call *call, const mf_api_error *error);
 /* calls.c */
 void mf_call_cancel_sequences(mf_call *call);
 void mf_call_pause(mf_call *call, bool paused);
-void mf_call_end(mf_call *call); /* the exchange is over; frees the call now or when its last event has come */
+void mf_call_end(mf_call *call);     /* the exchange is over; frees the call now or when its last event has come */
 void mf_call_release(mf_call *call); /* frees it when nobody holds it any more */
 
 #endif

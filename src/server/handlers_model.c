@@ -1,4 +1,5 @@
-/* handlers_model.c - what the server says about itself and its model: names, limits, the plan, the page, the API's file. */
+/* handlers_model.c - what the server says about itself and its model: names, limits, the plan, the page, the API's
+ * file. */
 #include <string.h>
 
 #include "base/sys.h"
@@ -16,7 +17,8 @@ void mf_handle_chat(void *context, mf_exchange *exchange)
     mf_calls_handle(((mf_app *)context)->calls, MF_API_CHAT, exchange);
 }
 
-/* ---- models ------------------------------------------------------------------------------------------------------- */
+/* ---- models -------------------------------------------------------------------------------------------------------
+ */
 
 static void write_model(const mf_app *app, const char *name, mf_json_out *out)
 {
@@ -65,7 +67,8 @@ void mf_handle_model(void *context, mf_exchange *exchange)
     mf_exchange_reply_error(exchange, &error);
 }
 
-/* ---- server info -------------------------------------------------------------------------------------------------- */
+/* ---- server info --------------------------------------------------------------------------------------------------
+ */
 
 static void write_names(const mf_app *app, mf_json_out *out)
 {
@@ -100,7 +103,9 @@ static void write_limits(const mf_app *app, mf_json_out *out)
 /* Per layer what the page and tests want to know; the printed plan has the reasons. */
 static void write_fusion(const mf_app *app, mf_json_out *out)
 {
-    static const char *const names[] = { [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial" };
+    static const char *const names[] = {
+        [MF_MODE_SLOT] = "slot", [MF_MODE_OVERLAP] = "overlap", [MF_MODE_SERIAL] = "serial"
+    };
     const mf_model *model = mf_engine_get_model(app->model.engine);
     const mf_plan *plan = model ? mf_model_get_plan(model) : NULL;
     if (!plan) {
@@ -160,7 +165,8 @@ void mf_handle_server_info(void *context, mf_exchange *exchange)
     mf_app_reply(exchange, 200, &body, out.status);
 }
 
-/* ---- the page ----------------------------------------------------------------------------------------------------- */
+/* ---- the page -----------------------------------------------------------------------------------------------------
+ */
 
 void mf_handle_page(void *context, mf_exchange *exchange)
 {

@@ -61,7 +61,8 @@ void mf_handle_metrics(void *context, mf_exchange *exchange)
 {
     mf_app *app = context;
     mf_metrics_now now = {
-        .http_connections = mf_http_server_num_connections(app->http), .sequences_paused = mf_calls_num_paused(app->calls),
+        .http_connections = mf_http_server_num_connections(app->http),
+        .sequences_paused = mf_calls_num_paused(app->calls),
     };
     if (app->is_ready) {
         now.snapshot = mf_app_snapshot(app);
@@ -102,7 +103,8 @@ void mf_handle_load(void *context, mf_exchange *exchange)
 }
 
 /* A query parameter as a whole number; `absent` when it is not there, false when it is no number in range. */
-static bool query_int(const mf_exchange *exchange, const char *name, int32_t absent, int32_t min, int32_t max, int32_t *out)
+static bool query_int(const mf_exchange *exchange, const char *name, int32_t absent, int32_t min, int32_t max,
+                      int32_t *out)
 {
     char text[16];
     *out = absent;

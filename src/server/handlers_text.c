@@ -1,4 +1,5 @@
-/* handlers_text.c - /tokenize, /detokenize, /tokenizer_info and /openapi.json.  Long bodies are worked on beside the loop. */
+/* handlers_text.c - /tokenize, /detokenize, /tokenizer_info and /openapi.json.  Long bodies are worked on beside the
+ * loop. */
 #include <string.h>
 
 #include "base/sys.h"
@@ -8,7 +9,8 @@
 
 enum { INLINE_BYTES = 8192 };
 
-typedef mf_status (*text_work)(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out, mf_api_error *error);
+typedef mf_status (*text_work)(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out,
+                               mf_api_error *error);
 
 /* A body that is worked on; the exchange may go meanwhile. */
 typedef struct text_job {
@@ -109,7 +111,8 @@ void mf_handle_detokenize(void *context, mf_exchange *exchange)
     handle(context, exchange, mf_text_detokenize);
 }
 
-static mf_status tokenizer_info(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out, mf_api_error *error)
+static mf_status tokenizer_info(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out,
+                                mf_api_error *error)
 {
     (void)body;
     (void)size;
@@ -125,8 +128,11 @@ void mf_handle_openapi(void *context, mf_exchange *exchange)
 {
     mf_app *app = context;
     mf_openapi_options options = {
-        .routes = mf_app_dev_routes, .num_routes = app->options->dev_endpoints ? mf_app_num_dev_routes : mf_app_num_routes,
-        .version = MF_VERSION_STRING, .names = app->options->served_names, .num_names = app->options->num_served_names,
+        .routes = mf_app_dev_routes,
+        .num_routes = app->options->dev_endpoints ? mf_app_num_dev_routes : mf_app_num_routes,
+        .version = MF_VERSION_STRING,
+        .names = app->options->served_names,
+        .num_names = app->options->num_served_names,
     };
     if (app->is_ready) {
         options.vocab_size = app->model.serve.vocab_size;

@@ -24,11 +24,21 @@ void mf_json_escaped(mf_json_out *out, const char *text, size_t size)
         mf_json_raw(out, text + from, i - from);
         from = i + 1;
         switch (c) {
-        case '"': mf_json_lit(out, "\\\""); break;
-        case '\\': mf_json_lit(out, "\\\\"); break;
-        case '\n': mf_json_lit(out, "\\n"); break;
-        case '\r': mf_json_lit(out, "\\r"); break;
-        case '\t': mf_json_lit(out, "\\t"); break;
+        case '"':
+            mf_json_lit(out, "\\\"");
+            break;
+        case '\\':
+            mf_json_lit(out, "\\\\");
+            break;
+        case '\n':
+            mf_json_lit(out, "\\n");
+            break;
+        case '\r':
+            mf_json_lit(out, "\\r");
+            break;
+        case '\t':
+            mf_json_lit(out, "\\t");
+            break;
         default: {
             const char code[6] = { '\\', 'u', '0', '0', hex[c >> 4], hex[c & 15] };
             mf_json_raw(out, code, sizeof code);

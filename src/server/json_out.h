@@ -1,7 +1,7 @@
 /* json_out.h - JSON written straight into a buffer, piece by piece: no tree, no allocation but the buffer's growth.
  *
- * The caller writes commas and braces as literals; what is here does the rest.  A failed append is remembered, so that only
- * the end has to be looked at. */
+ * The caller writes commas and braces as literals; what is here does the rest.  A failed append is remembered, so that
+ * only the end has to be looked at. */
 #ifndef MF_SERVER_JSON_OUT_H
 #define MF_SERVER_JSON_OUT_H
 

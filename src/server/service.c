@@ -11,7 +11,8 @@
 
 enum { DEFAULT_RING = 4096 };
 
-/* ---- open, close -------------------------------------------------------------------------------------------------- */
+/* ---- open, close --------------------------------------------------------------------------------------------------
+ */
 
 static mf_status open_memory(mf_service *s, mf_error *err)
 {
@@ -49,8 +50,8 @@ mf_status mf_service_open(const mf_service_options *options, mf_service **out, m
     *out = NULL;
     if (options->max_live_requests < 1 || options->max_live_requests > 1 << MF_SERVICE_SLOT_BITS ||
         options->max_num_queued_reqs < 1) {
-        return mf_fail(err, MF_ERR_INVALID, "service: expected 1 to %d live requests; got %d", 1 << MF_SERVICE_SLOT_BITS,
-                       options->max_live_requests);
+        return mf_fail(err, MF_ERR_INVALID, "service: expected 1 to %d live requests; got %d",
+                       1 << MF_SERVICE_SLOT_BITS, options->max_live_requests);
     }
     mf_service *s = mf_alloc_zero(sizeof *s);
     if (!s) {
@@ -139,7 +140,8 @@ int32_t mf_service_num_live(const mf_service *s)
     return s->num_slots - s->num_free_slots - s->num_to_free;
 }
 
-/* ---- commands ----------------------------------------------------------------------------------------------------- */
+/* ---- commands -----------------------------------------------------------------------------------------------------
+ */
 
 /* One block: the request, then copies of its arrays. */
 typedef struct carver {
@@ -173,7 +175,8 @@ static void lay_out(carver *c, const mf_request *from, mf_request *to)
     c->used = (sizeof *from + 7) & ~(size_t)7;
     head.prompt_token_ids = carve_copy(c, from->prompt_token_ids, count_of(from->num_prompt_tokens), sizeof(int32_t));
     head.sampling.stop_token_ids = carve_copy(c, p->stop_token_ids, count_of(p->num_stop_token_ids), sizeof(int32_t));
-    head.sampling.allowed_token_ids = carve_copy(c, p->allowed_token_ids, count_of(p->num_allowed_token_ids), sizeof(int32_t));
+    head.sampling.allowed_token_ids =
+        carve_copy(c, p->allowed_token_ids, count_of(p->num_allowed_token_ids), sizeof(int32_t));
     head.sampling.logit_bias = carve_copy(c, p->logit_bias, count_of(p->num_logit_bias), sizeof *p->logit_bias);
     head.sampling.bad_words = carve_copy(c, p->bad_words, num_bad, sizeof(int32_t));
     head.sampling.bad_word_lengths = carve_copy(c, p->bad_word_lengths, count_of(p->num_bad_words), sizeof(int32_t));
@@ -219,7 +222,8 @@ static void mark(mf_service *s, int32_t index, uint32_t marks)
 }
 
 /* lock is held */
-static mf_status check_room(const mf_service *s, int32_t num_requests, int64_t num_tokens, mf_service_full *full, mf_error *err)
+static mf_status check_room(const mf_service *s, int32_t num_requests, int64_t num_tokens, mf_service_full *full,
+                            mf_error *err)
 {
     int32_t waiting = s->sent_reqs + s->stats.num_waiting;
     int64_t waiting_tokens = s->sent_tokens + s->stats.num_waiting_tokens;
@@ -328,7 +332,8 @@ bool mf_service_has_room(mf_service *s)
     return has_room;
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------------- */
+/* ---- events -------------------------------------------------------------------------------------------------------
+ */
 
 /* What the last poll gave out is the caller's no longer. */
 static void give_places_back(mf_service *s)
@@ -367,13 +372,17 @@ int32_t mf_service_poll(mf_service *s, mf_service_event *events, int32_t capacit
     while (n < capacity && s->read < tail) {
         const mf_ring_event *from = &s->ring[s->read++ % s->num_ring];
         if (from->type == MF_SERVICE_STEP) {
-            events[n++] = (mf_service_event){ .type = from->type, .step_ns = from->step_ns, .step_tokens = from->step_tokens };
+            events[n++] =
+                (mf_service_event){ .type = from->type, .step_ns = from->step_ns, .step_tokens = from->step_tokens };
             continue;
         }
         mf_service_slot *slot = &s->slots[from->slot];
         bool is_last = from->type == MF_SERVICE_FINISHED || from->type == MF_SERVICE_REFUSED;
-        events[n] = (mf_service_event){ .type = from->type, .serial = from->serial, .user_data = slot->user_data,
-                                        .event = from->event, .step_ns = from->step_ns,
+        events[n] = (mf_service_event){ .type = from->type,
+                                        .serial = from->serial,
+                                        .user_data = slot->user_data,
+                                        .event = from->event,
+                                        .step_ns = from->step_ns,
                                         .step_tokens = from->step_tokens };
         events[n].event.user_data = slot->user_data;
         events[n].event.top_logprobs = from->event.num_top_logprobs > 0 ? from->top : NULL;
@@ -389,13 +398,15 @@ int32_t mf_service_poll(mf_service *s, mf_service_event *events, int32_t capacit
     return n;
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------ */
+/* ---- numbers ------------------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_service_snapshot_take(mf_service *s, mf_service_snapshot *snapshot, mf_error *err)
 {
     int64_t *load = snapshot->expert_load;
     pthread_mutex_lock(&s->lock);
-    mf_service_snapshot now = { .stats = s->stats, .num_late = s->num_late + s->stats.num_late_events,
+    mf_service_snapshot now = { .stats = s->stats,
+                                .num_late = s->num_late + s->stats.num_late_events,
                                 .queued_reqs = s->sent_reqs + s->stats.num_waiting,
                                 .queued_tokens = s->sent_tokens + s->stats.num_waiting_tokens };
     now.has_work = atomic_load(&s->has_work) || s->first_listed >= 0;

@@ -1,7 +1,7 @@
 /* service_impl.h - the service's state: service.c holds the I/O thread's half, service_thread.c the engine thread's.
  *
- * `lock` guards what both halves write; it is held for a few copies, never while the engine computes.  The event ring has one
- * writer and one reader and needs no lock. */
+ * `lock` guards what both halves write; it is held for a few copies, never while the engine computes.  The event ring
+ * has one writer and one reader and needs no lock. */
 #ifndef MF_SERVER_SERVICE_IMPL_H
 #define MF_SERVER_SERVICE_IMPL_H
 
@@ -71,13 +71,13 @@ struct mf_service {
     int32_t num_to_free;
     uint64_t last_count; /* of serials */
 
-    /* The ring: event i lies in ring[i % num_ring].  tail is the writer's, head the reader's; `read` is how far the reader
-     * has looked: it gives the places back with its next poll, because top_logprobs points into them. */
+    /* The ring: event i lies in ring[i % num_ring].  tail is the writer's, head the reader's; `read` is how far the
+     * reader has looked: it gives the places back with its next poll, because top_logprobs points into them. */
     mf_ring_event *ring;
     uint32_t num_ring;
     _Atomic uint64_t tail, head;
     uint64_t read;
-    _Atomic bool is_signalled;  /* the eventfd was written since the reader last looked */
+    _Atomic bool is_signalled; /* the eventfd was written since the reader last looked */
     _Atomic bool waits_for_room;
 
     _Atomic int state;
@@ -91,7 +91,7 @@ struct mf_service {
     /* guarded by lock */
     bool stop, reset, sleeps;
     int32_t first_listed, last_listed;
-    int32_t sent_reqs;    /* submitted and not yet in `stats` */
+    int32_t sent_reqs; /* submitted and not yet in `stats` */
     int64_t sent_tokens;
     mf_engine_stats stats;
     int64_t num_late;

@@ -1,7 +1,8 @@
-/* service_thread.c - the engine thread's half of the service: opens the model, then goes round: commands, a step, events.
+/* service_thread.c - the engine thread's half of the service: opens the model, then goes round: commands, a step,
+ * events.
  *
- * Each round takes all marks at once, so a command is seen before the next step.  A step makes no more events than the ring
- * has room for; without room the engine waits for the reader, and commands are still seen. */
+ * Each round takes all marks at once, so a command is seen before the next step.  A step makes no more events than the
+ * ring has room for; without room the engine waits for the reader, and commands are still seen. */
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,10 +13,10 @@
 
 enum {
     NS_PER_MS = 1000000,
-    NAP_MS = 100,          /* with live requests that cannot run: deadlines are seen this often */
-    IDLE_NAP_MS = 500,     /* without: the heartbeat's pace */
+    NAP_MS = 100,      /* with live requests that cannot run: deadlines are seen this often */
+    IDLE_NAP_MS = 500, /* without: the heartbeat's pace */
     LOAD_COPY_MS = 100,
-    MAX_FAILED_STEPS = 8   /* in a row: the device is gone, not one request bad */
+    MAX_FAILED_STEPS = 8 /* in a row: the device is gone, not one request bad */
 };
 
 void mf_service_signal(mf_service *s)
@@ -39,7 +40,8 @@ static void fail(mf_service *s, mf_status status, const char *message)
     set_state(s, MF_SERVICE_FAILED);
 }
 
-/* ---- the ring ----------------------------------------------------------------------------------------------------- */
+/* ---- the ring -----------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t room(const mf_service *s)
 {
@@ -81,11 +83,15 @@ static void publish_ends(mf_service *s)
         const mf_service_slot *slot = &s->slots[index];
         bool refused = slot->status != MF_ERR_CANCELLED;
         *place(s, n++) = (mf_ring_event){
-            .type = refused ? MF_SERVICE_REFUSED : MF_SERVICE_FINISHED, .slot = index, .serial = slot->engine_serial,
+            .type = refused ? MF_SERVICE_REFUSED : MF_SERVICE_FINISHED,
+            .slot = index,
+            .serial = slot->engine_serial,
             .step_ns = mf_now_ns(),
             .step_tokens = 0,
-            .event = { .type = MF_EVENT_FINISHED, .finish_reason = refused ? MF_FINISH_NONE : MF_FINISH_CANCELLED,
-                       .token_id = -1, .stop_token_id = -1 },
+            .event = { .type = MF_EVENT_FINISHED,
+                       .finish_reason = refused ? MF_FINISH_NONE : MF_FINISH_CANCELLED,
+                       .token_id = -1,
+                       .stop_token_id = -1 },
         };
         s->first_end = slot->next_end;
         if (s->first_end < 0) {
@@ -95,7 +101,8 @@ static void publish_ends(mf_service *s)
     publish(s, n);
 }
 
-/* ---- commands ----------------------------------------------------------------------------------------------------- */
+/* ---- commands -----------------------------------------------------------------------------------------------------
+ */
 
 /* lock is held */
 static int32_t take_commands(mf_service *s)
@@ -166,7 +173,8 @@ static int64_t obey(mf_service *s, const mf_service_command *c)
     return 0;
 }
 
-/* ---- steps -------------------------------------------------------------------------------------------------------- */
+/* ---- steps --------------------------------------------------------------------------------------------------------
+ */
 
 /* Rows of the step just made; 0 when it only handed out what an earlier one had left. */
 static int32_t take_step_size(mf_service *s)
@@ -184,7 +192,8 @@ static void publish_events(mf_service *s, int32_t n, int64_t step_ns)
 {
     int32_t step_tokens = take_step_size(s);
     if (n == 0 && step_tokens > 0) { /* there is room for one: a step is made with room only */
-        *place(s, 0) = (mf_ring_event){ .type = MF_SERVICE_STEP, .slot = -1, .step_ns = step_ns, .step_tokens = step_tokens };
+        *place(s, 0) =
+            (mf_ring_event){ .type = MF_SERVICE_STEP, .slot = -1, .step_ns = step_ns, .step_tokens = step_tokens };
         publish(s, 1);
         return;
     }
@@ -265,7 +274,8 @@ static bool wait(mf_service *s, bool has_live)
     return failed == 0;
 }
 
-/* ---- the rounds --------------------------------------------------------------------------------------------------- */
+/* ---- the rounds ---------------------------------------------------------------------------------------------------
+ */
 
 static void publish_numbers(mf_service *s, const mf_engine_stats *stats, int32_t taken_reqs, int64_t taken_tokens,
                             int64_t num_late)

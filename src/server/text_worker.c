@@ -1,4 +1,5 @@
-/* text_worker.c - see text_worker.h.  One ring of jobs: [first, ran) have run and wait for the pump, [ran, last) wait to run. */
+/* text_worker.c - see text_worker.h.  One ring of jobs: [first, ran) have run and wait for the pump, [ran, last) wait
+ * to run. */
 #include "server/text_worker.h"
 
 #include <errno.h>

@@ -8,7 +8,8 @@
 void mf_token_name_write(const mf_token_names *names, int32_t id, mf_json_out *out)
 {
     size_t size = 0;
-    const char *bytes = names->as_ids || !names->tokenizer ? NULL : mf_tokenizer_token_bytes(names->tokenizer, id, &size);
+    const char *bytes =
+        names->as_ids || !names->tokenizer ? NULL : mf_tokenizer_token_bytes(names->tokenizer, id, &size);
     if (!bytes) {
         mf_json_lit(out, "token_id:");
         mf_json_int(out, id);
@@ -47,7 +48,8 @@ static int64_t num_characters(const mf_token_names *names, int32_t id)
     return n;
 }
 
-/* ---- completions -------------------------------------------------------------------------------------------------- */
+/* ---- completions --------------------------------------------------------------------------------------------------
+ */
 
 /* One key of a top_logprobs object.  Two ids may have one text: the later one is named by its id. */
 typedef struct key_span {
@@ -64,7 +66,8 @@ static bool is_among(const mf_buffer *scratch, const key_span *keys, int32_t n, 
     return false;
 }
 
-static void write_key(mf_logprob_lists *l, const mf_token_names *names, int32_t id, key_span *keys, int32_t n, mf_json_out *out)
+static void write_key(mf_logprob_lists *l, const mf_token_names *names, int32_t id, key_span *keys, int32_t n,
+                      mf_json_out *out)
 {
     mf_json_out scratch = { .buffer = &l->scratch };
     keys[n].at = l->scratch.size;
@@ -85,8 +88,8 @@ static void write_key(mf_logprob_lists *l, const mf_token_names *names, int32_t 
     mf_json_lit(out, "\":");
 }
 
-static void write_tops(mf_logprob_lists *l, const mf_token_names *names, int32_t id, float logprob, const mf_logprob *top,
-                       int32_t num_top, mf_json_out *out)
+static void write_tops(mf_logprob_lists *l, const mf_token_names *names, int32_t id, float logprob,
+                       const mf_logprob *top, int32_t num_top, mf_json_out *out)
 {
     key_span keys[MF_MAX_LOGPROBS + 1];
     int32_t n = 0;
@@ -136,7 +139,8 @@ static mf_status add_to_completion(mf_logprob_lists *l, const mf_token_names *na
     return offsets.status;
 }
 
-/* ---- chat --------------------------------------------------------------------------------------------------------- */
+/* ---- chat ---------------------------------------------------------------------------------------------------------
+ */
 
 static void write_chat_token(const mf_token_names *names, int32_t id, float logprob, mf_json_out *out)
 {
@@ -181,7 +185,8 @@ static mf_status add_to_chat(mf_logprob_lists *l, const mf_token_names *names, i
     return out.status;
 }
 
-/* ---- lists -------------------------------------------------------------------------------------------------------- */
+/* ---- lists --------------------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_logprob_lists_add(mf_logprob_lists *l, const mf_token_names *names, int32_t id, float logprob,
                                const mf_logprob *top, int32_t num_top)
@@ -237,7 +242,8 @@ void mf_logprob_lists_close(mf_logprob_lists *l)
     mf_buffer_close(&l->scratch);
 }
 
-/* ---- prompt_logprobs ---------------------------------------------------------------------------------------------- */
+/* ---- prompt_logprobs ----------------------------------------------------------------------------------------------
+ */
 
 static void write_ranked(const mf_token_names *names, int32_t id, float logprob, int32_t rank, mf_json_out *out)
 {
@@ -258,8 +264,8 @@ static void write_ranked(const mf_token_names *names, int32_t id, float logprob,
     mf_json_lit(out, "}");
 }
 
-void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, const mf_logprob *top, int32_t num_top,
-                             mf_json_out *out)
+void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, const mf_logprob *top,
+                             int32_t num_top, mf_json_out *out)
 {
     bool has_own = false;
     mf_json_lit(out, "{");

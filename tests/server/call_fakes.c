@@ -9,7 +9,8 @@
 #include "base/sys.h"
 #include "text/guide.h"
 
-/* ---- the exchange ------------------------------------------------------------------------------------------------- */
+/* ---- the exchange -------------------------------------------------------------------------------------------------
+ */
 
 void fake_exchange_init(mf_exchange *e, const char *body)
 {
@@ -96,10 +97,11 @@ void mf_exchange_end(mf_exchange *e, bool close)
     e->has_closed = close;
 }
 
-/* ---- the service -------------------------------------------------------------------------------------------------- */
+/* ---- the service --------------------------------------------------------------------------------------------------
+ */
 
-mf_status mf_service_submit_all(mf_service *s, const mf_request *requests, int32_t n, uint64_t *serials, mf_service_full *full,
-                                mf_error *err)
+mf_status mf_service_submit_all(mf_service *s, const mf_request *requests, int32_t n, uint64_t *serials,
+                                mf_service_full *full, mf_error *err)
 {
     if (s->full != MF_SERVICE_NOT_FULL) {
         *full = s->full;
@@ -107,9 +109,12 @@ mf_status mf_service_submit_all(mf_service *s, const mf_request *requests, int32
     }
     for (int32_t i = 0; i < n; i++) {
         fake_submitted *r = &s->requests[s->num_requests];
-        *r = (fake_submitted){ .serial = (uint64_t)++s->num_requests, .user_data = requests[i].user_data,
-                               .sampling = requests[i].sampling, .num_prompt = requests[i].num_prompt_tokens,
-                               .deadline_ns = requests[i].deadline_ns, .guide = requests[i].guide };
+        *r = (fake_submitted){ .serial = (uint64_t)++s->num_requests,
+                               .user_data = requests[i].user_data,
+                               .sampling = requests[i].sampling,
+                               .num_prompt = requests[i].num_prompt_tokens,
+                               .deadline_ns = requests[i].deadline_ns,
+                               .guide = requests[i].guide };
         memcpy(r->prompt, requests[i].prompt_token_ids,
                (size_t)(r->num_prompt < 256 ? r->num_prompt : 256) * sizeof *r->prompt);
         serials[i] = r->serial;
@@ -146,8 +151,12 @@ static mf_service_event *add_event(mf_service *s, int32_t request, mf_service_ev
     mf_service_event *e = &s->events[s->num_events++];
     fake_submitted *r = &s->requests[request];
     s->now_ns = mf_now_ns();
-    *e = (mf_service_event){ .type = type, .serial = r->serial, .user_data = r->user_data, .step_ns = s->now_ns,
-                             .event = { .user_data = r->user_data, .token_id = -1, .stop_token_id = -1, .logprob = NAN } };
+    *e = (mf_service_event){ .type = type,
+                             .serial = r->serial,
+                             .user_data = r->user_data,
+                             .step_ns = s->now_ns,
+                             .event = {
+                                 .user_data = r->user_data, .token_id = -1, .stop_token_id = -1, .logprob = NAN } };
     return e;
 }
 
@@ -161,7 +170,8 @@ static void set_top(mf_service *s, mf_service_event *e, const mf_logprob *top, i
     e->event.num_top_logprobs = n;
 }
 
-void fake_token_with_top(mf_service *s, int32_t request, int32_t token_id, float logprob, const mf_logprob *top, int32_t n)
+void fake_token_with_top(mf_service *s, int32_t request, int32_t token_id, float logprob, const mf_logprob *top,
+                         int32_t n)
 {
     fake_submitted *r = &s->requests[request];
     mf_service_event *e = add_event(s, request, MF_SERVICE_TOKEN);
@@ -176,7 +186,8 @@ void fake_token(mf_service *s, int32_t request, int32_t token_id, float logprob)
     fake_token_with_top(s, request, token_id, logprob, NULL, 0);
 }
 
-void fake_prompt_logprob(mf_service *s, int32_t request, int32_t position, float logprob, const mf_logprob *top, int32_t n)
+void fake_prompt_logprob(mf_service *s, int32_t request, int32_t position, float logprob, const mf_logprob *top,
+                         int32_t n)
 {
     mf_service_event *e = add_event(s, request, MF_SERVICE_PROMPT_LOGPROB);
     e->event.token_id = s->requests[request].prompt[position];
@@ -217,7 +228,8 @@ void fake_refuse(mf_service *s, int32_t request, mf_status status, const char *m
     s->requests[request].has_ended = true;
 }
 
-/* ---- guides: fake_guide.c compiles them, nobody walks them here ------------------------------------------------------ */
+/* ---- guides: fake_guide.c compiles them, nobody walks them here
+ * ------------------------------------------------------ */
 
 mf_status mf_guide_state_open(mf_guide_program *program, mf_guide_state **out, mf_error *err)
 {

@@ -14,7 +14,7 @@ struct mf_exchange {
     /* what came out */
     int status;
     char content_type[64];
-    mf_buffer written;    /* body, or all events */
+    mf_buffer written; /* body, or all events */
     int32_t num_writes;
     bool has_begun, has_ended, has_closed, is_error;
     mf_api_error error;
@@ -52,8 +52,10 @@ struct mf_service {
 
 /* The engine's doing: each takes the index of the request in the order of submission. */
 void fake_token(mf_service *service, int32_t request, int32_t token_id, float logprob);
-void fake_token_with_top(mf_service *service, int32_t request, int32_t token_id, float logprob, const mf_logprob *top, int32_t n);
-void fake_prompt_logprob(mf_service *service, int32_t request, int32_t position, float logprob, const mf_logprob *top, int32_t n);
+void fake_token_with_top(mf_service *service, int32_t request, int32_t token_id, float logprob, const mf_logprob *top,
+                         int32_t n);
+void fake_prompt_logprob(mf_service *service, int32_t request, int32_t position, float logprob, const mf_logprob *top,
+                         int32_t n);
 void fake_end(mf_service *service, int32_t request, mf_finish_reason reason, int32_t stop_token_id);
 void fake_end_in_queue(mf_service *service, int32_t request); /* its deadline passed before it ran */
 void fake_refuse(mf_service *service, int32_t request, mf_status status, const char *message);

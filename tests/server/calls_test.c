@@ -1,4 +1,5 @@
-/* calls_test.c - calls over a made-up engine and a made-up client: what goes in, what comes out, and who is told when. */
+/* calls_test.c - calls over a made-up engine and a made-up client: what goes in, what comes out, and who is told when.
+ */
 #include <jansson.h>
 #include <math.h>
 #include <poll.h>
@@ -9,6 +10,7 @@
 #include "base/random.h"
 #include "base/sys.h"
 #include "call_fakes.h"
+#include "fake_guide.h"
 #include "server/calls.h"
 #include "test.h"
 
@@ -24,6 +26,7 @@ static desk *open_desk(void)
     desk *d = calloc(1, sizeof *d);
     mf_error err = { 0 };
     d->model = *api_model();
+    d->model.guide_vocab = fake_guide_vocab();
     CHECK_OK(mf_text_worker_open(64, 1 << 20, &d->text, &err), err);
     mf_calls_options o = { .service = &d->service, .text = d->text, .model = &d->model };
     CHECK_OK(mf_calls_open(&o, &d->calls, &err), err);
@@ -139,7 +142,8 @@ static int64_t usage_of(const json_t *body, const char *key)
     return json_integer_value(json_object_get(json_object_get(body, "usage"), key));
 }
 
-/* ---- whole answers ------------------------------------------------------------------------------------------------ */
+/* ---- whole answers ------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_completion_is_answered_in_the_documented_order)
 {
@@ -152,8 +156,9 @@ TEST(a_completion_is_answered_in_the_documented_order)
     CHECK_STR(e->content_type, "application/json");
     const char *text = mf_buffer_text(&e->written);
     CHECK(strncmp(text, "{\"id\":\"cmpl-req-1\",\"object\":\"text_completion\",\"created\":", 54) == 0);
-    CHECK_HAS(text, ",\"model\":\"word-problems\",\"choices\":[{\"index\":0,\"text\":\" three \\\"4\\\"\",\"logprobs\":null,"
-                    "\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":");
+    CHECK_HAS(text,
+              ",\"model\":\"word-problems\",\"choices\":[{\"index\":0,\"text\":\" three \\\"4\\\"\",\"logprobs\":null,"
+              "\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":");
     CHECK_HAS(text, "\"prompt_tokens_details\":{\"cached_tokens\":0}},\"system_fingerprint\":\"moefuse-");
     CHECK_HAS(text, "\",\"timings\":{\"queue_ms\":");
     json_t *body = body_of(e);
@@ -174,8 +179,9 @@ TEST(a_chat_is_answered_in_the_documented_order)
     pump(d);
     const char *text = mf_buffer_text(&e->written);
     CHECK(strncmp(text, "{\"id\":\"chatcmpl-req-1\",\"object\":\"chat.completion\",\"created\":", 58) == 0);
-    CHECK_HAS(text, "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Hello\"},\"logprobs\":null,"
-                    "\"finish_reason\":\"stop\",\"stop_reason\":null}]");
+    CHECK_HAS(text,
+              "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Hello\"},\"logprobs\":null,"
+              "\"finish_reason\":\"stop\",\"stop_reason\":null}]");
     json_t *body = body_of(e);
     CHECK_EQ(usage_of(body, "completion_tokens"), d->service.requests[0].num_made);
     json_decref(body);
@@ -228,7 +234,8 @@ TEST(a_stop_string_cancels_the_sequence_and_what_comes_later_is_not_counted)
 TEST(choices_of_several_prompts_are_numbered_prompt_by_prompt_and_their_seeds_count_on)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_COMPLETION, "{\"prompt\": [\"a\", \"b\"], \"n\": 2, \"seed\": -1, \"max_tokens\": 9}");
+    mf_exchange *e =
+        call(d, MF_API_COMPLETION, "{\"prompt\": [\"a\", \"b\"], \"n\": 2, \"seed\": -1, \"max_tokens\": 9}");
     CHECK_EQ(d->service.num_requests, 4);
     CHECK_EQ(d->service.requests[0].sampling.seed, -1);
     CHECK_EQ(d->service.requests[1].sampling.seed, 0);
@@ -278,14 +285,16 @@ TEST(best_of_gives_the_sequences_of_the_highest_mean_logprob_best_first)
     close_desk(d);
 }
 
-/* ---- logprobs ----------------------------------------------------------------------------------------------------- */
+/* ---- logprobs -----------------------------------------------------------------------------------------------------
+ */
 
 TEST(echo_with_one_token_has_exactly_prompt_plus_one_entries_also_when_it_is_the_end)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_COMPLETION,
-                          "{\"prompt\": [[5, 6, 7, 8]], \"echo\": true, \"max_tokens\": 1, \"logprobs\": 1, \"temperature\": 0, "
-                          "\"stop\": []}");
+    mf_exchange *e =
+        call(d, MF_API_COMPLETION,
+             "{\"prompt\": [[5, 6, 7, 8]], \"echo\": true, \"max_tokens\": 1, \"logprobs\": 1, \"temperature\": 0, "
+             "\"stop\": []}");
     CHECK_EQ(d->service.requests[0].sampling.prompt_logprobs, 1);
     for (int32_t p = 1; p < 4; p++) {
         mf_logprob top[] = { { 100 + p, -0.25f }, { 9, -9 } };
@@ -359,7 +368,9 @@ TEST(bytes_that_are_no_text_have_a_name_and_equal_texts_do_not_collapse)
 TEST(prompt_logprobs_are_told_per_token_with_ranks)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_COMPLETION, "{\"prompt\": [5, 6, 7], \"max_tokens\": 1, \"prompt_logprobs\": 1, \"return_token_ids\": true}");
+    mf_exchange *e =
+        call(d, MF_API_COMPLETION,
+             "{\"prompt\": [5, 6, 7], \"max_tokens\": 1, \"prompt_logprobs\": 1, \"return_token_ids\": true}");
     mf_logprob top[] = { { 6, -0.25f } };
     fake_prompt_logprob(&d->service, 0, 1, -0.25f, top, 1);
     mf_logprob other[] = { { 99, -0.25f } };
@@ -380,12 +391,14 @@ TEST(prompt_logprobs_are_told_per_token_with_ranks)
     close_desk(d);
 }
 
-/* ---- streams ------------------------------------------------------------------------------------------------------ */
+/* ---- streams ------------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_stream_of_a_chat_has_roles_steps_an_end_usage_and_done)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_CHAT, CHAT(", \"stream\": true, \"n\": 2, \"stream_options\": {\"include_usage\": true}"));
+    mf_exchange *e =
+        call(d, MF_API_CHAT, CHAT(", \"stream\": true, \"n\": 2, \"stream_options\": {\"include_usage\": true}"));
     CHECK(!e->has_begun); /* until there is something to say: errors still have a status */
     mf_ids ids = ids_of("Hi");
     fake_token(&d->service, 1, ids.data[0], -1);
@@ -405,13 +418,17 @@ TEST(a_stream_of_a_chat_has_roles_steps_an_end_usage_and_done)
         CHECK_STR(json_string_value(json_object_get(event, "object")), "chat.completion.chunk");
         CHECK(json_is_null(json_object_get(event, "usage")));
     }
-    CHECK_STR(json_string_value(json_object_get(json_object_get(choice_of(json_array_get(events, 0), 0), "delta"), "role")), "assistant");
+    CHECK_STR(
+        json_string_value(json_object_get(json_object_get(choice_of(json_array_get(events, 0), 0), "delta"), "role")),
+        "assistant");
     CHECK_EQ(json_integer_value(json_object_get(choice_of(json_array_get(events, 1), 0), "index")), 1);
     const json_t *last = json_array_get(events, 3);
     CHECK_STR(reason_of(choice_of(last, 0)), "length");
     CHECK(json_object_get(last, "timings"));
     CHECK_EQ(json_object_size(json_object_get(choice_of(last, 0), "delta")), 0);
-    CHECK_STR(json_string_value(json_object_get(json_object_get(choice_of(json_array_get(events, 4), 0), "delta"), "content")), "");
+    CHECK_STR(json_string_value(
+                  json_object_get(json_object_get(choice_of(json_array_get(events, 4), 0), "delta"), "content")),
+              "");
     CHECK_EQ(usage_of(json_array_get(events, 6), "completion_tokens"), 2);
     CHECK_EQ(json_array_size(json_object_get(json_array_get(events, 6), "choices")), 0);
     CHECK_EQ(e->num_writes, 8); /* one event, one write */
@@ -437,7 +454,8 @@ static void join(const json_t *events, joined *out)
     }
     size_t i;
     json_t *event;
-    json_array_foreach(events, i, event) {
+    json_array_foreach(events, i, event)
+    {
         const json_t *choice = choice_of(event, 0);
         mf_buffer_append_text(&out->text, text_of(choice));
         snprintf(out->reason, sizeof out->reason, "%s", reason_of(choice));
@@ -468,7 +486,8 @@ static void give_tokens(desk *d, const int32_t *ids, int32_t n, mf_finish_reason
 
 TEST(a_streams_concatenation_is_the_whole_answer_however_the_text_is_cut)
 {
-    static const char *const texts[] = { "caf\u00e9 \u2713 \U0001f600 END of it", "EN EN END", "plain", "\u00e9\u00e9\u00e9EN", "a\"b\\c\n\t\x01" };
+    static const char *const texts[] = { "caf\u00e9 \u2713 \U0001f600 END of it", "EN EN END", "plain",
+                                         "\u00e9\u00e9\u00e9EN", "a\"b\\c\n\t\x01" };
     uint64_t random = 3;
     for (int round = 0; round < 200; round++) {
         mf_ids ids = ids_of(texts[round % 5]);
@@ -480,8 +499,9 @@ TEST(a_streams_concatenation_is_the_whole_answer_however_the_text_is_cut)
                 ids.data[k] = size > 0 && bytes[0] != '\0' ? id : ids.data[k]; /* jansson reads no key with a NUL */
             }
         }
-        static const char body[] = "{\"prompt\": \"ab\", \"logprobs\": 2, \"echo\": %s, \"stop\": [\"END\", \"of\"], \"stream\": %s, "
-                                   "\"include_stop_str_in_output\": %s}";
+        static const char body[] =
+            "{\"prompt\": \"ab\", \"logprobs\": 2, \"echo\": %s, \"stop\": [\"END\", \"of\"], \"stream\": %s, "
+            "\"include_stop_str_in_output\": %s}";
         char text[256];
         const char *echo = round % 2 ? "true" : "false", *include = round % 3 ? "true" : "false";
         desk *whole = open_desk(), *pieces = open_desk();
@@ -553,7 +573,85 @@ TEST(a_client_that_goes_has_all_its_sequences_cancelled_and_is_not_written_to)
     close_desk(d);
 }
 
-/* ---- errors ------------------------------------------------------------------------------------------------------- */
+/* ---- tools --------------------------------------------------------------------------------------------------------
+ */
+
+#define TOOLS                                                                                                          \
+    ", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\", \"parameters\": {\"type\": "             \
+    "\"object\"}}}], "                                                                                                 \
+    "\"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"add\"}}"
+
+TEST(a_named_tool_is_called_in_a_whole_answer_and_in_pieces)
+{
+    static const char arguments[] = "{\"a\": [1, \"\u00e9\\n\"], \"b\": true}";
+    desk *d = open_desk();
+    mf_exchange *a = call(d, MF_API_CHAT, CHAT(TOOLS));
+    finish_reading(d); /* with tools there is a grammar to compile */
+    mf_exchange *b = call(d, MF_API_CHAT, CHAT(TOOLS ", \"stream\": true"));
+    finish_reading(d);
+    CHECK(d->service.requests[0].guide.fill && d->service.requests[1].guide.fill);
+    for (int32_t i = 0; i < 2; i++) {
+        say(d, i, arguments);
+        fake_token(&d->service, i, 1, -1);
+        fake_end(&d->service, i, MF_FINISH_STOP, -1);
+    }
+    pump(d);
+    json_t *body = body_of(a);
+    const json_t *message = json_object_get(choice_of(body, 0), "message");
+    const json_t *one = json_array_get(json_object_get(message, "tool_calls"), 0);
+    CHECK(json_is_null(json_object_get(message, "content")));
+    CHECK_STR(json_string_value(json_object_get(one, "type")), "function");
+    CHECK_STR(json_string_value(json_object_get(json_object_get(one, "function"), "name")), "add");
+    CHECK_STR(json_string_value(json_object_get(json_object_get(one, "function"), "arguments")), arguments);
+    CHECK(!json_object_get(one, "index"));
+    CHECK_STR(reason_of(choice_of(body, 0)), "tool_calls");
+    json_t *events = events_of(b);
+    mf_buffer pieces = { 0 };
+    size_t i, k;
+    json_t *event, *piece;
+    json_array_foreach(events, i, event)
+    {
+        json_array_foreach(json_object_get(json_object_get(choice_of(event, 0), "delta"), "tool_calls"), k, piece)
+        {
+            CHECK_EQ(json_integer_value(json_object_get(piece, "index")), 0);
+            mf_buffer_append_text(&pieces,
+                                  json_string_value(json_object_get(json_object_get(piece, "function"), "arguments")));
+        }
+    }
+    CHECK_STR(mf_buffer_text(&pieces), arguments);
+    CHECK_STR(reason_of(choice_of(json_array_get(events, json_array_size(events) - 1), 0)), "tool_calls");
+    mf_buffer_close(&pieces);
+    json_decref(events);
+    json_decref(body);
+    hang_up(a);
+    hang_up(b);
+    close_desk(d);
+}
+
+TEST(a_silent_stream_is_kept_alive_when_asked)
+{
+    desk *d = open_desk();
+    mf_calls_close(&d->calls);
+    mf_error err = { 0 };
+    mf_calls_options o = { .service = &d->service, .text = d->text, .model = &d->model, .keep_alive_s = 0.5 };
+    CHECK_OK(mf_calls_open(&o, &d->calls, &err), err);
+    mf_exchange *e = call(d, MF_API_COMPLETION, "{\"prompt\": \"a\", \"stream\": true}");
+    mf_exchange *whole = call(d, MF_API_COMPLETION, "{\"prompt\": \"a\"}");
+    mf_calls_tick(d->calls, mf_now_ns());
+    CHECK(!e->has_begun);
+    mf_calls_tick(d->calls, mf_now_ns() + 1000000000);
+    CHECK_STR(mf_buffer_text(&e->written), ": ping\n\n");
+    CHECK_EQ(whole->num_writes, 0);
+    fake_end(&d->service, 0, MF_FINISH_LENGTH, -1);
+    fake_end(&d->service, 1, MF_FINISH_LENGTH, -1);
+    pump(d);
+    hang_up(e);
+    hang_up(whole);
+    close_desk(d);
+}
+
+/* ---- errors -------------------------------------------------------------------------------------------------------
+ */
 
 TEST(what_is_not_finite_fails_that_request_alone)
 {
@@ -664,7 +762,8 @@ TEST(the_servers_end_is_told_to_everybody)
     close_desk(d);
 }
 
-/* ---- long bodies -------------------------------------------------------------------------------------------------- */
+/* ---- long bodies --------------------------------------------------------------------------------------------------
+ */
 
 static char *long_body(void)
 {

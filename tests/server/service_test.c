@@ -1,4 +1,5 @@
-/* service_test.c - the engine's thread behind its queues: every serial ends once, cancels always have room, nobody waits. */
+/* service_test.c - the engine's thread behind its queues: every serial ends once, cancels always have room, nobody
+ * waits. */
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -69,8 +70,12 @@ static fixture *make_fixture(void)
 
 static mf_service_options default_options(fixture *f)
 {
-    return (mf_service_options){ .open = open_engine, .context = f, .max_num_queued_reqs = 8, .max_num_queued_tokens = 300,
-                                 .max_live_requests = 32, .num_ring_events = 64 };
+    return (mf_service_options){ .open = open_engine,
+                                 .context = f,
+                                 .max_num_queued_reqs = 8,
+                                 .max_num_queued_tokens = 300,
+                                 .max_live_requests = 32,
+                                 .num_ring_events = 64 };
 }
 
 static void wait_for_state(fixture *f, mf_service_state state)
@@ -366,7 +371,8 @@ TEST(a_device_that_fails_step_after_step_ends_everything_and_is_told)
     close_fixture(f);
 }
 
-/* ---- the soak ----------------------------------------------------------------------------------------------------- */
+/* ---- the soak -----------------------------------------------------------------------------------------------------
+ */
 
 enum { SOAK_SLOTS = 40, SOAK_OPS = 100000 };
 
@@ -542,8 +548,8 @@ TEST(random_life_ends_every_serial_exactly_once_and_conserves_blocks)
     CHECK_EQ(snapshot.stats.num_invariant_violations, 0);
     mf_service_snapshot_close(&snapshot);
     print_message("submitted %lld, finished %lld, refused %lld, busy %lld, tokens %lld, guides %lld\n",
-                  (long long)s->num_submitted, (long long)s->num_finished, (long long)s->num_refused, (long long)s->num_busy,
-                  (long long)s->num_tokens, (long long)s->num_guides);
+                  (long long)s->num_submitted, (long long)s->num_finished, (long long)s->num_refused,
+                  (long long)s->num_busy, (long long)s->num_tokens, (long long)s->num_guides);
     CHECK(s->num_submitted > 1000 && s->num_tokens > 1000 && s->num_refused > 10);
     close_fixture(s->f);
     CHECK_EQ(atomic_load(&num_released), s->num_guides);
