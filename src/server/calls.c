@@ -47,6 +47,39 @@ static void free_sequence(mf_sequence *s)
     mf_ids_close(&s->token_ids);
 }
 
+/* A long body's tree of values takes the loop's time to free as well: the worker does that too. */
+typedef struct leftovers {
+    mf_api_request *request;
+    mf_prepared *prepared;
+} leftovers;
+
+static void close_leftovers(void *data)
+{
+    leftovers *l = data;
+    mf_prepared_close(&l->prepared);
+    mf_api_request_close(&l->request);
+}
+
+static void free_leftovers(void *data)
+{
+    close_leftovers(data); /* unless the worker has */
+    mf_free(data);
+}
+
+static void close_beside_the_loop(mf_call *call)
+{
+    leftovers *l = call->calls->options.text ? mf_alloc_zero(sizeof *l) : NULL;
+    if (l) {
+        *l = (leftovers){ call->request, call->prepared };
+        mf_text_job job = { close_leftovers, free_leftovers, l, 0 };
+        if (mf_text_worker_submit(call->calls->options.text, &job, NULL) != MF_OK) {
+            free_leftovers(l);
+        }
+        call->request = NULL;
+        call->prepared = NULL;
+    }
+}
+
 static void free_call(mf_call *call)
 {
     mf_calls *calls = call->calls;
@@ -60,6 +93,9 @@ static void free_call(mf_call *call)
     mf_free(call->sequences);
     mf_free(call->body);
     mf_buffer_close(&call->head);
+    if (call->body_size > calls->options.inline_bytes) {
+        close_beside_the_loop(call);
+    }
     mf_prepared_close(&call->prepared);
     mf_api_request_close(&call->request);
     mf_free(call);
@@ -268,6 +304,7 @@ void mf_calls_close(mf_calls **out)
     if (!calls) {
         return;
     }
+    calls->options.text = NULL; /* closed by now */
     while (calls->first) {
         free_call(calls->first);
     }

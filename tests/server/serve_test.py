@@ -441,15 +441,21 @@ def administration(server):
     claim("metrics count", m["vllm:generation_tokens_total"] > 0 and m['vllm:request_success_total{finished_reason="length"}'] > 0)
     long_text = json.dumps({"prompt": "a b c " * 1300000, "max_tokens": 1}).encode()
     answers = []
-    worker = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", long_text)))
-    slowest = 0
-    worker.start()
-    while worker.is_alive():
-        started = time.time()
-        server.get("/health")
-        slowest = max(slowest, time.time() - started)
-        time.sleep(0.002)
-    claim("health answers within 100 ms while 8 MB are read", slowest < 0.1 and answers[0].status == 400, f"{slowest} {answers[0].status}")
+
+    def slowest_health():
+        worker = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", long_text).status))
+        worker.start()
+        slowest = 0
+        while worker.is_alive():
+            started = time.time()
+            server.get("/health")
+            slowest = max(slowest, time.time() - started)
+            time.sleep(0.002)
+        return slowest
+
+    # A loop that is held up is so every time; a machine with other work is now and then.
+    slowest = [slowest_health() for _ in range(3)]
+    claim("health answers within 100 ms while 8 MB are read", min(slowest) < 0.1 and set(answers) == {400}, f"{slowest} {answers}")
 
 
 def main():
