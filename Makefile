@@ -7,11 +7,14 @@ PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
 .PHONY: help run build test quick asan asan-kernels test-clients tsan test-aarch64 fuzz bench install goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-page quick asan asan-kernels tsan test-aarch64 fuzz bench install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
+	@echo "make serve    the same, then serve it at http://127.0.0.1:8000 (SERVE_FLAGS=...)"
 	@echo "make test     install what the tests need, build, run everything; last line 'N passed, N failed'"
 	@echo "make quick    unit and conformance tests only, under a minute once built"
+	@echo "make test-page  the chat page in headless Chromium, about 20 s; SHOTS=FOLDER keeps screenshots"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make asan-kernels  the products' files under the sanitizers too: minutes of compiling"
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
@@ -20,7 +23,8 @@ help:
 	@echo "make bench    a sitting of measurements, about 20 minutes; BENCH_FLAGS=--quick about 5"
 	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
 	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"
-	@echo "make install  install program, library, headers, pkg-config file under PREFIX ($(PREFIX)); DESTDIR is honoured"
+	@echo "make deb      Debian packages in build/deb: moefuse, libmoefuse0, libmoefuse-dev"
+	@echo "make install  program, library, headers, manual, completion, systemd unit under PREFIX ($(PREFIX)); DESTDIR is honoured"
 
 setup-build:
 	@tools/setup.sh build
@@ -35,6 +39,9 @@ build: setup-build
 run: build
 	@build/release/bin/moefuse run $(MODEL) -p "$(PROMPT)"
 
+serve: build
+	@build/release/bin/moefuse serve $(MODEL) $(SERVE_FLAGS)
+
 dev: setup-test
 	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset dev -j $(JOBS) -- --no-print-directory
@@ -48,6 +55,12 @@ test: build dev build-asan build-aarch64-if-possible
 
 quick: dev
 	@$(VENV_PYTHON) tests/run_tests.py quick
+
+test-page: setup-test
+	@tools/setup.sh browser
+	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset dev -j $(JOBS) --target page_dump -- --no-print-directory
+	@$(VENV_PYTHON) tests/server/page_browser_test.py build/dev/bin/tests-tools/page_dump $(if $(SHOTS),--shots $(SHOTS))
 
 asan-kernels: setup-test
 	@cmake -S . -B build/asan-kernels -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_FLAGS_RELWITHDEBINFO="-O1 -g1" \
@@ -103,6 +116,12 @@ goldens:
 
 install: build
 	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
+
+deb: setup-build
+	@tools/setup.sh deb
+	@cmake --preset deb $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset deb -j $(JOBS) -- --no-print-directory
+	@cd build/deb && cpack -G DEB && ls -l *.deb
 
 clean:
 	rm -rf build

@@ -45,9 +45,13 @@ def scripts(preset):
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("key timing", "tests/server/key_timing_test.py", "tests-tools/key_check"),
+                               ("guide oracle", "tests/text/guide_oracle.py", "tests-tools/guide_dump"),
                                ("program", "tests/program_test.py", "moefuse"),
+                               ("server", "tests/server/serve_test.py", "moefuse"),
+                               ("metrics parser", "tests/server/metrics_parser_test.py", "tests-tools/metrics_dump"),
+                               ("chat page", "tests/server/page_browser_test.py", "tests-tools/page_dump"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
-        jobs.append((name, [PYTHON, script, str(tools / tool)], {}))
+        jobs.append((name, [PYTHON, script, str(tools / tool), *(["--static"] if name == "chat page" else [])], {}))
     return jobs
 
 
@@ -96,7 +100,7 @@ SUITES = {
     "quick": lambda: native("dev", "unit_", "conformance_"),
     "asan": lambda: native("asan", env=ASAN_ENV) + fuzz_replays(),
     "asan-kernels": lambda: native("asan-kernels", env=ASAN_ENV),
-    "tsan": lambda: native("tsan", "unit_base", "unit_placement", "engine_", "conformance_gate", "conformance_sum_reduce",
+    "tsan": lambda: native("tsan", "unit_base", "unit_placement", "engine_", "server_service", "server_calls", "conformance_gate", "conformance_sum_reduce",
                            "conformance_layer", "conformance_experts"),
     "aarch64": aarch64_whole,
     "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV) + aarch64_quick(),

@@ -2,6 +2,8 @@
 # setup.sh GROUP... - installs what is missing for a group and says what it does.  Groups:
 #   build   compiler, CMake, the libraries               (apt)
 #   test    cmocka, valgrind, Python and light packages  (apt; PyPI, into .venv)
+#   browser Chromium, for `make test-page`               (apt)
+#   deb     what CPack calls to make Debian packages     (apt)
 #   fuzz    clang with libFuzzer                         (apt)
 #   clients the serving clients that people have, under .clients: vLLM's benchmark client, lm-eval, SGLang's benchmark (PyPI)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
@@ -9,12 +11,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libsodium-dev libutf8proc-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libseccomp-dev libsodium-dev libutf8proc-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv valgrind)
+browser_packages=(chromium)
+deb_packages=(dpkg-dev fakeroot file)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libsodium23 libsodium-dev
-    libutf8proc2 libutf8proc-dev)
+aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libseccomp2 libseccomp-dev
+    libsodium23 libsodium-dev libutf8proc2 libutf8proc-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -91,6 +95,8 @@ for group in "$@"; do
         build) install_apt "${build_packages[@]}" ;;
         test) install_apt "${test_packages[@]}"; install_venv ;;
         clients) install_apt python3 python3-venv; install_clients ;;
+        browser) install_apt "${browser_packages[@]}" ;;
+        deb) install_apt "${deb_packages[@]}" ;;
         fuzz) install_apt "${fuzz_packages[@]}" ;;
         aarch64)
             [ "$(uname -m)" != aarch64 ] || { say "error: this machine is an aarch64 itself; its own tests cover the rungs"; exit 1; }
@@ -98,5 +104,6 @@ for group in "$@"; do
             unpack_aarch64_libraries
             ;;
         *) say "error: unknown group '$group'; known: build test fuzz clients aarch64"; exit 2 ;;
+        *) say "error: unknown group '$group'; known: build test browser deb fuzz aarch64"; exit 2 ;;
     esac
 done

@@ -91,7 +91,7 @@ mf_status mf_bench_open(mf_bench_common *v, const char *const *positionals, int3
     /* The cache and the tables are sized for what is asked, not for the model's longest context. */
     v->model.max_model_len = v->model.max_model_len ? v->model.max_model_len : length;
     v->model.max_num_seqs = num_seqs < v->model.max_num_seqs ? num_seqs : v->model.max_num_seqs;
-    status = mf_session_open_without_text(&v->model, session, err);
+    status = mf_session_open_without_text(&v->model, NULL, session, err);
     if (status != MF_OK) {
         *exit_code = mf_exit_code(status);
         return status;

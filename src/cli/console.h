@@ -17,6 +17,7 @@ enum {
     MF_EXIT_USAGE = 2,
     MF_EXIT_MODEL = 4,       /* model refused */
     MF_EXIT_RESOURCE = 5,    /* memory or device not available */
+    MF_EXIT_CANNOT_BIND = 6,
     MF_EXIT_UNREADABLE = 66, /* weights unreadable after load */
     MF_EXIT_INTERRUPTED = 130
 };

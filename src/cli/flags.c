@@ -9,6 +9,8 @@
 
 enum { MAX_NAME = 64 };
 
+mf_flags_listener *mf_flags_listing;
+
 static size_t edit_distance(const char *a, const char *b)
 {
     size_t row[MAX_NAME + 1];
@@ -187,6 +189,10 @@ mf_status mf_flags_parse(const mf_flag *flags, size_t num_flags, int argc, char 
                          int32_t max_positionals, int32_t *num_positionals, mf_error *err)
 {
     *num_positionals = 0;
+    if (mf_flags_listing) {
+        mf_flags_listing->table(mf_flags_listing, flags, num_flags);
+        return MF_ERR_CANCELLED;
+    }
     MF_TRY(read_environment(flags, num_flags, err));
     bool seen_list[256] = { false };
     bool only_positionals = false;

@@ -43,6 +43,15 @@ typedef struct mf_flag {
 mf_status mf_flags_parse(const mf_flag *flags, size_t num_flags, int argc, char **argv, const char **positionals,
                          int32_t max_positionals, int32_t *num_positionals, mf_error *err);
 
+/* Who wants to see every table instead of having arguments parsed: while mf_flags_listing is set, mf_flags_parse shows it its
+ * table and returns MF_ERR_CANCELLED.  So each verb's flags can be listed from where they stand (completion.c). */
+typedef struct mf_flags_listener {
+    void (*table)(struct mf_flags_listener *listener, const mf_flag *flags, size_t num_flags);
+    const char *command; /* "run", "bench latency": whose table comes next */
+} mf_flags_listener;
+
+extern mf_flags_listener *mf_flags_listing;
+
 void mf_flags_help(const mf_flag *flags, size_t num_flags, FILE *out);
 
 /* The candidate nearest to `name` by edit distance, or NULL when none is near. */

@@ -10,6 +10,7 @@
 
 const mf_verb mf_verbs[] = {
     { "run", "load a model and generate text: one prompt, a pipe, or a chat on a terminal", mf_verb_run },
+    { "serve", "answer the OpenAI API over HTTP, with a chat page at /", mf_verb_serve },
     { "info", "what a model is and what will be fused: reads headers only", mf_verb_info },
     { "check", "validate every file of a model as untrusted input", mf_verb_check },
     { "bench", "measure kernels, latency or throughput on this machine", mf_verb_bench },
@@ -30,12 +31,14 @@ static void print_help(FILE *out)
     fprintf(out, "\n`moefuse VERB --help` lists a verb's flags.  Each flag has an environment variable:\n"
                  "--max-model-len is MOEFUSE_MAX_MODEL_LEN.  --version prints the version.\n\n"
                  "exit codes: 0 success, 1 failed, 2 usage, 4 model refused, 5 memory or device not available,\n"
-                 "            66 weights unreadable after load, 130 interrupted\n");
+                 "            6 cannot bind, 66 weights unreadable after load, 130 interrupted\n");
 }
 
 int mf_usage_error(const mf_error *err)
 {
-    mf_console_error(err);
+    if (!mf_flags_listing) {
+        mf_console_error(err);
+    }
     return MF_EXIT_USAGE;
 }
 
@@ -74,6 +77,9 @@ int main(int argc, char **argv)
         printf("moefuse %s\n", mf_version());
         return MF_EXIT_OK;
     }
+    if (strcmp(argv[1], "--completion") == 0) {
+        return mf_completion_print(argc > 2 ? argv[2] : "");
+    }
     const char *names[32];
     for (size_t i = 0; i < mf_num_verbs; i++) {
         if (strcmp(argv[1], mf_verbs[i].name) == 0) {
@@ -86,7 +92,7 @@ int main(int argc, char **argv)
     if (near) {
         mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; did you mean \"%s\"?", argv[1], near);
     } else {
-        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, info, check, bench, doctor (moefuse --help)", argv[1]);
+        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, serve, info, check, bench, doctor (moefuse --help)", argv[1]);
     }
     return mf_usage_error(&err);
 }

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/sys.h"
 #include "cli/console.h"
 #include "engine/engine.h"
 
@@ -35,10 +36,21 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context)
     _exit(MF_EXIT_UNREADABLE);
 }
 
-static int32_t draw_progress(void *context, const mf_engine_progress *info)
+typedef struct progress_state {
+    mf_console_progress console;
+    const mf_session_options *options;
+} progress_state;
+
+static int32_t tell_progress(void *context, const mf_engine_progress *info)
 {
-    mf_progress_info copy = { info->what, info->files_done, info->files_total, info->bytes_done, info->bytes_total, info->seconds };
-    return mf_console_progress_draw(context, &copy);
+    progress_state *state = context;
+    mf_progress_info copy = { info->what,       info->files_done,  info->files_total,
+                              info->bytes_done, info->bytes_total, info->seconds };
+    double share = info->bytes_total > 0 ? (double)info->bytes_done / (double)info->bytes_total : 0;
+    if (state->options->progress && !state->options->progress(state->options->progress_context, share)) {
+        return 0;
+    }
+    return mf_console_progress_draw(&state->console, &copy);
 }
 
 /* Warns about fusion flags that cannot take effect; *out is the caller's. */
@@ -54,12 +66,13 @@ static mf_status load_config(const mf_model_flags *flags, mf_model_config **out,
     return MF_OK;
 }
 
-static mf_status open_engine(const mf_model_flags *flags, int32_t num_sampled_ids, mf_session *session, mf_error *err)
+static mf_status open_engine(const mf_model_flags *flags, const mf_session_options *more, int32_t num_sampled_ids,
+                             mf_session *session, mf_error *err)
 {
     struct sigaction action = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO };
     sigaction(SIGBUS, &action, NULL);
-    mf_console_progress progress;
-    mf_console_progress_start(&progress, flags->no_progress);
+    progress_state progress = { .options = more };
+    mf_console_progress_start(&progress.console, flags->no_progress);
     mf_engine_options options = MF_ENGINE_OPTIONS_INIT;
     options.model_dir = flags->model;
     options.device = flags->device;
@@ -82,10 +95,14 @@ static mf_status open_engine(const mf_model_flags *flags, int32_t num_sampled_id
     options.disable_shared_experts_fusion = flags->disable_shared_experts_fusion;
     options.disable_fused_gate = flags->disable_fused_gate;
     options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
-    options.progress = draw_progress;
+    if (more->max_num_queued_reqs > 0) {
+        options.max_num_queued_reqs = more->max_num_queued_reqs;
+    }
+    options.max_num_queued_tokens = more->max_num_queued_tokens;
+    options.progress = tell_progress;
     options.progress_context = &progress;
     mf_status status = mf_engine_open(&options, &session->engine, err);
-    mf_console_progress_end(&progress);
+    mf_console_progress_end(&progress.console);
     if (status != MF_OK) {
         mf_session_close(session);
         return status;
@@ -99,34 +116,60 @@ static mf_status open_engine(const mf_model_flags *flags, int32_t num_sampled_id
     return MF_OK;
 }
 
-mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
+static bool has_text(const char *dir)
+{
+    char *path = mf_path_join(dir, "tokenizer.json");
+    bool has = path && mf_path_exists(path);
+    mf_free(path);
+    return has;
+}
+
+mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_options *more, mf_session *session,
+                               mf_error *err)
 {
     *session = (mf_session){ 0 };
-    MF_TRY(mf_model_dir_check(flags->model, err));
+    const char *text_dir = more->tokenizer_dir ? more->tokenizer_dir : flags->model;
+    if (more->text_is_optional && !more->tokenizer_dir && !has_text(text_dir)) {
+        mf_log(MF_LOG_WARN,
+               "%.400s has no tokenizer.json: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
+               flags->model);
+        return mf_session_open_without_text(flags, more, session, err);
+    }
+    if (!more->text_is_optional) {
+        MF_TRY(mf_model_dir_check(flags->model, err));
+    }
     mf_model_config *config = NULL;
     MF_TRY(load_config(flags, &config, err));
     int64_t max_len = config->max_position_embeddings;
     int64_t vocab_size = config->vocab_size;
     mf_model_config_close(&config);
-    MF_TRY(mf_prompt_open(flags->model, flags->chat_template, max_len, &session->prompt, err));
+    MF_TRY(mf_prompt_open(text_dir, flags->chat_template, max_len, &session->prompt, err));
     int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
     if (tokenizer_size > vocab_size) {
-        mf_status status = mf_fail(err, MF_ERR_FORMAT,
-                                   "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
-                                   flags->model, tokenizer_size, (long long)vocab_size);
+        mf_status status = mf_fail(
+            err, MF_ERR_FORMAT, "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
+            text_dir, tokenizer_size, (long long)vocab_size);
         mf_session_close(session);
         return status;
     }
-    return open_engine(flags, tokenizer_size, session, err);
+    return open_engine(flags, more, tokenizer_size, session, err);
 }
 
-mf_status mf_session_open_without_text(const mf_model_flags *flags, mf_session *session, mf_error *err)
+static const mf_session_options no_more = { 0 };
+
+mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_error *err)
+{
+    return mf_session_open_with(flags, &no_more, session, err);
+}
+
+mf_status mf_session_open_without_text(const mf_model_flags *flags, const mf_session_options *more, mf_session *session,
+                                       mf_error *err)
 {
     *session = (mf_session){ 0 };
     mf_model_config *config = NULL;
     MF_TRY(load_config(flags, &config, err));
     mf_model_config_close(&config);
-    return open_engine(flags, 0, session, err);
+    return open_engine(flags, more ? more : &no_more, 0, session, err);
 }
 
 void mf_session_close(mf_session *session)
@@ -139,26 +182,32 @@ void mf_session_close(mf_session *session)
 void mf_session_print_plan(const mf_session *session, FILE *out)
 {
     mf_buffer text = { 0 };
-    if (mf_model_print_plan(session->model, session->all_layers, &text) == MF_OK) {
+    if (mf_session_write_plan(session, &text) == MF_OK) {
         fputs(mf_buffer_text(&text), out);
     }
     mf_buffer_close(&text);
+}
+
+mf_status mf_session_write_plan(const mf_session *session, mf_buffer *out)
+{
+    MF_TRY(mf_model_print_plan(session->model, session->all_layers, out));
     mf_engine_stats stats;
     mf_engine_get_stats(session->engine, &stats);
     int64_t tokens = (int64_t)stats.kv_blocks_total * stats.kv_block_size;
     int64_t length = mf_engine_max_model_len(session->engine);
     char blocks[32], bytes[32], len[32], model_len[32];
     mf_format_count(stats.kv_blocks_total, blocks, sizeof blocks);
-    mf_format_bytes((int64_t)stats.kv_blocks_total * mf_kv_store_block_bytes(session->model, stats.kv_block_size), bytes,
-                    sizeof bytes);
+    mf_format_bytes((int64_t)stats.kv_blocks_total * mf_kv_store_block_bytes(session->model, stats.kv_block_size),
+                    bytes, sizeof bytes);
     mf_format_count(length, len, sizeof len);
     mf_format_count(session->config->max_position_embeddings, model_len, sizeof model_len);
-    fprintf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks, stats.kv_block_size,
-            (long long)(length ? tokens / length : 0), len);
-    fprintf(out, "limits  max-model-len %s", len);
+    MF_TRY(mf_buffer_printf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks,
+                            stats.kv_block_size, (long long)(length ? tokens / length : 0), len));
+    MF_TRY(mf_buffer_printf(out, "limits  max-model-len %s", len));
     if (length < session->config->max_position_embeddings) {
-        fprintf(out, " (model %s, %s)", model_len, session->max_len_given ? "as asked" : "reduced: memory");
+        MF_TRY(mf_buffer_printf(out, " (model %s, %s)", model_len,
+                                session->max_len_given ? "as asked" : "reduced: memory"));
     }
-    fprintf(out, " | seqs %lld | batched tokens %lld\n", (long long)session->max_num_seqs,
-            (long long)session->max_num_batched_tokens);
+    return mf_buffer_printf(out, " | seqs %lld | batched tokens %lld\n", (long long)session->max_num_seqs,
+                            (long long)session->max_num_batched_tokens);
 }

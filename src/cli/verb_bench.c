@@ -27,6 +27,15 @@ static void print_help(FILE *out)
 
 int mf_verb_bench(int argc, char **argv)
 {
+    for (size_t i = 0; mf_flags_listing && i < NUM_MODES; i++) {
+        char command[64];
+        snprintf(command, sizeof command, "bench %s", modes[i].name);
+        mf_flags_listing->command = command;
+        modes[i].main(0, argv);
+    }
+    if (mf_flags_listing) {
+        return MF_EXIT_OK;
+    }
     if (argc < 1 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0) {
         print_help(argc < 1 ? stderr : stdout);
         return argc < 1 ? MF_EXIT_USAGE : MF_EXIT_OK;

@@ -40,7 +40,9 @@ typedef struct mf_api_request {
 
     mf_api_prompt *prompts; /* completions: [num_prompts] */
     int32_t num_prompts;    /* chat: 1 */
-    json_t *messages, *tools, *chat_template_kwargs; /* chat; NULL = absent */
+    /* Chat; NULL = absent.  A message's content is a string or null (text parts are joined by line breaks), a tool call's
+     * arguments are an object, as templates expect them. */
+    json_t *messages, *tools, *chat_template_kwargs;
     const char *chat_template;                       /* given with the request; NULL = the model's */
     bool add_generation_prompt, continue_final_message, add_special_tokens;
     int32_t truncate_prompt_tokens; /* 0 = no, -1 = to fit */
@@ -69,6 +71,7 @@ typedef struct mf_api_request {
     double timeout_s; /* 0 = none */
     int32_t priority;
     const char *user, *request_id, *cache_salt;
+    const char *reasoning_effort; /* a variable of the template; NULL = absent */
 } mf_api_request;
 
 /* Reads and checks a body.  On failure *error has the status (400, 404 for an unknown model, 501, ...) and the field.

@@ -37,8 +37,12 @@ typedef struct mf_metrics_options {
     bool per_expert;
 } mf_metrics_options;
 
+/* Strings and arrays are copied.  Memory is taken here and bounded: see expert_load.h. */
 mf_status mf_metrics_open(const mf_metrics_options *options, mf_metrics **out, mf_error *err);
 void mf_metrics_close(mf_metrics **metrics);
+/* What is only known once the model is loaded, for metrics that were opened before that.  Counters and latencies stay; the
+ * histograms of token counts begin anew, since their buckets follow max_model_len.  On failure nothing has changed. */
+mf_status mf_metrics_describe(mf_metrics *metrics, const mf_metrics_options *options, mf_error *err);
 
 void mf_metrics_observe(mf_metrics *metrics, mf_histogram_id id, double value);
 void mf_metrics_finished(mf_metrics *metrics, const char *finished_reason); /* "stop", "length", "abort", ... */
@@ -58,7 +62,9 @@ typedef struct mf_metrics_now {
 void mf_metrics_tick(mf_metrics *metrics, const mf_service_snapshot *snapshot, int64_t now_ns);
 /* Prometheus text 0.0.4. */
 mf_status mf_metrics_write(const mf_metrics *metrics, const mf_metrics_now *now, mf_buffer *out);
-/* The body of GET /v1/moe/expert-load for the last window_s seconds (at most 60; 0 = since the start); layer -1 = all. */
+/* The body of GET /v1/moe/expert-load for the last window_s seconds (at most 60; 0 = since the start); layer -1 = all.
+ * MF_ERR_INVALID: `layer` is no MoE layer.  In the answer `window_s` is the window's real length, `shared` has one count per
+ * shared expert (every token goes through each), and ratios are null while there is no load. */
 mf_status mf_metrics_write_expert_load(const mf_metrics *metrics, const mf_service_snapshot *snapshot, int32_t window_s,
                                        int32_t layer, mf_buffer *out);
 

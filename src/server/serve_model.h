@@ -3,10 +3,12 @@
 #define MF_SERVER_SERVE_MODEL_H
 
 #include "moefuse_engine.h"
+#include "text/guide.h"
 #include "text/prompt.h"
 
 typedef struct mf_serve_model {
     const mf_prompt *prompt;  /* tokenizer and template */
+    const mf_guide_vocab *guide_vocab; /* NULL: requests with a constraint get 501 */
     const char *const *names; /* [num_names] that a request may say; the first is reported */
     int32_t num_names;
     const char *family;       /* model_type of config.json: how it writes tool calls */

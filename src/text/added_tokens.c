@@ -110,6 +110,34 @@ static void widen(const mf_added_scan *scan, const mf_added_token *token, size_t
     }
 }
 
+static bool is_plain(mf_added_scan *scan, size_t start)
+{
+    size_t at = scan->base + start;
+    while (scan->next_plain < scan->num_plain && scan->plain_at[scan->next_plain] < at) {
+        scan->next_plain++;
+    }
+    return scan->next_plain < scan->num_plain && scan->plain_at[scan->next_plain] == at;
+}
+
+static bool special_in(const mf_added_tokens *added, const mf_added_trie *trie, const char *text, size_t size, size_t at)
+{
+    uint64_t node = 0;
+    if (trie->num_nodes <= 1 || !trie->begins[(uint8_t)text[at]]) {
+        return false;
+    }
+    for (size_t i = at; i < size && mf_idmap_get(&trie->children, node << 8 | (uint8_t)text[i], &node); i++) {
+        if (trie->tokens[node] >= 0 && added->tokens[trie->tokens[node]].special) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool mf_added_special_begins(const mf_added_tokens *added, const char *text, size_t size, size_t at)
+{
+    return special_in(added, &added->raw, text, size, at) || special_in(added, &added->normalized, text, size, at);
+}
+
 bool mf_added_scan_next(mf_added_scan *scan, mf_added_part *part)
 {
     if (scan->has_pending) {
@@ -126,6 +154,10 @@ bool mf_added_scan_next(mf_added_scan *scan, mf_added_part *part)
             continue;
         }
         const mf_added_token *token = &scan->added->tokens[index];
+        if (token->special && is_plain(scan, start)) {
+            scan->search++;
+            continue;
+        }
         scan->search = end;
         if ((scan->skip_special && token->special) || (token->single_word && touches_a_word(scan, start, end))) {
             continue;

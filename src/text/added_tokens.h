@@ -46,6 +46,9 @@ typedef struct mf_added_scan {
     const char *text;
     size_t size;
     bool skip_special, skip_all; /* special tokens, all tokens are plain text */
+    const size_t *plain_at;      /* ascending; a special token that begins at one of them is plain text */
+    size_t num_plain, next_plain;
+    size_t base;                 /* what plain_at counts from lies this far before `text` */
     size_t search;               /* where to look for the next token */
     size_t done;                 /* everything before is given out */
     mf_added_part pending;       /* a token, when the text before it was given out first */
@@ -53,6 +56,9 @@ typedef struct mf_added_scan {
 } mf_added_scan;
 
 bool mf_added_scan_next(mf_added_scan *scan, mf_added_part *part);
+
+/* true when a special token's text begins at text[at]. */
+bool mf_added_special_begins(const mf_added_tokens *added, const char *text, size_t size, size_t at);
 
 /* Builds a trie with room for all tokens' bytes, then adds tokens; of two with the same text the first stays. */
 mf_status mf_added_trie_open(mf_added_trie *trie, size_t max_bytes);

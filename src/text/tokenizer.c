@@ -13,6 +13,9 @@ typedef struct encoder {
     const mf_tokenizer *tok;
     unsigned flags;
     mf_ids *ids;
+    const size_t *plain_at; /* see mf_tokenizer_encode_mixed */
+    size_t num_plain, next_plain;
+    const char *whole; /* what plain_at counts from */
     mf_pretokens pretokens;
     mf_bpe_work bpe;
     mf_buffer normal; /* the part of the text at hand, normalised */
@@ -57,13 +60,26 @@ static mf_added_scan begin_scan(const encoder *e, const mf_added_trie *trie, con
 /* Text between the added tokens that are looked for before normalisation. */
 static mf_status encode_between(encoder *e, const char *text, size_t size)
 {
+    size_t base = (size_t)(text - e->whole);
+    while (e->next_plain < e->num_plain && e->plain_at[e->next_plain] < base) {
+        e->next_plain++;
+    }
+    bool any_plain = e->next_plain < e->num_plain && e->plain_at[e->next_plain] < base + size, same_text = true;
     if (e->tok->nfc && !mf_nfc_is_plain(text, size)) {
         mf_buffer_clear(&e->normal);
         MF_TRY(mf_nfc(text, size, &e->normal));
         text = mf_buffer_text(&e->normal);
         size = e->normal.size;
+        same_text = false;
     }
     mf_added_scan scan = begin_scan(e, &e->tok->added.normalized, text, size);
+    if (any_plain && same_text) {
+        scan.plain_at = e->plain_at + e->next_plain;
+        scan.num_plain = e->num_plain - e->next_plain;
+        scan.base = base;
+    }
+    /* The places are lost in a text that normalising changed: no special token is looked for in this part. */
+    scan.skip_special |= any_plain && !same_text;
     mf_added_part part;
     while (mf_added_scan_next(&scan, &part)) {
         MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id)
@@ -75,6 +91,8 @@ static mf_status encode_between(encoder *e, const char *text, size_t size)
 static mf_status encode_text(encoder *e, const char *text, size_t size)
 {
     mf_added_scan scan = begin_scan(e, &e->tok->added.raw, text, size);
+    scan.plain_at = e->plain_at;
+    scan.num_plain = e->num_plain;
     mf_added_part part;
     while (mf_added_scan_next(&scan, &part)) {
         MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id)
@@ -95,6 +113,17 @@ static mf_status encode_template(encoder *e, const char *text, size_t size)
 mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids,
                               mf_error *err)
 {
+    return mf_tokenizer_encode_mixed(tok, text, size, flags, NULL, 0, ids, err);
+}
+
+bool mf_tokenizer_special_begins(const mf_tokenizer *tok, const char *text, size_t size, size_t at)
+{
+    return mf_added_special_begins(&tok->added, text, size, at);
+}
+
+mf_status mf_tokenizer_encode_mixed(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, const size_t *plain_at,
+                                    size_t num_plain, mf_ids *ids, mf_error *err)
+{
     size_t bad_at = 0, before = ids->size;
     if (size > MF_TOKENIZER_MAX_TEXT_BYTES) {
         return mf_fail(err, MF_ERR_LIMIT, "a text to encode: expected at most %d bytes; got %zu",
@@ -103,7 +132,7 @@ mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t 
     if (!mf_utf8_valid(text, size, &bad_at)) {
         return mf_fail(err, MF_ERR_INVALID, "a text to encode is not valid UTF-8 at byte %zu", bad_at);
     }
-    encoder e = { .tok = tok, .flags = flags, .ids = ids };
+    encoder e = { .tok = tok, .flags = flags, .ids = ids, .plain_at = plain_at, .num_plain = num_plain, .whole = text };
     bool templated = (flags & MF_ENCODE_ADD_SPECIAL) && tok->template_size > 0;
     mf_status status = templated ? encode_template(&e, text, size) : encode_text(&e, text, size);
     close_encoder(&e);

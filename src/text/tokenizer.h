@@ -43,6 +43,12 @@ enum {
 mf_status mf_tokenizer_encode(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, mf_ids *ids,
                               mf_error *err);
 
+/* The same where the special tokens' texts that begin at plain_at[num_plain], ascending byte offsets, are plain text: what a
+ * user wrote, between what a template wrote. */
+mf_status mf_tokenizer_encode_mixed(const mf_tokenizer *tok, const char *text, size_t size, unsigned flags, const size_t *plain_at,
+                                    size_t num_plain, mf_ids *ids, mf_error *err);
+bool mf_tokenizer_special_begins(const mf_tokenizer *tok, const char *text, size_t size, size_t at); /* at text[at] */
+
 /* Appends the text of ids, always valid UTF-8: bytes that are none become U+FFFD.  An id outside the vocabulary is
  * MF_ERR_INVALID.  On failure *out is as it was. */
 mf_status mf_tokenizer_decode(const mf_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, mf_buffer *out,

@@ -1,0 +1,11 @@
+# Makes the manual page from its text and the options that the program lists (included at install time).
+function(moefuse_manual in out)
+  execute_process(COMMAND ${EMULATOR} ${PROGRAM} --completion man OUTPUT_VARIABLE options COMMAND_ERROR_IS_FATAL ANY)
+  file(READ "${in}" page)
+  string(REPLACE "@MOEFUSE_VERSION@" "${moefuse_version}" page "${page}")
+  foreach(place DATADIR DOCDIR SYSCONFDIR)
+    string(REPLACE "@${place}@" "${${place}}" page "${page}")
+  endforeach()
+  string(REPLACE ".\\\" @OPTIONS@\n" "${options}" page "${page}")
+  file(WRITE "${out}" "${page}")
+endfunction()

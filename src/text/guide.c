@@ -1,0 +1,171 @@
+/* guide.c - the ways to make a program, and the masks of any JSON string that all programs of a vocabulary share. */
+#include <string.h>
+
+#include "base/json.h"
+#include "base/sys.h"
+#include "text/guide_impl.h"
+
+typedef void (*front)(mf_guide_build *build, const char *source, size_t size);
+
+static mf_status compile(const mf_guide_vocab *vocab, const char *source, size_t size, const mf_guide_limits *limits,
+                         const char *what, front parse, mf_guide_program **out, mf_error *err)
+{
+    *out = NULL;
+    mf_guide_build build;
+    mf_error own = { 0 };
+    err = err ? err : &own;
+    mf_status status = mf_guide_build_open(&build, limits, err);
+    size_t bad_at;
+    if (status == MF_OK && size > build.limits.source_bytes) {
+        status = mf_fail(err, MF_ERR_LIMIT, "expected at most %zu bytes; got %zu", build.limits.source_bytes, size);
+    } else if (status == MF_OK && !mf_utf8_valid(source, size, &bad_at)) {
+        status = mf_fail(err, MF_ERR_INVALID, "byte %zu is not UTF-8", bad_at);
+    }
+    if (status == MF_OK) {
+        parse(&build, source, size);
+        status = mf_guide_program_make(&build, vocab, out);
+    }
+    mf_guide_build_close(&build);
+    return status == MF_OK ? MF_OK : mf_fail_context(err, status, "%s", what);
+}
+
+mf_status mf_guide_compile_json_schema(const mf_guide_vocab *vocab, const char *schema, size_t size,
+                                       const mf_guide_limits *limits, mf_guide_program **out, mf_error *err)
+{
+    return compile(vocab, schema, size, limits, "json schema", mf_guide_parse_schema, out, err);
+}
+
+static void parse_object(mf_guide_build *b, const char *source, size_t size)
+{
+    (void)source;
+    (void)size;
+    mf_guide_expr *object = mf_guide_json_object(b, mf_guide_json_value(b));
+    b->rules[0].body = object;
+}
+
+mf_status mf_guide_compile_json_object(const mf_guide_vocab *vocab, mf_guide_program **out, mf_error *err)
+{
+    return compile(vocab, "", 0, NULL, "json object", parse_object, out, err);
+}
+
+static void parse_regex(mf_guide_build *b, const char *source, size_t size)
+{
+    mf_guide_expr *body = mf_guide_parse_regex(b, source, size, false);
+    b->rules[0].body = body;
+}
+
+mf_status mf_guide_compile_regex(const mf_guide_vocab *vocab, const char *pattern, size_t size, const mf_guide_limits *limits,
+                                 mf_guide_program **out, mf_error *err)
+{
+    return compile(vocab, pattern, size, limits, "regex", parse_regex, out, err);
+}
+
+mf_status mf_guide_compile_grammar(const mf_guide_vocab *vocab, const char *ebnf, size_t size, const mf_guide_limits *limits,
+                                   mf_guide_program **out, mf_error *err)
+{
+    return compile(vocab, ebnf, size, limits, "grammar", mf_guide_parse_grammar, out, err);
+}
+
+mf_status mf_guide_compile_choice(const mf_guide_vocab *vocab, const char *const *choices, size_t num_choices,
+                                  const mf_guide_limits *limits, mf_guide_program **out, mf_error *err)
+{
+    *out = NULL;
+    mf_guide_build build;
+    mf_error own = { 0 };
+    err = err ? err : &own;
+    mf_status status = mf_guide_build_open(&build, limits, err);
+    mf_guide_list list = { 0 };
+    size_t total = 0;
+    for (size_t i = 0; i < num_choices && status == MF_OK && build.status == MF_OK; i++) {
+        size_t size = strlen(choices[i]);
+        size_t bad_at;
+        total += size + 1;
+        if (total > build.limits.source_bytes) {
+            status = mf_fail(err, MF_ERR_LIMIT, "expected at most %zu bytes in all", build.limits.source_bytes);
+        } else if (!mf_utf8_valid(choices[i], size, &bad_at)) {
+            status = mf_fail(err, MF_ERR_INVALID, "[%zu]: byte %zu is not UTF-8", i, bad_at);
+        } else {
+            mf_guide_list_add(&build, &list, mf_guide_bytes(&build, choices[i], size));
+        }
+    }
+    if (status == MF_OK) {
+        build.rules[0].body = mf_guide_alt(&build, list.items, list.num);
+        status = mf_guide_program_make(&build, vocab, out);
+    }
+    mf_guide_build_close(&build);
+    return status == MF_OK ? MF_OK : mf_fail_context(err, status, "choice");
+}
+
+/* ---- shared masks ------------------------------------------------------------------------------------------------- */
+
+static mf_status share_mask(mf_guide_vocab *v, mf_guide_program *p, int32_t state, mf_guide_shared_mask *shared, mf_error *err)
+{
+    mf_guide_work *w = &p->work;
+    const mf_guide_dfa_state *s = &p->dfa.states[state];
+    mf_guide_walk_mask(p, state);
+    int32_t *nodes = mf_arena_array(&v->arena, (size_t)s->num_nodes, sizeof *nodes);
+    uint32_t *words = mf_arena_array(&v->arena, v->num_words + 1, sizeof *words);
+    uint32_t *exits = mf_arena_array(&v->arena, (size_t)(w->num_exits > 0 ? w->num_exits : 0) + 1, sizeof *exits);
+    if (w->has_failed || w->num_exits < 0) {
+        return mf_fail(err, MF_ERR_LIMIT, "guide: the vocabulary is too large");
+    }
+    if (!nodes || !words || !exits) {
+        return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
+    }
+    for (int32_t i = 0; i < s->num_nodes; i++) {
+        nodes[i] = p->dfa.nodes[s->nodes_at + i] - p->nfa.rules[s->rule].start;
+    }
+    memcpy(words, w->words, v->num_words * sizeof *words);
+    memcpy(exits, w->exits, (size_t)w->num_exits * sizeof *exits);
+    *shared = (mf_guide_shared_mask){
+        .nodes = nodes, .num_nodes = s->num_nodes,
+        .mask = { .num_ids = -1, .num_exits = w->num_exits, .reach = w->reach, .words = words, .exits = exits },
+    };
+    return MF_OK;
+}
+
+/* Every state of the rule for any string, found from its start byte class by byte class. */
+static mf_status share_states(mf_guide_vocab *v, mf_guide_program *p, int32_t rule, mf_error *err)
+{
+    mf_guide_dfa *d = &p->dfa;
+    int32_t first = mf_guide_dfa_start(d, rule);
+    for (int32_t s = first; s >= 0 && s < d->num_states; s++) {
+        for (int32_t c = 0; c < d->num_classes; c++) {
+            mf_guide_dfa_next(d, s, c);
+        }
+    }
+    int32_t count = d->num_states - first;
+    mf_guide_shared_mask *shared = mf_arena_array(&v->arena, (size_t)count, sizeof *shared);
+    if (!shared || first < 0) {
+        return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
+    }
+    for (int32_t i = 0; i < count; i++) {
+        d->work = 0;
+        p->work.num_steps = 0;
+        MF_TRY(share_mask(v, p, first + i, &shared[i], err));
+    }
+    v->shared = shared;
+    v->num_shared = count;
+    return MF_OK;
+}
+
+mf_status mf_guide_vocab_share_strings(mf_guide_vocab *v, mf_error *err)
+{
+    mf_guide_build build;
+    mf_error own = { 0 };
+    mf_guide_program *p = NULL;
+    const mf_guide_limits limits = { .compile_ns = 1000000000 };
+    err = err ? err : &own;
+    mf_status status = mf_guide_build_open(&build, &limits, err);
+    if (status == MF_OK) {
+        mf_guide_expr *string = mf_guide_json_string(&build);
+        build.rules[0].body = string;
+        status = mf_guide_program_make(&build, v, &p);
+    }
+    if (status == MF_OK) {
+        status = share_states(v, p, build.string_rule, err);
+    }
+    mf_guide_build_close(&build);
+    mf_guide_program_close(&p);
+    return status;
+}
