@@ -64,9 +64,19 @@ struct mf_guide_vocab {
     uint8_t *bytes;
     int32_t *eos_ids;
     int32_t num_eos;
-    mf_guide_shared_mask *shared;
+    mf_guide_shared_mask *shared; /* state 0 is before the quote */
     int32_t num_shared;
-    mf_arena arena;            /* of shared */
+    /* Strings of counted characters: their states are those of any string and a count, and so are the masks inside. */
+    int16_t *string_next;      /* [num_shared, 256]: states, -1 = dead */
+    int32_t string_inside;     /* the state between two characters */
+    int32_t *inside_ids;       /* [num_inside] ids that may come there, by how many characters they begin */
+    uint16_t *inside_chars;
+    int32_t num_inside;
+    int32_t *closers;          /* [num_closers] of those, the ones that end with the closing quote */
+    uint16_t *closer_chars;
+    int32_t num_closers;
+    uint16_t *exit_chars;      /* before each exit of that state's mask */
+    mf_arena arena;            /* of all these */
 };
 
 mf_status mf_guide_vocab_share_strings(mf_guide_vocab *vocab, mf_error *err);
@@ -108,6 +118,8 @@ typedef struct mf_guide_rule {
     mf_guide_expr *body;       /* NULL: used and not yet defined */
     bool is_kept;              /* never made part of its callers */
     bool is_string;            /* the rule for any JSON string */
+    bool is_counted;           /* a JSON string of min_chars to max_chars characters; max -1 = without end */
+    int32_t min_chars, max_chars;
     bool is_inlined;
     int32_t start, end;        /* nodes, once made; all of a rule's lie in [start, start + num_nodes) */
     int32_t num_nodes;
@@ -226,6 +238,8 @@ typedef struct mf_guide_dfa_state {
     int32_t need;
     int32_t next_in_bucket;
     int32_t shared;              /* mask of the vocabulary; -1 = none */
+    int32_t string_state;        /* of a counted string: the state of any string that it is like; -1 = none */
+    int32_t num_chars;           /* and the characters before it */
     uint32_t mask_at, mask_serial; /* in the cache, valid while its half has that serial; 0 = none */
     uint8_t mask_half;
     bool is_direct;              /* its mask is no use: too many exits */

@@ -300,6 +300,39 @@ static void keep_mask(mf_guide_program *p, int32_t state)
     memcpy(to, w->exits, (size_t)w->num_exits * sizeof *to);
 }
 
+/* Inside a counted string: of what any string allows, the tokens that begin no more characters than are left, and that close it
+ * no sooner than there are enough. */
+static bool make_counted_mask(mf_guide_program *p, const mf_guide_dfa_state *s)
+{
+    const mf_guide_vocab *v = p->vocab;
+    const mf_guide_rule *rule = &p->nfa.rules[s->rule];
+    mf_guide_work *w = &p->work;
+    if (!v->string_next || s->string_state != v->string_inside) {
+        return false;
+    }
+    const mf_guide_mask *any = &v->shared[s->string_state].mask;
+    int32_t left = rule->max_chars < 0 ? INT32_MAX : rule->max_chars - s->num_chars;
+    int32_t wanted = rule->min_chars - s->num_chars;
+    memcpy(w->words, any->words, v->num_words * sizeof *w->words);
+    for (int32_t i = v->num_inside; i-- > 0 && v->inside_chars[i] > left;) {
+        w->words[v->inside_ids[i] >> 5] &= ~(1u << (v->inside_ids[i] & 31));
+    }
+    for (int32_t i = 0; i < v->num_closers; i++) {
+        if (v->closer_chars[i] < wanted) {
+            w->words[v->closers[i] >> 5] &= ~(1u << (v->closers[i] & 31));
+        }
+    }
+    w->num_exits = 0;
+    for (int32_t i = 0; i < any->num_exits; i++) {
+        if (v->exit_chars[i] <= left && v->exit_chars[i] >= wanted) {
+            w->exits[w->num_exits++] = any->exits[i];
+        }
+    }
+    w->reach = any->reach;
+    w->num_steps += v->num_inside / 16;
+    return true;
+}
+
 /* false: there is none, walk. */
 static bool find_mask(mf_guide_program *p, int32_t state, mf_guide_mask *mask)
 {
@@ -309,7 +342,9 @@ static bool find_mask(mf_guide_program *p, int32_t state, mf_guide_mask *mask)
         return true;
     }
     if (!s->is_direct && (s->mask_serial == 0 || s->mask_serial != p->cache_serial[s->mask_half])) {
-        mf_guide_walk_mask(p, state);
+        if (!make_counted_mask(p, s)) {
+            mf_guide_walk_mask(p, state);
+        }
         if (p->work.has_failed) {
             return false;
         }

@@ -98,6 +98,8 @@ static const source sources[] = {
     { 's', "{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}" },
     { 's', "{\"type\":\"object\",\"properties\":{\"na\":{\"type\":\"integer\"},\"name\":{}},\"additionalProperties\":{\"type\":\"boolean\"}}" },
     { 's', "{\"type\":\"string\",\"minLength\":2,\"maxLength\":6}" },
+    { 's', "{\"type\":\"array\",\"items\":{\"type\":\"string\",\"minLength\":3},\"minItems\":2}" },
+    { 's', "{\"type\":\"array\",\"items\":{\"anyOf\":[{\"type\":\"string\",\"maxLength\":2},{\"type\":\"string\",\"minLength\":4,\"maxLength\":5}]}}" },
     { 's', "{\"type\":\"string\",\"pattern\":\"^(a|\\\"|\\\\\\\\)*$\"}" },
     { 's', "{\"anyOf\":[{\"type\":\"string\",\"format\":\"date\"},{\"type\":\"string\",\"enum\":[\"a\",\"2024-\"]},{\"type\":\"number\",\"minimum\":0.5,"
            "\"exclusiveMaximum\":12.25}]}" },
