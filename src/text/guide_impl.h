@@ -2,7 +2,8 @@
  *
  * The way of a text: a front (guide_schema*, guide_regex, guide_grammar) makes rules of expressions (guide_expr.c);
  * guide_nfa.c turns each rule into byte edges and calls of other rules, and drops what cannot end; guide_dfa.c makes the sets of
- * its nodes into states as they are met; guide_walk.c runs sets of (state, stack of return states) over the vocabulary's trie.
+ * its nodes into states as they are met; guide_walk.c runs sets of (state, stack of return states) over the vocabulary's trie,
+ * and guide_state.c keeps them between two tokens.
  *
  * A config is a state and a stack.  A stack is a list of frames, the states to go on with when a called rule has ended; a call
  * whose return state has nothing left to do pushes none, so right recursion needs no depth. */
@@ -221,6 +222,7 @@ typedef struct mf_guide_nfa {
 } mf_guide_nfa;
 
 mf_status mf_guide_nfa_make(mf_guide_build *build, mf_guide_nfa *nfa);
+void mf_guide_nfa_check(mf_guide_build *build, mf_guide_nfa *nfa); /* fills need; refuses left recursion, and texts that cannot end */
 void mf_guide_nfa_close(mf_guide_nfa *nfa);
 
 /* ---- states ------------------------------------------------------------------------------------------------------- */
@@ -344,8 +346,17 @@ mf_status mf_guide_program_make(mf_guide_build *build, const mf_guide_vocab *voc
 mf_status mf_guide_work_open(mf_guide_work *work, const mf_guide_vocab *vocab, mf_error *err);
 void mf_guide_work_close(mf_guide_work *work);
 
-/* The mask of a state into work->words and work->exits. */
-void mf_guide_walk_mask(mf_guide_program *program, int32_t state);
-void mf_guide_start_set(mf_guide_program *program, mf_guide_state *state);
+/* For whoever holds the mutex.  A call begins with begin_work, and the sets it makes are work->configs[begin, end). */
+enum { MF_GUIDE_MAX_STEPS = 8 << 20 }; /* of one call: some 0.2 s */
+void mf_guide_begin_work(mf_guide_program *program);
+void mf_guide_first_set(mf_guide_program *program);
+void mf_guide_step_set(mf_guide_program *program, int32_t begin, int32_t end, uint8_t byte); /* the new set lies behind `end` */
+void mf_guide_fill_config(mf_guide_program *program, int32_t index); /* what one config allows, into work->out */
+void mf_guide_walk_mask(mf_guide_program *program, int32_t state);   /* of a state, into work->words and work->exits */
+
+static inline bool mf_guide_is_spent(const mf_guide_program *p)
+{
+    return p->work.has_failed || p->dfa.is_full || p->work.num_steps + p->dfa.work > MF_GUIDE_MAX_STEPS;
+}
 
 #endif
