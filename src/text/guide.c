@@ -216,16 +216,18 @@ static mf_status count_inside(mf_guide_vocab *v, mf_error *err)
     return MF_OK;
 }
 
-static mf_status count_strings(mf_guide_vocab *v, mf_guide_program *p, mf_error *err)
+static mf_status count_strings(mf_guide_vocab *v, mf_guide_program *p, int32_t rule, mf_error *err)
 {
     mf_guide_dfa *d = &p->dfa;
+    int32_t first = mf_guide_dfa_start(d, rule);
     int16_t *next = mf_arena_array(&v->arena, (size_t)v->num_shared * 256, sizeof *next);
     if (!next) {
         return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
     }
     for (int32_t s = 0; s < v->num_shared; s++) {
         for (int32_t byte = 0; byte < 256; byte++) {
-            next[s * 256 + byte] = (int16_t)mf_guide_dfa_next(d, s, d->classes[byte]);
+            int32_t to = mf_guide_dfa_next(d, first + s, d->classes[byte]);
+            next[s * 256 + byte] = (int16_t)(to < 0 ? -1 : to - first);
         }
     }
     v->string_next = next;
@@ -248,7 +250,7 @@ mf_status mf_guide_vocab_share_strings(mf_guide_vocab *v, mf_error *err)
     }
     if (status == MF_OK) {
         status = share_states(v, p, build.string_rule, err);
-        status = status == MF_OK ? count_strings(v, p, err) : status;
+        status = status == MF_OK ? count_strings(v, p, build.string_rule, err) : status;
     }
     mf_guide_build_close(&build);
     mf_guide_program_close(&p);

@@ -18,7 +18,7 @@
 
 enum {
     MF_GUIDE_MAX_STACK = 400,       /* frames: how deep a text may nest; what would need more is never begun */
-    MF_GUIDE_MAX_CONFIGS = 512,     /* of one position; more is an ambiguity that ends the request */
+    MF_GUIDE_MAX_CONFIGS = 512,     /* of one position; more is an ambiguity that is refused or ends the request */
     MF_GUIDE_MAX_STATE_FRAMES = 4096,
     MF_GUIDE_MAX_RULES = 20000,
     MF_GUIDE_INLINE_SIZE = 64       /* rules of a grammar up to it become part of their callers */

@@ -178,6 +178,12 @@ mf_status mf_guide_program_make(mf_guide_build *b, const mf_guide_vocab *vocab, 
     p->cache_last_serial = 2;
     p->cache_serial[0] = 1;
     p->cache_serial[1] = 2;
+    mf_guide_begin_work(p);
+    mf_guide_first_set(p);
+    if (mf_guide_is_spent(p)) {
+        status = mf_guide_build_fail(b, MF_ERR_LIMIT, "the text can begin in more than %d ways", MF_GUIDE_MAX_CONFIGS);
+        goto fail;
+    }
     *out = p;
     return MF_OK;
 fail:
