@@ -101,6 +101,7 @@ SUITES = {
     "asan": lambda: native("asan", env=ASAN_ENV) + fuzz_replays(),
     "asan-kernels": lambda: native("asan-kernels", env=ASAN_ENV),
     "tsan": lambda: native("tsan", "unit_base", "unit_placement", "engine_", "server_service", "server_calls", "conformance_gate", "conformance_sum_reduce",
+    "tsan": lambda: native("tsan", "text_guide", "unit_base", "unit_placement", "engine_", "conformance_gate", "conformance_sum_reduce",
                            "conformance_layer", "conformance_experts"),
     "aarch64": aarch64_whole,
     "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV) + aarch64_quick(),

@@ -1,4 +1,5 @@
 /* guide.c - the ways to make a program, and the masks of any JSON string that all programs of a vocabulary share. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
@@ -149,6 +150,91 @@ static mf_status share_states(mf_guide_vocab *v, mf_guide_program *p, int32_t ru
     return MF_OK;
 }
 
+/* How many characters a token begins inside a string, up to a closing quote; *state is the one behind it. */
+static uint16_t chars_of(const mf_guide_vocab *v, int32_t id, uint32_t num_bytes, int32_t *state)
+{
+    uint32_t n = 0;
+    *state = v->string_inside;
+    for (uint32_t i = 0; i < num_bytes && *state >= 0; i++) {
+        uint8_t byte = v->bytes[v->bytes_at[id] + i];
+        n += *state == v->string_inside && byte != '"';
+        *state = v->string_next[*state * 256 + byte];
+    }
+    return (uint16_t)(n < UINT16_MAX ? n : UINT16_MAX);
+}
+
+typedef struct counted_id {
+    uint16_t chars;
+    int32_t id;
+} counted_id;
+
+static int compare_counts(const void *a, const void *b)
+{
+    const counted_id *x = a, *y = b;
+    return x->chars != y->chars ? (x->chars > y->chars) - (x->chars < y->chars) : (x->id > y->id) - (x->id < y->id);
+}
+
+/* The tokens that may come inside a string, by the characters they begin. */
+static mf_status count_inside(mf_guide_vocab *v, mf_error *err)
+{
+    const mf_guide_mask *mask = &v->shared[v->string_inside].mask;
+    int32_t end = v->string_next[v->string_inside * 256 + '"'];
+    counted_id *sorted = mf_alloc_array((size_t)v->num_ids + 1, sizeof *sorted);
+    v->inside_ids = mf_arena_array(&v->arena, (size_t)v->num_ids + 1, sizeof *v->inside_ids);
+    v->inside_chars = mf_arena_array(&v->arena, (size_t)v->num_ids + 1, sizeof *v->inside_chars);
+    v->closers = mf_arena_array(&v->arena, (size_t)v->num_ids + 1, sizeof *v->closers);
+    v->closer_chars = mf_arena_array(&v->arena, (size_t)v->num_ids + 1, sizeof *v->closer_chars);
+    v->exit_chars = mf_arena_array(&v->arena, (size_t)mask->num_exits + 1, sizeof *v->exit_chars);
+    if (!sorted || !v->inside_ids || !v->inside_chars || !v->closers || !v->closer_chars || !v->exit_chars) {
+        mf_free(sorted);
+        return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
+    }
+    int32_t state;
+    for (int32_t id = 0; id < v->num_ids; id++) {
+        if (mask->words[id >> 5] >> (id & 31) & 1) {
+            uint16_t chars = chars_of(v, id, v->bytes_at[id + 1] - v->bytes_at[id], &state);
+            sorted[v->num_inside++] = (counted_id){ chars, id };
+            if (state == end) {
+                v->closers[v->num_closers] = id;
+                v->closer_chars[v->num_closers++] = chars;
+            }
+        }
+    }
+    qsort(sorted, (size_t)v->num_inside, sizeof *sorted, compare_counts);
+    for (int32_t i = 0; i < v->num_inside; i++) {
+        v->inside_ids[i] = sorted[i].id;
+        v->inside_chars[i] = sorted[i].chars;
+    }
+    mf_free(sorted);
+    for (int32_t i = 0; i < mask->num_exits; i++) {
+        uint32_t node = mask->exits[i], below = node;
+        while (v->nodes[below].token_id < 0) { /* a token lies below every node, and begins with the node's bytes */
+            below++;
+        }
+        v->exit_chars[i] = chars_of(v, v->nodes[below].token_id, v->nodes[node].depth, &state);
+    }
+    return MF_OK;
+}
+
+static mf_status count_strings(mf_guide_vocab *v, mf_guide_program *p, int32_t rule, mf_error *err)
+{
+    mf_guide_dfa *d = &p->dfa;
+    int32_t first = mf_guide_dfa_start(d, rule);
+    int16_t *next = mf_arena_array(&v->arena, (size_t)v->num_shared * 256, sizeof *next);
+    if (!next) {
+        return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
+    }
+    for (int32_t s = 0; s < v->num_shared; s++) {
+        for (int32_t byte = 0; byte < 256; byte++) {
+            int32_t to = mf_guide_dfa_next(d, first + s, d->classes[byte]);
+            next[s * 256 + byte] = (int16_t)(to < 0 ? -1 : to - first);
+        }
+    }
+    v->string_next = next;
+    v->string_inside = next['"'];
+    return count_inside(v, err);
+}
+
 mf_status mf_guide_vocab_share_strings(mf_guide_vocab *v, mf_error *err)
 {
     mf_guide_build build;
@@ -164,6 +250,7 @@ mf_status mf_guide_vocab_share_strings(mf_guide_vocab *v, mf_error *err)
     }
     if (status == MF_OK) {
         status = share_states(v, p, build.string_rule, err);
+        status = status == MF_OK ? count_strings(v, p, build.string_rule, err) : status;
     }
     mf_guide_build_close(&build);
     mf_guide_program_close(&p);

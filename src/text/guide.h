@@ -1,8 +1,16 @@
 /* guide.h - constrained decoding: a JSON schema, a regular expression, a list of choices or a grammar, compiled once, says at
  * each step which token ids may come next.
  *
- * A program is read-only after it was made (any thread; counted references); a state belongs to one sequence.  Compiling is
- * bounded in nodes, depth and time and never recurses on input. */
+ * A program may be used by any threads at once (counted references): what it was compiled to does not change, and a mutex guards
+ * the states and masks that it makes as they are met; a call on one of its states holds it for some microseconds.  A state belongs
+ * to one sequence.  Compiling is bounded in nodes, depth and time and never recurses on input; a step is bounded in work: a guide
+ * that would need more than some 0.2 s, or more than 512 readings of one text, allows nothing from then on, which ends the request.
+ *
+ * JSON: properties in the schema's order; an object with `properties` has no others unless additionalProperties says so; between
+ * tokens stand nothing, one blank, or a line end with up to 32 blanks or tabs; numbers have up to 18 digits and exponents two.
+ * oneOf is read as anyOf.  Regular expressions, `pattern` too, match whole texts; \d \w \s are ASCII, \D \W \S what is neither
+ * that nor Unicode's.  Grammars are EBNF (`root ::= ...`, as vLLM and llama.cpp take it), without left recursion.  A text nests up
+ * to 400 calls deep (for JSON: 400 arrays or objects); what could not be ended within that is not begun. */
 #ifndef MF_TEXT_GUIDE_H
 #define MF_TEXT_GUIDE_H
 
@@ -11,7 +19,8 @@
 typedef struct mf_guide_program mf_guide_program;
 typedef struct mf_guide_state mf_guide_state;
 
-/* The vocabulary as a trie of bytes, made once per tokenizer (about 100 ms for 150,000 tokens) and shared by all programs.
+/* The vocabulary as a trie of bytes, made once per tokenizer (about 100 ms for 150,000 tokens) and shared by all programs, which
+ * it must outlive; the tokenizer may go.
  * Special and added tokens are not part of it: only eos_token_ids end a text. */
 typedef struct mf_guide_vocab mf_guide_vocab;
 mf_status mf_guide_vocab_open(const mf_tokenizer *tok, const int32_t *eos_token_ids, int32_t num_eos_token_ids,

@@ -153,7 +153,7 @@ static int32_t new_state(mf_guide_dfa *d, int32_t rule, int32_t count, uint32_t 
     }
     const mf_guide_nfa *n = d->nfa;
     mf_guide_dfa_state s = { .rule = rule, .nodes_at = d->num_nodes, .num_nodes = count, .calls_at = -1,
-                             .need = INT32_MAX, .next_in_bucket = d->buckets[bucket],
+                             .need = INT32_MAX, .string_state = -1, .next_in_bucket = d->buckets[bucket],
                              .shared = find_shared(d, &n->rules[rule], d->set, count) };
     for (int32_t i = 0; i < count; i++) {
         int32_t node = d->set[i];
@@ -204,8 +204,20 @@ int32_t mf_guide_dfa_start(mf_guide_dfa *d, int32_t rule)
         begin_set(d);
         const mf_guide_rule *r = &d->nfa->rules[rule];
         d->rule_start[rule] = end_set(d, rule, add_to_set(d, 0, r->start, r->end));
+        if (r->is_counted && d->rule_start[rule] >= 0) {
+            d->states[d->rule_start[rule]].string_state = 0;
+        }
     }
     return d->rule_start[rule];
+}
+
+/* A counted string's states are reached by one number of characters each (or by that and more, once it may go on for ever). */
+static void count_chars(mf_guide_dfa *d, const mf_guide_dfa_state *from, uint8_t byte, mf_guide_dfa_state *to)
+{
+    if (from->string_state >= 0 && to->string_state < 0 && d->vocab->string_next) {
+        to->string_state = d->vocab->string_next[from->string_state * 256 + byte];
+        to->num_chars = from->num_chars + (from->string_state != 0 && to->string_state == d->vocab->string_inside);
+    }
 }
 
 int32_t mf_guide_dfa_make_next(mf_guide_dfa *d, int32_t state, int32_t byte_class)
@@ -227,6 +239,9 @@ int32_t mf_guide_dfa_make_next(mf_guide_dfa *d, int32_t state, int32_t byte_clas
     }
     int32_t next = end_set(d, s->rule, count);
     d->next[(size_t)state * (size_t)d->num_classes + (size_t)byte_class] = next;
+    if (next >= 0) {
+        count_chars(d, s, byte, &d->states[next]);
+    }
     return next;
 }
 

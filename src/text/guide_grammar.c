@@ -149,7 +149,7 @@ static uint32_t read_hex(parser *p, size_t digits)
 /* A character of a string or a class, escapes read. */
 static uint32_t read_char(parser *p)
 {
-    static const char pairs[] = "n\nt\tr\rf\fv\v0";
+    static const char pairs[] = "n\nt\tr\rf\fv\v";
     size_t begin = p->at;
     uint32_t c = mf_utf8_next(p->text, &p->at);
     if (c != '\\') {
@@ -165,6 +165,8 @@ static uint32_t read_char(parser *p)
     c = mf_utf8_next(p->text, &p->at);
     if (c == 'x' || c == 'u' || c == 'U') {
         c = read_hex(p, c == 'x' ? 2 : c == 'u' ? 4 : 8);
+    } else if (c == '0') {
+        c = 0;
     } else if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9')) {
         bool found = false;
         for (size_t i = 0; pairs[i] && !found; i += 2) {

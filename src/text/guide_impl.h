@@ -2,7 +2,8 @@
  *
  * The way of a text: a front (guide_schema*, guide_regex, guide_grammar) makes rules of expressions (guide_expr.c);
  * guide_nfa.c turns each rule into byte edges and calls of other rules, and drops what cannot end; guide_dfa.c makes the sets of
- * its nodes into states as they are met; guide_walk.c runs sets of (state, stack of return states) over the vocabulary's trie.
+ * its nodes into states as they are met; guide_walk.c runs sets of (state, stack of return states) over the vocabulary's trie,
+ * and guide_state.c keeps them between two tokens.
  *
  * A config is a state and a stack.  A stack is a list of frames, the states to go on with when a called rule has ended; a call
  * whose return state has nothing left to do pushes none, so right recursion needs no depth. */
@@ -17,7 +18,7 @@
 
 enum {
     MF_GUIDE_MAX_STACK = 400,       /* frames: how deep a text may nest; what would need more is never begun */
-    MF_GUIDE_MAX_CONFIGS = 512,     /* of one position; more is an ambiguity that ends the request */
+    MF_GUIDE_MAX_CONFIGS = 512,     /* of one position; more is an ambiguity that is refused or ends the request */
     MF_GUIDE_MAX_STATE_FRAMES = 4096,
     MF_GUIDE_MAX_RULES = 20000,
     MF_GUIDE_INLINE_SIZE = 64       /* rules of a grammar up to it become part of their callers */
@@ -64,9 +65,19 @@ struct mf_guide_vocab {
     uint8_t *bytes;
     int32_t *eos_ids;
     int32_t num_eos;
-    mf_guide_shared_mask *shared;
+    mf_guide_shared_mask *shared; /* state 0 is before the quote */
     int32_t num_shared;
-    mf_arena arena;            /* of shared */
+    /* Strings of counted characters: their states are those of any string and a count, and so are the masks inside. */
+    int16_t *string_next;      /* [num_shared, 256]: states, -1 = dead */
+    int32_t string_inside;     /* the state between two characters */
+    int32_t *inside_ids;       /* [num_inside] ids that may come there, by how many characters they begin */
+    uint16_t *inside_chars;
+    int32_t num_inside;
+    int32_t *closers;          /* [num_closers] of those, the ones that end with the closing quote */
+    uint16_t *closer_chars;
+    int32_t num_closers;
+    uint16_t *exit_chars;      /* before each exit of that state's mask */
+    mf_arena arena;            /* of all these */
 };
 
 mf_status mf_guide_vocab_share_strings(mf_guide_vocab *vocab, mf_error *err);
@@ -108,6 +119,8 @@ typedef struct mf_guide_rule {
     mf_guide_expr *body;       /* NULL: used and not yet defined */
     bool is_kept;              /* never made part of its callers */
     bool is_string;            /* the rule for any JSON string */
+    bool is_counted;           /* a JSON string of min_chars to max_chars characters; max -1 = without end */
+    int32_t min_chars, max_chars;
     bool is_inlined;
     int32_t start, end;        /* nodes, once made; all of a rule's lie in [start, start + num_nodes) */
     int32_t num_nodes;
@@ -209,6 +222,7 @@ typedef struct mf_guide_nfa {
 } mf_guide_nfa;
 
 mf_status mf_guide_nfa_make(mf_guide_build *build, mf_guide_nfa *nfa);
+void mf_guide_nfa_check(mf_guide_build *build, mf_guide_nfa *nfa); /* fills need; refuses left recursion, and texts that cannot end */
 void mf_guide_nfa_close(mf_guide_nfa *nfa);
 
 /* ---- states ------------------------------------------------------------------------------------------------------- */
@@ -226,6 +240,8 @@ typedef struct mf_guide_dfa_state {
     int32_t need;
     int32_t next_in_bucket;
     int32_t shared;              /* mask of the vocabulary; -1 = none */
+    int32_t string_state;        /* of a counted string: the state of any string that it is like; -1 = none */
+    int32_t num_chars;           /* and the characters before it */
     uint32_t mask_at, mask_serial; /* in the cache, valid while its half has that serial; 0 = none */
     uint8_t mask_half;
     bool is_direct;              /* its mask is no use: too many exits */
@@ -330,8 +346,17 @@ mf_status mf_guide_program_make(mf_guide_build *build, const mf_guide_vocab *voc
 mf_status mf_guide_work_open(mf_guide_work *work, const mf_guide_vocab *vocab, mf_error *err);
 void mf_guide_work_close(mf_guide_work *work);
 
-/* The mask of a state into work->words and work->exits. */
-void mf_guide_walk_mask(mf_guide_program *program, int32_t state);
-void mf_guide_start_set(mf_guide_program *program, mf_guide_state *state);
+/* For whoever holds the mutex.  A call begins with begin_work, and the sets it makes are work->configs[begin, end). */
+enum { MF_GUIDE_MAX_STEPS = 8 << 20 }; /* of one call: some 0.2 s */
+void mf_guide_begin_work(mf_guide_program *program);
+void mf_guide_first_set(mf_guide_program *program);
+void mf_guide_step_set(mf_guide_program *program, int32_t begin, int32_t end, uint8_t byte); /* the new set lies behind `end` */
+void mf_guide_fill_config(mf_guide_program *program, int32_t index); /* what one config allows, into work->out */
+void mf_guide_walk_mask(mf_guide_program *program, int32_t state);   /* of a state, into work->words and work->exits */
+
+static inline bool mf_guide_is_spent(const mf_guide_program *p)
+{
+    return p->work.has_failed || p->dfa.is_full || p->work.num_steps + p->dfa.work > MF_GUIDE_MAX_STEPS;
+}
 
 #endif

@@ -42,11 +42,6 @@ mf_guide_expr *mf_guide_json_quoted(mf_guide_build *b, mf_guide_expr *inside)
     return mf_guide_seq3(b, mf_guide_text(b, "\""), inside, mf_guide_text(b, "\""));
 }
 
-mf_guide_expr *mf_guide_json_string_sized(mf_guide_build *b, int32_t min, int32_t max)
-{
-    return mf_guide_json_quoted(b, mf_guide_repeat(b, mf_guide_json_char(b), min, max));
-}
-
 /* A rule that all its users call, so that its states and masks are made once. */
 static int32_t kept_rule(mf_guide_build *b, const char *name)
 {
@@ -64,6 +59,23 @@ static void define(mf_guide_build *b, int32_t rule, mf_guide_expr *body)
     }
 }
 
+mf_guide_expr *mf_guide_json_string_sized(mf_guide_build *b, int32_t min, int32_t max)
+{
+    for (int32_t i = 0; i < b->num_rules; i++) {
+        if (b->rules[i].is_counted && b->rules[i].min_chars == min && b->rules[i].max_chars == max) {
+            return mf_guide_ref(b, i);
+        }
+    }
+    int32_t rule = b->status == MF_OK ? kept_rule(b, "a string of some length") : -1;
+    if (rule >= 0) {
+        b->rules[rule].is_counted = true;
+        b->rules[rule].min_chars = min;
+        b->rules[rule].max_chars = max;
+        define(b, rule, mf_guide_json_quoted(b, mf_guide_repeat(b, mf_guide_json_char(b), min, max)));
+    }
+    return mf_guide_ref(b, rule);
+}
+
 mf_guide_expr *mf_guide_json_string(mf_guide_build *b)
 {
     if (b->string_rule < 0 && b->status == MF_OK) {
@@ -71,7 +83,7 @@ mf_guide_expr *mf_guide_json_string(mf_guide_build *b)
         if (b->string_rule >= 0) {
             b->rules[b->string_rule].is_string = true;
         }
-        define(b, b->string_rule, mf_guide_json_string_sized(b, 0, -1));
+        define(b, b->string_rule, mf_guide_json_quoted(b, mf_guide_repeat(b, mf_guide_json_char(b), 0, -1)));
     }
     return mf_guide_ref(b, b->string_rule);
 }

@@ -69,10 +69,19 @@ static bool is_any_of(const char *keyword, const char *const *names)
     return false;
 }
 
-/* {"allOf": [a, b]}; NULL when out of memory. */
+/* {"allOf": [a, b]}, or b added to a's list: many that are joined one by one must not nest.  NULL when out of memory. */
 static json_t *both(const json_t *a, const json_t *b)
 {
-    return json_pack("{s:[O,O]}", "allOf", (json_t *)a, (json_t *)b);
+    const json_t *list = json_object_size(a) == 1 ? json_object_get(a, "allOf") : NULL;
+    if (!json_is_array(list)) {
+        return json_pack("{s:[O,O]}", "allOf", (json_t *)a, (json_t *)b);
+    }
+    json_t *copy = json_copy((json_t *)list);
+    if (!copy || json_array_append(copy, (json_t *)b) != 0) {
+        json_decref(copy);
+        return NULL;
+    }
+    return json_pack("{s:o}", "allOf", copy);
 }
 
 static void set_in(mf_schema_reader *r, json_t *to, const char *keyword, json_t *value) /* takes value */

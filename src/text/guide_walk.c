@@ -12,9 +12,7 @@ enum {
     MAX_FRAMES = 65536,
     FRAME_SLOTS = 8192,
     MAX_WORK_CONFIGS = 1 << 17,
-    MAX_EXITS = 1 << 16,
-    MAX_STEPS = 8 << 20, /* of one call: some 0.2 s */
-    CACHE_HALF = 1 << 20 /* words */
+    MAX_EXITS = 1 << 16
 };
 
 mf_status mf_guide_work_open(mf_guide_work *w, const mf_guide_vocab *vocab, mf_error *err)
@@ -140,7 +138,7 @@ static void begin_set(mf_guide_work *w, int32_t begin)
 }
 
 /* The set behind configs [begin, end) and one byte, from `end` on. */
-static void step_set(mf_guide_program *p, int32_t begin, int32_t end, uint8_t byte)
+void mf_guide_step_set(mf_guide_program *p, int32_t begin, int32_t end, uint8_t byte)
 {
     mf_guide_work *w = &p->work;
     begin_set(w, end);
@@ -211,7 +209,7 @@ static void walk(mf_guide_program *p, uint32_t at, uint32_t last, int32_t begin,
             }
         }
         w->num_frames = level->num_frames;
-        step_set(p, level->begin, level->end, node->byte);
+        mf_guide_step_set(p, level->begin, level->end, node->byte);
         if (w->end > w->begin || w->at_end) {
             allow(p->vocab, words, node);
         }
@@ -224,9 +222,9 @@ static void walk(mf_guide_program *p, uint32_t at, uint32_t last, int32_t begin,
         } else {
             at = node->end;
         }
-        w->has_failed = w->has_failed || d->is_full || w->num_steps + d->work > MAX_STEPS;
+        w->has_failed = mf_guide_is_spent(p);
     }
-    w->has_failed = w->has_failed || d->is_full || w->num_steps + d->work > MAX_STEPS;
+    w->has_failed = mf_guide_is_spent(p);
     w->num_frames = w->levels[0].num_frames;
 }
 
@@ -300,6 +298,39 @@ static void keep_mask(mf_guide_program *p, int32_t state)
     memcpy(to, w->exits, (size_t)w->num_exits * sizeof *to);
 }
 
+/* Inside a counted string: of what any string allows, the tokens that begin no more characters than are left, and that close it
+ * no sooner than there are enough. */
+static bool make_counted_mask(mf_guide_program *p, const mf_guide_dfa_state *s)
+{
+    const mf_guide_vocab *v = p->vocab;
+    const mf_guide_rule *rule = &p->nfa.rules[s->rule];
+    mf_guide_work *w = &p->work;
+    if (!v->string_next || s->string_state != v->string_inside) {
+        return false;
+    }
+    const mf_guide_mask *any = &v->shared[s->string_state].mask;
+    int32_t left = rule->max_chars < 0 ? INT32_MAX : rule->max_chars - s->num_chars;
+    int32_t wanted = rule->min_chars - s->num_chars;
+    memcpy(w->words, any->words, v->num_words * sizeof *w->words);
+    for (int32_t i = v->num_inside; i-- > 0 && v->inside_chars[i] > left;) {
+        w->words[v->inside_ids[i] >> 5] &= ~(1u << (v->inside_ids[i] & 31));
+    }
+    for (int32_t i = 0; i < v->num_closers; i++) {
+        if (v->closer_chars[i] < wanted) {
+            w->words[v->closers[i] >> 5] &= ~(1u << (v->closers[i] & 31));
+        }
+    }
+    w->num_exits = 0;
+    for (int32_t i = 0; i < any->num_exits; i++) {
+        if (v->exit_chars[i] <= left && v->exit_chars[i] >= wanted) {
+            w->exits[w->num_exits++] = any->exits[i];
+        }
+    }
+    w->reach = any->reach;
+    w->num_steps += v->num_inside / 16;
+    return true;
+}
+
 /* false: there is none, walk. */
 static bool find_mask(mf_guide_program *p, int32_t state, mf_guide_mask *mask)
 {
@@ -309,7 +340,9 @@ static bool find_mask(mf_guide_program *p, int32_t state, mf_guide_mask *mask)
         return true;
     }
     if (!s->is_direct && (s->mask_serial == 0 || s->mask_serial != p->cache_serial[s->mask_half])) {
-        mf_guide_walk_mask(p, state);
+        if (!make_counted_mask(p, s)) {
+            mf_guide_walk_mask(p, state);
+        }
         if (p->work.has_failed) {
             return false;
         }
@@ -370,7 +403,7 @@ static void walk_exits(mf_guide_program *p, const mf_guide_mask *mask, int32_t s
     w->num_frames = num_frames;
 }
 
-static void fill_config(mf_guide_program *p, int32_t index)
+void mf_guide_fill_config(mf_guide_program *p, int32_t index)
 {
     mf_guide_work *w = &p->work;
     mf_guide_config c = w->configs[index];
@@ -388,7 +421,7 @@ static void fill_config(mf_guide_program *p, int32_t index)
     }
 }
 
-static void begin_work(mf_guide_program *p)
+void mf_guide_begin_work(mf_guide_program *p)
 {
     p->work.num_steps = 0;
     p->work.has_failed = false;
@@ -396,57 +429,9 @@ static void begin_work(mf_guide_program *p)
     p->dfa.work = 0;
 }
 
-/* ---- a sequence's state ------------------------------------------------------------------------------------------- */
-
-static void load_state(mf_guide_work *w, const mf_guide_state *s)
-{
-    memcpy(w->frames + MF_GUIDE_FIRST_FRAME, s->frames, (size_t)s->num_frames * sizeof *s->frames);
-    memcpy(w->configs, s->configs, (size_t)s->num_configs * sizeof *s->configs);
-    w->num_frames = MF_GUIDE_FIRST_FRAME + s->num_frames;
-    w->begin = 0;
-    w->end = s->num_configs;
-}
-
-/* The set with the frames it holds.  Configs that take no byte have done their part when the set was closed. */
-static void store_state(mf_guide_program *p, mf_guide_state *s)
+void mf_guide_first_set(mf_guide_program *p)
 {
     mf_guide_work *w = &p->work;
-    memset(w->remap, 0, (size_t)w->num_frames * sizeof *w->remap);
-    s->num_configs = 0;
-    s->num_frames = 0;
-    s->may_end = w->at_end;
-    s->has_failed = s->has_failed || w->has_failed || p->dfa.is_full || (w->end == w->begin && !w->at_end);
-    for (int32_t i = w->begin; i < w->end; i++) {
-        if (p->dfa.states[w->configs[i].state].has_bytes) {
-            s->configs[s->num_configs++] = w->configs[i];
-            for (int32_t f = w->configs[i].stack; f >= MF_GUIDE_FIRST_FRAME && !w->remap[f]; f = w->frames[f].below) {
-                w->remap[f] = 1;
-            }
-        }
-    }
-    for (int32_t f = MF_GUIDE_FIRST_FRAME; f < w->num_frames; f++) { /* a frame's number is above those below it */
-        if (w->remap[f]) {
-            if (s->num_frames == MF_GUIDE_MAX_STATE_FRAMES) {
-                s->has_failed = true;
-                break;
-            }
-            mf_guide_frame frame = w->frames[f];
-            frame.below = frame.below < MF_GUIDE_FIRST_FRAME ? frame.below : w->remap[frame.below];
-            w->remap[f] = MF_GUIDE_FIRST_FRAME + s->num_frames;
-            s->frames[s->num_frames++] = frame;
-        }
-    }
-    for (int32_t i = 0; i < s->num_configs && !s->has_failed; i++) {
-        int32_t stack = s->configs[i].stack;
-        s->configs[i].stack = stack < MF_GUIDE_FIRST_FRAME ? stack : w->remap[stack];
-    }
-}
-
-void mf_guide_start_set(mf_guide_program *p, mf_guide_state *s)
-{
-    mf_guide_work *w = &p->work;
-    pthread_mutex_lock(&p->mutex);
-    begin_work(p);
     w->num_frames = MF_GUIDE_FIRST_FRAME;
     begin_set(w, 0);
     int32_t start = mf_guide_dfa_start(&p->dfa, 0);
@@ -454,175 +439,4 @@ void mf_guide_start_set(mf_guide_program *p, mf_guide_state *s)
         add_config(p, start, MF_GUIDE_ROOT);
     }
     close_set(p);
-    store_state(p, s);
-    pthread_mutex_unlock(&p->mutex);
-}
-
-static bool is_eos(const mf_guide_vocab *v, int32_t id)
-{
-    for (int32_t i = 0; i < v->num_eos; i++) {
-        if (v->eos_ids[i] == id) {
-            return true;
-        }
-    }
-    return false;
-}
-
-void mf_guide_state_accept(mf_guide_state *s, int32_t token_id)
-{
-    mf_guide_program *p = s->program;
-    const mf_guide_vocab *v = p->vocab;
-    if (is_eos(v, token_id)) {
-        s->has_failed = s->has_failed || !(s->may_end || s->has_ended);
-        s->has_ended = true;
-        return;
-    }
-    uint32_t at = token_id >= 0 && token_id < v->num_ids ? v->bytes_at[token_id] : 0;
-    uint32_t end = token_id >= 0 && token_id < v->num_ids ? v->bytes_at[token_id + 1] : 0;
-    if (s->has_ended || s->has_failed || at == end) {
-        s->has_failed = true; /* not one that the mask allowed */
-        return;
-    }
-    pthread_mutex_lock(&p->mutex);
-    mf_guide_work *w = &p->work;
-    begin_work(p);
-    load_state(w, s);
-    for (; at < end; at++) {
-        step_set(p, w->begin, w->end, v->bytes[at]);
-        int32_t n = w->end - w->begin; /* down to the front: a long token must not run out of room */
-        memmove(w->configs, w->configs + w->begin, (size_t)n * sizeof *w->configs);
-        w->begin = 0;
-        w->end = n;
-        w->has_failed = w->has_failed || w->num_steps + p->dfa.work > MAX_STEPS;
-    }
-    store_state(p, s);
-    pthread_mutex_unlock(&p->mutex);
-}
-
-bool mf_guide_state_may_end(const mf_guide_state *s)
-{
-    return s->may_end && !s->has_failed;
-}
-
-void mf_guide_state_fill(mf_guide_state *s, uint32_t *mask, int32_t vocab_size)
-{
-    mf_guide_program *p = s->program;
-    const mf_guide_vocab *v = p->vocab;
-    size_t num_words = vocab_size > 0 ? ((size_t)vocab_size + 31) / 32 : 0;
-    size_t shared = num_words < v->num_words ? num_words : v->num_words;
-    memset(mask, 0, num_words * sizeof *mask);
-    if (s->has_failed) {
-        return;
-    }
-    if (!s->has_ended) {
-        pthread_mutex_lock(&p->mutex);
-        mf_guide_work *w = &p->work;
-        begin_work(p);
-        load_state(w, s);
-        memset(w->out, 0, v->num_words * sizeof *w->out);
-        for (int32_t i = 0; i < s->num_configs && !w->has_failed; i++) {
-            fill_config(p, i);
-        }
-        if (w->has_failed) {
-            s->has_failed = true; /* what was found is not all that may come: rather nothing */
-        } else {
-            memcpy(mask, w->out, shared * sizeof *mask);
-        }
-        pthread_mutex_unlock(&p->mutex);
-        if (s->has_failed) {
-            return;
-        }
-    }
-    for (int32_t i = 0; (s->may_end || s->has_ended) && i < v->num_eos; i++) {
-        if (v->eos_ids[i] < vocab_size) {
-            mask[v->eos_ids[i] / 32] |= 1u << v->eos_ids[i] % 32;
-        }
-    }
-    if (vocab_size % 32 != 0 && shared == num_words) {
-        mask[num_words - 1] &= (1u << vocab_size % 32) - 1;
-    }
-}
-
-/* ---- a program ---------------------------------------------------------------------------------------------------- */
-
-mf_status mf_guide_program_make(mf_guide_build *b, const mf_guide_vocab *vocab, mf_guide_program **out)
-{
-    *out = NULL;
-    mf_error *err = b->err;
-    mf_guide_program *p = b->status == MF_OK ? mf_alloc_zero(sizeof *p) : NULL;
-    if (!p) {
-        return b->status != MF_OK ? b->status : mf_fail(err, MF_ERR_NOMEM, "guide: out of memory");
-    }
-    p->num_refs = 1;
-    p->vocab = vocab;
-    mf_status status = pthread_mutex_init(&p->mutex, NULL) == 0 ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "guide: no mutex");
-    if (status != MF_OK) {
-        mf_free(p);
-        return status;
-    }
-    MF_TRY_GOTO(mf_guide_nfa_make(b, &p->nfa), fail);
-    MF_TRY_GOTO(mf_guide_dfa_open(&p->dfa, &p->nfa, vocab, err), fail);
-    MF_TRY_GOTO(mf_guide_work_open(&p->work, vocab, err), fail);
-    p->cache_size = CACHE_HALF;
-    p->cache = mf_alloc((size_t)2 * CACHE_HALF * sizeof *p->cache);
-    if (!p->cache) {
-        status = mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for masks");
-        goto fail;
-    }
-    p->cache_last_serial = 2;
-    p->cache_serial[0] = 1;
-    p->cache_serial[1] = 2;
-    *out = p;
-    return MF_OK;
-fail:
-    mf_guide_program_close(&p);
-    return status;
-}
-
-mf_guide_program *mf_guide_program_ref(mf_guide_program *p)
-{
-    __atomic_add_fetch(&p->num_refs, 1, __ATOMIC_RELAXED);
-    return p;
-}
-
-void mf_guide_program_close(mf_guide_program **out)
-{
-    mf_guide_program *p = *out;
-    *out = NULL;
-    if (p && __atomic_sub_fetch(&p->num_refs, 1, __ATOMIC_ACQ_REL) == 0) {
-        mf_guide_work_close(&p->work);
-        mf_guide_dfa_close(&p->dfa);
-        mf_guide_nfa_close(&p->nfa);
-        mf_free(p->cache);
-        pthread_mutex_destroy(&p->mutex);
-        mf_free(p);
-    }
-}
-
-mf_status mf_guide_state_open(mf_guide_program *program, mf_guide_state **out, mf_error *err)
-{
-    *out = NULL;
-    mf_guide_state *s = mf_alloc(sizeof *s);
-    if (!s) {
-        return mf_fail(err, MF_ERR_NOMEM, "guide: out of memory for a sequence");
-    }
-    s->program = mf_guide_program_ref(program);
-    s->num_configs = 0;
-    s->num_frames = 0;
-    s->may_end = false;
-    s->has_ended = false;
-    s->has_failed = false;
-    mf_guide_start_set(program, s);
-    *out = s;
-    return MF_OK;
-}
-
-void mf_guide_state_close(mf_guide_state **out)
-{
-    mf_guide_state *s = *out;
-    *out = NULL;
-    if (s) {
-        mf_guide_program_close(&s->program);
-        mf_free(s);
-    }
 }

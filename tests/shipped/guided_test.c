@@ -76,7 +76,7 @@ static void open_setup(setup *s, int32_t max_num_seqs)
     CHECK_OK(mf_engine_open(&o, &s->engine, &err), err);
     CHECK_OK(mf_guide_vocab_open(s->tok, mf_engine_eos_token_ids(s->engine), mf_engine_num_eos_token_ids(s->engine), &s->vocab,
                                  &err), err);
-    CHECK_OK(mf_guide_compile_json_schema(s->vocab, schema, sizeof schema - 1, NULL, &s->program, &err), err);
+    CHECK_OK(mf_guide_compile_json_schema(s->vocab, schema, sizeof schema - 1, &(mf_guide_limits){ .compile_ns = 20000000000 }, &s->program, &err), err);
     CHECK_OK(mf_tokenizer_encode(s->tok, text, sizeof text - 1, 0, &s->prompt, &err), err);
 }
 

@@ -33,23 +33,24 @@ static void answer(mf_status status, const void *data, size_t size)
 
 static mf_status compile(char kind, const char *source, size_t size, mf_error *err)
 {
+    const mf_guide_limits limits = { .compile_ns = 20000000000 }; /* the machine may be busy */
     mf_guide_program_close(&program);
     switch (kind) {
     case 's':
-        return mf_guide_compile_json_schema(vocab, source, size, NULL, &program, err);
+        return mf_guide_compile_json_schema(vocab, source, size, &limits, &program, err);
     case 'o':
         return mf_guide_compile_json_object(vocab, &program, err);
     case 'r':
-        return mf_guide_compile_regex(vocab, source, size, NULL, &program, err);
+        return mf_guide_compile_regex(vocab, source, size, &limits, &program, err);
     case 'g':
-        return mf_guide_compile_grammar(vocab, source, size, NULL, &program, err);
+        return mf_guide_compile_grammar(vocab, source, size, &limits, &program, err);
     default: {
         const char *choices[256];
         size_t n = 0;
         for (size_t at = 0; at < size && n < 256; at += strlen(source + at) + 1) {
             choices[n++] = source + at;
         }
-        return mf_guide_compile_choice(vocab, choices, n, NULL, &program, err);
+        return mf_guide_compile_choice(vocab, choices, n, &limits, &program, err);
     }
     }
 }

@@ -376,7 +376,8 @@ def what_a_schema_cannot_do_is_refused_by_name(dump):
                                  ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, INVALID, "no text"), ({"type": "string", "maxLength": 90000}, LIMIT, "states"),
                                  ({"type": "string", "minLength": 3, "maxLength": 2}, INVALID, "maxLength"), ({"type": "integer", "minimum": 3, "maximum": 2}, INVALID, "minimum"),
                                  ({"type": "string", "pattern": "a*", "maxLength": 3}, UNSUPPORTED, "maxLength"), ({"type": "object", "minProperties": 2}, UNSUPPORTED, "minProperties"),
-                                 ({"properties": {"a": {"not": {}}}}, UNSUPPORTED, "not"), ("x", INVALID, "schema"), ({"type": "object", "properties": {str(i): {} for i in range(4000)}}, LIMIT, "")]:
+                                 ({"properties": {"a": {"not": {}}}}, UNSUPPORTED, "not"), ("x", INVALID, "schema"), ({"type": "object", "properties": {str(i): {} for i in range(4000)}}, LIMIT, ""),
+                                 ({"anyOf": [{"type": "object", "additionalProperties": False, "title": str(i)} for i in range(600)]}, LIMIT, "ways")]:
         got, message = dump.compile("s", json.dumps(schema))
         assert got == status and name in message, (json.dumps(schema)[:80], got, message)
     deep = "{}"
