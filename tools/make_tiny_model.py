@@ -28,6 +28,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import sys
@@ -63,6 +64,8 @@ GLM4 = dict(architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_
             attention_bias=True, norm_topk_prob=True, use_qk_norm=True, n_shared_experts=1, tie_word_embeddings=False,
             num_nextn_predict_layers=0, bos_token_id=0, eos_token_id=1, rope_theta=10000.0, partial_rotary_factor=0.5,
             max_position_embeddings=640)
+PLAIN = dict(hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, rope_theta=10000.0,
+             max_position_embeddings=640)
 FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
 FP8_CHANNEL = dict(quant_method="compressed-tensors", format="float-quantized", quantization_status="compressed", ignore=["lm_head"],
                    config_groups=dict(group_0=dict(
@@ -186,12 +189,86 @@ CASES = {
                         num_hidden_layers=2, first_k_dense_replace=0, n_routed_experts=9, num_experts_per_tok=2, n_group=3,
                         topk_group=2, routed_scaling_factor=1.5, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
                         n_shared_experts=0, norm_topk_prob=False, attention_bias=False, partial_rotary_factor=0.25)),
+    # GLM-4.7-Flash: latent attention with a query LoRA, a dense layer in the middle by the list, two groups, an MTP layer
+    "glm4_lite": ("bf16", 20, dict(generated=64, mtp=True),
+                  dict(PLAIN, **MLA_SMALL, architectures=["Glm4MoeLiteForCausalLM"], model_type="glm4_moe_lite", vocab_size=64,
+                       hidden_size=48, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=3, q_lora_rank=20,
+                       mlp_layer_types=["sparse", "dense", "sparse"], first_k_dense_replace=2, n_routed_experts=12,
+                       num_experts_per_tok=3, n_shared_experts=1, n_group=2, topk_group=1, routed_scaling_factor=1.8,
+                       norm_topk_prob=True, attention_bias=False, num_nextn_predict_layers=1)),
+    # a gated shared expert of four chunks, a dense layer by the step, biases on q, k and v by the class default
+    "qwen2": ("bf16", 21, dict(generated=64, bf16=True),
+              dict(PLAIN, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=64, hidden_size=48,
+                   intermediate_size=72, moe_intermediate_size=16, shared_expert_intermediate_size=64, num_hidden_layers=4,
+                   decoder_sparse_step=2, num_experts=12, num_experts_per_tok=4, norm_topk_prob=False, num_attention_heads=6,
+                   num_key_value_heads=2)),
+    # a shared expert whose last chunk is narrower, no biases, weights renormalised
+    "qwen2_wide": ("f16", 22, dict(generated=64),
+                   dict(PLAIN, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=48, hidden_size=32,
+                        intermediate_size=40, moe_intermediate_size=16, shared_expert_intermediate_size=40, num_hidden_layers=2,
+                        num_experts=9, num_experts_per_tok=3, norm_topk_prob=True, num_attention_heads=4,
+                        num_key_value_heads=4, qkv_bias=False, mlp_only_layers=[0])),
+    "mixtral": ("bf16", 23, dict(generated=64, shards=2),
+                dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=64, hidden_size=48,
+                     intermediate_size=40, num_hidden_layers=2, num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
+                     num_attention_heads=6, num_key_value_heads=2, rope_theta=1e6)),
+    # norms over whole projections and a clip that cuts
+    "olmoe": ("bf16", 24, dict(generated=64),
+              dict(PLAIN, architectures=["OlmoeForCausalLM"], model_type="olmoe", vocab_size=64, hidden_size=48,
+                   intermediate_size=24, num_hidden_layers=2, num_experts=12, num_experts_per_tok=4, norm_topk_prob=False,
+                   num_attention_heads=6, num_key_value_heads=2, clip_qkv=1.25, attention_bias=False)),
+    # pairs in rope, a bias that steers only, a floor of the sum, two shared experts, tied by the class default
+    "ernie": ("bf16", 25, dict(generated=64),
+              dict({k: v for k, v in PLAIN.items() if k != "tie_word_embeddings"}, architectures=["Ernie4_5_MoeForCausalLM"],
+                   model_type="ernie4_5_moe", vocab_size=64, hidden_size=48, intermediate_size=56, moe_intermediate_size=16,
+                   num_hidden_layers=4, moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1, moe_num_experts=12,
+                   moe_k=3, moe_num_shared_experts=2, moe_norm_min=1e-12, use_bias=False, num_attention_heads=6,
+                   num_key_value_heads=2, rope_theta=500000.0)),
+    # every other layer MoE up to the last but one, no shared expert, own head
+    "ernie_plain": ("bf16", 26, dict(generated=64),
+                    dict(PLAIN, architectures=["Ernie4_5_MoeForCausalLM"], model_type="ernie4_5_moe", vocab_size=48, hidden_size=32,
+                         intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=5, moe_layer_start_index=1,
+                         moe_layer_end_index=3, moe_layer_interval=2, moe_num_experts=6, moe_k=2, moe_num_shared_experts=0,
+                         use_bias=False, num_attention_heads=4, num_key_value_heads=1)),
+    # norms over whole projections, part of a head rotated, renormalised without an epsilon
+    "minimax": ("bf16", 27, dict(generated=64),
+                dict(PLAIN, architectures=["MiniMaxM2ForCausalLM"], model_type="minimax_m2", vocab_size=64, hidden_size=48,
+                     intermediate_size=24, num_hidden_layers=2, num_local_experts=12, num_experts_per_tok=4,
+                     num_attention_heads=6, num_key_value_heads=2, head_dim=16, rotary_dim=8, scoring_func="sigmoid",
+                     use_routing_bias=True, use_qk_norm=True, qk_norm_type="per_layer", rope_theta=5e6)),
+    "dots1": ("bf16", 28, dict(generated=64),
+              dict(PLAIN, architectures=["Dots1ForCausalLM"], model_type="dots1", vocab_size=64, hidden_size=48,
+                   intermediate_size=56, moe_intermediate_size=16, num_hidden_layers=3, first_k_dense_replace=1,
+                   n_routed_experts=12, num_experts_per_tok=4, n_shared_experts=2, n_group=1, topk_group=1, norm_topk_prob=True,
+                   routed_scaling_factor=2.5, scoring_func="noaux_tc", num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+                   attention_bias=False, sliding_window=None, max_window_layers=3)),
+    # norms after rope, a base enlarged by alpha, a shared MLP beside the experts
+    "hunyuan": ("bf16", 29, dict(generated=64),
+                dict(PLAIN, architectures=["HunYuanMoEV1ForCausalLM"], model_type="hunyuan_v1_moe", vocab_size=64, hidden_size=48,
+                     intermediate_size=20, num_hidden_layers=2, num_experts=12, moe_topk=[4, 4], num_attention_heads=6,
+                     num_key_value_heads=2, head_dim=16, attention_bias=False,
+                     rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0))),
 }
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
           "fp8_channel": torch.bfloat16}
 CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
                  "fp8_channel": "bfloat16"}
+
+
+# model_type -> how releases spell what transformers has renamed
+MIXTRAL_NAMES = [(r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.experts.\1.w1."),
+                 (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
+                 (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
+                 (r"\.mlp\.", ".block_sparse_moe.")]
+RELEASED = {"mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
+            "ernie4_5_moe": [(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]}
+
+
+def released(name, config):
+    for pattern, replacement in RELEASED.get(config["model_type"], []):
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def released_names(state):
@@ -320,7 +397,12 @@ def smallest_gap(keys, count):
 def router_gap(logits, module, config):
     """How far the closest decision of one router is from going the other way."""
     logits = logits.double()
-    if config["model_type"] in ("deepseek_v2", "qwen3_moe"):
+    if config["model_type"] == "ernie4_5_moe":
+        bias = module.moe_statics.e_score_correction_bias.double().squeeze()
+        keys, grouped = torch.softmax(logits, dim=-1) + bias, False
+    elif config["model_type"] == "minimax_m2":
+        keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
+    elif config["model_type"] in ("deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -332,12 +414,16 @@ def router_gap(logits, module, config):
         gap = smallest_gap(score, config["topk_group"])
         kept = torch.zeros_like(score).scatter_(1, score.topk(config["topk_group"], dim=-1).indices, 1.0)
         keys = members.masked_fill(kept.unsqueeze(-1) == 0, float("-inf")).flatten(1)
-    return min(gap, smallest_gap(keys, config["num_experts_per_tok"]))
+    top_k = config.get("moe_k") or config.get("moe_topk") or config["num_experts_per_tok"]
+    return min(gap, smallest_gap(keys, top_k[0] if isinstance(top_k, list) else top_k))
 
 
 def watch_routers(model, config):
     """Collects every router's closest decision; returns the list and the hooks to remove."""
     gaps = []
+    for m in model.modules():  # MiniMax keeps its router's bias one level up
+        if hasattr(m, "gate") and hasattr(m, "e_score_correction_bias"):
+            m.gate.watched_bias = m.e_score_correction_bias
     hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
              for name, m in model.named_modules() if name.endswith("mlp.gate")]
     return gaps, hooks
@@ -346,7 +432,7 @@ def watch_routers(model, config):
 @torch.no_grad()
 def run_rounded(model, config, ids):
     """The logits of a text when the input of every linear layer but the routers is rounded to bf16."""
-    routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith("mlp.gate")}
+    routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith(("mlp.gate", "shared_expert_gate"))}
     plain = torch.nn.functional.linear
 
     def rounding_linear(x, weight, bias=None):
@@ -408,7 +494,7 @@ def make_case(name, out, attempt):
         template = template.float().eval()
         state = template.state_dict()
         shapes = released_names(state)
-        if config["tie_word_embeddings"]:
+        if template.config.tie_word_embeddings:
             shapes.pop("lm_head.weight", None)
         if options.get("mtp"):
             shapes.update(mtp_names(shapes, config))
@@ -429,9 +515,10 @@ def make_case(name, out, attempt):
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()
             stored[prefix + "embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
         write_config(directory, config)
-        write_weights(directory, stored, options.get("shards", 1))
+        spelled = {released(tensor, config): t for tensor, t in stored.items()}
+        write_weights(directory, spelled, options.get("shards", 1))
         if oracle_config != config:
-            write_weights(scratch, values, 1)
+            write_weights(scratch, {released(tensor, config): t for tensor, t in values.items()}, 1)
         model = load_oracle(scratch if oracle_config != config else directory)
 
         prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()

@@ -32,7 +32,7 @@ static void print_shape(const mf_model_config *c, const char *dir)
            c->intermediate_size, c->moe_intermediate_size, c->vocab_size);
     if (c->attention == MF_ATTENTION_GQA) {
         printf("attention   GQA, %" PRId64 " heads, %" PRId64 " kv heads, head %" PRId64 ", rope %" PRId64 ", v %" PRId64 "%s",
-               c->num_heads, c->num_kv_heads, c->head_dim, c->rope.dim, c->v_head_dim, c->qk_norm ? ", q and k norms" : "");
+               c->num_heads, c->num_kv_heads, c->head_dim, c->rope.dim, c->v_head_dim, c->qk_norm != MF_QK_NORM_NONE ? ", q and k norms" : "");
     } else {
         printf("attention   MLA, %" PRId64 " heads, q LoRA %" PRId64 ", kv LoRA %" PRId64 ", nope %" PRId64 ", rope %" PRId64
                ", v %" PRId64,

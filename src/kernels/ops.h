@@ -142,6 +142,8 @@ typedef struct mf_device_ops {
     void (*gqa_attention)(mf_device *device, const mf_gqa_args *args);
     /* out[i] = x[i] rounded to dtype: bf16 or f16. */
     void (*convert)(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
+    /* Every x[i] into [-limit, limit]; a NaN stays. */
+    void (*clip)(mf_device *device, float *x, int64_t n, float limit);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
 } mf_device_ops;

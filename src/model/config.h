@@ -44,6 +44,9 @@ typedef struct mf_family mf_family;
 
 typedef enum mf_attention_kind { MF_ATTENTION_MLA = 0, MF_ATTENTION_GQA } mf_attention_kind;
 
+/* RMS norms of queries and keys: none, over each head, or over the whole projection before it is cut into heads. */
+typedef enum mf_qk_norm { MF_QK_NORM_NONE = 0, MF_QK_NORM_HEAD, MF_QK_NORM_WHOLE } mf_qk_norm;
+
 typedef struct mf_model_config {
     const mf_family *family;
     char architecture[64];
@@ -63,7 +66,9 @@ typedef struct mf_model_config {
     double latent_norm_eps;           /* 1e-6 for MLA whatever rms_norm_eps says */
     /* GQA */
     int64_t num_kv_heads, head_dim;   /* head_dim: of queries and keys */
-    bool qk_norm;                     /* RMS norms over head_dim of every query and key, before rope */
+    mf_qk_norm qk_norm;
+    bool qk_norm_after_rope;          /* else before it */
+    double qkv_clip;                  /* q, k and v are cut to +-this, after the norms and before rope; 0 = not */
     /* both */
     bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */
     bool output_bias;                 /* of o_proj */
@@ -75,6 +80,8 @@ typedef struct mf_model_config {
     int64_t num_moe_layers;
     int64_t moe_intermediate_size;    /* I */
     int64_t num_shared_experts;       /* S chunks of width I in one shared MLP; 0 = none */
+    int64_t shared_intermediate_size; /* width of that MLP: S * I, or less when the last chunk is narrower */
+    bool has_shared_gate;             /* its output is weighed by the sigmoid of one logit per token */
     mf_gate_config gate;              /* without shared slots and replicas: the plan adds them */
     bool has_correction_bias;
     mf_activation activation;

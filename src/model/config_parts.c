@@ -70,6 +70,26 @@ static mf_status read_partial(const mf_reader *reader, bool only_whole, double *
                : MF_OK;
 }
 
+/* "dynamic" with an alpha is a fixed, larger base: theta * alpha^(d / (d - 2)), whatever the length.  (With a factor the
+ * base would depend on the length of the text, which no released MoE model asks for.) */
+static mf_status read_alpha(const mf_reader *scaling, const char *type_key, mf_rope_config *rope)
+{
+    if (!mf_read_value(scaling, "alpha")) {
+        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key,
+                                  "\"default\", \"linear\", \"yarn\", or \"dynamic\" with \"alpha\"");
+    }
+    double alpha;
+    MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
+    MF_TRY(mf_read_number(scaling, "alpha", 1e-3, 1e9, NULL, &alpha));
+    if (rope->dim < 4) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "alpha", "needs 4 or more rotated dimensions; got %lld",
+                            (long long)rope->dim);
+    }
+    rope->type = MF_ROPE_DEFAULT;
+    rope->theta *= pow(alpha, (double)rope->dim / (double)(rope->dim - 2));
+    return MF_OK;
+}
+
 /* The scaling object's own keys; rope->theta holds the outer rope_theta already. */
 static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_embeddings, mf_rope_config *rope)
 {
@@ -85,6 +105,7 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
                                          "attention_factor",
                                          "original_max_position_embeddings",
                                          "partial_rotary_factor",
+                                         "alpha",
                                          NULL };
     MF_TRY(mf_config_only_keys(scaling, known, "is not a rope key that is known here"));
     const char *type, *old_type;
@@ -96,6 +117,12 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     }
     const char *type_key = type ? "rope_type" : "type";
     type = type ? type : old_type;
+    if (type && strcmp(type, "dynamic") == 0) {
+        return read_alpha(scaling, type_key, rope);
+    }
+    if (mf_read_value(scaling, "alpha")) {
+        return mf_read_fail(scaling, MF_ERR_UNSUPPORTED, "alpha", "belongs to the type \"dynamic\"; got another");
+    }
     if (!type && mf_read_value(scaling, "factor")) {
         return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type",
                             "expected \"default\", \"linear\" or \"yarn\"; got nothing");
@@ -172,8 +199,8 @@ static mf_status read_rotated(const mf_reader *reader, const mf_reader *const in
 
 mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, const double *partial, mf_model_config *config)
 {
-    /* 10000 is what every implementation takes when rope_theta is absent. */
-    static const double default_theta = 10000.0;
+    /* 10000 is what implementations take when rope_theta is absent and the family has no default of its own. */
+    const double default_theta = config->rope.theta > 0 ? config->rope.theta : 10000.0;
     mf_rope_config old = { .truncate = true };
     MF_TRY(mf_read_number(reader, "rope_theta", 2, 1e12, &default_theta, &old.theta));
     mf_reader scaling = { 0 }, parameters = { 0 };
@@ -247,13 +274,13 @@ mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleav
     return MF_OK;
 }
 
-mf_status mf_config_read_gqa(const mf_reader *reader, const double *partial, mf_model_config *config)
+mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *defaults, mf_model_config *config)
 {
-    static const mf_int_key heads[] = {
-        { "num_attention_heads", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, num_heads) },
-        { "num_key_value_heads", NULL, 1, 4096, MF_KEY_REQUIRED, offsetof(mf_model_config, num_kv_heads) },
-    };
-    MF_TRY(mf_read_int_keys(reader, heads, sizeof heads / sizeof heads[0], config));
+    static const mf_gqa_defaults none = { 0 };
+    defaults = defaults ? defaults : &none;
+    MF_TRY(mf_read_int(reader, "num_attention_heads", 1, 4096, NULL, &config->num_heads));
+    MF_TRY(mf_read_int(reader, "num_key_value_heads", 1, 4096, defaults->kv_heads_optional ? &config->num_heads : NULL,
+                       &config->num_kv_heads));
     if (config->num_heads % config->num_kv_heads != 0) {
         return mf_read_fail(reader, MF_ERR_INVALID, "num_key_value_heads", "%lld does not divide num_attention_heads %lld",
                             (long long)config->num_kv_heads, (long long)config->num_heads);
@@ -267,11 +294,12 @@ mf_status mf_config_read_gqa(const mf_reader *reader, const double *partial, mf_
     MF_TRY(mf_read_int(reader, "head_dim", 2, 4096, &derived, &config->head_dim));
     config->attention = MF_ATTENTION_GQA;
     config->v_head_dim = config->head_dim;
-    static const bool off = false;
-    MF_TRY(mf_read_bool(reader, "attention_bias", &off, &config->input_bias));
-    config->rope.pair = false;
+    MF_TRY(mf_read_bool(reader, defaults->bias_key ? defaults->bias_key : "attention_bias", &defaults->bias,
+                        &config->input_bias));
+    config->rope.pair = defaults->pair;
+    config->rope.theta = defaults->rope_theta;
     config->softmax_scale = 1.0 / sqrt((double)config->head_dim);
-    return mf_config_read_rope(reader, config->head_dim, partial, config);
+    return mf_config_read_rope(reader, config->head_dim, defaults->partial, config);
 }
 
 mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
@@ -285,6 +313,13 @@ mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
         }
     }
     return MF_OK;
+}
+
+mf_status mf_config_refuse_window_size(const mf_reader *reader)
+{
+    return mf_read_value(reader, "sliding_window") ? mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "sliding_window",
+                                                                        "null (every layer attends to the whole context here)")
+                                                   : MF_OK;
 }
 
 /* ---- token ids ---- */

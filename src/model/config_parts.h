@@ -12,13 +12,44 @@ enum { MF_MAX_SIZE = 1 << 20 }; /* of hidden_size and every other width */
  * family always pairs neighbours) and the softmax scale. */
 mf_status mf_config_read_mla(const mf_reader *reader, const bool *rope_interleave_default, mf_model_config *config);
 
-/* Grouped-query attention: heads, kv heads, head_dim (absent: hidden_size / num_attention_heads), attention_bias, rope in
- * halves over the first partial_rotary_factor of a head, and the softmax scale.  partial: the factor when the key is
- * absent; NULL: whole heads are rotated and nothing else is taken.  The family sets qk_norm and output_bias. */
-mf_status mf_config_read_gqa(const mf_reader *reader, const double *partial, mf_model_config *config);
+/* What a family takes for keys of grouped-query attention that are absent. */
+typedef struct mf_gqa_defaults {
+    const double *partial;  /* partial_rotary_factor; NULL: whole heads are rotated and nothing else is taken */
+    double rope_theta;      /* 0 = 10000 */
+    const char *bias_key;   /* of q, k and v; NULL = "attention_bias" */
+    bool bias;
+    bool kv_heads_optional; /* absent num_key_value_heads: as many as heads */
+    bool pair;              /* rope pairs neighbours */
+} mf_gqa_defaults;
 
-/* rope_parameters, or rope_theta beside rope_scaling.  dim: dimensions of a head that may be rotated; partial as above. */
+/* Grouped-query attention: heads, kv heads, head_dim (absent: hidden_size / num_attention_heads), biases of q, k and v, rope
+ * over the first partial_rotary_factor of a head, and the softmax scale.  The family sets qk_norm and output_bias.
+ * defaults may be NULL. */
+mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *defaults, mf_model_config *config);
+
+/* rope_parameters, or rope_theta (absent: config->rope.theta, else 10000) beside rope_scaling.  dim: dimensions of a head
+ * that may be rotated; partial as above.  config->rope.pair stays. */
 mf_status mf_config_read_rope(const mf_reader *reader, int64_t dim, const double *partial, mf_model_config *config);
+
+/* num_experts and num_experts_per_tok under the given keys (alias may be NULL) into a gate without groups, bias and
+ * factor: scoring and renorm are the family's. */
+mf_status mf_config_read_experts(const mf_reader *reader, const char *experts_key, const char *experts_alias,
+                                 const char *top_k_key, mf_model_config *config);
+
+/* A softmax over all experts whose chosen weights are renormalised by norm_topk_prob (absent: not). */
+mf_status mf_config_read_softmax_gate(const mf_reader *reader, mf_model_config *config);
+
+/* A shared MLP of this width, in chunks of moe_intermediate_size. */
+mf_status mf_config_set_shared(const mf_reader *reader, const char *key, int64_t width, mf_model_config *config);
+
+/* Marks the MoE layers by a list of "dense" and "sparse" under `key`, or, when it is absent, all from first_sparse on. */
+mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, int64_t first_sparse, mf_model_config *config);
+
+/* Layer i is MoE when (i + 1) is a multiple of decoder_sparse_step and mlp_only_layers does not name it. */
+mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config);
+
+/* Refuses a sliding_window that is not null. */
+mf_status mf_config_refuse_window_size(const mf_reader *reader);
 
 /* quantization_config of `reader`'s object, else of `outer`'s (which may be the same). */
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config);

@@ -39,6 +39,7 @@ typedef enum mf_role {
     MF_ROLE_EXPERT_GATE,
     MF_ROLE_EXPERT_UP,
     MF_ROLE_EXPERT_DOWN,
+    MF_ROLE_SHARED_EXPERT_GATE, /* [1, H]: one logit per token */
     MF_ROLE_SHARED_GATE,
     MF_ROLE_SHARED_UP,
     MF_ROLE_SHARED_DOWN,
@@ -53,6 +54,7 @@ struct mf_family {
     const char *const *names; /* [MF_ROLE_COUNT] templates: {l} layer, {e} expert; NULL: the family has no such tensor */
     const char *stacked_gate_up; /* the re-saved form, [E, 2I, H], gate rows first */
     const char *stacked_down;    /* [E, H, I] */
+    bool correction_bias_is_row; /* stored as [1, E] */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
     mf_status (*read)(const mf_reader *reader, mf_model_config *config);
 };
@@ -70,5 +72,13 @@ extern const mf_family mf_family_deepseek_v3;
 extern const mf_family mf_family_kimi_k25;
 extern const mf_family mf_family_qwen3_moe;
 extern const mf_family mf_family_glm4_moe;
+extern const mf_family mf_family_glm4_moe_lite;
+extern const mf_family mf_family_qwen2_moe;
+extern const mf_family mf_family_mixtral;
+extern const mf_family mf_family_olmoe;
+extern const mf_family mf_family_ernie4_5_moe;
+extern const mf_family mf_family_minimax_m2;
+extern const mf_family mf_family_dots1;
+extern const mf_family mf_family_hunyuan_moe;
 
 #endif

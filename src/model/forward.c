@@ -160,6 +160,24 @@ static void norm_heads(mf_model *model, float *x, int64_t row_stride, int64_t nu
     }
 }
 
+/* The norms of s->q and of the keys in s->kv, if the model has them. */
+static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    mf_model_scratch *s = &model->scratch;
+    int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
+    if (config->qk_norm == MF_QK_NORM_HEAD) {
+        norm_heads(model, s->q, q_width, config->num_heads, num_tokens, w->q_norm);
+        norm_heads(model, s->kv, kv_width, config->num_kv_heads, num_tokens, w->k_norm);
+    } else if (config->qk_norm == MF_QK_NORM_WHOLE) {
+        const mf_device_ops *ops = model->device->ops;
+        int64_t k_width = config->num_kv_heads * config->head_dim;
+        float eps = (float)config->rms_norm_eps;
+        ops->rms_norm(model->device, s->q, q_width, num_tokens, q_width, w->q_norm, eps, s->q, q_width);
+        ops->rms_norm(model->device, s->kv, kv_width, num_tokens, k_width, w->k_norm, eps, s->kv, kv_width);
+    }
+}
+
 /* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention. */
 static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
@@ -176,14 +194,20 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     run_linear(model, &w->q_proj, w->q_bias, s->h, hidden, num_tokens, s->q, q_width);
     run_linear(model, &w->k_proj, w->k_bias, s->h, hidden, num_tokens, k, kv_width);
     run_linear(model, &w->v_proj, w->v_bias, s->h, hidden, num_tokens, v, kv_width);
-    if (config->qk_norm) {
-        norm_heads(model, s->q, q_width, config->num_heads, num_tokens, w->q_norm);
-        norm_heads(model, k, kv_width, config->num_kv_heads, num_tokens, w->k_norm);
+    if (!config->qk_norm_after_rope) {
+        norm_queries_and_keys(model, w, num_tokens);
+    }
+    if (config->qkv_clip > 0) {
+        ops->clip(device, s->q, num_tokens * q_width, (float)config->qkv_clip);
+        ops->clip(device, s->kv, num_tokens * kv_width, (float)config->qkv_clip);
     }
     ops->rope(device, s->q, q_width, config->num_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
               num_tokens);
     ops->rope(device, k, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
               num_tokens);
+    if (config->qk_norm_after_rope) {
+        norm_queries_and_keys(model, w, num_tokens);
+    }
     ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
     mf_gqa_args args = mf_model_gqa_args(model, num_tokens);
     args.kv = *kv;
@@ -248,6 +272,14 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
                    .residual = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size),
                    .out = mf_tensor_2d(s->x, MF_F32, num_tokens, config->hidden_size) },
     };
+    if (config->has_shared_gate) { /* the gate writes it into shared slots; a separate MLP takes it from the layer */
+        mf_tensor logits = mf_tensor_1d(s->shared_gate, MF_F32, num_tokens);
+        if (l->shared) {
+            call->layer.shared_gate_weight = logits;
+        } else {
+            call->gate.shared_gate = logits;
+        }
+    }
     if (bias) {
         call->gate.e_score_correction_bias = mf_tensor_1d(bias, MF_F32, l->gate.num_experts);
     }
@@ -262,6 +294,10 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
     int64_t num_experts = model->layers[layer].gate.num_experts;
     model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, MF_F32, s->h, model->config->hidden_size,
                                num_tokens, s->router_logits, num_experts);
+    if (model->config->has_shared_gate) {
+        model->device->ops->linear(model->device, &model->weights->layers[layer].shared_expert_gate, NULL, MF_F32, s->h,
+                                   model->config->hidden_size, num_tokens, s->shared_gate, 1);
+    }
     mf_moe_call call;
     mf_model_moe_call(model, layer, num_tokens, &call);
     if (load) {

@@ -46,6 +46,7 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->mlp_in = model->act_dtype == MF_F32 ? s->h : carve(c, rows, config->hidden_size, mf_dtype_size(model->act_dtype));
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
+    s->shared_gate = carve(c, rows, config->has_shared_gate ? 1 : 0, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
 }
 
@@ -146,6 +147,7 @@ static mf_status open_layer(mf_model *model, int64_t l, mf_arena *arena, mf_erro
     layer->gate = model->config->gate;
     layer->gate.num_shared_slots = decided->has_shared && decided->mode == MF_MODE_SLOT ? decided->num_shared_chunks : 0;
     layer->gate.num_replicas = decided->num_replicas;
+    layer->gate.shared_weight = model->config->has_shared_gate ? MF_SHARED_PER_TOKEN : MF_SHARED_ONE;
     return MF_OK;
 }
 

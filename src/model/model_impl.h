@@ -26,6 +26,7 @@ typedef struct mf_model_scratch {
     void *mlp_in;             /* [T, H] h in act_dtype, for experts; h itself when that is f32 */
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
+    float *shared_gate;       /* [T] logits of the shared expert's gate */
     int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */
     void *workspace;          /* of attention, dense experts and MoE layers, one after the other */
     size_t workspace_bytes;

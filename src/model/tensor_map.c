@@ -49,6 +49,7 @@ static const role_row rows[] = {
     { MF_ROLE_DENSE_DOWN, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.down) },
     { MF_ROLE_ROUTER, SCOPE_MOE, MF_WANT_MATRIX, IN_LAYER(router) },
     { MF_ROLE_CORRECTION_BIAS, SCOPE_MOE, MF_WANT_VECTOR, IN_LAYER(e_score_correction_bias) },
+    { MF_ROLE_SHARED_EXPERT_GATE, SCOPE_MOE, MF_WANT_MATRIX, IN_LAYER(shared_expert_gate) },
     { MF_ROLE_SHARED_GATE, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.gate) },
     { MF_ROLE_SHARED_UP, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.up) },
     { MF_ROLE_SHARED_DOWN, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.down) },
@@ -58,10 +59,15 @@ static const role_row rows[] = {
 };
 enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
 
+static int64_t norm_width(const mf_model_config *c, int64_t projection)
+{
+    return c->qk_norm == MF_QK_NORM_NONE ? 0 : c->qk_norm == MF_QK_NORM_HEAD ? c->head_dim : projection;
+}
+
 /* The shape of a role under a config; *n = 0: this config has no such tensor. */
 static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64_t *k)
 {
-    int64_t hidden = c->hidden_size, moe = c->moe_intermediate_size, shared = c->num_shared_experts * moe;
+    int64_t hidden = c->hidden_size, moe = c->moe_intermediate_size, shared = c->shared_intermediate_size;
     bool gqa = c->attention == MF_ATTENTION_GQA, biased = c->input_bias;
     int64_t q_rows = mf_model_config_q_size(c);
     int64_t kv_a_rows = gqa ? 0 : mf_model_config_kv_size(c);
@@ -100,8 +106,10 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         shape[0] = biased ? v_rows : 0;
         break;
     case MF_ROLE_Q_NORM:
+        shape[0] = norm_width(c, q_rows);
+        break;
     case MF_ROLE_K_NORM:
-        shape[0] = c->qk_norm ? c->head_dim : 0;
+        shape[0] = norm_width(c, k_rows);
         break;
     case MF_ROLE_Q_A_PROJ:
         shape[0] = c->q_lora_rank;
@@ -162,6 +170,10 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
     case MF_ROLE_EXPERT_DOWN:
         shape[0] = hidden;
         shape[1] = moe;
+        break;
+    case MF_ROLE_SHARED_EXPERT_GATE:
+        shape[0] = c->has_shared_gate && shared ? 1 : 0;
+        shape[1] = hidden;
         break;
     case MF_ROLE_SHARED_GATE:
     case MF_ROLE_SHARED_UP:

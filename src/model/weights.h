@@ -22,7 +22,7 @@ typedef struct mf_layer_weights {
     /* GQA */
     mf_matrix k_proj, v_proj;         /* [kv_heads * head_dim, H], [kv_heads * v, H] */
     const float *q_bias, *k_bias, *v_bias; /* with input_bias, else NULL */
-    const float *q_norm, *k_norm;     /* [head_dim] with qk_norm, else NULL */
+    const float *q_norm, *k_norm;     /* [head_dim], or the whole projection's width; NULL without qk_norm */
     /* MLA */
     mf_matrix q_a_proj, q_b_proj;
     const float *q_a_bias;            /* with input_bias, else NULL */
@@ -39,7 +39,8 @@ typedef struct mf_layer_weights {
     mf_matrix router;                 /* [E, H] */
     const float *e_score_correction_bias; /* [E] or NULL */
     mf_mlp_weights *experts;          /* [E] */
-    mf_mlp_weights shared;            /* one MLP of width S * I; data NULL when there is none */
+    mf_mlp_weights shared;            /* one MLP of S chunks; data NULL when there is none */
+    mf_matrix shared_expert_gate;     /* [1, H] with has_shared_gate */
 } mf_layer_weights;
 
 typedef struct mf_weights_stats {

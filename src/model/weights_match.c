@@ -99,7 +99,8 @@ static bool float_format(mf_dtype dtype, mf_format *format)
 static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
 {
     mf_format format;
-    if (!mf_match_has_shape(t, &x->n, 1)) {
+    bool is_row = x->role == MF_ROLE_CORRECTION_BIAS && m->config->family->correction_bias_is_row;
+    if (!(is_row ? mf_match_has_shape(t, (int64_t[2]){ 1, x->n }, 2) : mf_match_has_shape(t, &x->n, 1))) {
         return mf_match_wrong_shape(m, t, &x->n, 1, "");
     }
     if (!float_format(t->dtype, &format)) {

@@ -308,7 +308,7 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
           "key \"dtype\": is \"float16\" and \"torch_dtype\" is \"bfloat16\": expected the same" },
         { "compression_config", "{}", MF_ERR_UNSUPPORTED, "key \"compression_config\"" },
         { "rope_scaling", "{\"type\": \"dynamic\", \"factor\": 2}", MF_ERR_UNSUPPORTED,
-          "key \"rope_scaling.type\": expected \"default\", \"linear\" or \"yarn\"; got \"dynamic\"" },
+          "key \"rope_scaling.type\": expected \"default\", \"linear\", \"yarn\", or \"dynamic\" with \"alpha\"; got \"dynamic\"" },
         { "rope_scaling", "{\"type\": \"yarn\", \"rope_type\": \"linear\", \"factor\": 2}", MF_ERR_INVALID,
           "key \"rope_scaling.rope_type\": is \"linear\" and \"type\" is \"yarn\": expected the same" },
         { "rope_scaling", "{\"factor\": 2}", MF_ERR_INVALID,

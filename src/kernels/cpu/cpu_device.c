@@ -41,6 +41,7 @@ static const mf_device_ops cpu_ops = {
     .gqa_attention = mf_cpu_gqa_attention,
     .convert = mf_cpu_convert,
     .add = mf_cpu_add,
+    .clip = mf_cpu_clip,
 };
 
 /* The rungs of the ladder, lowest first. */

@@ -155,3 +155,27 @@ void mf_cpu_add(mf_device *device, float *acc, const float *x, int64_t n)
     add_call call = { .kernels = mf_cpu_kernels_of(device), .acc = acc, .x = x, .n = n };
     mf_cpu_run(device, (double)n, (n + TASK_FLOATS - 1) / TASK_FLOATS, run_add, &call);
 }
+
+typedef struct clip_call {
+    float *x;
+    int64_t n;
+    float limit;
+} clip_call;
+
+static void run_clip(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const clip_call *call = context;
+    const int64_t first = task * TASK_FLOATS;
+    const int64_t end = call->n - first < TASK_FLOATS ? call->n : first + TASK_FLOATS;
+    for (int64_t i = first; i < end; i++) {
+        const float v = call->x[i];
+        call->x[i] = v > call->limit ? call->limit : v < -call->limit ? -call->limit : v;
+    }
+}
+
+void mf_cpu_clip(mf_device *device, float *x, int64_t n, float limit)
+{
+    clip_call call = { .x = x, .n = n, .limit = limit };
+    mf_cpu_run(device, (double)n, (n + TASK_FLOATS - 1) / TASK_FLOATS, run_clip, &call);
+}

@@ -116,3 +116,11 @@ void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n)
         acc[i] += x[i];
     }
 }
+
+void mf_ref_clip(mf_device *device, float *x, int64_t n, float limit)
+{
+    (void)device;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+    }
+}

@@ -21,6 +21,7 @@ static const mf_device_ops ref_ops = {
     .gqa_attention = mf_ref_gqa_attention,
     .convert = mf_ref_convert,
     .add = mf_ref_add,
+    .clip = mf_ref_clip,
 };
 
 mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err)

@@ -55,6 +55,7 @@ mf_status mf_deepseek_read_layers(const mf_reader *reader, const char *experts_a
         { "n_shared_experts", NULL, 0, 16, 0, offsetof(mf_model_config, num_shared_experts) },
     };
     MF_TRY(mf_read_int_keys(reader, sizes, sizeof sizes / sizeof sizes[0], config));
+    config->shared_intermediate_size = config->num_shared_experts * config->moe_intermediate_size;
     if (v.layer_freq != 1) { /* implementations disagree on what it means */
         return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "moe_layer_freq", "1");
     }
@@ -113,6 +114,11 @@ mf_status mf_deepseek_read_noaux_gate(const mf_reader *reader, mf_model_config *
     MF_TRY(mf_read_int_keys(reader, keys, sizeof keys / sizeof keys[0], config));
     MF_TRY(mf_config_only_text(reader, "scoring_func", "sigmoid", "the only scoring of this family"));
     MF_TRY(mf_config_only_text(reader, "topk_method", "noaux_tc", "the only choice of this family"));
+    return mf_deepseek_read_sigmoid_gate(reader, config);
+}
+
+mf_status mf_deepseek_read_sigmoid_gate(const mf_reader *reader, mf_model_config *config)
+{
     bool renormalise;
     MF_TRY(mf_read_bool(reader, "norm_topk_prob", NULL, &renormalise));
     MF_TRY(mf_deepseek_read_groups(reader, config));

@@ -18,5 +18,7 @@ mf_status mf_deepseek_read_groups(const mf_reader *reader, mf_model_config *conf
 
 /* The sigmoid gate with a correction bias ("noaux_tc") and its groups, and the draft layers behind the last one. */
 mf_status mf_deepseek_read_noaux_gate(const mf_reader *reader, mf_model_config *config);
+/* Its second half, for families that spell the first one otherwise. */
+mf_status mf_deepseek_read_sigmoid_gate(const mf_reader *reader, mf_model_config *config);
 
 #endif

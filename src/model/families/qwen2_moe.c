@@ -1,0 +1,37 @@
+/* qwen2_moe.c - Qwen1.5-MoE and Qwen2-MoE: biases on q, k and v, a softmax gate, and one wide shared expert whose output is
+ * weighed by the sigmoid of a logit per token. */
+#include "model/config_parts.h"
+#include "model/families/gqa_names.h"
+
+static const char *const names[MF_ROLE_COUNT] = {
+    MF_GQA_NAMES,
+    [MF_ROLE_SHARED_EXPERT_GATE] = MF_GQA_LAYER "mlp.shared_expert_gate.weight",
+    [MF_ROLE_SHARED_GATE] = MF_GQA_LAYER "mlp.shared_expert.gate_proj.weight",
+    [MF_ROLE_SHARED_UP] = MF_GQA_LAYER "mlp.shared_expert.up_proj.weight",
+    [MF_ROLE_SHARED_DOWN] = MF_GQA_LAYER "mlp.shared_expert.down_proj.weight",
+};
+
+static mf_status read_config(const mf_reader *reader, mf_model_config *config)
+{
+    static const mf_gqa_defaults defaults = { .bias_key = "qkv_bias", .bias = true };
+    MF_TRY(mf_config_read_gqa(reader, &defaults, config));
+    MF_TRY(mf_config_refuse_sliding_window(reader));
+    MF_TRY(mf_config_read_experts(reader, "num_experts", "num_local_experts", "num_experts_per_tok", config));
+    MF_TRY(mf_read_int(reader, "moe_intermediate_size", 1, MF_MAX_SIZE, NULL, &config->moe_intermediate_size));
+    int64_t shared;
+    MF_TRY(mf_read_int(reader, "shared_expert_intermediate_size", 1, MF_MAX_SIZE, NULL, &shared));
+    MF_TRY(mf_config_set_shared(reader, "shared_expert_intermediate_size", shared, config));
+    config->has_shared_gate = true;
+    MF_TRY(mf_config_read_sparse_step(reader, config));
+    return mf_config_read_softmax_gate(reader, config);
+}
+
+const mf_family mf_family_qwen2_moe = {
+    .name = "Qwen2-MoE",
+    .architecture = "Qwen2MoeForCausalLM",
+    .prefix = "",
+    .names = names,
+    .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
+    .stacked_down = MF_GQA_STACKED_DOWN,
+    .read = read_config,
+};

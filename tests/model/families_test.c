@@ -1,0 +1,128 @@
+/* families_test.c - keys of each family's config.json: what changes a value is read or refused by name, and defaults are the
+ * class defaults of transformers.  Starts from the config of the family's golden checkpoint. */
+#include <jansson.h>
+#include <stdlib.h>
+
+#include "base/file.h"
+#include "model/config.h"
+#include "test.h"
+
+static mf_status parse_changed(const char *golden, const char *key, const char *value, mf_model_config **out, mf_error *err)
+{
+    char path[600];
+    snprintf(path, sizeof path, "%s/tests/model/goldens/%s/config.json", MF_SOURCE_DIR, golden);
+    json_error_t problem;
+    json_t *config = json_load_file(path, 0, &problem);
+    CHECK(config != NULL);
+    if (key && value) {
+        json_t *parsed = json_loads(value, JSON_DECODE_ANY, &problem);
+        CHECK(parsed != NULL);
+        json_object_set_new(config, key, parsed);
+    } else if (key) {
+        json_object_del(config, key);
+    }
+    char *text = json_dumps(config, 0);
+    json_decref(config);
+    mf_status status = mf_model_config_parse(text, strlen(text), "config.json", out, err);
+    free(text);
+    return status;
+}
+
+static mf_model_config *changed(const char *golden, const char *key, const char *value)
+{
+    mf_model_config *config;
+    mf_error err = { 0 };
+    CHECK_OK(parse_changed(golden, key, value, &config, &err), err);
+    return config;
+}
+
+typedef struct refusal {
+    const char *golden, *key, *value, *message;
+} refusal;
+
+TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
+{
+    static const refusal rows[] = {
+        { "mixtral", "sliding_window", "4096", "key \"sliding_window\": expected null" },
+        { "mixtral", "num_experts", "9", "num_local_experts" },
+        { "mixtral", "num_experts_per_tok", "9", "key \"num_experts_per_tok\": expected at most num_local_experts 8; got 9" },
+        { "mixtral", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
+        { "qwen2", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
+        { "qwen2", "shared_expert_intermediate_size", "0", "key \"shared_expert_intermediate_size\": expected an integer in 1..1048576" },
+        { "qwen2", "mlp_only_layers", "[4]", "key \"mlp_only_layers\": entry 0: expected a layer in 0..3" },
+        { "olmoe", "clip_qkv", "-1", "key \"clip_qkv\"" },
+        { "olmoe", "num_local_experts", "11", "num_experts" },
+        { "ernie", "use_bias", "true", "key \"use_bias\": expected false; got true" },
+        { "ernie", "moe_norm_min", "0", "key \"moe_norm_min\"" },
+        { "ernie", "moe_k", "13", "key \"moe_k\": expected at most moe_num_experts 12; got 13" },
+        { "minimax", "rotary_dim", "20", "key \"rotary_dim\": expected an integer in 2..16; got 20" },
+        { "minimax", "rotary_dim", "7", "key \"partial_rotary_factor\": expected an even number of rotated dimensions" },
+        { "minimax", "shared_intermediate_size", "64", "key \"shared_intermediate_size\": expected 0" },
+        { "minimax", "scoring_func", "\"softmax\"", "key \"scoring_func\": expected \"sigmoid\"" },
+        { "minimax", "qk_norm_type", "\"per_head\"", "key \"qk_norm_type\": expected \"per_layer\"" },
+        { "dots1", "layer_types", "[\"sliding_attention\",\"full_attention\",\"full_attention\"]", "key \"layer_types\"" },
+        { "hunyuan", "use_cla", "true", "key \"use_cla\": expected false; got true" },
+        { "hunyuan", "moe_topk", "[4, 3]", "key \"moe_topk\": expected one integer in 1..12, or 2 times the same" },
+        { "hunyuan", "num_experts", "[12, 12]", "key \"num_experts\": expected an integer in 1..4096" },
+        { "glm4_lite", "mlp_layer_types", "[\"dense\"]", "key \"mlp_layer_types\": expected a list of 3 times \"dense\" or \"sparse\"" },
+        { "glm4_lite", "mlp_layer_types", "[\"dense\",\"moe\",\"dense\"]", "key \"mlp_layer_types\": entry 1: expected \"dense\" or \"sparse\"" },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        mf_model_config *config = NULL;
+        mf_error err = { 0 };
+        mf_status status = parse_changed(rows[i].golden, rows[i].key, rows[i].value, &config, &err);
+        if (status == MF_OK || !strstr(err.message, rows[i].message)) {
+            fail_msg("%s, %s = %s: expected \"%s\"; got status %d \"%s\"", rows[i].golden, rows[i].key, rows[i].value,
+                     rows[i].message, (int)status, err.message);
+        }
+    }
+}
+
+TEST(absent_keys_take_the_class_defaults)
+{
+    mf_model_config *c = changed("mixtral", "rope_theta", NULL);
+    CHECK(c->rope.theta == 1e6);
+    mf_model_config_close(&c);
+    c = changed("minimax", "rope_theta", NULL);
+    CHECK(c->rope.theta == 5e6);
+    mf_model_config_close(&c);
+    c = changed("ernie", "rope_theta", NULL);
+    CHECK(c->rope.theta == 5e5 && c->rope.pair && c->tie_word_embeddings);
+    mf_model_config_close(&c);
+    c = changed("qwen2", "qkv_bias", NULL);
+    CHECK(c->input_bias && !c->output_bias);
+    mf_model_config_close(&c);
+    c = changed("qwen2", "norm_topk_prob", NULL);
+    CHECK_EQ(c->gate.renorm, MF_RENORM_NONE);
+    mf_model_config_close(&c);
+    c = changed("olmoe", "num_key_value_heads", NULL);
+    CHECK_EQ(c->num_kv_heads, c->num_heads);
+    mf_model_config_close(&c);
+    c = changed("glm4_lite", "mlp_layer_types", NULL); /* first_k_dense_replace 2 is not read */
+    CHECK_EQ(c->num_moe_layers, 2);
+    CHECK(!c->layer_is_moe[0] && c->layer_is_moe[1]);
+    mf_model_config_close(&c);
+}
+
+TEST(a_shared_expert_is_cut_into_chunks_of_the_routed_width)
+{
+    mf_model_config *c = changed("qwen2", NULL, NULL);
+    CHECK_EQ(c->num_shared_experts, 4);
+    CHECK(c->has_shared_gate);
+    mf_model_config_close(&c);
+    c = changed("qwen2_wide", NULL, NULL); /* 40 = 16 + 16 + 8 */
+    CHECK_EQ(c->num_shared_experts, 3);
+    CHECK_EQ(c->shared_intermediate_size, 40);
+    mf_model_config_close(&c);
+    c = changed("hunyuan", "num_shared_expert", "[2, 2]");
+    CHECK_EQ(c->num_shared_experts, 2);
+    mf_model_config_close(&c);
+}
+
+/* theta * alpha^(d / (d - 2)) = 10000 * 1000^(16 / 14) */
+TEST(alpha_enlarges_the_base_of_rope)
+{
+    mf_model_config *c = changed("hunyuan", NULL, NULL);
+    CHECK(c->rope.theta > 26826957.9 && c->rope.theta < 26826958.0);
+    mf_model_config_close(&c);
+}
