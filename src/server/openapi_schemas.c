@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/sys.h"
 #include "server/api_messages.h"
 #include "server/fields.h"
@@ -13,7 +14,10 @@ json_t *mf_openapi_text(const char *text)
     for (char *c = copy; c && *c; c++) {
         *c = *c == '\'' ? '"' : *c;
     }
-    json_t *json = copy ? json_loads(copy, JSON_DECODE_ANY, NULL) : NULL;
+    json_t *json = NULL;
+    if (copy) {
+        mf_json_parse(copy, strlen(copy), "schema", NULL, &json, NULL);
+    }
     mf_free(copy);
     return json;
 }
@@ -123,9 +127,10 @@ static json_t *number_schema(const mf_field *f)
     /* The ends of int64 are where JSON's own integers end here. */
     bool bounded = f->max < 9e18;
     json_t *min = !bounded ? json_integer(INT64_MIN) : integer ? json_integer((json_int_t)f->min) : json_real(f->min);
+    bool ok = json_object_set_new(schema, f->min_excluded ? "exclusiveMinimum" : "minimum", min) == 0;
     json_t *max = !bounded ? json_integer(INT64_MAX) : integer ? json_integer((json_int_t)f->max) : json_real(f->max);
-    if (json_object_set_new(schema, f->min_excluded ? "exclusiveMinimum" : "minimum", min) != 0 ||
-        json_object_set_new(schema, "maximum", max) != 0) {
+    ok = json_object_set_new(schema, "maximum", max) == 0 && ok;
+    if (!ok) {
         json_decref(schema);
         return NULL;
     }

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/sys.h"
 #include "server/fields.h"
 #include "server/tool_schema.h"
@@ -88,7 +89,7 @@ static mf_status make_variables(const preparation *p, json_t **out)
     const mf_api_request *q = p->request;
     *out = q->chat_template_kwargs ? json_incref(q->chat_template_kwargs) : NULL;
     if (q->reasoning_effort) {
-        json_t *copy = *out ? json_copy(*out) : json_object();
+        json_t *copy = *out ? mf_json_copy(*out) : json_object();
         json_decref(*out);
         *out = copy;
         if (!copy || json_object_set_new(copy, "reasoning_effort", json_string(q->reasoning_effort)) != 0) {
@@ -312,18 +313,16 @@ static mf_status prepare_bad_words(const preparation *p)
 
 static mf_status compile_choice(const preparation *p, mf_error *err)
 {
-    json_error_t problem;
-    json_t *list = json_loads(p->request->constraint_text, 0, &problem);
+    json_t *list = NULL;
+    MF_TRY(mf_json_parse(p->request->constraint_text, strlen(p->request->constraint_text), "choice", NULL, &list, err));
     size_t n = json_array_size(list);
     const char **choices = mf_alloc_array(n, sizeof *choices);
-    mf_status status = MF_ERR_NOMEM;
-    if (list && choices) {
-        for (size_t i = 0; i < n; i++) {
-            choices[i] = json_string_value(json_array_get(list, i));
-        }
+    mf_status status = choices ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "out of memory");
+    for (size_t i = 0; choices && i < n; i++) {
+        choices[i] = json_string_value(json_array_get(list, i));
+    }
+    if (choices) {
         status = mf_guide_compile_choice(p->model->guide_vocab, choices, n, NULL, &p->prepared->guide, err);
-    } else {
-        mf_fail(err, MF_ERR_NOMEM, "out of memory");
     }
     mf_free(choices);
     json_decref(list);

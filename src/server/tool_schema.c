@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/json_walk.h"
 
 static mf_status no_memory(mf_error *err)
@@ -80,7 +81,7 @@ static json_t *make_call(const char *name, json_t *parameters)
 /* The parameters without the definitions that moved to the root. */
 static json_t *without_definitions(json_t *parameters)
 {
-    json_t *copy = json_copy(parameters);
+    json_t *copy = mf_json_copy(parameters);
     if (copy) {
         json_object_del(copy, "$defs");
         json_object_del(copy, "definitions");

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/sys.h"
 #include "text/conversation_plain.h"
 #include "text/jinja_text.h"
@@ -19,7 +20,7 @@ static mf_status no_memory(mf_error *err)
 /* transformers always defines these four, as none where nothing was given. */
 static json_t *make_variables(const mf_prompt *prompt, const mf_conversation *c, json_t *messages)
 {
-    json_t *variables = prompt->special_tokens ? json_copy(prompt->special_tokens) : json_object();
+    json_t *variables = prompt->special_tokens ? mf_json_copy(prompt->special_tokens) : json_object();
     if (!variables || (c->variables && json_object_update(variables, c->variables) != 0) ||
         json_object_set(variables, "messages", messages) != 0 ||
         json_object_set_new(variables, "tools", c->tools ? json_incref(c->tools) : json_null()) != 0 ||
@@ -54,7 +55,7 @@ static json_t *tagged_messages(json_t *messages)
     const json_t *final = json_array_get(messages, last - 1);
     const json_t *content = json_object_get(final, "content");
     mf_buffer text = { 0 };
-    json_t *copy = json_copy(messages), *message = json_copy((json_t *)final), *tagged = NULL;
+    json_t *copy = mf_json_copy(messages), *message = mf_json_copy(final), *tagged = NULL;
     if (mf_buffer_append(&text, json_string_value(content), json_string_length(content)) == MF_OK &&
         mf_buffer_append_text(&text, continue_tag) == MF_OK) {
         tagged = json_stringn(mf_buffer_text(&text), text.size);
