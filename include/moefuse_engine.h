@@ -89,11 +89,12 @@ typedef struct mf_logit_bias {
     float bias; /* -100..100 */
 } mf_logit_bias;
 
-/* The processing order is vLLM's: allowed ids, bad words, min_tokens, logit bias, penalties (repetition, frequency,
+/* The processing order is vLLM's: the guide's mask, allowed ids, bad words, min_tokens, logit bias, penalties (repetition, frequency,
  * presence), temperature, min_p, top_k, top_p.  Log-probabilities are the model's own, before all of these. */
 typedef struct mf_sampling_params {
     int32_t max_tokens;        /* 0..; -1 = the rest of the context; 0 runs the prompt only */
-    int32_t min_tokens;        /* 0..max_tokens: until then neither EOS nor a stop id is chosen */
+    int32_t min_tokens;        /* 0..max_tokens: until then neither EOS nor a stop id is chosen, unless a guide allows
+                                  nothing else: then its text is whole, and the guide wins */
     double temperature;        /* 0..2; below 1e-5 = greedy, ties to the lower id */
     int32_t top_k;             /* -1, 0 = off; exactly k ids stay, ties to the lower id */
     double top_p;              /* (0, 1] */
@@ -118,11 +119,12 @@ typedef struct mf_sampling_params {
 } mf_sampling_params;
 
 /* Constrained decoding: who says which ids may come next.  The engine calls one guide's functions one at a time, on any of its
- * threads, and calls release exactly once when the request has ended (also when it never ran). */
+ * threads: fill before each token, accept once for each token in its order (also when the request was preempted and computed
+ * again), and release exactly once when the request has ended (also when it never ran, and when the engine is closed). */
 typedef struct mf_guide {
     void *context;
     /* mask [(vocab_size + 31) / 32], zeroed: sets bit i for each id that may come next.  No bit at all ends the request with
-     * MF_FINISH_ERROR. */
+     * MF_FINISH_ERROR.  With ignore_eos EOS does not end the request, and the guide is asked again after it. */
     void (*fill)(void *context, uint32_t *mask, int32_t vocab_size);
     void (*accept)(void *context, int32_t token_id); /* the id that was chosen */
     void (*release)(void *context);
@@ -135,7 +137,7 @@ typedef struct mf_request {
     mf_sampling_params sampling;
     int64_t deadline_ns; /* on the monotonic clock; 0 = none.  Passed in the queue: never started */
     void *user_data;     /* handed back in events */
-    mf_guide guide;      /* fill NULL = none.  The engine's from a successful submit on; else it stays the caller's */
+    mf_guide guide;      /* fill NULL = none, else all three are set.  The engine's from a successful submit on; else it stays the caller's */
 } mf_request;
 
 #define MF_SAMPLING_PARAMS_INIT                                                                                        \

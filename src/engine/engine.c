@@ -213,6 +213,7 @@ mf_status mf_engine_submit(mf_engine *e, const mf_request *request, uint64_t *re
     /* Without a seed of its own: the engine's, and a count, so that a run of the program can be repeated. */
     r->seed = r->sampling.has_seed ? (uint64_t)r->sampling.seed
                                    : mf_random_mix(e->seed + 0x9e3779b97f4a7c15u * (uint64_t)(e->num_submitted + 1));
+    r->guide = request->guide;
     e->num_submitted++;
     e->is_stalled = false;
     e->was_idle = false;

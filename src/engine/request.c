@@ -13,15 +13,15 @@ uint32_t mf_request_transition(mf_request_state from, mf_request_state to)
         },
         [MF_REQUEST_WAITING] = {
             [MF_REQUEST_RUNNING] = MF_LEAVE_QUEUE | MF_JOIN_RUNNING,
-            [MF_REQUEST_FINISHED] = MF_LEAVE_QUEUE | MF_JOIN_FINISHED,
+            [MF_REQUEST_FINISHED] = MF_LEAVE_QUEUE | MF_JOIN_FINISHED | MF_RELEASE_GUIDE,
         },
         [MF_REQUEST_RUNNING] = {
             [MF_REQUEST_PREEMPTED] = MF_LEAVE_RUNNING | MF_GIVE_BLOCKS | MF_JOIN_QUEUE_FRONT,
-            [MF_REQUEST_FINISHED] = MF_LEAVE_RUNNING | MF_GIVE_BLOCKS | MF_JOIN_FINISHED,
+            [MF_REQUEST_FINISHED] = MF_LEAVE_RUNNING | MF_GIVE_BLOCKS | MF_JOIN_FINISHED | MF_RELEASE_GUIDE,
         },
         [MF_REQUEST_PREEMPTED] = {
             [MF_REQUEST_RUNNING] = MF_LEAVE_QUEUE | MF_JOIN_RUNNING,
-            [MF_REQUEST_FINISHED] = MF_LEAVE_QUEUE | MF_JOIN_FINISHED,
+            [MF_REQUEST_FINISHED] = MF_LEAVE_QUEUE | MF_JOIN_FINISHED | MF_RELEASE_GUIDE,
         },
         [MF_REQUEST_FINISHED] = {
             [MF_REQUEST_NEW] = MF_LEAVE_FINISHED | MF_FREE_SLOT,
@@ -108,8 +108,20 @@ mf_status mf_live_request_make(const mf_request *request, const mf_request_limit
     return MF_OK;
 }
 
+void mf_live_request_release_guide(mf_live_request *r)
+{
+    mf_guide guide = r->guide;
+    r->guide = (mf_guide){ 0 };
+    if (guide.fill) {
+        guide.release(guide.context);
+    }
+}
+
 void mf_live_request_free(mf_live_request **request)
 {
+    if (*request) {
+        mf_live_request_release_guide(*request);
+    }
     mf_free(*request);
     *request = NULL;
 }

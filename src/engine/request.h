@@ -29,7 +29,8 @@ enum {
     MF_JOIN_RUNNING = 1 << 5,
     MF_JOIN_FINISHED = 1 << 6,
     MF_LEAVE_FINISHED = 1 << 7,
-    MF_FREE_SLOT = 1 << 8      /* and the memory */
+    MF_FREE_SLOT = 1 << 8,     /* and the memory */
+    MF_RELEASE_GUIDE = 1 << 9
 };
 
 /* The set of the above for a change, 0 when it is not allowed. */
@@ -44,6 +45,7 @@ typedef struct mf_live_request {
 
     mf_sampling_params sampling; /* its arrays are in this allocation; max_tokens resolved */
     uint64_t seed;
+    mf_guide guide; /* fill NULL: none, or released */
     int64_t deadline_ns;
     bool paused;
 
@@ -70,10 +72,11 @@ typedef struct mf_request_limits {
 /* Checks every field; *max_tokens is the resolved one.  MF_ERR_INVALID names field, value and range. */
 mf_status mf_request_validate(const mf_request *request, const mf_request_limits *limits, int32_t *max_tokens, mf_error *err);
 
-/* Validates and copies. */
+/* Validates and copies all but the guide, which submit hands over once nothing can fail any more. */
 mf_status mf_live_request_make(const mf_request *request, const mf_request_limits *limits, mf_live_request **out,
                                mf_error *err);
-void mf_live_request_free(mf_live_request **request);
+void mf_live_request_release_guide(mf_live_request *request); /* once; then there is none */
+void mf_live_request_free(mf_live_request **request);          /* releases its guide too */
 
 static inline int32_t mf_live_request_num_made(const mf_live_request *r)
 {

@@ -137,6 +137,9 @@ mf_status mf_request_validate(const mf_request *request, const mf_request_limits
         return mf_fail(err, MF_ERR_INVALID, "request: expected struct_size %zu, as set by MF_REQUEST_INIT; got %zu",
                        sizeof *request, request ? request->struct_size : 0);
     }
+    if (request->guide.fill && (!request->guide.accept || !request->guide.release)) {
+        return mf_fail(err, MF_ERR_INVALID, "guide: expected fill with accept and release; got NULL");
+    }
     const mf_sampling_params *p = &request->sampling;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         MF_TRY(check_field(&fields[i], p, err));

@@ -26,7 +26,13 @@ struct mf_sampler {
     int32_t *counts;             /* [V], zero between calls */
     uint8_t *marks;              /* [V], zero between calls */
     int32_t *histogram;          /* [NUM_BUCKETS] */
+    uint32_t *mask;              /* [V] bits: what a guide allows */
 };
+
+static size_t num_mask_words(int32_t vocab_size)
+{
+    return ((size_t)vocab_size + 31) / 32;
+}
 
 mf_status mf_sampler_open(int32_t vocab_size, int32_t num_sampled_ids, mf_sampler **out, mf_error *err)
 {
@@ -50,7 +56,9 @@ mf_status mf_sampler_open(int32_t vocab_size, int32_t num_sampled_ids, mf_sample
     s->counts = mf_alloc_array((size_t)vocab_size, sizeof *s->counts);
     s->marks = mf_alloc_array((size_t)vocab_size, sizeof *s->marks);
     s->histogram = mf_alloc_array(NUM_BUCKETS, sizeof *s->histogram);
-    if (!s->keys || !s->keys_other || !s->weights || !s->span_sums || !s->row || !s->counts || !s->marks || !s->histogram) {
+    s->mask = mf_alloc_array(num_mask_words(vocab_size), sizeof *s->mask);
+    if (!s->keys || !s->keys_other || !s->weights || !s->span_sums || !s->row || !s->counts || !s->marks || !s->histogram ||
+        !s->mask) {
         mf_sampler_close(&s);
         return mf_fail(err, MF_ERR_NOMEM, "sampler: out of memory for %d ids", vocab_size);
     }
@@ -70,6 +78,7 @@ void mf_sampler_close(mf_sampler **out)
         mf_free(s->counts);
         mf_free(s->marks);
         mf_free(s->histogram);
+        mf_free(s->mask);
         mf_free(s);
         *out = NULL;
     }
@@ -204,6 +213,39 @@ static void forbid(float *logits, const int32_t *ids, int32_t n)
     }
 }
 
+/* Asks the guide and forbids what it does not allow. */
+static void keep_guided(mf_sampler *s, float *logits, const mf_guide *guide)
+{
+    memset(s->mask, 0, num_mask_words(s->vocab_size) * sizeof *s->mask);
+    guide->fill(guide->context, s->mask, s->vocab_size);
+    for (int32_t start = 0; start < s->num_sampled_ids; start += 32) {
+        uint32_t word = s->mask[start / 32];
+        int32_t n = s->num_sampled_ids - start < 32 ? s->num_sampled_ids - start : 32;
+        for (int32_t i = 0; i < n && word != UINT32_MAX; i++) {
+            logits[start + i] = word >> i & 1 ? logits[start + i] : -INFINITY;
+        }
+    }
+}
+
+/* Whether the guide, asked just before, leaves no choice but ids that end the text. */
+static bool guide_only_ends(mf_sampler *s, const mf_sample_context *c)
+{
+    const int32_t *ids[] = { c->eos_token_ids, c->params->stop_token_ids };
+    const int32_t counts[] = { c->num_eos_token_ids, c->params->num_stop_token_ids };
+    for (int i = 0; i < 2; i++) {
+        for (int32_t j = 0; j < counts[i]; j++) {
+            s->mask[ids[i][j] / 32] &= ~(1u << ids[i][j] % 32);
+        }
+    }
+    for (int32_t start = 0; start < s->num_sampled_ids; start += 32) {
+        int32_t n = s->num_sampled_ids - start;
+        if (s->mask[start / 32] & (n < 32 ? (1u << n) - 1 : UINT32_MAX)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void keep_allowed(mf_sampler *s, float *logits, const mf_sampling_params *p)
 {
     for (int32_t i = 0; i < p->num_allowed_token_ids; i++) {
@@ -269,13 +311,16 @@ static void penalise(mf_sampler *s, float *logits, const mf_sample_context *c)
 static void apply_params(mf_sampler *s, float *logits, const mf_sample_context *c)
 {
     const mf_sampling_params *p = c->params;
+    if (c->guide) {
+        keep_guided(s, logits, c->guide);
+    }
     if (p->num_allowed_token_ids > 0) {
         keep_allowed(s, logits, p);
     }
     if (p->num_bad_words > 0) {
         forbid_bad_words(logits, c);
     }
-    if (c->num_tokens - c->num_prompt_tokens < p->min_tokens) {
+    if (c->num_tokens - c->num_prompt_tokens < p->min_tokens && !(c->guide && guide_only_ends(s, c))) {
         forbid(logits, c->eos_token_ids, c->num_eos_token_ids);
         forbid(logits, p->stop_token_ids, p->num_stop_token_ids);
     }
@@ -455,7 +500,7 @@ static int32_t choose_random(mf_sampler *s, const float *logits, float max, cons
 static bool changes_logits(const mf_sample_context *c)
 {
     const mf_sampling_params *p = c->params;
-    return p->num_allowed_token_ids > 0 || p->num_bad_words > 0 || p->num_logit_bias > 0 || p->repetition_penalty != 1.0 ||
+    return c->guide || p->num_allowed_token_ids > 0 || p->num_bad_words > 0 || p->num_logit_bias > 0 || p->repetition_penalty != 1.0 ||
            p->presence_penalty != 0.0 || p->frequency_penalty != 0.0 ||
            c->num_tokens - c->num_prompt_tokens < p->min_tokens;
 }

@@ -1,6 +1,6 @@
 /* sampler.h - one row of logits to one token id, and log-probabilities.
  *
- * Order of steps as in vLLM: allowed ids, bad words, min_tokens, logit bias, penalties, temperature, min_p, top_k, top_p.
+ * Order of steps as in vLLM: the guide's mask, allowed ids, bad words, min_tokens, logit bias, penalties, temperature, min_p, top_k, top_p.
  * Everything is summed in a fixed order and exp and log are our own, so a row gives the same id on every machine. */
 #ifndef MF_ENGINE_SAMPLER_H
 #define MF_ENGINE_SAMPLER_H
@@ -23,6 +23,7 @@ typedef struct mf_sample_context {
     const int32_t *eos_token_ids;
     int32_t num_eos_token_ids;
     uint64_t seed;         /* with the position it gives the random number */
+    const mf_guide *guide; /* asked which ids may come; NULL = all.  accept is the caller's to call */
 } mf_sample_context;
 
 /* What mf_sampler_sample and mf_sampler_logprobs tell of a token. */

@@ -70,6 +70,9 @@ static bool move(mf_scheduler *s, mf_live_request *r, mf_request_state to, bool 
         s->num_deadlines -= r->deadline_ns != 0;
         s->num_paused -= r->paused;
     }
+    if (what & MF_RELEASE_GUIDE) {
+        mf_live_request_release_guide(r);
+    }
     if (what & MF_LEAVE_FINISHED) {
         list_remove(&s->finished, r);
     }

@@ -99,7 +99,8 @@ static void finish_if_done(mf_engine *e, mf_live_request *r, int64_t now_ns)
     }
 }
 
-/* Rows are sampled side by side: each looks at its own sequence only, which does not change meanwhile. */
+/* Rows are sampled side by side: each looks at its own sequence only, which does not change meanwhile, and at its guide, which
+ * no other row has.  A preempted request is sampled again only behind its last token, so no token is accepted twice. */
 static void sample_row(void *context, int64_t row, int32_t thread)
 {
     mf_engine *e = context;
@@ -114,9 +115,12 @@ static void sample_row(void *context, int64_t row, int32_t thread)
         mf_sample_context c = {
             .params = &r->sampling, .tokens = r->tokens, .num_prompt_tokens = r->num_prompt_tokens,
             .num_tokens = r->num_tokens, .eos_token_ids = e->model.eos_token_ids,
-            .num_eos_token_ids = e->model.num_eos_token_ids, .seed = r->seed,
+            .num_eos_token_ids = e->model.num_eos_token_ids, .seed = r->seed, .guide = r->guide.fill ? &r->guide : NULL,
         };
         use->is_good = mf_sampler_sample(e->samplers[thread], logits, &c, &use->sample, top);
+        if (use->is_good && r->guide.fill) {
+            r->guide.accept(r->guide.context, use->sample.token_id);
+        }
     } else {
         use->is_good = true; /* the prompt was all */
     }

@@ -6,8 +6,53 @@
 #include "base/random.h"
 #include "base/sys.h"
 
+static void fake_guide_fill(void *context, uint32_t *mask, int32_t vocab_size)
+{
+    fake_guide *g = context;
+    CHECK_EQ(__atomic_exchange_n(&g->is_inside, 1, __ATOMIC_SEQ_CST), 0);
+    CHECK_EQ(g->num_releases, 0);
+    uint64_t bits = mf_random_mix(g->state);
+    for (int32_t i = 0; i < (vocab_size + 31) / 32; i++) {
+        CHECK_EQ(mask[i], 0);
+    }
+    if (bits >> 40 & 15) {
+        mask[0] = (uint32_t)bits;
+        mask[1] = (uint32_t)(bits >> 32) & 255;
+    } else if (bits >> 44 & 3) {
+        mask[0] = 1u << FAKE_EOS;
+    }
+    g->num_fills++;
+    __atomic_store_n(&g->is_inside, 0, __ATOMIC_SEQ_CST);
+}
+
+static void fake_guide_accept(void *context, int32_t token_id)
+{
+    fake_guide *g = context;
+    CHECK_EQ(__atomic_exchange_n(&g->is_inside, 1, __ATOMIC_SEQ_CST), 0);
+    CHECK_EQ(g->num_releases, 0);
+    g->state = mf_random_mix(g->state + (uint64_t)token_id + 1);
+    g->num_accepts++;
+    __atomic_store_n(&g->is_inside, 0, __ATOMIC_SEQ_CST);
+}
+
+static void fake_guide_release(void *context)
+{
+    fake_guide *g = context;
+    CHECK_EQ(g->is_inside, 0);
+    g->num_releases++;
+}
+
+mf_guide fake_guide_table(fake_guide *guide)
+{
+    return (mf_guide){ guide, fake_guide_fill, fake_guide_accept, fake_guide_release };
+}
+
 static void point_inside(job *j)
 {
+    if (j->guide_seed) {
+        j->request.guide = fake_guide_table(&j->guide);
+        j->guide.state = j->guide_seed;
+    }
     j->request.prompt_token_ids = j->prompt;
     j->request.user_data = j;
     j->request.sampling.stop_token_ids = j->stop_ids;
@@ -77,6 +122,8 @@ void job_random(job *j, uint64_t *random, int32_t max_len)
     }
     j->bad_word_lengths[0] = 1 + below(random, 3);
     j->bad_word_lengths[1] = 4 - j->bad_word_lengths[0];
+    j->guide_seed = one_in(random, 4) ? mf_random_next(random) | 1 : 0;
+    point_inside(j);
 }
 
 /* ---- the plain loop ----------------------------------------------------------------------------------------------- */
@@ -115,14 +162,18 @@ static void expect(job *j, const fake_model *fake, mf_sampler *sampler, int32_t 
         a->prompt_logprobs[i] = sample.logprob;
         a->num_prompt_logprobs++;
     }
+    fake_guide guide = { .state = j->guide_seed };
+    const mf_guide table = fake_guide_table(&guide);
     while (a->num_tokens < max_tokens) {
         fake_logits(fake, tokens, n, logits);
         mf_sample_context c = { .params = p, .tokens = tokens, .num_prompt_tokens = num_prompt, .num_tokens = n,
-                                .eos_token_ids = eos, .num_eos_token_ids = 1, .seed = (uint64_t)p->seed };
+                                .eos_token_ids = eos, .num_eos_token_ids = 1, .seed = (uint64_t)p->seed,
+                                .guide = j->guide_seed ? &table : NULL };
         if (!mf_sampler_sample(sampler, logits, &c, &sample, top)) {
             a->reason = MF_FINISH_ERROR;
             return;
         }
+        table.accept(&guide, sample.token_id);
         int32_t i = a->num_tokens++;
         tokens[n++] = sample.token_id;
         a->tokens[i] = sample.token_id;
@@ -201,6 +252,12 @@ void job_compare(const job *j)
     const answer *g = &j->got;
     const answer *x = &j->expected;
     CHECK(j->is_done);
+    if (j->guide_seed) {
+        /* A prompt row that is bad ends a request in the step whose last row chose a token. */
+        CHECK_EQ(j->guide.num_releases, 1);
+        CHECK(j->guide.num_accepts == g->num_tokens || (g->reason == MF_FINISH_ERROR && j->guide.num_accepts == 1));
+        CHECK(j->guide.num_fills == j->guide.num_accepts || (g->reason == MF_FINISH_ERROR && j->guide.num_fills == j->guide.num_accepts + 1));
+    }
     CHECK(g->num_tokens <= x->num_tokens);
     CHECK_MEM(g->tokens, x->tokens, (size_t)g->num_tokens * sizeof *g->tokens);
     CHECK_MEM(g->logprobs, x->logprobs, (size_t)g->num_tokens * sizeof *g->logprobs);

@@ -22,6 +22,15 @@ typedef struct answer {
     int32_t stop_token_id;
 } answer;
 
+/* A guide whose mask is a hash of what it accepted; every few steps it allows EOS alone, or nothing. */
+typedef struct fake_guide {
+    uint64_t state;
+    int32_t num_fills, num_accepts, num_releases;
+    int32_t is_inside; /* no two calls at once */
+} fake_guide;
+
+mf_guide fake_guide_table(fake_guide *guide);
+
 typedef struct job {
     mf_request request; /* its arrays point into this struct */
     int32_t prompt[JOB_MAX_TOKENS];
@@ -32,6 +41,8 @@ typedef struct job {
     bool is_cancelled; /* or cut short by a failing device */
     mf_event end; /* FINISHED */
     answer got, expected;
+    fake_guide guide;
+    uint64_t guide_seed; /* 0 = no guide */
 } job;
 
 /* A greedy request for n tokens. */

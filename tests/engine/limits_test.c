@@ -530,6 +530,7 @@ TEST(a_step_allocates_nothing)
         jobs[i].request.sampling.prompt_logprobs = i % 3 ? 2 : -1;
         jobs[i].request.sampling.repetition_penalty = 1.1;
         jobs[i].request.sampling.ignore_eos = 1;
+        jobs[i].guide_seed = i == 4 ? 1 : 0;
         job_submit(&jobs[i], engine);
     }
     CHECK_EQ(num_allocations - 8, num_live - 8);

@@ -39,6 +39,7 @@ static void submit_one(simulation *s)
     mf_status status = mf_engine_submit(s->engine, &j->request, &j->id, &err);
     if (status != MF_OK) {
         CHECK_EQ(status, MF_ERR_BUSY);
+        CHECK_EQ(j->guide.num_releases, 0);
         s->num_busy++;
         free(j);
         return;
