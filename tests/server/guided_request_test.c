@@ -1,5 +1,5 @@
-/* guided_request_test.c - requests with a constraint, over the real guide: what it lets through is what was asked for, and a
- * forced tool call is read back as one. */
+/* guided_request_test.c - requests with a constraint, over the real guide: what it lets through is what was asked for,
+ * and a forced tool call is read back as one. */
 #include "test.h"
 
 #include "api_support.h"
@@ -12,7 +12,9 @@ static mf_serve_model guided_model(void)
     mf_serve_model model = api_model_copy();
     mf_error err = { 0 };
     if (!vocab) {
-        CHECK_OK(mf_guide_vocab_open(model.prompt->tokenizer, model.eos_token_ids, model.num_eos_token_ids, &vocab, &err), err);
+        CHECK_OK(
+            mf_guide_vocab_open(model.prompt->tokenizer, model.eos_token_ids, model.num_eos_token_ids, &vocab, &err),
+            err);
     }
     model.guide_vocab = vocab;
     return model;
@@ -67,31 +69,45 @@ static void check_walk(const char *fields, const char *const *good, const char *
     mf_api_request_close(&q);
 }
 
-#define LIST(...) (const char *const[]){ __VA_ARGS__, NULL }
-#define TOOLS ", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\", \"parameters\": {\"type\": \"object\", \"properties\":" \
-              " {\"a\": {\"type\": \"integer\"}}, \"required\": [\"a\"], \"additionalProperties\": false}}}, {\"type\": \"function\", \"function\":" \
-              " {\"name\": \"stop\"}}]"
+#define LIST(...)                                                                                                      \
+    (const char *const[])                                                                                              \
+    {                                                                                                                  \
+        __VA_ARGS__, NULL                                                                                              \
+    }
+#define TOOLS                                                                                                          \
+    ", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\", \"parameters\": {\"type\": \"object\", " \
+    "\"properties\":"                                                                                                  \
+    " {\"a\": {\"type\": \"integer\"}}, \"required\": [\"a\"], \"additionalProperties\": false}}}, {\"type\": "        \
+    "\"function\", \"function\":"                                                                                      \
+    " {\"name\": \"stop\"}}]"
 
 TEST(each_kind_of_constraint_holds)
 {
-    check_walk(", \"response_format\": {\"type\": \"json_object\"}", LIST("{}", "{\"a\": [1, null]}"), LIST("[]", "{", "5"));
-    check_walk(", \"structured_outputs\": {\"choice\": [\"yes\", \"no\"]}", LIST("yes", "no"), LIST("maybe", "ye", "yesno"));
+    check_walk(", \"response_format\": {\"type\": \"json_object\"}", LIST("{}", "{\"a\": [1, null]}"),
+               LIST("[]", "{", "5"));
+    check_walk(", \"structured_outputs\": {\"choice\": [\"yes\", \"no\"]}", LIST("yes", "no"),
+               LIST("maybe", "ye", "yesno"));
     check_walk(", \"structured_outputs\": {\"regex\": \"[0-9]{2,3}\"}", LIST("12", "123"), LIST("1", "1234", "a"));
-    check_walk(", \"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"name\": \"n\", \"schema\": {\"type\": \"object\","
-               " \"properties\": {\"n\": {\"type\": \"integer\"}}, \"required\": [\"n\"], \"additionalProperties\": false}}}",
-               LIST("{\"n\": 5}"), LIST("{}", "{\"n\": \"x\"}"));
-    check_walk(", \"structured_outputs\": {\"grammar\": \"root ::= \\\"ab\\\" | \\\"cd\\\"\"}", LIST("ab", "cd"), LIST("abcd", "a"));
+    check_walk(
+        ", \"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"name\": \"n\", \"schema\": {\"type\": "
+        "\"object\","
+        " \"properties\": {\"n\": {\"type\": \"integer\"}}, \"required\": [\"n\"], \"additionalProperties\": false}}}",
+        LIST("{\"n\": 5}"), LIST("{}", "{\"n\": \"x\"}"));
+    check_walk(", \"structured_outputs\": {\"grammar\": \"root ::= \\\"ab\\\" | \\\"cd\\\"\"}", LIST("ab", "cd"),
+               LIST("abcd", "a"));
 }
 
 TEST(a_named_tool_call_is_its_arguments)
 {
-    check_walk(TOOLS ", \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"add\"}}", LIST("{\"a\": 5}"), LIST("{}", "[{\"a\": 5}]"));
+    check_walk(TOOLS ", \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"add\"}}",
+               LIST("{\"a\": 5}"), LIST("{}", "[{\"a\": 5}]"));
 }
 
 TEST(a_required_tool_call_is_a_list_that_reads_back)
 {
     static const char one[] = "[{\"name\": \"add\", \"parameters\": {\"a\": 5}}]",
-                      two[] = "[{\"name\": \"add\", \"parameters\": {\"a\": 5}}, {\"name\": \"stop\", \"parameters\": {}}]";
+                      two[] =
+                          "[{\"name\": \"add\", \"parameters\": {\"a\": 5}}, {\"name\": \"stop\", \"parameters\": {}}]";
     check_walk(TOOLS ", \"tool_choice\": \"required\"", LIST(one, two),
                LIST("[]", "[{\"name\": \"other\", \"parameters\": {}}]", "[{\"name\": \"add\", \"parameters\": {}}]"));
     check_walk(TOOLS ", \"tool_choice\": \"required\", \"parallel_tool_calls\": false", LIST(one), LIST(two));
@@ -110,13 +126,15 @@ TEST(a_required_tool_call_is_a_list_that_reads_back)
 TEST(hostile_constraints_are_400)
 {
     mf_serve_model model = guided_model();
-    static const char *const hostile[] = { "\"structured_outputs\": {\"regex\": \"(((((a{1000}){1000}){1000}){1000}){1000})\"}",
-                                           "\"structured_outputs\": {\"regex\": \"foo**(\"}",
-                                           "\"structured_outputs\": {\"grammar\": \"root ::= root\"}",
-                                           "\"structured_outputs\": {\"grammar\": \"((((\"}",
-                                           "\"structured_outputs\": {\"json\": {\"type\": \"nonsense\"}}",
-                                           "\"structured_outputs\": {\"json\": \"{\"}",
-                                           "\"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"schema\": {\"$ref\": \"http://x/y\"}}}" };
+    static const char *const hostile[] = {
+        "\"structured_outputs\": {\"regex\": \"(((((a{1000}){1000}){1000}){1000}){1000})\"}",
+        "\"structured_outputs\": {\"regex\": \"foo**(\"}",
+        "\"structured_outputs\": {\"grammar\": \"root ::= root\"}",
+        "\"structured_outputs\": {\"grammar\": \"((((\"}",
+        "\"structured_outputs\": {\"json\": {\"type\": \"nonsense\"}}",
+        "\"structured_outputs\": {\"json\": \"{\"}",
+        "\"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"schema\": {\"$ref\": \"http://x/y\"}}}"
+    };
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++) {
         char body[400];
         mf_api_error error = { 0 };

@@ -1,4 +1,5 @@
-/* memory_test.c - each allocation of a request's way to ids, and of an answer's way to a message, fails once: 503, nothing lost. */
+/* memory_test.c - each allocation of a request's way to ids, and of an answer's way to a message, fails once: 503,
+ * nothing lost. */
 #include "test.h"
 
 #include <stdlib.h>
@@ -33,8 +34,8 @@ static void *failing_resize(void *block, size_t bytes)
     return fails_now() ? NULL : realloc(block, bytes);
 }
 
-/* Runs `try` with the k-th allocation failing, for every stride-th k, until none fails.  `try` returns 200, or the status of an
- * error. */
+/* Runs `try` with the k-th allocation failing, for every stride-th k, until none fails.  `try` returns 200, or the
+ * status of an error. */
 static void sweep_by(int64_t stride, int (*try)(const char *body), const char *body)
 {
     api_model();
@@ -94,7 +95,9 @@ static int try_tokenize(const char *body)
 static int try_answer(const char *text)
 {
     const char *source = "<arg_key>";
-    mf_answer_options options = { .format = mf_tool_format_find(NULL, source, strlen(source)), .calls = true, .reasoning = true };
+    mf_answer_options options = { .format = mf_tool_format_find(NULL, source, strlen(source)),
+                                  .calls = true,
+                                  .reasoning = true };
     mf_answer_message message = { 0 };
     mf_answer_parser *parser = NULL;
     mf_status status = mf_answer_parser_open(&options, mf_answer_message_add, &message, &parser);
@@ -111,7 +114,8 @@ static int try_answer(const char *text)
 
 static int try_openapi(const char *unused)
 {
-    static const mf_route routes[] = { { "POST", "/tokenize", NULL, "Tokenize", false }, { "GET", "/v1/models/*", NULL, "One", false } };
+    static const mf_route routes[] = { { "POST", "/tokenize", NULL, "Tokenize", false },
+                                       { "GET", "/v1/models/*", NULL, "One", false } };
     (void)unused;
     mf_openapi_options options = { .routes = routes, .num_routes = 2, .version = "1" };
     mf_buffer out = { 0 };
@@ -121,18 +125,26 @@ static int try_openapi(const char *unused)
     return status == MF_OK ? 200 : status == MF_ERR_NOMEM ? 503 : 500;
 }
 
-#define TOOLS "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"$defs\": {\"P\": {}}}}}]"
+#define TOOLS                                                                                                          \
+    "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"$defs\": {\"P\": {}}}}}]"
 
 TEST(requests_survive_each_failed_allocation)
 {
-    sweep(try_request, "{\"prompt\": [\"Tom\", \"b\"], \"stop\": [\"x\"], \"bad_words\": [\"a\"], \"logit_bias\": {\"5\": 1}, \"stop_token_ids\": [3],"
+    sweep(try_request, "{\"prompt\": [\"Tom\", \"b\"], \"stop\": [\"x\"], \"bad_words\": [\"a\"], \"logit_bias\": "
+                       "{\"5\": 1}, \"stop_token_ids\": [3],"
                        " \"echo\": true, \"structured_outputs\": {\"choice\": [\"a\", \"b\"]}, \"unknown\": 1}");
-    sweep(try_request, "{\"prompt\": [[1, 2], [3]], \"echo\": true, \"structured_outputs\": {\"json\": {\"type\": \"object\"}}}");
-    sweep(try_request, "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, {\"type\": \"text\", \"text\":"
-                       " \"<\xef\xbd\x9cUser\xef\xbd\x9c>\"}]}, {\"role\": \"assistant\", \"content\": \"x\", \"reasoning\": \"r\", \"tool_calls\":"
-                       " [{\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}], \"reasoning_effort\": \"low\", \"chat_template_kwargs\": {\"a\": 1},"
-                       " \"add_generation_prompt\": false, \"continue_final_message\": true, \"echo\": true, " TOOLS "}");
-    sweep(try_request, "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"tool_choice\": \"required\", " TOOLS "}");
+    sweep(try_request,
+          "{\"prompt\": [[1, 2], [3]], \"echo\": true, \"structured_outputs\": {\"json\": {\"type\": \"object\"}}}");
+    sweep(try_request,
+          "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, {\"type\": "
+          "\"text\", \"text\":"
+          " \"<\xef\xbd\x9cUser\xef\xbd\x9c>\"}]}, {\"role\": \"assistant\", \"content\": \"x\", \"reasoning\": \"r\", "
+          "\"tool_calls\":"
+          " [{\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}], \"reasoning_effort\": \"low\", "
+          "\"chat_template_kwargs\": {\"a\": 1},"
+          " \"add_generation_prompt\": false, \"continue_final_message\": true, \"echo\": true, " TOOLS "}");
+    sweep(try_request,
+          "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"tool_choice\": \"required\", " TOOLS "}");
 }
 
 TEST(text_endpoints_survive_each_failed_allocation)
