@@ -221,6 +221,16 @@ mf_status mf_json_load(const char *path, uint64_t max_bytes, const mf_json_limit
     return status;
 }
 
+json_t *mf_json_copy(const json_t *value)
+{
+    json_t *copy = json_copy((json_t *)value);
+    if (copy && (json_array_size(copy) != json_array_size(value) || json_object_size(copy) != json_object_size(value))) {
+        json_decref(copy);
+        return NULL;
+    }
+    return copy;
+}
+
 const char *mf_json_type_name(const json_t *value)
 {
     if (!value) {

@@ -25,6 +25,9 @@ mf_status mf_json_parse(const char *text, size_t size, const char *name, const m
 /* Reads a whole file (at most max_bytes) and parses it. */
 mf_status mf_json_load(const char *path, uint64_t max_bytes, const mf_json_limits *limits, json_t **out, mf_error *err);
 
+/* A shallow copy, or NULL without memory; jansson's own leaves out, without a word, members that found no memory. */
+json_t *mf_json_copy(const json_t *value);
+
 const char *mf_json_type_name(const json_t *value); /* "an integer", "a string", "nothing" for NULL */
 
 /* true when bytes are well-formed UTF-8; else *bad_at (optional) is the offset of the first wrong byte. */

@@ -3,7 +3,8 @@
 
 static void enter(mf_json_walk *walk, json_t *value)
 {
-    bool full = (json_is_array(value) && json_array_size(value) > 0) || (json_is_object(value) && json_object_size(value) > 0);
+    bool full =
+        (json_is_array(value) && json_array_size(value) > 0) || (json_is_object(value) && json_object_size(value) > 0);
     if (!full) {
         return;
     }

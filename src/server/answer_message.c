@@ -19,8 +19,8 @@ static mf_status begin_call(mf_answer_message *m, const mf_answer_piece *piece)
     if (!m->calls && !(m->calls = json_array())) {
         return MF_ERR_NOMEM;
     }
-    json_t *call = json_pack("{s:s, s:s, s:{s:s, s:s}}", "id", piece->id, "type", "function", "function", "name", piece->name,
-                             "arguments", "");
+    json_t *call = json_pack("{s:s, s:s, s:{s:s, s:s}}", "id", piece->id, "type", "function", "function", "name",
+                             piece->name, "arguments", "");
     return call && json_array_append_new(m->calls, call) == 0 ? MF_OK : MF_ERR_NOMEM;
 }
 
@@ -28,10 +28,14 @@ mf_status mf_answer_message_add(void *message, const mf_answer_piece *piece)
 {
     mf_answer_message *m = message;
     switch (piece->kind) {
-    case MF_ANSWER_CONTENT: return mf_buffer_append(&m->content, piece->text, piece->size);
-    case MF_ANSWER_REASONING: return mf_buffer_append(&m->reasoning, piece->text, piece->size);
-    case MF_ANSWER_ARGUMENTS: return mf_buffer_append(&m->arguments, piece->text, piece->size);
-    case MF_ANSWER_CALL: return begin_call(m, piece);
+    case MF_ANSWER_CONTENT:
+        return mf_buffer_append(&m->content, piece->text, piece->size);
+    case MF_ANSWER_REASONING:
+        return mf_buffer_append(&m->reasoning, piece->text, piece->size);
+    case MF_ANSWER_ARGUMENTS:
+        return mf_buffer_append(&m->arguments, piece->text, piece->size);
+    case MF_ANSWER_CALL:
+        return begin_call(m, piece);
     }
     return MF_ERR_INTERNAL;
 }

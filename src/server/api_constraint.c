@@ -8,10 +8,12 @@ static bool is_absent(const json_t *value)
     return !value || json_is_null(value);
 }
 
-static mf_status set_text(mf_api_request *q, mf_constraint_kind kind, const char *text, size_t size, const char *param, mf_api_error *error)
+static mf_status set_text(mf_api_request *q, mf_constraint_kind kind, const char *text, size_t size, const char *param,
+                          mf_api_error *error)
 {
     if (size == 0 || size > MF_API_MAX_CONSTRAINT_BYTES) {
-        return mf_api_fail(error, 400, param, "%s: a schema, pattern, list or grammar must have 1 to %d bytes, got %zu.", param,
+        return mf_api_fail(error, 400, param,
+                           "%s: a schema, pattern, list or grammar must have 1 to %d bytes, got %zu.", param,
                            MF_API_MAX_CONSTRAINT_BYTES, size);
     }
     q->constraint = kind;
@@ -20,7 +22,8 @@ static mf_status set_text(mf_api_request *q, mf_constraint_kind kind, const char
 }
 
 /* Members keep their order: a schema's properties are written in it. */
-static mf_status set_json(mf_api_request *q, mf_constraint_kind kind, const json_t *value, const char *param, mf_api_error *error)
+static mf_status set_json(mf_api_request *q, mf_constraint_kind kind, const json_t *value, const char *param,
+                          mf_api_error *error)
 {
     char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
     if (!text) {
@@ -53,7 +56,8 @@ static mf_status read_response_format(mf_api_request *q, const json_t *format, m
     const json_t *outer = json_object_get(format, "json_schema");
     const json_t *schema = json_object_get(outer, "schema");
     if (!json_is_object(schema) && !json_is_boolean(schema)) {
-        return mf_api_fail(error, 400, param, "response_format.json_schema.schema must be a JSON schema object, got %s.",
+        return mf_api_fail(error, 400, param,
+                           "response_format.json_schema.schema must be a JSON schema object, got %s.",
                            mf_json_quote(json_is_object(outer) ? schema : outer, quote));
     }
     return set_json(q, MF_CONSTRAINT_JSON_SCHEMA, schema, param, error);
@@ -63,14 +67,16 @@ static mf_status check_choices(const json_t *choices, mf_api_error *error)
 {
     char quote[MF_QUOTE_BYTES];
     if (!json_is_array(choices) || json_array_size(choices) == 0) {
-        return mf_api_fail(error, 400, "structured_outputs", "structured_outputs.choice must be a list of 1 or more strings, got %s.",
+        return mf_api_fail(error, 400, "structured_outputs",
+                           "structured_outputs.choice must be a list of 1 or more strings, got %s.",
                            mf_json_quote(choices, quote));
     }
     for (size_t i = 0; i < json_array_size(choices); i++) {
         const json_t *choice = json_array_get(choices, i);
         if (!json_is_string(choice) || json_string_length(choice) == 0) {
-            return mf_api_fail(error, 400, "structured_outputs", "structured_outputs.choice[%zu] must be a string of 1 or more bytes, got %s.",
-                               i, mf_json_quote(choice, quote));
+            return mf_api_fail(error, 400, "structured_outputs",
+                               "structured_outputs.choice[%zu] must be a string of 1 or more bytes, got %s.", i,
+                               mf_json_quote(choice, quote));
         }
     }
     return MF_OK;
@@ -82,7 +88,8 @@ static mf_status read_member(mf_api_request *q, const char *name, const json_t *
     char quote[MF_QUOTE_BYTES];
     bool text = json_is_string(value);
     if (strcmp(name, "json") == 0 && (text || json_is_object(value))) {
-        return text ? set_text(q, MF_CONSTRAINT_JSON_SCHEMA, json_string_value(value), json_string_length(value), param, error)
+        return text ? set_text(q, MF_CONSTRAINT_JSON_SCHEMA, json_string_value(value), json_string_length(value), param,
+                               error)
                     : set_json(q, MF_CONSTRAINT_JSON_SCHEMA, value, param, error);
     }
     if (strcmp(name, "json_object") == 0 && json_is_true(value)) {
@@ -109,7 +116,8 @@ static mf_status read_structured_outputs(mf_api_request *q, const json_t *output
     static const char *const names[] = { "json", "json_object", "regex", "choice", "grammar" };
     const char *found = NULL;
     if (!is_absent(json_object_get(outputs, "structural_tag"))) {
-        return mf_api_fail(error, 501, "structured_outputs", "structured_outputs.structural_tag is not built into this server.");
+        return mf_api_fail(error, 501, "structured_outputs",
+                           "structured_outputs.structural_tag is not built into this server.");
     }
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const json_t *value = json_object_get(outputs, names[i]);
@@ -118,30 +126,35 @@ static mf_status read_structured_outputs(mf_api_request *q, const json_t *output
         }
         if (found) {
             return mf_api_fail(error, 400, "structured_outputs",
-                               "You can only use one kind of structured outputs constraint, got both %s and %s.", found, names[i]);
+                               "You can only use one kind of structured outputs constraint, got both %s and %s.", found,
+                               names[i]);
         }
         found = names[i];
     }
     if (!found) {
         return mf_api_fail(error, 400, "structured_outputs",
-                           "You must use one kind of structured outputs constraint (json, json_object, regex, choice, grammar), got none.");
+                           "You must use one kind of structured outputs constraint (json, json_object, regex, choice, "
+                           "grammar), got none.");
     }
     return read_member(q, found, json_object_get(outputs, found), error);
 }
 
 mf_status mf_api_read_constraint(mf_api_request *q, const mf_field_value *values, mf_api_error *error)
 {
-    const json_t *format = values[MF_FIELD_ID_RESPONSE_FORMAT].json, *outputs = values[MF_FIELD_ID_STRUCTURED_OUTPUTS].json;
+    const json_t *format = values[MF_FIELD_ID_RESPONSE_FORMAT].json,
+                 *outputs = values[MF_FIELD_ID_STRUCTURED_OUTPUTS].json;
     if (format) {
         MF_TRY(read_response_format(q, format, error));
     }
     if (outputs) {
         if (q->constraint != MF_CONSTRAINT_NONE) {
-            return mf_api_fail(error, 400, "structured_outputs", "response_format and structured_outputs cannot both constrain an answer.");
+            return mf_api_fail(error, 400, "structured_outputs",
+                               "response_format and structured_outputs cannot both constrain an answer.");
         }
         MF_TRY(read_structured_outputs(q, outputs, error));
     }
-    if (q->constraint != MF_CONSTRAINT_NONE && (q->tool_choice == MF_TOOLS_REQUIRED || q->tool_choice == MF_TOOLS_NAMED)) {
+    if (q->constraint != MF_CONSTRAINT_NONE &&
+        (q->tool_choice == MF_TOOLS_REQUIRED || q->tool_choice == MF_TOOLS_NAMED)) {
         return mf_api_fail(error, 400, "tool_choice", "tool_choice and %s cannot both constrain an answer.",
                            outputs ? "structured_outputs" : "response_format");
     }

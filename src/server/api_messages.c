@@ -1,5 +1,5 @@
-/* api_messages.c - a chat's messages, tools and template variables: checked, and brought into the one form that templates
- * expect.  See api_messages.h. */
+/* api_messages.c - a chat's messages, tools and template variables: checked, and brought into the one form that
+ * templates expect.  See api_messages.h. */
 #include "server/api_messages.h"
 
 #include <stdio.h>
@@ -19,7 +19,8 @@ static bool is_absent(const json_t *value)
     return !value || json_is_null(value);
 }
 
-/* ---- content -------------------------------------------------------------------------------------------------------- */
+/* ---- content --------------------------------------------------------------------------------------------------------
+ */
 
 /* Text parts become one text, joined by line breaks. */
 static mf_status join_parts(json_t *message, const json_t *parts, const char *place, mf_api_error *error)
@@ -31,7 +32,8 @@ static mf_status join_parts(json_t *message, const json_t *parts, const char *pl
         const json_t *part = json_array_get(parts, i);
         const json_t *type = json_object_get(part, "type"), *piece = json_object_get(part, "text");
         if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
-            status = mf_api_fail(error, 400, "messages", "%s.content[%zu]: only parts of type \"text\" are supported, got %s.", place, i,
+            status = mf_api_fail(error, 400, "messages",
+                                 "%s.content[%zu]: only parts of type \"text\" are supported, got %s.", place, i,
                                  mf_json_quote(json_is_object(part) ? type : part, quote));
         } else if (!json_is_string(piece)) {
             status = mf_api_fail(error, 400, "messages", "%s.content[%zu].text must be a string, got %s.", place, i,
@@ -61,13 +63,14 @@ static mf_status check_content(json_t *message, bool may_be_absent, const char *
         return json_object_set_new(message, "content", json_null()) == 0 ? MF_OK : mf_api_no_memory(error);
     }
     if (!json_is_string(content)) {
-        return mf_api_fail(error, 400, "messages", "%s.content must be a string or a list of text parts, got %s.", place,
-                           mf_json_quote(content, quote));
+        return mf_api_fail(error, 400, "messages", "%s.content must be a string or a list of text parts, got %s.",
+                           place, mf_json_quote(content, quote));
     }
     return MF_OK;
 }
 
-/* ---- tool calls of earlier turns -------------------------------------------------------------------------------------- */
+/* ---- tool calls of earlier turns
+ * -------------------------------------------------------------------------------------- */
 
 /* Clients send what they got: arguments as a text that holds JSON.  Templates want the object. */
 static mf_status open_arguments(json_t *function, const char *place, mf_api_error *error)
@@ -85,7 +88,8 @@ static mf_status open_arguments(json_t *function, const char *place, mf_api_erro
     if (json_is_string(arguments)) {
         static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH, .top_is_object = true };
         mf_error err = { 0 };
-        if (mf_json_parse(json_string_value(arguments), json_string_length(arguments), "arguments", &limits, &value, &err) == MF_OK) {
+        if (mf_json_parse(json_string_value(arguments), json_string_length(arguments), "arguments", &limits, &value,
+                          &err) == MF_OK) {
             return json_object_set_new(function, "arguments", value) == 0 ? MF_OK : mf_api_no_memory(error);
         }
         if (err.status == MF_ERR_NOMEM) {
@@ -100,14 +104,19 @@ static mf_status check_call(json_t *call, const char *place, mf_api_error *error
 {
     char quote[MF_QUOTE_BYTES];
     json_t *function = json_object_get(call, "function");
-    const json_t *name = json_object_get(function, "name"), *type = json_object_get(call, "type"), *id = json_object_get(call, "id");
+    const json_t *name = json_object_get(function, "name"), *type = json_object_get(call, "type"),
+                 *id = json_object_get(call, "id");
     if (!json_is_object(call) || !json_is_object(function) || !json_is_string(name)) {
-        return mf_api_fail(error, 400, "messages", "%s must be {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, got %s.",
-                           place, mf_json_type_name(json_is_object(function) ? name : json_is_object(call) ? function : call));
+        return mf_api_fail(
+            error, 400, "messages",
+            "%s must be {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, got %s.", place,
+            mf_json_type_name(json_is_object(function) ? name
+                              : json_is_object(call)   ? function
+                                                       : call));
     }
     if (!is_absent(id) && (!json_is_string(id) || json_string_length(id) > MF_FIELD_MAX_STRING)) {
-        return mf_api_fail(error, 400, "messages", "%s.id must be a string of at most %d bytes, got %s.", place, MF_FIELD_MAX_STRING,
-                           mf_json_quote(id, quote));
+        return mf_api_fail(error, 400, "messages", "%s.id must be a string of at most %d bytes, got %s.", place,
+                           MF_FIELD_MAX_STRING, mf_json_quote(id, quote));
     }
     if (is_absent(type)) {
         json_t *text = json_string("function");
@@ -115,7 +124,8 @@ static mf_status check_call(json_t *call, const char *place, mf_api_error *error
             return mf_api_no_memory(error);
         }
     } else if (!json_is_string(type) || strcmp(json_string_value(type), "function") != 0) {
-        return mf_api_fail(error, 400, "messages", "%s.type must be \"function\", got %s.", place, mf_json_quote(type, quote));
+        return mf_api_fail(error, 400, "messages", "%s.type must be \"function\", got %s.", place,
+                           mf_json_quote(type, quote));
     }
     return open_arguments(function, place, error);
 }
@@ -132,7 +142,8 @@ static mf_status check_calls(json_t *message, bool assistant, const char *place,
         return MF_OK;
     }
     if (!assistant || !json_is_array(calls) || n > MAX_TOOL_CALLS) {
-        return mf_api_fail(error, 400, "messages", "%s.tool_calls must be a list of 1 to %d calls of an assistant message, got %s.", place,
+        return mf_api_fail(error, 400, "messages",
+                           "%s.tool_calls must be a list of 1 to %d calls of an assistant message, got %s.", place,
                            MAX_TOOL_CALLS, mf_json_quote(calls, quote));
     }
     for (size_t i = 0; i < n; i++) {
@@ -143,15 +154,17 @@ static mf_status check_calls(json_t *message, bool assistant, const char *place,
     return MF_OK;
 }
 
-/* ---- messages ------------------------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------------------------------
+ */
 
-static mf_status check_text_member(const json_t *message, const char *name, size_t max_bytes, const char *place, mf_api_error *error)
+static mf_status check_text_member(const json_t *message, const char *name, size_t max_bytes, const char *place,
+                                   mf_api_error *error)
 {
     const json_t *value = json_object_get(message, name);
     char quote[MF_QUOTE_BYTES];
     if (!is_absent(value) && (!json_is_string(value) || (max_bytes && json_string_length(value) > max_bytes))) {
-        return mf_api_fail(error, 400, "messages", "%s.%s must be a string%s, got %s.", place, name, max_bytes ? " of at most 256 bytes" : "",
-                           mf_json_quote(value, quote));
+        return mf_api_fail(error, 400, "messages", "%s.%s must be a string%s, got %s.", place, name,
+                           max_bytes ? " of at most 256 bytes" : "", mf_json_quote(value, quote));
     }
     return MF_OK;
 }
@@ -160,7 +173,8 @@ static mf_status check_message(json_t *message, const char *place, mf_api_error 
 {
     char quote[MF_QUOTE_BYTES];
     if (!json_is_object(message)) {
-        return mf_api_fail(error, 400, "messages", "%s must be an object, got %s.", place, mf_json_quote(message, quote));
+        return mf_api_fail(error, 400, "messages", "%s must be an object, got %s.", place,
+                           mf_json_quote(message, quote));
     }
     const json_t *role = json_object_get(message, "role");
     size_t i = 0, n = sizeof roles / sizeof *roles;
@@ -168,7 +182,8 @@ static mf_status check_message(json_t *message, const char *place, mf_api_error 
         i++;
     }
     if (!json_is_string(role) || i == n) {
-        return mf_api_fail(error, 400, "messages", "%s.role must be system, developer, user, assistant or tool, got %s.", place,
+        return mf_api_fail(error, 400, "messages",
+                           "%s.role must be system, developer, user, assistant or tool, got %s.", place,
                            mf_json_quote(role, quote));
     }
     bool assistant = strcmp(roles[i], "assistant") == 0;
@@ -197,13 +212,15 @@ mf_status mf_api_check_messages(json_t *messages, mf_api_error *error)
     return MF_OK;
 }
 
-/* ---- tools ---------------------------------------------------------------------------------------------------------- */
+/* ---- tools ----------------------------------------------------------------------------------------------------------
+ */
 
 static bool is_tool_name(const json_t *name)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
     size_t size = json_string_length(name);
-    return json_is_string(name) && size >= 1 && size <= MF_API_MAX_TOOL_NAME && strspn(json_string_value(name), allowed) == size;
+    return json_is_string(name) && size >= 1 && size <= MF_API_MAX_TOOL_NAME &&
+           strspn(json_string_value(name), allowed) == size;
 }
 
 mf_status mf_api_check_tools(const json_t *tools, mf_api_error *error)
@@ -215,15 +232,17 @@ mf_status mf_api_check_tools(const json_t *tools, mf_api_error *error)
         const json_t *name = json_object_get(function, "name"), *parameters = json_object_get(function, "parameters");
         const json_t *about = json_object_get(function, "description");
         if (!json_is_string(type) || strcmp(json_string_value(type), "function") != 0 || !json_is_object(function)) {
-            return mf_api_fail(error, 400, "tools", "tools[%zu] must be {\"type\": \"function\", \"function\": {...}}, got %s.", i,
+            return mf_api_fail(error, 400, "tools",
+                               "tools[%zu] must be {\"type\": \"function\", \"function\": {...}}, got %s.", i,
                                mf_json_quote(json_is_object(tool) ? type : tool, quote));
         }
         if (!is_tool_name(name)) {
-            return mf_api_fail(error, 400, "tools", "tools[%zu].function.name must match [A-Za-z0-9_-]{1,64}, got %s.", i,
-                               mf_json_quote(name, quote));
+            return mf_api_fail(error, 400, "tools", "tools[%zu].function.name must match [A-Za-z0-9_-]{1,64}, got %s.",
+                               i, mf_json_quote(name, quote));
         }
         if (!is_absent(parameters) && !json_is_object(parameters)) {
-            return mf_api_fail(error, 400, "tools", "tools[%zu].function.parameters must be a JSON schema object, got %s.", i,
+            return mf_api_fail(error, 400, "tools",
+                               "tools[%zu].function.parameters must be a JSON schema object, got %s.", i,
                                mf_json_quote(parameters, quote));
         }
         if (!is_absent(about) && !json_is_string(about)) {
@@ -237,7 +256,8 @@ mf_status mf_api_check_tools(const json_t *tools, mf_api_error *error)
 static bool is_tool(const json_t *tools, const char *name)
 {
     for (size_t i = 0; i < json_array_size(tools); i++) {
-        if (strcmp(json_string_value(json_object_get(json_object_get(json_array_get(tools, i), "function"), "name")), name) == 0) {
+        if (strcmp(json_string_value(json_object_get(json_object_get(json_array_get(tools, i), "function"), "name")),
+                   name) == 0) {
             return true;
         }
     }
@@ -256,15 +276,19 @@ static mf_status read_tool_choice(mf_api_request *q, const json_t *choice, mf_ap
         q->tool_choice = MF_TOOLS_NONE;
         return MF_OK;
     }
-    const json_t *type = json_object_get(choice, "type"), *name = json_object_get(json_object_get(choice, "function"), "name");
-    bool named = json_is_object(choice) && json_is_string(type) && strcmp(json_string_value(type), "function") == 0 && json_is_string(name);
+    const json_t *type = json_object_get(choice, "type"),
+                 *name = json_object_get(json_object_get(choice, "function"), "name");
+    bool named = json_is_object(choice) && json_is_string(type) && strcmp(json_string_value(type), "function") == 0 &&
+                 json_is_string(name);
     if (!named && (!text || (strcmp(text, "auto") != 0 && strcmp(text, "required") != 0))) {
         return mf_api_fail(error, 400, "tool_choice",
-                           "tool_choice must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}, got %s.",
+                           "tool_choice must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", "
+                           "\"function\": {\"name\": ...}}, got %s.",
                            mf_json_quote(choice, quote));
     }
     if (!q->tools) {
-        return mf_api_fail(error, 400, "tool_choice", "When using `tool_choice`, `tools` must be set, got tool_choice=%s.",
+        return mf_api_fail(error, 400, "tool_choice",
+                           "When using `tool_choice`, `tools` must be set, got tool_choice=%s.",
                            mf_json_quote(named ? name : choice, quote));
     }
     if (!named) {
@@ -273,25 +297,32 @@ static mf_status read_tool_choice(mf_api_request *q, const json_t *choice, mf_ap
     }
     q->tool_choice = MF_TOOLS_NAMED;
     q->tool_name = json_string_value(name);
-    return is_tool(q->tools, q->tool_name) ? MF_OK
-                                           : mf_api_fail(error, 400, "tool_choice", "The tool %s of tool_choice is not one of the request's `tools`.",
-                                                         mf_json_quote(name, quote));
+    return is_tool(q->tools, q->tool_name)
+               ? MF_OK
+               : mf_api_fail(error, 400, "tool_choice",
+                             "The tool %s of tool_choice is not one of the request's `tools`.",
+                             mf_json_quote(name, quote));
 }
 
-/* ---- template variables --------------------------------------------------------------------------------------------- */
+/* ---- template variables ---------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_api_check_kwargs(const json_t *kwargs, mf_api_error *error)
 {
     /* What the server itself says to the template, or what would change how it is run. */
-    static const char *const reserved[] = { "messages", "tools", "documents", "tokenize", "add_generation_prompt",
-                                            "continue_final_message", "chat_template", "conversation", "return_dict" };
+    static const char *const reserved[] = {
+        "messages",      "tools",        "documents",  "tokenize", "add_generation_prompt", "continue_final_message",
+        "chat_template", "conversation", "return_dict"
+    };
     const char *key;
     json_t *value;
     char quote[MF_QUOTE_BYTES];
-    json_object_foreach((json_t *)kwargs, key, value) {
+    json_object_foreach((json_t *)kwargs, key, value)
+    {
         for (size_t i = 0; i < sizeof reserved / sizeof *reserved; i++) {
             if (strcmp(key, reserved[i]) == 0) {
-                return mf_api_fail(error, 400, "chat_template_kwargs", "chat_template_kwargs cannot set %s: it is the server's.",
+                return mf_api_fail(error, 400, "chat_template_kwargs",
+                                   "chat_template_kwargs cannot set %s: it is the server's.",
                                    mf_text_quote(key, strlen(key), quote));
             }
         }
@@ -302,14 +333,16 @@ mf_status mf_api_check_kwargs(const json_t *kwargs, mf_api_error *error)
         bool container = json_is_object(value) || json_is_array(value);
         /* The object itself is the first level. */
         if (container && walk.depth >= MF_API_MAX_KWARGS_DEPTH) {
-            return mf_api_fail(error, 400, "chat_template_kwargs", "chat_template_kwargs may be nested %d deep at most, got more.",
+            return mf_api_fail(error, 400, "chat_template_kwargs",
+                               "chat_template_kwargs may be nested %d deep at most, got more.",
                                MF_API_MAX_KWARGS_DEPTH);
         }
     }
     return MF_OK;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------------------------------
+ */
 
 static bool bool_or(const mf_field_value *value, bool otherwise)
 {
@@ -319,26 +352,30 @@ static bool bool_or(const mf_field_value *value, bool otherwise)
 static bool calls_are_special(const mf_serve_model *model)
 {
     size_t size = 0;
-    const char *source = model->prompt->chat_template ? mf_chat_template_source(model->prompt->chat_template, &size) : NULL;
+    const char *source =
+        model->prompt->chat_template ? mf_chat_template_source(model->prompt->chat_template, &size) : NULL;
     const mf_tool_format *format = mf_tool_format_find(model->family, source, size);
     const mf_tokenizer *tok = model->prompt->tokenizer;
     return format->written_by_specials && mf_tokenizer_is_special(tok, mf_tokenizer_token_id(tok, format->call_begin));
 }
 
-mf_status mf_api_read_chat(mf_api_request *q, const mf_serve_model *model, const mf_field_value *values, mf_api_error *error)
+mf_status mf_api_read_chat(mf_api_request *q, const mf_serve_model *model, const mf_field_value *values,
+                           mf_api_error *error)
 {
     q->messages = (json_t *)values[MF_FIELD_ID_MESSAGES].json; /* the document is ours to write */
     MF_TRY(mf_api_check_messages(q->messages, error));
     q->add_generation_prompt = bool_or(&values[MF_FIELD_ID_ADD_GENERATION_PROMPT], true);
     q->continue_final_message = bool_or(&values[MF_FIELD_ID_CONTINUE_FINAL_MESSAGE], false);
     if (q->continue_final_message && q->add_generation_prompt) {
-        return mf_api_fail(error, 400, "continue_final_message",
-                           "Cannot set both `continue_final_message` and `add_generation_prompt` to True, got true for both.");
+        return mf_api_fail(
+            error, 400, "continue_final_message",
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True, got true for both.");
     }
     if (values[MF_FIELD_ID_CHAT_TEMPLATE].json) {
         if (!model->trust_request_chat_template) {
             return mf_api_fail(error, 400, "chat_template",
-                               "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with "
+                               "Chat template is passed with request, but --trust-request-chat-template is not set. "
+                               "Refused request with "
                                "untrusted chat template.");
         }
         q->chat_template = json_string_value(values[MF_FIELD_ID_CHAT_TEMPLATE].json);

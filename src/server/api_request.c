@@ -49,7 +49,8 @@ static const char *text_or_null(const reader *r, mf_field_id id)
     return has(r, id) ? json_string_value(value_of(r, id)->json) : NULL;
 }
 
-/* ---- lists ---------------------------------------------------------------------------------------------------------- */
+/* ---- lists ----------------------------------------------------------------------------------------------------------
+ */
 
 static mf_status copy_ids(const reader *r, const json_t *list, const int32_t **ids, int32_t *count)
 {
@@ -113,7 +114,8 @@ static mf_status read_logit_bias(const reader *r)
     if (!list) {
         return mf_api_no_memory(r->error);
     }
-    json_object_foreach((json_t *)object, key, number) {
+    json_object_foreach((json_t *)object, key, number)
+    {
         int64_t id;
         if (!key_to_id(key, &id) || id >= r->model->vocab_size) {
             return mf_api_fail(r->error, 400, "logit_bias", "logit_bias: token id %s is out of vocabulary (0 to %d).",
@@ -121,7 +123,8 @@ static mf_status read_logit_bias(const reader *r)
         }
         double bias = json_is_number(number) ? json_number_value(number) : NAN;
         if (!(bias >= -100 && bias <= 100)) {
-            return mf_api_fail(r->error, 400, "logit_bias", "logit_bias: a bias must be a number in [-100, 100], got %s for token id %lld.",
+            return mf_api_fail(r->error, 400, "logit_bias",
+                               "logit_bias: a bias must be a number in [-100, 100], got %s for token id %lld.",
                                mf_json_quote(number, quote), (long long)id);
         }
         list[count++] = (mf_logit_bias){ (int32_t)id, (float)bias };
@@ -151,7 +154,8 @@ static mf_status read_lists(const reader *r)
     return has(r, MF_FIELD_ID_LOGIT_BIAS) ? read_logit_bias(r) : MF_OK;
 }
 
-/* ---- model, counts -------------------------------------------------------------------------------------------------- */
+/* ---- model, counts --------------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_api_check_model(const mf_serve_model *model, const char *name, mf_api_error *error)
 {
@@ -188,15 +192,19 @@ static mf_status read_counts(const reader *r)
     q->n = int_or(r, MF_FIELD_ID_N, 1);
     q->best_of = int_or(r, MF_FIELD_ID_BEST_OF, q->n);
     if (q->best_of < q->n) {
-        return mf_api_fail(r->error, 400, "best_of", "best_of must be greater than or equal to n, got n=%d and best_of=%d.", q->n,
-                           q->best_of);
+        return mf_api_fail(r->error, 400, "best_of",
+                           "best_of must be greater than or equal to n, got n=%d and best_of=%d.", q->n, q->best_of);
     }
     if (q->stream && q->best_of > q->n) {
-        return mf_api_fail(r->error, 400, "best_of", "best_of must equal n when streaming, got n=%d and best_of=%d.", q->n, q->best_of);
+        return mf_api_fail(r->error, 400, "best_of", "best_of must equal n when streaming, got n=%d and best_of=%d.",
+                           q->n, q->best_of);
     }
     int32_t sequences = q->num_prompts * q->best_of;
     if (sequences > r->model->max_sequences_per_request) {
-        return mf_api_fail(r->error, 400, q->num_prompts > 1 ? "prompt" : q->best_of > q->n ? "best_of" : "n",
+        return mf_api_fail(r->error, 400,
+                           q->num_prompts > 1  ? "prompt"
+                           : q->best_of > q->n ? "best_of"
+                                               : "n",
                            "A request may have at most %d sequences (prompts x max(n, best_of)), got %d (%d x %d).",
                            r->model->max_sequences_per_request, sequences, q->num_prompts, q->best_of);
     }
@@ -236,28 +244,32 @@ static mf_status read_prompts(const reader *r)
     return MF_OK;
 }
 
-/* ---- lengths, sampling ---------------------------------------------------------------------------------------------- */
+/* ---- lengths, sampling ----------------------------------------------------------------------------------------------
+ */
 
 static mf_status read_max_tokens(const reader *r)
 {
     mf_api_request *q = r->request;
     bool chat = q->kind == MF_API_CHAT;
-    mf_field_id id = !chat ? MF_FIELD_ID_MAX_TOKENS
+    mf_field_id id = !chat                                       ? MF_FIELD_ID_MAX_TOKENS
                      : has(r, MF_FIELD_ID_MAX_COMPLETION_TOKENS) ? MF_FIELD_ID_MAX_COMPLETION_TOKENS
                                                                  : MF_FIELD_ID_CHAT_MAX_TOKENS;
     q->max_tokens = int_or(r, id, chat ? -1 : 16);
     if (q->max_tokens == 0 && !q->echo) {
-        return mf_api_fail(r->error, 400, mf_fields[id].name, "%s must be at least 1 (0 only with echo), got 0.", mf_fields[id].name);
+        return mf_api_fail(r->error, 400, mf_fields[id].name, "%s must be at least 1 (0 only with echo), got 0.",
+                           mf_fields[id].name);
     }
     q->sampling.min_tokens = int_or(r, MF_FIELD_ID_MIN_TOKENS, 0);
     if (q->max_tokens >= 0 && q->sampling.min_tokens > q->max_tokens) {
-        return mf_api_fail(r->error, 400, "min_tokens", "min_tokens must be less than or equal to max_tokens=%d, got %d.",
-                           q->max_tokens, q->sampling.min_tokens);
+        return mf_api_fail(r->error, 400, "min_tokens",
+                           "min_tokens must be less than or equal to max_tokens=%d, got %d.", q->max_tokens,
+                           q->sampling.min_tokens);
     }
     q->truncate_prompt_tokens = int_or(r, MF_FIELD_ID_TRUNCATE_PROMPT_TOKENS, 0);
     if (has(r, MF_FIELD_ID_TRUNCATE_PROMPT_TOKENS) &&
         (q->truncate_prompt_tokens == 0 || q->truncate_prompt_tokens > r->model->max_model_len)) {
-        return mf_api_fail(r->error, 400, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or in [1, %lld], got %d.",
+        return mf_api_fail(r->error, 400, "truncate_prompt_tokens",
+                           "truncate_prompt_tokens must be -1 or in [1, %lld], got %d.",
                            (long long)r->model->max_model_len, q->truncate_prompt_tokens);
     }
     return MF_OK;
@@ -277,7 +289,8 @@ static void read_sampling(const reader *r)
     s->top_p = number_or(r, MF_FIELD_ID_TOP_P, default_number(m->default_top_p, 1.0));
     s->min_p = number_or(r, MF_FIELD_ID_MIN_P, 0.0);
     s->top_k = int_or(r, MF_FIELD_ID_TOP_K, m->default_top_k > 0 ? m->default_top_k : -1);
-    s->repetition_penalty = number_or(r, MF_FIELD_ID_REPETITION_PENALTY, default_number(m->default_repetition_penalty, 1.0));
+    s->repetition_penalty =
+        number_or(r, MF_FIELD_ID_REPETITION_PENALTY, default_number(m->default_repetition_penalty, 1.0));
     s->presence_penalty = number_or(r, MF_FIELD_ID_PRESENCE_PENALTY, 0.0);
     s->frequency_penalty = number_or(r, MF_FIELD_ID_FREQUENCY_PENALTY, 0.0);
     s->ignore_eos = bool_or(r, MF_FIELD_ID_IGNORE_EOS, false);
@@ -285,13 +298,15 @@ static void read_sampling(const reader *r)
     s->seed = s->has_seed ? value_of(r, MF_FIELD_ID_SEED)->integer : 0;
 }
 
-/* ---- log-probabilities ---------------------------------------------------------------------------------------------- */
+/* ---- log-probabilities ----------------------------------------------------------------------------------------------
+ */
 
 static mf_status check_logprobs(const reader *r, mf_field_id id)
 {
     if (has(r, id) && value_of(r, id)->integer > r->model->max_logprobs) {
-        return mf_api_fail(r->error, 400, mf_fields[id].name, "Requested %s of %lld, which is greater than max allowed: %d.",
-                           mf_fields[id].name, (long long)value_of(r, id)->integer, r->model->max_logprobs);
+        return mf_api_fail(r->error, 400, mf_fields[id].name,
+                           "Requested %s of %lld, which is greater than max allowed: %d.", mf_fields[id].name,
+                           (long long)value_of(r, id)->integer, r->model->max_logprobs);
     }
     return MF_OK;
 }
@@ -308,8 +323,8 @@ static mf_status read_logprobs(const reader *r)
         int32_t top = int_or(r, MF_FIELD_ID_TOP_LOGPROBS, 0);
         q->wants_logprobs = bool_or(r, MF_FIELD_ID_CHAT_LOGPROBS, false);
         if (top > 0 && !q->wants_logprobs) {
-            return mf_api_fail(r->error, 400, "top_logprobs", "when using top_logprobs, logprobs must be set to true, got top_logprobs=%d.",
-                               top);
+            return mf_api_fail(r->error, 400, "top_logprobs",
+                               "when using top_logprobs, logprobs must be set to true, got top_logprobs=%d.", top);
         }
         s->logprobs = q->wants_logprobs ? top : -1;
     } else {
@@ -318,7 +333,8 @@ static mf_status read_logprobs(const reader *r)
     }
     q->prompt_logprobs = int_or(r, MF_FIELD_ID_PROMPT_LOGPROBS, -1);
     if (q->stream && q->prompt_logprobs >= 0) {
-        return mf_api_fail(r->error, 400, "prompt_logprobs", "prompt_logprobs are not available when streaming, got prompt_logprobs=%d.",
+        return mf_api_fail(r->error, 400, "prompt_logprobs",
+                           "prompt_logprobs are not available when streaming, got prompt_logprobs=%d.",
                            q->prompt_logprobs);
     }
     s->prompt_logprobs = q->prompt_logprobs;
@@ -331,7 +347,8 @@ static mf_status read_logprobs(const reader *r)
     return MF_OK;
 }
 
-/* ---- streaming, deadlines ------------------------------------------------------------------------------------------- */
+/* ---- streaming, deadlines -------------------------------------------------------------------------------------------
+ */
 
 static mf_status read_option(const reader *r, const json_t *options, const char *name, bool *value)
 {
@@ -354,7 +371,8 @@ static mf_status read_stream(const reader *r)
     }
     const json_t *options = value_of(r, MF_FIELD_ID_STREAM_OPTIONS)->json;
     if (!q->stream) {
-        return mf_api_fail(r->error, 400, "stream_options", "Stream options can only be defined when `stream=True`, got stream=false.");
+        return mf_api_fail(r->error, 400, "stream_options",
+                           "Stream options can only be defined when `stream=True`, got stream=false.");
     }
     MF_TRY(read_option(r, options, "include_usage", &q->include_usage));
     return read_option(r, options, "continuous_usage_stats", &q->continuous_usage_stats);
@@ -382,8 +400,8 @@ static mf_status read_timeout(const reader *r, const char *header)
         double seconds;
         if (!parse_seconds(header, &seconds) || seconds < f->min || seconds > f->max) {
             bool valid = strlen(header) <= 128;
-            return mf_api_fail(r->error, 400, "timeout", "X-Request-Timeout must be seconds in [%g, %g], got %s.", f->min, f->max,
-                               mf_text_quote(header, valid ? strlen(header) : 128, quote));
+            return mf_api_fail(r->error, 400, "timeout", "X-Request-Timeout must be seconds in [%g, %g], got %s.",
+                               f->min, f->max, mf_text_quote(header, valid ? strlen(header) : 128, quote));
         }
         q->timeout_s = q->timeout_s > 0 && q->timeout_s < seconds ? q->timeout_s : seconds;
     }
@@ -394,7 +412,8 @@ static mf_status read_timeout(const reader *r, const char *header)
     return MF_OK;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------------------------------
+ */
 
 static void read_switches(const reader *r)
 {
@@ -403,7 +422,8 @@ static void read_switches(const reader *r)
     q->echo = bool_or(r, MF_FIELD_ID_ECHO, false);
     q->include_stop_str_in_output = bool_or(r, MF_FIELD_ID_INCLUDE_STOP_STR_IN_OUTPUT, false);
     q->skip_special_tokens = bool_or(r, MF_FIELD_ID_SKIP_SPECIAL_TOKENS, true);
-    q->add_special_tokens = chat ? bool_or(r, MF_FIELD_ID_CHAT_ADD_SPECIAL_TOKENS, false) : bool_or(r, MF_FIELD_ID_ADD_SPECIAL_TOKENS, true);
+    q->add_special_tokens = chat ? bool_or(r, MF_FIELD_ID_CHAT_ADD_SPECIAL_TOKENS, false)
+                                 : bool_or(r, MF_FIELD_ID_ADD_SPECIAL_TOKENS, true);
     q->return_tokens_as_token_ids = bool_or(r, MF_FIELD_ID_RETURN_TOKENS_AS_TOKEN_IDS, false);
     q->return_token_ids = bool_or(r, MF_FIELD_ID_RETURN_TOKEN_IDS, false);
     q->parallel_tool_calls = bool_or(r, MF_FIELD_ID_PARALLEL_TOOL_CALLS, true);
@@ -425,7 +445,8 @@ static mf_status read_all(const reader *r, const char *timeout_header)
     MF_TRY(read_logprobs(r));
     MF_TRY(read_timeout(r, timeout_header));
     MF_TRY(read_lists(r));
-    MF_TRY(r->request->kind == MF_API_CHAT ? mf_api_read_chat(r->request, r->model, r->values, r->error) : read_prompts(r));
+    MF_TRY(r->request->kind == MF_API_CHAT ? mf_api_read_chat(r->request, r->model, r->values, r->error)
+                                           : read_prompts(r));
     return mf_api_read_constraint(r->request, r->values, r->error);
 }
 
@@ -442,7 +463,8 @@ mf_status mf_api_request_parse(mf_api_kind kind, const mf_serve_model *model, co
     request->kind = kind;
     mf_status status;
     MF_TRY_GOTO(mf_body_parse(body, size, &request->document, error), fail);
-    MF_TRY_GOTO(mf_fields_read(request->document, kind == MF_API_CHAT ? MF_IN_CHAT : MF_IN_COMPLETION, model->vocab_size, values, error),
+    MF_TRY_GOTO(mf_fields_read(request->document, kind == MF_API_CHAT ? MF_IN_CHAT : MF_IN_COMPLETION,
+                               model->vocab_size, values, error),
                 fail);
     reader r = { model, request, values, error };
     MF_TRY_GOTO(read_all(&r, timeout_header), fail);

@@ -19,10 +19,12 @@
 #define INT32_LAST 2147483647.0
 
 const mf_field mf_fields[MF_NUM_FIELDS] = {
-    [MF_FIELD_ID_MODEL] = { "model", C | H | T | D, MF_FIELD_STRING, 1, 256, "null", "A served name; absent: the first" },
+    [MF_FIELD_ID_MODEL] = { "model", C | H | T | D, MF_FIELD_STRING, 1, 256, "null",
+                            "A served name; absent: the first" },
     [MF_FIELD_ID_PROMPT] = { "prompt", C, MF_FIELD_PROMPT, 1, 64, "null", "Text or token ids, one prompt or several",
                              .required = true },
-    [MF_FIELD_ID_MESSAGES] = { "messages", H | T, MF_FIELD_LIST, 1, 2048, "null", "The conversation", .required = true },
+    [MF_FIELD_ID_MESSAGES] = { "messages", H | T, MF_FIELD_LIST, 1, 2048, "null", "The conversation",
+                               .required = true },
     [MF_FIELD_ID_MAX_TOKENS] = { "max_tokens", C, MF_FIELD_INT, 0, INT32_LAST, "16",
                                  "Most tokens of an answer; 0 only with echo" },
     [MF_FIELD_ID_CHAT_MAX_TOKENS] = { "max_tokens", H, MF_FIELD_INT, 0, INT32_LAST, "null",
@@ -32,15 +34,20 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_MIN_TOKENS] = { "min_tokens", C | H, MF_FIELD_INT, 0, INT32_LAST, "0",
                                  "Until then neither end-of-text nor a stop id is chosen; at most max_tokens" },
     [MF_FIELD_ID_N] = { "n", C | H, MF_FIELD_INT, 1, 16, "1", "Answers per prompt" },
-    [MF_FIELD_ID_BEST_OF] = { "best_of", C, MF_FIELD_INT, 1, 16, "null", "Answers made, of which the n best are shown" },
+    [MF_FIELD_ID_BEST_OF] = { "best_of", C, MF_FIELD_INT, 1, 16, "null",
+                              "Answers made, of which the n best are shown" },
     [MF_FIELD_ID_TEMPERATURE] = { "temperature", C | H, MF_FIELD_NUMBER, 0, 2, "null",
                                   "0: greedy; absent: the model's, else 1" },
     [MF_FIELD_ID_TOP_P] = { "top_p", C | H, MF_FIELD_NUMBER, 0, 1, "null", "Nucleus; absent: the model's, else 1",
                             .min_excluded = true },
-    [MF_FIELD_ID_MIN_P] = { "min_p", C | H, MF_FIELD_NUMBER, 0, 1, "0", "Least probability relative to the best token's" },
-    [MF_FIELD_ID_TOP_K] = { "top_k", C | H, MF_FIELD_INT, -1, INT32_LAST, "null", "-1 and 0: off; absent: the model's, else off" },
-    [MF_FIELD_ID_PRESENCE_PENALTY] = { "presence_penalty", C | H, MF_FIELD_NUMBER, -2, 2, "0", "Over the answer's tokens" },
-    [MF_FIELD_ID_FREQUENCY_PENALTY] = { "frequency_penalty", C | H, MF_FIELD_NUMBER, -2, 2, "0", "Over the answer's tokens" },
+    [MF_FIELD_ID_MIN_P] = { "min_p", C | H, MF_FIELD_NUMBER, 0, 1, "0",
+                            "Least probability relative to the best token's" },
+    [MF_FIELD_ID_TOP_K] = { "top_k", C | H, MF_FIELD_INT, -1, INT32_LAST, "null",
+                            "-1 and 0: off; absent: the model's, else off" },
+    [MF_FIELD_ID_PRESENCE_PENALTY] = { "presence_penalty", C | H, MF_FIELD_NUMBER, -2, 2, "0",
+                                       "Over the answer's tokens" },
+    [MF_FIELD_ID_FREQUENCY_PENALTY] = { "frequency_penalty", C | H, MF_FIELD_NUMBER, -2, 2, "0",
+                                        "Over the answer's tokens" },
     [MF_FIELD_ID_REPETITION_PENALTY] = { "repetition_penalty", C | H, MF_FIELD_NUMBER, 0, 10, "null",
                                          "Over prompt and answer; absent: the model's, else 1", .min_excluded = true },
     [MF_FIELD_ID_SEED] = { "seed", C | H, MF_FIELD_INT, -9223372036854775808.0, 9223372036854775807.0, "null",
@@ -67,14 +74,18 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_TRUNCATE_PROMPT_TOKENS] = { "truncate_prompt_tokens", C | H, MF_FIELD_INT, -1, INT32_LAST, "null",
                                              "Keeps this many tokens at the prompt's end; -1: as many as fit" },
     [MF_FIELD_ID_ECHO] = { "echo", C | H, MF_FIELD_BOOL, 0, 1, "false", "The prompt comes first" },
-    [MF_FIELD_ID_LOGPROBS] = { "logprobs", C, MF_FIELD_INT, 0, MF_MAX_LOGPROBS, "null", "Log-probabilities of this many tokens" },
-    [MF_FIELD_ID_CHAT_LOGPROBS] = { "logprobs", H, MF_FIELD_BOOL, 0, 1, "false", "Log-probabilities of the answer's tokens" },
-    [MF_FIELD_ID_TOP_LOGPROBS] = { "top_logprobs", H, MF_FIELD_INT, 0, MF_MAX_LOGPROBS, "0", "And of this many others; needs logprobs" },
+    [MF_FIELD_ID_LOGPROBS] = { "logprobs", C, MF_FIELD_INT, 0, MF_MAX_LOGPROBS, "null",
+                               "Log-probabilities of this many tokens" },
+    [MF_FIELD_ID_CHAT_LOGPROBS] = { "logprobs", H, MF_FIELD_BOOL, 0, 1, "false",
+                                    "Log-probabilities of the answer's tokens" },
+    [MF_FIELD_ID_TOP_LOGPROBS] = { "top_logprobs", H, MF_FIELD_INT, 0, MF_MAX_LOGPROBS, "0",
+                                   "And of this many others; needs logprobs" },
     [MF_FIELD_ID_PROMPT_LOGPROBS] = { "prompt_logprobs", C | H, MF_FIELD_INT, 0, 5, "null",
                                       "Log-probabilities of the prompt's tokens; not with stream" },
     [MF_FIELD_ID_RETURN_TOKENS_AS_TOKEN_IDS] = { "return_tokens_as_token_ids", C | H, MF_FIELD_BOOL, 0, 1, "false",
                                                  "Tokens in logprobs are written token_id:N" },
-    [MF_FIELD_ID_RETURN_TOKEN_IDS] = { "return_token_ids", C | H, MF_FIELD_BOOL, 0, 1, "false", "Choices have token_ids" },
+    [MF_FIELD_ID_RETURN_TOKEN_IDS] = { "return_token_ids", C | H, MF_FIELD_BOOL, 0, 1, "false",
+                                       "Choices have token_ids" },
     [MF_FIELD_ID_STREAM] = { "stream", C | H, MF_FIELD_BOOL, 0, 1, "false", "Server-sent events" },
     [MF_FIELD_ID_STREAM_OPTIONS] = { "stream_options", C | H, MF_FIELD_OBJECT, 0, 64, "null",
                                      "include_usage, continuous_usage_stats; only with stream" },
@@ -89,22 +100,31 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_TOOLS] = { "tools", H | T, MF_FIELD_LIST, 0, 128, "null", "Functions that the model may call" },
     [MF_FIELD_ID_TOOL_CHOICE] = { "tool_choice", H, MF_FIELD_STRING_OR_OBJECT, 0, 64, "null",
                                   "none, auto, required, or a function by name; absent: auto with tools" },
-    [MF_FIELD_ID_PARALLEL_TOOL_CALLS] = { "parallel_tool_calls", H, MF_FIELD_BOOL, 0, 1, "true", "More than one call in an answer" },
-    [MF_FIELD_ID_RESPONSE_FORMAT] = { "response_format", C | H, MF_FIELD_OBJECT, 0, 64, "null", "text, json_object or json_schema" },
+    [MF_FIELD_ID_PARALLEL_TOOL_CALLS] = { "parallel_tool_calls", H, MF_FIELD_BOOL, 0, 1, "true",
+                                          "More than one call in an answer" },
+    [MF_FIELD_ID_RESPONSE_FORMAT] = { "response_format", C | H, MF_FIELD_OBJECT, 0, 64, "null",
+                                      "text, json_object or json_schema" },
     [MF_FIELD_ID_STRUCTURED_OUTPUTS] = { "structured_outputs", C | H, MF_FIELD_OBJECT, 0, 64, "null",
                                          "One of json, json_object, regex, choice, grammar" },
-    [MF_FIELD_ID_TIMEOUT] = { "timeout", C | H, MF_FIELD_NUMBER, 0.001, 86400, "null", "Seconds; X-Request-Timeout says the same" },
-    [MF_FIELD_ID_PRIORITY] = { "priority", C | H, MF_FIELD_INT, -2147483648.0, INT32_LAST, "0", "Accepted; requests run in order" },
+    [MF_FIELD_ID_TIMEOUT] = { "timeout", C | H, MF_FIELD_NUMBER, 0.001, 86400, "null",
+                              "Seconds; X-Request-Timeout says the same" },
+    [MF_FIELD_ID_PRIORITY] = { "priority", C | H, MF_FIELD_INT, -2147483648.0, INT32_LAST, "0",
+                               "Accepted; requests run in order" },
     [MF_FIELD_ID_USER] = { "user", C | H, MF_FIELD_STRING, 0, 256, "null", "Accepted" },
     [MF_FIELD_ID_REQUEST_ID] = { "request_id", C | H, MF_FIELD_STRING, 0, 256, "null", "Accepted" },
     [MF_FIELD_ID_CACHE_SALT] = { "cache_salt", C | H, MF_FIELD_STRING, 0, 256, "null", "Keeps prefixes apart" },
-    [MF_FIELD_ID_REASONING_EFFORT] = { "reasoning_effort", C | H, MF_FIELD_STRING, 0, 256, "null", "A variable of the template" },
+    [MF_FIELD_ID_REASONING_EFFORT] = { "reasoning_effort", C | H, MF_FIELD_STRING, 0, 256, "null",
+                                       "A variable of the template" },
     [MF_FIELD_ID_SUFFIX] = { "suffix", C | H, MF_FIELD_NEVER, 0, 0, "null", NULL },
     [MF_FIELD_ID_USE_BEAM_SEARCH] = { "use_beam_search", C | H, MF_FIELD_NEVER, 0, 0, "null", NULL },
-    [MF_FIELD_ID_GUIDED_JSON] = { "guided_json", C | H, MF_FIELD_NEVER, 0, 0, "null", "structured_outputs.json does it" },
-    [MF_FIELD_ID_GUIDED_REGEX] = { "guided_regex", C | H, MF_FIELD_NEVER, 0, 0, "null", "structured_outputs.regex does it" },
-    [MF_FIELD_ID_GUIDED_CHOICE] = { "guided_choice", C | H, MF_FIELD_NEVER, 0, 0, "null", "structured_outputs.choice does it" },
-    [MF_FIELD_ID_GUIDED_GRAMMAR] = { "guided_grammar", C | H, MF_FIELD_NEVER, 0, 0, "null", "structured_outputs.grammar does it" },
+    [MF_FIELD_ID_GUIDED_JSON] = { "guided_json", C | H, MF_FIELD_NEVER, 0, 0, "null",
+                                  "structured_outputs.json does it" },
+    [MF_FIELD_ID_GUIDED_REGEX] = { "guided_regex", C | H, MF_FIELD_NEVER, 0, 0, "null",
+                                   "structured_outputs.regex does it" },
+    [MF_FIELD_ID_GUIDED_CHOICE] = { "guided_choice", C | H, MF_FIELD_NEVER, 0, 0, "null",
+                                    "structured_outputs.choice does it" },
+    [MF_FIELD_ID_GUIDED_GRAMMAR] = { "guided_grammar", C | H, MF_FIELD_NEVER, 0, 0, "null",
+                                     "structured_outputs.grammar does it" },
     [MF_FIELD_ID_FUNCTIONS] = { "functions", H, MF_FIELD_NEVER, 0, 0, "null", "tools does it" },
     [MF_FIELD_ID_FUNCTION_CALL] = { "function_call", H, MF_FIELD_NEVER, 0, 0, "null", "tool_choice does it" },
     [MF_FIELD_ID_AUDIO] = { "audio", H, MF_FIELD_NEVER, 0, 0, "null", NULL },
@@ -114,11 +134,14 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_TOKENIZE_PROMPT] = { "prompt", T, MF_FIELD_STRING, 0, 8388608, "null", "Text; or give messages" },
     [MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS] = { "add_special_tokens", T, MF_FIELD_BOOL, 0, 1, "null",
                                                   "Absent: true with prompt, false with messages" },
-    [MF_FIELD_ID_RETURN_TOKEN_STRS] = { "return_token_strs", T, MF_FIELD_BOOL, 0, 1, "false", "Tokens as the vocabulary writes them" },
-    [MF_FIELD_ID_DETOKENIZE_TOKENS] = { "tokens", D, MF_FIELD_IDS, 0, MF_BODY_MAX_VALUES, "null", "Token ids", .required = true },
+    [MF_FIELD_ID_RETURN_TOKEN_STRS] = { "return_token_strs", T, MF_FIELD_BOOL, 0, 1, "false",
+                                        "Tokens as the vocabulary writes them" },
+    [MF_FIELD_ID_DETOKENIZE_TOKENS] = { "tokens", D, MF_FIELD_IDS, 0, MF_BODY_MAX_VALUES, "null", "Token ids",
+                                        .required = true },
 };
 
-/* ---- messages ------------------------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_api_no_memory(mf_api_error *error)
 {
@@ -133,9 +156,12 @@ mf_status mf_api_fail_with(mf_api_error *error, const char *param, const mf_erro
     case MF_ERR_INVALID:
     case MF_ERR_UNSUPPORTED:
     case MF_ERR_FORMAT:
-    case MF_ERR_LIMIT: return mf_api_fail(error, 400, param, "%s", err->message);
-    case MF_ERR_NOMEM: return mf_api_no_memory(error);
-    default: return mf_api_fail(error, 500, param, "%s", mf_status_name(err->status));
+    case MF_ERR_LIMIT:
+        return mf_api_fail(error, 400, param, "%s", err->message);
+    case MF_ERR_NOMEM:
+        return mf_api_no_memory(error);
+    default:
+        return mf_api_fail(error, 500, param, "%s", mf_status_name(err->status));
     }
 }
 
@@ -209,11 +235,14 @@ const char *mf_json_quote(const json_t *value, char out[MF_QUOTE_BYTES])
     return out;
 }
 
-/* ---- the body ------------------------------------------------------------------------------------------------------- */
+/* ---- the body -------------------------------------------------------------------------------------------------------
+ */
 
 mf_status mf_body_parse(const char *body, size_t size, json_t **document, mf_api_error *error)
 {
-    static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH, .max_values = MF_BODY_MAX_VALUES, .top_is_object = true };
+    static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH,
+                                           .max_values = MF_BODY_MAX_VALUES,
+                                           .top_is_object = true };
     mf_error err = { 0 };
     if (mf_json_parse(body, size, "request body", &limits, document, &err) != MF_OK) {
         return mf_api_fail_with(error, NULL, &err);
@@ -235,7 +264,8 @@ bool mf_json_to_integer(const json_t *value, int64_t *integer)
     return true;
 }
 
-/* ---- unknown names -------------------------------------------------------------------------------------------------- */
+/* ---- unknown names --------------------------------------------------------------------------------------------------
+ */
 
 enum { MAX_NAMES = 128, NAME_BYTES = 64, NAMES_PER_REQUEST = 16 };
 
@@ -284,7 +314,8 @@ static void tell_unknown(const json_t *document, unsigned where, int64_t count)
     json_t *value;
     int looked_at = 0;
     atomic_fetch_add(&num_unknown, count);
-    json_object_foreach((json_t *)document, name, value) {
+    json_object_foreach((json_t *)document, name, value)
+    {
         if (is_field(name, where)) {
             continue;
         }
@@ -298,7 +329,8 @@ static void tell_unknown(const json_t *document, unsigned where, int64_t count)
     }
 }
 
-/* ---- the reader ----------------------------------------------------------------------------------------------------- */
+/* ---- the reader -----------------------------------------------------------------------------------------------------
+ */
 
 static const char *const type_names[] = {
     [MF_FIELD_BOOL] = "true or false",
@@ -318,18 +350,20 @@ static const char *const type_names[] = {
 static mf_status wrong_type(const mf_field *f, const json_t *value, mf_api_error *error)
 {
     char quote[MF_QUOTE_BYTES];
-    return mf_api_fail(error, 400, f->name, "%s must be %s, got %s.", f->name, type_names[f->type], mf_json_quote(value, quote));
+    return mf_api_fail(error, 400, f->name, "%s must be %s, got %s.", f->name, type_names[f->type],
+                       mf_json_quote(value, quote));
 }
 
 static mf_status wrong_number(const mf_field *f, const json_t *value, mf_api_error *error)
 {
     char quote[MF_QUOTE_BYTES];
     mf_json_quote(value, quote);
-    if (f->max >= INT32_LAST && f->min > -2 && f->type == MF_FIELD_INT && json_is_integer(value) && json_integer_value(value) < 0) {
+    if (f->max >= INT32_LAST && f->min > -2 && f->type == MF_FIELD_INT && json_is_integer(value) &&
+        json_integer_value(value) < 0) {
         return mf_api_fail(error, 400, f->name, "%s must be at least %.0f, got %s.", f->name, f->min, quote);
     }
-    return mf_api_fail(error, 400, f->name, "%s must be in %c%.10g, %.10g], got %s.", f->name, f->min_excluded ? '(' : '[', f->min,
-                       f->max, quote);
+    return mf_api_fail(error, 400, f->name, "%s must be in %c%.10g, %.10g], got %s.", f->name,
+                       f->min_excluded ? '(' : '[', f->min, f->max, quote);
 }
 
 static mf_status check_number(const mf_field *f, const json_t *json, mf_field_value *value, mf_api_error *error)
@@ -351,7 +385,8 @@ static mf_status check_number(const mf_field *f, const json_t *json, mf_field_va
 static mf_status check_count(const mf_field *f, size_t count, const char *of, mf_api_error *error)
 {
     if ((double)count < f->min || (double)count > f->max) {
-        return mf_api_fail(error, 400, f->name, "%s must have %.0f to %.0f %s, got %zu.", f->name, f->min, f->max, of, count);
+        return mf_api_fail(error, 400, f->name, "%s must have %.0f to %.0f %s, got %zu.", f->name, f->min, f->max, of,
+                           count);
     }
     return MF_OK;
 }
@@ -364,8 +399,9 @@ static mf_status check_text(const mf_field *f, const json_t *text, mf_api_error 
     }
     size_t size = json_string_length(text);
     if (size < 1 || size > MF_FIELD_MAX_STRING) {
-        return mf_api_fail(error, 400, f->name, size ? "%s: each string must have 1 to %d bytes, got %zu: %s."
-                                                     : "%s cannot contain an empty string (1 to %d bytes), got %zu: %s.",
+        return mf_api_fail(error, 400, f->name,
+                           size ? "%s: each string must have 1 to %d bytes, got %zu: %s."
+                                : "%s cannot contain an empty string (1 to %d bytes), got %zu: %s.",
                            f->name, MF_FIELD_MAX_STRING, size, mf_json_quote(text, quote));
     }
     return MF_OK;
@@ -397,8 +433,8 @@ static mf_status check_ids(const mf_field *f, const json_t *list, int32_t vocab_
                                mf_json_quote(entry, quote), i);
         }
         if (id < 0 || id >= vocab_size) {
-            return mf_api_fail(error, 400, f->name, "%s: token id %lld is out of vocabulary (0 to %d).", f->name, (long long)id,
-                               vocab_size - 1);
+            return mf_api_fail(error, 400, f->name, "%s: token id %lld is out of vocabulary (0 to %d).", f->name,
+                               (long long)id, vocab_size - 1);
         }
     }
     return MF_OK;
@@ -408,7 +444,8 @@ static mf_status check_ids(const mf_field *f, const json_t *list, int32_t vocab_
 static mf_status check_prompt(const mf_field *f, const json_t *json, int32_t vocab_size, mf_api_error *error)
 {
     if (json_is_string(json)) {
-        return json_string_length(json) ? MF_OK : mf_api_fail(error, 400, f->name, "%s cannot be empty, got \"\".", f->name);
+        return json_string_length(json) ? MF_OK
+                                        : mf_api_fail(error, 400, f->name, "%s cannot be empty, got \"\".", f->name);
     }
     if (!json_is_array(json)) {
         return wrong_type(f, json, error);
@@ -428,7 +465,8 @@ static mf_status check_prompt(const mf_field *f, const json_t *json, int32_t voc
             return wrong_type(f, entry, error);
         }
         if (json_is_string(entry) ? json_string_length(entry) == 0 : json_array_size(entry) == 0) {
-            return mf_api_fail(error, 400, f->name, "%s cannot hold an empty prompt, got one at place %zu.", f->name, i);
+            return mf_api_fail(error, 400, f->name, "%s cannot hold an empty prompt, got one at place %zu.", f->name,
+                               i);
         }
         if (json_is_array(entry)) {
             MF_TRY(check_ids(f, entry, vocab_size, error));
@@ -445,7 +483,8 @@ static mf_status check_string(const mf_field *f, const json_t *json, mf_api_erro
     return check_count(f, json_string_length(json), "bytes", error);
 }
 
-static mf_status check_value(const mf_field *f, const json_t *json, int32_t vocab_size, mf_field_value *value, mf_api_error *error)
+static mf_status check_value(const mf_field *f, const json_t *json, int32_t vocab_size, mf_field_value *value,
+                             mf_api_error *error)
 {
     char quote[MF_QUOTE_BYTES];
     switch (f->type) {
@@ -453,37 +492,46 @@ static mf_status check_value(const mf_field *f, const json_t *json, int32_t voca
         value->integer = json_is_true(json);
         return json_is_boolean(json) ? MF_OK : wrong_type(f, json, error);
     case MF_FIELD_INT:
-    case MF_FIELD_NUMBER: return check_number(f, json, value, error);
-    case MF_FIELD_STRING: return check_string(f, json, error);
+    case MF_FIELD_NUMBER:
+        return check_number(f, json, value, error);
+    case MF_FIELD_STRING:
+        return check_string(f, json, error);
     case MF_FIELD_STRINGS:
-    case MF_FIELD_STRING_OR_STRINGS: return check_texts(f, json, error);
+    case MF_FIELD_STRING_OR_STRINGS:
+        return check_texts(f, json, error);
     case MF_FIELD_IDS:
-        MF_TRY(json_is_array(json) ? check_count(f, json_array_size(json), "token ids", error) : wrong_type(f, json, error));
+        MF_TRY(json_is_array(json) ? check_count(f, json_array_size(json), "token ids", error)
+                                   : wrong_type(f, json, error));
         return check_ids(f, json, vocab_size, error);
     case MF_FIELD_LIST:
-        return json_is_array(json) ? check_count(f, json_array_size(json), "entries", error) : wrong_type(f, json, error);
+        return json_is_array(json) ? check_count(f, json_array_size(json), "entries", error)
+                                   : wrong_type(f, json, error);
     case MF_FIELD_OBJECT:
-        return json_is_object(json) ? check_count(f, json_object_size(json), "members", error) : wrong_type(f, json, error);
+        return json_is_object(json) ? check_count(f, json_object_size(json), "members", error)
+                                    : wrong_type(f, json, error);
     case MF_FIELD_STRING_OR_OBJECT:
         if (json_is_string(json) && json_string_length(json) > MF_FIELD_MAX_STRING) {
-            return mf_api_fail(error, 400, f->name, "%s must have at most %d bytes, got %zu.", f->name, MF_FIELD_MAX_STRING,
-                               json_string_length(json));
+            return mf_api_fail(error, 400, f->name, "%s must have at most %d bytes, got %zu.", f->name,
+                               MF_FIELD_MAX_STRING, json_string_length(json));
         }
         if (json_is_object(json)) {
             return check_count(f, json_object_size(json), "members", error);
         }
         return json_is_string(json) ? MF_OK : wrong_type(f, json, error);
-    case MF_FIELD_PROMPT: return check_prompt(f, json, vocab_size, error);
+    case MF_FIELD_PROMPT:
+        return check_prompt(f, json, vocab_size, error);
     case MF_FIELD_NEVER:
         value->json = NULL;
-        return json_is_false(json) ? MF_OK
-                                   : mf_api_fail(error, 501, f->name, "%s is not built into this server%s%s, got %s.", f->name,
-                                                 f->about ? "; " : "", f->about ? f->about : "", mf_json_quote(json, quote));
+        return json_is_false(json)
+                   ? MF_OK
+                   : mf_api_fail(error, 501, f->name, "%s is not built into this server%s%s, got %s.", f->name,
+                                 f->about ? "; " : "", f->about ? f->about : "", mf_json_quote(json, quote));
     }
     return mf_api_fail(error, 500, f->name, "unknown field type");
 }
 
-mf_status mf_fields_read(const json_t *document, unsigned where, int32_t vocab_size, mf_field_value *values, mf_api_error *error)
+mf_status mf_fields_read(const json_t *document, unsigned where, int32_t vocab_size, mf_field_value *values,
+                         mf_api_error *error)
 {
     int64_t num_known = 0;
     for (int i = 0; i < MF_NUM_FIELDS; i++) {

@@ -1,7 +1,8 @@
-/* fields.h - the one table of what a JSON body may say: name, where, type, range, default; and the reader that goes by it.
+/* fields.h - the one table of what a JSON body may say: name, where, type, range, default; and the reader that goes by
+ * it.
  *
- * Nothing else looks into a body: handlers get values of the right type, in range.  The OpenAPI file and the limit tests are
- * made from the same rows. */
+ * Nothing else looks into a body: handlers get values of the right type, in range.  The OpenAPI file and the limit
+ * tests are made from the same rows. */
 #ifndef MF_SERVER_FIELDS_H
 #define MF_SERVER_FIELDS_H
 
@@ -15,10 +16,10 @@ enum { MF_IN_COMPLETION = 1, MF_IN_CHAT = 2, MF_IN_TOKENIZE = 4, MF_IN_DETOKENIZ
 
 typedef enum mf_field_type {
     MF_FIELD_BOOL = 0,
-    MF_FIELD_INT,              /* min..max; 16.0 counts as 16 */
-    MF_FIELD_NUMBER,           /* min..max */
-    MF_FIELD_STRING,           /* min..max bytes */
-    MF_FIELD_STRINGS,          /* a list of min..max strings of 1..256 bytes each */
+    MF_FIELD_INT,     /* min..max; 16.0 counts as 16 */
+    MF_FIELD_NUMBER,  /* min..max */
+    MF_FIELD_STRING,  /* min..max bytes */
+    MF_FIELD_STRINGS, /* a list of min..max strings of 1..256 bytes each */
     MF_FIELD_STRING_OR_STRINGS,
     MF_FIELD_IDS,              /* a list of min..max token ids, each below the vocabulary's size */
     MF_FIELD_LIST,             /* min..max entries, which somebody else reads */
@@ -126,9 +127,10 @@ enum { MF_BODY_MAX_DEPTH = 64, MF_BODY_MAX_VALUES = 1048576, MF_FIELD_MAX_STRING
 /* Parses a body into *document (the caller's to json_decref) after the scan of base/json.h. */
 mf_status mf_body_parse(const char *body, size_t size, json_t **document, mf_api_error *error);
 
-/* Reads every field that belongs to `where` into values[MF_NUM_FIELDS]; others of the table and unknown names are ignored,
- * counted, and logged once each at debug.  Ids are checked against vocab_size. */
-mf_status mf_fields_read(const json_t *document, unsigned where, int32_t vocab_size, mf_field_value *values, mf_api_error *error);
+/* Reads every field that belongs to `where` into values[MF_NUM_FIELDS]; others of the table and unknown names are
+ * ignored, counted, and logged once each at debug.  Ids are checked against vocab_size. */
+mf_status mf_fields_read(const json_t *document, unsigned where, int32_t vocab_size, mf_field_value *values,
+                         mf_api_error *error);
 int64_t mf_fields_num_unknown(void); /* since the process began */
 
 /* ---- for readers of what a LIST or an OBJECT holds: `param` names the place ---- */

@@ -10,23 +10,34 @@
 /* What a path takes and gives beside its row in the route table. */
 static const struct {
     const char *path;
-    unsigned body;            /* MF_IN_...; 0 = none */
+    unsigned body; /* MF_IN_...; 0 = none */
     const char *body_name;
-    const char *answer;       /* name of the schema; NULL: `media` alone */
-    const char *media;        /* instead of application/json */
+    const char *answer; /* name of the schema; NULL: `media` alone */
+    const char *media;  /* instead of application/json */
     const char *parameters;
     bool streams, is_health;
 } operations[] = {
-    { .path = "/v1/completions", .body = MF_IN_COMPLETION, .body_name = "CompletionRequest", .answer = "Completion", .streams = true },
-    { .path = "/v1/chat/completions", .body = MF_IN_CHAT, .body_name = "ChatCompletionRequest", .answer = "ChatCompletion", .streams = true },
+    { .path = "/v1/completions",
+      .body = MF_IN_COMPLETION,
+      .body_name = "CompletionRequest",
+      .answer = "Completion",
+      .streams = true },
+    { .path = "/v1/chat/completions",
+      .body = MF_IN_CHAT,
+      .body_name = "ChatCompletionRequest",
+      .answer = "ChatCompletion",
+      .streams = true },
     { .path = "/v1/models", .answer = "Models" },
     { .path = "/v1/models/*",
       .answer = "Model",
-      .parameters = "[{'name':'id','in':'path','required':true,'description':'A served name','schema':{'type':'string','minLength':1}}]" },
+      .parameters = "[{'name':'id','in':'path','required':true,'description':'A served "
+                    "name','schema':{'type':'string','minLength':1}}]" },
     { .path = "/v1/moe/expert-load",
       .answer = "ExpertLoad",
-      .parameters = "[{'name':'window','in':'query','description':'Seconds back; 0: since the start','schema':{'type':'integer','minimum':0,"
-                    "'maximum':60}},{'name':'layer','in':'query','description':'One layer; absent: all','schema':{'type':'integer','minimum':0}}]" },
+      .parameters = "[{'name':'window','in':'query','description':'Seconds back; 0: since the "
+                    "start','schema':{'type':'integer','minimum':0,"
+                    "'maximum':60}},{'name':'layer','in':'query','description':'One layer; absent: "
+                    "all','schema':{'type':'integer','minimum':0}}]" },
     { .path = "/tokenize", .body = MF_IN_TOKENIZE, .body_name = "TokenizeRequest", .answer = "Tokens" },
     { .path = "/detokenize", .body = MF_IN_DETOKENIZE, .body_name = "DetokenizeRequest", .answer = "Text" },
     { .path = "/tokenizer_info", .answer = "TokenizerInfo" },
@@ -87,7 +98,8 @@ static size_t find_operation(const char *path)
     return i;
 }
 
-/* ---- answers -------------------------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------------------------------
+ */
 
 static json_t *good_answer(size_t op)
 {
@@ -104,15 +116,16 @@ static json_t *good_answer(size_t op)
 
 static json_t *error_answer(const char *about, int status, bool is_health)
 {
-    json_t *content = is_health && status == 503
-                          ? json_pack("{s:{s:{s:[o, o]}}}", "application/json", "schema", "anyOf", reference("Health"), reference("Error"))
-                          : json_content("Error");
+    json_t *content = is_health && status == 503 ? json_pack("{s:{s:{s:[o, o]}}}", "application/json", "schema",
+                                                             "anyOf", reference("Health"), reference("Error"))
+                                                 : json_content("Error");
     return json_pack("{s:s, s:o}", "description", about, "content", content);
 }
 
 static json_t *make_responses(size_t op)
 {
-    bool with_body = op < num_operations && operations[op].body != 0, is_health = op < num_operations && operations[op].is_health;
+    bool with_body = op < num_operations && operations[op].body != 0,
+         is_health = op < num_operations && operations[op].is_health;
     json_t *responses = json_pack("{s:o}", "200", good_answer(op));
     bool ok = responses != NULL;
     for (size_t i = 0; ok && i < sizeof errors / sizeof *errors; i++) {
@@ -128,7 +141,8 @@ static json_t *make_responses(size_t op)
     return responses;
 }
 
-/* ---- operations ----------------------------------------------------------------------------------------------------- */
+/* ---- operations -----------------------------------------------------------------------------------------------------
+ */
 
 /* get_v1_models_id */
 static void name_operation(const char *method, const char *path, char *out, size_t size)
@@ -154,14 +168,16 @@ static json_t *make_operation(const mf_route *route, size_t op)
 {
     char id[96];
     name_operation(route->method, route->path, id, sizeof id);
-    json_t *operation = json_pack("{s:s, s:s, s:o}", "operationId", id, "summary", route->summary, "responses", make_responses(op));
+    json_t *operation =
+        json_pack("{s:s, s:s, s:o}", "operationId", id, "summary", route->summary, "responses", make_responses(op));
     bool ok = operation != NULL;
     if (ok && op < num_operations && operations[op].parameters) {
         ok = json_object_set_new(operation, "parameters", mf_openapi_text(operations[op].parameters)) == 0;
     }
     if (ok && op < num_operations && operations[op].body) {
-        ok = json_object_set_new(operation, "requestBody",
-                                 json_pack("{s:b, s:o}", "required", 1, "content", json_content(operations[op].body_name))) == 0;
+        ok = json_object_set_new(
+                 operation, "requestBody",
+                 json_pack("{s:b, s:o}", "required", 1, "content", json_content(operations[op].body_name))) == 0;
     }
     if (!ok) {
         json_decref(operation);
@@ -190,7 +206,8 @@ static bool add_route(json_t *paths, const mf_route *route)
     return json_object_set_new(item, method, make_operation(route, find_operation(route->path))) == 0;
 }
 
-/* ---- the document --------------------------------------------------------------------------------------------------- */
+/* ---- the document ---------------------------------------------------------------------------------------------------
+ */
 
 static json_t *make_schemas(const mf_openapi_options *options)
 {
@@ -216,12 +233,14 @@ static json_t *make_document(const mf_openapi_options *options)
     }
     json_t *schemas = ok ? make_schemas(options) : NULL;
     json_t *document =
-        schemas ? json_pack("{s:s, s:{s:s, s:s, s:s}, s:[{}, {s:[]}], s:O, s:{s:O, s:{s:{s:s, s:s}}}}", "openapi", "3.1.0", "info", "title",
-                            "moefuse", "version", options->version, "description",
-                            "An OpenAI-compatible server for mixture-of-experts language models.  null on an optional field means absent; "
-                            "unknown fields are ignored; a known field that is out of range or cannot be served is an error that names it.",
-                            "security", "bearer", "paths", paths, "components", "schemas", schemas, "securitySchemes", "bearer", "type",
-                            "http", "scheme", "bearer")
+        schemas ? json_pack("{s:s, s:{s:s, s:s, s:s}, s:[{}, {s:[]}], s:O, s:{s:O, s:{s:{s:s, s:s}}}}", "openapi",
+                            "3.1.0", "info", "title", "moefuse", "version", options->version, "description",
+                            "An OpenAI-compatible server for mixture-of-experts language models.  null on an optional "
+                            "field means absent; "
+                            "unknown fields are ignored; a known field that is out of range or cannot be served is an "
+                            "error that names it.",
+                            "security", "bearer", "paths", paths, "components", "schemas", schemas, "securitySchemes",
+                            "bearer", "type", "http", "scheme", "bearer")
                 : NULL;
     json_decref(paths);
     json_decref(schemas);

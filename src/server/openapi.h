@@ -1,4 +1,5 @@
-/* openapi.h - the OpenAPI 3.1 document, made from the route table and the field table: what is not in them is not in it. */
+/* openapi.h - the OpenAPI 3.1 document, made from the route table and the field table: what is not in them is not in
+ * it. */
 #ifndef MF_SERVER_OPENAPI_H
 #define MF_SERVER_OPENAPI_H
 

@@ -1,5 +1,5 @@
-/* openapi_schemas.h - JSON schemas of bodies and answers, for openapi.c.  All functions return new references, NULL without
- * memory. */
+/* openapi_schemas.h - JSON schemas of bodies and answers, for openapi.c.  All functions return new references, NULL
+ * without memory. */
 #ifndef MF_SERVER_OPENAPI_SCHEMAS_H
 #define MF_SERVER_OPENAPI_SCHEMAS_H
 

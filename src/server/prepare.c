@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/sys.h"
 #include "server/fields.h"
 #include "server/tool_schema.h"
@@ -26,12 +27,14 @@ static mf_status forward(const preparation *p, const char *param, const mf_error
     return mf_api_fail_with(p->error, param, err);
 }
 
-/* ---- prompts to ids ------------------------------------------------------------------------------------------------- */
+/* ---- prompts to ids -------------------------------------------------------------------------------------------------
+ */
 
 static mf_status too_long(const preparation *p, const char *at_least, int64_t in_prompt, int64_t in_completion)
 {
     return mf_api_fail(p->error, 400, prompt_param(p),
-                       "This model's maximum context length is %lld tokens. However, you requested %s%lld tokens (%s%lld in the prompt, "
+                       "This model's maximum context length is %lld tokens. However, you requested %s%lld tokens "
+                       "(%s%lld in the prompt, "
                        "%lld in the completion).",
                        (long long)p->model->max_model_len, at_least, (long long)(in_prompt + in_completion), at_least,
                        (long long)in_prompt, (long long)in_completion);
@@ -48,8 +51,8 @@ static int64_t longest_token(const mf_tokenizer *tok)
     return longest;
 }
 
-/* A text that cannot fit, whatever its tokens are, is refused before the work of finding them: normalising makes a text at
- * most three times shorter. */
+/* A text that cannot fit, whatever its tokens are, is refused before the work of finding them: normalising makes a text
+ * at most three times shorter. */
 static mf_status check_text_size(const preparation *p, size_t size)
 {
     if (p->request->truncate_prompt_tokens != 0 || size <= p->model->prompt->max_text_bytes) {
@@ -88,7 +91,7 @@ static mf_status make_variables(const preparation *p, json_t **out)
     const mf_api_request *q = p->request;
     *out = q->chat_template_kwargs ? json_incref(q->chat_template_kwargs) : NULL;
     if (q->reasoning_effort) {
-        json_t *copy = *out ? json_copy(*out) : json_object();
+        json_t *copy = *out ? mf_json_copy(*out) : json_object();
         json_decref(*out);
         *out = copy;
         if (!copy || json_object_set_new(copy, "reasoning_effort", json_string(q->reasoning_effort)) != 0) {
@@ -126,7 +129,8 @@ static mf_status encode_chat(const preparation *p, mf_ids *ids)
     return status;
 }
 
-/* ---- lengths -------------------------------------------------------------------------------------------------------- */
+/* ---- lengths --------------------------------------------------------------------------------------------------------
+ */
 
 static void truncate(const preparation *p, mf_ids *ids)
 {
@@ -145,7 +149,8 @@ static mf_status resolve_max_tokens(const preparation *p, int64_t num_prompt, in
     int64_t room = p->model->max_model_len - num_prompt;
     int64_t wanted = p->request->max_tokens;
     if (num_prompt < 1) {
-        return mf_api_fail(p->error, 400, prompt_param(p), "%s: the prompt has no tokens, expected 1 or more.", prompt_param(p));
+        return mf_api_fail(p->error, 400, prompt_param(p), "%s: the prompt has no tokens, expected 1 or more.",
+                           prompt_param(p));
     }
     if (wanted < 0) {
         wanted = room < 1 ? 1 : room;
@@ -157,14 +162,16 @@ static mf_status resolve_max_tokens(const preparation *p, int64_t num_prompt, in
         return too_long(p, "", num_prompt, wanted);
     }
     if (p->request->sampling.min_tokens > wanted) {
-        return mf_api_fail(p->error, 400, "min_tokens", "min_tokens must be less than or equal to max_tokens=%lld, got %d.",
-                           (long long)wanted, p->request->sampling.min_tokens);
+        return mf_api_fail(p->error, 400, "min_tokens",
+                           "min_tokens must be less than or equal to max_tokens=%lld, got %d.", (long long)wanted,
+                           p->request->sampling.min_tokens);
     }
     *max_tokens = (int32_t)wanted;
     return MF_OK;
 }
 
-/* ---- echo ----------------------------------------------------------------------------------------------------------- */
+/* ---- echo -----------------------------------------------------------------------------------------------------------
+ */
 
 /* Chat's echo is the last message, when it is of the role that answers. */
 static const json_t *chat_echo(const mf_api_request *q)
@@ -187,7 +194,8 @@ static mf_status make_echo(const preparation *p, int32_t index, bool cut)
         status = mf_buffer_append(&text, content ? json_string_value(content) : "", json_string_length(content));
     } else if (q->prompts[index].text && !cut) {
         status = mf_buffer_append(&text, q->prompts[index].text, q->prompts[index].text_size);
-    } else if (mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data, out->ids.size, false, &text, &err) != MF_OK) {
+    } else if (mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data, out->ids.size, false, &text, &err) !=
+               MF_OK) {
         mf_buffer_close(&text);
         return forward(p, "prompt", &err);
     }
@@ -212,7 +220,8 @@ static mf_status look_for_reasoning(const preparation *p, mf_prepared_prompt *ou
     size_t n = out->ids.size < 16 ? out->ids.size : 16;
     mf_buffer tail = { 0 };
     mf_error err = { 0 };
-    mf_status status = mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data + out->ids.size - n, n, false, &tail, &err);
+    mf_status status =
+        mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data + out->ids.size - n, n, false, &tail, &err);
     if (status == MF_OK) {
         size_t end = tail.size, size = sizeof tag - 1;
         while (end > 0 && strchr(" \t\r\n", tail.data[end - 1])) {
@@ -229,7 +238,9 @@ static mf_status prepare_prompt(const preparation *p, int32_t index)
     const mf_api_request *q = p->request;
     mf_prepared_prompt *out = &p->prepared->prompts[index];
     const mf_api_prompt *prompt = q->kind == MF_API_CHAT ? NULL : &q->prompts[index];
-    MF_TRY(!prompt ? encode_chat(p, &out->ids) : prompt->text ? encode_text(p, prompt, &out->ids) : copy_ids(p, prompt, &out->ids));
+    MF_TRY(!prompt        ? encode_chat(p, &out->ids)
+           : prompt->text ? encode_text(p, prompt, &out->ids)
+                          : copy_ids(p, prompt, &out->ids));
     size_t whole = out->ids.size;
     truncate(p, &out->ids);
     MF_TRY(resolve_max_tokens(p, (int64_t)out->ids.size, &out->max_tokens));
@@ -239,7 +250,8 @@ static mf_status prepare_prompt(const preparation *p, int32_t index)
     return q->echo ? make_echo(p, index, out->ids.size < whole) : MF_OK;
 }
 
-/* ---- bad words ------------------------------------------------------------------------------------------------------ */
+/* ---- bad words ------------------------------------------------------------------------------------------------------
+ */
 
 static const char *strip_left(const char *text)
 {
@@ -254,8 +266,8 @@ static const char *strip_left(const char *text)
     return text + at;
 }
 
-/* vLLM's rule: a word is forbidden as it begins a text, and as it follows a space where that is as many tokens and another
- * first one. */
+/* vLLM's rule: a word is forbidden as it begins a text, and as it follows a space where that is as many tokens and
+ * another first one. */
 static mf_status add_bad_word(const preparation *p, const char *word, mf_ids *all)
 {
     mf_prepared *out = p->prepared;
@@ -308,22 +320,21 @@ static mf_status prepare_bad_words(const preparation *p)
     return status;
 }
 
-/* ---- constraints ---------------------------------------------------------------------------------------------------- */
+/* ---- constraints ----------------------------------------------------------------------------------------------------
+ */
 
 static mf_status compile_choice(const preparation *p, mf_error *err)
 {
-    json_error_t problem;
-    json_t *list = json_loads(p->request->constraint_text, 0, &problem);
+    json_t *list = NULL;
+    MF_TRY(mf_json_parse(p->request->constraint_text, strlen(p->request->constraint_text), "choice", NULL, &list, err));
     size_t n = json_array_size(list);
     const char **choices = mf_alloc_array(n, sizeof *choices);
-    mf_status status = MF_ERR_NOMEM;
-    if (list && choices) {
-        for (size_t i = 0; i < n; i++) {
-            choices[i] = json_string_value(json_array_get(list, i));
-        }
+    mf_status status = choices ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "out of memory");
+    for (size_t i = 0; choices && i < n; i++) {
+        choices[i] = json_string_value(json_array_get(list, i));
+    }
+    if (choices) {
         status = mf_guide_compile_choice(p->model->guide_vocab, choices, n, NULL, &p->prepared->guide, err);
-    } else {
-        mf_fail(err, MF_ERR_NOMEM, "out of memory");
     }
     mf_free(choices);
     json_decref(list);
@@ -338,7 +349,8 @@ static mf_status compile_tools(const preparation *p, mf_error *err)
     const char *name = q->tool_choice == MF_TOOLS_NAMED ? q->tool_name : NULL;
     mf_status status = mf_tool_schema_write(q->tools, name, q->parallel_tool_calls, &schema, err);
     if (status == MF_OK) {
-        status = mf_guide_compile_json_schema(p->model->guide_vocab, mf_buffer_text(&schema), schema.size, &limits, &p->prepared->guide, err);
+        status = mf_guide_compile_json_schema(p->model->guide_vocab, mf_buffer_text(&schema), schema.size, &limits,
+                                              &p->prepared->guide, err);
     }
     mf_buffer_close(&schema);
     return status;
@@ -352,7 +364,9 @@ static mf_status prepare_guide(const preparation *p)
     mf_error err = { 0 };
     mf_status status = MF_OK;
     bool tools = q->tool_choice == MF_TOOLS_REQUIRED || q->tool_choice == MF_TOOLS_NAMED;
-    const char *param = tools ? "tools" : json_is_object(json_object_get(q->document, "structured_outputs")) ? "structured_outputs" : "response_format";
+    const char *param = tools                                                                ? "tools"
+                        : json_is_object(json_object_get(q->document, "structured_outputs")) ? "structured_outputs"
+                                                                                             : "response_format";
     if (!tools && q->constraint == MF_CONSTRAINT_NONE) {
         return MF_OK;
     }
@@ -365,18 +379,30 @@ static mf_status prepare_guide(const preparation *p)
         status = compile_tools(p, &err);
     } else {
         switch (q->constraint) {
-        case MF_CONSTRAINT_NONE: break;
-        case MF_CONSTRAINT_JSON_OBJECT: status = mf_guide_compile_json_object(vocab, guide, &err); break;
-        case MF_CONSTRAINT_JSON_SCHEMA: status = mf_guide_compile_json_schema(vocab, text, size, NULL, guide, &err); break;
-        case MF_CONSTRAINT_REGEX: status = mf_guide_compile_regex(vocab, text, size, NULL, guide, &err); break;
-        case MF_CONSTRAINT_CHOICE: status = compile_choice(p, &err); break;
-        case MF_CONSTRAINT_GRAMMAR: status = mf_guide_compile_grammar(vocab, text, size, NULL, guide, &err); break;
+        case MF_CONSTRAINT_NONE:
+            break;
+        case MF_CONSTRAINT_JSON_OBJECT:
+            status = mf_guide_compile_json_object(vocab, guide, &err);
+            break;
+        case MF_CONSTRAINT_JSON_SCHEMA:
+            status = mf_guide_compile_json_schema(vocab, text, size, NULL, guide, &err);
+            break;
+        case MF_CONSTRAINT_REGEX:
+            status = mf_guide_compile_regex(vocab, text, size, NULL, guide, &err);
+            break;
+        case MF_CONSTRAINT_CHOICE:
+            status = compile_choice(p, &err);
+            break;
+        case MF_CONSTRAINT_GRAMMAR:
+            status = mf_guide_compile_grammar(vocab, text, size, NULL, guide, &err);
+            break;
         }
     }
     return status == MF_OK ? MF_OK : forward(p, param, &err);
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------------------------------
+ */
 
 static mf_status prepare_all(const preparation *p)
 {

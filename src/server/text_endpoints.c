@@ -13,8 +13,8 @@ static bool bool_or(const mf_field_value *value, bool otherwise)
     return value->json ? value->integer != 0 : otherwise;
 }
 
-static mf_status read_body(const mf_serve_model *model, const char *body, size_t size, unsigned where, json_t **document,
-                           mf_field_value *values, mf_api_error *error)
+static mf_status read_body(const mf_serve_model *model, const char *body, size_t size, unsigned where,
+                           json_t **document, mf_field_value *values, mf_api_error *error)
 {
     MF_TRY(mf_body_parse(body, size, document, error));
     MF_TRY(mf_fields_read(*document, where, model->vocab_size, values, error));
@@ -22,9 +22,11 @@ static mf_status read_body(const mf_serve_model *model, const char *body, size_t
     return name ? mf_api_check_model(model, json_string_value(name), error) : MF_OK;
 }
 
-/* ---- /tokenize ------------------------------------------------------------------------------------------------------ */
+/* ---- /tokenize ------------------------------------------------------------------------------------------------------
+ */
 
-static mf_status encode_chat(const mf_serve_model *model, const mf_field_value *values, mf_ids *ids, mf_api_error *error)
+static mf_status encode_chat(const mf_serve_model *model, const mf_field_value *values, mf_ids *ids,
+                             mf_api_error *error)
 {
     /* As a chat request is read and prepared, so that the two never differ. */
     mf_api_request q = { .kind = MF_API_CHAT };
@@ -43,7 +45,8 @@ static mf_status encode_chat(const mf_serve_model *model, const mf_field_value *
                                      .chat_template = own,
                                      .add_generation_prompt = q.add_generation_prompt,
                                      .continue_final_message = q.continue_final_message,
-                                     .add_special_tokens = bool_or(&values[MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS], false) };
+                                     .add_special_tokens =
+                                         bool_or(&values[MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS], false) };
     if (status == MF_OK && mf_conversation_encode(model->prompt, &conversation, ids, &err) != MF_OK) {
         status = mf_api_fail_with(error, "messages", &err);
     }
@@ -51,12 +54,14 @@ static mf_status encode_chat(const mf_serve_model *model, const mf_field_value *
     return status;
 }
 
-static mf_status encode_prompt(const mf_serve_model *model, const mf_field_value *values, mf_ids *ids, mf_api_error *error)
+static mf_status encode_prompt(const mf_serve_model *model, const mf_field_value *values, mf_ids *ids,
+                               mf_api_error *error)
 {
     const json_t *prompt = values[MF_FIELD_ID_TOKENIZE_PROMPT].json;
     mf_error err = { 0 };
     unsigned flags = bool_or(&values[MF_FIELD_ID_TOKENIZE_ADD_SPECIAL_TOKENS], true) ? MF_ENCODE_ADD_SPECIAL : 0;
-    if (mf_tokenizer_encode(model->prompt->tokenizer, json_string_value(prompt), json_string_length(prompt), flags, ids, &err) != MF_OK) {
+    if (mf_tokenizer_encode(model->prompt->tokenizer, json_string_value(prompt), json_string_length(prompt), flags, ids,
+                            &err) != MF_OK) {
         return mf_api_fail_with(error, "prompt", &err);
     }
     return MF_OK;
@@ -64,7 +69,8 @@ static mf_status encode_prompt(const mf_serve_model *model, const mf_field_value
 
 static mf_status write_tokens(const mf_serve_model *model, const mf_ids *ids, bool with_text, mf_buffer *out)
 {
-    MF_TRY(mf_buffer_printf(out, "{\"count\": %zu, \"max_model_len\": %lld, \"tokens\": [", ids->size, (long long)model->max_model_len));
+    MF_TRY(mf_buffer_printf(out, "{\"count\": %zu, \"max_model_len\": %lld, \"tokens\": [", ids->size,
+                            (long long)model->max_model_len));
     for (size_t i = 0; i < ids->size; i++) {
         MF_TRY(mf_buffer_printf(out, i ? ", %d" : "%d", ids->data[i]));
     }
@@ -77,7 +83,8 @@ static mf_status write_tokens(const mf_serve_model *model, const mf_ids *ids, bo
     return with_text ? mf_buffer_append_text(out, "]}") : MF_OK;
 }
 
-mf_status mf_text_tokenize(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out, mf_api_error *error)
+mf_status mf_text_tokenize(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out,
+                           mf_api_error *error)
 {
     mf_field_value values[MF_NUM_FIELDS];
     json_t *document = NULL;
@@ -86,7 +93,8 @@ mf_status mf_text_tokenize(const mf_serve_model *model, const char *body, size_t
     MF_TRY_GOTO(read_body(model, body, size, MF_IN_TOKENIZE, &document, values, error), done);
     bool chat = values[MF_FIELD_ID_MESSAGES].json != NULL, text = values[MF_FIELD_ID_TOKENIZE_PROMPT].json != NULL;
     if (chat == text) {
-        status = mf_api_fail(error, 400, chat ? "messages" : "prompt", "Either prompt or messages must be given, got %s.", chat ? "both" : "neither");
+        status = mf_api_fail(error, 400, chat ? "messages" : "prompt",
+                             "Either prompt or messages must be given, got %s.", chat ? "both" : "neither");
         goto done;
     }
     MF_TRY_GOTO(chat ? encode_chat(model, values, &ids, error) : encode_prompt(model, values, &ids, error), done);
@@ -99,9 +107,11 @@ done:
     return status;
 }
 
-/* ---- /detokenize ---------------------------------------------------------------------------------------------------- */
+/* ---- /detokenize ----------------------------------------------------------------------------------------------------
+ */
 
-mf_status mf_text_detokenize(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out, mf_api_error *error)
+mf_status mf_text_detokenize(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out,
+                             mf_api_error *error)
 {
     mf_field_value values[MF_NUM_FIELDS];
     json_t *document = NULL;
@@ -124,7 +134,8 @@ mf_status mf_text_detokenize(const mf_serve_model *model, const char *body, size
     }
     if (mf_tokenizer_decode(model->prompt->tokenizer, ids.data, ids.size, false, &text, &err) != MF_OK) {
         status = mf_api_fail_with(error, "tokens", &err);
-    } else if (mf_buffer_append_text(out, "{\"prompt\": ") != MF_OK || mf_json_write_string(mf_buffer_text(&text), text.size, out) != MF_OK ||
+    } else if (mf_buffer_append_text(out, "{\"prompt\": ") != MF_OK ||
+               mf_json_write_string(mf_buffer_text(&text), text.size, out) != MF_OK ||
                mf_buffer_append_text(out, "}") != MF_OK) {
         status = mf_api_no_memory(error);
     }
@@ -135,7 +146,8 @@ done:
     return status;
 }
 
-/* ---- /tokenizer_info ------------------------------------------------------------------------------------------------ */
+/* ---- /tokenizer_info ------------------------------------------------------------------------------------------------
+ */
 
 static mf_status write_member(mf_buffer *out, const char *name, const char *text, size_t size)
 {
@@ -158,8 +170,8 @@ static mf_status write_info(const mf_serve_model *model, mf_buffer *out)
     }
     const char *source = prompt->chat_template ? mf_chat_template_source(prompt->chat_template, &size) : NULL;
     MF_TRY(write_member(out, "chat_template", source, size));
-    return mf_buffer_printf(out, "\"vocab_size\": %d, \"model_max_length\": %lld}", mf_tokenizer_vocab_size(prompt->tokenizer),
-                            (long long)model->max_model_len);
+    return mf_buffer_printf(out, "\"vocab_size\": %d, \"model_max_length\": %lld}",
+                            mf_tokenizer_vocab_size(prompt->tokenizer), (long long)model->max_model_len);
 }
 
 mf_status mf_text_tokenizer_info(const mf_serve_model *model, mf_buffer *out, mf_api_error *error)

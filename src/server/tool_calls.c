@@ -1,7 +1,7 @@
 /* tool_calls.c - the parser of answers: see tool_calls.h.
  *
- * Text that is not settled waits in `in` from `at` on.  Each state looks at it and moves on, or waits for more; what it decides
- * depends on the text alone, never on where it was cut. */
+ * Text that is not settled waits in `in` from `at` on.  Each state looks at it and moves on, or waits for more; what it
+ * decides depends on the text alone, never on where it was cut. */
 #include "server/tool_calls.h"
 
 #include <stdio.h>
@@ -43,8 +43,8 @@ struct mf_answer_parser {
     size_t searched; /* STATE_WHOLE, STATE_PAIRS: no end begins before */
     bool final;      /* no more text comes */
     bool in_section;
-    bool fenced;     /* this call's arguments stand between fences */
-    bool has_pair;   /* PAIRS: one was written */
+    bool fenced;   /* this call's arguments stand between fences */
+    bool has_pair; /* PAIRS: one was written */
     mf_json_scan scan;
     int32_t num_calls;
     mf_status status; /* of emit, or of memory: sticky */
@@ -55,7 +55,8 @@ typedef enum step { STEP_WAIT = 0, STEP_ON } step;
 
 static const char think_begin[] = "<think>", think_end[] = "</think>";
 
-/* ---- looking at the text -------------------------------------------------------------------------------------------- */
+/* ---- looking at the text --------------------------------------------------------------------------------------------
+ */
 
 /* Is `marker` at pos?  PART: the text ends inside it. */
 static found at_marker(const mf_answer_parser *p, size_t pos, const char *marker)
@@ -83,8 +84,10 @@ static size_t skip_space(const mf_answer_parser *p, size_t pos)
     return pos;
 }
 
-/* The first place from pos on where one of the markers is, or may be when the text ends inside one; else the text's end. */
-static found find_marker(const mf_answer_parser *p, size_t pos, const char *const *markers, size_t count, size_t *where, size_t *which)
+/* The first place from pos on where one of the markers is, or may be when the text ends inside one; else the text's
+ * end. */
+static found find_marker(const mf_answer_parser *p, size_t pos, const char *const *markers, size_t count, size_t *where,
+                         size_t *which)
 {
     while (pos < p->in.size) {
         const char *next = memchr(p->in.data + pos, '<', p->in.size - pos);
@@ -106,7 +109,8 @@ static found find_marker(const mf_answer_parser *p, size_t pos, const char *cons
     return FOUND_NO;
 }
 
-/* ---- giving out ----------------------------------------------------------------------------------------------------- */
+/* ---- giving out -----------------------------------------------------------------------------------------------------
+ */
 
 static void give(mf_answer_parser *p, mf_answer_kind kind, const char *text, size_t size)
 {
@@ -168,7 +172,8 @@ static step wait_or_no_call(mf_answer_parser *p, const char *marker)
     return p->final ? no_call(p, marker) : STEP_WAIT;
 }
 
-/* ---- reasoning, content --------------------------------------------------------------------------------------------- */
+/* ---- reasoning, content ---------------------------------------------------------------------------------------------
+ */
 
 static step step_start(mf_answer_parser *p)
 {
@@ -215,8 +220,10 @@ static step step_section(mf_answer_parser *p)
     case FOUND_YES:
         /* The section's marker comes back as content should the call be none. */
         return go(p, STATE_CALL);
-    case FOUND_PART: return wait_or_no_call(p, format->section_begin);
-    default: return no_call(p, format->section_begin);
+    case FOUND_PART:
+        return wait_or_no_call(p, format->section_begin);
+    default:
+        return no_call(p, format->section_begin);
     }
 }
 
@@ -228,7 +235,8 @@ static step step_between(mf_answer_parser *p)
         p->at = p->final ? pos : p->at; /* white space behind the last call */
         return STEP_WAIT;
     }
-    const char *const markers[] = { format->call_begin, format->section_begin, p->in_section ? format->section_end : NULL };
+    const char *const markers[] = { format->call_begin, format->section_begin,
+                                    p->in_section ? format->section_end : NULL };
     for (size_t i = 0; i < 3; i++) {
         found f = at_marker(p, pos, markers[i]);
         if (f == FOUND_PART && !p->final) {
@@ -244,7 +252,8 @@ static step step_between(mf_answer_parser *p)
     return go(p, STATE_CONTENT);
 }
 
-/* ---- calls ---------------------------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------------------------------
+ */
 
 /* Where the call's own marker begins: behind the section's, when both are still there. */
 static size_t call_at(const mf_answer_parser *p)
@@ -263,7 +272,8 @@ static bool is_name(const char *name, size_t size)
 {
     for (size_t i = 0; i < size; i++) {
         char c = name[i];
-        bool ok = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+        bool ok = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+                  c == '.';
         if (!ok) {
             return false;
         }
@@ -292,7 +302,9 @@ static step step_object(mf_answer_parser *p, size_t body)
             return STEP_WAIT;
         }
         return no_call(p, outer_marker(p));
-    default: p->searched = body; return go(p, STATE_WHOLE);
+    default:
+        p->searched = body;
+        return go(p, STATE_WHOLE);
     }
 }
 
@@ -318,7 +330,8 @@ static step step_whole(mf_answer_parser *p)
 }
 
 /* functions.NAME:INDEX, which is an id too, or a name. */
-static bool head_name(const mf_tool_format *format, const char *head, size_t size, const char **name, size_t *name_size, bool *is_id)
+static bool head_name(const mf_tool_format *format, const char *head, size_t size, const char **name, size_t *name_size,
+                      bool *is_id)
 {
     static const char prefix[] = "functions.";
     *name = head;
@@ -370,7 +383,8 @@ static found read_fence(const mf_answer_parser *p, size_t pos, size_t *start, si
 static step step_separated(mf_answer_parser *p, size_t body)
 {
     const mf_tool_format *format = p->options.format;
-    const char *const markers[] = { format->separator, format->call_begin, format->call_end, format->section_begin, format->section_end };
+    const char *const markers[] = { format->separator, format->call_begin, format->call_end, format->section_begin,
+                                    format->section_end };
     const char *outer = outer_marker(p);
     size_t where, which = 0;
     found f = find_marker(p, body, markers, 5, &where, &which);
@@ -387,12 +401,16 @@ static step step_separated(mf_answer_parser *p, size_t body)
         return wait_or_no_call(p, outer);
     }
     size_t head_at = start, head_end = end;
-    p->fenced = format->fenced && p->in.data[pos] != '{' && end - start == 8 && memcmp(p->in.data + start, "function", 8) == 0;
+    p->fenced =
+        format->fenced && p->in.data[pos] != '{' && end - start == 8 && memcmp(p->in.data + start, "function", 8) == 0;
     if (p->fenced) {
         switch (read_fence(p, pos, &start, &end, &after)) {
-        case FOUND_NO: return no_call(p, outer);
-        case FOUND_PART: return wait_or_no_call(p, outer);
-        default: break;
+        case FOUND_NO:
+            return no_call(p, outer);
+        case FOUND_PART:
+            return wait_or_no_call(p, outer);
+        default:
+            break;
         }
         pos = skip_space(p, after);
         if (pos == p->in.size) {
@@ -421,7 +439,8 @@ static step step_separated(mf_answer_parser *p, size_t body)
     return enter_arguments(p, pos);
 }
 
-/* ---- arguments ------------------------------------------------------------------------------------------------------ */
+/* ---- arguments ------------------------------------------------------------------------------------------------------
+ */
 
 static step step_arguments(mf_answer_parser *p)
 {
@@ -458,7 +477,8 @@ static step step_tail(mf_answer_parser *p)
     return go(p, STATE_BETWEEN);
 }
 
-/* ---- pairs ---------------------------------------------------------------------------------------------------------- */
+/* ---- pairs ----------------------------------------------------------------------------------------------------------
+ */
 
 static step step_pairs_begin(mf_answer_parser *p, size_t body)
 {
@@ -491,10 +511,12 @@ static step step_pairs_begin(mf_answer_parser *p, size_t body)
 
 static const json_t *schema_of_argument(const mf_answer_parser *p, const char *key, size_t size)
 {
-    /* The last call's name is not kept: an argument of this name has one type in all tools, or it is looked at as JSON. */
+    /* The last call's name is not kept: an argument of this name has one type in all tools, or it is looked at as JSON.
+     */
     const json_t *type = NULL;
     for (size_t i = 0; i < json_array_size(p->options.tools); i++) {
-        const json_t *parameters = json_object_get(json_object_get(json_array_get(p->options.tools, i), "function"), "parameters");
+        const json_t *parameters =
+            json_object_get(json_object_get(json_array_get(p->options.tools, i), "function"), "parameters");
         const json_t *schema = json_object_getn(json_object_get(parameters, "properties"), key, size);
         const json_t *this_type = json_object_get(schema, "type");
         if (this_type && type && !json_equal((json_t *)this_type, (json_t *)type)) {
@@ -506,7 +528,8 @@ static const json_t *schema_of_argument(const mf_answer_parser *p, const char *k
 }
 
 /* A value stands for itself when it is JSON and not said to be a string. */
-static mf_status write_value(const mf_answer_parser *p, const char *key, size_t key_size, const char *text, size_t size, mf_buffer *out)
+static mf_status write_value(const mf_answer_parser *p, const char *key, size_t key_size, const char *text, size_t size,
+                             mf_buffer *out)
 {
     const json_t *type = schema_of_argument(p, key, key_size);
     json_t *value = NULL;
@@ -590,7 +613,8 @@ static step step_pairs(mf_answer_parser *p)
     return end_pairs(p, part ? p->in.size : p->at, STATE_CONTENT);
 }
 
-/* ---- forced calls --------------------------------------------------------------------------------------------------- */
+/* ---- forced calls ---------------------------------------------------------------------------------------------------
+ */
 
 static step step_named(mf_answer_parser *p)
 {
@@ -645,7 +669,8 @@ static step step_item(mf_answer_parser *p)
             return STEP_WAIT;
         }
         return go(p, STATE_REST);
-    default: return go(p, STATE_REST);
+    default:
+        return go(p, STATE_REST);
     }
 }
 
@@ -659,7 +684,9 @@ static step step_rest(mf_answer_parser *p)
     for (;;) {
         mf_json_scan scan = { 0 };
         pos = skip_space(p, pos);
-        size_t size = pos < p->in.size && p->in.data[pos] == '{' ? mf_json_scan_run(&scan, p->in.data + pos, p->in.size - pos) : 0;
+        size_t size = pos < p->in.size && p->in.data[pos] == '{'
+                          ? mf_json_scan_run(&scan, p->in.data + pos, p->in.size - pos)
+                          : 0;
         mf_call_text call;
         if (size == 0 || !scan.done || !mf_call_text_read(p->in.data + pos, size, &call)) {
             break;
@@ -680,38 +707,59 @@ static step step_rest(mf_answer_parser *p)
     return go(p, STATE_PLAIN);
 }
 
-/* ---- the machine ---------------------------------------------------------------------------------------------------- */
+/* ---- the machine ----------------------------------------------------------------------------------------------------
+ */
 
 static step step_call(mf_answer_parser *p)
 {
     const mf_tool_format *format = p->options.format;
     size_t body = call_at(p) + strlen(format->call_begin);
     switch (format->syntax) {
-    case MF_CALL_OBJECT: return step_object(p, body);
-    case MF_CALL_SEPARATED: return step_separated(p, body);
-    default: return step_pairs_begin(p, body);
+    case MF_CALL_OBJECT:
+        return step_object(p, body);
+    case MF_CALL_SEPARATED:
+        return step_separated(p, body);
+    default:
+        return step_pairs_begin(p, body);
     }
 }
 
 static step take_step(mf_answer_parser *p)
 {
     switch (p->state) {
-    case STATE_START: return step_start(p);
-    case STATE_REASONING: return step_reasoning(p);
-    case STATE_CONTENT: return step_content(p);
-    case STATE_SECTION: return step_section(p);
-    case STATE_CALL: return step_call(p);
-    case STATE_WHOLE: return step_whole(p);
-    case STATE_ARGUMENTS: return step_arguments(p);
-    case STATE_TAIL: return step_tail(p);
-    case STATE_PAIRS: return step_pairs(p);
-    case STATE_BETWEEN: return step_between(p);
-    case STATE_NAMED: return step_named(p);
-    case STATE_LIST: return step_list(p);
-    case STATE_ITEM: return step_item(p);
-    case STATE_REST: return step_rest(p);
-    case STATE_LIST_END: return step_list_end(p);
-    case STATE_PLAIN: give_to(p, MF_ANSWER_CONTENT, p->in.size); return STEP_WAIT;
+    case STATE_START:
+        return step_start(p);
+    case STATE_REASONING:
+        return step_reasoning(p);
+    case STATE_CONTENT:
+        return step_content(p);
+    case STATE_SECTION:
+        return step_section(p);
+    case STATE_CALL:
+        return step_call(p);
+    case STATE_WHOLE:
+        return step_whole(p);
+    case STATE_ARGUMENTS:
+        return step_arguments(p);
+    case STATE_TAIL:
+        return step_tail(p);
+    case STATE_PAIRS:
+        return step_pairs(p);
+    case STATE_BETWEEN:
+        return step_between(p);
+    case STATE_NAMED:
+        return step_named(p);
+    case STATE_LIST:
+        return step_list(p);
+    case STATE_ITEM:
+        return step_item(p);
+    case STATE_REST:
+        return step_rest(p);
+    case STATE_LIST_END:
+        return step_list_end(p);
+    case STATE_PLAIN:
+        give_to(p, MF_ANSWER_CONTENT, p->in.size);
+        return STEP_WAIT;
     }
     return STEP_WAIT;
 }
@@ -731,7 +779,8 @@ static mf_status run(mf_answer_parser *p)
     return p->status;
 }
 
-mf_status mf_answer_parser_open(const mf_answer_options *options, mf_answer_emit emit, void *context, mf_answer_parser **out)
+mf_status mf_answer_parser_open(const mf_answer_options *options, mf_answer_emit emit, void *context,
+                                mf_answer_parser **out)
 {
     mf_answer_parser *p = *out = mf_alloc_zero(sizeof *p);
     if (!p) {
@@ -780,11 +829,12 @@ int32_t mf_answer_parser_num_calls(const mf_answer_parser *p)
     return p->num_calls;
 }
 
-mf_answer_options mf_answer_options_for(const mf_serve_model *model, const mf_api_request *request, const mf_prepared_prompt *prompt,
-                                        uint64_t id_seed)
+mf_answer_options mf_answer_options_for(const mf_serve_model *model, const mf_api_request *request,
+                                        const mf_prepared_prompt *prompt, uint64_t id_seed)
 {
     size_t size = 0;
-    const char *source = model->prompt->chat_template ? mf_chat_template_source(model->prompt->chat_template, &size) : NULL;
+    const char *source =
+        model->prompt->chat_template ? mf_chat_template_source(model->prompt->chat_template, &size) : NULL;
     bool forced = request->tool_choice == MF_TOOLS_REQUIRED || request->tool_choice == MF_TOOLS_NAMED;
     bool constrained = forced || request->constraint != MF_CONSTRAINT_NONE;
     return (mf_answer_options){ .format = mf_tool_format_find(model->family, source, size),

@@ -1,7 +1,8 @@
 /* tool_calls.h - a generated text to an assistant's message: reasoning, content and tool calls, piece by piece.
  *
- * The pieces' concatenation does not depend on how the text was cut.  What only looks like a call stays content: no text is
- * lost.  A call is given out once its name and the beginning of its arguments are certain; its arguments follow as they come. */
+ * The pieces' concatenation does not depend on how the text was cut.  What only looks like a call stays content: no
+ * text is lost.  A call is given out once its name and the beginning of its arguments are certain; its arguments follow
+ * as they come. */
 #ifndef MF_SERVER_TOOL_CALLS_H
 #define MF_SERVER_TOOL_CALLS_H
 
@@ -32,22 +33,23 @@ typedef mf_status (*mf_answer_emit)(void *context, const mf_answer_piece *piece)
 
 typedef struct mf_answer_options {
     const mf_tool_format *format;
-    bool calls;             /* look for calls; else they are content */
-    bool reasoning;         /* <think>...</think> at the text's beginning is reasoning */
-    bool opens_reasoning;   /* the prompt ended with <think> */
-    mf_tool_choice choice;  /* REQUIRED: the text is a list of calls; NAMED: the arguments of tool_name */
+    bool calls;            /* look for calls; else they are content */
+    bool reasoning;        /* <think>...</think> at the text's beginning is reasoning */
+    bool opens_reasoning;  /* the prompt ended with <think> */
+    mf_tool_choice choice; /* REQUIRED: the text is a list of calls; NAMED: the arguments of tool_name */
     const char *tool_name;
-    const json_t *tools;    /* borrowed: types of arguments, where the format does not show them */
-    uint64_t id_seed;       /* ids of calls are made of it */
+    const json_t *tools; /* borrowed: types of arguments, where the format does not show them */
+    uint64_t id_seed;    /* ids of calls are made of it */
 } mf_answer_options;
 
 typedef struct mf_answer_parser mf_answer_parser;
 
 /* The options that a chat's answer wants.  id_seed: another for every choice. */
-mf_answer_options mf_answer_options_for(const mf_serve_model *model, const mf_api_request *request, const mf_prepared_prompt *prompt,
-                                        uint64_t id_seed);
+mf_answer_options mf_answer_options_for(const mf_serve_model *model, const mf_api_request *request,
+                                        const mf_prepared_prompt *prompt, uint64_t id_seed);
 
-mf_status mf_answer_parser_open(const mf_answer_options *options, mf_answer_emit emit, void *context, mf_answer_parser **out);
+mf_status mf_answer_parser_open(const mf_answer_options *options, mf_answer_emit emit, void *context,
+                                mf_answer_parser **out);
 void mf_answer_parser_close(mf_answer_parser **parser);
 mf_status mf_answer_parser_push(mf_answer_parser *parser, const char *text, size_t size);
 mf_status mf_answer_parser_finish(mf_answer_parser *parser); /* what was held back comes out */
@@ -63,8 +65,8 @@ typedef struct mf_answer_message {
 
 /* An emit whose context is a zeroed mf_answer_message. */
 mf_status mf_answer_message_add(void *message, const mf_answer_piece *piece);
-/* {"role": "assistant", "content", "reasoning"?, "tool_calls"?}: content is null beside calls when there is none.  A new
- * reference, or NULL without memory. */
+/* {"role": "assistant", "content", "reasoning"?, "tool_calls"?}: content is null beside calls when there is none.  A
+ * new reference, or NULL without memory. */
 json_t *mf_answer_message_json(mf_answer_message *message);
 void mf_answer_message_close(mf_answer_message *message);
 

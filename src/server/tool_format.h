@@ -12,16 +12,16 @@ typedef enum mf_call_syntax {
 } mf_call_syntax;
 
 typedef struct mf_tool_format {
-    const char *name;           /* "hermes", ... */
+    const char *name; /* "hermes", ... */
     mf_call_syntax syntax;
     const char *call_begin, *call_end;
     const char *section_begin, *section_end; /* around all calls; NULL = none */
-    const char *separator;      /* SEPARATED */
-    bool fenced;                /* SEPARATED: "function" SEPARATOR NAME \n```json\n {...} \n``` is read too */
-    bool head_is_id;            /* SEPARATED: the head is functions.NAME:INDEX, and the call's id */
-    bool written_by_specials;   /* the markers may be special tokens: they must not be skipped in the text */
-    const char *marker;         /* a template that holds it asks for this format */
-    const char *families[8];    /* model_type; NULL ends */
+    const char *separator;                   /* SEPARATED */
+    bool fenced;              /* SEPARATED: "function" SEPARATOR NAME \n```json\n {...} \n``` is read too */
+    bool head_is_id;          /* SEPARATED: the head is functions.NAME:INDEX, and the call's id */
+    bool written_by_specials; /* the markers may be special tokens: they must not be skipped in the text */
+    const char *marker;       /* a template that holds it asks for this format */
+    const char *families[8];  /* model_type; NULL ends */
 } mf_tool_format;
 
 /* The template's own markers decide, then the family; hermes, the most usual, for others. */

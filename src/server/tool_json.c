@@ -34,7 +34,8 @@ size_t mf_json_scan_run(mf_json_scan *scan, const char *text, size_t size)
     return size;
 }
 
-/* ---- the head of a call --------------------------------------------------------------------------------------------- */
+/* ---- the head of a call ---------------------------------------------------------------------------------------------
+ */
 
 typedef struct cursor {
     const char *text;
@@ -44,7 +45,8 @@ typedef struct cursor {
 
 static void skip_space(cursor *c)
 {
-    while (c->at < c->size && (c->text[c->at] == ' ' || c->text[c->at] == '\t' || c->text[c->at] == '\n' || c->text[c->at] == '\r')) {
+    while (c->at < c->size &&
+           (c->text[c->at] == ' ' || c->text[c->at] == '\t' || c->text[c->at] == '\n' || c->text[c->at] == '\r')) {
         c->at++;
     }
 }
@@ -71,8 +73,8 @@ static void expect_name(cursor *c, mf_call_head *head)
         return;
     }
     head->name_at = c->at;
-    while (c->at < c->size && c->text[c->at] != '"' && c->text[c->at] != '\\' && (unsigned char)c->text[c->at] >= 0x20 &&
-           c->at - head->name_at <= MAX_NAME_BYTES) {
+    while (c->at < c->size && c->text[c->at] != '"' && c->text[c->at] != '\\' &&
+           (unsigned char)c->text[c->at] >= 0x20 && c->at - head->name_at <= MAX_NAME_BYTES) {
         c->at++;
     }
     head->name_size = c->at - head->name_at;
@@ -110,7 +112,8 @@ mf_head_found mf_call_head_read(const char *text, size_t size, mf_call_head *hea
     return c.at > MAX_HEAD_BYTES ? MF_HEAD_NO : c.found;
 }
 
-/* ---- a whole call --------------------------------------------------------------------------------------------------- */
+/* ---- a whole call ---------------------------------------------------------------------------------------------------
+ */
 
 /* The text of member `key` of an object that is known to be well formed; the value begins with a brace. */
 static bool find_member(const char *text, size_t size, const char *key, const char **value, size_t *value_size)
@@ -118,7 +121,8 @@ static bool find_member(const char *text, size_t size, const char *key, const ch
     mf_json_scan scan = { 0 };
     size_t key_size = strlen(key);
     for (size_t i = 0; i < size; i++) {
-        bool key_begins = !scan.in_string && scan.depth == 1 && size - i > key_size && memcmp(text + i, key, key_size) == 0;
+        bool key_begins =
+            !scan.in_string && scan.depth == 1 && size - i > key_size && memcmp(text + i, key, key_size) == 0;
         if (key_begins) {
             cursor c = { .text = text, .size = size, .at = i + key_size, .found = MF_HEAD_YES };
             expect(&c, ":");
@@ -139,7 +143,8 @@ static bool is_object_text(const json_t *string)
 {
     json_t *value = NULL;
     static const mf_json_limits limits = { .top_is_object = true };
-    bool ok = mf_json_parse(json_string_value(string), json_string_length(string), "arguments", &limits, &value, NULL) == MF_OK;
+    bool ok = mf_json_parse(json_string_value(string), json_string_length(string), "arguments", &limits, &value,
+                            NULL) == MF_OK;
     json_decref(value);
     return ok;
 }
@@ -157,8 +162,8 @@ bool mf_call_text_read(const char *text, size_t size, mf_call_text *call)
     size_t name_size = json_string_length(call->name);
     bool ok = json_is_string(call->name) && name_size >= 1 && name_size <= MAX_NAME_BYTES;
     if (ok && json_is_object(arguments)) {
-        ok = find_member(text, size, strcmp(key, "arguments") == 0 ? "\"arguments\"" : "\"parameters\"", &call->arguments,
-                         &call->arguments_size);
+        ok = find_member(text, size, strcmp(key, "arguments") == 0 ? "\"arguments\"" : "\"parameters\"",
+                         &call->arguments, &call->arguments_size);
     } else if (ok && json_is_string(arguments)) {
         ok = is_object_text(arguments);
         call->arguments = json_string_value(arguments);
@@ -190,12 +195,24 @@ mf_status mf_json_write_string(const char *text, size_t size, mf_buffer *out)
         MF_TRY(mf_buffer_append(out, text + plain, i - plain));
         plain = i + 1;
         switch (c) {
-        case '"': MF_TRY(mf_buffer_append(out, "\\\"", 2)); break;
-        case '\\': MF_TRY(mf_buffer_append(out, "\\\\", 2)); break;
-        case '\n': MF_TRY(mf_buffer_append(out, "\\n", 2)); break;
-        case '\t': MF_TRY(mf_buffer_append(out, "\\t", 2)); break;
-        case '\r': MF_TRY(mf_buffer_append(out, "\\r", 2)); break;
-        default: MF_TRY(mf_buffer_printf(out, "\\u%04x", c)); break;
+        case '"':
+            MF_TRY(mf_buffer_append(out, "\\\"", 2));
+            break;
+        case '\\':
+            MF_TRY(mf_buffer_append(out, "\\\\", 2));
+            break;
+        case '\n':
+            MF_TRY(mf_buffer_append(out, "\\n", 2));
+            break;
+        case '\t':
+            MF_TRY(mf_buffer_append(out, "\\t", 2));
+            break;
+        case '\r':
+            MF_TRY(mf_buffer_append(out, "\\r", 2));
+            break;
+        default:
+            MF_TRY(mf_buffer_printf(out, "\\u%04x", c));
+            break;
         }
     }
     MF_TRY(mf_buffer_append(out, text + plain, size - plain));

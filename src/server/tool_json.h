@@ -7,8 +7,8 @@
 
 #include "base/buffer.h"
 
-/* Finds the end of a value that begins with a bracket.  A '<' outside strings, which no JSON has, ends it too: there a call's
- * closing tag begins. */
+/* Finds the end of a value that begins with a bracket.  A '<' outside strings, which no JSON has, ends it too: there a
+ * call's closing tag begins. */
 typedef struct mf_json_scan {
     int32_t depth;
     bool in_string, escaped, done;

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/json_walk.h"
 
 static mf_status no_memory(mf_error *err)
@@ -36,14 +37,16 @@ static mf_status check_references(const json_t *parameters, const char *name, mf
         const char *target = key && strcmp(key, "$ref") == 0 ? json_string_value(value) : NULL;
         if (target && strncmp(target, "#/$defs/", 8) != 0 && strncmp(target, "#/definitions/", 14) != 0) {
             return mf_fail(err, MF_ERR_UNSUPPORTED,
-                           "function %s: $ref %.100s: only references into $defs or definitions are supported with tool_choice \"required\"",
+                           "function %s: $ref %.100s: only references into $defs or definitions are supported with "
+                           "tool_choice \"required\"",
                            name, target);
         }
     }
     return MF_OK;
 }
 
-static mf_status merge_definitions(json_t *root, const json_t *parameters, const char *key, const char *name, mf_error *err)
+static mf_status merge_definitions(json_t *root, const json_t *parameters, const char *key, const char *name,
+                                   mf_error *err)
 {
     const json_t *definitions = json_object_get(parameters, key);
     json_t *all = json_object_get(root, key);
@@ -58,10 +61,12 @@ static mf_status merge_definitions(json_t *root, const json_t *parameters, const
             return no_memory(err);
         }
     }
-    json_object_foreach((json_t *)definitions, def, value) {
+    json_object_foreach((json_t *)definitions, def, value)
+    {
         json_t *known = json_object_get(all, def);
         if (known && !json_equal(known, value)) {
-            return mf_fail(err, MF_ERR_UNSUPPORTED, "function %s: its %s \"%.64s\" differs from another function's", name, key, def);
+            return mf_fail(err, MF_ERR_UNSUPPORTED, "function %s: its %s \"%.64s\" differs from another function's",
+                           name, key, def);
         }
         if (!known && json_object_set(all, def, value) != 0) {
             return no_memory(err);
@@ -73,14 +78,14 @@ static mf_status merge_definitions(json_t *root, const json_t *parameters, const
 /* {"type": "object", "properties": {"name": {"const": NAME}, "parameters": PARAMETERS}, ...} */
 static json_t *make_call(const char *name, json_t *parameters)
 {
-    return json_pack("{s:s, s:{s:{s:s}, s:O}, s:[s,s], s:b}", "type", "object", "properties", "name", "const", name, "parameters",
-                     parameters, "required", "name", "parameters", "additionalProperties", 0);
+    return json_pack("{s:s, s:{s:{s:s}, s:O}, s:[s,s], s:b}", "type", "object", "properties", "name", "const", name,
+                     "parameters", parameters, "required", "name", "parameters", "additionalProperties", 0);
 }
 
 /* The parameters without the definitions that moved to the root. */
 static json_t *without_definitions(json_t *parameters)
 {
-    json_t *copy = json_copy(parameters);
+    json_t *copy = mf_json_copy(parameters);
     if (copy) {
         json_object_del(copy, "$defs");
         json_object_del(copy, "definitions");

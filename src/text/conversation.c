@@ -3,12 +3,13 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "base/sys.h"
 #include "text/conversation_plain.h"
 #include "text/jinja_text.h"
 
-/* Stands behind the last message's content while a text that is to be continued is rendered; its blank shows whether the
- * template trims contents.  transformers does the same. */
+/* Stands behind the last message's content while a text that is to be continued is rendered; its blank shows whether
+ * the template trims contents.  transformers does the same. */
 static const char continue_tag[] = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 static mf_status no_memory(mf_error *err)
@@ -19,7 +20,7 @@ static mf_status no_memory(mf_error *err)
 /* transformers always defines these four, as none where nothing was given. */
 static json_t *make_variables(const mf_prompt *prompt, const mf_conversation *c, json_t *messages)
 {
-    json_t *variables = prompt->special_tokens ? json_copy(prompt->special_tokens) : json_object();
+    json_t *variables = prompt->special_tokens ? mf_json_copy(prompt->special_tokens) : json_object();
     if (!variables || (c->variables && json_object_update(variables, c->variables) != 0) ||
         json_object_set(variables, "messages", messages) != 0 ||
         json_object_set_new(variables, "tools", c->tools ? json_incref(c->tools) : json_null()) != 0 ||
@@ -31,7 +32,8 @@ static json_t *make_variables(const mf_prompt *prompt, const mf_conversation *c,
     return variables;
 }
 
-static mf_status render(const mf_prompt *prompt, const mf_conversation *c, json_t *messages, mf_buffer *text, mf_error *err)
+static mf_status render(const mf_prompt *prompt, const mf_conversation *c, json_t *messages, mf_buffer *text,
+                        mf_error *err)
 {
     const mf_chat_template *chat_template = c->chat_template ? c->chat_template : prompt->chat_template;
     if (!chat_template) {
@@ -47,14 +49,15 @@ static mf_status render(const mf_prompt *prompt, const mf_conversation *c, json_
     return status;
 }
 
-/* The messages with the tag behind the last one's content; a new reference.  *content_size: of that content, stripped. */
+/* The messages with the tag behind the last one's content; a new reference.  *content_size: of that content, stripped.
+ */
 static json_t *tagged_messages(json_t *messages)
 {
     size_t last = json_array_size(messages);
     const json_t *final = json_array_get(messages, last - 1);
     const json_t *content = json_object_get(final, "content");
     mf_buffer text = { 0 };
-    json_t *copy = json_copy(messages), *message = json_copy((json_t *)final), *tagged = NULL;
+    json_t *copy = mf_json_copy(messages), *message = mf_json_copy(final), *tagged = NULL;
     if (mf_buffer_append(&text, json_string_value(content), json_string_length(content)) == MF_OK &&
         mf_buffer_append_text(&text, continue_tag) == MF_OK) {
         tagged = json_stringn(mf_buffer_text(&text), text.size);
@@ -88,7 +91,8 @@ static mf_status cut_at_tag(mf_buffer *text, size_t from, mf_error *err)
     const char *tag = find_last(text, from, continue_tag, stripped);
     if (!tag) {
         return mf_fail(err, MF_ERR_INVALID,
-                       "continue_final_message is set but the final message does not appear in the chat after applying the chat template");
+                       "continue_final_message is set but the final message does not appear in the chat after applying "
+                       "the chat template");
     }
     size_t end = (size_t)(tag - text->data);
     bool trimmed = end + stripped >= text->size || text->data[end + stripped] != ' ';
@@ -139,7 +143,8 @@ mf_status mf_conversation_encode(const mf_prompt *prompt, const mf_conversation 
     }
     if (status == MF_OK) {
         status = mf_tokenizer_encode_mixed(prompt->tokenizer, mf_buffer_text(&text), text.size,
-                                           c->add_special_tokens ? MF_ENCODE_ADD_SPECIAL : 0, places.at, places.count, ids, err);
+                                           c->add_special_tokens ? MF_ENCODE_ADD_SPECIAL : 0, places.at, places.count,
+                                           ids, err);
     }
     mf_free(places.at);
     mf_buffer_close(&text);

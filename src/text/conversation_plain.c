@@ -37,7 +37,8 @@ static bool choose_mark(const mf_buffer *json, char mark[MARK_BYTES])
 }
 
 /* Copies the JSON text with a mark before each special token's text inside strings; *count of them. */
-static mf_status put_marks(const mf_tokenizer *tok, const mf_buffer *json, const char *mark, mf_buffer *marked, size_t *count)
+static mf_status put_marks(const mf_tokenizer *tok, const mf_buffer *json, const char *mark, mf_buffer *marked,
+                           size_t *count)
 {
     bool in_string = false;
     size_t copied = 0;
@@ -64,7 +65,8 @@ static json_t *member(json_t *all, size_t index)
     return json_is_null(value) ? NULL : value;
 }
 
-static mf_status render_marked(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *json, mf_buffer *out, mf_error *err)
+static mf_status render_marked(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *json, mf_buffer *out,
+                               mf_error *err)
 {
     static const mf_json_limits limits = { .max_depth = MAX_DEPTH, .max_values = MAX_VALUES };
     json_t *all = NULL;
@@ -81,7 +83,8 @@ static mf_status render_marked(const mf_prompt *prompt, const mf_conversation *c
 }
 
 /* Takes the marks out of `marked`; false when what is left is not `text`, or more or fewer bytes. */
-static bool take_marks(const mf_buffer *marked, const char *mark, const mf_buffer *text, mf_plain_places *places, size_t capacity)
+static bool take_marks(const mf_buffer *marked, const char *mark, const mf_buffer *text, mf_plain_places *places,
+                       size_t capacity)
 {
     size_t at = 0, i = 0;
     while (i < marked->size) {
@@ -101,8 +104,8 @@ static bool take_marks(const mf_buffer *marked, const char *mark, const mf_buffe
     return at == text->size;
 }
 
-static mf_status compare_renders(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *json, const char *mark,
-                                 const mf_buffer *text, mf_plain_places *places, mf_error *err)
+static mf_status compare_renders(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *json,
+                                 const char *mark, const mf_buffer *text, mf_plain_places *places, mf_error *err)
 {
     mf_prompt roomy = *prompt; /* the marks take room that the text does not */
     roomy.max_text_bytes += json->size;
@@ -123,8 +126,8 @@ static mf_status compare_renders(const mf_prompt *prompt, const mf_conversation 
     return status == MF_OK && !places->at ? mf_fail(err, MF_ERR_NOMEM, "out of memory") : MF_OK;
 }
 
-mf_status mf_conversation_find_plain(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *text, mf_plain_places *places,
-                                     mf_error *err)
+mf_status mf_conversation_find_plain(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *text,
+                                     mf_plain_places *places, mf_error *err)
 {
     mf_buffer json = { 0 }, marked = { 0 };
     char mark[MARK_BYTES];

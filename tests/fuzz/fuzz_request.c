@@ -1,21 +1,24 @@
-/* fuzz_request.c - any bytes as the body of a completion and of a chat: refused with a status and a message, or taken with every
- * value in its range, twice the same. */
+/* fuzz_request.c - any bytes as the body of a completion and of a chat: refused with a status and a message, or taken
+ * with every value in its range and prepared to ids that fit; twice the same. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
-#include "server/api_request.h"
+#include "server/prepare.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { VOCAB = 260 };
+#define CHECK_OK(call, err)                                                                                            \
+    do {                                                                                                               \
+        if ((call) != MF_OK) {                                                                                         \
+            abort();                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+#include "../text/tiny_tokenizer.h"
 
-static const char tokenizer_head[] =
-    "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
-    "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\","
-    "\"vocab\":{\"a\":0},\"merges\":[]}}";
+enum { VOCAB = 258 };
 
 static void check(int ok)
 {
@@ -34,10 +37,13 @@ static void check_ids(const int32_t *ids, int32_t count)
 static void check_request(const mf_api_request *q)
 {
     const mf_sampling_params *s = &q->sampling;
-    check(q->model && q->n >= 1 && q->n <= 16 && q->best_of >= q->n && q->num_prompts >= 1 && q->num_prompts * q->best_of <= 128);
-    check(s->temperature >= 0 && s->temperature <= 2 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1 && s->top_k >= -1);
+    check(q->model && q->n >= 1 && q->n <= 16 && q->best_of >= q->n && q->num_prompts >= 1 &&
+          q->num_prompts * q->best_of <= 128);
+    check(s->temperature >= 0 && s->temperature <= 2 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 &&
+          s->min_p <= 1 && s->top_k >= -1);
     check(s->logprobs >= -1 && s->logprobs <= 20 && s->prompt_logprobs >= -1 && s->prompt_logprobs <= 20);
-    check(q->max_tokens >= (q->kind == MF_API_CHAT ? -1 : 0) && s->min_tokens >= 0 && q->timeout_s >= 0 && !isinf(q->timeout_s));
+    check(q->max_tokens >= (q->kind == MF_API_CHAT ? -1 : 0) && s->min_tokens >= 0 && q->timeout_s >= 0 &&
+          !isinf(q->timeout_s));
     check_ids(s->stop_token_ids, s->num_stop_token_ids);
     check_ids(s->allowed_token_ids, s->num_allowed_token_ids);
     for (int32_t i = 0; i < s->num_logit_bias; i++) {
@@ -56,6 +62,32 @@ static void check_request(const mf_api_request *q)
     check(q->tool_choice == MF_TOOLS_NONE || q->tools != NULL);
 }
 
+/* Templates have a time limit, so what comes out is looked at but not compared. */
+static void check_prepared(const mf_serve_model *model, const mf_api_request *q)
+{
+    mf_api_error error = { 0 };
+    mf_prepared *prepared = NULL;
+    if (mf_prepare(model, q, &prepared, &error) != MF_OK) {
+        check(!prepared && (error.status == 400 || error.status == 501) && error.param[0] && error.message[0]);
+        return;
+    }
+    check(prepared->num_prompts == q->num_prompts);
+    for (int32_t i = 0; i < prepared->num_prompts; i++) {
+        const mf_prepared_prompt *p = &prepared->prompts[i];
+        check(p->ids.size > 0 && p->max_tokens >= 0 && (int64_t)p->ids.size + p->max_tokens <= model->max_model_len);
+        check_ids(p->ids.data, (int32_t)p->ids.size);
+        check(!q->echo || p->echo_text);
+    }
+    const mf_sampling_params *s = &prepared->sampling;
+    int32_t total = 0;
+    for (int32_t i = 0; i < s->num_bad_words; i++) {
+        check(s->bad_word_lengths[i] > 0 && s->bad_word_lengths[i] <= MF_MAX_BAD_WORD_TOKENS);
+        total += s->bad_word_lengths[i];
+    }
+    check_ids(s->bad_words, total);
+    mf_prepared_close(&prepared);
+}
+
 static int try_body(mf_api_kind kind, const mf_serve_model *model, const char *body, size_t size)
 {
     mf_api_error error = { 0 };
@@ -64,6 +96,7 @@ static int try_body(mf_api_kind kind, const mf_serve_model *model, const char *b
     check((status == MF_OK) == (q != NULL));
     if (q) {
         check_request(q);
+        check_prepared(model, q);
     } else {
         check(error.status == 400 || error.status == 404 || error.status == 501);
         check(error.message[0] && mf_utf8_valid(error.message, strlen(error.message), NULL));
@@ -77,7 +110,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static mf_prompt prompt;
     static const char *const names[] = { "m" };
     if (!prompt.tokenizer) {
-        check(mf_tokenizer_parse(tokenizer_head, sizeof tokenizer_head - 1, "t", &prompt.tokenizer, NULL) == MF_OK);
+        static const char source[] =
+            "{% for m in messages %}<b>{{ m.role }}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}<e>"
+            "{% endfor %}{{ tools | tojson if tools }}{{ '<b>' if add_generation_prompt }}";
+        mf_error err = { 0 };
+        prompt.max_text_bytes = 65536;
+        prompt.tokenizer =
+            tiny_open(&(tiny_parts){ .added_tokens = "[{\"id\":256,\"content\":\"<b>\",\"special\":true},{\"id\":257,"
+                                                     "\"content\":\"<e>\",\"special\":true}]" });
+        CHECK_OK(mf_chat_template_parse(source, sizeof source - 1, "t", &prompt.chat_template, &err), err);
     }
     mf_serve_model model = { .prompt = &prompt,
                              .names = names,

@@ -1,4 +1,5 @@
-/* fuzz_tool_calls.c - any text as an answer, in every format: whole and cut (the first bytes say where) it is the same message. */
+/* fuzz_tool_calls.c - any text as an answer, in every format: whole and cut (the first bytes say where) it is the same
+ * message. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,8 @@ static mf_status note(void *context, const mf_answer_piece *piece)
     t->kind = (int)piece->kind;
     t->index = piece->index;
     if (piece->kind == MF_ANSWER_CALL) {
-        return mf_buffer_printf(&t->text, "\x01%d call %d %s %s\x02", piece->kind, piece->index, piece->id, piece->name);
+        return mf_buffer_printf(&t->text, "\x01%d call %d %s %s\x02", piece->kind, piece->index, piece->id,
+                                piece->name);
     }
     check(piece->size > 0);
     if (!joined) {
@@ -36,7 +38,8 @@ static mf_status note(void *context, const mf_answer_piece *piece)
     return mf_buffer_append(&t->text, piece->text, piece->size);
 }
 
-static void run(const mf_answer_options *options, const uint8_t *data, size_t size, const uint8_t *cuts, size_t num_cuts, trace *out)
+static void run(const mf_answer_options *options, const uint8_t *data, size_t size, const uint8_t *cuts,
+                size_t num_cuts, trace *out)
 {
     mf_answer_parser *parser = NULL;
     out->kind = -1;
@@ -53,14 +56,16 @@ static void run(const mf_answer_options *options, const uint8_t *data, size_t si
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char *const templates[] = { "<tool_call>", "<arg_key>", "<｜tool▁calls▁begin｜>", "<|tool_calls_section_begin|>" };
+    static const char *const templates[] = { "<tool_call>", "<arg_key>", "<｜tool▁calls▁begin｜>",
+                                             "<|tool_calls_section_begin|>" };
     static const mf_tool_choice choices[] = { MF_TOOLS_AUTO, MF_TOOLS_REQUIRED, MF_TOOLS_NAMED };
     if (size < 4) {
         return 0;
     }
     for (int format = 0; format < 4; format++) {
         for (int choice = 0; choice < 3; choice++) {
-            mf_answer_options options = { .format = mf_tool_format_find(NULL, templates[format], strlen(templates[format])),
+            mf_answer_options options = { .format =
+                                              mf_tool_format_find(NULL, templates[format], strlen(templates[format])),
                                           .calls = true,
                                           .reasoning = data[0] & 1,
                                           .opens_reasoning = data[0] & 2,

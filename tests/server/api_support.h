@@ -1,4 +1,5 @@
-/* api_support.h - what the tests of the request side share: a served model over the shipped tokenizer, bodies, answers. */
+/* api_support.h - what the tests of the request side share: a served model over the shipped tokenizer, bodies, answers.
+ */
 #ifndef API_SUPPORT_H
 #define API_SUPPORT_H
 
@@ -20,14 +21,14 @@ mf_api_request *api_parse_for(const mf_serve_model *model, mf_api_kind kind, con
 /* Parses and prepares; the same. */
 int api_prepare_status(const mf_serve_model *model, mf_api_kind kind, const char *body, mf_api_error *error);
 
-#define CHECK_REFUSED(kind, body, want_status, want_param, part)                              \
-    do {                                                                                      \
-        mf_api_error error_ = { 0 };                                                          \
-        int got_ = api_status(kind, body, &error_);                                           \
-        if (got_ != (want_status) || strcmp(error_.param, want_param) != 0 || !strstr(error_.message, part)) { \
-            fail_msg("%s: expected %d, %s, \"%s\"; got %d, %s, \"%s\"", body, want_status, want_param, part, got_, error_.param, \
-                     error_.message);                                                         \
-        }                                                                                     \
+#define CHECK_REFUSED(kind, body, want_status, want_param, part)                                                       \
+    do {                                                                                                               \
+        mf_api_error error_ = { 0 };                                                                                   \
+        int got_ = api_status(kind, body, &error_);                                                                    \
+        if (got_ != (want_status) || strcmp(error_.param, want_param) != 0 || !strstr(error_.message, part)) {         \
+            fail_msg("%s: expected %d, %s, \"%s\"; got %d, %s, \"%s\"", body, want_status, want_param, part, got_,     \
+                     error_.param, error_.message);                                                                    \
+        }                                                                                                              \
     } while (0)
 
 #define COMPLETION(fields) "{\"prompt\": \"hi\"" fields "}"

@@ -34,8 +34,8 @@ static mf_status compile(const char *kind, const char *source, size_t size, mf_g
     return MF_OK;
 }
 
-mf_status mf_guide_compile_json_schema(const mf_guide_vocab *vocab, const char *schema, size_t size, const mf_guide_limits *limits,
-                                       mf_guide_program **out, mf_error *err)
+mf_status mf_guide_compile_json_schema(const mf_guide_vocab *vocab, const char *schema, size_t size,
+                                       const mf_guide_limits *limits, mf_guide_program **out, mf_error *err)
 {
     (void)vocab;
     (void)limits;
@@ -48,8 +48,8 @@ mf_status mf_guide_compile_json_object(const mf_guide_vocab *vocab, mf_guide_pro
     return compile("object", "", 0, out, err);
 }
 
-mf_status mf_guide_compile_regex(const mf_guide_vocab *vocab, const char *pattern, size_t size, const mf_guide_limits *limits,
-                                 mf_guide_program **out, mf_error *err)
+mf_status mf_guide_compile_regex(const mf_guide_vocab *vocab, const char *pattern, size_t size,
+                                 const mf_guide_limits *limits, mf_guide_program **out, mf_error *err)
 {
     (void)vocab;
     (void)limits;
@@ -69,8 +69,8 @@ mf_status mf_guide_compile_choice(const mf_guide_vocab *vocab, const char *const
     return compile("choice", text, strlen(text), out, err);
 }
 
-mf_status mf_guide_compile_grammar(const mf_guide_vocab *vocab, const char *ebnf, size_t size, const mf_guide_limits *limits,
-                                   mf_guide_program **out, mf_error *err)
+mf_status mf_guide_compile_grammar(const mf_guide_vocab *vocab, const char *ebnf, size_t size,
+                                   const mf_guide_limits *limits, mf_guide_program **out, mf_error *err)
 {
     (void)vocab;
     (void)limits;

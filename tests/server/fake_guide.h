@@ -5,7 +5,7 @@
 #include "text/guide.h"
 
 typedef struct fake_guide {
-    char kind[16];  /* "schema", "object", "regex", "choice", "grammar" */
+    char kind[16]; /* "schema", "object", "regex", "choice", "grammar" */
     char source[8192];
     int num_open;   /* programs not yet closed */
     mf_status fail; /* what compiling answers, when not MF_OK */

@@ -1,5 +1,5 @@
-/* fields_test.c - requests generated from the field table: each row just below, at, and just above its limits, with wrong
- * types, and null. */
+/* fields_test.c - requests generated from the field table: each row just below, at, and just above its limits, with
+ * wrong types, and null. */
 #include "test.h"
 
 #include <math.h>
@@ -7,7 +7,8 @@
 #include "api_support.h"
 #include "server/fields.h"
 
-/* ---- bodies made from a row ----------------------------------------------------------------------------------------- */
+/* ---- bodies made from a row -----------------------------------------------------------------------------------------
+ */
 
 /* What else a body needs for the row to be looked at alone. */
 static const char *companion(const mf_field *f)
@@ -57,7 +58,8 @@ static void put_members(mf_buffer *out, const mf_field *f, size_t count)
         i++;
     }
     for (; i < count; i++) {
-        mf_buffer_printf(out, strcmp(f->name, "logit_bias") == 0 ? "%s\"%zu\": 1" : "%s\"key%zu\": 1", i ? ", " : "", i);
+        mf_buffer_printf(out, strcmp(f->name, "logit_bias") == 0 ? "%s\"%zu\": 1" : "%s\"key%zu\": 1", i ? ", " : "",
+                         i);
     }
 }
 
@@ -66,8 +68,12 @@ static void put_value(mf_buffer *out, const mf_field *f, double size)
 {
     size_t count = size > 0 ? (size_t)size : 0;
     switch (f->type) {
-    case MF_FIELD_INT: mf_buffer_printf(out, "%.0f", size); break;
-    case MF_FIELD_NUMBER: mf_buffer_printf(out, "%.17g", size); break;
+    case MF_FIELD_INT:
+        mf_buffer_printf(out, "%.0f", size);
+        break;
+    case MF_FIELD_NUMBER:
+        mf_buffer_printf(out, "%.17g", size);
+        break;
     case MF_FIELD_STRING:
         mf_buffer_append_text(out, "\"");
         for (size_t i = 0; i < count; i++) {
@@ -94,16 +100,16 @@ static int send(const mf_field *f, unsigned where, const char *value, mf_api_err
     mf_buffer body = { 0 };
     bool chat = where == MF_IN_CHAT;
     const char *needed = strcmp(f->name, chat ? "messages" : "prompt") == 0 ? "\"user\": \"me\""
-                         : chat                                             ? "\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]"
-                                                                            : "\"prompt\": \"hi\"";
+                         : chat ? "\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]"
+                                : "\"prompt\": \"hi\"";
     mf_buffer_printf(&body, "{%s%s, \"%s\": ", needed, companion(f), f->name);
     mf_buffer_append_text(&body, value);
     mf_buffer_append_text(&body, "}");
     mf_serve_model model = api_model_copy();
     model.trust_request_chat_template = true;
     mf_api_request *request = NULL;
-    mf_status status = mf_api_request_parse(chat ? MF_API_CHAT : MF_API_COMPLETION, &model, mf_buffer_text(&body), body.size, NULL,
-                                            &request, error);
+    mf_status status = mf_api_request_parse(chat ? MF_API_CHAT : MF_API_COMPLETION, &model, mf_buffer_text(&body),
+                                            body.size, NULL, &request, error);
     mf_api_request_close(&request);
     mf_buffer_close(&body);
     return status == MF_OK ? 200 : error->status;
@@ -114,7 +120,8 @@ static void expect(const mf_field *f, unsigned where, const char *what, const ch
     mf_api_error error = { 0 };
     int got = send(f, where, value, &error);
     if (got != status || (status != 200 && strcmp(error.param, f->name) != 0) || strlen(error.message) > 600) {
-        fail_msg("%s, %s (%.60s): expected %d; got %d, %s: %s", f->name, what, value, status, got, error.param, error.message);
+        fail_msg("%s, %s (%.60s): expected %d; got %d, %s: %s", f->name, what, value, status, got, error.param,
+                 error.message);
     }
 }
 
@@ -173,8 +180,8 @@ static void check_limits(const mf_field *f, unsigned where)
 
 static void check_types(const mf_field *f, unsigned where)
 {
-    bool text = f->type == MF_FIELD_STRING || f->type == MF_FIELD_STRING_OR_STRINGS || f->type == MF_FIELD_STRING_OR_OBJECT ||
-                f->type == MF_FIELD_PROMPT;
+    bool text = f->type == MF_FIELD_STRING || f->type == MF_FIELD_STRING_OR_STRINGS ||
+                f->type == MF_FIELD_STRING_OR_OBJECT || f->type == MF_FIELD_PROMPT;
     bool list = f->type == MF_FIELD_STRINGS || f->type == MF_FIELD_STRING_OR_STRINGS || f->type == MF_FIELD_IDS ||
                 f->type == MF_FIELD_LIST || f->type == MF_FIELD_PROMPT;
     bool object = f->type == MF_FIELD_OBJECT || f->type == MF_FIELD_STRING_OR_OBJECT;
@@ -264,17 +271,22 @@ TEST(strings_in_lists_have_1_to_256_bytes)
 
 TEST(ids_are_below_the_vocabulary)
 {
-    mf_api_request *q = api_parse(MF_API_COMPLETION, "{\"prompt\": [0, 1023], \"stop_token_ids\": [1023], \"logit_bias\": {\"1023\": -100, \"0\": 100.0}}");
+    mf_api_request *q = api_parse(
+        MF_API_COMPLETION,
+        "{\"prompt\": [0, 1023], \"stop_token_ids\": [1023], \"logit_bias\": {\"1023\": -100, \"0\": 100.0}}");
     CHECK_EQ(q->prompts[0].num_ids, 2);
     CHECK_EQ(q->prompts[0].ids[1], 1023);
     CHECK_EQ(q->sampling.num_logit_bias, 2);
     CHECK_EQ(q->sampling.logit_bias[0].token_id, 1023);
     CHECK(q->sampling.logit_bias[1].bias == 100.0f);
     mf_api_request_close(&q);
-    CHECK_REFUSED(MF_API_COMPLETION, "{\"prompt\": [1024]}", 400, "prompt", "token id 1024 is out of vocabulary (0 to 1023)");
+    CHECK_REFUSED(MF_API_COMPLETION, "{\"prompt\": [1024]}", 400, "prompt",
+                  "token id 1024 is out of vocabulary (0 to 1023)");
     CHECK_REFUSED(MF_API_COMPLETION, "{\"prompt\": [[1], [-1]]}", 400, "prompt", "token id -1 is out of vocabulary");
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"stop_token_ids\": [9223372036854775807]"), 400, "stop_token_ids", "out of vocabulary");
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"allowed_token_ids\": [2, 4294967296]"), 400, "allowed_token_ids", "out of vocabulary");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"stop_token_ids\": [9223372036854775807]"), 400, "stop_token_ids",
+                  "out of vocabulary");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"allowed_token_ids\": [2, 4294967296]"), 400, "allowed_token_ids",
+                  "out of vocabulary");
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"allowed_token_ids\": []"), 400, "allowed_token_ids", "got 0");
     static const char *const keys[] = { "1024", "-1", "01", "", "1.0", "+1", " 1", "99999999999", "4294967296", "x" };
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
@@ -282,14 +294,16 @@ TEST(ids_are_below_the_vocabulary)
         snprintf(body, sizeof body, COMPLETION(", \"logit_bias\": {\"%s\": 1}"), keys[i]);
         CHECK_REFUSED(MF_API_COMPLETION, body, 400, "logit_bias", "out of vocabulary");
     }
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"logit_bias\": {\"1\": 100.5}"), 400, "logit_bias", "[-100, 100], got 100.5");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"logit_bias\": {\"1\": 100.5}"), 400, "logit_bias",
+                  "[-100, 100], got 100.5");
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"logit_bias\": {\"1\": null}"), 400, "logit_bias", "got null");
 }
 
 TEST(unknown_fields_are_counted_and_ignored)
 {
     int64_t before = mf_fields_num_unknown();
-    mf_api_request *q = api_parse(MF_API_CHAT, CHAT(", \"store\": true, \"metadata\": {\"a\": [1]}, \"prompt\": 5, \"user\": null"));
+    mf_api_request *q =
+        api_parse(MF_API_CHAT, CHAT(", \"store\": true, \"metadata\": {\"a\": [1]}, \"prompt\": 5, \"user\": null"));
     CHECK_EQ(mf_fields_num_unknown() - before, 3);
     mf_api_request_close(&q);
 }

@@ -7,20 +7,31 @@
 #include "server/openapi.h"
 
 static const mf_route routes[] = {
-    { "POST", "/v1/completions", NULL, "Continue a prompt", false },   { "POST", "/v1/chat/completions", NULL, "Answer", false },
-    { "GET", "/v1/models", NULL, "Names", false },                     { "GET", "/v1/models/*", NULL, "One name", false },
-    { "GET", "/v1/moe/expert-load", NULL, "Experts", false },          { "POST", "/tokenize", NULL, "Tokenize", false },
-    { "POST", "/detokenize", NULL, "Detokenize", false },              { "GET", "/tokenizer_info", NULL, "Tokenizer", false },
-    { "GET", "/health", NULL, "Health", true },                        { "GET", "/metrics", NULL, "Metrics", true },
-    { "GET", "/", NULL, "Page", true },                                { "GET", "/something/new", NULL, "Without a row of its own", true },
+    { "POST", "/v1/completions", NULL, "Continue a prompt", false },
+    { "POST", "/v1/chat/completions", NULL, "Answer", false },
+    { "GET", "/v1/models", NULL, "Names", false },
+    { "GET", "/v1/models/*", NULL, "One name", false },
+    { "GET", "/v1/moe/expert-load", NULL, "Experts", false },
+    { "POST", "/tokenize", NULL, "Tokenize", false },
+    { "POST", "/detokenize", NULL, "Detokenize", false },
+    { "GET", "/tokenizer_info", NULL, "Tokenizer", false },
+    { "GET", "/health", NULL, "Health", true },
+    { "GET", "/metrics", NULL, "Metrics", true },
+    { "GET", "/", NULL, "Page", true },
+    { "GET", "/something/new", NULL, "Without a row of its own", true },
     { "GET", "/hidden", NULL, NULL, true },
 };
 
 static json_t *make(void)
 {
     static const char *const names[] = { "word-problems" };
-    mf_openapi_options options = { .routes = routes, .num_routes = sizeof routes / sizeof *routes, .version = "1.2.3", .names = names,
-                                   .num_names = 1, .vocab_size = 1024, .max_model_len = 1024 };
+    mf_openapi_options options = { .routes = routes,
+                                   .num_routes = sizeof routes / sizeof *routes,
+                                   .version = "1.2.3",
+                                   .names = names,
+                                   .num_names = 1,
+                                   .vocab_size = 1024,
+                                   .max_model_len = 1024 };
     mf_buffer out = { 0 };
     mf_error err = { 0 };
     CHECK_OK(mf_openapi_write(&options, &out, &err), err);
@@ -71,7 +82,8 @@ TEST(every_reference_leads_somewhere)
             static const char prefix[] = "#/components/schemas/";
             refs++;
             CHECK(strncmp(json_string_value(value), prefix, sizeof prefix - 1) == 0);
-            CHECK(json_object_get(at(document, "components>schemas"), json_string_value(value) + sizeof prefix - 1) != NULL);
+            CHECK(json_object_get(at(document, "components>schemas"), json_string_value(value) + sizeof prefix - 1) !=
+                  NULL);
         }
     }
     CHECK(!walk.too_deep && refs > 50);
@@ -84,8 +96,10 @@ TEST(every_row_is_a_property_of_its_bodies)
     static const struct {
         unsigned where;
         const char *path;
-    } bodies[] = { { MF_IN_COMPLETION, "components>schemas>CompletionRequest" }, { MF_IN_CHAT, "components>schemas>ChatCompletionRequest" },
-                   { MF_IN_TOKENIZE, "components>schemas>TokenizeRequest" }, { MF_IN_DETOKENIZE, "components>schemas>DetokenizeRequest" } };
+    } bodies[] = { { MF_IN_COMPLETION, "components>schemas>CompletionRequest" },
+                   { MF_IN_CHAT, "components>schemas>ChatCompletionRequest" },
+                   { MF_IN_TOKENIZE, "components>schemas>TokenizeRequest" },
+                   { MF_IN_DETOKENIZE, "components>schemas>DetokenizeRequest" } };
     for (size_t b = 0; b < 4; b++) {
         json_t *properties = json_object_get(at(document, bodies[b].path), "properties");
         size_t rows = 0;

@@ -16,14 +16,14 @@ static mf_prepared *prepare_for(const mf_serve_model *model, mf_api_request *q)
     return prepared;
 }
 
-#define CHECK_NOT_PREPARED(model, kind, body, want_status, want_param, part)                    \
-    do {                                                                                        \
-        mf_api_error error_ = { 0 };                                                            \
-        int got_ = api_prepare_status(model, kind, body, &error_);                              \
-        if (got_ != (want_status) || strcmp(error_.param, want_param) != 0 || !strstr(error_.message, part)) { \
-            fail_msg("%s: expected %d, %s, \"%s\"; got %d, %s, \"%s\"", body, want_status, want_param, part, got_, error_.param, \
-                     error_.message);                                                           \
-        }                                                                                       \
+#define CHECK_NOT_PREPARED(model, kind, body, want_status, want_param, part)                                           \
+    do {                                                                                                               \
+        mf_api_error error_ = { 0 };                                                                                   \
+        int got_ = api_prepare_status(model, kind, body, &error_);                                                     \
+        if (got_ != (want_status) || strcmp(error_.param, want_param) != 0 || !strstr(error_.message, part)) {         \
+            fail_msg("%s: expected %d, %s, \"%s\"; got %d, %s, \"%s\"", body, want_status, want_param, part, got_,     \
+                     error_.param, error_.message);                                                                    \
+        }                                                                                                              \
     } while (0)
 
 static void check_ids(const mf_ids *got, const mf_ids *want)
@@ -32,13 +32,15 @@ static void check_ids(const mf_ids *got, const mf_ids *want)
     CHECK_MEM(got->data, want->data, want->size * sizeof *want->data);
 }
 
-/* ---- prompts -------------------------------------------------------------------------------------------------------- */
+/* ---- prompts --------------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_chat_has_the_ids_that_the_program_makes)
 {
     static const char *const chats[] = {
         "[{\"role\": \"user\", \"content\": \"Tom has 3 apples.\"}]",
-        "[{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": \"H\\u00e9 \\ud83d\\ude00\\n\"},"
+        "[{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": \"H\\u00e9 "
+        "\\ud83d\\ude00\\n\"},"
         " {\"role\": \"assistant\", \"content\": \"4\"}, {\"role\": \"user\", \"content\": \"why?\"}]"
     };
     for (size_t i = 0; i < sizeof chats / sizeof *chats; i++) {
@@ -85,7 +87,9 @@ static char *text_of(const mf_prepared *p)
 {
     mf_buffer text = { 0 };
     mf_error err = { 0 };
-    CHECK_OK(mf_tokenizer_decode(api_model()->prompt->tokenizer, p->prompts[0].ids.data, p->prompts[0].ids.size, false, &text, &err), err);
+    CHECK_OK(mf_tokenizer_decode(api_model()->prompt->tokenizer, p->prompts[0].ids.data, p->prompts[0].ids.size, false,
+                                 &text, &err),
+             err);
     return text.data;
 }
 
@@ -100,9 +104,15 @@ static void check_text(const mf_serve_model *model, const char *body, const char
     mf_api_request_close(&q);
 }
 
-#define BOS "<\xef\xbd\x9c" "begin\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"
-#define ASSISTANT "<\xef\xbd\x9c" "Assistant\xef\xbd\x9c>"
-#define USER_TOKEN "<\xef\xbd\x9c" "User\xef\xbd\x9c>"
+#define BOS                                                                                                            \
+    "<\xef\xbd\x9c"                                                                                                    \
+    "begin\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"
+#define ASSISTANT                                                                                                      \
+    "<\xef\xbd\x9c"                                                                                                    \
+    "Assistant\xef\xbd\x9c>"
+#define USER_TOKEN                                                                                                     \
+    "<\xef\xbd\x9c"                                                                                                    \
+    "User\xef\xbd\x9c>"
 
 TEST(the_generation_prompt_is_a_switch)
 {
@@ -113,20 +123,23 @@ TEST(the_generation_prompt_is_a_switch)
 TEST(a_final_message_is_continued_where_it_ends)
 {
     check_text(api_model(),
-               "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"The answer \"}],"
+               "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": "
+               "\"The answer \"}],"
                " \"add_generation_prompt\": false, \"continue_final_message\": true}",
                BOS USER_TOKEN "hi" ASSISTANT "The answer ");
     mf_serve_model model = api_model_copy();
     model.trust_request_chat_template = true;
     /* A template that trims contents: the text ends where the trimmed content does, as transformers has it. */
     check_text(&model,
-               "{\"messages\": [{\"role\": \"assistant\", \"content\": \" a b \"}], \"add_generation_prompt\": false, \"continue_final_message\":"
+               "{\"messages\": [{\"role\": \"assistant\", \"content\": \" a b \"}], \"add_generation_prompt\": false, "
+               "\"continue_final_message\":"
                " true, \"chat_template\": \"[{{ messages[-1].content | trim }}]\"}",
                "[a b");
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT,
-                       "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}], \"add_generation_prompt\": false,"
-                       " \"continue_final_message\": true, \"chat_template\": \"nothing\"}",
-                       400, "chat_template", "final message does not appear");
+    CHECK_NOT_PREPARED(
+        &model, MF_API_CHAT,
+        "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}], \"add_generation_prompt\": false,"
+        " \"continue_final_message\": true, \"chat_template\": \"nothing\"}",
+        400, "chat_template", "final message does not appear");
 }
 
 TEST(template_variables_reach_the_template_and_absent_ones_are_none)
@@ -135,9 +148,12 @@ TEST(template_variables_reach_the_template_and_absent_ones_are_none)
     model.trust_request_chat_template = true;
     check_text(&model,
                CHAT(", \"chat_template_kwargs\": {\"a\": [1, \"x\"]}, \"reasoning_effort\": \"low\", \"chat_template\":"
-                    " \"{{ a[1] }}{{ reasoning_effort }}{{ tools is none }}{{ documents is none }}{{ b is defined }}{{ messages | length }}\""),
+                    " \"{{ a[1] }}{{ reasoning_effort }}{{ tools is none }}{{ documents is none }}{{ b is defined }}{{ "
+                    "messages | length }}\""),
                "xlowTrueTrueFalse1");
-    check_text(&model, CHAT(", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}], \"chat_template\": \"{{ tools[0] | tojson }}\""),
+    check_text(&model,
+               CHAT(", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}], \"chat_template\": \"{{ "
+                    "tools[0] | tojson }}\""),
                "{\"type\": \"function\", \"function\": {\"name\": \"f\"}}");
 }
 
@@ -145,19 +161,22 @@ TEST(what_a_template_refuses_is_400_with_its_text)
 {
     mf_serve_model model = api_model_copy();
     model.trust_request_chat_template = true;
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{{ raise_exception('roles must alternate') }}\""), 400,
+    CHECK_NOT_PREPARED(&model, MF_API_CHAT,
+                       CHAT(", \"chat_template\": \"{{ raise_exception('roles must alternate') }}\""), 400,
                        "chat_template", "roles must alternate");
     CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{% if %}\""), 400, "chat_template", "line 1");
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{% for i in range(1000000) %}x{% endfor %}\""), 400, "chat_template",
-                       "range");
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{# nothing #}\""), 400, "messages", "no tokens");
+    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{% for i in range(1000000) %}x{% endfor %}\""),
+                       400, "chat_template", "range");
+    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"chat_template\": \"{# nothing #}\""), 400, "messages",
+                       "no tokens");
     mf_prompt bare = *model.prompt;
     bare.chat_template = NULL;
     model.prompt = &bare;
     CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(""), 400, "messages", "no chat template");
 }
 
-/* ---- lengths -------------------------------------------------------------------------------------------------------- */
+/* ---- lengths --------------------------------------------------------------------------------------------------------
+ */
 
 /* A body whose one prompt has n ids. */
 static char *ids_body(int n, const char *fields)
@@ -179,14 +198,16 @@ TEST(prompt_and_completion_fit_the_context_or_400)
     free(body);
     body = ids_body(1009, "");
     CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, body, 400, "prompt",
-                       "This model's maximum context length is 1024 tokens. However, you requested 1025 tokens (1009 in the prompt, 16 in the "
+                       "This model's maximum context length is 1024 tokens. However, you requested 1025 tokens (1009 "
+                       "in the prompt, 16 in the "
                        "completion).");
     free(body);
     body = ids_body(1024, ", \"max_tokens\": 0, \"echo\": true");
     CHECK_EQ(api_prepare_status(api_model(), MF_API_COMPLETION, body, &error), 200);
     free(body);
     body = ids_body(3, ", \"max_tokens\": 2147483647");
-    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, body, 400, "prompt", "requested 2147483650 tokens (3 in the prompt, 2147483647 in the");
+    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, body, 400, "prompt",
+                       "requested 2147483650 tokens (3 in the prompt, 2147483647 in the");
     free(body);
 }
 
@@ -198,7 +219,8 @@ TEST(a_text_far_too_long_is_refused_without_encoding_it)
         mf_buffer_append_text(&body, "word word word word word word word word word word ");
     }
     mf_buffer_append_text(&body, "\"}");
-    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, mf_buffer_text(&body), 400, "prompt", "However, you requested at least ");
+    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, mf_buffer_text(&body), 400, "prompt",
+                       "However, you requested at least ");
     mf_buffer_close(&body);
 }
 
@@ -219,7 +241,8 @@ TEST(a_chat_without_max_tokens_takes_the_rest_or_the_configs)
     mf_api_request_close(&q);
     CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"min_tokens\": 10"), 400, "min_tokens", "got 10");
     model.max_model_len = 2;
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(""), 400, "messages", "This model's maximum context length is 2 tokens.");
+    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(""), 400, "messages",
+                       "This model's maximum context length is 2 tokens.");
 }
 
 TEST(truncation_keeps_the_end)
@@ -241,7 +264,8 @@ TEST(truncation_keeps_the_end)
     free(body);
 }
 
-/* ---- echo ----------------------------------------------------------------------------------------------------------- */
+/* ---- echo -----------------------------------------------------------------------------------------------------------
+ */
 
 static void check_echo(mf_api_kind kind, const char *body, const char *want)
 {
@@ -272,7 +296,8 @@ TEST(echo_gives_the_text_of_the_prompt)
     check_echo(MF_API_CHAT, CHAT(", \"echo\": true, \"add_generation_prompt\": false"), "hi");
 }
 
-/* ---- bad words ------------------------------------------------------------------------------------------------------ */
+/* ---- bad words ------------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_bad_word_is_forbidden_alone_and_behind_a_space)
 {
@@ -294,10 +319,12 @@ TEST(a_bad_word_is_forbidden_alone_and_behind_a_space)
     mf_api_request_close(&q);
     mf_ids_close(&alone);
     mf_ids_close(&spaced);
-    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, COMPLETION(", \"bad_words\": [\" \\u00a0\"]"), 400, "bad_words", "blank");
+    CHECK_NOT_PREPARED(api_model(), MF_API_COMPLETION, COMPLETION(", \"bad_words\": [\" \\u00a0\"]"), 400, "bad_words",
+                       "blank");
 }
 
-/* ---- guides --------------------------------------------------------------------------------------------------------- */
+/* ---- guides ---------------------------------------------------------------------------------------------------------
+ */
 
 static void check_guide(const char *fields, const char *kind, const char *source)
 {
@@ -316,7 +343,8 @@ static void check_guide(const char *fields, const char *kind, const char *source
 }
 
 #define TOOL(name, rest) "{\"type\": \"function\", \"function\": {\"name\": \"" name "\"" rest "}}"
-#define CALL_OF(name, parameters) "{\"type\":\"object\",\"properties\":{\"name\":{\"const\":\"" name "\"},\"parameters\":" parameters \
+#define CALL_OF(name, parameters)                                                                                      \
+    "{\"type\":\"object\",\"properties\":{\"name\":{\"const\":\"" name "\"},\"parameters\":" parameters                \
     "},\"required\":[\"name\",\"parameters\"],\"additionalProperties\":false}"
 
 TEST(each_constraint_is_compiled_by_its_kind)
@@ -330,42 +358,52 @@ TEST(each_constraint_is_compiled_by_its_kind)
 
 TEST(a_forced_tool_call_is_a_schema)
 {
-    check_guide(", \"tools\": [" TOOL("f", ", \"parameters\": {\"type\": \"object\", \"properties\": {\"q\": {\"type\": \"string\"}}}") ", " TOOL("g", "")
-                "], \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"f\"}}",
+    check_guide(", \"tools\": [" TOOL("f", ", \"parameters\": {\"type\": \"object\", \"properties\": {\"q\": "
+                                           "{\"type\": \"string\"}}}") ", " TOOL(
+                    "g", "") "], \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"f\"}}",
                 "schema", "{\"type\":\"object\",\"properties\":{\"q\":{\"type\":\"string\"}}}");
     check_guide(", \"tools\": [" TOOL("g", "") "], \"tool_choice\": \"required\"", "schema",
                 "{\"type\":\"array\",\"minItems\":1,\"items\":" CALL_OF("g", "{\"type\":\"object\"}") "}");
-    check_guide(", \"tools\": [" TOOL("g", "") ", " TOOL("h", "") "], \"tool_choice\": \"required\", \"parallel_tool_calls\": false", "schema",
-                "{\"type\":\"array\",\"minItems\":1,\"maxItems\":1,\"items\":{\"anyOf\":[" CALL_OF("g", "{\"type\":\"object\"}") ","
-                CALL_OF("h", "{\"type\":\"object\"}") "]}}");
-    /* Definitions move to the root, where references begin. */
-    check_guide(", \"tools\": [" TOOL("g", ", \"parameters\": {\"$ref\": \"#/$defs/P\", \"$defs\": {\"P\": {\"type\": \"object\"}}}") "],"
-                " \"tool_choice\": \"required\"",
+    check_guide(", \"tools\": [" TOOL("g", "") ", " TOOL(
+                    "h", "") "], \"tool_choice\": \"required\", \"parallel_tool_calls\": false",
                 "schema",
-                "{\"type\":\"array\",\"minItems\":1,\"$defs\":{\"P\":{\"type\":\"object\"}},\"items\":" CALL_OF("g", "{\"$ref\":\"#/$defs/P\"}") "}");
+                "{\"type\":\"array\",\"minItems\":1,\"maxItems\":1,\"items\":{\"anyOf\":[" CALL_OF(
+                    "g", "{\"type\":\"object\"}") "," CALL_OF("h", "{\"type\":\"object\"}") "]}}");
+    /* Definitions move to the root, where references begin. */
+    check_guide(", \"tools\": [" TOOL("g", ", \"parameters\": {\"$ref\": \"#/$defs/P\", \"$defs\": {\"P\": {\"type\": "
+                                           "\"object\"}}}") "],"
+                                                            " \"tool_choice\": \"required\"",
+                "schema",
+                "{\"type\":\"array\",\"minItems\":1,\"$defs\":{\"P\":{\"type\":\"object\"}},\"items\":" CALL_OF(
+                    "g", "{\"$ref\":\"#/$defs/P\"}") "}");
 }
 
 TEST(a_constraint_that_does_not_compile_is_400)
 {
     mf_serve_model model = api_model_copy();
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"response_format\": {\"type\": \"json_object\"}"), 501, "response_format", "cannot constrain");
+    CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"response_format\": {\"type\": \"json_object\"}"), 501,
+                       "response_format", "cannot constrain");
     model.guide_vocab = fake_guide_vocab();
     static const mf_status statuses[] = { MF_ERR_INVALID, MF_ERR_UNSUPPORTED, MF_ERR_LIMIT };
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) {
         fake_guide_last.fail = statuses[i];
-        CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"response_format\": {\"type\": \"json_object\"}, \"structured_outputs\": null"), 400,
-                           "response_format", "keyword \"x\"");
-        CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"tools\": [" TOOL("g", "") "], \"tool_choice\": \"required\""), 400, "tools",
-                           "keyword \"x\"");
-        CHECK_NOT_PREPARED(&model, MF_API_COMPLETION, COMPLETION(", \"structured_outputs\": {\"choice\": [\"a\"]}"), 400, "structured_outputs",
-                           "keyword \"x\"");
+        CHECK_NOT_PREPARED(&model, MF_API_CHAT,
+                           CHAT(", \"response_format\": {\"type\": \"json_object\"}, \"structured_outputs\": null"),
+                           400, "response_format", "keyword \"x\"");
+        CHECK_NOT_PREPARED(&model, MF_API_CHAT, CHAT(", \"tools\": [" TOOL("g", "") "], \"tool_choice\": \"required\""),
+                           400, "tools", "keyword \"x\"");
+        CHECK_NOT_PREPARED(&model, MF_API_COMPLETION, COMPLETION(", \"structured_outputs\": {\"choice\": [\"a\"]}"),
+                           400, "structured_outputs", "keyword \"x\"");
     }
     fake_guide_last.fail = MF_OK;
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT,
-                       CHAT(", \"tools\": [" TOOL("g", ", \"parameters\": {\"$defs\": {\"P\": {}}}") ", "
-                            TOOL("h", ", \"parameters\": {\"$defs\": {\"P\": {\"type\": \"string\"}}}") "], \"tool_choice\": \"required\""),
-                       400, "tools", "differs from another function's");
-    CHECK_NOT_PREPARED(&model, MF_API_CHAT,
-                       CHAT(", \"tools\": [" TOOL("g", ", \"parameters\": {\"properties\": {\"x\": {\"$ref\": \"#\"}}}") "], \"tool_choice\": \"required\""),
-                       400, "tools", "only references into $defs");
+    CHECK_NOT_PREPARED(
+        &model, MF_API_CHAT,
+        CHAT(", \"tools\": [" TOOL("g", ", \"parameters\": {\"$defs\": {\"P\": {}}}") ", " TOOL(
+            "h", ", \"parameters\": {\"$defs\": {\"P\": {\"type\": \"string\"}}}") "], \"tool_choice\": \"required\""),
+        400, "tools", "differs from another function's");
+    CHECK_NOT_PREPARED(
+        &model, MF_API_CHAT,
+        CHAT(", \"tools\": [" TOOL(
+            "g", ", \"parameters\": {\"properties\": {\"x\": {\"$ref\": \"#\"}}}") "], \"tool_choice\": \"required\""),
+        400, "tools", "only references into $defs");
 }

@@ -3,7 +3,8 @@
 
 #include "api_support.h"
 
-/* ---- defaults ------------------------------------------------------------------------------------------------------- */
+/* ---- defaults -------------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_completion_has_the_documented_defaults)
 {
@@ -47,13 +48,15 @@ TEST(the_generation_config_gives_what_a_request_leaves_out)
     CHECK(q->sampling.temperature == 0.6 && q->sampling.top_p == 0.95 && q->sampling.repetition_penalty == 1.05);
     CHECK_EQ(q->sampling.top_k, 20);
     mf_api_request_close(&q);
-    q = api_parse_for(&model, MF_API_CHAT, CHAT(", \"temperature\": 0, \"top_k\": 0, \"top_p\": 1, \"repetition_penalty\": null"));
+    q = api_parse_for(&model, MF_API_CHAT,
+                      CHAT(", \"temperature\": 0, \"top_k\": 0, \"top_p\": 1, \"repetition_penalty\": null"));
     CHECK(q->sampling.temperature == 0.0 && q->sampling.top_p == 1.0 && q->sampling.repetition_penalty == 1.05);
     CHECK_EQ(q->sampling.top_k, 0);
     mf_api_request_close(&q);
 }
 
-/* ---- bodies --------------------------------------------------------------------------------------------------------- */
+/* ---- bodies ---------------------------------------------------------------------------------------------------------
+ */
 
 TEST(what_is_no_json_object_is_400_without_a_field)
 {
@@ -114,14 +117,16 @@ TEST(a_body_has_at_most_1048576_values)
     CHECK_EQ(status_of_values(1048577), 400);
 }
 
-/* ---- models, counts ------------------------------------------------------------------------------------------------- */
+/* ---- models, counts -------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_served_name_is_taken_and_another_is_404)
 {
     mf_api_request *q = api_parse(MF_API_COMPLETION, COMPLETION(", \"model\": \"second-name\""));
     CHECK_STR(q->model, "second-name");
     mf_api_request_close(&q);
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"model\": \"gpt-4\""), 404, "model", "The model `gpt-4` does not exist.");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"model\": \"gpt-4\""), 404, "model",
+                  "The model `gpt-4` does not exist.");
 }
 
 TEST(prompts_times_sequences_is_capped_before_anything_is_made)
@@ -145,11 +150,13 @@ TEST(best_of_is_n_or_more_and_n_when_streaming)
     CHECK_EQ(q->sampling.logprobs, 0);
     CHECK(!q->wants_logprobs);
     mf_api_request_close(&q);
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"n\": 3, \"best_of\": 2"), 400, "best_of", "greater than or equal to n");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"n\": 3, \"best_of\": 2"), 400, "best_of",
+                  "greater than or equal to n");
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"best_of\": 2, \"stream\": true"), 400, "best_of", "streaming");
 }
 
-/* ---- prompts -------------------------------------------------------------------------------------------------------- */
+/* ---- prompts --------------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_prompt_is_text_or_ids_one_or_several)
 {
@@ -172,23 +179,38 @@ TEST(a_prompt_is_text_or_ids_one_or_several)
 
 TEST(prompts_are_not_mixed_and_none_is_empty)
 {
-    static const char *const bodies[] = { "{}", "{\"prompt\": null}", "{\"prompt\": \"\"}", "{\"prompt\": []}", "{\"prompt\": [\"\"]}",
-                                          "{\"prompt\": [[]]}", "{\"prompt\": [\"a\", 1]}", "{\"prompt\": [1, \"a\"]}",
-                                          "{\"prompt\": [[1], \"a\"]}", "{\"prompt\": [[1], 1]}", "{\"prompt\": [1, [1]]}",
-                                          "{\"prompt\": [[[1]]]}", "{\"prompt\": [null]}", "{\"prompt\": [true]}", "{\"prompt\": {}}",
-                                          "{\"prompt\": [1.5]}", "{\"prompt\": [[\"a\"]]}" };
+    static const char *const bodies[] = { "{}",
+                                          "{\"prompt\": null}",
+                                          "{\"prompt\": \"\"}",
+                                          "{\"prompt\": []}",
+                                          "{\"prompt\": [\"\"]}",
+                                          "{\"prompt\": [[]]}",
+                                          "{\"prompt\": [\"a\", 1]}",
+                                          "{\"prompt\": [1, \"a\"]}",
+                                          "{\"prompt\": [[1], \"a\"]}",
+                                          "{\"prompt\": [[1], 1]}",
+                                          "{\"prompt\": [1, [1]]}",
+                                          "{\"prompt\": [[[1]]]}",
+                                          "{\"prompt\": [null]}",
+                                          "{\"prompt\": [true]}",
+                                          "{\"prompt\": {}}",
+                                          "{\"prompt\": [1.5]}",
+                                          "{\"prompt\": [[\"a\"]]}" };
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         CHECK_REFUSED(MF_API_COMPLETION, bodies[i], 400, "prompt", "prompt");
     }
 }
 
-/* ---- combinations --------------------------------------------------------------------------------------------------- */
+/* ---- combinations ---------------------------------------------------------------------------------------------------
+ */
 
 TEST(max_tokens_0_needs_echo)
 {
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"max_tokens\": 0"), 400, "max_tokens", "must be at least 1");
-    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"max_completion_tokens\": 0"), 400, "max_completion_tokens", "must be at least 1");
-    mf_api_request *q = api_parse(MF_API_COMPLETION, COMPLETION(", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1"));
+    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"max_completion_tokens\": 0"), 400, "max_completion_tokens",
+                  "must be at least 1");
+    mf_api_request *q =
+        api_parse(MF_API_COMPLETION, COMPLETION(", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1"));
     CHECK_EQ(q->max_tokens, 0);
     mf_api_request_close(&q);
 }
@@ -203,7 +225,8 @@ TEST(max_completion_tokens_overrides_max_tokens)
 TEST(min_tokens_is_at_most_max_tokens)
 {
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"min_tokens\": 17"), 400, "min_tokens", "max_tokens=16, got 17");
-    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"min_tokens\": 3, \"max_tokens\": 2"), 400, "min_tokens", "max_tokens=2, got 3");
+    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"min_tokens\": 3, \"max_tokens\": 2"), 400, "min_tokens",
+                  "max_tokens=2, got 3");
 }
 
 TEST(logprobs_follow_each_kinds_rules)
@@ -232,7 +255,8 @@ TEST(logprobs_follow_each_kinds_rules)
     CHECK_REFUSED(MF_API_CHAT, CHAT(", \"top_logprobs\": 1"), 400, "top_logprobs", "logprobs must be set to true");
     CHECK_REFUSED(MF_API_CHAT, CHAT(", \"logprobs\": 1"), 400, "logprobs", "true or false, got 1");
     CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"logprobs\": true"), 400, "logprobs", "an integer, got true");
-    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"prompt_logprobs\": 1, \"stream\": true"), 400, "prompt_logprobs", "streaming");
+    CHECK_REFUSED(MF_API_COMPLETION, COMPLETION(", \"prompt_logprobs\": 1, \"stream\": true"), 400, "prompt_logprobs",
+                  "streaming");
 }
 
 TEST(the_servers_own_limit_of_logprobs_holds)
@@ -249,15 +273,18 @@ TEST(the_servers_own_limit_of_logprobs_holds)
 
 TEST(stream_options_only_with_stream)
 {
-    mf_api_request *q = api_parse(MF_API_CHAT, CHAT(", \"stream\": true, \"stream_options\": {\"include_usage\": true, \"x\": 1}"));
+    mf_api_request *q =
+        api_parse(MF_API_CHAT, CHAT(", \"stream\": true, \"stream_options\": {\"include_usage\": true, \"x\": 1}"));
     CHECK(q->stream && q->include_usage && !q->continuous_usage_stats);
     mf_api_request_close(&q);
-    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"stream_options\": {\"include_usage\": true}"), 400, "stream_options", "stream=True");
-    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"stream\": true, \"stream_options\": {\"include_usage\": 1}"), 400, "stream_options",
-                  "include_usage must be true or false, got 1");
+    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"stream_options\": {\"include_usage\": true}"), 400, "stream_options",
+                  "stream=True");
+    CHECK_REFUSED(MF_API_CHAT, CHAT(", \"stream\": true, \"stream_options\": {\"include_usage\": 1}"), 400,
+                  "stream_options", "include_usage must be true or false, got 1");
 }
 
-static mf_api_request *with_header(const mf_serve_model *model, const char *body, const char *header, mf_api_error *error)
+static mf_api_request *with_header(const mf_serve_model *model, const char *body, const char *header,
+                                   mf_api_error *error)
 {
     mf_api_request *q = NULL;
     mf_api_request_parse(MF_API_COMPLETION, model, body, strlen(body), header, &q, error);
@@ -271,8 +298,13 @@ TEST(a_deadline_is_the_least_of_field_header_and_server)
     static const struct {
         const char *fields, *header;
         double server, want;
-    } cases[] = { { "", NULL, 0, 0 }, { "", "2.5", 0, 2.5 }, { ", \"timeout\": 3", "2.5", 0, 2.5 }, { ", \"timeout\": 1.5", "2.5", 0, 1.5 },
-                  { ", \"timeout\": 30", "60", 20, 20 }, { ", \"timeout\": 3", NULL, 20, 3 }, { "", NULL, 20, 20 } };
+    } cases[] = { { "", NULL, 0, 0 },
+                  { "", "2.5", 0, 2.5 },
+                  { ", \"timeout\": 3", "2.5", 0, 2.5 },
+                  { ", \"timeout\": 1.5", "2.5", 0, 1.5 },
+                  { ", \"timeout\": 30", "60", 20, 20 },
+                  { ", \"timeout\": 3", NULL, 20, 3 },
+                  { "", NULL, 20, 20 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char body[200];
         snprintf(body, sizeof body, COMPLETION("%s"), cases[i].fields);
@@ -281,7 +313,9 @@ TEST(a_deadline_is_the_least_of_field_header_and_server)
         CHECK(q && q->timeout_s == cases[i].want);
         mf_api_request_close(&q);
     }
-    static const char *const bad[] = { "", "-1", "0", "0.0001", "86401", "1e3", "nan", "inf", "1 ", "1.2.3", ".", "0x10", "123456789012345678901" };
+    static const char *const bad[] = {
+        "", "-1", "0", "0.0001", "86401", "1e3", "nan", "inf", "1 ", "1.2.3", ".", "0x10", "123456789012345678901"
+    };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         CHECK(!with_header(&model, COMPLETION(""), bad[i], &error));
         CHECK_EQ(error.status, 400);
@@ -289,7 +323,8 @@ TEST(a_deadline_is_the_least_of_field_header_and_server)
     }
 }
 
-/* ---- recorded clients ----------------------------------------------------------------------------------------------- */
+/* ---- recorded clients -----------------------------------------------------------------------------------------------
+ */
 
 TEST(recorded_client_bodies_are_taken)
 {
@@ -298,30 +333,45 @@ TEST(recorded_client_bodies_are_taken)
         const char *body;
     } recorded[] = {
         /* vllm bench serve, openai backend */
-        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": \"Tom has\", \"max_tokens\": 16, \"logprobs\": null, \"stream\": true,"
-                             " \"stream_options\": {\"include_usage\": true}, \"repetition_penalty\": 1.0, \"ignore_eos\": true, \"temperature\": 0.0}" },
+        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": \"Tom has\", \"max_tokens\": 16, "
+                             "\"logprobs\": null, \"stream\": true,"
+                             " \"stream_options\": {\"include_usage\": true}, \"repetition_penalty\": 1.0, "
+                             "\"ignore_eos\": true, \"temperature\": 0.0}" },
         /* vllm bench serve, openai-chat */
-        { MF_API_CHAT, "{\"model\": \"word-problems\", \"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"Tom\"}]}],"
-                       " \"max_completion_tokens\": 16, \"stream\": true, \"stream_options\": {\"include_usage\": true}}" },
+        { MF_API_CHAT,
+          "{\"model\": \"word-problems\", \"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", "
+          "\"text\": \"Tom\"}]}],"
+          " \"max_completion_tokens\": 16, \"stream\": true, \"stream_options\": {\"include_usage\": true}}" },
         /* SGLang's bench_serving, sglang-oai */
-        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": \"Tom has\", \"temperature\": 0.0, \"best_of\": 1, \"max_tokens\": 16,"
-                             " \"stream\": true, \"ignore_eos\": true, \"stream_options\": {\"include_usage\": true}}" },
+        { MF_API_COMPLETION,
+          "{\"model\": \"word-problems\", \"prompt\": \"Tom has\", \"temperature\": 0.0, \"best_of\": 1, "
+          "\"max_tokens\": 16,"
+          " \"stream\": true, \"ignore_eos\": true, \"stream_options\": {\"include_usage\": true}}" },
         /* lm-eval local-completions: log-likelihood, then generation */
-        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": [[0, 5, 6, 7]], \"temperature\": 0, \"max_tokens\": 1, \"logprobs\": 1,"
+        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": [[0, 5, 6, 7]], \"temperature\": 0, "
+                             "\"max_tokens\": 1, \"logprobs\": 1,"
                              " \"seed\": 1234, \"echo\": true}" },
-        { MF_API_COMPLETION, "{\"prompt\": [[0, 5, 6, 7]], \"model\": \"word-problems\", \"max_tokens\": 256, \"temperature\": 0, \"stop\": [],"
+        { MF_API_COMPLETION, "{\"prompt\": [[0, 5, 6, 7]], \"model\": \"word-problems\", \"max_tokens\": 256, "
+                             "\"temperature\": 0, \"stop\": [],"
                              " \"seed\": 1234}" },
         /* lm-eval local-chat-completions */
-        { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\", \"type\": \"text\"}], \"model\": \"word-problems\", \"max_tokens\": 256,"
+        { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\", \"type\": \"text\"}], \"model\": "
+                       "\"word-problems\", \"max_tokens\": 256,"
                        " \"temperature\": 0, \"stop\": [\"Q:\"], \"seed\": 1234}" },
         /* openai 1.x and 2.x: extra_body is merged; NOT_GIVEN fields are absent */
-        { MF_API_CHAT, "{\"messages\": [{\"role\": \"developer\", \"content\": \"be brief\"}, {\"role\": \"user\", \"content\": \"hi\"}],"
-                       " \"model\": \"word-problems\", \"max_tokens\": 8, \"n\": 2, \"stream\": false, \"top_k\": 1, \"ignore_eos\": true}" },
-        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": [1, 2, 3], \"logprobs\": 5, \"max_tokens\": 4}" },
+        { MF_API_CHAT, "{\"messages\": [{\"role\": \"developer\", \"content\": \"be brief\"}, {\"role\": \"user\", "
+                       "\"content\": \"hi\"}],"
+                       " \"model\": \"word-problems\", \"max_tokens\": 8, \"n\": 2, \"stream\": false, \"top_k\": 1, "
+                       "\"ignore_eos\": true}" },
+        { MF_API_COMPLETION,
+          "{\"model\": \"word-problems\", \"prompt\": [1, 2, 3], \"logprobs\": 5, \"max_tokens\": 4}" },
         /* a legacy body with every optional field null */
-        { MF_API_COMPLETION, "{\"model\": \"word-problems\", \"prompt\": \"a\", \"suffix\": null, \"max_tokens\": null, \"temperature\": null,"
-                             " \"top_p\": null, \"n\": null, \"stream\": null, \"logprobs\": null, \"echo\": null, \"stop\": null,"
-                             " \"presence_penalty\": null, \"frequency_penalty\": null, \"best_of\": null, \"logit_bias\": null, \"user\": null}" },
+        { MF_API_COMPLETION,
+          "{\"model\": \"word-problems\", \"prompt\": \"a\", \"suffix\": null, \"max_tokens\": null, \"temperature\": "
+          "null,"
+          " \"top_p\": null, \"n\": null, \"stream\": null, \"logprobs\": null, \"echo\": null, \"stop\": null,"
+          " \"presence_penalty\": null, \"frequency_penalty\": null, \"best_of\": null, \"logit_bias\": null, "
+          "\"user\": null}" },
     };
     for (size_t i = 0; i < sizeof recorded / sizeof *recorded; i++) {
         mf_api_error error = { 0 };

@@ -4,7 +4,8 @@
 #include "api_support.h"
 #include "server/text_endpoints.h"
 
-typedef mf_status (*endpoint)(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out, mf_api_error *error);
+typedef mf_status (*endpoint)(const mf_serve_model *model, const char *body, size_t size, mf_buffer *out,
+                              mf_api_error *error);
 
 static json_t *answer(endpoint call, const char *body)
 {
@@ -55,11 +56,13 @@ TEST(a_prompt_is_tokenized_with_the_special_tokens_unless_told_not_to)
     CHECK_EQ(number(json, "max_model_len"), 1024);
     CHECK(json_is_null(json_object_get(json, "token_strs")));
     json_decref(json);
-    json = answer(mf_text_tokenize, "{\"prompt\": \"Tom has\", \"add_special_tokens\": false, \"return_token_strs\": true}");
+    json = answer(mf_text_tokenize,
+                  "{\"prompt\": \"Tom has\", \"add_special_tokens\": false, \"return_token_strs\": true}");
     CHECK_EQ(number(json, "count"), (int64_t)want.size - 1);
     const json_t *texts = json_object_get(json, "token_strs");
     CHECK_EQ(json_array_size(texts), want.size - 1);
-    CHECK_STR(json_string_value(json_array_get(texts, 0)), mf_tokenizer_token_text(api_model()->prompt->tokenizer, want.data[1]));
+    CHECK_STR(json_string_value(json_array_get(texts, 0)),
+              mf_tokenizer_token_text(api_model()->prompt->tokenizer, want.data[1]));
     json_decref(json);
     mf_ids_close(&want);
     json = answer(mf_text_tokenize, "{\"prompt\": \"\", \"add_special_tokens\": false}");
@@ -74,12 +77,14 @@ TEST(messages_are_tokenized_as_a_chat_request_is)
     json_t *messages = json_loads("[{\"role\": \"user\", \"content\": \"Tom\\nhas\"}]", 0, NULL);
     CHECK_OK(mf_prompt_encode_chat(api_model()->prompt, messages, &want, &err), err);
     json_decref(messages);
-    json_t *json =
-        answer(mf_text_tokenize, "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"Tom\"}, {\"type\": \"text\","
-                                 " \"text\": \"has\"}]}], \"chat_template_kwargs\": {\"a\": 1}}");
+    json_t *json = answer(mf_text_tokenize, "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", "
+                                            "\"text\": \"Tom\"}, {\"type\": \"text\","
+                                            " \"text\": \"has\"}]}], \"chat_template_kwargs\": {\"a\": 1}}");
     check_tokens(json, &want);
     json_decref(json);
-    json = answer(mf_text_tokenize, "{\"messages\": [{\"role\": \"user\", \"content\": \"Tom\\nhas\"}], \"add_generation_prompt\": false}");
+    json =
+        answer(mf_text_tokenize,
+               "{\"messages\": [{\"role\": \"user\", \"content\": \"Tom\\nhas\"}], \"add_generation_prompt\": false}");
     CHECK_EQ(number(json, "count"), (int64_t)want.size - 1);
     json_decref(json);
     mf_ids_close(&want);
@@ -89,13 +94,16 @@ TEST(tokenize_wants_a_prompt_or_messages)
 {
     check_refused(mf_text_tokenize, "{}", 400, "prompt");
     check_refused(mf_text_tokenize, "{\"prompt\": null}", 400, "prompt");
-    check_refused(mf_text_tokenize, "{\"prompt\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", 400, "messages");
+    check_refused(mf_text_tokenize, "{\"prompt\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+                  400, "messages");
     check_refused(mf_text_tokenize, "{\"prompt\": [1]}", 400, "prompt");
     check_refused(mf_text_tokenize, "{\"prompt\": \"a\", \"model\": \"x\"}", 404, "model");
     check_refused(mf_text_tokenize, "{\"prompt\": \"a\", \"return_token_strs\": 1}", 400, "return_token_strs");
     check_refused(mf_text_tokenize, "{\"messages\": [{\"role\": \"x\", \"content\": \"a\"}]}", 400, "messages");
     check_refused(mf_text_tokenize, "{\"messages\": []}", 400, "messages");
-    check_refused(mf_text_tokenize, "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"chat_template\": \"x\"}", 400, "chat_template");
+    check_refused(mf_text_tokenize,
+                  "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"chat_template\": \"x\"}", 400,
+                  "chat_template");
     check_refused(mf_text_tokenize, "[", 400, "");
 }
 

@@ -6,14 +6,16 @@
 #include "api_support.h"
 #include "server/tool_calls.h"
 
-static const char *const template_of[] = { "<tool_call> </think>", "<arg_key> </think>", "<｜tool▁calls▁begin｜> </think>",
-                                           "<|tool_calls_section_begin|>" };
+static const char *const template_of[] = { "<tool_call> </think>", "<arg_key> </think>",
+                                           "<｜tool▁calls▁begin｜> </think>", "<|tool_calls_section_begin|>" };
 enum { HERMES, GLM, DEEPSEEK, KIMI };
 
 static mf_answer_options options_of(int format)
 {
     const char *source = template_of[format];
-    return (mf_answer_options){ .format = mf_tool_format_find(NULL, source, strlen(source)), .calls = true, .reasoning = true, .id_seed = 7 };
+    return (mf_answer_options){
+        .format = mf_tool_format_find(NULL, source, strlen(source)), .calls = true, .reasoning = true, .id_seed = 7
+    };
 }
 
 /* The message when the text comes in pieces that end at the given places. */
@@ -73,14 +75,17 @@ static json_t *message_of(const mf_answer_options *options, const char *text)
 static void check_text(const json_t *message, const char *key, const char *want)
 {
     const json_t *value = json_object_get(message, key);
-    if (!want ? !(value == NULL || json_is_null(value)) : !json_is_string(value) || strcmp(json_string_value(value), want) != 0) {
-        fail_msg("%s: expected %s; got %s", key, want ? want : "nothing", json_string_value(value) ? json_string_value(value) : "nothing");
+    if (!want ? !(value == NULL || json_is_null(value))
+              : !json_is_string(value) || strcmp(json_string_value(value), want) != 0) {
+        fail_msg("%s: expected %s; got %s", key, want ? want : "nothing",
+                 json_string_value(value) ? json_string_value(value) : "nothing");
     }
 }
 
 static void check_call(const json_t *message, size_t index, const char *name, const char *arguments)
 {
-    const json_t *call = json_array_get(json_object_get(message, "tool_calls"), index), *function = json_object_get(call, "function");
+    const json_t *call = json_array_get(json_object_get(message, "tool_calls"), index),
+                 *function = json_object_get(call, "function");
     check_text(function, "name", name);
     check_text(function, "arguments", arguments);
     CHECK(json_string_length(json_object_get(call, "id")) > 5);
@@ -92,12 +97,14 @@ static size_t num_calls(const json_t *message)
     return json_array_size(json_object_get(message, "tool_calls"));
 }
 
-/* ---- formats -------------------------------------------------------------------------------------------------------- */
+/* ---- formats --------------------------------------------------------------------------------------------------------
+ */
 
 TEST(hermes_calls_are_read)
 {
     mf_answer_options o = options_of(HERMES);
-    json_t *m = message_of(&o, "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Z\xc3\xbcrich <b>\", \"n\": [1, {}]}}\n"
+    json_t *m = message_of(&o, "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": "
+                               "\"Z\xc3\xbcrich <b>\", \"n\": [1, {}]}}\n"
                                "</tool_call>\n<tool_call>\n{\"name\": \"b\", \"arguments\": {}}\n</tool_call>\n");
     check_text(m, "content", "Let me look.\n");
     CHECK_EQ(num_calls(m), 2);
@@ -113,8 +120,10 @@ TEST(hermes_calls_are_read)
 TEST(hermes_calls_with_members_in_another_order_are_read_when_whole)
 {
     mf_answer_options o = options_of(HERMES);
-    json_t *m = message_of(&o, "<tool_call>{\"arguments\": {\"a\": 0.1}, \"name\": \"f\"}</tool_call> then <tool_call>{\"id\": 1, \"name\": \"g\","
-                               " \"arguments\": \"{\\\"b\\\": 2}\"}</tool_call><tool_call>{\"name\": \"h\"}</tool_call>");
+    json_t *m =
+        message_of(&o, "<tool_call>{\"arguments\": {\"a\": 0.1}, \"name\": \"f\"}</tool_call> then <tool_call>{\"id\": "
+                       "1, \"name\": \"g\","
+                       " \"arguments\": \"{\\\"b\\\": 2}\"}</tool_call><tool_call>{\"name\": \"h\"}</tool_call>");
     CHECK_EQ(num_calls(m), 3);
     check_call(m, 0, "f", "{\"a\": 0.1}");
     check_call(m, 1, "g", "{\"b\": 2}");
@@ -126,16 +135,20 @@ TEST(hermes_calls_with_members_in_another_order_are_read_when_whole)
 TEST(deepseek_calls_are_read_with_and_without_fences)
 {
     mf_answer_options o = options_of(DEEPSEEK);
-    json_t *m = message_of(&o, "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{\"city\": \"```\"}\n"
-                               "```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>b\n```json\n{}\n```<｜tool▁call▁end｜>"
-                               "<｜tool▁calls▁end｜>");
+    json_t *m = message_of(
+        &o, "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{\"city\": "
+            "\"```\"}\n"
+            "```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>b\n```json\n{}\n```<｜tool▁call▁end｜>"
+            "<｜tool▁calls▁end｜>");
     check_text(m, "content", "I look.");
     CHECK_EQ(num_calls(m), 2);
     check_call(m, 0, "get_weather", "{\"city\": \"```\"}");
     check_call(m, 1, "b", "{}");
     json_decref(m);
-    m = message_of(&o, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Bonn\"}<｜tool▁call▁end｜>"
-                       "<｜tool▁call▁begin｜>none<｜tool▁sep｜><｜tool▁call▁end｜><｜tool▁calls▁end｜> done");
+    m = message_of(
+        &o,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Bonn\"}<｜tool▁call▁end｜>"
+        "<｜tool▁call▁begin｜>none<｜tool▁sep｜><｜tool▁call▁end｜><｜tool▁calls▁end｜> done");
     check_text(m, "content", " done");
     CHECK_EQ(num_calls(m), 2);
     check_call(m, 0, "get_weather", "{\"city\": \"Bonn\"}");
@@ -146,9 +159,11 @@ TEST(deepseek_calls_are_read_with_and_without_fences)
 TEST(kimi_calls_keep_their_ids)
 {
     mf_answer_options o = options_of(KIMI);
-    json_t *m = message_of(&o, "ok <|tool_calls_section_begin|> <|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{\"a\": 1}"
-                               "<|tool_call_end|><|tool_call_begin|> plain <|tool_call_argument_begin|> {} <|tool_call_end|>"
-                               "<|tool_calls_section_end|>");
+    json_t *m =
+        message_of(&o, "ok <|tool_calls_section_begin|> "
+                       "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{\"a\": 1}"
+                       "<|tool_call_end|><|tool_call_begin|> plain <|tool_call_argument_begin|> {} <|tool_call_end|>"
+                       "<|tool_calls_section_end|>");
     check_text(m, "content", "ok ");
     CHECK_EQ(num_calls(m), 2);
     check_call(m, 0, "get_weather", "{\"a\": 1}");
@@ -160,12 +175,17 @@ TEST(kimi_calls_keep_their_ids)
 TEST(glm_arguments_become_json_by_the_tools_types)
 {
     mf_answer_options o = options_of(GLM);
-    json_t *tools = json_loads("[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"type\": \"object\", \"properties\":"
-                               " {\"zip\": {\"type\": \"string\"}}}}}]", 0, NULL);
+    json_t *tools = json_loads("[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"type\": "
+                               "\"object\", \"properties\":"
+                               " {\"zip\": {\"type\": \"string\"}}}}}]",
+                               0, NULL);
     o.tools = tools;
-    json_t *m = message_of(&o, "\n<tool_call>f\n<arg_key>zip</arg_key>\n<arg_value>04109</arg_value>\n<arg_key>n</arg_key>\n<arg_value>3</arg_value>\n"
-                               "<arg_key>l</arg_key><arg_value>[\"<a>\"]</arg_value><arg_key>t</arg_key>\n<arg_value>a \"b\"\nc</arg_value>\n"
-                               "</tool_call>\n<tool_call>g</tool_call>");
+    json_t *m = message_of(
+        &o,
+        "\n<tool_call>f\n<arg_key>zip</arg_key>\n<arg_value>04109</arg_value>\n<arg_key>n</arg_key>\n<arg_value>3</"
+        "arg_value>\n"
+        "<arg_key>l</arg_key><arg_value>[\"<a>\"]</arg_value><arg_key>t</arg_key>\n<arg_value>a \"b\"\nc</arg_value>\n"
+        "</tool_call>\n<tool_call>g</tool_call>");
     CHECK_EQ(num_calls(m), 2);
     check_call(m, 0, "f", "{\"zip\": \"04109\", \"n\": 3, \"l\": [\"<a>\"], \"t\": \"a \\\"b\\\"\\nc\"}");
     check_call(m, 1, "g", "{}");
@@ -174,7 +194,8 @@ TEST(glm_arguments_become_json_by_the_tools_types)
     json_decref(tools);
 }
 
-/* ---- reasoning ------------------------------------------------------------------------------------------------------ */
+/* ---- reasoning ------------------------------------------------------------------------------------------------------
+ */
 
 TEST(reasoning_is_what_stands_between_the_tags_at_the_beginning)
 {
@@ -204,7 +225,8 @@ TEST(reasoning_is_what_stands_between_the_tags_at_the_beginning)
     json_decref(m);
 }
 
-/* ---- what is no call ------------------------------------------------------------------------------------------------ */
+/* ---- what is no call ------------------------------------------------------------------------------------------------
+ */
 
 TEST(what_only_looks_like_a_call_stays_content)
 {
@@ -285,7 +307,8 @@ TEST(without_tools_calls_are_content)
     json_decref(m);
 }
 
-/* ---- forced calls --------------------------------------------------------------------------------------------------- */
+/* ---- forced calls ---------------------------------------------------------------------------------------------------
+ */
 
 TEST(a_named_call_is_all_arguments)
 {
@@ -302,7 +325,8 @@ TEST(required_calls_are_a_list)
 {
     mf_answer_options o = options_of(HERMES);
     o.choice = MF_TOOLS_REQUIRED;
-    json_t *m = message_of(&o, " [ {\"name\": \"f\", \"parameters\": {\"a\": [{}]}} , {\"name\": \"g\", \"parameters\": {}} ]\n");
+    json_t *m = message_of(
+        &o, " [ {\"name\": \"f\", \"parameters\": {\"a\": [{}]}} , {\"name\": \"g\", \"parameters\": {}} ]\n");
     CHECK_EQ(num_calls(m), 2);
     check_call(m, 0, "f", "{\"a\": [{}]}");
     check_call(m, 1, "g", "{}");
@@ -326,7 +350,8 @@ TEST(required_calls_are_a_list)
     }
 }
 
-/* ---- streams -------------------------------------------------------------------------------------------------------- */
+/* ---- streams --------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct seen {
     int calls, arguments;
@@ -351,7 +376,8 @@ TEST(arguments_are_given_out_while_they_are_written)
     mf_answer_options o = options_of(HERMES);
     seen s = { 0 };
     mf_answer_parser *parser = NULL;
-    const char *text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"text\": \"a long text that is written word by word\"}}\n</tool_call>";
+    const char *text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"text\": \"a long text that is written word by "
+                       "word\"}}\n</tool_call>";
     CHECK_EQ(mf_answer_parser_open(&o, note, &s, &parser), MF_OK);
     for (; text[s.pushed]; s.pushed++) {
         CHECK_EQ(mf_answer_parser_push(parser, text + s.pushed, 1), MF_OK);
@@ -383,11 +409,38 @@ TEST(what_emit_answers_ends_the_parse)
 
 TEST(random_mixtures_of_markers_do_not_depend_on_cuts)
 {
-    static const char *const parts[] = { "<tool_call>", "</tool_call>", "{\"name\": \"f\", \"arguments\": {", "}", "\"", "\\", "<think>", "</think>",
-                                         "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "f\n", " ", "<", "<｜tool▁calls▁begin｜>",
-                                         "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "function", "```json\n",
-                                         "```", "[", "]", ",", "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
-                                         "<|tool_call_end|>", "<|tool_calls_section_end|>", "functions.f:0" };
+    static const char *const parts[] = { "<tool_call>",
+                                         "</tool_call>",
+                                         "{\"name\": \"f\", \"arguments\": {",
+                                         "}",
+                                         "\"",
+                                         "\\",
+                                         "<think>",
+                                         "</think>",
+                                         "<arg_key>",
+                                         "</arg_key>",
+                                         "<arg_value>",
+                                         "</arg_value>",
+                                         "f\n",
+                                         " ",
+                                         "<",
+                                         "<｜tool▁calls▁begin｜>",
+                                         "<｜tool▁call▁begin｜>",
+                                         "<｜tool▁sep｜>",
+                                         "<｜tool▁call▁end｜>",
+                                         "<｜tool▁calls▁end｜>",
+                                         "function",
+                                         "```json\n",
+                                         "```",
+                                         "[",
+                                         "]",
+                                         ",",
+                                         "<|tool_calls_section_begin|>",
+                                         "<|tool_call_begin|>",
+                                         "<|tool_call_argument_begin|>",
+                                         "<|tool_call_end|>",
+                                         "<|tool_calls_section_end|>",
+                                         "functions.f:0" };
     uint32_t random = 12345;
     for (int round = 0; round < 300; round++) {
         char text[600] = "";

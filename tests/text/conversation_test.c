@@ -1,4 +1,5 @@
-/* conversation_test.c - special tokens in what users wrote stay text; everything else has the ids of the rendered text. */
+/* conversation_test.c - special tokens in what users wrote stay text; everything else has the ids of the rendered text.
+ */
 #include "test.h"
 
 #include "text/conversation.h"
@@ -13,8 +14,9 @@ static void open_prompt(mf_prompt *prompt, const char *source, const char *norma
 {
     mf_error err = { 0 };
     *prompt = (mf_prompt){ .max_text_bytes = 65536 };
-    prompt->tokenizer = tiny_open(&(tiny_parts){
-        .added_tokens = "[" SPECIAL(256, "<b>") "," SPECIAL(257, "<e>") "," ADDED(258, "<think>") "]", .normalizer = normalizer });
+    prompt->tokenizer = tiny_open(
+        &(tiny_parts){ .added_tokens = "[" SPECIAL(256, "<b>") "," SPECIAL(257, "<e>") "," ADDED(258, "<think>") "]",
+                       .normalizer = normalizer });
     CHECK_OK(mf_chat_template_parse(source, strlen(source), "t", &prompt->chat_template, &err), err);
 }
 
@@ -31,7 +33,8 @@ static mf_ids encode(const mf_prompt *prompt, const char *content, const char *t
 {
     mf_error err = { 0 };
     mf_ids ids = { 0 };
-    json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", content), *list = tools ? json_loads(tools, 0, NULL) : NULL;
+    json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", content),
+           *list = tools ? json_loads(tools, 0, NULL) : NULL;
     mf_conversation c = { .messages = messages, .tools = list };
     CHECK_OK(mf_conversation_encode(prompt, &c, &ids, &err), err);
     json_decref(messages);
@@ -39,7 +42,8 @@ static mf_ids encode(const mf_prompt *prompt, const char *content, const char *t
     return ids;
 }
 
-static void check_counts(const mf_prompt *prompt, const char *content, const char *tools, int begins, int ends, int thinks)
+static void check_counts(const mf_prompt *prompt, const char *content, const char *tools, int begins, int ends,
+                         int thinks)
 {
     mf_ids ids = encode(prompt, content, tools);
     mf_buffer text = { 0 };
@@ -54,7 +58,8 @@ static void check_counts(const mf_prompt *prompt, const char *content, const cha
     mf_ids_close(&ids);
 }
 
-#define TEMPLATE "{% for m in messages %}<b>{{ m.role }}:{{ m.content }}<e>{% endfor %}{{ tools | tojson if tools else '' }}"
+#define TEMPLATE                                                                                                       \
+    "{% for m in messages %}<b>{{ m.role }}:{{ m.content }}<e>{% endfor %}{{ tools | tojson if tools else '' }}"
 
 TEST(special_tokens_come_from_the_template_alone)
 {
