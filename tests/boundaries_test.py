@@ -25,9 +25,16 @@ TENSORS = re.compile(r"\bmf_(tensor|matrix|slot|experts)\b|kernels/(ops|format)\
 NOT_ABOVE_KERNELS = re.compile(r"immintrin\.h|arm_neon\.h|cuda_runtime|__AVX|__ARM_NEON")
 BANNED_CALLS = re.compile(
     r"(?<![\w.>])(abort|exit|_exit|sprintf|strcpy|strcat|atoi|atol|atof|alloca|system|popen|gets|printf|puts|putchar)\s*\(")
+# In the program's own folder too: what writes past its end, parses without a verdict, or starts a shell.
+BANNED_ANYWHERE = re.compile(
+    r"(?<![\w.>])(sprintf|vsprintf|strcpy|strcat|stpcpy|atoi|atol|atof|alloca|system|popen|gets|tmpnam|mktemp)\s*\(")
+WRITES_BY_FORMAT = re.compile(r'"(?:\\.|[^"\\])*%(?:hh|h|l|ll|j|z|t)?n(?:\\.|[^"\\])*"')
+# Environment after start is read by nobody: another thread may be changing it, and requests must not depend on it.
+SERVER_BANNED = re.compile(r"(?<![\w.>])(getenv|setenv|putenv|fork|execv\w*|rand|srand|strtok|asctime|ctime|gmtime|localtime)\s*\(")
 
 failures = {"includes point down": [], "what programs see of kernels names no tensor": [],
-            "ISA and CUDA stay in kernels": [], "libraries neither exit nor print": [], "no file passes a thousand lines": []}
+            "ISA and CUDA stay in kernels": [], "libraries neither exit nor print": [],
+            "no unbounded or unchecked call anywhere": [], "the server starts nothing and reads no environment": [], "no file passes a thousand lines": []}
 for path in sorted((ROOT / "src").rglob("*.[ch]")):
     folder = path.relative_to(ROOT / "src").parts[0]
     text = path.read_text(encoding="utf-8")
@@ -43,11 +50,18 @@ for path in sorted((ROOT / "src").rglob("*.[ch]")):
         if folder not in ("kernels", "base") and NOT_ABOVE_KERNELS.search(line):
             failures["ISA and CUDA stay in kernels"].append(f"{rel}:{number}: {line.strip()}")
     code = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group(0).count("\n"), text, flags=re.S)
+    for match in WRITES_BY_FORMAT.finditer(code):
+        failures["no unbounded or unchecked call anywhere"].append(f"{rel}: {match.group(0)}")
     code = re.sub(r'"(?:\\.|[^"\\])*"', '""', code)
-    if folder not in ("cli", "server"):
+    if folder != "cli":
         for number, line in enumerate(code.splitlines(), 1):
             if BANNED_CALLS.search(line):
                 failures["libraries neither exit nor print"].append(f"{rel}:{number}: {line.strip()}")
+    for number, line in enumerate(code.splitlines(), 1):
+        if BANNED_ANYWHERE.search(line):
+            failures["no unbounded or unchecked call anywhere"].append(f"{rel}:{number}: {line.strip()}")
+        if folder == "server" and SERVER_BANNED.search(line):
+            failures["the server starts nothing and reads no environment"].append(f"{rel}:{number}: {line.strip()}")
     if text.count("\n") > 1000:
         failures["no file passes a thousand lines"].append(f"{rel}: {text.count(chr(10))} lines")
 

@@ -336,7 +336,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
     const mf_device_ops *ops = model->device->ops;
     mf_device *device = model->device;
     mf_model_scratch *s = &model->scratch;
-    int64_t hidden = config->hidden_size, num_tokens = batch->num_tokens, max_context;
+    int64_t hidden = config->hidden_size, num_tokens = batch->num_tokens, max_context = 0;
     float eps = (float)config->rms_norm_eps;
     MF_TRY(check_batch(model, store, batch, &max_context, err));
     if (num_tokens == 0) {

@@ -1,9 +1,13 @@
 """What `make install` lays down works for a stranger: the headers compile as C and C++ without warnings, pkg-config finds the
-library, a program linked against it gets the worked row of the gate, and nothing but mf_ symbols is exported.
+library, a program linked against it gets the worked row of the gate, and nothing but mf_ symbols is exported.  The manual,
+the completion and the systemd unit are whole.
 
     install_test.py PATH/TO/BUILD/bin/moefuse"""
+import gzip
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,5 +89,46 @@ with tempfile.TemporaryDirectory() as temp:
     result = call([str(program), "info"], cwd=temp)
     claim("the installed program finds the shipped model", result.returncode == 0 and "deepseek_v3" in result.stdout,
           result.stdout)
+
+    page = prefix / "share/man/man1/moefuse.1.gz"
+    text = gzip.decompress(page.read_bytes()).decode() if page.exists() else ""
+    verbs = re.findall(r"^  (\w+)  ", call([str(program), "--help"]).stdout, re.M)
+    missing = [verb for verb in verbs if f".SS moefuse {verb}" not in text]
+    claim("the manual has the flags of every verb", text and verbs and not missing and "\\-\\-max\\-model\\-len" in text, missing)
+    claim("nothing in it is left to fill in, and it names the installed places", "@" not in text.replace("\\(at", "")
+          and str(prefix / "share/moefuse") in text, re.findall("@.*", text))
+    (temp / "moefuse.1").write_text(text)
+    if shutil.which("mandoc"):
+        result = call(["mandoc", "-T", "lint", "-W", "warning", str(temp / "moefuse.1")])
+        claim("mandoc finds nothing to warn of", result.returncode == 0, result.stdout)
+    elif shutil.which("man"):
+        result = call(["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(temp / "moefuse.1")],
+                      env={**os.environ, "LC_ALL": "C.UTF-8"})
+        claim("man finds nothing to warn of", "warning" not in result.stdout, result.stdout[-400:])
+
+    completion = prefix / "share/bash-completion/completions/moefuse"
+
+    def complete(*words):
+        script = 'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _moefuse 2>/dev/null; echo "${COMPREPLY[*]}"'
+        return call(["bash", "-c", script, str(completion), "moefuse", *words]).stdout.split()
+
+    claim("bash completes verbs", {"run", "info", "bench"} <= set(complete("")), complete(""))
+    claim("bash completes flags", complete("run", "--max-model") == ["--max-model-len"], complete("run", "--max-model"))
+    claim("bash completes choices, in both spellings", complete("run", "--device", "") == complete("run", "--device", "=", "")
+          == ["cpu", "ref"], complete("run", "--device", ""))
+    claim("bash completes modes and their flags", "latency" in complete("bench", "")
+          and complete("bench", "latency", "--batch") == ["--batch-size"], complete("bench", "latency", "--batch"))
+
+    unit = prefix / "lib/systemd/system/moefuse.service"
+    text = unit.read_text() if unit.exists() else ""
+    claim("the unit starts the installed program", f"ExecStart={prefix}/bin/moefuse serve" in text and "@" not in re.sub("@[a-z-]+", "", text),
+          text)
+    if shutil.which("systemd-analyze"):
+        result = call(["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)])
+        level = re.search(r"exposure level for moefuse.service: ([\d.]+)", result.stdout)
+        claim(f"its exposure is at most 2.0: {level and level.group(1)}", level and float(level.group(1)) <= 2.0, result.stdout)
+    else:
+        count += 1
+        print(f"not ok {count} # SKIP the unit's exposure: systemd-analyze is not installed")
 print(f"1..{count}")
 sys.exit(failures > 0)
