@@ -102,9 +102,8 @@ SUITES = {
     "quick": lambda: native("dev", "unit_", "conformance_"),
     "asan": lambda: native("asan", env=ASAN_ENV) + fuzz_replays(),
     "asan-kernels": lambda: native("asan-kernels", env=ASAN_ENV),
-    "tsan": lambda: native("tsan", "unit_base", "unit_placement", "engine_", "server_service", "server_calls", "conformance_gate", "conformance_sum_reduce",
-    "tsan": lambda: native("tsan", "text_guide", "unit_base", "unit_placement", "engine_", "conformance_gate", "conformance_sum_reduce",
-                           "conformance_layer", "conformance_experts"),
+    "tsan": lambda: native("tsan", "unit_base", "unit_placement", "engine_", "text_guide", "server_service", "server_calls",
+                           "conformance_gate", "conformance_sum_reduce", "conformance_layer", "conformance_experts"),
     "aarch64": aarch64_whole,
     "all": lambda: scripts("dev") + native("dev") + fuzz_replays() + native("asan", env=ASAN_ENV) + aarch64_quick(),
 }

@@ -103,7 +103,6 @@ for group in "$@"; do
             install_apt "${aarch64_packages[@]}"
             unpack_aarch64_libraries
             ;;
-        *) say "error: unknown group '$group'; known: build test fuzz clients aarch64"; exit 2 ;;
-        *) say "error: unknown group '$group'; known: build test browser deb fuzz aarch64"; exit 2 ;;
+        *) say "error: unknown group '$group'; known: build test browser deb fuzz clients aarch64"; exit 2 ;;
     esac
 done
