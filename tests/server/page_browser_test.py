@@ -200,13 +200,14 @@ def in_browser():
         claim("no request went elsewhere", b.requests and all(r.startswith(url) for r in b.requests), b.requests)
         claim("the console holds nothing but the refusal", [c for c in b.console if "429" not in c and "getImageData" not in c] == [], b.console)
 
-    slow = page_mock.Mock(DUMP, loading_s=2.5, layers=59, experts=256)
+    slow = page_mock.Mock(DUMP, loading_s=120, layers=59, experts=256)
     with browser.Browser() as b:
         b.view(1280, 800)
         b.open(f"http://127.0.0.1:{page_mock.start(slow).server_address[1]}/")
         shown = b.wait("/^loading \\d+ %$/.test($('state').textContent) && !$('track').hidden && $('welcome-title').textContent")
         shot(b, "loading")
         claim("loading is shown with its progress, and sending waits", shown == "Loading the model" and b.js("$('go').disabled"), shown)
+        slow.ready_at = time.time()
         claim("the page goes on by itself when the model is ready", b.wait("ready && modelName"))
         ask(b, "x")
         b.wait("!!running")
