@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # setup.sh GROUP... - installs what is missing for a group and says what it does.  Groups:
-#   build   compiler, CMake, the three libraries         (apt)
+#   build   compiler, CMake, the libraries               (apt)
 #   test    cmocka, Python and light packages in .venv   (apt, PyPI)
 #   fuzz    clang with libFuzzer                         (apt)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
@@ -8,11 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build_packages=(gcc libc6-dev cmake make pkg-config libjansson-dev libutf8proc-dev)
+build_packages=(gcc libc6-dev cmake make pkg-config libevent-dev libjansson-dev libutf8proc-dev)
 test_packages=(g++ libcmocka-dev python3 python3-venv)
 fuzz_packages=(clang-14 libclang-rt-14-dev)
 aarch64_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
-aarch64_libraries=(libcmocka0 libcmocka-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev)
+aarch64_libraries=(libcmocka0 libcmocka-dev libevent-core-2.1-7 libevent-dev libjansson4 libjansson-dev libutf8proc2 libutf8proc-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
