@@ -45,6 +45,7 @@ def scripts(preset):
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("program", "tests/program_test.py", "moefuse"),
+                               ("client", "tests/client/client_test.py", "moefuse"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
         jobs.append((name, [PYTHON, script, str(tools / tool)], {}))
     return jobs

@@ -12,7 +12,8 @@ const mf_verb mf_verbs[] = {
     { "run", "load a model and generate text: one prompt, a pipe, or a chat on a terminal", mf_verb_run },
     { "info", "what a model is and what will be fused: reads headers only", mf_verb_info },
     { "check", "validate every file of a model as untrusted input", mf_verb_check },
-    { "bench", "measure kernels, latency or throughput on this machine", mf_verb_bench },
+    { "bench", "measure kernels, latency, throughput or a server; compare and draw results", mf_verb_bench },
+    { "eval", "accuracy on a file of questions, fused and not", mf_verb_eval },
     { "doctor", "what this machine offers, what of it is used, and how fast it is", mf_verb_doctor },
 };
 const size_t mf_num_verbs = sizeof mf_verbs / sizeof *mf_verbs;
@@ -29,7 +30,7 @@ static void print_help(FILE *out)
     }
     fprintf(out, "\n`moefuse VERB --help` lists a verb's flags.  Each flag has an environment variable:\n"
                  "--max-model-len is MOEFUSE_MAX_MODEL_LEN.  --version prints the version.\n\n"
-                 "exit codes: 0 success, 1 failed, 2 usage, 4 model refused, 5 memory or device not available,\n"
+                 "exit codes: 0 success, 1 failed, 2 usage, 3 a comparison failed, 4 model refused, 5 memory or device not available,\n"
                  "            66 weights unreadable after load, 130 interrupted\n");
 }
 
@@ -86,7 +87,7 @@ int main(int argc, char **argv)
     if (near) {
         mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; did you mean \"%s\"?", argv[1], near);
     } else {
-        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, info, check, bench, doctor (moefuse --help)", argv[1]);
+        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, info, check, bench, eval, doctor (moefuse --help)", argv[1]);
     }
     return mf_usage_error(&err);
 }
