@@ -6,7 +6,7 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run serve build test test-page test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-page test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -21,7 +21,8 @@ help:
 	@echo "make test-aarch64  conformance of every rung of the aarch64 build, under qemu-user"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
 	@echo "make bench    a sitting of measurements, about 20 minutes; BENCH_FLAGS=--quick about 5"
-	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems"
+	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems, fused and separate compared"
+	@echo "make report   serve the shipped model at 1 to 16 requests at once, fused and separate: build/report.html, some minutes"
 	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"
 	@echo "make deb      Debian packages in build/deb: moefuse, libmoefuse0, libmoefuse-dev"
 	@echo "make install  program, library, headers, manual, completion, systemd unit under PREFIX ($(PREFIX)); DESTDIR is honoured"
@@ -107,8 +108,14 @@ fuzz:
 bench: build
 	@bench/run.sh $(BENCH_FLAGS)
 
-accuracy: dev
-	@build/dev/bin/tests-tools/word_problems_accuracy $(MODEL) models/word-problems/eval/word_problems.jsonl
+accuracy: build
+	@build/release/bin/moefuse eval $(MODEL) --data models/word-problems/eval/word_problems.jsonl --chat --max-tokens 256 \
+	    --fusion both --min-accuracy 0.97
+
+report: build
+	@build/release/bin/moefuse bench serve $(MODEL) --sweep-max-concurrency 1,2,4,8,16 --fusion all --rounds 3 --num-prompts 64 \
+	    --random-input-len 128 --random-output-len 64 --ignore-eos --temperature 0 --result-filename build/report.jsonl $(REPORT_FLAGS)
+	@build/release/bin/moefuse bench report build/report.jsonl -o build/report.html
 
 goldens:
 	@$(or $(PYTHON),python3) tools/make_tiny_model.py --out tests/model/goldens

@@ -52,6 +52,7 @@ def scripts(preset):
                                ("chat page", "tests/server/page_browser_test.py", "tests-tools/page_dump"),
                                ("reverse proxy", "tests/server/reverse_proxy_test.py", "tests-tools/page_dump"),
                                ("hardening", "tests/hardening_test.py", "moefuse"),
+                               ("client", "tests/client/client_test.py", "moefuse"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
         jobs.append((name, [PYTHON, script, str(tools / tool), *(["--static"] if name == "chat page" else [])], {}))
     return jobs

@@ -4,14 +4,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/utsname.h>
 
 #include "base/file.h"
 #include "base/random.h"
 #include "base/sys.h"
+#include "cli/about.h"
 #include "cli/bench_modes.h"
 #include "engine/engine.h"
-#include "kernels/bench/bench.h"
 
 static volatile sig_atomic_t interrupts;
 
@@ -19,6 +18,11 @@ static void on_interrupt(int signal_number)
 {
     (void)signal_number;
     interrupts = 1;
+}
+
+void mf_bench_catch_interrupt(void)
+{
+    signal(SIGINT, on_interrupt);
 }
 
 bool mf_bench_interrupted(void)
@@ -106,7 +110,7 @@ mf_status mf_bench_open(mf_bench_common *v, const char *const *positionals, int3
         return status;
     }
     mf_session_print_plan(session, stderr);
-    signal(SIGINT, on_interrupt);
+    mf_bench_catch_interrupt();
     *exit_code = MF_EXIT_OK;
     return MF_OK;
 }
@@ -185,30 +189,22 @@ mf_status mf_bench_step(mf_bench_requests *r, mf_bench_tally *tally, mf_error *e
 
 /* ---- JSON ---- */
 
-static const char *highest_level(void)
-{
-    static mf_bench_level levels[MF_BENCH_MAX_LEVELS];
-    int32_t count = mf_bench_levels(levels, MF_BENCH_MAX_LEVELS);
-    const char *name = "c";
-    for (int32_t i = 0; i < count; i++) {
-        name = levels[i].is_used ? levels[i].name : name;
-    }
-    return name;
-}
-
 json_t *mf_bench_about(const mf_session *session, const mf_bench_common *common)
 {
     const mf_plan *plan = mf_model_get_plan(session->model);
-    struct utsname name = { 0 };
-    uname(&name);
-    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I}}",
-                     "version", mf_version(), "machine", name.machine, "isa", highest_level(), "device",
-                     mf_device_description(mf_model_get_device(session->model)), "fusion", "slot", (int)plan->num_slot,
-                     "overlap", (int)plan->num_overlap, "serial", (int)plan->num_serial, "fused_gate",
-                     (int)plan->num_fused_gate, "flags", "input_len", (json_int_t)common->input_len, "output_len",
-                     (json_int_t)common->output_len, "temperature", common->temperature, "dtype", common->model.dtype,
-                     "quantization", common->model.quantization, "act_quant", common->model.act_quant, "load_format",
-                     common->model.load_format, "seed", (json_int_t)common->model.seed);
+    json_t *about = mf_about_build();
+    json_t *rest = json_pack(
+        "{s:s, s:{s:i, s:i, s:i, s:i}, s:{s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:b}}", "device",
+        mf_device_description(mf_model_get_device(session->model)), "fusion", "slot", (int)plan->num_slot, "overlap",
+        (int)plan->num_overlap, "serial", (int)plan->num_serial, "fused_gate", (int)plan->num_fused_gate, "flags", "input_len",
+        (json_int_t)common->input_len, "output_len", (json_int_t)common->output_len, "temperature", common->temperature, "dtype",
+        common->model.dtype, "quantization", common->model.quantization, "act_quant", common->model.act_quant, "load_format",
+        common->model.load_format, "threads", (json_int_t)common->model.threads, "seed", (json_int_t)common->model.seed,
+        "disable_shared_experts_fusion", common->model.disable_shared_experts_fusion, "disable_fused_gate",
+        common->model.disable_fused_gate);
+    json_object_update(about, rest);
+    json_decref(rest);
+    return about;
 }
 
 mf_status mf_bench_write_json(const mf_bench_common *common, json_t *document, mf_error *err)

@@ -9,6 +9,9 @@
 int mf_bench_mode_kernels(int argc, char **argv);
 int mf_bench_mode_latency(int argc, char **argv);
 int mf_bench_mode_throughput(int argc, char **argv);
+int mf_bench_mode_serve(int argc, char **argv);
+int mf_bench_mode_compare(int argc, char **argv);
+int mf_bench_mode_report(int argc, char **argv);
 
 /* ---- running a model ---- */
 
@@ -55,6 +58,7 @@ typedef struct mf_bench_tally {
 /* One step of the engine and its events. */
 mf_status mf_bench_step(mf_bench_requests *requests, mf_bench_tally *tally, mf_error *err);
 
+void mf_bench_catch_interrupt(void); /* from here on Ctrl-C is what the next call tells */
 bool mf_bench_interrupted(void);
 
 /* {version, machine, isa, device, fusion, ...}: beside vLLM's keys. */

@@ -20,6 +20,7 @@ int mf_verb_info(int argc, char **argv);
 int mf_verb_serve(int argc, char **argv);
 int mf_verb_check(int argc, char **argv);
 int mf_verb_bench(int argc, char **argv);
+int mf_verb_eval(int argc, char **argv);
 int mf_verb_doctor(int argc, char **argv);
 
 /* Prints "moefuse: error: ..." for a usage mistake and returns MF_EXIT_USAGE. */

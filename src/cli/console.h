@@ -15,6 +15,7 @@ enum {
     MF_EXIT_OK = 0,
     MF_EXIT_FAILED = 1,
     MF_EXIT_USAGE = 2,
+    MF_EXIT_WORSE = 3,       /* a comparison or a threshold failed */
     MF_EXIT_MODEL = 4,       /* model refused */
     MF_EXIT_RESOURCE = 5,    /* memory or device not available */
     MF_EXIT_CANNOT_BIND = 6,

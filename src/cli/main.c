@@ -13,7 +13,8 @@ const mf_verb mf_verbs[] = {
     { "serve", "answer the OpenAI API over HTTP, with a chat page at /", mf_verb_serve },
     { "info", "what a model is and what will be fused: reads headers only", mf_verb_info },
     { "check", "validate every file of a model as untrusted input", mf_verb_check },
-    { "bench", "measure kernels, latency or throughput on this machine", mf_verb_bench },
+    { "bench", "measure kernels, latency, throughput or a server; compare and draw results", mf_verb_bench },
+    { "eval", "accuracy on a file of questions, fused and not", mf_verb_eval },
     { "doctor", "what this machine offers, what of it is used, and how fast it is", mf_verb_doctor },
 };
 const size_t mf_num_verbs = sizeof mf_verbs / sizeof *mf_verbs;
@@ -30,7 +31,7 @@ static void print_help(FILE *out)
     }
     fprintf(out, "\n`moefuse VERB --help` lists a verb's flags.  Each flag has an environment variable:\n"
                  "--max-model-len is MOEFUSE_MAX_MODEL_LEN.  --version prints the version.\n\n"
-                 "exit codes: 0 success, 1 failed, 2 usage, 4 model refused, 5 memory or device not available,\n"
+                 "exit codes: 0 success, 1 failed, 2 usage, 3 a comparison failed, 4 model refused, 5 memory or device not available,\n"
                  "            6 cannot bind, 66 weights unreadable after load, 130 interrupted\n");
 }
 
@@ -92,7 +93,8 @@ int main(int argc, char **argv)
     if (near) {
         mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; did you mean \"%s\"?", argv[1], near);
     } else {
-        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, serve, info, check, bench, doctor (moefuse --help)", argv[1]);
+        mf_fail(&err, MF_ERR_INVALID, "unknown verb \"%.64s\"; known: run, serve, info, check, bench, eval, doctor (moefuse --help)",
+                argv[1]);
     }
     return mf_usage_error(&err);
 }

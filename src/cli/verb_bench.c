@@ -13,6 +13,9 @@ static const bench_mode modes[] = {
     { "kernels", "one operation at a time, at models' shapes, beside the machine's ceilings", mf_bench_mode_kernels },
     { "latency", "one batch of sequences from prompt to last token", mf_bench_mode_latency },
     { "throughput", "many prompts through the scheduler", mf_bench_mode_throughput },
+    { "serve", "a server as its clients meet it: rates, concurrency, fusion on and off in turn", mf_bench_mode_serve },
+    { "compare", "two saved results: change, interval, verdict", mf_bench_mode_compare },
+    { "report", "saved results as one HTML file", mf_bench_mode_report },
 };
 enum { NUM_MODES = sizeof modes / sizeof *modes };
 
@@ -52,7 +55,7 @@ int mf_verb_bench(int argc, char **argv)
     if (near) {
         mf_fail(&err, MF_ERR_INVALID, "bench: unknown mode \"%.64s\"; did you mean \"%s\"?", argv[0], near);
     } else {
-        mf_fail(&err, MF_ERR_INVALID, "bench: unknown mode \"%.64s\"; known: kernels, latency, throughput", argv[0]);
+        mf_fail(&err, MF_ERR_INVALID, "bench: unknown mode \"%.64s\"; known: kernels, latency, throughput, serve, compare, report", argv[0]);
     }
     return mf_usage_error(&err);
 }
