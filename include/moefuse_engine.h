@@ -138,6 +138,7 @@ typedef struct mf_request {
     int64_t deadline_ns; /* on the monotonic clock; 0 = none.  Passed in the queue: never started */
     void *user_data;     /* handed back in events */
     mf_guide guide;      /* fill NULL = none, else all three are set.  The engine's from a successful submit on; else it stays the caller's */
+    uint64_t cache_salt; /* cached prefixes are shared among requests of equal salt only; 0 = none.  The top bit is not looked at */
 } mf_request;
 
 #define MF_SAMPLING_PARAMS_INIT                                                                                        \

@@ -6,6 +6,7 @@
 #   deb     what CPack calls to make Debian packages     (apt)
 #   fuzz    clang with libFuzzer                         (apt)
 #   clients the serving clients that people have, under .clients: vLLM's benchmark client, lm-eval, SGLang's benchmark (PyPI)
+#   api     schemathesis, for `make test-api`               (PyPI, into .venv-api)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
 # Nothing is touched when nothing is missing.  Needs root or sudo only when an apt package is missing.
 set -euo pipefail
@@ -71,6 +72,16 @@ PYTHON
     echo "$wanted" >"$stamp"
 }
 
+# In an environment of its own: it brings some forty packages that no other test uses.
+install_api() {
+    local stamp=.venv-api/stamp wanted="schemathesis 4.32.5"
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
+    say "making .venv-api: $wanted"
+    /usr/bin/python3 -m venv --clear .venv-api
+    .venv-api/bin/python -m pip install --quiet --disable-pip-version-check "${wanted/ /==}"
+    echo "$wanted" >"$stamp"
+}
+
 # The arm64 libraries are downloaded with lists of their own and unpacked, not installed: this machine's packages stay of one
 # architecture.
 unpack_aarch64_libraries() {
@@ -95,6 +106,7 @@ for group in "$@"; do
         build) install_apt "${build_packages[@]}" ;;
         test) install_apt "${test_packages[@]}"; install_venv ;;
         clients) install_apt python3 python3-venv; install_clients ;;
+        api) install_apt python3 python3-venv; install_api ;;
         browser) install_apt "${browser_packages[@]}" ;;
         deb) install_apt "${deb_packages[@]}" ;;
         fuzz) install_apt "${fuzz_packages[@]}" ;;

@@ -68,7 +68,7 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{{ ns.system_prompt }}"
     "{%- for message in messages %}"
     "{%- if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}{%- endif %}"
-    "{%- if message['role'] == 'assistant' %}{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}{%- endif %}"
+    "{%- if message['role'] == 'assistant' %}{{ '<｜Assistant｜>' + (message['content'] or '') + '<｜end▁of▁sentence｜>' }}{%- endif %}"
     "{%- endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}")
 

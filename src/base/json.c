@@ -158,7 +158,8 @@ static void use_our_memory(void)
 }
 
 /* The guard lives in the caller: a jump leaves this function's own variables undefined. */
-static bool load_guarded(parse_guard *guard, const char *text, size_t size, json_t **root, json_error_t *problem)
+static bool load_guarded(parse_guard *guard, const char *text, size_t size, size_t flags, json_t **root,
+                         json_error_t *problem)
 {
     pthread_once(&alloc_once, use_our_memory);
     if (setjmp(guard->out) != 0) {
@@ -170,7 +171,7 @@ static bool load_guarded(parse_guard *guard, const char *text, size_t size, json
         return false;
     }
     active = guard;
-    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, problem);
+    *root = json_loadb(text, size, flags, problem);
     active = NULL;
     return true;
 }
@@ -192,7 +193,8 @@ mf_status mf_json_parse(const char *text, size_t size, const char *name, const m
     parse_guard guard = { .blocks = NULL };
     json_error_t problem;
     json_t *root;
-    bool had_memory = load_guarded(&guard, text, size, &root, &problem);
+    size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | (limits && limits->allow_nul ? JSON_ALLOW_NUL : 0);
+    bool had_memory = load_guarded(&guard, text, size, flags, &root, &problem);
     mf_free(guard.blocks);
     if (!had_memory) {
         return mf_fail(err, MF_ERR_NOMEM, "%s: out of memory while parsing JSON", name);

@@ -1,5 +1,5 @@
 /* json.h - reading untrusted JSON: an iterative scan bounds depth, number of values and checks UTF-8 before jansson sees
- * a byte (jansson itself recurses).  Duplicate keys, NUL escapes, a BOM and bytes after the value are refused.
+ * a byte (jansson itself recurses).  Duplicate keys, a BOM, bytes after the value and, unless allowed, NUL escapes are refused.
  *
  * Callers use jansson's json_t accessors on the result and json_decref it; the getters below make the usual
  * "key K of FILE: expected X; got Y" messages. */
@@ -16,6 +16,7 @@ typedef struct mf_json_limits {
     int32_t max_depth;   /* 0 = 64 */
     int64_t max_values;  /* 0 = 1,048,576; strings that are keys count too */
     bool top_is_object;  /* refuse anything else at the top */
+    bool allow_nul;      /* strings may hold \u0000, so their readers go by json_string_length; keys still may not */
 } mf_json_limits;
 
 /* `name` stands for the file in messages.  MF_ERR_FORMAT or MF_ERR_LIMIT with line or byte named. */

@@ -58,7 +58,7 @@ void mf_bench_record_refused(mf_bench_record *r, int status, const char *body, s
 {
     json_t *document = NULL;
     const char *text = NULL;
-    if (mf_json_parse(body, size, "answer", &(mf_json_limits){ .top_is_object = true }, &document, NULL) == MF_OK) {
+    if (mf_json_parse(body, size, "answer", &(mf_json_limits){ .top_is_object = true, .allow_nul = true }, &document, NULL) == MF_OK) {
         text = error_message(document);
     }
     if (text) {
@@ -114,7 +114,7 @@ bool mf_bench_record_event(mf_bench_record *r, const char *data, size_t size, do
     }
     json_t *document = NULL;
     mf_error err = { 0 };
-    if (mf_json_parse(data, size, "event", &(mf_json_limits){ .top_is_object = true }, &document, &err) != MF_OK) {
+    if (mf_json_parse(data, size, "event", &(mf_json_limits){ .top_is_object = true, .allow_nul = true }, &document, &err) != MF_OK) {
         mf_bench_record_fail(r, "%s", err.message);
         return false;
     }

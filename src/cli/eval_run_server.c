@@ -118,7 +118,7 @@ static mf_status take_text(mf_eval_unit *u, const json_t *document, const json_t
 static mf_status take_answer(const evaluation *e, worker *w, int status, mf_error *err)
 {
     json_t *document = NULL;
-    mf_json_limits limits = { .max_values = 1 << 24, .top_is_object = true };
+    mf_json_limits limits = { .max_values = 1 << 24, .top_is_object = true, .allow_nul = true };
     mf_status result = mf_json_parse(mf_buffer_text(&w->body), w->body.size, "answer", &limits, &document, err);
     const json_t *choice = json_array_get(json_object_get(document, "choices"), 0);
     const char *message = json_string_value(json_object_get(json_object_get(document, "error"), "message"));

@@ -321,7 +321,7 @@ void mf_kv_release(mf_kv_cache *cache, mf_kv_sequence *sequence, bool forget)
         block_leave(cache, sequence->blocks[--sequence->num_blocks], forget);
     }
     sequence->num_keyed = 0;
-    sequence->serial = 0;
+    sequence->serial = sequence->root;
 }
 
 void mf_kv_drop_cached(mf_kv_cache *cache)
@@ -367,7 +367,7 @@ static mf_status check_keys(const mf_kv_cache *cache, mf_error *err)
                 return mf_fail(err, MF_ERR_INTERNAL, "KV cache: hash chain %u is broken", i);
             }
             const block *b = &cache->blocks[id];
-            if (!b->serial || b->serial > cache->last_serial || b->parent_serial >= b->serial ||
+            if (!b->serial || b->serial > cache->last_serial || (b->parent_serial >= b->serial && !(b->parent_serial >> 63)) ||
                 (b->hash & (cache->num_buckets - 1)) != i ||
                 b->hash != key_hash(b->parent_serial, block_tokens(cache, id), cache->block_size)) {
                 return mf_fail(err, MF_ERR_INTERNAL, "KV cache: block %d has a wrong key", id);

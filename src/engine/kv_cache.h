@@ -24,8 +24,15 @@ typedef struct mf_kv_sequence {
     int32_t capacity;
     int32_t num_blocks;
     int32_t num_keyed;  /* leading full blocks whose content has a serial */
-    uint64_t serial;    /* of the last of them; 0 = none */
+    uint64_t serial;    /* of the last of them; root while there is none */
+    uint64_t root;      /* where its chain of keys begins: sequences of different roots share nothing */
 } mf_kv_sequence;
+
+/* The root of a salt; 0 for 0.  No serial ever reaches the others. */
+static inline uint64_t mf_kv_root(uint64_t salt)
+{
+    return salt ? salt | UINT64_C(1) << 63 : 0;
+}
 
 typedef struct mf_kv_counts {
     int32_t total, free, used, cached;

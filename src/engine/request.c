@@ -70,6 +70,7 @@ static mf_live_request *lay_out(carver *c, const mf_request *request, const mf_r
     head.sampling.bad_word_lengths = carve_copy(c, p->bad_word_lengths, (size_t)p->num_bad_words, sizeof(int32_t));
     head.kv.blocks = carve(c, num_blocks, sizeof(int32_t));
     head.kv.capacity = (int32_t)num_blocks;
+    head.kv.root = head.kv.serial = mf_kv_root(request->cache_salt);
     /* Last, so that the untouched tail of a long max_tokens costs address space only. */
     head.tokens = carve(c, num_tokens, sizeof(int32_t));
     if (r) {

@@ -377,7 +377,7 @@ void mf_scheduler_rebuild(mf_scheduler *s)
         mf_live_request *r = s->running[s->num_running - 1];
         r->kv.num_blocks = 0; /* the pool is about to forget them; giving them back could trip over its broken lists */
         r->kv.num_keyed = 0;
-        r->kv.serial = 0;
+        r->kv.serial = r->kv.root;
         if (!move(s, r, MF_REQUEST_PREEMPTED, false)) {
             s->num_running--;
         }

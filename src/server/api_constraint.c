@@ -54,7 +54,11 @@ static mf_status read_response_format(mf_api_request *q, const json_t *format, m
                            mf_json_quote(type, quote));
     }
     const json_t *outer = json_object_get(format, "json_schema");
-    const json_t *schema = json_object_get(outer, "schema");
+    const json_t *schema = json_object_get(outer, "schema"), *label = json_object_get(outer, "name");
+    if (!is_absent(label) && !json_is_string(label)) {
+        return mf_api_fail(error, 400, param, "response_format.json_schema.name must be a string, got %s.",
+                           mf_json_quote(label, quote));
+    }
     if (!json_is_object(schema) && !json_is_boolean(schema)) {
         return mf_api_fail(error, 400, param,
                            "response_format.json_schema.schema must be a JSON schema object, got %s.",

@@ -86,7 +86,7 @@ static mf_status open_arguments(json_t *function, const char *place, mf_api_erro
         return value && json_object_set_new(function, "arguments", value) == 0 ? MF_OK : mf_api_no_memory(error);
     }
     if (json_is_string(arguments)) {
-        static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH, .top_is_object = true };
+        static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH, .top_is_object = true, .allow_nul = true };
         mf_error err = { 0 };
         if (mf_json_parse(json_string_value(arguments), json_string_length(arguments), "arguments", &limits, &value,
                           &err) == MF_OK) {

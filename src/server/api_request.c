@@ -211,7 +211,7 @@ static mf_status read_counts(const reader *r)
     return MF_OK;
 }
 
-/* A text with its length: what JSON strings give, since NUL is refused before. */
+/* A prompt may hold NUL, so the length goes with it. */
 static void set_text(mf_api_prompt *prompt, const json_t *text)
 {
     prompt->text = json_string_value(text);

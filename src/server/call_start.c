@@ -2,6 +2,8 @@
  *
  * Short bodies are read and prepared on the I/O thread: handing one over costs more than the work.  Long ones, and
  * those that ask for a grammar, go to the text worker. */
+#include <assert.h>
+#include <sodium.h>
 #include <string.h>
 #include <time.h>
 
@@ -111,6 +113,14 @@ static void accept_guide(void *context, int32_t token_id)
     mf_guide_state_accept(context, token_id);
 }
 
+static uint64_t salt_number(const mf_calls *calls, const char *salt)
+{
+    uint64_t number;
+    static_assert(sizeof number == crypto_shorthash_BYTES, "a salt is a 64-bit number to the engine");
+    crypto_shorthash((unsigned char *)&number, (const unsigned char *)salt, strlen(salt), calls->salt_key);
+    return number | 1; /* 0 is none */
+}
+
 /* What the engine has to make for one sequence. */
 static mf_status fill_request(const mf_call *call, const mf_sequence *s, int32_t i, mf_request *out, mf_error *err)
 {
@@ -135,6 +145,9 @@ static mf_status fill_request(const mf_call *call, const mf_sequence *s, int32_t
         request.sampling.prompt_logprobs = r->sampling.logprobs;
     }
     request.deadline_ns = call->deadline_ns;
+    if (r->cache_salt && r->cache_salt[0]) {
+        request.cache_salt = salt_number(call->calls, r->cache_salt);
+    }
     request.user_data = (void *)s;
     if (call->prepared->guide) {
         mf_guide_state *state;

@@ -1,6 +1,7 @@
 /* calls.c - the table of calls and their HTTP side: see calls.h. */
 #include "server/calls.h"
 
+#include <sodium.h>
 #include <string.h>
 
 #include "base/sys.h"
@@ -22,6 +23,12 @@ mf_status mf_calls_open(const mf_calls_options *options, mf_calls **out, mf_erro
     calls->options.stream_interval = options->stream_interval > 0 ? options->stream_interval : 1;
     calls->options.inline_bytes = options->inline_bytes > 0 ? options->inline_bytes : INLINE_BYTES;
     calls->events = events;
+    if (sodium_init() < 0) {
+        mf_calls_close(&calls);
+        *out = NULL;
+        return mf_fail(err, MF_ERR_INTERNAL, "libsodium could not be set up: the system gave no random bytes");
+    }
+    crypto_shorthash_keygen(calls->salt_key);
     *out = calls;
     return MF_OK;
 }

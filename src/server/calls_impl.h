@@ -92,6 +92,7 @@ struct mf_calls {
     mf_buffer out; /* of the event or body being written */
     mf_service_event *events;
     mf_calls_rates total;
+    unsigned char salt_key[16]; /* of this process: nobody can look for a cache_salt that meets another's */
 };
 
 /* call_start.c */

@@ -242,12 +242,13 @@ mf_status mf_body_parse(const char *body, size_t size, json_t **document, mf_api
 {
     static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH,
                                            .max_values = MF_BODY_MAX_VALUES,
-                                           .top_is_object = true };
+                                           .top_is_object = true,
+                                           .allow_nul = true };
     mf_error err = { 0 };
     if (mf_json_parse(body, size, "request body", &limits, document, &err) != MF_OK) {
         return mf_api_fail_with(error, NULL, &err);
     }
-    return MF_OK;
+    return memmem(body, size, "\\u0000", 6) ? mf_body_check_nul(*document, error) : MF_OK;
 }
 
 bool mf_json_to_integer(const json_t *value, int64_t *integer)

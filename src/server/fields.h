@@ -124,7 +124,9 @@ typedef struct mf_field_value {
 /* JSON limits of a body. */
 enum { MF_BODY_MAX_DEPTH = 64, MF_BODY_MAX_VALUES = 1048576, MF_FIELD_MAX_STRING = 256 };
 
-/* Parses a body into *document (the caller's to json_decref) after the scan of base/json.h. */
+/* Parses a body into *document (the caller's to json_decref, also when it fails) after the scan of base/json.h.  NUL is
+ * refused in every string but the user's own text. */
+mf_status mf_body_check_nul(const json_t *document, mf_api_error *error); /* fields_nul.c: that last part */
 mf_status mf_body_parse(const char *body, size_t size, json_t **document, mf_api_error *error);
 
 /* Reads every field that belongs to `where` into values[MF_NUM_FIELDS]; others of the table and unknown names are

@@ -107,7 +107,11 @@ static json_t *good_answer(size_t op)
     const char *name = op < num_operations && operations[op].answer ? operations[op].answer : "Object";
     json_t *content = media ? json_pack("{s:{s:{s:s}}}", media, "schema", "type", "string") : json_content(name);
     if (content && op < num_operations && operations[op].streams &&
-        json_object_set_new(content, "text/event-stream", json_pack("{s:{s:s}}", "schema", "type", "string")) != 0) {
+        json_object_set_new(content, "text/event-stream",
+                            json_pack("{s:{s:s, s:s, s:[s], s:{s:{s:s, s:s}}}}", "schema", "description",
+                                      "One event of the stream", "type", "object", "required", "data", "properties",
+                                      "data", "type", "string", "description",
+                                      "A chunk as JSON; [DONE] in the last event")) != 0) {
         json_decref(content);
         return NULL;
     }

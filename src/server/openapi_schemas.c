@@ -64,7 +64,7 @@ static const struct {
     { MF_FIELD_ID_RESPONSE_FORMAT, "{'anyOf':[{'properties':{'type':{'enum':['text','json_object']}}},{'required':['"
                                    "json_schema'],'properties':{'type':{'const':"
                                    "'json_schema'},'json_schema':{'type':'object','required':['schema'],'properties':{'"
-                                   "name':{'type':'string'},'schema':{'type':"
+                                   "name':{'type':['string','null']},'schema':{'type':"
                                    "['object','boolean']}}}}}],'required':['type']}" },
     { MF_FIELD_ID_STRUCTURED_OUTPUTS, "{'properties':{'json':{'type':['object','string','null']},'json_object':{'type':"
                                       "['boolean','null']},'regex':{'type':['string','null'],"

@@ -224,7 +224,7 @@ static mf_status look_for_reasoning(const preparation *p, mf_prepared_prompt *ou
         mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data + out->ids.size - n, n, false, &tail, &err);
     if (status == MF_OK) {
         size_t end = tail.size, size = sizeof tag - 1;
-        while (end > 0 && strchr(" \t\r\n", tail.data[end - 1])) {
+        while (end > 0 && tail.data[end - 1] && strchr(" \t\r\n", tail.data[end - 1])) {
             end--;
         }
         out->opens_reasoning = end >= size && memcmp(tail.data + end - size, tag, size) == 0;

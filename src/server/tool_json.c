@@ -142,7 +142,7 @@ static bool find_member(const char *text, size_t size, const char *key, const ch
 static bool is_object_text(const json_t *string)
 {
     json_t *value = NULL;
-    static const mf_json_limits limits = { .top_is_object = true };
+    static const mf_json_limits limits = { .top_is_object = true, .allow_nul = true };
     bool ok = mf_json_parse(json_string_value(string), json_string_length(string), "arguments", &limits, &value,
                             NULL) == MF_OK;
     json_decref(value);
@@ -151,7 +151,7 @@ static bool is_object_text(const json_t *string)
 
 bool mf_call_text_read(const char *text, size_t size, mf_call_text *call)
 {
-    static const mf_json_limits limits = { .top_is_object = true };
+    static const mf_json_limits limits = { .top_is_object = true, .allow_nul = true };
     *call = (mf_call_text){ .arguments = "{}", .arguments_size = 2 };
     if (mf_json_parse(text, size, "call", &limits, &call->document, NULL) != MF_OK) {
         return false;
@@ -160,7 +160,8 @@ bool mf_call_text_read(const char *text, size_t size, mf_call_text *call)
     const char *key = json_object_get(call->document, "arguments") ? "arguments" : "parameters";
     const json_t *arguments = json_object_get(call->document, key);
     size_t name_size = json_string_length(call->name);
-    bool ok = json_is_string(call->name) && name_size >= 1 && name_size <= MAX_NAME_BYTES;
+    bool ok = json_is_string(call->name) && name_size >= 1 && name_size <= MAX_NAME_BYTES &&
+              !memchr(json_string_value(call->name), 0, name_size);
     if (ok && json_is_object(arguments)) {
         ok = find_member(text, size, strcmp(key, "arguments") == 0 ? "\"arguments\"" : "\"parameters\"",
                          &call->arguments, &call->arguments_size);

@@ -68,7 +68,8 @@ static json_t *member(json_t *all, size_t index)
 static mf_status render_marked(const mf_prompt *prompt, const mf_conversation *c, const mf_buffer *json, mf_buffer *out,
                                mf_error *err)
 {
-    static const mf_json_limits limits = { .max_depth = MAX_DEPTH, .max_values = MAX_VALUES };
+    static const mf_json_limits limits = { .max_depth = MAX_DEPTH, .max_values = MAX_VALUES,
+                                           .allow_nul = true };
     json_t *all = NULL;
     mf_status status = mf_json_parse(json->data, json->size, "conversation", &limits, &all, err);
     if (status == MF_OK) {

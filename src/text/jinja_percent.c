@@ -69,13 +69,13 @@ static mf_status put_percent(jinja_run *run, jinja_text *text, jinja_spec *sp, j
         sp->fill = '0';
         sp->align = '=';
     }
-    if (strchr("eEfFgG", sp->type)) {
+    if (sp->type && strchr("eEfFgG", sp->type)) {
         if (!jinja_is_number(v)) {
             return jinja_fail(run, MF_ERR_INVALID, "format: must be real number, not %s", jinja_type_name(v));
         }
         return jinja_put_float(run, text, sp, v.type == JINJA_FLOAT ? v.as.f : jinja_as_int(v, &i) ? (double)i : 0);
     }
-    if (!strchr("diuoxX", sp->type)) {
+    if (!sp->type || !strchr("diuoxX", sp->type)) {
         return jinja_fail(run, MF_ERR_INVALID, "format: unsupported format character '%c'", sp->type);
     }
     bool decimal = strchr("diu", sp->type) != NULL;

@@ -131,6 +131,32 @@ TEST(the_same_tokens_after_another_prefix_do_not_match)
     mf_kv_cache_close(&cache);
 }
 
+TEST(sequences_of_different_salts_share_nothing)
+{
+    static const int32_t tokens[9] = { 1, 2, 3, 4, 5, 6, 7, 8, 9 };
+    mf_kv_cache *cache = open_cache(8, 4, true);
+    owner o[4];
+    const uint64_t salts[4] = { 0, 7, 7, 8 };
+    const int32_t matched[4] = { 0, 0, 8, 0 }; /* only the second of salt 7 finds anything */
+    for (int i = 0; i < 4; i++) {
+        owner_init(&o[i]);
+        o[i].kv.root = o[i].kv.serial = mf_kv_root(salts[i]);
+        CHECK_EQ(mf_kv_match(cache, &o[i].kv, tokens, 9), matched[i]);
+        if (i < 2) {
+            fill(cache, &o[i], tokens, 8);
+        }
+    }
+    check(cache, o, 4);
+    mf_kv_release(cache, &o[1].kv, false);
+    CHECK_EQ(mf_kv_match(cache, &o[1].kv, tokens, 9), 8); /* a sequence keeps its salt when it is preempted */
+    check(cache, o, 4);
+    for (int i = 0; i < 4; i++) {
+        mf_kv_release(cache, &o[i].kv, false);
+    }
+    check_counts(cache, 4, 0, 4);
+    mf_kv_cache_close(&cache);
+}
+
 TEST(an_unfinished_block_is_not_shared)
 {
     mf_kv_cache *cache = open_cache(8, 4, true);

@@ -114,6 +114,30 @@ static void check_text(const mf_serve_model *model, const char *body, const char
     "<\xef\xbd\x9c"                                                                                                    \
     "User\xef\xbd\x9c>"
 
+/* Byte 0 has a token of its own in a byte-level vocabulary; the text behind it is not lost. */
+TEST(nul_reaches_the_tokenizer_through_prompt_and_template)
+{
+    static const struct {
+        mf_api_kind kind;
+        const char *body;
+    } cases[] = { { MF_API_COMPLETION, "{\"prompt\": \"a\\u0000bc\"}" },
+                  { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": \"a\\u0000bc\"}]}" } };
+    for (size_t i = 0; i < 2; i++) {
+        mf_api_request *q = api_parse(cases[i].kind, cases[i].body);
+        mf_prepared *prepared = NULL;
+        mf_api_error error = { 0 };
+        mf_error err = { 0 };
+        mf_buffer text = { 0 };
+        CHECK(mf_prepare(api_model(), q, &prepared, &error) == MF_OK);
+        const mf_ids *ids = &prepared->prompts[0].ids;
+        CHECK_OK(mf_tokenizer_decode(api_model()->prompt->tokenizer, ids->data, ids->size, false, &text, &err), err);
+        CHECK(memmem(text.data, text.size, "a\0bc", 4) != NULL);
+        mf_buffer_close(&text);
+        mf_prepared_close(&prepared);
+        mf_api_request_close(&q);
+    }
+}
+
 TEST(the_generation_prompt_is_a_switch)
 {
     check_text(api_model(), CHAT(""), BOS USER_TOKEN "hi" ASSISTANT);

@@ -126,6 +126,14 @@ TEST(json_refuses_what_lenient_readers_accept)
     CHECK_EQ(parse("[1]", &(mf_json_limits){ .top_is_object = true }, &err), MF_ERR_FORMAT);
 }
 
+TEST(json_strings_hold_nul_only_where_allowed_and_keys_never)
+{
+    mf_error err = { 0 };
+    CHECK_EQ(parse("[\"a\\u0000\"]", NULL, &err), MF_ERR_FORMAT);
+    CHECK_EQ(parse("[\"a\\u0000\"]", &(mf_json_limits){ .allow_nul = true }, &err), MF_OK);
+    CHECK_EQ(parse("{\"a\\u0000\": 1}", &(mf_json_limits){ .allow_nul = true }, &err), MF_ERR_FORMAT);
+}
+
 TEST(json_depth_and_count_are_capped_before_parsing)
 {
     mf_error err = { 0 };
