@@ -3,6 +3,7 @@
  *
  * Each round takes all marks at once, so a command is seen before the next step.  A step makes no more events than the
  * ring has room for; without room the engine waits for the reader, and commands are still seen. */
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +37,7 @@ static void set_state(mf_service *s, mf_service_state state)
 static void fail(mf_service *s, mf_status status, const char *message)
 {
     s->failure_status = status;
-    strncpy(s->failure, message, sizeof s->failure - 1);
+    snprintf(s->failure, sizeof s->failure, "%s", message);
     set_state(s, MF_SERVICE_FAILED);
 }
 
@@ -68,8 +69,7 @@ static void queue_end(mf_service *s, int32_t index, uint64_t serial, mf_status s
     slot->engine_serial = serial;
     slot->engine_id = 0;
     slot->status = status;
-    strncpy(slot->message, message, sizeof slot->message - 1);
-    slot->message[sizeof slot->message - 1] = '\0';
+    snprintf(slot->message, sizeof slot->message, "%.230s", message);
     slot->next_end = -1;
     *(s->last_end >= 0 ? &s->slots[s->last_end].next_end : &s->first_end) = index;
     s->last_end = index;
