@@ -297,6 +297,29 @@ static bool start(mf_scheduler *s, mf_live_request *r, int64_t now_ns)
     return true;
 }
 
+/* Who is paused for a client that does not read holds no place and no blocks that somebody else waits for: it goes back
+ * to the queue, keeps what it has made, and goes on from there once it is resumed.  false: nobody is. */
+static bool yield_paused(mf_scheduler *s)
+{
+    for (int32_t i = s->num_running; s->num_paused > 0 && i-- > 0;) {
+        if (s->running[i]->paused && s->running[i]->num_scheduled == 0) {
+            s->num_preemptions++;
+            return move(s, s->running[i], MF_REQUEST_PREEMPTED, false);
+        }
+    }
+    return false;
+}
+
+static bool start_or_take_a_place(mf_scheduler *s, mf_live_request *r, int64_t now_ns)
+{
+    do {
+        if (s->num_running < s->limits.max_num_seqs && start(s, r, now_ns)) {
+            return true;
+        }
+    } while (yield_paused(s));
+    return false;
+}
+
 void mf_scheduler_plan(mf_scheduler *s, int64_t now_ns)
 {
     s->num_planned = 0;
@@ -309,9 +332,9 @@ void mf_scheduler_plan(mf_scheduler *s, int64_t now_ns)
     plan_decodes(s);
     plan_chunks(s);
     mf_live_request *r = s->queue.head;
-    while (r && s->num_running < s->limits.max_num_seqs && s->budget > 0) {
-        mf_live_request *next = r->next;
-        if (!r->paused && !start(s, r, now_ns)) {
+    while (r && s->budget > 0) {
+        mf_live_request *next = r->next; /* stays behind r: what yields joins at the front */
+        if (!r->paused && !start_or_take_a_place(s, r, now_ns)) {
             break;
         }
         r = next;

@@ -534,6 +534,57 @@ TEST(a_paused_request_makes_no_tokens_and_lets_others_run)
     close_setup(&s);
 }
 
+TEST(a_paused_request_yields_its_place_to_one_that_waits)
+{
+    mf_engine_options o = small_options();
+    setup s;
+    job jobs[5];
+    o.max_num_seqs = 2;
+    open_setup(&s, &o, 40);
+    for (int i = 0; i < 5; i++) {
+        job_text(&jobs[i], (uint64_t)i, 5, 10);
+        job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+        job_submit(&jobs[i], s.engine);
+    }
+    step(s.engine);
+    CHECK_EQ(stats_of(s.engine).num_running, 2);
+    mf_engine_pause(s.engine, jobs[0].id, 1); /* both places are taken by who is paused */
+    mf_engine_pause(s.engine, jobs[1].id, 1);
+    engine_run(s.engine);
+    CHECK(jobs[2].is_done && jobs[3].is_done && jobs[4].is_done && !jobs[0].is_done && !jobs[1].is_done);
+    CHECK(!mf_engine_has_work(s.engine));
+    mf_engine_pause(s.engine, jobs[0].id, 0);
+    mf_engine_pause(s.engine, jobs[1].id, 0);
+    engine_run(s.engine);
+    for (int i = 0; i < 5; i++) {
+        job_compare(&jobs[i]);
+    }
+    close_setup(&s);
+}
+
+TEST(a_paused_request_yields_its_blocks_to_one_that_waits)
+{
+    mf_engine_options o = small_options();
+    setup s;
+    job jobs[2];
+    open_setup(&s, &o, 8); /* of 4 tokens: room for one of them at a time */
+    for (int i = 0; i < 2; i++) {
+        job_text(&jobs[i], (uint64_t)i, 20, 8);
+        job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+        job_submit(&jobs[i], s.engine);
+    }
+    step(s.engine);
+    CHECK_EQ(stats_of(s.engine).num_running, 1);
+    mf_engine_pause(s.engine, jobs[0].id, 1);
+    engine_run(s.engine);
+    CHECK(jobs[1].is_done && !jobs[0].is_done);
+    mf_engine_pause(s.engine, jobs[0].id, 0);
+    engine_run(s.engine);
+    job_compare(&jobs[0]);
+    job_compare(&jobs[1]);
+    close_setup(&s);
+}
+
 static int64_t fake_now_ns = 1000;
 
 static int64_t fake_clock(void)
