@@ -83,10 +83,22 @@ static bool has_amx(const mf_cpu_features *features)
     return has_avx512(features) && features->avx512_vbmi && !mf_cpu_amx_refusal();
 }
 
+static void fill_amx(mf_cpu_kernels *kernels)
+{
+    mf_cpu_kernels_fill_amx(kernels);
+    mf_cpu_attention_fill_amx(kernels);
+}
+
 #if defined(MF_AMX_EMULATE)
 static bool has_amx_emulated(const mf_cpu_features *features)
 {
     return has_avx512(features) && features->avx512_vbmi;
+}
+
+static void fill_amx_emulated(mf_cpu_kernels *kernels)
+{
+    mf_cpu_kernels_fill_amx_emulated(kernels);
+    mf_cpu_attention_fill_amx_emulated(kernels);
 }
 #endif
 #endif
@@ -115,9 +127,9 @@ static const rung ladder[] = {
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
     { "avx512_vnni", has_avx512_vnni, mf_cpu_products_fill_avx512_vnni, "AVX-512 VNNI" },
     { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI" },
-    { "amx", has_amx, mf_cpu_kernels_fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
+    { "amx", has_amx, fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
 #if defined(MF_AMX_EMULATE)
-    { "amx_emulated", has_amx_emulated, mf_cpu_kernels_fill_amx_emulated, "AVX-512 VBMI" },
+    { "amx_emulated", has_amx_emulated, fill_amx_emulated, "AVX-512 VBMI" },
 #endif
 #endif
 #if defined(__aarch64__)

@@ -154,6 +154,8 @@ void mf_cpu_gate_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_attention_fill_amx(mf_cpu_kernels *kernels);          /* called by the ladder, after the rung's products */
+void mf_cpu_attention_fill_amx_emulated(mf_cpu_kernels *kernels); /* only in tests' builds */
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 void mf_cpu_products_fill_avx2(mf_cpu_kernels *kernels);   /* the product table, split and tile_tokens; so does the next */
