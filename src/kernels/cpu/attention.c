@@ -108,6 +108,7 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const 
     const mf_mla_args *args = c->args;
     const int64_t nope = args->qk_nope_head_dim, first_row = head * (nope + args->v_head_dim);
     float ones[TOKENS];
+    mf_cpu_asker nothing = { 0 };
     for (int64_t t = 0; t < TOKENS; t++) {
         ones[t] = 1.0f;
     }
@@ -121,9 +122,10 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const 
         for (int64_t t = 0; t < c->num_tokens; t++) {
             limits[t] = (int32_t)count;
         }
-        c->kernels->attention.tiles->pack_rows(stored, count, args->kv_lora_rank, rows);
+        c->kernels->attention.tiles->pack_rows(stored, count, args->kv_lora_rank, &nothing, rows);
         const mf_cpu_tile_blend blend = { .rows = rows,
                                           .num_rows = count,
+                                          .ahead = &nothing,
                                           .weights = weights + j * stride,
                                           .limits = limits,
                                           .num_queries = c->num_tokens,

@@ -11,17 +11,13 @@ enum {
     STEP = MF_CPU_TILE_COLUMNS, /* columns of keys, or rows of values, of a tile */
     MOST_GROUPS = MF_CPU_QUERIES / SIDE,
     MOST_STEPS = MF_CPU_KV_ROWS / STEP,
-    LINE_FLOATS = 16
+    LINE_FLOATS = 16,
+    LINES_PER_STEP = 5 /* of four products: about what memory delivers meanwhile */
 };
 
 /* ---- memory that will be wanted: it need only reach the second level ---- */
 
-typedef struct asker {
-    mf_cpu_ahead rows;
-    int64_t row, column;
-} asker;
-
-INLINE void ask_ahead(asker *a, int lines)
+INLINE void ask_ahead(mf_cpu_asker *a, int lines)
 {
     for (int i = 0; i < lines && a->row < a->rows.num_rows; i++) {
         __builtin_prefetch(a->rows.rows[a->row] + a->column, 0, 2);
@@ -33,12 +29,16 @@ INLINE void ask_ahead(asker *a, int lines)
     }
 }
 
-/* Lines per turn, such that all are asked for within so many turns. */
+/* Lines for each of `turns`, such that three quarters are asked for: the rest is left to the calls that follow. */
 INLINE int lines_per_turn(const mf_cpu_ahead *rows, int64_t turns)
 {
     const int64_t lines = rows->num_rows * ((rows->floats + LINE_FLOATS - 1) / LINE_FLOATS);
-    return (int)((lines + turns - 1) / (turns > 0 ? turns : 1));
+    return (int)((lines * 3 / 4 + turns - 1) / turns);
 }
+
+#define LANE_WORDS                                                                                                    \
+    _mm512_setr_epi32(0, 0x10001, 0x20002, 0x30003, 0x40004, 0x50005, 0x60006, 0x70007, 0x80008, 0x90009, 0xa000a,     \
+                      0xb000b, 0xc000c, 0xd000d, 0xe000e, 0xf000f)
 
 /* ---- 16 vectors of 16 words, rows and columns exchanged ---- */
 
@@ -67,10 +67,16 @@ INLINE void transpose16(__m512i r[16])
     }
 }
 
-/* Words of two bf16: the even one low. */
+/* Words of two bf16: the even one low.  The instruction takes subnormals as zero, and so do the tiles that its results go
+ * to. */
 INLINE __m512i pairs_of(__m512 even, __m512 odd)
 {
+#if defined(MF_AMX_EMULATE)
     return _mm512_or_si512(bf16_words16(even), _mm512_slli_epi32(bf16_words16(odd), 16));
+#else
+    const __m512i order = _mm512_add_epi16(LANE_WORDS, _mm512_set1_epi32(16 << 16)); /* 0, 16, 1, 17, ... */
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+#endif
 }
 
 /* ---- queries: tiles [stride / 16][columns / 32] of [16 pairs of columns][16 queries] ---- */
@@ -118,6 +124,7 @@ INLINE void scores_2x2(const mf_cpu_tile_scores *a, int64_t g, int64_t q, bool t
     AMX_ZERO(2);
     AMX_ZERO(3);
     for (int64_t k = 0; k < tiles; k++) {
+        ask_ahead(a->ahead, LINES_PER_STEP);
         AMX_LOAD(4, r0 + k * 2 * STEP, a->key_stride);
         AMX_LOAD(6, x0 + k * TILE, AMX_ROW_BYTES);
         AMX_LOAD(7, x1 + k * TILE, AMX_ROW_BYTES);
@@ -152,6 +159,7 @@ INLINE void scores_4x1(const mf_cpu_tile_scores *a, int64_t g, int64_t q, const 
     AMX_ZERO(2);
     AMX_ZERO(3);
     for (int64_t k = 0; k < tiles; k++) {
+        ask_ahead(a->ahead, LINES_PER_STEP);
         AMX_LOAD(6, x + k * TILE, AMX_ROW_BYTES);
         AMX_LOAD(4, r0 + k * 2 * STEP, a->key_stride);
         AMX_BF16(0, 4, 6);
@@ -180,15 +188,11 @@ static void scores_of(const mf_cpu_tile_scores *a)
 {
     const amx_config config = amx_config_of_depth(SIDE);
     AMX_CONFIGURE(&config);
-    asker ahead = { .rows = a->ahead };
     int64_t q = a->first_query / SIDE * SIDE;
-    const int64_t most = most_rows(a->limits + a->stride - SIDE, SIDE); /* of the last queries, which see most */
-    const int lines = lines_per_turn(&a->ahead, (a->stride - q + 31) / 32 * ((most + 63) / 64));
     for (; q + 2 * SIDE <= a->stride; q += 2 * SIDE) {
         const int64_t groups = (most_rows(a->limits + q, 2 * SIDE) + SIDE - 1) / SIDE;
         int64_t g = 0;
         for (; g + 2 <= groups; g += 2) {
-            ask_ahead(&ahead, (lines + 1) / 2);
             scores_2x2(a, g, q, true);
         }
         if (g < groups) {
@@ -199,11 +203,9 @@ static void scores_of(const mf_cpu_tile_scores *a)
         const int64_t groups = (most_rows(a->limits + q, SIDE) + SIDE - 1) / SIDE;
         int64_t g = 0;
         for (; g + 4 <= groups; g += 4) {
-            ask_ahead(&ahead, lines);
             scores_4x1(a, g, q, 4);
         }
         for (; g + 2 <= groups; g += 2) {
-            ask_ahead(&ahead, (lines + 1) / 2);
             scores_4x1(a, g, q, 2);
         }
         if (g < groups) {
@@ -215,8 +217,9 @@ static void scores_of(const mf_cpu_tile_scores *a)
 
 /* ---- rows of values: tiles [rows / 32][columns / 32][even, odd columns] of [16 pairs of rows][16 columns] ---- */
 
-static bool pack_rows(const void *const *rows, int64_t num_rows, int64_t dim, void *out)
+static bool pack_rows(const void *const *rows, int64_t num_rows, int64_t dim, mf_cpu_asker *ahead, void *out)
 {
+    const int lines = lines_per_turn(&ahead->rows, (num_rows + 1) / 2 * ((dim + STEP - 1) / STEP));
     const int64_t columns = mf_cpu_tile_columns(dim);
     const __m512i low = _mm512_set1_epi32(0xffff), exponent = _mm512_set1_epi16(0x7f80);
     __m512i worst = _mm512_setzero_si512();
@@ -226,6 +229,7 @@ static bool pack_rows(const void *const *rows, int64_t num_rows, int64_t dim, vo
             const int64_t even = s + 2 * p, odd = even + 1;
             const uint8_t *x = even < num_rows ? rows[even] : NULL, *y = odd < num_rows ? rows[odd] : NULL;
             for (int64_t i = 0; i < dim; i += STEP, to += 2 * TILE) {
+                ask_ahead(ahead, lines);
                 const __mmask32 mask = dim - i >= STEP ? 0xffffffffu : (1u << (dim - i)) - 1;
                 const __m512i a = x ? _mm512_maskz_loadu_epi16(mask, x + 2 * i) : _mm512_setzero_si512();
                 const __m512i b = y ? _mm512_maskz_loadu_epi16(mask, y + 2 * i) : _mm512_setzero_si512();
@@ -253,6 +257,7 @@ static void pack_weights(const mf_cpu_tile_blend *a, int64_t q, uint8_t (*tiles)
         __m512i r[SIDE];
         for (int i = 0; i < SIDE; i++) {
             const int row = (int)s + 2 * i;
+            ask_ahead(a->ahead, 1);
             const __mmask16 m0 = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32(row));
             const __mmask16 m1 = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32(row + 1));
             r[i] = m0 ? pairs_of(_mm512_maskz_loadu_ps(m0, weights + row * a->stride),
@@ -300,6 +305,7 @@ INLINE void blend_32(const mf_cpu_tile_blend *a, const weight_tiles weights, int
     AMX_ZERO(2);
     AMX_ZERO(3);
     for (int64_t k = 0; k < steps; k++, rows += STEP * columns * 2) {
+        ask_ahead(a->ahead, LINES_PER_STEP / 2);
         AMX_LOAD(4, weights[g][k], AMX_ROW_BYTES);
         AMX_LOAD(6, rows, AMX_ROW_BYTES);
         AMX_LOAD(7, rows + TILE, AMX_ROW_BYTES);
@@ -332,10 +338,7 @@ static void blend_of(const mf_cpu_tile_blend *a)
         pack_weights(a, q, weights[q / SIDE]);
     }
     AMX_CONFIGURE(&config);
-    asker ahead = { .rows = a->ahead };
-    const int lines = lines_per_turn(&a->ahead, (a->n + STEP - 1) / STEP);
     for (int64_t i = 0; i < a->n; i += STEP) {
-        ask_ahead(&ahead, lines);
         int64_t q = first;
         for (; q + SIDE < a->num_queries; q += 2 * SIDE) {
             blend_32(a, (const uint8_t(*)[MOST_STEPS][TILE])weights, q, i, true);

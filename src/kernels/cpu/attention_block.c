@@ -165,7 +165,8 @@ static void make_floats(const mf_cpu_kernels *kernels, const item *it, float *ro
 static void make_tile_rows(const mf_cpu_kernels *kernels, const item *it, float *room, block *b)
 {
     const mf_cpu_attend *call = it->call;
-    b->is_finite = kernels->attention.tiles->pack_rows(b->raw_values, b->n, call->value_dim, values_of(kernels, call, room));
+    b->is_finite = kernels->attention.tiles->pack_rows(b->raw_values, b->n, call->value_dim, &b->ahead,
+                                                       values_of(kernels, call, room));
     const bool in_place = call->kv->block_size % MF_CPU_TILE_ROWS == 0 && call->key_dim % MF_CPU_TILE_COLUMNS == 0;
     const int64_t columns = mf_cpu_tile_columns(call->key_dim), bytes = columns * 2;
     uint8_t *copies = (uint8_t *)keys_of(room);
@@ -188,11 +189,16 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
     const int64_t context = mf_cpu_attend_item_context(it), next = first + ROWS;
     const int64_t left = context <= next ? 0 : context - next < ROWS ? context - next : ROWS;
     const int64_t size = value_bytes(call), row_floats = mf_kv_row_bytes(call->kv) / 4;
+    const bool has_tiles = mf_cpu_attend_uses_tiles(kernels, call);
     const bool in_place = call->kv->dtype == MF_F32 && it->num_queries < MF_CPU_COPY_QUERIES;
     b->first = first;
     b->n = context - first < ROWS ? context - first : ROWS;
     find_rows(it, it->group, first, b->n, b->raw_keys, b->raw_values);
-    if (mf_cpu_attend_values_are_in_keys(call) || share.whole_rows) {
+    b->during_scores = b->during_blend = (mf_cpu_ahead){ 0 };
+    b->ahead = (mf_cpu_asker){ 0 };
+    if (has_tiles && it->num_queries >= MF_CPU_COPY_QUERIES) {
+        /* read in order once, then much computing: hardware fetches ahead well enough */
+    } else if (mf_cpu_attend_values_are_in_keys(call) || share.whole_rows) {
         if (starts && share.index == 0) {
             find_next_rows(it, 0, first, b->n, b);
             touch_rows(b->next_keys, b->n, row_floats);
@@ -200,6 +206,7 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
         find_next_rows(it, 0, next, left, b);
         b->during_scores = share_of(b->next_keys, left, row_floats, 2 * share.index, 2 * share.count);
         b->during_blend = share_of(b->next_keys, left, row_floats, 2 * share.index + 1, 2 * share.count);
+        b->ahead.rows = share_of(b->next_keys, left, row_floats, share.index, share.count);
     } else if (in_place) {
         find_next_rows(it, it->group, first, b->n, b);
         b->during_scores = (mf_cpu_ahead){ b->next_values, b->n, call->value_dim };
@@ -210,7 +217,7 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
         b->during_scores = (mf_cpu_ahead){ b->next_keys, left, call->key_dim * size / 4 };
         b->during_blend = (mf_cpu_ahead){ b->next_values, left, call->value_dim * size / 4 };
     }
-    if (mf_cpu_attend_uses_tiles(kernels, call)) {
+    if (has_tiles) {
         make_tile_rows(kernels, it, room, b);
     } else {
         make_floats(kernels, it, room, b);
@@ -219,13 +226,13 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
 
 /* ---- a panel meets the block ---- */
 
-static void make_scores(const mf_cpu_kernels *kernels, const item *it, const block *b, const float *panel,
+static void make_scores(const mf_cpu_kernels *kernels, const item *it, block *b, const float *panel,
                         const int32_t *limits, int64_t first_query, float *out)
 {
     if (mf_cpu_attend_uses_tiles(kernels, it->call)) {
         const mf_cpu_tile_scores scores = { .groups = b->key_groups,
                                             .key_stride = b->key_stride,
-                                            .ahead = b->during_scores,
+                                            .ahead = &b->ahead,
                                             .dim = mf_cpu_tile_columns(it->call->key_dim),
                                             .queries = panel,
                                             .limits = limits,
@@ -252,6 +259,7 @@ static void blend_tiles(const mf_cpu_kernels *kernels, const item *it, const blo
                         float *room)
 {
     const mf_cpu_attention_tiles *tiles = kernels->attention.tiles;
+    mf_cpu_asker nothing = { 0 };
     const int64_t end = blend->num_queries;
     if (b->is_finite || blend->limits[blend->first_query] == b->n) {
         tiles->blend(blend);
@@ -262,21 +270,20 @@ static void blend_tiles(const mf_cpu_kernels *kernels, const item *it, const blo
         blend->first_query = q;
         blend->num_queries = q + it->num_heads - q % it->num_heads;
         blend->num_rows = blend->limits[q];
-        tiles->pack_rows(b->raw_values, blend->num_rows, it->call->value_dim, rows);
+        tiles->pack_rows(b->raw_values, blend->num_rows, it->call->value_dim, &nothing, rows);
         tiles->blend(blend);
-        blend->ahead.num_rows = 0;
     }
-    tiles->pack_rows(b->raw_values, b->n, it->call->value_dim, rows);
+    tiles->pack_rows(b->raw_values, b->n, it->call->value_dim, &nothing, rows);
 }
 
-static void make_sums(const mf_cpu_kernels *kernels, const item *it, const block *b, const int32_t *limits,
+static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, const int32_t *limits,
                       int64_t first_query, const float *alpha, const float *beta, float *room, float *acc)
 {
     const mf_cpu_attend *call = it->call;
     if (mf_cpu_attend_uses_tiles(kernels, call)) {
         mf_cpu_tile_blend blend = { .rows = values_of(kernels, call, room),
                                     .num_rows = b->n,
-                                    .ahead = b->during_blend,
+                                    .ahead = &b->ahead,
                                     .weights = scores_of(room),
                                     .limits = limits,
                                     .first_query = first_query,
@@ -305,7 +312,7 @@ static void make_sums(const mf_cpu_kernels *kernels, const item *it, const block
     kernels->attention.blend(&blend);
 }
 
-void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, const block *b, const float *panel, float *room,
+void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, block *b, const float *panel, float *room,
                              const part *span)
 {
     const mf_cpu_attend *call = it->call;
@@ -324,7 +331,8 @@ void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, cons
                                .stride = it->stride,
                                .scale = call->scale,
                                .max = starts ? span->max : max,
-                               .sum = starts ? span->sum : sum };
+                               .sum = starts ? span->sum : sum,
+                               .ahead = mf_cpu_attend_uses_tiles(kernels, call) ? &b->ahead : NULL };
     for (int64_t q = 0; q < first_query; q++) {
         softmax.max[q] = -FLT_MAX;
         softmax.sum[q] = 0.0f;

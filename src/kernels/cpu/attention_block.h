@@ -31,6 +31,7 @@ typedef struct mf_cpu_attend_block {
     bool is_finite; /* the values */
     const float *next_keys[MF_CPU_KV_ROWS], *next_values[MF_CPU_KV_ROWS];
     mf_cpu_ahead during_scores, during_blend;
+    mf_cpu_asker ahead; /* the same for tiles */
 } mf_cpu_attend_block;
 
 /* Which of a task's items this is, and whether they together ask for whole rows of the cache. */
@@ -85,7 +86,7 @@ void mf_cpu_attend_pack(const mf_cpu_kernels *kernels, const mf_cpu_attend_item 
 void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_share share,
                               float *room, int64_t first, bool starts, mf_cpu_attend_block *b);
 /* Adds a block to a panel's part of the span; the span's first block starts it. */
-void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, const mf_cpu_attend_block *b,
+void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_block *b,
                              const float *panel, float *room, const mf_cpu_attend_part *span);
 
 #endif

@@ -22,6 +22,13 @@ typedef struct mf_cpu_ahead {
     int64_t num_rows, floats; /* of each row */
 } mf_cpu_ahead;
 
+/* The same asked for little by little, by one call after the other: a line now and then keeps memory busy where many at
+ * once would only wait for each other. */
+typedef struct mf_cpu_asker {
+    mf_cpu_ahead rows;
+    int64_t row, column; /* where the asking has come to */
+} mf_cpu_asker;
+
 /* out[s * stride + q] = rows[s] . query q, for s < the largest limit of q's vector of lanes. */
 typedef struct mf_cpu_scores {
     const float *const *rows;
@@ -42,6 +49,7 @@ typedef struct mf_cpu_softmax {
     int64_t first_query, stride;
     float scale;
     float *max, *sum; /* [stride] */
+    mf_cpu_asker *ahead; /* or NULL */
 } mf_cpu_softmax;
 
 /* acc[q] = sum over s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc itself with
@@ -78,7 +86,7 @@ static inline int64_t mf_cpu_tile_columns(int64_t dim)
 typedef struct mf_cpu_tile_scores {
     const void *const *groups; /* [num_rows / 16, rounded up]: where 16 rows start */
     int64_t key_stride;        /* bytes between them */
-    mf_cpu_ahead ahead;
+    mf_cpu_asker *ahead;
     int64_t dim;           /* a multiple of MF_CPU_TILE_COLUMNS */
     const void *queries;   /* of `pack` below */
     const int32_t *limits; /* [stride] */
@@ -90,7 +98,7 @@ typedef struct mf_cpu_tile_scores {
 typedef struct mf_cpu_tile_blend {
     const void *rows;
     int64_t num_rows;
-    mf_cpu_ahead ahead;
+    mf_cpu_asker *ahead;
     const float *weights; /* [num_rows][stride] */
     const int32_t *limits;
     int64_t first_query, num_queries, stride;
@@ -106,7 +114,7 @@ typedef struct mf_cpu_attention_tiles {
     void (*scores)(const mf_cpu_tile_scores *scores);
     /* num_rows <= MF_CPU_KV_ROWS rows of bf16, padded with zeros to a multiple of 32 rows and columns, which it takes 2
      * bytes each.  false: some value is not finite, and 0 times it would not be 0. */
-    bool (*pack_rows)(const void *const *rows, int64_t num_rows, int64_t dim, void *out);
+    bool (*pack_rows)(const void *const *rows, int64_t num_rows, int64_t dim, mf_cpu_asker *ahead, void *out);
     void (*blend)(const mf_cpu_tile_blend *blend);
 } mf_cpu_attention_tiles;
 
