@@ -57,6 +57,9 @@ static uint64_t read_xcr0(void)
 static void detect_x86(void)
 {
     uint32_t a, b, c, d;
+    if (__get_cpuid(0, &a, &b, &c, &d)) {
+        features.is_amd = b == 0x68747541u && d == 0x69746e65u && c == 0x444d4163u; /* "AuthenticAMD" */
+    }
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
         return;
     }

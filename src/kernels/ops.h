@@ -155,6 +155,7 @@ struct mf_device {
     const void *kernels; /* cpu: its mf_cpu_kernels */
     void *scratch;       /* cpu: inputs of dense products */
     size_t scratch_bytes;
+    bool prefers_bf16;   /* products of bf16 are faster than those of f32 */
     char name[16];
     char description[120];
 };

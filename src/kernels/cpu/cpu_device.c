@@ -86,7 +86,9 @@ static bool has_amx(const mf_cpu_features *features)
 static void fill_amx(mf_cpu_kernels *kernels)
 {
     mf_cpu_kernels_fill_amx(kernels);
-    mf_cpu_attention_fill_amx(kernels);
+    if (mf_cpu_features_get()->avx512_bf16) { /* as every processor with AMX has it */
+        mf_cpu_attention_fill_amx(kernels);
+    }
 }
 
 #if defined(MF_AMX_EMULATE)
@@ -170,6 +172,13 @@ static mf_status choose_top(size_t *top, mf_error *err)
     return mf_fail(err, MF_ERR_INVALID, "MOEFUSE_ISA \"%.20s\": unknown; expected one of %s", wanted, known);
 }
 
+/* By the rung that products of bf16 come from; a rule and not a measurement, since a model's bits hang on it. */
+static bool prefers_bf16(const char *isa)
+{
+    return strncmp(isa, "amx", 3) == 0 || strcmp(isa, "neon_bf16") == 0 ||
+           (strcmp(isa, "avx512_bf16") == 0 && mf_cpu_features_get()->is_amd);
+}
+
 static mf_status open_pool(const mf_device_options *options, int32_t num_threads, mf_pool **pool, mf_error *err)
 {
     mf_pool_options pool_options = { .num_threads = num_threads };
@@ -197,6 +206,7 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     }
     device->kernels = kernels;
     device->ops = &cpu_ops;
+    device->prefers_bf16 = prefers_bf16(kernels->isa);
     device->scratch_bytes = LINEAR_SCRATCH_BYTES; /* pages nobody needs cost nothing */
     device->scratch = mf_alloc_huge(device->scratch_bytes + 64, options->numa);
     if (!device->scratch) {
