@@ -27,11 +27,14 @@ static mf_status run_pair(answer_options *options, const char *dtype, bool *is_s
     char name[64];
     answers fused, separate;
     options->disable_fusion = options->disable_fused_gate = false;
-    MF_TRY(answers_make(options, &fused, err));
+    mf_status status = answers_make(options, &fused, err);
+    if (status != MF_OK) {
+        return status;
+    }
     snprintf(name, sizeof name, "%s, fused", dtype);
     print_line(name, &fused);
     options->disable_fusion = options->disable_fused_gate = true;
-    mf_status status = answers_make(options, &separate, err);
+    status = answers_make(options, &separate, err);
     if (status != MF_OK) {
         answers_free(&fused);
         return status;

@@ -15,6 +15,17 @@ enum {
     LINES_PER_STEP = 5 /* of four products: about what memory delivers meanwhile */
 };
 
+/* Each tile in any role: 16 rows of 64 bytes. */
+static amx_config whole_tiles(void)
+{
+    amx_config config = { .palette = 1 };
+    for (int i = 0; i < AMX_TILES; i++) {
+        config.row_bytes[i] = AMX_ROW_BYTES;
+        config.rows[i] = SIDE;
+    }
+    return config;
+}
+
 /* ---- memory that will be wanted: it need only reach the second level ---- */
 
 INLINE void ask_ahead(mf_cpu_asker *a, int lines)
@@ -186,7 +197,7 @@ INLINE void scores_4x1(const mf_cpu_tile_scores *a, int64_t g, int64_t q, const 
 
 static void scores_of(const mf_cpu_tile_scores *a)
 {
-    const amx_config config = amx_config_of_depth(SIDE);
+    const amx_config config = whole_tiles();
     AMX_CONFIGURE(&config);
     int64_t q = a->first_query / SIDE * SIDE;
     for (; q + 2 * SIDE <= a->stride; q += 2 * SIDE) {
@@ -332,7 +343,7 @@ INLINE void blend_32(const mf_cpu_tile_blend *a, const weight_tiles weights, int
 static void blend_of(const mf_cpu_tile_blend *a)
 {
     _Alignas(64) weight_tiles weights;
-    const amx_config config = amx_config_of_depth(SIDE);
+    const amx_config config = whole_tiles();
     const int64_t first = a->first_query / SIDE * SIDE;
     for (int64_t q = first; q < a->num_queries; q += SIDE) {
         pack_weights(a, q, weights[q / SIDE]);
