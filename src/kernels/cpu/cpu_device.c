@@ -80,7 +80,7 @@ static bool has_avx512_bf16(const mf_cpu_features *features)
 
 static bool has_amx(const mf_cpu_features *features)
 {
-    return has_avx512(features) && features->avx512_vbmi && !mf_cpu_amx_refusal();
+    return has_avx512(features) && features->avx512_vbmi && features->avx512_fp16 && !mf_cpu_amx_refusal();
 }
 
 static void fill_amx(mf_cpu_kernels *kernels)
@@ -129,7 +129,7 @@ static const rung ladder[] = {
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
     { "avx512_vnni", has_avx512_vnni, mf_cpu_products_fill_avx512_vnni, "AVX-512 VNNI" },
     { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI" },
-    { "amx", has_amx, fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
+    { "amx", has_amx, fill_amx, "AMX TILE, BF16, AVX-512 VBMI, FP16" },
 #if defined(MF_AMX_EMULATE)
     { "amx_emulated", has_amx_emulated, fill_amx_emulated, "AVX-512 VBMI" },
 #endif
