@@ -4,7 +4,7 @@
 
 #include "kernels/bench/bench_parts.h"
 
-enum { MAX_COPIES = 64, BLOCK_SIZE = 16 };
+enum { MAX_COPIES = 64, BLOCK_SIZE = 16, VOCABULARY = 151936 /* Qwen3's */ };
 
 #define ROTATED_BYTES 512e6 /* that calls run through before one copy comes again */
 #define MOST_CACHE_BYTES ((int64_t)4 << 30)
@@ -15,11 +15,12 @@ static int32_t copies_for(double bytes)
     return copies > MAX_COPIES ? MAX_COPIES : copies < 2 ? 2 : (int32_t)copies;
 }
 
-/* The attention's output projection: [hidden, heads * v]. */
-mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
+/* The attention's output projection [hidden, heads * v], or a vocabulary's logits [vocabulary, hidden]. */
+mf_status mf_bench_linear(mf_bench_run *run, bool is_head, int64_t tokens, mf_error *err)
 {
     const mf_bench_shape *s = run->shape;
-    const int64_t n = s->hidden, k = s->heads * (s->kv_heads ? s->head_dim : s->v_dim);
+    const int64_t n = is_head ? VOCABULARY : s->hidden;
+    const int64_t k = is_head ? s->hidden : s->heads * (s->kv_heads ? s->head_dim : s->v_dim);
     const size_t room = mf_bench_matrix_room(run->format, n, k);
     const int32_t copies = copies_for((double)room);
     mf_matrix weights[MAX_COPIES];
@@ -48,7 +49,7 @@ mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
         }
     }
     if (status == MF_OK) {
-        mf_bench_row row = mf_bench_make_row(run, "linear", tokens, true);
+        mf_bench_row row = mf_bench_make_row(run, is_head ? "lm-head" : "linear", tokens, true);
         mf_bench_set_rates(run, &row, (double)mf_matrix_bytes(&weights[0]), 2.0 * (double)(n * k * tokens),
                            mf_bench_product_kind(run));
         mf_bench_emit(run, &row);
