@@ -1,8 +1,8 @@
 /* amx_product.h - how a product walks its matrix in tiles, for bf16 and for int8; the files that include it decode.
  *
  * 32 rows at a time, their columns in chunks.  A chunk's codes become tiles of 16 rows in a buffer in L1, and then the
- * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they lie (bf16 times few tokens,
- * int8 times int8) are loaded from where they are.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile
+ * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they lie (bf16, and int8 times
+ * int8) are loaded from where they are, every two panels anew: from the second-level cache that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile
  * registers.  The stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is
  * [row][token] and is turned round at the end.
  *
@@ -67,13 +67,13 @@ typedef struct amx_feed {
 typedef struct amx_pending {
     amx_chunk chunk;
     int64_t rows, panel, panels; /* rows 0: none */
-    int64_t number, chunk_number;
+    int64_t chunk_number;
 } amx_pending;
 
 typedef struct amx_work {
     _Alignas(64) uint8_t left[2][AMX_ROW_TILES][AMX_STEPS][AMX_TILE_BYTES];
     _Alignas(64) uint8_t sums[AMX_TOKEN_TILES][AMX_ROW_TILES][AMX_TILE_BYTES]; /* f32, or i32 of int8 without scales */
-    _Alignas(64) uint8_t parts[2][AMX_SEGMENTS][4][AMX_TILE_BYTES];           /* a segment's sums, before its scale */
+    _Alignas(64) uint8_t parts[AMX_SEGMENTS][4][AMX_TILE_BYTES];              /* a segment's sums, before its scale */
     _Alignas(64) uint8_t spare[AMX_TILE_BYTES];
     _Alignas(64) float scale[4][AMX_ROW_TILES][AMX_SEGMENTS][AMX_SIDE];
     _Alignas(64) int32_t zero[4][AMX_ROW_TILES][AMX_SEGMENTS][AMX_SIDE];
@@ -296,7 +296,7 @@ INLINE void amx_add_tile(const amx_kind kind, const int segments, const bool is_
         __m512 sum = is_first ? _mm512_setzero_ps() : _mm512_load_ps(total);
         const __m512i row_of = is_wide ? _mm512_setzero_si512() : _mm512_load_si512(work->row_of[v]);
         UNROLL(8) for (int g = 0; g < segments; g++) {
-            __m512 value = _mm512_load_ps(work->parts[p->number & 1][g][part] + v * AMX_ROW_BYTES);
+            __m512 value = _mm512_load_ps(work->parts[g][part] + v * AMX_ROW_BYTES);
             if (kind.int8) {
                 __m512i dot = _mm512_castps_si512(value);
                 if (has_zeros && is_wide) {
@@ -368,16 +368,16 @@ INLINE void amx_flush(const amx_kind kind, amx_work *work)
     work->pending.rows = 0;
 }
 
-/* The pair's parts wait until the next pair is multiplied: vector loads wait until a tile's store has left for L1. */
+/* The pair's parts wait until the next chunk is decoded, where there is one pair: vector loads wait until a tile's store
+ * has left for L1. */
 INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panels, amx_work *work,
                             int64_t panel, const amx_chunk *chunk)
 {
-    const int64_t number = work->pending.number + 1;
     amx_flush(kind, work);
     for (int64_t g = 0; g < chunk->segments; g++) {
         const int64_t first = g * chunk->group_steps;
         const int64_t end = g + 1 == chunk->segments ? chunk->steps : first + chunk->group_steps;
-        uint8_t(*parts)[AMX_TILE_BYTES] = work->parts[number & 1][g];
+        uint8_t(*parts)[AMX_TILE_BYTES] = work->parts[g];
         if (panels == 1 && g % 2 == 1) { /* needs not wait until the sums before it are stored */
             amx_zero_sums(rows, 1, true);
             amx_multiply(kind, rows, 1, true, work, panel, chunk->base, first, end);
@@ -395,7 +395,6 @@ INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panel
                                    .rows = rows,
                                    .panel = panel,
                                    .panels = panels,
-                                   .number = number,
                                    .chunk_number = work->number };
 }
 
@@ -702,9 +701,23 @@ static inline void amx_any_group(const amx_kind kind, const mf_cpu_tile *tile)
     }
 }
 
-/* Rows from `first` on that are tiles as they lie, times one or two panels, to sums.  What a row holds behind its last
- * whole tile is decoded, that is copied and filled up. */
-INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int panels, amx_decode_fn decode, amx_work *work)
+/* Lines that memory is asked for, so many in each step: what comes after the rows at hand. */
+typedef struct amx_ahead {
+    const uint8_t *p, *end;
+    int64_t lines;
+} amx_ahead;
+
+INLINE void amx_ask(amx_ahead *ahead)
+{
+    for (int64_t i = 0; i < ahead->lines && ahead->p < ahead->end; i++, ahead->p += AMX_ROW_BYTES) {
+        __builtin_prefetch(ahead->p, 0, 2);
+    }
+}
+
+/* The block's rows, which are tiles as they lie, times one or two panels, to sums.  What a row holds behind its last whole
+ * tile is decoded, that is copied and filled up. */
+INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int panels, amx_decode_fn decode, amx_work *work,
+                             int64_t panel, amx_ahead *ahead)
 {
     const mf_matrix *w = work->tile->w;
     const int64_t whole = w->k / kind.width;
@@ -715,20 +728,22 @@ INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int pane
         int64_t step = stride;
         if (s == whole) {
             for (int64_t r = 0; r < rows * AMX_SIDE; r++) {
-                const amx_codes codes = { .w = w, .p = mf_matrix_row(w, work->first_row + r) + s * AMX_ROW_BYTES,
-                                          .row = work->first_row + r, .first = s * kind.width };
+                const amx_codes codes = { .w = w,
+                                          .p = mf_matrix_row(w, work->first_row + r) + s * AMX_ROW_BYTES,
+                                          .row = work->first_row + r,
+                                          .first = s * kind.width };
                 decode(&codes, w->k - s * kind.width, work->left[0][r / AMX_SIDE][0] + r % AMX_SIDE * AMX_ROW_BYTES);
             }
             left0 = work->left[0][0][0];
             left1 = work->left[0][1][0];
             step = AMX_ROW_BYTES;
         }
-        const amx_right right = amx_right_at(kind, work, 0, s);
+        const amx_right right = amx_right_at(kind, work, panel, s);
         AMX_LOAD(6, right.data, right.stride);
         AMX_LOAD(4, left0, step);
         AMX_PRODUCT(kind, 0, 4, 6);
         if (panels == 2) {
-            const amx_right other = amx_right_at(kind, work, 1, s);
+            const amx_right other = amx_right_at(kind, work, panel + 1, s);
             AMX_LOAD(7, other.data, other.stride);
             AMX_PRODUCT(kind, 1, 4, 7);
         }
@@ -739,28 +754,45 @@ INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int pane
                 AMX_PRODUCT(kind, 3, 5, 7);
             }
         }
+        amx_ask(ahead);
     }
-    amx_keep_sums(rows, panels, work, 0);
+    amx_keep_sums(rows, panels, work, panel);
 }
 
-/* Whole tiles of rows by few tokens; returns how many rows are done. */
+/* Whole tiles of rows; returns how many rows are done.  The first panels wait for memory: those after them find the block
+ * in a cache and ask for the next one. */
 INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *work)
 {
     const mf_cpu_tile *tile = work->tile;
+    const mf_matrix *w = tile->w;
+    const int64_t stride = w->row_stride * mf_format_bits(kind.format) / 8;
+    const int64_t pairs = (work->num_panels + 1) / 2, steps = (w->k + kind.width - 1) / kind.width;
     int64_t first = 0;
     while (tile->num_rows - first >= AMX_SIDE) {
-        const bool two = work->num_panels == 2 && tile->num_rows - first >= 2 * AMX_SIDE;
+        const int64_t rows = work->num_panels > 1 && tile->num_rows - first >= 2 * AMX_SIDE ? 2 : 1;
+        amx_ahead ahead = { 0 };
         work->first_row = tile->first_row + first;
-        work->num_rows = two ? 2 * AMX_SIDE : AMX_SIDE;
-        if (two) {
-            amx_direct_tiles(kind, 2, 2, decode, work);
-        } else if (work->num_panels == 2) {
-            amx_direct_tiles(kind, 1, 2, decode, work);
-        } else {
-            amx_direct_tiles(kind, 1, 1, decode, work);
+        work->num_rows = rows * AMX_SIDE;
+        first += work->num_rows;
+        if (pairs > 1) {
+            const int64_t left = tile->num_rows - first < AMX_ROWS ? tile->num_rows - first : AMX_ROWS;
+            ahead.p = left > 0 ? mf_matrix_row(w, tile->first_row + first) : tile->next;
+            ahead.end = left > 0 ? ahead.p + left * stride : ahead.p ? ahead.p + AMX_ROWS * stride : NULL;
+        }
+        for (int64_t t = 0; t < work->num_panels; t += 2) {
+            const int64_t panels = t + 1 < work->num_panels ? 2 : 1;
+            ahead.lines = t == 0 ? 0 : AMX_ROWS * stride / AMX_ROW_BYTES / ((pairs - 1) * steps) + 1;
+            if (rows == 2 && panels == 2) {
+                amx_direct_tiles(kind, 2, 2, decode, work, t, &ahead);
+            } else if (rows == 2) {
+                amx_direct_tiles(kind, 2, 1, decode, work, t, &ahead);
+            } else if (panels == 2) {
+                amx_direct_tiles(kind, 1, 2, decode, work, t, &ahead);
+            } else {
+                amx_direct_tiles(kind, 1, 1, decode, work, t, &ahead);
+            }
         }
         amx_finish(kind, work);
-        first += work->num_rows;
     }
     return first;
 }
@@ -805,7 +837,7 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     amx_begin(kind, &work, tile);
     const amx_config config = amx_config_of((int)work.side, kind.int8 ? kind.width / 4 : kind.width / 2);
     AMX_CONFIGURE(&config);
-    const int64_t done = kind.direct && work.num_panels <= 2 ? amx_direct(kind, decode, &work) : 0;
+    const int64_t done = kind.direct ? amx_direct(kind, decode, &work) : 0;
     if (done < tile->num_rows) {
         amx_blocks(kind, feed, &work, done);
     }

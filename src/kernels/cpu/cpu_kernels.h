@@ -81,6 +81,7 @@ typedef struct mf_cpu_tile {
     const float *x_scale; /* [num_tokens], of codes */
     float *out;
     int64_t out_stride;
+    const void *next; /* rows as many and as long as a tile's, which this thread may read after them; NULL: unknown */
 } mf_cpu_tile;
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);

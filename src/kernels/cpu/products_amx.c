@@ -247,6 +247,7 @@ void FILL(mf_cpu_kernels *k)
         [MF_FORMAT_MXFP4] = tile_mxfp4,
     };
     k->isa = ISA;
+    k->tile_tokens = MF_CPU_MOST_TILE_TOKENS; /* codes are decoded once for all of them */
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         if (tiles[f]) {
             k->product[f][MF_CPU_INPUT_BF16] = (mf_cpu_product){ tiles[f], MF_CPU_FORM_BF16_PANEL };
