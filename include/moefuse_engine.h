@@ -36,6 +36,9 @@ typedef struct mf_engine_options {
     int32_t pin_threads;            /* 1: each thread stays on a CPU of its own; see mf_device_options */
     mf_numa numa;                   /* of the KV cache, scratch memory, and weights that are not mapped */
     mf_dtype act_dtype;             /* MF_F32 (0), or MF_BF16: inputs of linear layers and experts are rounded to it */
+    mf_dtype kv_cache_dtype;        /* MF_F32 (0), or MF_BF16: half the memory; queries and softmax weights may be rounded too */
+    int32_t auto_dtype;             /* 1: act_dtype is bf16 if the checkpoint is and the device multiplies that faster, else f32 */
+    int32_t auto_kv_cache_dtype;    /* 1: kv_cache_dtype is what act_dtype is */
     const char *quantization;       /* NULL or "none"; "int8", "int4", "fp8": weights stored unquantised become codes while loading */
     mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), or MF_ACT_QUANT_INT8 */
     int32_t load_format_dummy;      /* 1: seeded random weights from config.json alone */

@@ -57,6 +57,9 @@ static uint64_t read_xcr0(void)
 static void detect_x86(void)
 {
     uint32_t a, b, c, d;
+    if (__get_cpuid(0, &a, &b, &c, &d)) {
+        features.is_amd = b == 0x68747541u && d == 0x69746e65u && c == 0x444d4163u; /* "AuthenticAMD" */
+    }
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
         return;
     }
@@ -76,6 +79,7 @@ static void detect_x86(void)
     features.avx512_vnni = features.avx512_core && (c & (1u << 11));
     features.avx512_bf16 = features.avx512_core && (sub_a & (1u << 5));
     features.avx512_vbmi = features.avx512_core && (c & (1u << 1));
+    features.avx512_fp16 = features.avx512_core && (d & (1u << 23));
     cpu_has_tiles = (d & (1u << 24)) && (d & (1u << 22));
     bool tiles = (xcr0 & 0x60000) == 0x60000 && (d & (1u << 24));
     features.amx_bf16 = tiles && (d & (1u << 22));

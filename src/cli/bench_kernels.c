@@ -156,7 +156,7 @@ static size_t fill_flags(kernels_flags *v, mf_flag *rows)
     mf_bench_options *o = &v->options;
     const mf_flag table[] = {
         { "what", "--op", NULL, MF_FLAG_TEXT, &o->ops, .argument = "NAMES",
-          .help = "experts, layer, gate, align, sum-reduce, linear, attention; several with commas, or all (experts)" },
+          .help = "experts, layer, gate, align, sum-reduce, linear, lm-head, attention; several with commas, or all (experts)" },
         { "what", "--shape", NULL, MF_FLAG_TEXT, &o->shapes, .argument = "NAMES",
           .help = "v2-lite, qwen3-30b, v3-tp8, glm-air-tp2, kimi-k2-tp8, tiny; with commas, or all (v2-lite)" },
         { "what", "--format", NULL, MF_FLAG_TEXT, &o->formats, .argument = "NAMES",

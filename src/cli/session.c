@@ -78,7 +78,10 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     options.device = flags->device;
     options.num_threads = (int32_t)flags->threads;
     options.load_format_dummy = strcmp(flags->load_format, "dummy") == 0;
-    options.act_dtype = strcmp(flags->dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32; /* auto: float32 */
+    options.act_dtype = strcmp(flags->dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32;
+    options.auto_dtype = strcmp(flags->dtype, "auto") == 0;
+    options.kv_cache_dtype = strcmp(flags->kv_cache_dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32;
+    options.auto_kv_cache_dtype = strcmp(flags->kv_cache_dtype, "auto") == 0;
     options.quantization = flags->quantization;
     options.act_quant = strcmp(flags->act_quant, "int8") == 0 ? MF_ACT_QUANT_INT8 : MF_ACT_QUANT_NONE;
     options.no_mmap = flags->no_mmap || strcmp(flags->weights_memory, "copy") == 0;

@@ -1,7 +1,9 @@
 /* sampler.c - choosing a token: see sampler.h.
  *
- * V = vocab_size, N = num_sampled_ids.  Candidates that must be in order are sorted as 64-bit keys, logit descending then id
- * ascending, by a radix sort: linear in time whatever the logits are. */
+ * V = vocab_size, N = num_sampled_ids.  The order of ids is that of 64-bit keys, logit descending then id ascending.  Nobody
+ * sorts a vocabulary: a few best ids are picked from the spans whose maxima are large enough; for a nucleus, ids fall into
+ * buckets by their distance from the maximum, whole buckets are weighed, and only the one in which the nucleus ends and the
+ * one in which the draw falls are sorted, by a radix sort: linear in time whatever the logits are. */
 #include "engine/sampler.h"
 
 #include <float.h>
@@ -15,13 +17,23 @@
 
 #define GREEDY_BELOW 1e-5 /* temperatures under it, as in vLLM */
 
-enum { LANES = 8, BUCKET_BITS = 12, NUM_BUCKETS = 1 << BUCKET_BITS, SPAN = 512 };
+enum {
+    LANES = 8,
+    BUCKET_BITS = 12,
+    NUM_BUCKETS = 1 << BUCKET_BITS,
+    BUCKETS_PER_UNIT = 128, /* of ln(weight): the last bucket takes what is e^-32 of the best or less */
+    SPAN = 512,
+    FEW = 128 /* best ids that are picked one by one */
+};
 
 struct mf_sampler {
     int32_t vocab_size, num_sampled_ids;
     uint64_t *keys, *keys_other; /* [N] */
     float *weights;              /* [N] */
     double *span_sums;           /* of weights, one per SPAN ids */
+    double *bucket_sums;         /* [NUM_BUCKETS + 1], of weights; the last: of what no nucleus reaches */
+    uint16_t *buckets;           /* [N]: an id's bucket */
+    float *span_max;             /* one per SPAN ids of the row at hand */
     float *row;                  /* [V]: the logits as the parameters changed them */
     int32_t *counts;             /* [V], zero between calls */
     uint8_t *marks;              /* [V], zero between calls */
@@ -52,13 +64,16 @@ mf_status mf_sampler_open(int32_t vocab_size, int32_t num_sampled_ids, mf_sample
     s->keys_other = mf_alloc_array(n, sizeof *s->keys_other);
     s->weights = mf_alloc_array(n, sizeof *s->weights);
     s->span_sums = mf_alloc_array((n + SPAN - 1) / SPAN, sizeof *s->span_sums);
+    s->bucket_sums = mf_alloc_array(NUM_BUCKETS + 1, sizeof *s->bucket_sums);
+    s->buckets = mf_alloc_array(n, sizeof *s->buckets);
+    s->span_max = mf_alloc_array(((size_t)vocab_size + SPAN - 1) / SPAN, sizeof *s->span_max);
     s->row = mf_alloc_array((size_t)vocab_size, sizeof *s->row);
     s->counts = mf_alloc_array((size_t)vocab_size, sizeof *s->counts);
     s->marks = mf_alloc_array((size_t)vocab_size, sizeof *s->marks);
     s->histogram = mf_alloc_array(NUM_BUCKETS, sizeof *s->histogram);
     s->mask = mf_alloc_array(num_mask_words(vocab_size), sizeof *s->mask);
-    if (!s->keys || !s->keys_other || !s->weights || !s->span_sums || !s->row || !s->counts || !s->marks || !s->histogram ||
-        !s->mask) {
+    if (!s->keys || !s->keys_other || !s->weights || !s->span_sums || !s->bucket_sums || !s->buckets || !s->span_max || !s->row ||
+        !s->counts || !s->marks || !s->histogram || !s->mask) {
         mf_sampler_close(&s);
         return mf_fail(err, MF_ERR_NOMEM, "sampler: out of memory for %d ids", vocab_size);
     }
@@ -74,6 +89,9 @@ void mf_sampler_close(mf_sampler **out)
         mf_free(s->keys_other);
         mf_free(s->weights);
         mf_free(s->span_sums);
+        mf_free(s->bucket_sums);
+        mf_free(s->buckets);
+        mf_free(s->span_max);
         mf_free(s->row);
         mf_free(s->counts);
         mf_free(s->marks);
@@ -92,25 +110,50 @@ double mf_sampler_uniform(uint64_t seed, int64_t position)
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
-/* The largest of n values; false when there is a NaN or +infinity among them, or nothing but -infinity. */
-static bool row_max(const float *x, int32_t n, float *largest)
+static int32_t span_size(int32_t start, int32_t n)
 {
-    float max = -INFINITY;
-    int32_t num_bad = 0;
-    for (int32_t i = 0; i < n; i++) {
-        num_bad += !(x[i] < INFINITY);
-        max = x[i] > max ? x[i] : max;
-    }
-    *largest = max;
-    return num_bad == 0 && max > -INFINITY;
+    return n - start < SPAN ? n - start : SPAN;
 }
 
-/* The lowest id that has the value. */
-static int32_t row_find(const float *x, int32_t n, float value)
+/* Bits of a float as an integer of the same order; NaNs lie outside the two infinities.  The mapping is its own inverse. */
+static int32_t ordered_bits(int32_t bits)
 {
-    for (int32_t i = 0; i < n; i++) {
-        if (x[i] == value) {
-            return i;
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+/* The largest of n values, and those of its spans; false when there is a NaN or +infinity among them, or nothing but
+ * -infinity.  Integers, since compilers vectorise no maximum of floats that knows NaNs. */
+static bool row_max(const float *x, int32_t n, float *span_max, float *largest)
+{
+    const int32_t infinity = 0x7f800000, minus_infinity = ordered_bits((int32_t)0xff800000u);
+    int32_t all_most = INT32_MIN, all_least = INT32_MAX;
+    for (int32_t start = 0; start < n; start += SPAN) {
+        const int32_t size = span_size(start, n);
+        int32_t bits[SPAN], most = INT32_MIN, least = INT32_MAX;
+        memcpy(bits, x + start, (size_t)size * sizeof *bits);
+        for (int32_t i = 0; i < size; i++) {
+            const int32_t key = ordered_bits(bits[i]);
+            most = key > most ? key : most;
+            least = key < least ? key : least;
+        }
+        const int32_t back = ordered_bits(most);
+        memcpy(&span_max[start / SPAN], &back, sizeof back);
+        all_most = most > all_most ? most : all_most;
+        all_least = least < all_least ? least : all_least;
+    }
+    const int32_t back = ordered_bits(all_most);
+    memcpy(largest, &back, sizeof back);
+    return all_most < infinity && all_least >= minus_infinity && all_most > minus_infinity;
+}
+
+/* The lowest id that has the value of the row's maximum. */
+static int32_t row_find(const float *x, int32_t n, const float *span_max, float value)
+{
+    for (int32_t start = 0; start < n; start += SPAN) {
+        for (int32_t i = start; span_max[start / SPAN] == value && i < start + span_size(start, n); i++) {
+            if (x[i] == value) {
+                return i;
+            }
         }
     }
     return -1;
@@ -140,11 +183,6 @@ static double sum_of(const float *x, int32_t n)
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
-static int32_t span_size(int32_t start, int32_t n)
-{
-    return n - start < SPAN ? n - start : SPAN;
-}
-
 /* ln of the sum of e^(x - max). */
 static double log_sum_exp(const float *x, int32_t n, float max)
 {
@@ -163,31 +201,38 @@ static float logprob_of(float logit, float max, double log_sum)
     return (float)((double)logit - (double)max - log_sum);
 }
 
-/* The k best ids of x[0..n) into top, best first, ties by id: an insertion into a short sorted list. */
-static int32_t select_top(const float *x, int32_t n, int32_t k, mf_logprob *top)
+/* The k best ids of x[0..n) into top, best first, ties by id: an insertion into a short sorted list.  -infinity only with
+ * `all`. */
+static int32_t select_top(const float *x, int32_t n, const float *span_max, int32_t k, bool all, mf_logprob *top)
 {
     int32_t count = 0;
     k = k < n ? k : n;
-    for (int32_t id = 0; id < n && k > 0; id++) {
-        if (count == k && !(x[id] > top[k - 1].logprob)) {
+    for (int32_t start = 0; start < n && k > 0; start += SPAN) {
+        if (count == k && !(span_max[start / SPAN] > top[k - 1].logprob)) {
             continue;
         }
-        int32_t place = count < k ? count++ : k - 1;
-        for (; place > 0 && x[id] > top[place - 1].logprob; place--) {
-            top[place] = top[place - 1];
+        for (int32_t id = start; id < start + span_size(start, n); id++) {
+            if ((count == k && !(x[id] > top[k - 1].logprob)) || (!all && x[id] == -INFINITY)) {
+                continue;
+            }
+            int32_t place = count < k ? count++ : k - 1;
+            for (; place > 0 && x[id] > top[place - 1].logprob; place--) {
+                top[place] = top[place - 1];
+            }
+            top[place] = (mf_logprob){ .token_id = id, .logprob = x[id] };
         }
-        top[place] = (mf_logprob){ .token_id = id, .logprob = x[id] };
     }
     return count;
 }
 
+/* s->span_max: of the logits. */
 static void describe(const mf_sampler *s, const float *logits, float max, int32_t token_id, int32_t num_top,
                      mf_sample *sample, mf_logprob *top)
 {
     double log_sum = log_sum_exp(logits, s->vocab_size, max);
     sample->token_id = token_id;
     sample->logprob = logprob_of(logits[token_id], max, log_sum);
-    sample->num_top = select_top(logits, s->num_sampled_ids, num_top, top);
+    sample->num_top = select_top(logits, s->num_sampled_ids, s->span_max, num_top, true, top);
     for (int32_t i = 0; i < sample->num_top; i++) {
         top[i].logprob = logprob_of(top[i].logprob, max, log_sum);
     }
@@ -197,7 +242,7 @@ bool mf_sampler_logprobs(const mf_sampler *s, const float *logits, int32_t token
                          mf_logprob *top)
 {
     float max;
-    if (!row_max(logits, s->vocab_size, &max)) {
+    if (!row_max(logits, s->vocab_size, s->span_max, &max)) {
         return false;
     }
     describe(s, logits, max, token_id, num_top, sample, top);
@@ -349,6 +394,13 @@ static uint64_t make_key(float x, int32_t id)
 /* Stable, by the upper halves; equal logits stay in the order of ids in which they came. */
 static void sort_keys(mf_sampler *s, int32_t n)
 {
+    int32_t sorted = 1;
+    while (sorted < n && s->keys[sorted - 1] <= s->keys[sorted]) {
+        sorted++;
+    }
+    if (sorted >= n) {
+        return;
+    }
     for (int shift = 32; shift < 64; shift += 8) {
         int32_t starts[257] = { 0 };
         for (int32_t i = 0; i < n; i++) {
@@ -364,6 +416,24 @@ static void sort_keys(mf_sampler *s, int32_t n)
         s->keys = s->keys_other;
         s->keys_other = swap;
     }
+}
+
+/* The k best ids with their weights, sorted, in keys; those that weigh nothing left out.  Of few ids no other is weighed. */
+static int32_t gather_few(mf_sampler *s, const float *logits, float max, const mf_sampling_params *p)
+{
+    const float scale = (float)(1.0 / p->temperature), least = (float)p->min_p;
+    mf_logprob top[FEW];
+    const int32_t count = select_top(logits, s->num_sampled_ids, s->span_max, p->top_k, false, top);
+    int32_t n = 0;
+    for (int32_t i = 0; i < count; i++) {
+        float weight;
+        exps(&top[i].logprob, 1, max, scale, &weight);
+        if (weight >= least && weight > 0.0f) {
+            s->weights[top[i].token_id] = weight;
+            s->keys[n++] = make_key(top[i].logprob, top[i].token_id);
+        }
+    }
+    return n;
 }
 
 /* The k best of the ids with weight > 0, sorted, in keys.  A histogram of the logits' high bits leaves few to sort. */
@@ -385,21 +455,6 @@ static int32_t gather_top_k(mf_sampler *s, const float *logits, int32_t k)
     }
     sort_keys(s, n);
     return n < k ? n : k;
-}
-
-/* All ids that top_p can keep, sorted, in keys.  Ids below (1 - p) total / N weigh less than 1 - p together and are the
- * lightest, so they are outside the nucleus; half of that bound leaves room for rounding. */
-static int32_t gather_top_p(mf_sampler *s, const float *logits, double total, double top_p)
-{
-    double least = 0.5 * (1.0 - top_p) * total / s->num_sampled_ids;
-    int32_t n = 0;
-    for (int32_t id = 0; id < s->num_sampled_ids; id++) {
-        if (s->weights[id] > 0.0f && (double)s->weights[id] >= least) {
-            s->keys[n++] = make_key(logits[id], id);
-        }
-    }
-    sort_keys(s, n);
-    return n;
 }
 
 static double key_weight(const mf_sampler *s, int32_t i)
@@ -469,24 +524,102 @@ static double make_weights(mf_sampler *s, const float *logits, float max, const 
     return total;
 }
 
+/* ---- a nucleus ---- */
+
+/* Buckets of all ids, and their sums in the ids' order.  Ids below (1 - p) total / N weigh less than 1 - p together and are
+ * the lightest, so they are outside the nucleus; half of that bound leaves room for rounding. */
+static void fill_buckets(mf_sampler *s, const float *logits, float max, double total, const mf_sampling_params *p)
+{
+    const float scale = (float)(1.0 / p->temperature) * BUCKETS_PER_UNIT;
+    double bound = 0.5 * (1.0 - p->top_p) * total / s->num_sampled_ids;
+    const float least = bound > (double)FLT_MIN ? (float)bound : FLT_MIN;
+    memset(s->bucket_sums, 0, (NUM_BUCKETS + 1) * sizeof *s->bucket_sums);
+    for (int32_t start = 0; start < s->num_sampled_ids; start += SPAN) {
+        const int32_t n = span_size(start, s->num_sampled_ids);
+        const float *x = logits + start, *weights = s->weights + start;
+        uint16_t *buckets = s->buckets + start;
+        for (int32_t i = 0; i < n; i++) {
+            float place = (max - x[i]) * scale;
+            place = place < (float)(NUM_BUCKETS - 1) ? place : (float)(NUM_BUCKETS - 1);
+            buckets[i] = (uint16_t)(int32_t)(weights[i] >= least ? place : (float)NUM_BUCKETS);
+        }
+        for (int32_t i = 0; i < n; i++) {
+            s->bucket_sums[buckets[i]] += (double)weights[i];
+        }
+    }
+}
+
+/* The ids of one bucket, sorted, in keys. */
+static int32_t gather_bucket(mf_sampler *s, const float *logits, int32_t bucket)
+{
+    int32_t n = 0;
+    for (int32_t start = 0; start < s->num_sampled_ids; start += SPAN) {
+        const int32_t size = span_size(start, s->num_sampled_ids);
+        const uint16_t *buckets = s->buckets + start;
+        int32_t found = 0;
+        for (int32_t i = 0; i < size; i++) {
+            found += buckets[i] == (uint16_t)bucket;
+        }
+        for (int32_t i = 0; found > 0 && i < size; i++) {
+            if (buckets[i] == (uint16_t)bucket) {
+                s->keys[n++] = make_key(logits[start + i], start + i);
+                found--;
+            }
+        }
+    }
+    sort_keys(s, n);
+    return n;
+}
+
+/* top_p keeps an id when those before it weigh less than p: whole buckets, then ids of the one in which p is passed.  The
+ * draw goes the same way. */
+static int32_t choose_from_nucleus(mf_sampler *s, const float *logits, float max, double total, double u,
+                                   const mf_sampling_params *p)
+{
+    const double enough = p->top_p * total;
+    double kept = 0.0, last_sum = 0.0;
+    int32_t last = 0, n = 0, num_kept = 0;
+    fill_buckets(s, logits, max, total, p);
+    for (; last < NUM_BUCKETS - 1 && kept + s->bucket_sums[last] < enough; last++) {
+        kept += s->bucket_sums[last];
+    }
+    last_sum = kept;
+    n = gather_bucket(s, logits, last);
+    while (num_kept < n && (num_kept == 0 || kept < enough)) {
+        kept += key_weight(s, num_kept++);
+    }
+    const double target = u * kept;
+    if (num_kept > 0 && last_sum <= target) {
+        return draw_sorted(s, num_kept, target - last_sum);
+    }
+    double sum = 0.0;
+    int32_t bucket = 0, nearest = 0; /* the last bucket that holds anything: rounding may let none pass */
+    for (; bucket < last; bucket++) {
+        nearest = s->bucket_sums[bucket] > 0.0 ? bucket : nearest;
+        if (sum + s->bucket_sums[bucket] > target) {
+            break;
+        }
+        sum += s->bucket_sums[bucket];
+    }
+    sum -= bucket == last ? s->bucket_sums[nearest] : 0.0;
+    n = gather_bucket(s, logits, nearest);
+    return draw_sorted(s, n, target - sum);
+}
+
 static int32_t choose_random(mf_sampler *s, const float *logits, float max, const mf_sample_context *c)
 {
     const mf_sampling_params *p = c->params;
-    double total = make_weights(s, logits, max, p);
-    double u = mf_sampler_uniform(c->seed, c->num_tokens);
-    bool has_top_k = p->top_k > 0 && p->top_k < s->num_sampled_ids;
-    if (!has_top_k && !(p->top_p < 1.0)) {
-        return draw_any(s, u * total);
+    const double u = mf_sampler_uniform(c->seed, c->num_tokens);
+    const bool has_top_k = p->top_k > 0 && p->top_k < s->num_sampled_ids;
+    const bool has_few = has_top_k && p->top_k <= FEW;
+    double total = has_few ? 0.0 : make_weights(s, logits, max, p);
+    if (!has_top_k) {
+        return p->top_p < 1.0 ? choose_from_nucleus(s, logits, max, total, u, p) : draw_any(s, u * total);
     }
-    int32_t n;
-    if (has_top_k) {
-        n = gather_top_k(s, logits, p->top_k);
-        total = 0.0;
-        for (int32_t i = 0; i < n; i++) {
-            total += key_weight(s, i);
-        }
-    } else {
-        n = gather_top_p(s, logits, total, p->top_p);
+    const int32_t n = has_few ? gather_few(s, logits, max, p) : gather_top_k(s, logits, p->top_k);
+    total = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        total += key_weight(s, i);
     }
     /* top_p keeps an id when those before it weigh less than p. */
     double kept = 0.0;
@@ -509,21 +642,26 @@ bool mf_sampler_sample(mf_sampler *s, const float *logits, const mf_sample_conte
 {
     const mf_sampling_params *p = c->params;
     float raw_max;
-    if (!row_max(logits, s->vocab_size, &raw_max)) {
+    if (!row_max(logits, s->vocab_size, s->span_max, &raw_max)) {
         return false;
     }
+    const bool changes = changes_logits(c), is_raw = !changes && s->num_sampled_ids == s->vocab_size;
     const float *row = logits;
-    float max;
-    if (changes_logits(c)) {
+    float max = raw_max;
+    if (changes) {
         memcpy(s->row, logits, (size_t)s->vocab_size * sizeof *s->row);
         apply_params(s, s->row, c);
         row = s->row;
     }
-    if (!row_max(row, s->num_sampled_ids, &max)) {
+    if (!is_raw && !row_max(row, s->num_sampled_ids, s->span_max, &max)) {
         return false;
     }
-    int32_t id = p->temperature < GREEDY_BELOW ? row_find(row, s->num_sampled_ids, max) : choose_random(s, row, max, c);
+    int32_t id = p->temperature < GREEDY_BELOW ? row_find(row, s->num_sampled_ids, s->span_max, max)
+                                               : choose_random(s, row, max, c);
     if (p->logprobs >= 0) {
+        if (!is_raw) {
+            (void)row_max(logits, s->vocab_size, s->span_max, &raw_max);
+        }
         describe(s, logits, raw_max, id, p->logprobs, sample, top);
     } else {
         *sample = (mf_sample){ .token_id = id, .logprob = NAN };

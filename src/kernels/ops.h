@@ -61,11 +61,14 @@ typedef struct mf_sum_reduce_call {
 
 /* ---- dense operations, f32 activations ---- */
 
-/* Rows of a batch and where their keys lie.  The cache of one layer is [num_blocks][block_size][row_size] f32; row r of the
- * batch is token `position[r]` of sequence `sequence[r]`, whose i-th block is block_table[sequence * max_blocks + i]. */
+/* Rows of a batch and where their keys lie.  The cache of one layer is [num_blocks][block_size][row_size] of dtype; row r of
+ * the batch is token `position[r]` of sequence `sequence[r]`, whose i-th block is block_table[sequence * max_blocks + i].
+ * With a bf16 cache a backend may also round what meets cached rows, and what enters kv_b, to bf16: queries, softmax weights
+ * (their sum is that of the unrounded ones), latent results. */
 typedef struct mf_kv_view {
-    float *cache;               /* this layer's part */
-    int64_t row_size;           /* floats per token: kv_lora_rank + qk_rope_head_dim for MLA */
+    void *cache;                /* this layer's part */
+    mf_dtype dtype;             /* MF_F32 or MF_BF16 */
+    int64_t row_size;           /* values per token: kv_lora_rank + qk_rope_head_dim for MLA */
     int64_t block_size;         /* tokens per block */
     const int32_t *block_table; /* [num_sequences, max_blocks] */
     int64_t max_blocks;
@@ -134,7 +137,7 @@ typedef struct mf_device_ops {
      * v*vector_stride.  cos_sin: [positions][dim/2][2].  pair: (2i, 2i+1); else (i, i + dim/2). */
     void (*rope)(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim,
                  bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
-    /* Copies rows [T, row_size] to their places in the cache. */
+    /* Puts rows [T, row_size] into their places in the cache, rounded to its dtype. */
     void (*kv_write)(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
     size_t (*mla_scratch_floats)(const mf_device *device, const mf_mla_args *args);
     void (*mla_attention)(mf_device *device, const mf_mla_args *args);
@@ -154,6 +157,7 @@ struct mf_device {
     const void *kernels; /* cpu: its mf_cpu_kernels */
     void *scratch;       /* cpu: inputs of dense products */
     size_t scratch_bytes;
+    bool prefers_bf16;   /* products of bf16 are faster than those of f32 */
     char name[16];
     char description[120];
 };

@@ -77,6 +77,7 @@ mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_
         .softmax_scale = (float)config->softmax_scale,
         .q = model->scratch.q,
         .kv_b = &model->weights->layers[layer].kv_b_proj,
+        .kv.dtype = model->kv_dtype,
         .kv.max_context = model->max_len,
         .kv.row_size = config->kv_lora_rank + config->qk_rope_head_dim,
         .out = model->scratch.attention,
@@ -95,6 +96,7 @@ mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
         .v_head_dim = config->v_head_dim,
         .softmax_scale = (float)config->softmax_scale,
         .q = model->scratch.q,
+        .kv.dtype = model->kv_dtype,
         .kv.max_context = model->max_len,
         .kv.row_size = mf_model_config_kv_size(config),
         .out = model->scratch.attention,
@@ -342,7 +344,8 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
     if (num_tokens == 0) {
         return MF_OK;
     }
-    mf_kv_view kv = { .row_size = store->row_size,
+    mf_kv_view kv = { .dtype = store->dtype,
+                      .row_size = store->row_size,
                       .block_size = store->block_size,
                       .block_table = batch->block_table,
                       .max_blocks = batch->max_blocks,
@@ -352,7 +355,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
     ops->embed(device, &model->weights->embed_tokens, batch->token_ids, num_tokens, s->x, hidden);
     for (int64_t l = 0; l < config->num_layers; l++) {
         const mf_layer_weights *w = &model->weights->layers[l];
-        kv.cache = store->cache + l * store->layer_floats;
+        kv.cache = store->cache + l * store->layer_bytes;
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->input_norm, eps, s->h, hidden);
         run_attention(model, l, &kv, num_tokens);
         ops->add(device, s->x, s->h, num_tokens * hidden);

@@ -191,6 +191,10 @@ static mf_status check_options(const mf_model *model, const mf_model_options *op
         return mf_fail(err, MF_ERR_UNSUPPORTED, "--dtype: expected float32 or bfloat16; got %s",
                        mf_dtype_name(options->act_dtype));
     }
+    if (options->kv_dtype != MF_F32 && options->kv_dtype != MF_BF16) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "--kv-cache-dtype: expected float32 or bfloat16; got %s",
+                       mf_dtype_name(options->kv_dtype));
+    }
     if (options->act_quant != MF_ACT_QUANT_NONE && options->act_quant != MF_ACT_QUANT_INT8) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "--act-quant: expected none or int8; got %d", (int)options->act_quant);
     }
@@ -199,6 +203,15 @@ static mf_status check_options(const mf_model *model, const mf_model_options *op
                        (long long)model->config->max_position_embeddings, (long long)options->max_model_len);
     }
     return MF_OK;
+}
+
+/* A model trained with bf16 activations loses nothing by them; one of f16 or f32 might. */
+static void choose_dtypes(mf_model *model, const mf_model_options *options)
+{
+    const bool is_bf16 = model->config->torch_dtype == MF_BF16 && model->device->prefers_bf16;
+    model->auto_act_dtype = options->auto_act_dtype;
+    model->act_dtype = !options->auto_act_dtype ? options->act_dtype : is_bf16 ? MF_BF16 : MF_F32;
+    model->kv_dtype = options->auto_kv_dtype ? model->act_dtype : options->kv_dtype;
 }
 
 mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_model **out, mf_error *err)
@@ -212,7 +225,6 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     }
     model->dummy = options->dummy;
     model->use_map = options->use_map;
-    model->act_dtype = options->act_dtype;
     model->act_quant = options->act_quant;
     model->numa = options->numa;
     mf_device_options device_options = { .num_threads = options->num_threads,
@@ -231,6 +243,7 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     model->max_batch_tokens = options->max_batch_tokens;
     model->max_len = options->max_model_len ? options->max_model_len : model->config->max_position_embeddings;
     MF_TRY_GOTO(mf_device_open(options->device, &device_options, &model->device, err), fail);
+    choose_dtypes(model, options);
     MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
     MF_TRY_GOTO(mf_plan_make(model->config, model->weights, &options->plan, &model->plan, err), fail);
     for (int32_t i = 0; i < model->plan->num_warnings; i++) {
@@ -304,7 +317,8 @@ int64_t mf_model_workspace_bytes(const mf_model *model)
 
 int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size)
 {
-    return model->config->num_layers * block_size * mf_model_config_kv_size(model->config) * (int64_t)sizeof(float);
+    return model->config->num_layers * block_size * mf_model_config_kv_size(model->config) *
+           (int64_t)mf_dtype_size(model->kv_dtype);
 }
 
 /* Not zeroed: a row is written before any query reads it, and blocks that nobody uses cost no memory. */
@@ -329,10 +343,11 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
                        (int)block_size, (long long)bytes);
     }
     store->block = block;
-    store->cache = aligned(block);
+    store->cache = (uint8_t *)aligned(block);
+    store->dtype = model->kv_dtype;
     store->row_size = mf_model_config_kv_size(model->config);
     store->num_layers = model->config->num_layers;
-    store->layer_floats = (int64_t)num_blocks * block_size * store->row_size;
+    store->layer_bytes = (int64_t)num_blocks * block_size * store->row_size * (int64_t)mf_dtype_size(model->kv_dtype);
     store->num_blocks = num_blocks;
     store->block_size = block_size;
     *out = store;
@@ -395,6 +410,14 @@ static mf_status print_model_line(const mf_model *model, mf_buffer *out)
                             count_text(size.active_params, active));
 }
 
+static const char *reason_for_dtype(const mf_model *model)
+{
+    return !model->auto_act_dtype                          ? ""
+           : model->act_dtype == MF_BF16                   ? " (auto: bf16 checkpoint, faster here)"
+           : model->config->torch_dtype != MF_BF16         ? " (auto: the checkpoint is not bf16)"
+                                                           : " (auto: bf16 is not faster here)";
+}
+
 /* "cpu avx2+fma+f16c, 2 threads" in columns: "cpu  avx2+fma+f16c  2 threads | activations f32" */
 static mf_status print_device_line(const mf_model *model, mf_buffer *out)
 {
@@ -413,8 +436,10 @@ static mf_status print_device_line(const mf_model *model, mf_buffer *out)
         MF_TRY(mf_buffer_append(out, text, part));
         text += part;
     }
-    return mf_buffer_printf(out, " | activations %s%s\n", model->act_dtype == MF_BF16 ? "bf16" : "f32",
-                            model->act_quant == MF_ACT_QUANT_INT8 ? ", int8 per token for int8/int4 weights" : "");
+    return mf_buffer_printf(out, " | activations %s%s%s%s\n", model->act_dtype == MF_BF16 ? "bf16" : "f32",
+                            reason_for_dtype(model),
+                            model->act_quant == MF_ACT_QUANT_INT8 ? ", int8 per token for int8/int4 weights" : "",
+                            model->kv_dtype == MF_BF16 ? " | KV cache bf16" : "");
 }
 
 /* "weights 9.2 GB (mapped; int4_group, 1.1 GB bf16)": the format with most bytes by name, the others with their sizes. */

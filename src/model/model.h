@@ -16,7 +16,11 @@ typedef struct mf_model_options {
     bool use_map;
     bool touch;
     mf_dtype act_dtype;          /* MF_F32 (0, the default) or MF_BF16: what enters linear layers and experts is rounded to it;
-                                    the residual stream, norms, routers, attention and the KV cache stay f32 */
+                                    the residual stream, norms and routers stay f32 */
+    mf_dtype kv_dtype;           /* of the KV cache: MF_F32 (0, the default) or MF_BF16; see mf_kv_view */
+    bool auto_act_dtype;         /* instead of act_dtype: bf16 if the checkpoint is of bf16 (its config's torch_dtype) and the
+                                    device multiplies that faster than f32 */
+    bool auto_kv_dtype;          /* instead of kv_dtype: as act_dtype */
     mf_quantization quantization; /* of weights, while loading */
     mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default) or MF_ACT_QUANT_INT8 */
     int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */

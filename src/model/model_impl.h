@@ -43,7 +43,8 @@ struct mf_model {
     float *rope_table;        /* [max_len][rope dim / 2][2] */
     mf_model_scratch scratch;
     int64_t max_batch_tokens, max_len;
-    mf_dtype act_dtype;
+    mf_dtype act_dtype, kv_dtype;
+    bool auto_act_dtype;
     mf_act_quant act_quant;
     bool dummy, use_map;
     mf_numa numa;
@@ -51,8 +52,9 @@ struct mf_model {
 
 struct mf_kv_store {
     void *block;              /* owns cache */
-    float *cache;             /* [num_layers][num_blocks][block_size][row_size] */
-    int64_t layer_floats;     /* num_blocks * block_size * row_size */
+    uint8_t *cache;           /* [num_layers][num_blocks][block_size][row_size] of dtype */
+    mf_dtype dtype;
+    int64_t layer_bytes;      /* num_blocks * block_size * row_size values */
     int64_t row_size, num_layers;
     int32_t num_blocks, block_size;
 };

@@ -26,7 +26,7 @@ static void put(tiles *t, int row, int column, int k, float w, float x)
 
 static void multiply(tiles *t)
 {
-    const amx_config config = amx_config_of_depth(PAIRS);
+    const amx_config config = amx_config_of(AMX_SIDE, PAIRS);
     AMX_CONFIGURE(&config);
     AMX_LOAD(0, t->sums, 64);
     AMX_LOAD(4, t->left, 64);
@@ -104,7 +104,7 @@ TEST(int8_products_are_exact_and_wrap)
         left[1][i] = 127;
     }
     sums[2][3] = INT32_MAX;
-    const amx_config config = amx_config_of_depth(16);
+    const amx_config config = amx_config_of(AMX_SIDE, 16);
     AMX_CONFIGURE(&config);
     AMX_LOAD(1, sums, 64);
     AMX_LOAD(5, left, 64);
@@ -123,7 +123,7 @@ TEST(tiles_of_less_depth_read_and_multiply_that_much)
     int32_t sums[SIDE][SIDE] = { { 0 } };
     memset(left, 1, sizeof left);
     memset(right, 2, sizeof right);
-    const amx_config config = amx_config_of_depth(8);
+    const amx_config config = amx_config_of(AMX_SIDE, 8);
     AMX_CONFIGURE(&config);
     AMX_ZERO(0);
     AMX_LOAD(4, left, 32);
@@ -185,7 +185,7 @@ TEST(hardware_gives_the_bits_of_the_emulation)
             a[i] = b[i] = (int32_t)mf_random_next(&seed);
         }
         const int depth = round % 2 ? 16 : 8;
-        const amx_config config = amx_config_of_depth(depth);
+        const amx_config config = amx_config_of(AMX_SIDE, depth);
         AMX_CONFIGURE(&config);
         AMX_LOAD(0, a, 64);
         AMX_LOAD(4, left, 64);

@@ -5,7 +5,7 @@
 
 void amx_hardware_product(bool int8, int depth, const void *left, const void *right, void *sums)
 {
-    const amx_config config = amx_config_of_depth(depth);
+    const amx_config config = amx_config_of(AMX_SIDE, depth);
     AMX_CONFIGURE(&config);
     AMX_LOAD(0, sums, AMX_ROW_BYTES);
     AMX_LOAD(4, left, AMX_ROW_BYTES);

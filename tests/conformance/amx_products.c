@@ -212,9 +212,9 @@ static float step_of_32(float c, const float *w, const float *x, int64_t n)
 static int64_t segment_end(const shape *s, int64_t k)
 {
     const int64_t group = s->format == MF_FORMAT_FP8_BLOCK ? 128 : s->group;
-    int64_t most = 128;
+    int64_t most = 256;
     if (s->int8 && (group % 64 == 0 || group >= s->k)) {
-        most = 256;
+        most = 512;
     }
     int64_t end = (k / group + 1) * group;
     end = end - k > most ? k + most : end;

@@ -90,7 +90,14 @@ static void check_bits(const golden *g, const char *device, const char *how, con
     }
 }
 
-TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
+static mf_model_options bf16_options_with(const char *device, mf_dtype kv_dtype)
+{
+    mf_model_options options = bf16_options(device);
+    options.kv_dtype = kv_dtype;
+    return options;
+}
+
+static void keeps_the_bits(mf_dtype kv_dtype)
 {
     for (int i = 0; golden_names[i]; i++) {
         golden g;
@@ -100,7 +107,7 @@ TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
             if (!golden_device_usable(device)) {
                 continue;
             }
-            mf_model_options options = bf16_options(device);
+            mf_model_options options = bf16_options_with(device, kv_dtype);
             float *one = prefill(&g, &options, g.num_tokens);
             float *other = prefill(&g, &options, 1);
             check_bits(&g, device, "token by token", one, other);
@@ -117,7 +124,7 @@ TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
             other = prefill(&g, &options, 5);
             check_bits(&g, device, "all off, three threads", one, other);
             mf_free(other);
-            options = bf16_options(device);
+            options = bf16_options_with(device, kv_dtype);
             options.plan.num_shared_expert_replicas = 3;
             options.act_quant = MF_ACT_QUANT_INT8; /* no golden has int8 or int4 weights: the others do not quantise */
             other = prefill(&g, &options, g.num_tokens);
@@ -127,6 +134,76 @@ TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
         }
         golden_close(&g);
     }
+}
+
+TEST(bf16_activations_keep_the_bits_whatever_is_fused_cut_or_threaded)
+{
+    keeps_the_bits(MF_F32);
+}
+
+TEST(a_bf16_cache_keeps_the_bits_whatever_is_fused_cut_or_threaded)
+{
+    keeps_the_bits(MF_BF16);
+}
+
+/* What is cached is rounded to 8 bits.  Most rows' logits change by a few roundings' effect; where a router's choice hung by
+ * a hair, an expert is another one from there on. */
+TEST(logits_with_a_bf16_cache_are_those_of_an_f32_cache_within_a_few_roundings)
+{
+    for (int i = 0; golden_names[i]; i++) {
+        golden g;
+        golden_open(golden_names[i], &g);
+        double largest = 0.0;
+        for (int64_t k = 0; k < (int64_t)g.num_tokens * g.vocab_size; k++) {
+            largest = fmax(largest, fabs((double)g.logits[k]));
+        }
+        for (int d = 0; golden_devices[d]; d++) {
+            if (!golden_device_usable(golden_devices[d])) {
+                continue;
+            }
+            mf_model_options options = golden_options(golden_devices[d]);
+            options.kv_dtype = MF_BF16;
+            float *logits = prefill(&g, &options, g.num_tokens);
+            int32_t close_rows = 0, changed_rows = 0;
+            for (int32_t t = 0; t < g.num_tokens; t++) {
+                const double worst = worst_difference(&g, logits, t, 1);
+                close_rows += worst < 2e-2 * largest;
+                changed_rows += worst > 2e-5 * largest;
+            }
+            if (close_rows < g.num_tokens / 2 || changed_rows < g.num_tokens / 2) {
+                fail_msg("%s on %s: %d of %d rows close, %d changed", g.name, golden_devices[d], (int)close_rows,
+                         (int)g.num_tokens, (int)changed_rows);
+            }
+            mf_free(logits);
+        }
+        golden_close(&g);
+    }
+}
+
+/* auto: bf16 where config.json says so and the device is faster with it; the cache follows. */
+TEST(auto_dtype_follows_the_checkpoint_and_the_device)
+{
+    golden g;
+    golden_open("glm4", &g);
+    for (int d = 0; golden_devices[d]; d++) {
+        if (golden_device_usable(golden_devices[d])) {
+            mf_model_options options = golden_options(golden_devices[d]);
+            options.auto_act_dtype = options.auto_kv_dtype = true;
+            mf_model *model = golden_model(&g, &options);
+            const bool is_bf16 = model->config->torch_dtype == MF_BF16 && model->device->prefers_bf16;
+            CHECK_EQ(model->act_dtype, is_bf16 ? MF_BF16 : MF_F32);
+            CHECK_EQ(model->kv_dtype, model->act_dtype);
+            mf_buffer text = { 0 };
+            CHECK_EQ(mf_model_print_plan(model, false, &text), MF_OK);
+            CHECK_HAS(mf_buffer_text(&text), is_bf16 ? "| activations bf16 (auto: bf16 checkpoint, faster here) | KV cache bf16\n"
+                                             : model->config->torch_dtype != MF_BF16
+                                                 ? "| activations f32 (auto: the checkpoint is not bf16)\n"
+                                                 : "| activations f32 (auto: bf16 is not faster here)\n");
+            mf_buffer_close(&text);
+            mf_model_close(&model);
+        }
+    }
+    golden_close(&g);
 }
 
 /* Weights quantised while loading, inputs of the experts quantised while running. */
@@ -197,6 +274,10 @@ TEST(the_options_reach_the_experts_and_the_start_up_lines)
     options.act_dtype = MF_F16;
     CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
     CHECK_STR(err.message, "--dtype: expected float32 or bfloat16; got f16");
+    options = golden_options("ref");
+    options.kv_dtype = MF_F16;
+    CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
+    CHECK_STR(err.message, "--kv-cache-dtype: expected float32 or bfloat16; got f16");
     options = golden_options("ref");
     options.act_quant = MF_ACT_QUANT_W8A8;
     CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);

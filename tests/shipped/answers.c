@@ -160,6 +160,7 @@ mf_status answers_make(const answer_options *o, answers *out, mf_error *err)
     options.disable_fused_gate = o->disable_fused_gate;
     options.num_shared_expert_replicas = o->replicas ? o->replicas : 1;
     options.kv_cache_memory_bytes = 256 << 20;
+    options.auto_dtype = options.auto_kv_cache_dtype = o->auto_dtype;
     MF_TRY_GOTO(mf_engine_open(&options, &engine, err), done);
     prompts = mf_alloc_array((size_t)out->count, sizeof *prompts);
     for (int32_t i = 0; i < out->count; i++) {

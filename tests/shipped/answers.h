@@ -30,6 +30,7 @@ typedef struct answer_options {
     int32_t limit, max_tokens, threads, max_num_seqs;
     bool disable_fusion, disable_fused_gate;
     int32_t replicas;
+    bool auto_dtype; /* activations and KV cache as the program chooses them by default; else f32 */
 } answer_options;
 
 mf_status answers_make(const answer_options *options, answers *out, mf_error *err);

@@ -222,7 +222,7 @@ static mf_status run_points(mf_bench_run *run, mf_error *err)
     MF_TRY_GOTO(mf_bench_gate(run, 2, err), done);
     MF_TRY_GOTO(mf_bench_align(run, 2, err), done);
     MF_TRY_GOTO(mf_bench_sum_reduce(run, 2, err), done);
-    MF_TRY_GOTO(mf_bench_linear(run, 2, err), done);
+    MF_TRY_GOTO(mf_bench_linear(run, false, 2, err), done);
     MF_TRY_GOTO(mf_bench_attention(run, 2, false, err), done);
     MF_TRY_GOTO(mf_bench_attention(run, 2, true, err), done);
 done:

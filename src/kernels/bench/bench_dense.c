@@ -4,7 +4,7 @@
 
 #include "kernels/bench/bench_parts.h"
 
-enum { MAX_COPIES = 64, BLOCK_SIZE = 16 };
+enum { MAX_COPIES = 64, BLOCK_SIZE = 16, VOCABULARY = 151936 /* Qwen3's */ };
 
 #define ROTATED_BYTES 512e6 /* that calls run through before one copy comes again */
 #define MOST_CACHE_BYTES ((int64_t)4 << 30)
@@ -15,11 +15,12 @@ static int32_t copies_for(double bytes)
     return copies > MAX_COPIES ? MAX_COPIES : copies < 2 ? 2 : (int32_t)copies;
 }
 
-/* The attention's output projection: [hidden, heads * v]. */
-mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
+/* The attention's output projection [hidden, heads * v], or a vocabulary's logits [vocabulary, hidden]. */
+mf_status mf_bench_linear(mf_bench_run *run, bool is_head, int64_t tokens, mf_error *err)
 {
     const mf_bench_shape *s = run->shape;
-    const int64_t n = s->hidden, k = s->heads * (s->kv_heads ? s->head_dim : s->v_dim);
+    const int64_t n = is_head ? VOCABULARY : s->hidden;
+    const int64_t k = is_head ? s->hidden : s->heads * (s->kv_heads ? s->head_dim : s->v_dim);
     const size_t room = mf_bench_matrix_room(run->format, n, k);
     const int32_t copies = copies_for((double)room);
     mf_matrix weights[MAX_COPIES];
@@ -48,7 +49,7 @@ mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err)
         }
     }
     if (status == MF_OK) {
-        mf_bench_row row = mf_bench_make_row(run, "linear", tokens, true);
+        mf_bench_row row = mf_bench_make_row(run, is_head ? "lm-head" : "linear", tokens, true);
         mf_bench_set_rates(run, &row, (double)mf_matrix_bytes(&weights[0]), 2.0 * (double)(n * k * tokens),
                            mf_bench_product_kind(run));
         mf_bench_emit(run, &row);
@@ -66,7 +67,7 @@ typedef struct attention_point {
     mf_gqa_args gqa;
     mf_matrix kv_b;
     mf_bench_block cache; /* copies, one after the other */
-    int64_t cache_floats; /* of one copy */
+    int64_t cache_bytes;  /* of one copy */
     int32_t copies;
     double positions; /* pairs of a query row and a cached row */
 } attention_point;
@@ -79,8 +80,9 @@ static mf_status fill_view(mf_bench_run *run, int64_t tokens, bool prefill, mf_a
     const int64_t context = prefill ? tokens : run->options->context, sequences = prefill ? 1 : tokens;
     const int64_t row = p->is_mla ? s->kv_lora + s->rope : 2 * s->kv_heads * s->head_dim;
     const int64_t blocks = (context + BLOCK_SIZE - 1) / BLOCK_SIZE;
-    int64_t floats, bytes;
-    if (!mf_mul_ok(sequences * blocks * BLOCK_SIZE, row, &floats) || !mf_mul_ok(floats, (int64_t)4, &bytes) ||
+    const int64_t size = (int64_t)mf_dtype_size(run->act_dtype);
+    int64_t values, bytes;
+    if (!mf_mul_ok(sequences * blocks * BLOCK_SIZE, row, &values) || !mf_mul_ok(values, size, &bytes) ||
         bytes > MOST_CACHE_BYTES) {
         return mf_fail(err, MF_ERR_LIMIT, "--tokens %lld with --context %lld: the KV cache would take more than 4 GiB",
                        (long long)tokens, (long long)context);
@@ -99,16 +101,17 @@ static mf_status fill_view(mf_bench_run *run, int64_t tokens, bool prefill, mf_a
         position[t] = (int32_t)(prefill ? t : context - 1);
         p->positions += (double)position[t] + 1;
     }
-    p->cache_floats = floats;
+    p->cache_bytes = bytes;
     p->copies = copies_for((double)bytes);
     MF_TRY(mf_bench_block_open(&p->cache, run->device->pool, (size_t)p->copies * (size_t)bytes,
                                mf_bench_pages_of(run->options), err));
-    float *cache = mf_bench_block_take(&p->cache, (size_t)p->copies * (size_t)bytes);
-    mf_bench_fill_floats(-1, 1, floats, &run->seed, cache);
+    uint8_t *cache = mf_bench_block_take(&p->cache, (size_t)p->copies * (size_t)bytes);
+    mf_bench_fill_activations(run->act_dtype, values, &run->seed, cache);
     for (int32_t c = 1; c < p->copies; c++) {
-        memcpy(cache + c * floats, cache, (size_t)bytes);
+        memcpy(cache + c * bytes, cache, (size_t)bytes);
     }
     *kv = (mf_kv_view){ .cache = cache,
+                        .dtype = run->act_dtype,
                         .row_size = row,
                         .block_size = BLOCK_SIZE,
                         .block_table = table,
@@ -187,11 +190,10 @@ mf_status mf_bench_attention(mf_bench_run *run, int64_t tokens, bool prefill, mf
     mf_status status = open_attention(run, tokens, prefill, &arena, &p, err);
     double started = 0;
     run->num_times = 0;
-    const float *first = (const float *)(const void *)p.cache.data;
+    uint8_t *first = p.cache.data;
     for (int32_t i = -MF_BENCH_WARM_UP; status == MF_OK && mf_bench_wants_more(run, i, started); i++) {
         started = i == 0 ? mf_now_s() : started;
-        float *cache = (float *)first + (i + MF_BENCH_WARM_UP) % p.copies * p.cache_floats;
-        p.mla.kv.cache = p.gqa.kv.cache = cache;
+        p.mla.kv.cache = p.gqa.kv.cache = first + (i + MF_BENCH_WARM_UP) % p.copies * p.cache_bytes;
         double start = mf_now_s();
         if (p.is_mla) {
             run->device->ops->mla_attention(run->device, &p.mla);
@@ -205,9 +207,9 @@ mf_status mf_bench_attention(mf_bench_run *run, int64_t tokens, bool prefill, mf
     if (status == MF_OK) {
         mf_bench_row row = mf_bench_make_row(run, prefill ? "attention prefill" : "attention decode", tokens, false);
         const int64_t row_size = p.is_mla ? p.mla.kv.row_size : p.gqa.kv.row_size;
-        double bytes = prefill ? 0 : p.positions * (double)row_size * 4;
-        snprintf(row.dtype, sizeof row.dtype, "f32");
-        mf_bench_set_rates(run, &row, bytes, attention_operations(run->shape, &p, tokens), MF_RATE_F32);
+        double bytes = prefill ? 0 : p.positions * (double)row_size * (double)mf_dtype_size(run->act_dtype);
+        mf_bench_set_rates(run, &row, bytes, attention_operations(run->shape, &p, tokens),
+                           run->act_dtype == MF_BF16 ? MF_RATE_BF16 : MF_RATE_F32);
         mf_bench_emit(run, &row);
     }
     mf_bench_block_close(&p.cache);

@@ -14,17 +14,18 @@ typedef enum bench_op {
     OP_ALIGN,
     OP_SUM_REDUCE,
     OP_LINEAR,
+    OP_LM_HEAD,
     OP_ATTENTION,
     NUM_OPS
 } bench_op;
 
 static const char *const op_names[NUM_OPS] = {
-    "experts", "layer", "gate", "align", "sum-reduce", "linear", "attention"
+    "experts", "layer", "gate", "align", "sum-reduce", "linear", "lm-head", "attention"
 };
 
 static const char *const default_tokens[NUM_OPS] = {
     "1,4,16,64,256,1024", "1,4,16,64,256,1024", "1,16,256,4096,65536", "1,16,256,4096",
-    "1,64,256,1024,4096", "1,4,16,64,256,1024", "1,4,16,64,256",
+    "1,64,256,1024,4096", "1,4,16,64,256,1024", "1,4,16,64",           "1,4,16,64,256",
 };
 
 typedef struct bench_plan {
@@ -224,7 +225,9 @@ static mf_status run_point(mf_bench_run *run, bench_op op, const mf_bench_layers
     case OP_SUM_REDUCE:
         return mf_bench_sum_reduce(run, tokens, err);
     case OP_LINEAR:
-        return mf_bench_linear(run, tokens, err);
+        return mf_bench_linear(run, false, tokens, err);
+    case OP_LM_HEAD:
+        return mf_bench_linear(run, true, tokens, err);
     default:
         MF_TRY(mf_bench_attention(run, tokens, false, err));
         return mf_bench_attention(run, tokens, true, err);
@@ -268,6 +271,10 @@ static mf_status run_format(mf_bench_run *run, const bench_plan *plan, mf_error 
         note(run, op_names[OP_LINEAR]);
         MF_TRY_GOTO(run_tokens(run, plan, OP_LINEAR, NULL, err), done);
     }
+    if (plan->ops[OP_LM_HEAD] && plan->act_quant == MF_ACT_QUANT_NONE) {
+        note(run, op_names[OP_LM_HEAD]);
+        MF_TRY_GOTO(run_tokens(run, plan, OP_LM_HEAD, NULL, err), done);
+    }
 done:
     mf_bench_layers_close(&layers);
     return status;
@@ -275,7 +282,8 @@ done:
 
 static mf_status run_shape(mf_bench_run *run, const bench_plan *plan, mf_error *err)
 {
-    bool has_format_ops = plan->ops[OP_EXPERTS] || plan->ops[OP_LAYER] || plan->ops[OP_LINEAR];
+    bool has_format_ops = plan->ops[OP_EXPERTS] || plan->ops[OP_LAYER] || plan->ops[OP_LINEAR] ||
+                          plan->ops[OP_LM_HEAD];
     for (int f = 0; has_format_ops && f < MF_FORMAT_COUNT; f++) {
         if (plan->formats[f]) {
             run->format = (mf_format)f;

@@ -133,7 +133,7 @@ mf_status mf_bench_layer(mf_bench_run *run, const mf_bench_layers *layers, int64
 mf_status mf_bench_gate(mf_bench_run *run, int64_t tokens, mf_error *err);
 mf_status mf_bench_align(mf_bench_run *run, int64_t tokens, mf_error *err);
 mf_status mf_bench_sum_reduce(mf_bench_run *run, int64_t tokens, mf_error *err);
-mf_status mf_bench_linear(mf_bench_run *run, int64_t tokens, mf_error *err);
+mf_status mf_bench_linear(mf_bench_run *run, bool is_head, int64_t tokens, mf_error *err);
 mf_status mf_bench_attention(mf_bench_run *run, int64_t tokens, bool prefill, mf_error *err);
 
 #endif

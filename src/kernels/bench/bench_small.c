@@ -170,11 +170,15 @@ mf_status mf_bench_sum_reduce(mf_bench_run *run, int64_t tokens, mf_error *err)
     const int64_t columns = s->top_k + s->shared;
     const size_t size = mf_dtype_size(run->act_dtype);
     mf_arena arena = { 0 };
-    void *x = mf_bench_take(&arena, (size_t)(tokens * columns * s->hidden) * size);
+    mf_bench_block block = { 0 }; /* rows lie on pages like those of the ceiling */
+    const size_t bytes = (size_t)(tokens * columns * s->hidden) * size;
     void *out = mf_bench_take(&arena, (size_t)(tokens * s->hidden) * size);
     float *weights = mf_bench_take(&arena, (size_t)(tokens * columns) * sizeof *weights);
-    mf_status status = x && out && weights ? MF_OK : mf_bench_out_of_memory(err);
+    mf_status status = out && weights ? mf_bench_block_open(&block, run->device->pool, bytes + 64,
+                                                            mf_bench_pages_of(run->options), err)
+                                      : mf_bench_out_of_memory(err);
     if (status == MF_OK) {
+        void *x = mf_bench_block_take(&block, bytes);
         mf_bench_fill_activations(run->act_dtype, tokens * columns * s->hidden, &run->seed, x);
         mf_bench_fill_floats(0, 1, tokens * columns, &run->seed, weights);
         mf_sum_reduce_args args = { .x = mf_tensor_3d(x, run->act_dtype, tokens, columns, s->hidden),
@@ -195,6 +199,7 @@ mf_status mf_bench_sum_reduce(mf_bench_run *run, int64_t tokens, mf_error *err)
         }
         mf_bench_emit(run, &row);
     }
+    mf_bench_block_close(&block);
     mf_arena_clear(&arena);
     return status;
 }

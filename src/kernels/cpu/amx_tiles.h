@@ -19,15 +19,15 @@ typedef struct amx_config {
 } amx_config;
 _Static_assert(sizeof(amx_config) == 64, "the processor reads 64 bytes");
 
-/* Tiles 0 to 3 hold sums [16][16]; 4 and 5 the left factor [16][depth]; 6 and 7 the right one [depth][16], where depth is
+/* Tiles 0 to 3 hold sums [16][side]; 4 and 5 the left factor [16][depth]; 6 and 7 the right one [depth][side], where depth is
  * in words of four bytes: two bf16 or four int8. */
-static inline amx_config amx_config_of_depth(int depth)
+static inline amx_config amx_config_of(int side, int depth)
 {
     amx_config config;
     memset(&config, 0, sizeof config);
     config.palette = 1;
     for (int i = 0; i < AMX_TILES; i++) {
-        config.row_bytes[i] = (uint16_t)(i == 4 || i == 5 ? 4 * depth : AMX_ROW_BYTES);
+        config.row_bytes[i] = (uint16_t)(4 * (i == 4 || i == 5 ? depth : side));
         config.rows[i] = (uint8_t)(i >= 6 ? depth : AMX_SIDE);
     }
     return config;

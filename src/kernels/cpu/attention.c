@@ -28,6 +28,7 @@ typedef struct mla_call {
     float *room;                         /* threads' parts: room_floats each; or the inner attention's scratch memory */
     int64_t room_floats;
     int64_t row_bytes; /* of a packed result */
+    bool has_tiles;    /* for W_UK */
     mf_cpu_source source;
 } mla_call;
 
@@ -43,11 +44,14 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
                    : PORTION_FLOATS / per_token < TOKENS ? PORTION_FLOATS / per_token
                                                          : TOKENS;
     c.num_tokens = args->num_tokens < c.num_tokens ? args->num_tokens : c.num_tokens;
-    c.source = mf_cpu_source_for(kernels, args->kv_b->format, MF_F32, MF_QUANT_NONE);
+    c.has_tiles = args->kv.dtype == MF_BF16 && kernels->attention.tiles && args->kv_b->format == MF_FORMAT_BF16;
+    c.source = mf_cpu_source_for(kernels, args->kv_b->format, args->kv.dtype, MF_QUANT_NONE);
     c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
-    const int64_t absorbing = DECODED_ROWS * c.result_stride + args->qk_nope_head_dim * TOKENS;
-    const int64_t expanding = TOKENS * c.row_bytes / 4;
-    c.room_floats = absorbing > expanding ? absorbing : expanding;
+    const int64_t rows = c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2
+                                     : DECODED_ROWS * c.result_stride;
+    const int64_t absorbing = rows + args->qk_nope_head_dim * TOKENS;
+    const int64_t expanding = (TOKENS * c.row_bytes + 2 * args->kv_lora_rank + 3) / 4;
+    c.room_floats = ((absorbing > expanding ? absorbing : expanding) + 15) / 16 * 16;
     if (args->scratch) {
         c.query = args->scratch + (64 - (uintptr_t)args->scratch % 64) % 64 / sizeof(float);
         c.result = c.query + c.num_tokens * args->num_heads * c.query_stride;
@@ -98,6 +102,43 @@ static void ask_ahead(const mf_matrix *w, int64_t row)
     }
 }
 
+/* The same with tiles: rows of W_UK are to its queries what cached values are to softmax weights. */
+static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const float *weights, int64_t stride)
+{
+    const mf_mla_args *args = c->args;
+    const int64_t nope = args->qk_nope_head_dim, first_row = head * (nope + args->v_head_dim);
+    float ones[TOKENS];
+    mf_cpu_asker nothing = { 0 };
+    for (int64_t t = 0; t < TOKENS; t++) {
+        ones[t] = 1.0f;
+    }
+    for (int64_t j = 0; j < nope; j += MF_CPU_KV_ROWS) {
+        const int64_t count = nope - j < MF_CPU_KV_ROWS ? nope - j : MF_CPU_KV_ROWS;
+        const void *stored[MF_CPU_KV_ROWS];
+        int32_t limits[TOKENS] = { 0 };
+        for (int64_t i = 0; i < count; i++) {
+            stored[i] = mf_matrix_row(args->kv_b, first_row + j + i);
+        }
+        for (int64_t t = 0; t < c->num_tokens; t++) {
+            limits[t] = (int32_t)count;
+        }
+        c->kernels->attention.tiles->pack_rows(stored, count, args->kv_lora_rank, &nothing, rows);
+        const mf_cpu_tile_blend blend = { .rows = rows,
+                                          .num_rows = count,
+                                          .ahead = &nothing,
+                                          .weights = weights + j * stride,
+                                          .limits = limits,
+                                          .num_queries = c->num_tokens,
+                                          .stride = stride,
+                                          .n = args->kv_lora_rank,
+                                          .alpha = j > 0 ? ones : NULL,
+                                          .beta = j > 0 ? ones : NULL,
+                                          .acc = c->query + head * c->query_stride,
+                                          .acc_stride = args->num_heads * c->query_stride };
+        c->kernels->attention.tiles->blend(&blend);
+    }
+}
+
 /* Queries of one head. */
 static void absorb_head(void *context, int64_t head, int32_t thread)
 {
@@ -108,13 +149,17 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
     const float *q[TOKENS];
     int32_t limits[TOKENS];
     float *rows = c->room + thread * c->room_floats;
-    float *weights = rows + DECODED_ROWS * c->result_stride;
+    float *weights = rows + c->room_floats - args->qk_nope_head_dim * TOKENS;
     float *query = c->query + head * c->query_stride;
     for (int64_t t = 0; t < c->num_tokens; t++) {
         q[t] = args->q + ((c->first + t) * args->num_heads + head) * (nope + rope);
         memcpy(query + t * args->num_heads * c->query_stride + rank, q[t] + nope, (size_t)rope * sizeof *query);
     }
     c->kernels->attention.pack(q, c->num_tokens, nope, weights, stride);
+    if (c->has_tiles) {
+        absorb_by_tiles(c, head, rows, weights, stride);
+        return;
+    }
     const int64_t step = c->num_tokens <= FEW_TOKENS ? FEW_ROWS : DECODED_ROWS;
     for (int64_t j = 0; j < nope; j += step) {
         const float *decoded[DECODED_ROWS];
@@ -151,7 +196,13 @@ static void expand_head(void *context, int64_t head, int32_t thread)
     for (int64_t t = 0; t < c->num_tokens; t++) {
         const mf_cpu_pack pack =
             mf_cpu_pack_at(c->source.form, args->kv_lora_rank, rows, c->row_bytes, t, c->num_tokens);
-        c->kernels->pack(&pack, c->result + (t * args->num_heads + head) * c->result_stride, 0, args->kv_lora_rank);
+        float *result = c->result + (t * args->num_heads + head) * c->result_stride;
+        if (args->kv.dtype == MF_BF16) {
+            uint16_t *rounded = (uint16_t *)(void *)(rows + c->num_tokens * c->row_bytes);
+            c->kernels->store_row(result, args->kv_lora_rank, MF_BF16, rounded);
+            c->kernels->load_row(rounded, MF_BF16, args->kv_lora_rank, result);
+        }
+        c->kernels->pack(&pack, result, 0, args->kv_lora_rank);
     }
     const int64_t step = c->kernels->tile_tokens;
     for (int64_t t = 0; t < c->num_tokens; t += step) {

@@ -2,17 +2,10 @@
  *
  * An item is heads of one group times consecutive tokens of one sequence: one to MOST_PANELS panels of query rows,
  * which all meet a block of the cache while it is near.  With enough items each is a task; with few (decoding) every
- * span of every item is one, and its part waits in a slot until the parts are merged in order.
- *
- * Memory is fast where it is read in order.  Few query rows keep a core too short a time at a cached row to hide a read
- * of 512 bytes here and there, so then a task takes a bundle of items, the groups that share the rows, and asks for
- * whole rows, one after the other, a block ahead. */
-#include "kernels/cpu/attention_blocks.h"
+ * span of every item is one, and its part waits in a slot until the parts are merged in order. */
+#include "kernels/cpu/attention_block.h"
 
-#include <float.h>
 #include <string.h>
-
-#include "kernels/ref/ref_ops.h"
 
 enum {
     QUERIES = MF_CPU_QUERIES,
@@ -21,11 +14,13 @@ enum {
     MOST_PANELS = 4,
     MOST_BUNDLE = 16,
     PANELS_FLOATS = 1 << 17, /* of an item's panels and parts: half of a second-level cache of 1 MiB */
-    COPY_QUERIES = 32,       /* from as many on, copying a block to where it lies well pays */
     ITEMS_PER_THREAD = 2,    /* with fewer, spans become tasks */
     WAVE_SPANS = 16,         /* slots per item, of 64 query rows */
     MERGE_QUERIES = 4
 };
+
+typedef mf_cpu_attend_item item;
+typedef mf_cpu_attend_part part;
 
 /* Consecutive tokens of one sequence. */
 typedef struct tile {
@@ -47,48 +42,16 @@ typedef struct plan {
     tile tiles[MOST_TILES];
 } plan;
 
-/* The query rows of one task, or of one of its panels: row (t - first) * num_heads + h. */
-typedef struct item {
-    const mf_cpu_attend *call;
-    int64_t first, num_tokens; /* tokens of the call */
-    int64_t group, first_head, num_heads;
-    int64_t num_queries, stride;
-} item;
-
-/* max[QUERIES], sum[QUERIES], then the rows' weighted sums */
-typedef struct part {
-    float *max, *sum, *acc;
-} part;
-
 /* One thread's memory. */
 typedef struct room {
-    float *scores, *keys, *values;
+    float *block;              /* mf_cpu_attend_block_floats */
     float *panel[MOST_BUNDLE]; /* of an item's panels, or of a bundle's items */
     part total[MOST_BUNDLE], span[MOST_BUNDLE];
 } room;
 
-/* Cached rows [first, first + n), and what to ask the memory for meanwhile. */
-typedef struct block {
-    int64_t first, n;
-    const float *keys[ROWS], *values[ROWS];
-    const float *next_keys[ROWS], *next_values[ROWS];
-    mf_cpu_ahead during_scores, during_blend;
-} block;
-
-static int64_t acc_stride(const mf_cpu_attend *call)
-{
-    return mf_cpu_spread(call->value_dim);
-}
-
 static int64_t part_floats(const mf_cpu_attend *call, int64_t num_queries)
 {
-    return 2 * QUERIES + num_queries * acc_stride(call);
-}
-
-/* Values that lie inside the key, as MLA's do, are not copied twice. */
-static bool values_are_in_keys(const mf_cpu_attend *call)
-{
-    return call->num_groups == 1 && call->value_first + call->value_dim <= call->key_dim;
+    return 2 * QUERIES + num_queries * mf_cpu_attend_acc_stride(call);
 }
 
 static int64_t most_queries(const mf_cpu_attend *call)
@@ -98,22 +61,22 @@ static int64_t most_queries(const mf_cpu_attend *call)
     return heads * (tokens > 0 ? tokens : 1);
 }
 
-static int64_t panel_floats(const mf_cpu_attend *call, int64_t num_queries)
+/* Of an item's panel and its two parts. */
+static int64_t panel_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call, int64_t num_queries)
 {
-    return num_queries * call->key_dim + 2 * part_floats(call, num_queries);
+    return mf_cpu_attend_panel_floats(kernels, call, num_queries) + 2 * part_floats(call, num_queries);
 }
 
-static int64_t most_panels(const mf_cpu_attend *call)
+static int64_t most_panels(const mf_cpu_kernels *kernels, const mf_cpu_attend *call)
 {
-    const int64_t n = PANELS_FLOATS / panel_floats(call, QUERIES);
+    const int64_t floats = mf_cpu_attend_uses_tiles(kernels, call) ? 2 * PANELS_FLOATS : PANELS_FLOATS;
+    const int64_t n = floats / panel_floats(kernels, call, QUERIES);
     return n < 1 ? 1 : n < MOST_PANELS ? n : MOST_PANELS;
 }
 
-static int64_t thread_floats(const mf_cpu_attend *call)
+static int64_t thread_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call)
 {
-    const int64_t values = values_are_in_keys(call) ? 0 : mf_cpu_spread(call->value_dim);
-    return QUERIES * ROWS + ROWS * (mf_cpu_spread(call->key_dim) + values) +
-           most_panels(call) * panel_floats(call, QUERIES);
+    return mf_cpu_attend_block_floats(kernels, call) + most_panels(kernels, call) * panel_floats(kernels, call, QUERIES);
 }
 
 static part part_at(float *memory)
@@ -124,14 +87,12 @@ static part part_at(float *memory)
 static room room_of(const plan *p, int32_t thread)
 {
     const mf_cpu_attend *call = p->call;
-    room r = { .scores = p->rooms + thread * p->thread_floats };
-    r.keys = r.scores + QUERIES * ROWS;
-    r.values = r.keys + ROWS * mf_cpu_spread(call->key_dim);
-    float *panel = r.values + (values_are_in_keys(call) ? 0 : ROWS * mf_cpu_spread(call->value_dim));
+    room r = { .block = p->rooms + thread * p->thread_floats };
+    float *panel = r.block + mf_cpu_attend_block_floats(p->kernels, call);
     const int64_t count = p->bundle > 1 ? p->bundle : p->num_panels;
-    for (int64_t i = 0; i < count; i++, panel += panel_floats(call, p->panel_queries)) {
+    for (int64_t i = 0; i < count; i++, panel += panel_floats(p->kernels, call, p->panel_queries)) {
         r.panel[i] = panel;
-        r.total[i] = part_at(panel + p->panel_queries * call->key_dim);
+        r.total[i] = part_at(panel + mf_cpu_attend_panel_floats(p->kernels, call, p->panel_queries));
         r.span[i] = part_at(r.total[i].max + part_floats(call, p->panel_queries));
     }
     return r;
@@ -158,15 +119,10 @@ static int64_t slots_floats(const mf_device *device, const mf_cpu_attend *call)
 
 int64_t mf_cpu_attend_scratch_floats(const mf_device *device, const mf_cpu_attend *call)
 {
-    return MF_CPU_COLUMNS + thread_floats(call) * mf_pool_num_threads(device->pool) + slots_floats(device, call);
+    return MF_CPU_COLUMNS + thread_floats(mf_cpu_kernels_of(device), call) * mf_pool_num_threads(device->pool) + slots_floats(device, call);
 }
 
 /* ---- items ---- */
-
-static int64_t context_of(const mf_cpu_attend *call, int64_t t)
-{
-    return call->kv->position[call->first_token + t] + (int64_t)1;
-}
 
 static void make_tiles(plan *p)
 {
@@ -178,7 +134,7 @@ static void make_tiles(plan *p)
         tile *next = &p->tiles[p->num_tiles++];
         next->first = (int32_t)t++;
         while (t < call->num_tokens && t - next->first < most && sequence[t] == sequence[t - 1] &&
-               context_of(call, t) > context_of(call, t - 1)) {
+               mf_cpu_attend_context(call, t) > mf_cpu_attend_context(call, t - 1)) {
             t++;
         }
         next->count = (int32_t)t - next->first;
@@ -218,180 +174,24 @@ static bool panel_at(const plan *p, const item *it, int64_t i, item *panel)
     return true;
 }
 
-static int64_t item_context(const item *it)
-{
-    return context_of(it->call, it->first + it->num_tokens - 1);
-}
-
-/* The first query row that sees position s. */
-static int64_t first_query_at(const item *it, int64_t s)
-{
-    int64_t t = 0;
-    while (context_of(it->call, it->first + t) <= s) {
-        t++;
-    }
-    return t * it->num_heads;
-}
-
-static void pack_queries(const plan *p, const item *it, float *panel)
-{
-    const mf_cpu_attend *call = it->call;
-    const float *queries[QUERIES];
-    for (int64_t q = 0; q < it->num_queries; q++) {
-        const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
-        queries[q] = call->q + (it->first + q / it->num_heads) * call->q_token_stride + head * call->q_head_stride;
-    }
-    p->kernels->attention.pack(queries, it->num_queries, call->key_dim, panel, it->stride);
-}
-
-/* ---- one block, one span ---- */
-
-/* Pointers to the keys and values of positions [first, first + n). */
-static void find_rows(const item *it, int64_t first, int64_t n, const float **keys, const float **values)
-{
-    const mf_cpu_attend *call = it->call;
-    const mf_kv_view *kv = call->kv;
-    for (int64_t s = 0; s < n;) {
-        const float *row = mf_kv_row(kv, call->first_token + it->first, first + s);
-        const int64_t left = kv->block_size - (first + s) % kv->block_size;
-        for (const int64_t end = s + left < n ? s + left : n; s < end; s++, row += kv->row_size) {
-            keys[s] = row + it->group * call->key_step;
-            values[s] = row + call->value_first + it->group * call->value_step;
-        }
-    }
-}
-
-static void copy_rows(const float **rows, int64_t n, int64_t dim, float *to)
-{
-    for (int64_t s = 0; s < n; s++, to += mf_cpu_spread(dim)) {
-        memcpy(to, rows[s], (size_t)dim * sizeof *to);
-        rows[s] = to;
-    }
-}
-
-/* Share c of the rows [0, n), split into `shares`. */
-static mf_cpu_ahead share_of(const float *const *rows, int64_t n, int64_t floats, int64_t c, int64_t shares)
-{
-    const int64_t first = n * c / shares;
-    return (mf_cpu_ahead){ rows + first, n * (c + 1) / shares - first, floats };
-}
-
-/* Reads a task's first block in order, before its parts are wanted here and there. */
-static void touch_rows(const float *const *rows, int64_t n, int64_t floats)
-{
-    for (int64_t s = 0; s < n; s++) {
-        for (int64_t i = 0; i < floats; i += 16) {
-            (void)*(const volatile float *)(rows[s] + i);
-        }
-    }
-}
-
-/* For item j of a bundle.  A bundle of all groups asks for whole rows. */
-static void make_block(const plan *p, const item *it, int64_t j, const room *r, int64_t first, bool starts, block *b)
-{
-    const mf_cpu_attend *call = it->call;
-    const int64_t context = item_context(it), next = first + ROWS;
-    const int64_t n = context - first < ROWS ? context - first : ROWS;
-    const int64_t left = context <= next ? 0 : context - next < ROWS ? context - next : ROWS;
-    const bool copies = it->num_queries >= COPY_QUERIES, shared = values_are_in_keys(call);
-    b->first = first;
-    b->n = n;
-    find_rows(it, first, n, b->keys, b->values);
-    find_rows(it, next, left, b->next_keys, b->next_values);
-    b->during_scores = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
-    b->during_blend = (mf_cpu_ahead){ b->next_values, left, call->value_dim };
-    if (shared || (p->bundle > 1 && p->bundle == call->num_groups * p->num_chunks)) {
-        item whole = *it;
-        whole.group = 0;
-        if (starts && j == 0) {
-            find_rows(&whole, first, n, b->next_keys, b->next_values);
-            touch_rows(b->next_keys, n, call->kv->row_size);
-        }
-        find_rows(&whole, next, left, b->next_keys, b->next_values);
-        b->during_scores = share_of(b->next_keys, left, call->kv->row_size, 2 * j, 2 * p->bundle);
-        b->during_blend = share_of(b->next_keys, left, call->kv->row_size, 2 * j + 1, 2 * p->bundle);
-    } else if (!copies) {
-        b->during_scores = (mf_cpu_ahead){ b->values, n, call->value_dim };
-        b->during_blend = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
-    }
-    if (copies) {
-        copy_rows(b->keys, n, call->key_dim, r->keys);
-        for (int64_t s = 0; shared && s < n; s++) {
-            b->values[s] = b->keys[s] + call->value_first;
-        }
-        if (!shared) {
-            copy_rows(b->values, n, call->value_dim, r->values);
-        }
-    }
-}
-
-/* Adds a block to a panel's part of the span; the span's first block starts it. */
-static void attend_block(const plan *p, const item *it, const block *b, const float *panel, float *weights,
-                         const part *span)
-{
-    const mf_cpu_attend *call = it->call;
-    const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
-    const bool starts = b->first % MF_CPU_SPAN_ROWS == 0;
-    const int64_t first_query = first_query_at(it, b->first);
-    int32_t limits[QUERIES] = { 0 };
-    for (int64_t q = first_query; q < it->num_queries; q++) {
-        const int64_t seen = context_of(call, it->first + q / it->num_heads) - b->first;
-        limits[q] = (int32_t)(seen < b->n ? seen : b->n);
-    }
-    mf_cpu_scores scores = { .rows = b->keys,
-                             .ahead = b->during_scores,
-                             .dim = call->key_dim,
-                             .queries = panel,
-                             .limits = limits,
-                             .first_query = first_query,
-                             .stride = it->stride,
-                             .out = weights };
-    kernels->scores(&scores);
-    float max[QUERIES], sum[QUERIES], alpha[QUERIES], beta[QUERIES];
-    mf_cpu_softmax softmax = { .scores = weights,
-                               .limits = limits,
-                               .first_query = first_query,
-                               .stride = it->stride,
-                               .scale = call->scale,
-                               .max = starts ? span->max : max,
-                               .sum = starts ? span->sum : sum };
-    for (int64_t q = 0; q < first_query; q++) {
-        softmax.max[q] = -FLT_MAX;
-        softmax.sum[q] = 0.0f;
-    }
-    kernels->softmax(&softmax);
-    if (!starts) {
-        kernels->merge(span->max, span->sum, max, sum, it->stride, alpha, beta);
-    }
-    mf_cpu_blend blend = { .rows = b->values,
-                           .ahead = b->during_blend,
-                           .weights = weights,
-                           .limits = limits,
-                           .first_query = first_query,
-                           .num_queries = it->num_queries,
-                           .stride = it->stride,
-                           .n = call->value_dim,
-                           .alpha = starts ? NULL : alpha,
-                           .beta = starts ? NULL : beta,
-                           .acc = span->acc,
-                           .acc_stride = acc_stride(call) };
-    kernels->blend(&blend);
-}
+/* ---- one span ---- */
 
 /* The parts of a span for every panel of the task's items that sees it; `it` is the first of them. */
 static void attend_span(const plan *p, const item *it, const room *r, int64_t span, const part *out)
 {
+    const bool whole_rows = p->bundle > 1 && p->bundle == p->call->num_groups * p->num_chunks;
     const int64_t begin = (p->is_split ? span : 0) * MF_CPU_SPAN_ROWS;
-    const int64_t context = item_context(it);
+    const int64_t context = mf_cpu_attend_item_context(it);
     const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
     for (int64_t first = span * MF_CPU_SPAN_ROWS; first < end; first += ROWS) {
         for (int64_t j = 0; j < p->bundle; j++) {
-            block b;
+            const mf_cpu_attend_share share = { .index = j, .count = p->bundle, .whole_rows = whole_rows };
+            mf_cpu_attend_block b;
             item panel;
-            make_block(p, &it[j], j, r, first, first == begin, &b);
+            mf_cpu_attend_make_block(p->kernels, &it[j], share, r->block, first, first == begin, &b);
             for (int64_t i = 0; panel_at(p, &it[j], i, &panel); i++) {
-                if (item_context(&panel) > first) {
-                    attend_block(p, &panel, &b, r->panel[j + i], r->scores, &out[j + i]);
+                if (mf_cpu_attend_item_context(&panel) > first) {
+                    mf_cpu_attend_add_block(p->kernels, &panel, &b, r->panel[j + i], r->block, &out[j + i]);
                     b.during_scores.num_rows = 0; /* asked for once */
                     b.during_blend.num_rows = 0;
                 }
@@ -405,8 +205,8 @@ static void merge_span(const plan *p, const item *it, int64_t span, const part *
                        int64_t end)
 {
     const mf_cpu_attention_kernels *kernels = &p->kernels->attention;
-    const int64_t stride = acc_stride(it->call);
-    const int64_t seen = first_query_at(it, span * MF_CPU_SPAN_ROWS);
+    const int64_t stride = mf_cpu_attend_acc_stride(it->call);
+    const int64_t seen = mf_cpu_attend_first_query(it, span * MF_CPU_SPAN_ROWS);
     float alpha[QUERIES], beta[QUERIES];
     kernels->merge(total->max, total->sum, later->max, later->sum, it->stride, alpha, beta);
     for (int64_t q = first > seen ? first : seen; q < end; q++) {
@@ -421,7 +221,7 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
         float *out =
             call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
-        p->kernels->attention.scale(total->acc + q * acc_stride(call), 1.0f / total->sum[q], call->value_dim, out);
+        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), 1.0f / total->sum[q], call->value_dim, out);
     }
 }
 
@@ -434,7 +234,7 @@ static void start_bundle(const plan *p, int64_t task, const room *r, item *items
         item panel;
         items[j] = item_at(p, task * p->bundle + j);
         for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
-            pack_queries(p, &panel, r->panel[j + i]);
+            mf_cpu_attend_pack(p->kernels, &panel, r->panel[j + i]);
         }
     }
 }
@@ -445,13 +245,13 @@ static void run_items(void *context, int64_t task, int32_t thread)
     const room r = room_of(p, thread);
     item items[MOST_BUNDLE], panel;
     start_bundle(p, task, &r, items);
-    const int64_t spans = count_spans(item_context(&items[0]));
+    const int64_t spans = count_spans(mf_cpu_attend_item_context(&items[0]));
     attend_span(p, items, &r, 0, r.total);
     for (int64_t span = 1; span < spans; span++) {
         attend_span(p, items, &r, span, r.span);
         for (int64_t j = 0; j < p->bundle; j++) {
             for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
-                if (item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
+                if (mf_cpu_attend_item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
                     merge_span(p, &panel, span, &r.total[j + i], &r.span[j + i], 0, panel.num_queries);
                 }
             }
@@ -477,7 +277,7 @@ static void run_span(void *context, int64_t task, int32_t thread)
     const plan *p = context;
     const int64_t b = task / p->wave_spans, span = p->first_span + task % p->wave_spans;
     const item first = item_at(p, b * p->bundle);
-    if (span >= count_spans(item_context(&first))) {
+    if (span >= count_spans(mf_cpu_attend_item_context(&first))) {
         return;
     }
     const room r = room_of(p, thread);
@@ -500,7 +300,7 @@ static void run_merge(void *context, int64_t task, int32_t thread)
     const int64_t i = task / shares, first = task % shares * MERGE_QUERIES;
     const item it = item_at(p, i);
     const int64_t end = first + MERGE_QUERIES < it.num_queries ? first + MERGE_QUERIES : it.num_queries;
-    const int64_t spans = count_spans(item_context(&it));
+    const int64_t spans = count_spans(mf_cpu_attend_item_context(&it));
     if (first >= it.num_queries || p->first_span >= spans) {
         return;
     }
@@ -525,7 +325,7 @@ static void run_carry(void *context, int64_t i, int32_t thread)
     (void)thread;
     const plan *p = context;
     const item it = item_at(p, i);
-    const int64_t spans = count_spans(item_context(&it));
+    const int64_t spans = count_spans(mf_cpu_attend_item_context(&it));
     const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
     const part total = slot_of(p, i, 0);
     for (int64_t span = p->first_span > 0 ? p->first_span : 1; span < stop; span++) {
@@ -554,7 +354,7 @@ static int64_t make_tasks(plan *p, int64_t least, int64_t spans)
 {
     const mf_cpu_attend *call = p->call;
     const int64_t per_tile = call->num_groups * p->num_chunks;
-    for (p->num_panels = most_panels(call);; p->num_panels--) {
+    for (p->num_panels = most_panels(p->kernels, call);; p->num_panels--) {
         make_tiles(p);
         if (p->num_tiles * per_tile >= least || p->num_panels == 1) {
             break;
@@ -567,10 +367,10 @@ static int64_t make_tasks(plan *p, int64_t least, int64_t spans)
     const int64_t queries = longest_tile * p->chunk_heads;
     p->bundle = 1;
     p->panel_queries = QUERIES;
-    if (queries < COPY_QUERIES) {
+    if (queries < MF_CPU_COPY_QUERIES) {
         p->num_panels = 1;
         p->panel_queries = (queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
-        const int64_t most = most_panels(call) * panel_floats(call, QUERIES) / panel_floats(call, p->panel_queries);
+        const int64_t most = most_panels(p->kernels, call) * panel_floats(p->kernels, call, QUERIES) / panel_floats(p->kernels, call, p->panel_queries);
         p->bundle = per_tile;
         while (p->bundle > 1 && (per_tile % p->bundle != 0 || p->bundle > most || p->bundle > MOST_BUNDLE ||
                                  per_tile / p->bundle * p->num_tiles * spans < least)) {
@@ -585,7 +385,8 @@ static int64_t make_tasks(plan *p, int64_t least, int64_t spans)
 void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
 {
     const int64_t threads = mf_pool_num_threads(device->pool);
-    plan p = { .kernels = mf_cpu_kernels_of(device), .call = call, .thread_floats = thread_floats(call) };
+    plan p = { .kernels = mf_cpu_kernels_of(device), .call = call };
+    p.thread_floats = thread_floats(p.kernels, call);
     p.num_chunks = (call->group_heads + QUERIES - 1) / QUERIES;
     p.chunk_heads = (call->group_heads + p.num_chunks - 1) / p.num_chunks;
     p.rooms = call->scratch + (64 - (uintptr_t)call->scratch % 64) % 64 / sizeof(float);
@@ -593,8 +394,8 @@ void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
     int64_t longest = 0;
     double work = 0;
     for (int64_t t = 0; t < call->num_tokens; t++) {
-        longest = context_of(call, t) > longest ? context_of(call, t) : longest;
-        work += (double)context_of(call, t);
+        longest = mf_cpu_attend_context(call, t) > longest ? mf_cpu_attend_context(call, t) : longest;
+        work += (double)mf_cpu_attend_context(call, t);
     }
     work *= (double)(call->num_groups * call->group_heads * (call->key_dim + call->value_dim));
     const int64_t floats = slots_floats(device, call), spans = floats > 0 ? count_spans(longest) : 1;

@@ -22,6 +22,13 @@ typedef struct mf_cpu_ahead {
     int64_t num_rows, floats; /* of each row */
 } mf_cpu_ahead;
 
+/* The same asked for little by little, by one call after the other: a line now and then keeps memory busy where many at
+ * once would only wait for each other. */
+typedef struct mf_cpu_asker {
+    mf_cpu_ahead rows;
+    int64_t row, column; /* where the asking has come to */
+} mf_cpu_asker;
+
 /* out[s * stride + q] = rows[s] . query q, for s < the largest limit of q's vector of lanes. */
 typedef struct mf_cpu_scores {
     const float *const *rows;
@@ -42,6 +49,7 @@ typedef struct mf_cpu_softmax {
     int64_t first_query, stride;
     float scale;
     float *max, *sum; /* [stride] */
+    mf_cpu_asker *ahead; /* or NULL */
 } mf_cpu_softmax;
 
 /* acc[q] = sum over s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc itself with
@@ -60,7 +68,58 @@ typedef struct mf_cpu_blend {
     int64_t acc_stride;
 } mf_cpu_blend;
 
+/* ---- a cache of bf16, with tiles that multiply bf16 ----
+ *
+ * Queries and softmax weights are rounded to bf16 and products summed in f32.  Cached keys are read where they lie: 16
+ * rows, key_stride bytes apart, are the left factor of scores.  Cached values are laid out anew, pairs of rows side by
+ * side, once per block for all queries: the right factor of the weighted sums. */
+
+enum { MF_CPU_TILE_ROWS = 16, MF_CPU_TILE_COLUMNS = 32 };
+
+/* Columns of rows that tiles read: zero-padded. */
+static inline int64_t mf_cpu_tile_columns(int64_t dim)
+{
+    return (dim + MF_CPU_TILE_COLUMNS - 1) / MF_CPU_TILE_COLUMNS * MF_CPU_TILE_COLUMNS;
+}
+
+/* out[s * stride + q] = row s . query q, as mf_cpu_scores; also for the rows that fill a group of 16. */
+typedef struct mf_cpu_tile_scores {
+    const void *const *groups; /* [num_rows / 16, rounded up]: where 16 rows start */
+    int64_t key_stride;        /* bytes between them */
+    mf_cpu_asker *ahead;
+    int64_t dim;           /* a multiple of MF_CPU_TILE_COLUMNS */
+    const void *queries;   /* of `pack` below */
+    const int32_t *limits; /* [stride] */
+    int64_t first_query, stride;
+    float *out; /* [num_rows, rounded up to 16][stride] */
+} mf_cpu_tile_scores;
+
+/* As mf_cpu_blend, over rows that `pack_rows` has laid out; onto_acc is alpha = beta = 1. */
+typedef struct mf_cpu_tile_blend {
+    const void *rows;
+    int64_t num_rows;
+    mf_cpu_asker *ahead;
+    const float *weights; /* [num_rows][stride] */
+    const int32_t *limits;
+    int64_t first_query, num_queries, stride;
+    int64_t n;
+    const float *alpha, *beta; /* NULL or [stride] */
+    float *acc;
+    int64_t acc_stride;
+} mf_cpu_tile_blend;
+
+typedef struct mf_cpu_attention_tiles {
+    /* Queries [stride][dim, padded] as right factors; stride * mf_cpu_tile_columns(dim) * 2 bytes. */
+    void (*pack)(const float *const *queries, int64_t num_queries, int64_t dim, void *panel, int64_t stride);
+    void (*scores)(const mf_cpu_tile_scores *scores);
+    /* num_rows <= MF_CPU_KV_ROWS rows of bf16, padded with zeros to a multiple of 32 rows and columns, which it takes 2
+     * bytes each.  false: some value is not finite, and 0 times it would not be 0. */
+    bool (*pack_rows)(const void *const *rows, int64_t num_rows, int64_t dim, mf_cpu_asker *ahead, void *out);
+    void (*blend)(const mf_cpu_tile_blend *blend);
+} mf_cpu_attention_tiles;
+
 typedef struct mf_cpu_attention_kernels {
+    const mf_cpu_attention_tiles *tiles; /* NULL: rows of a bf16 cache become f32 first */
     /* panel[d * stride + q] = queries[q][d], 0 for num_queries <= q < stride */
     void (*pack)(const float *const *queries, int64_t num_queries, int64_t dim, float *panel, int64_t stride);
     void (*scores)(const mf_cpu_scores *scores);

@@ -40,11 +40,7 @@ INLINE int64_t least_rows(const int32_t *limits, int64_t n)
 
 /* ---- memory that will be wanted ---- */
 
-/* Where the asking has come to: row by row, a line at a time. */
-typedef struct asker {
-    mf_cpu_ahead rows;
-    int64_t row, column;
-} asker;
+typedef mf_cpu_asker asker;
 
 /* Asks for the next `lines` lines. */
 INLINE void ask_ahead(asker *a, int lines)
@@ -152,13 +148,25 @@ static void softmax_of(const mf_cpu_softmax *a)
         const int64_t least = least_rows(limits, LANES), most = most_rows(limits, LANES);
         vec max = v_set(-FLT_MAX), sum = v_zero();
         float *x = a->scores + q;
-        for (int64_t s = 0; s < least; s++) {
-            max = v_max(v_mul(v_load(x + s * a->stride), scale), max);
+        int64_t row = 0;
+        vec more[3] = { max, max, max }; /* which of equal maxima wins changes no bit of a result */
+        for (; row + 4 <= least; row += 4) {
+            max = v_max(v_mul(v_load(x + row * a->stride), scale), max);
+            UNROLL(3) for (int i = 0; i < 3; i++) {
+                more[i] = v_max(v_mul(v_load(x + (row + 1 + i) * a->stride), scale), more[i]);
+            }
+        }
+        max = v_max(v_max(more[1], more[2]), v_max(more[0], max));
+        for (; row < least; row++) {
+            max = v_max(v_mul(v_load(x + row * a->stride), scale), max);
         }
         for (int64_t s = least; s < most; s++) {
             max = v_max(v_keep_below(s, limits, v_mul(v_load(x + s * a->stride), scale)), max);
         }
         for (int64_t s = 0; s < least; s++) {
+            if (a->ahead) {
+                ask_ahead(a->ahead, 1);
+            }
             const vec weight = v_exp(v_sub(v_mul(v_load(x + s * a->stride), scale), max));
             v_store(x + s * a->stride, weight);
             sum = v_add(sum, weight);

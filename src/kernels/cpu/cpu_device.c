@@ -81,13 +81,27 @@ static bool has_avx512_bf16(const mf_cpu_features *features)
 
 static bool has_amx(const mf_cpu_features *features)
 {
-    return has_avx512(features) && features->avx512_vbmi && !mf_cpu_amx_refusal();
+    return has_avx512(features) && features->avx512_vbmi && features->avx512_fp16 && !mf_cpu_amx_refusal();
+}
+
+static void fill_amx(mf_cpu_kernels *kernels)
+{
+    mf_cpu_kernels_fill_amx(kernels);
+    if (mf_cpu_features_get()->avx512_bf16) { /* as every processor with AMX has it */
+        mf_cpu_attention_fill_amx(kernels);
+    }
 }
 
 #if defined(MF_AMX_EMULATE)
 static bool has_amx_emulated(const mf_cpu_features *features)
 {
     return has_avx512(features) && features->avx512_vbmi;
+}
+
+static void fill_amx_emulated(mf_cpu_kernels *kernels)
+{
+    mf_cpu_kernels_fill_amx_emulated(kernels);
+    mf_cpu_attention_fill_amx_emulated(kernels);
 }
 #endif
 #endif
@@ -116,9 +130,9 @@ static const rung ladder[] = {
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
     { "avx512_vnni", has_avx512_vnni, mf_cpu_products_fill_avx512_vnni, "AVX-512 VNNI" },
     { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI" },
-    { "amx", has_amx, mf_cpu_kernels_fill_amx, "AMX TILE, BF16, AVX-512 VBMI" },
+    { "amx", has_amx, fill_amx, "AMX TILE, BF16, AVX-512 VBMI, FP16" },
 #if defined(MF_AMX_EMULATE)
-    { "amx_emulated", has_amx_emulated, mf_cpu_kernels_fill_amx_emulated, "AVX-512 VBMI" },
+    { "amx_emulated", has_amx_emulated, fill_amx_emulated, "AVX-512 VBMI" },
 #endif
 #endif
 #if defined(__aarch64__)
@@ -159,6 +173,13 @@ static mf_status choose_top(size_t *top, mf_error *err)
     return mf_fail(err, MF_ERR_INVALID, "MOEFUSE_ISA \"%.20s\": unknown; expected one of %s", wanted, known);
 }
 
+/* By the rung that products of bf16 come from; a rule and not a measurement, since a model's bits hang on it. */
+static bool prefers_bf16(const char *isa)
+{
+    return strncmp(isa, "amx", 3) == 0 || strcmp(isa, "neon_bf16") == 0 ||
+           (strcmp(isa, "avx512_bf16") == 0 && mf_cpu_features_get()->is_amd);
+}
+
 static mf_status open_pool(const mf_device_options *options, int32_t num_threads, mf_pool **pool, mf_error *err)
 {
     mf_pool_options pool_options = { .num_threads = num_threads };
@@ -186,6 +207,7 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
     }
     device->kernels = kernels;
     device->ops = &cpu_ops;
+    device->prefers_bf16 = prefers_bf16(kernels->isa);
     device->scratch_bytes = LINEAR_SCRATCH_BYTES; /* pages nobody needs cost nothing */
     device->scratch = mf_alloc_huge(device->scratch_bytes + 64, options->numa);
     if (!device->scratch) {

@@ -81,6 +81,7 @@ typedef struct mf_cpu_tile {
     const float *x_scale; /* [num_tokens], of codes */
     float *out;
     int64_t out_stride;
+    const void *next; /* rows as many and as long as a tile's, which this thread may read after them; NULL: unknown */
 } mf_cpu_tile;
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);
@@ -154,6 +155,8 @@ void mf_cpu_gate_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_avx2(mf_cpu_kernels *kernels);
 void mf_cpu_attention_fill_avx512(mf_cpu_kernels *kernels);
+void mf_cpu_attention_fill_amx(mf_cpu_kernels *kernels);          /* called by the ladder, after the rung's products */
+void mf_cpu_attention_fill_amx_emulated(mf_cpu_kernels *kernels); /* only in tests' builds */
 void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 void mf_cpu_products_fill_avx2(mf_cpu_kernels *kernels);   /* the product table, split and tile_tokens; so does the next */

@@ -42,6 +42,7 @@ typedef struct pass {
     const mf_experts_args *args;
     const mf_sum_reduce_call *sum; /* the combine behind w2, or NULL */
     int64_t first_token, num_tokens, num_columns;
+    int64_t num_threads;
 
     int32_t *pairs;      /* [kept]: t * C + c of this pass, by slot, ascending inside a slot */
     int32_t *offsets;    /* [P + 1] into pairs */
@@ -413,6 +414,17 @@ static void multiply(mf_cpu_tile_fn fn, const mf_matrix *w, const float *bias, m
     }
 }
 
+/* The rows of `up` that the thread of these rows takes next when all threads are equally fast; NULL where they end. */
+static const void *rows_after(const pass *p, int64_t a, int64_t first_row)
+{
+    const mf_slot *slot = &p->experts->slots[p->active[a]];
+    const int64_t row = first_row + p->num_threads * UP_ROWS;
+    if (row < slot->up.n) {
+        return mf_matrix_row(&slot->up, row);
+    }
+    return a + 1 < p->num_active ? mf_matrix_row(&p->experts->slots[p->active[a + 1]].up, 0) : NULL;
+}
+
 static void run_up(void *context, int64_t task, int32_t thread)
 {
     (void)thread;
@@ -440,9 +452,12 @@ static void run_up(void *context, int64_t task, int32_t thread)
                              .x_scale = scales,
                              .out = up,
                              .out_stride = UP_ROWS };
+        const bool is_last = i + n == end;
+        tile.next = is_last && slot->gate.data ? mf_matrix_row(&slot->gate, first_row) : NULL;
         multiply(in.fn, &slot->up, slot->up_bias, &tile);
         if (slot->gate.data) {
             tile.out = gate;
+            tile.next = is_last ? rows_after(p, a, first_row) : NULL;
             multiply(in.fn, &slot->gate, slot->gate_bias, &tile);
         }
         for (int64_t j = 0; j < n; j++) {
@@ -484,7 +499,8 @@ static void run_requant(void *context, int64_t task, int32_t thread)
 /* Rows [first_row, first_row + num_rows) of w2 of active slot a times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
 
-static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows, store_fn store)
+static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows, const void *next,
+                          store_fn store)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const mf_cpu_source source = source2(p, slot);
@@ -501,7 +517,8 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
                              .x = h,
                              .x_scale = p->h_scales + i,
                              .out = out,
-                             .out_stride = DOWN_ROWS };
+                             .out_stride = DOWN_ROWS,
+                             .next = i + n == end ? next : NULL };
         multiply(source.fn, &slot->down, slot->down_bias, &tile);
         for (int64_t j = 0; j < n; j++) {
             store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * DOWN_ROWS);
@@ -522,7 +539,10 @@ static void run_down(void *context, int64_t task, int32_t thread)
     const int64_t a = active_of(p, task);
     const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
     const int64_t rows = p->experts->hidden_size - first_row;
-    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, store_y);
+    const mf_matrix *w = &p->experts->slots[p->active[a]].down;
+    const int64_t next = first_row + p->num_threads * DOWN_ROWS;
+    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, next < w->n ? mf_matrix_row(w, next) : NULL,
+                  store_y);
 }
 
 static void store_block(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
@@ -541,7 +561,9 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t first = task * p->down_rows;
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
-        multiply_down(p, thread, a, first, rows, store_block);
+        const bool is_last = a + 1 == p->num_active;
+        const void *next = is_last ? NULL : mf_matrix_row(&p->experts->slots[p->active[a + 1]].down, first);
+        multiply_down(p, thread, a, first, rows, next, store_block);
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */
@@ -622,6 +644,7 @@ static mf_status run(mf_device *device, const mf_experts_call *call, const mf_su
     find_sources(&p, call->args->input_scale.data != NULL);
     const int64_t step = pass_tokens(&p, call->num_tokens, call->num_columns);
     lay_out(&p, step, call->num_columns, num_threads, sum ? &sum->args->x.dtype : NULL, call->workspace);
+    p.num_threads = num_threads;
     p.down_rows = choose_down_rows(call->experts->hidden_size, num_threads);
     for (; p.first_token < call->num_tokens; p.first_token += step) {
         p.num_tokens = call->num_tokens - p.first_token < step ? call->num_tokens - p.first_token : step;

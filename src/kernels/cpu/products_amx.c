@@ -21,9 +21,9 @@ INLINE __mmask64 mask64(int64_t left)
     return left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
 }
 
-INLINE void decode_bf16(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_bf16(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + 2 * first;
+    const uint8_t *p = codes->p;
     int64_t i = 0;
     UNROLL(8) for (; i + STEP <= count; i += STEP) {
         put_step(out, i, _mm512_loadu_si512(p + 2 * i));
@@ -64,9 +64,9 @@ INLINE void put_fp8(__m512i codes, int64_t i, bool is_half, uint8_t *out)
     }
 }
 
-INLINE void decode_fp8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_fp8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first;
+    const uint8_t *p = codes->p;
     int64_t i = 0;
     UNROLL(4) for (; i + 2 * STEP <= count; i += 2 * STEP) {
         put_fp8(_mm512_loadu_si512(p + i), i, false, out);
@@ -76,6 +76,17 @@ INLINE void decode_fp8(const mf_matrix *w, int64_t row, int64_t first, int64_t c
     }
 }
 
+#if defined(__AVX512FP16__)
+/* As f16, whose exponent and the seven bits behind it are then moved to where bf16 has them: a code fits in seven.  The
+ * exponents' biases differ by 112; zero has none. */
+INLINE __m512i int8_values(__m256i codes)
+{
+    const __m512i half = _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(codes)));
+    const __mmask32 some = _mm512_test_epi16_mask(half, half);
+    const __m512i moved = _mm512_and_si512(_mm512_srai_epi16(half, 3), _mm512_set1_epi16((short)0x8fff));
+    return _mm512_mask_add_epi16(moved, some, moved, _mm512_set1_epi16(112 << 7));
+}
+#else /* emulated, on a machine without it: the same bits */
 /* A code goes to the top of a word of 32 bits, and down again with its sign, and becomes a float whose lower half is
  * zero. */
 INLINE __m512i int8_values(__m256i codes)
@@ -90,10 +101,11 @@ INLINE __m512i int8_values(__m256i codes)
     const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(a)), 16);
     return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(_mm512_cvtepi32_ps(b)));
 }
+#endif
 
-INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first;
+    const uint8_t *p = codes->p;
     int64_t i = 0;
     UNROLL(8) for (; i + STEP <= count; i += STEP) {
         put_step(out, i, int8_values(_mm256_loadu_si256((const __m256i *)(const void *)(p + i))));
@@ -103,17 +115,28 @@ INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t 
     }
 }
 
-/* 32 codes of four bits by a table of 16 floats whose lower halves are zero: a code's value is word 2 * code + 1. */
-INLINE __m512i four_bit_values(__m512 table, __m128i bytes)
+/* 32 codes of four bits by a table of 16 words, twice.  The 16 bytes stand in each lane; there a word takes the two bytes
+ * that hold its code, and moves the code to its lowest bits. */
+INLINE __m512i four_bit_values(__m512i table, __m128i bytes)
 {
-    const __m512i wide = _mm512_cvtepu8_epi32(bytes);
-    const __m512i words = _mm512_ternarylogic_epi32(_mm512_slli_epi32(wide, 1), _mm512_slli_epi32(wide, 13),
-                                                    _mm512_set1_epi32(0x00010001), 0xfe); /* a | b | c */
-    return _mm512_permutexvar_epi16(words, _mm512_castps_si512(table));
+    const __m512i order = _mm512_set_epi8(15, 14, 15, 14, 15, 14, 15, 14, 13, 12, 13, 12, 13, 12, 13, 12, 11, 10, 11, 10, 11, 10,
+                                          11, 10, 9, 8, 9, 8, 9, 8, 9, 8, 7, 6, 7, 6, 7, 6, 7, 6, 5, 4, 5, 4, 5, 4, 5, 4, 3, 2,
+                                          3, 2, 3, 2, 3, 2, 1, 0, 1, 0, 1, 0, 1, 0);
+    const __m512i words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), order);
+    /* the permutation looks at five bits */
+    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, _mm512_set1_epi64(0x000c000800040000)), table);
+}
+
+/* The upper halves of sixteen floats, twice. */
+INLINE __m512i four_bit_table(__m512 values)
+{
+    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21, 19, 17,
+                                         15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutexvar_epi16(odd, _mm512_castps_si512(values));
 }
 
 /* Columns i to count of a row, i being a multiple of STEP. */
-INLINE void put_four_bit(__m512 table, const uint8_t *p, int64_t i, int64_t count, uint8_t *out)
+INLINE void put_four_bit(__m512i table, const uint8_t *p, int64_t i, int64_t count, uint8_t *out)
 {
     if (count - i >= STEP) {
         put_step(out, i, four_bit_values(table, _mm_loadu_si128((const __m128i *)(const void *)(p + i / 2))));
@@ -123,24 +146,25 @@ INLINE void put_four_bit(__m512 table, const uint8_t *p, int64_t i, int64_t coun
     }
 }
 
-INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int4(const amx_codes *row, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first / 2;
+    const mf_matrix *w = row->w;
+    const uint8_t *p = row->p;
     const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     if (!w->zero) {
-        const __m512 table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8)));
-        UNROLL(4) for (int64_t i = 0; i < count; i += STEP) {
+        const __m512i table = four_bit_table(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8))));
+        UNROLL(8) for (int64_t i = 0; i < count; i += STEP) {
             put_four_bit(table, p, i, count, out);
         }
         return;
     }
-    const uint8_t *zero = w->zero + mf_matrix_scale_row(w, row);
+    const uint8_t *zero = w->zero + mf_matrix_scale_row(w, row->row);
     const int64_t group = w->group_size;
-    int64_t next = first / group;
-    __m512 table = _mm512_setzero_ps();
+    int64_t next = row->first / group;
+    __m512i table = _mm512_setzero_si512();
     for (int64_t i = 0; i < count; i += STEP) {
-        if (i == 0 || first + i == next * group) { /* at most 255 away: bf16 holds it */
-            table = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[next++])));
+        if (i == 0 || row->first + i == next * group) { /* at most 255 away: bf16 holds it */
+            table = four_bit_table(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[next++]))));
         }
         put_four_bit(table, p, i, count, out);
     }
@@ -148,53 +172,59 @@ INLINE void decode_int4(const mf_matrix *w, int64_t row, int64_t first, int64_t 
 
 /* The scale is a power of two, so the value is as exact as the code, and no scale is left for the sums.  What is below
  * 2^-126 the tile product takes as zero. */
-INLINE void decode_mxfp4(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_mxfp4_slowly(const uint8_t *p, const uint8_t *scales, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first / 2;
     const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
                                          -3.0f, -4.0f, -6.0f);
-    const int64_t at = mf_matrix_scale_row(w, row) + first / MF_MXFP4_GROUP;
     const int64_t groups = (count + STEP - 1) / STEP;
     _Alignas(16) float scale[AMX_STEPS];
     for (int64_t g = 0; g < groups; g += 4) {
-        _mm_store_ps(scale + g, amx_scales(MF_F8_E8M0, w, at + g, groups - g < 4 ? groups - g : 4));
+        _mm_store_ps(scale + g, amx_scales(MF_F8_E8M0, scales + g, groups - g < 4 ? groups - g : 4));
     }
-    UNROLL(8) for (int64_t i = 0; i < count; i += STEP) {
-        put_four_bit(_mm512_mul_ps(values, _mm512_set1_ps(scale[i / STEP])), p, i, count, out);
+    for (int64_t i = 0; i < count; i += STEP) {
+        put_four_bit(four_bit_table(_mm512_mul_ps(values, _mm512_set1_ps(scale[i / STEP]))), p, i, count, out);
+    }
+}
+
+/* Eight groups whose values are all normal numbers: their scales are added to the exponents. */
+INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
+{
+    enum { GROUPS = 8, LEAST = 2, MOST = 252 };
+    const mf_matrix *w = codes->w;
+    const uint8_t *scales = (const uint8_t *)w->scale + codes->row * w->scale_row_stride + codes->first / MF_MXFP4_GROUP;
+    __builtin_prefetch(scales + AMX_ROWS * w->scale_row_stride, 0, 3);
+    if (count < GROUPS * MF_MXFP4_GROUP) {
+        decode_mxfp4_slowly(codes->p, scales, count, out);
+        return;
+    }
+    const __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)scales);
+    const __m128i above = _mm_sub_epi8(eight, _mm_set1_epi8(LEAST));
+    if (_mm_cmpgt_epu8_mask(above, _mm_set1_epi8((char)(MOST - LEAST))) & 0xff) {
+        decode_mxfp4_slowly(codes->p, scales, count, out);
+        return;
+    }
+    /* (scale - 127) << 7 in both halves */
+    const __m256i exponents = _mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), _mm256_set1_epi32(127));
+    const __m256i word = _mm256_and_si256(_mm256_slli_epi32(exponents, 7), _mm256_set1_epi32(0xffff));
+    _Alignas(32) uint32_t added[GROUPS];
+    _mm256_store_si256((__m256i *)(void *)added, _mm256_or_si256(word, _mm256_slli_epi32(word, 16)));
+    const __m512i table = four_bit_table(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
+                                                        -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
+    UNROLL(8) for (int i = 0; i < GROUPS; i++) {
+        const __m512i moved = _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi32((int)added[i]));
+        put_four_bit(moved, codes->p, i * STEP, GROUPS * STEP, out);
     }
 }
 
 /* ---- the table's entries ---- */
 
-static void tile_bf16(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_BF16, .width = STEP, .steps = 8 }, decode_bf16, tile);
-}
-
-static void tile_fp8_block(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_FP8_BLOCK, .scaled = true, .width = STEP, .steps = 4 }, decode_fp8, tile);
-}
-
-static void tile_fp8_channel(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_FP8_CHANNEL, .width = STEP, .steps = 8 }, decode_fp8, tile);
-}
-
-static void tile_int8(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_INT8_CHANNEL, .width = STEP, .steps = 8 }, decode_int8, tile);
-}
-
-static void tile_int4(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 4 }, decode_int4, tile);
-}
-
-static void tile_mxfp4(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_MXFP4, .width = STEP, .steps = 8 }, decode_mxfp4, tile);
-}
+#define KIND(...) ((amx_kind){ .width = STEP, __VA_ARGS__ })
+AMX_TILE(tile_bf16, KIND(.format = MF_FORMAT_BF16, .direct = true, .steps = 8), decode_bf16)
+AMX_TILE(tile_fp8_block, KIND(.format = MF_FORMAT_FP8_BLOCK, .scaled = true, .steps = 8), decode_fp8)
+AMX_TILE(tile_fp8_channel, KIND(.format = MF_FORMAT_FP8_CHANNEL, .steps = 8), decode_fp8)
+AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .steps = 8), decode_int8)
+AMX_TILE(tile_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .steps = 8), decode_int4)
+AMX_TILE(tile_mxfp4, KIND(.format = MF_FORMAT_MXFP4, .steps = 8), decode_mxfp4)
 
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated
@@ -217,6 +247,7 @@ void FILL(mf_cpu_kernels *k)
         [MF_FORMAT_MXFP4] = tile_mxfp4,
     };
     k->isa = ISA;
+    k->tile_tokens = MF_CPU_MOST_TILE_TOKENS; /* codes are decoded once for all of them */
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         if (tiles[f]) {
             k->product[f][MF_CPU_INPUT_BF16] = (mf_cpu_product){ tiles[f], MF_CPU_FORM_BF16_PANEL };

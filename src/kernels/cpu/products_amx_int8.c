@@ -10,9 +10,9 @@ INLINE __mmask64 mask64(int64_t left)
     return left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
 }
 
-INLINE void decode_int8(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first;
+    const uint8_t *p = codes->p;
     int64_t i = 0;
     UNROLL(8) for (; i + STEP <= count; i += STEP, out += AMX_TILE_BYTES) {
         _mm512_store_si512(out, _mm512_loadu_si512(p + i));
@@ -31,10 +31,10 @@ INLINE __m512i nibbles(__m256i pairs)
 
 /* code - 8, or the code alone where there are zero points: they may be too far away for int8 and are multiplied with the
  * inputs' sums instead. */
-INLINE void decode_int4(int width, const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int4(int width, const amx_codes *row, int64_t count, uint8_t *out)
 {
-    const uint8_t *p = mf_matrix_row(w, row) + first / 2;
-    const __m512i shift = _mm512_set1_epi8(w->zero ? 0 : 8);
+    const uint8_t *p = row->p;
+    const __m512i shift = _mm512_set1_epi8(row->w->zero ? 0 : 8);
     int64_t i = 0;
     UNROLL(8) for (; i + STEP <= count; i += STEP) {
         const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)(p + i / 2));
@@ -62,32 +62,20 @@ INLINE void decode_int4(int width, const mf_matrix *w, int64_t row, int64_t firs
     }
 }
 
-INLINE void decode_int4_halves(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int4_halves(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    decode_int4(HALF, w, row, first, count, out);
+    decode_int4(HALF, codes, count, out);
 }
 
-INLINE void decode_int4_whole(const mf_matrix *w, int64_t row, int64_t first, int64_t count, uint8_t *out)
+INLINE void decode_int4_whole(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    decode_int4(STEP, w, row, first, count, out);
+    decode_int4(STEP, codes, count, out);
 }
 
-static void tile_int8(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_INT8_CHANNEL, .int8 = true, .width = STEP, .steps = 8 }, decode_int8, tile);
-}
-
-static void tile_int4_halves(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .int8 = true, .scaled = true, .width = HALF, .steps = 4 },
-                decode_int4_halves, tile);
-}
-
-static void tile_int4_whole(const mf_cpu_tile *tile)
-{
-    amx_product((amx_kind){ .format = MF_FORMAT_INT4_GROUP, .int8 = true, .scaled = true, .width = STEP, .steps = 4 },
-                decode_int4_whole, tile);
-}
+#define KIND(...) ((amx_kind){ .int8 = true, __VA_ARGS__ })
+AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .direct = true, .width = STEP, .steps = 8), decode_int8)
+AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = HALF, .steps = 8), decode_int4_halves)
+AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8), decode_int4_whole)
 
 static void tile_int4(const mf_cpu_tile *tile)
 {

@@ -110,6 +110,7 @@ void mf_cpu_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_ve
 /* ---- cache writes ---- */
 
 typedef struct write_call {
+    const mf_cpu_kernels *kernels;
     const mf_kv_view *kv;
     const float *rows;
     int64_t rows_stride, num_tokens;
@@ -122,14 +123,22 @@ static void run_write(void *context, int64_t task, int32_t thread)
     const mf_kv_view *kv = call->kv;
     const row_range range = range_of(task, rows_per_task(kv->row_size), call->num_tokens);
     for (int64_t t = range.first; t < range.end; t++) {
-        memcpy(mf_kv_row(kv, t, kv->position[t]), call->rows + t * call->rows_stride,
-               (size_t)kv->row_size * sizeof(float));
+        const float *row = call->rows + t * call->rows_stride;
+        if (kv->dtype == MF_F32) {
+            memcpy(mf_kv_row(kv, t, kv->position[t]), row, (size_t)kv->row_size * sizeof *row);
+        } else {
+            call->kernels->store_row(row, kv->row_size, kv->dtype, mf_kv_row(kv, t, kv->position[t]));
+        }
     }
 }
 
 void mf_cpu_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
 {
-    write_call call = { .kv = kv, .rows = rows, .rows_stride = rows_stride, .num_tokens = num_tokens };
+    write_call call = { .kernels = mf_cpu_kernels_of(device),
+                        .kv = kv,
+                        .rows = rows,
+                        .rows_stride = rows_stride,
+                        .num_tokens = num_tokens };
     run_rows(device, num_tokens, kv->row_size, run_write, &call);
 }
 

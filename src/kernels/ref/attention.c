@@ -8,7 +8,7 @@
 size_t mf_ref_mla_scratch_floats(const mf_device *device, const mf_mla_args *args)
 {
     (void)device;
-    return (size_t)(args->kv.max_context + 3 * args->kv_lora_rank);
+    return (size_t)(args->kv.max_context + 3 * args->kv_lora_rank + args->kv.row_size);
 }
 
 static float dot(const float *a, const float *b, int64_t n)
@@ -18,6 +18,21 @@ static float dot(const float *a, const float *b, int64_t n)
         sum += a[i] * b[i];
     }
     return sum;
+}
+
+/* Token s of row t's sequence: in place, or as f32 in `room` [row_size]. */
+static const float *cached_row(const mf_kv_view *kv, int64_t t, int64_t s, float *room)
+{
+    const uint8_t *row = mf_kv_row(kv, t, s);
+    if (kv->dtype == MF_F32) {
+        return (const float *)(const void *)row;
+    }
+    for (int64_t i = 0; i < kv->row_size; i++) {
+        uint16_t bits;
+        memcpy(&bits, row + 2 * i, sizeof bits);
+        room[i] = mf_bf16_to_f32(bits);
+    }
+    return room;
 }
 
 static void attend(const mf_mla_args *args, int64_t t, int64_t head)
@@ -32,6 +47,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
     float *q_lat = scores + args->kv.max_context;
     float *row = q_lat + rank;
     float *o_lat = row + rank;
+    float *room = o_lat + rank;
 
     for (int64_t i = 0; i < rank; i++) {
         q_lat[i] = 0.0f;
@@ -45,7 +61,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
     }
     float max = -INFINITY;
     for (int64_t s = 0; s < context; s++) {
-        const float *cached = mf_kv_row(&args->kv, t, s);
+        const float *cached = cached_row(&args->kv, t, s, room);
         scores[s] = args->softmax_scale * (dot(q_lat, cached, rank) + dot(q + nope, cached + rank, rope));
         max = scores[s] > max ? scores[s] : max;
     }
@@ -55,7 +71,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
         sum += scores[s];
     }
     for (int64_t s = 0; s < context; s++) {
-        const float *cached = mf_kv_row(&args->kv, t, s);
+        const float *cached = cached_row(&args->kv, t, s, room);
         for (int64_t i = 0; i < rank; i++) {
             o_lat[i] += scores[s] * cached[i];
         }
@@ -72,7 +88,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
 size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args)
 {
     (void)device;
-    return (size_t)args->kv.max_context;
+    return (size_t)(args->kv.max_context + args->kv.row_size);
 }
 
 static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
@@ -85,9 +101,10 @@ static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
     const float *q = args->q + (t * args->num_heads + head) * dim;
     float *out = args->out + (t * args->num_heads + head) * v_dim;
     float *scores = args->scratch;
+    float *room = scores + args->kv.max_context;
     float max = -INFINITY;
     for (int64_t s = 0; s < context; s++) {
-        scores[s] = args->softmax_scale * dot(q, mf_kv_row(&args->kv, t, s) + kv_head * dim, dim);
+        scores[s] = args->softmax_scale * dot(q, cached_row(&args->kv, t, s, room) + kv_head * dim, dim);
         max = scores[s] > max ? scores[s] : max;
     }
     float sum = 0.0f;
@@ -97,7 +114,7 @@ static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
     }
     memset(out, 0, (size_t)v_dim * sizeof *out);
     for (int64_t s = 0; s < context; s++) {
-        const float *cached = mf_kv_row(&args->kv, t, s) + values;
+        const float *cached = cached_row(&args->kv, t, s, room) + values;
         for (int64_t i = 0; i < v_dim; i++) {
             out[i] += scores[s] * cached[i];
         }

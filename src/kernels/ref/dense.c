@@ -94,9 +94,14 @@ void mf_ref_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_ve
 void mf_ref_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
                      int64_t num_tokens)
 {
-    (void)device;
     for (int64_t t = 0; t < num_tokens; t++) {
-        memcpy(mf_kv_row(kv, t, kv->position[t]), rows + t * rows_stride, (size_t)kv->row_size * sizeof(float));
+        uint8_t *to = mf_kv_row(kv, t, kv->position[t]);
+        const float *row = rows + t * rows_stride;
+        if (kv->dtype == MF_F32) {
+            memcpy(to, row, (size_t)kv->row_size * sizeof *row);
+        } else {
+            mf_ref_convert(device, row, kv->row_size, kv->dtype, to);
+        }
     }
 }
 

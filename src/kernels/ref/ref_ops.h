@@ -28,11 +28,16 @@ void mf_ref_clip(mf_device *device, float *x, int64_t n, float limit);
 /* The specification's order of sums: k ascending in f32 per 128 columns, the groups' sums ascending.  x is f32. */
 float mf_ref_dot(const mf_matrix *w, int64_t row, const float *x);
 
+static inline int64_t mf_kv_row_bytes(const mf_kv_view *kv)
+{
+    return kv->row_size * (kv->dtype == MF_F32 ? 4 : 2);
+}
+
 /* Token s of row t's sequence in the cache. */
-static inline float *mf_kv_row(const mf_kv_view *kv, int64_t t, int64_t s)
+static inline uint8_t *mf_kv_row(const mf_kv_view *kv, int64_t t, int64_t s)
 {
     int64_t block = kv->block_table[(int64_t)kv->sequence[t] * kv->max_blocks + s / kv->block_size];
-    return kv->cache + (block * kv->block_size + s % kv->block_size) * kv->row_size;
+    return (uint8_t *)kv->cache + (block * kv->block_size + s % kv->block_size) * mf_kv_row_bytes(kv);
 }
 
 #endif
