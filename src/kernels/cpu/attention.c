@@ -47,8 +47,8 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
     c.has_tiles = args->kv.dtype == MF_BF16 && kernels->attention.tiles && args->kv_b->format == MF_FORMAT_BF16;
     c.source = mf_cpu_source_for(kernels, args->kv_b->format, args->kv.dtype, MF_QUANT_NONE);
     c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
-    const int64_t rows = c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2
-                                     : DECODED_ROWS * c.result_stride;
+    const int64_t rows =
+        c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2 : DECODED_ROWS * c.result_stride;
     const int64_t absorbing = rows + args->qk_nope_head_dim * TOKENS;
     const int64_t expanding = (TOKENS * c.row_bytes + 2 * args->kv_lora_rank + 3) / 4;
     c.room_floats = ((absorbing > expanding ? absorbing : expanding) + 15) / 16 * 16;

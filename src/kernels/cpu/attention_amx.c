@@ -1,7 +1,7 @@
 /* attention_amx.c - attention over a cache of bf16 with AMX's tiles: see mf_cpu_attention_tiles.
  *
- * Sums of 32 products enter a tile's f32 sums one after the other, so a score is one chain over steps of 32 columns and a
- * weighted sum one chain over steps of 32 rows: neither depends on the other queries of the tile. */
+ * Sums of 32 products enter a tile's f32 sums one after the other, so a score is one chain over steps of 32 columns and
+ * a weighted sum one chain over steps of 32 rows: neither depends on the other queries of the tile. */
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/avx512.h"
 
@@ -47,7 +47,7 @@ INLINE int lines_per_turn(const mf_cpu_ahead *rows, int64_t turns)
     return (int)((lines * 3 / 4 + turns - 1) / turns);
 }
 
-#define LANE_WORDS                                                                                                    \
+#define LANE_WORDS                                                                                                     \
     _mm512_setr_epi32(0, 0x10001, 0x20002, 0x30003, 0x40004, 0x50005, 0x60006, 0x70007, 0x80008, 0x90009, 0xa000a,     \
                       0xb000b, 0xc000c, 0xd000d, 0xe000e, 0xf000f)
 
@@ -56,19 +56,23 @@ INLINE int lines_per_turn(const mf_cpu_ahead *rows, int64_t turns)
 INLINE void transpose16(__m512i r[16])
 {
     __m512i a[16], b[16];
-    UNROLL(8) for (int i = 0; i < 16; i += 2) {
+    UNROLL(8) for (int i = 0; i < 16; i += 2)
+    {
         a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-    UNROLL(4) for (int i = 0; i < 16; i += 4) {
+    UNROLL(4) for (int i = 0; i < 16; i += 4)
+    {
         b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
         b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
         b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
         b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
     }
     /* b[4 g + j]: in each 128-bit lane l column 4 l + j of rows 4 g to 4 g + 3 */
-    UNROLL(4) for (int j = 0; j < 4; j++) {
-        const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88), high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+    UNROLL(4) for (int j = 0; j < 4; j++)
+    {
+        const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88),
+                      high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
         const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
         const __m512i high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
         r[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
@@ -78,8 +82,8 @@ INLINE void transpose16(__m512i r[16])
     }
 }
 
-/* Words of two bf16: the even one low.  The instruction takes subnormals as zero, and so do the tiles that its results go
- * to. */
+/* Words of two bf16: the even one low.  The instruction takes subnormals as zero, and so do the tiles that its results
+ * go to. */
 INLINE __m512i pairs_of(__m512 even, __m512 odd)
 {
 #if defined(MF_AMX_EMULATE)
@@ -119,8 +123,9 @@ static void pack_queries(const float *const *queries, int64_t num_queries, int64
 
 static int64_t most_rows(const int32_t *limits, int64_t n)
 {
-    return _mm512_reduce_max_epi32(n > 16 ? _mm512_max_epi32(_mm512_loadu_si512(limits), _mm512_loadu_si512(limits + 16))
-                                          : _mm512_loadu_si512(limits));
+    return _mm512_reduce_max_epi32(n > 16
+                                       ? _mm512_max_epi32(_mm512_loadu_si512(limits), _mm512_loadu_si512(limits + 16))
+                                       : _mm512_loadu_si512(limits));
 }
 
 /* Two groups of rows with two of queries. */

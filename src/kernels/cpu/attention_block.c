@@ -27,9 +27,9 @@ static int64_t key_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *ca
 /* Values inside the key are not copied twice. */
 static int64_t value_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call)
 {
-    return mf_cpu_attend_uses_tiles(kernels, call)    ? ROWS * mf_cpu_tile_columns(call->value_dim) / 2
+    return mf_cpu_attend_uses_tiles(kernels, call)  ? ROWS * mf_cpu_tile_columns(call->value_dim) / 2
            : mf_cpu_attend_values_are_in_keys(call) ? 0
-                                                      : ROWS * mf_cpu_spread(call->value_dim);
+                                                    : ROWS * mf_cpu_spread(call->value_dim);
 }
 
 static float *scores_of(float *room)
@@ -160,8 +160,8 @@ static void make_floats(const mf_cpu_kernels *kernels, const item *it, float *ro
     }
 }
 
-/* What the rows become for tiles.  Sixteen rows of a cache's block that begins with them are a tile as they lie, whatever
- * stands in those that no query sees: each row makes scores of its own. */
+/* What the rows become for tiles.  Sixteen rows of a cache's block that begins with them are a tile as they lie,
+ * whatever stands in those that no query sees: each row makes scores of its own. */
 static void make_tile_rows(const mf_cpu_kernels *kernels, const item *it, float *room, block *b)
 {
     const mf_cpu_attend *call = it->call;

@@ -1,6 +1,6 @@
 /* attention_block.h - query rows of one group of heads against one block of the cache: what attention_blocks.c's loops
- * call.  Cached rows of f32 are read in place, or copied where many queries meet them; rows of bf16 become f32 first, or,
- * where the rung has tiles that multiply bf16, go in as they are. */
+ * call.  Cached rows of f32 are read in place, or copied where many queries meet them; rows of bf16 become f32 first,
+ * or, where the rung has tiles that multiply bf16, go in as they are. */
 #ifndef MF_KERNELS_CPU_ATTENTION_BLOCK_H
 #define MF_KERNELS_CPU_ATTENTION_BLOCK_H
 

@@ -76,7 +76,8 @@ static int64_t most_panels(const mf_cpu_kernels *kernels, const mf_cpu_attend *c
 
 static int64_t thread_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call)
 {
-    return mf_cpu_attend_block_floats(kernels, call) + most_panels(kernels, call) * panel_floats(kernels, call, QUERIES);
+    return mf_cpu_attend_block_floats(kernels, call) +
+           most_panels(kernels, call) * panel_floats(kernels, call, QUERIES);
 }
 
 static part part_at(float *memory)
@@ -119,7 +120,8 @@ static int64_t slots_floats(const mf_device *device, const mf_cpu_attend *call)
 
 int64_t mf_cpu_attend_scratch_floats(const mf_device *device, const mf_cpu_attend *call)
 {
-    return MF_CPU_COLUMNS + thread_floats(mf_cpu_kernels_of(device), call) * mf_pool_num_threads(device->pool) + slots_floats(device, call);
+    return MF_CPU_COLUMNS + thread_floats(mf_cpu_kernels_of(device), call) * mf_pool_num_threads(device->pool) +
+           slots_floats(device, call);
 }
 
 /* ---- items ---- */
@@ -221,7 +223,8 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
         float *out =
             call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
-        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), 1.0f / total->sum[q], call->value_dim, out);
+        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), 1.0f / total->sum[q],
+                                    call->value_dim, out);
     }
 }
 
@@ -370,7 +373,8 @@ static int64_t make_tasks(plan *p, int64_t least, int64_t spans)
     if (queries < MF_CPU_COPY_QUERIES) {
         p->num_panels = 1;
         p->panel_queries = (queries + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
-        const int64_t most = most_panels(p->kernels, call) * panel_floats(p->kernels, call, QUERIES) / panel_floats(p->kernels, call, p->panel_queries);
+        const int64_t most = most_panels(p->kernels, call) * panel_floats(p->kernels, call, QUERIES) /
+                             panel_floats(p->kernels, call, p->panel_queries);
         p->bundle = per_tile;
         while (p->bundle > 1 && (per_tile % p->bundle != 0 || p->bundle > most || p->bundle > MOST_BUNDLE ||
                                  per_tile / p->bundle * p->num_tiles * spans < least)) {
