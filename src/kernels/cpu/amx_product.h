@@ -578,7 +578,7 @@ INLINE void amx_feed_rows(const amx_kind kind, amx_decode_fn decode, amx_work *w
         uint8_t *to = left + r / AMX_SIDE * (AMX_STEPS * AMX_TILE_BYTES) + r % AMX_SIDE * AMX_ROW_BYTES;
         if (feed->chunk.count == whole) { /* unfolds */
             for (int64_t i = 0; i < whole * mf_format_bits(kind.format) / 8; i += LINE) {
-                __builtin_prefetch(codes.p + ahead + i, 0, 3);
+                __builtin_prefetch(codes.p + ahead + i, 0, 2); /* into L1 is 7 % slower */
             }
             decode(&codes, whole, to);
         } else {
