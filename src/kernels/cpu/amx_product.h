@@ -1,14 +1,15 @@
 /* amx_product.h - how a product walks its matrix in tiles, for bf16 and for int8; the files that include it decode.
  *
  * 32 rows at a time, their columns in chunks.  A chunk's codes become tiles of 16 rows in a buffer in L1, and then the
- * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they lie (bf16, and int8 times
- * int8) are loaded from where they are, every two panels anew: from the second-level cache that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile
- * registers.  The stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is
- * [row][token] and is turned round at the end.
+ * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they
+ * lie (bf16, and int8 times int8) are loaded from where they are, every two panels anew: from the second-level cache
+ * that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
+ * stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is [row][token]
+ * and is turned round at the end.
  *
  * Order of sums for one (row, token): tile products, k ascending, each as the instruction sums inside; where scales are
- * finer than a row, a segment of columns under one scale (at most a chunk) is summed so and enters the f32 total by fma,
- * segments ascending.  Chunks and segments follow from the matrix alone. */
+ * finer than a row, a segment of columns under one scale (at most a chunk) is summed so and enters the f32 total by
+ * fma, segments ascending.  Chunks and segments follow from the matrix alone. */
 #ifndef MF_KERNELS_CPU_AMX_PRODUCT_H
 #define MF_KERNELS_CPU_AMX_PRODUCT_H
 
@@ -56,11 +57,11 @@ typedef struct amx_feed {
     const mf_matrix *w;
     amx_chunk chunk;
     int64_t first_row, num_rows;
-    int64_t number;           /* of the chunk, which chooses its buffer */
-    const uint8_t *p;         /* codes of the first row */
-    int64_t stride, ahead;    /* bytes from row to row; from a row's codes to those that memory is asked for */
-    const uint8_t *scale;     /* the first row's, of the chunk's first segment */
-    int64_t scale_stride;     /* bytes */
+    int64_t number;        /* of the chunk, which chooses its buffer */
+    const uint8_t *p;      /* codes of the first row */
+    int64_t stride, ahead; /* bytes from row to row; from a row's codes to those that memory is asked for */
+    const uint8_t *scale;  /* the first row's, of the chunk's first segment */
+    int64_t scale_stride;  /* bytes */
 } amx_feed;
 
 /* Products of a pair of tiles that have yet to go through their scales. */
@@ -73,7 +74,7 @@ typedef struct amx_pending {
 typedef struct amx_work {
     _Alignas(64) uint8_t left[2][AMX_ROW_TILES][AMX_STEPS][AMX_TILE_BYTES];
     _Alignas(64) uint8_t sums[AMX_TOKEN_TILES][AMX_ROW_TILES][AMX_TILE_BYTES]; /* f32, or i32 of int8 without scales */
-    _Alignas(64) uint8_t parts[AMX_SEGMENTS][4][AMX_TILE_BYTES];              /* a segment's sums, before its scale */
+    _Alignas(64) uint8_t parts[AMX_SEGMENTS][4][AMX_TILE_BYTES];               /* a segment's sums, before its scale */
     _Alignas(64) uint8_t spare[AMX_TILE_BYTES];
     _Alignas(64) float scale[4][AMX_ROW_TILES][AMX_SEGMENTS][AMX_SIDE];
     _Alignas(64) int32_t zero[4][AMX_ROW_TILES][AMX_SEGMENTS][AMX_SIDE];
@@ -81,8 +82,8 @@ typedef struct amx_work {
     const mf_cpu_tile *tile;
     int64_t num_panels, columns; /* columns of the padded panel */
     int64_t side;                /* tokens of a tile of sums: 16, or fewer where they are all */
-    /* Behind several panels, one of fewer tokens has rows shorter than a tile's, which then reads on into the next row: sums
-     * nobody looks at.  In the last step that would pass the panel's end, so the step is read from `spare`. */
+    /* Behind several panels, one of fewer tokens has rows shorter than a tile's, which then reads on into the next row:
+     * sums nobody looks at.  In the last step that would pass the panel's end, so the step is read from `spare`. */
     int64_t spare_offset;
     int64_t first_row, num_rows; /* of the block at hand */
     int64_t number;              /* of the chunk at hand */
@@ -148,13 +149,13 @@ INLINE amx_right amx_right_at(const amx_kind kind, const amx_work *work, int64_t
     return (amx_right){ (const uint8_t *)work->tile->x[panel] + offset, row_bytes };
 }
 
-#define AMX_PRODUCT(kind, sums, left, right) \
-    do {                                     \
-        if ((kind).int8) {                   \
-            AMX_INT8(sums, left, right);     \
-        } else {                             \
-            AMX_BF16(sums, left, right);     \
-        }                                    \
+#define AMX_PRODUCT(kind, sums, left, right)                                                                           \
+    do {                                                                                                               \
+        if ((kind).int8) {                                                                                             \
+            AMX_INT8(sums, left, right);                                                                               \
+        } else {                                                                                                       \
+            AMX_BF16(sums, left, right);                                                                               \
+        }                                                                                                              \
     } while (0)
 
 /* Tiles 2 * r + t of sums += rows of tile r times tokens of panel t of the pair, steps [first, end) of the chunk, which
@@ -249,8 +250,8 @@ INLINE void amx_keep_sums(const int rows, const int panels, amx_work *work, int6
 }
 
 /* One scale per row or none: sums go on from chunk to chunk, in the tiles where nothing else needs them. */
-INLINE void amx_pair_plain(const amx_kind kind, const int rows, const int panels, amx_work *work,
-                           int64_t panel, const amx_chunk *chunk)
+INLINE void amx_pair_plain(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t panel,
+                           const amx_chunk *chunk)
 {
     const bool stay = work->num_panels <= 2;
     if (chunk->base == 0) {
@@ -267,7 +268,8 @@ INLINE void amx_pair_plain(const amx_kind kind, const int rows, const int panels
 /* ---- segments with scales of their own ---- */
 
 /* Of each of the chunk's segments: the tokens' sums of codes, which zero points multiply. */
-INLINE void amx_code_sums(const amx_kind kind, const amx_work *work, const amx_chunk *chunk, int64_t panel, __m512i *x_sum)
+INLINE void amx_code_sums(const amx_kind kind, const amx_work *work, const amx_chunk *chunk, int64_t panel,
+                          __m512i *x_sum)
 {
     const int64_t tokens = amx_tokens(work, panel);
     const uint8_t *sums = (const uint8_t *)work->tile->x[panel] + work->columns * tokens;
@@ -282,10 +284,11 @@ INLINE void amx_code_sums(const amx_kind kind, const amx_work *work, const amx_c
     }
 }
 
-/* total = fma(scale, segment's sum, total) for one tile, segments ascending.  A vector is a row of 16 tokens (is_wide), or
- * some rows of fewer. */
-INLINE void amx_add_tile(const amx_kind kind, const int segments, const bool is_wide, const bool has_zeros, amx_work *work,
-                         const amx_pending *p, const __m512i *x_sum, int64_t row_tile, int64_t panel, int part)
+/* total = fma(scale, segment's sum, total) for one tile, segments ascending.  A vector is a row of 16 tokens (is_wide),
+ * or some rows of fewer. */
+INLINE void amx_add_tile(const amx_kind kind, const int segments, const bool is_wide, const bool has_zeros,
+                         amx_work *work, const amx_pending *p, const __m512i *x_sum, int64_t row_tile, int64_t panel,
+                         int part)
 {
     float *total = (float *)(void *)work->sums[panel][row_tile];
     const bool is_first = p->chunk.base == 0;
@@ -295,7 +298,8 @@ INLINE void amx_add_tile(const amx_kind kind, const int segments, const bool is_
     for (int64_t v = 0; v < side; v++, total += AMX_SIDE) {
         __m512 sum = is_first ? _mm512_setzero_ps() : _mm512_load_ps(total);
         const __m512i row_of = is_wide ? _mm512_setzero_si512() : _mm512_load_si512(work->row_of[v]);
-        UNROLL(8) for (int g = 0; g < segments; g++) {
+        UNROLL(8) for (int g = 0; g < segments; g++)
+        {
             __m512 value = _mm512_load_ps(work->parts[g][part] + v * AMX_ROW_BYTES);
             if (kind.int8) {
                 __m512i dot = _mm512_castps_si512(value);
@@ -368,10 +372,10 @@ INLINE void amx_flush(const amx_kind kind, amx_work *work)
     work->pending.rows = 0;
 }
 
-/* The pair's parts wait until the next chunk is decoded, where there is one pair: vector loads wait until a tile's store
- * has left for L1. */
-INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panels, amx_work *work,
-                            int64_t panel, const amx_chunk *chunk)
+/* The pair's parts wait until the next chunk is decoded, where there is one pair: vector loads wait until a tile's
+ * store has left for L1. */
+INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t panel,
+                            const amx_chunk *chunk)
 {
     amx_flush(kind, work);
     for (int64_t g = 0; g < chunk->segments; g++) {
@@ -391,15 +395,12 @@ INLINE void amx_pair_scaled(const amx_kind kind, const int rows, const int panel
             amx_store_sums(rows, panels, 4 * work->side, parts[0], parts[1], parts[2], parts[3]);
         }
     }
-    work->pending = (amx_pending){ .chunk = *chunk,
-                                   .rows = rows,
-                                   .panel = panel,
-                                   .panels = panels,
-                                   .chunk_number = work->number };
+    work->pending =
+        (amx_pending){ .chunk = *chunk, .rows = rows, .panel = panel, .panels = panels, .chunk_number = work->number };
 }
 
-INLINE void amx_pair_of(const amx_kind kind, const int rows, const int panels, amx_work *work,
-                        int64_t panel, const amx_chunk *chunk)
+INLINE void amx_pair_of(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t panel,
+                        const amx_chunk *chunk)
 {
     if (kind.scaled) {
         amx_pair_scaled(kind, rows, panels, work, panel, chunk);
@@ -428,7 +429,9 @@ INLINE void amx_pair(const amx_kind kind, amx_work *work, int64_t rows, int64_t 
 INLINE amx_chunk amx_chunk_at(const amx_kind kind, const mf_matrix *w, int64_t first)
 {
     const int64_t most = kind.steps * kind.width;
-    amx_chunk chunk = { .first = first, .count = w->k - first < most ? w->k - first : most, .base = first / kind.width };
+    amx_chunk chunk = { .first = first,
+                        .count = w->k - first < most ? w->k - first : most,
+                        .base = first / kind.width };
     int64_t group = kind.scaled ? mf_matrix_group(w) : 0;
     if (kind.scaled && group < most && group < w->k) {
         const int64_t whole = most / group * group;
@@ -471,7 +474,8 @@ INLINE __m128 amx_scales(mf_dtype dtype, const uint8_t *p, int64_t n)
 INLINE void amx_turn4(const float *in, __m512 out[4])
 {
     __m512 q[4];
-    UNROLL(4) for (int j = 0; j < 4; j++) {
+    UNROLL(4) for (int j = 0; j < 4; j++)
+    {
         q[j] = _mm512_castps128_ps512(_mm_load_ps(in + j * AMX_SIDE));
         q[j] = _mm512_insertf32x4(q[j], _mm_load_ps(in + (j + 4) * AMX_SIDE), 1);
         q[j] = _mm512_insertf32x4(q[j], _mm_load_ps(in + (j + 8) * AMX_SIDE), 2);
@@ -500,7 +504,8 @@ INLINE void amx_load_scales_of(const amx_kind kind, const mf_dtype dtype, amx_wo
             const int64_t row = feed->first_row + first + r;
             const int64_t left = MF_FP8_BLOCK_SIZE - row % MF_FP8_BLOCK_SIZE;
             const int64_t count = left < rows - r ? left : rows - r;
-            const uint8_t *p = feed->scale + (row / MF_FP8_BLOCK_SIZE - feed->first_row / MF_FP8_BLOCK_SIZE) * feed->scale_stride;
+            const uint8_t *p =
+                feed->scale + (row / MF_FP8_BLOCK_SIZE - feed->first_row / MF_FP8_BLOCK_SIZE) * feed->scale_stride;
             for (int64_t g = 0; g < segments; g++) {
                 const __m128 one = amx_scales(dtype, p + g * (int64_t)mf_dtype_size(dtype), 1);
                 _mm512_mask_storeu_ps(out[g] + r, mask16(count), _mm512_broadcastss_ps(one));
@@ -509,17 +514,19 @@ INLINE void amx_load_scales_of(const amx_kind kind, const mf_dtype dtype, amx_wo
         }
         return;
     }
-    _Alignas(64) float scale[AMX_SIDE][AMX_SIDE]; /* eight of each row are used */
+    _Alignas(64) float scale[AMX_SIDE][AMX_SIDE];               /* eight of each row are used */
     if (segments == 8 && dtype == MF_F16 && rows == AMX_SIDE) { /* int4 in groups of 32, as it mostly comes */
         const uint8_t *p = feed->scale + first * feed->scale_stride;
         for (int64_t r = 0; r < AMX_SIDE; r++, p += feed->scale_stride) {
             _mm256_store_ps(scale[r], _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)));
             __builtin_prefetch(p + AMX_ROWS * feed->scale_stride, 0, 3);
         }
-        UNROLL(2) for (int64_t g = 0; g < 8; g += 4) {
+        UNROLL(2) for (int64_t g = 0; g < 8; g += 4)
+        {
             __m512 turned[4];
             amx_turn4(scale[0] + g, turned);
-            UNROLL(4) for (int i = 0; i < 4; i++) {
+            UNROLL(4) for (int i = 0; i < 4; i++)
+            {
                 _mm512_store_ps(out[g + i], turned[i]);
             }
         }
@@ -527,12 +534,14 @@ INLINE void amx_load_scales_of(const amx_kind kind, const mf_dtype dtype, amx_wo
     for (int64_t g = segments == 8 && dtype == MF_F16 && rows == AMX_SIDE ? segments : 0; g < segments; g += 4) {
         const uint8_t *p = feed->scale + first * feed->scale_stride + g * (int64_t)mf_dtype_size(dtype);
         for (int64_t r = 0; r < AMX_SIDE; r++, p += feed->scale_stride) {
-            _mm_store_ps(scale[r], r < rows ? amx_scales(dtype, p, segments - g < 4 ? segments - g : 4) : _mm_setzero_ps());
+            _mm_store_ps(scale[r],
+                         r < rows ? amx_scales(dtype, p, segments - g < 4 ? segments - g : 4) : _mm_setzero_ps());
             __builtin_prefetch(p + AMX_ROWS * feed->scale_stride, 0, 3);
         }
         __m512 turned[4];
         amx_turn4(scale[0], turned);
-        UNROLL(4) for (int i = 0; i < 4; i++) {
+        UNROLL(4) for (int i = 0; i < 4; i++)
+        {
             _mm512_store_ps(out[g + i], turned[i]);
         }
     }
@@ -572,8 +581,7 @@ INLINE void amx_feed_rows(const amx_kind kind, amx_decode_fn decode, amx_work *w
     const int64_t end = feed->num_rows, ahead = feed->ahead, stride = feed->stride;
     const int64_t whole = kind.steps * kind.width;
     uint8_t *left = work->left[feed->number & 1][0][0];
-    amx_codes codes = { .w = feed->w, 
-                        .p = feed->p, .row = feed->first_row, .first = feed->chunk.first };
+    amx_codes codes = { .w = feed->w, .p = feed->p, .row = feed->first_row, .first = feed->chunk.first };
     for (uint64_t r = 0; r < (uint64_t)end; r++, codes.p += stride, codes.row++) {
         uint8_t *to = left + r / AMX_SIDE * (AMX_STEPS * AMX_TILE_BYTES) + r % AMX_SIDE * AMX_ROW_BYTES;
         if (feed->chunk.count == whole) { /* unfolds */
@@ -609,10 +617,13 @@ INLINE void amx_begin_feed(const amx_kind kind, amx_work *work, int64_t first_ro
     feed->stride = w->row_stride * bits / 8;
     feed->p = mf_matrix_row(w, first_row) + at;
     /* past its end, the row that takes its place in the next block */
-    feed->ahead = at + AMX_AHEAD < row_bytes ? AMX_AHEAD : left > AMX_ROWS ? AMX_AHEAD - row_bytes + AMX_ROWS * feed->stride : 0;
+    feed->ahead = at + AMX_AHEAD < row_bytes ? AMX_AHEAD
+                  : left > AMX_ROWS          ? AMX_AHEAD - row_bytes + AMX_ROWS * feed->stride
+                                             : 0;
     if (kind.scaled) {
         const int64_t size = (int64_t)mf_dtype_size(w->scale_dtype);
-        feed->scale = (const uint8_t *)w->scale + (mf_matrix_scale_row(w, first_row) + first / mf_matrix_group(w)) * size;
+        feed->scale =
+            (const uint8_t *)w->scale + (mf_matrix_scale_row(w, first_row) + first / mf_matrix_group(w)) * size;
         feed->scale_stride = w->scale_row_stride * size;
     }
     for (int64_t r = feed->num_rows; r % AMX_SIDE != 0; r++) { /* rows that fill a tile up */
@@ -643,7 +654,8 @@ INLINE void amx_finish(const amx_kind kind, const amx_work *work)
             _mm512_store_ps(wide[r], _mm512_maskz_loadu_ps(mask16(work->side), narrow));
         }
         for (int64_t t = 0; t < tile->num_tokens; t += 4) {
-            const uint8_t *sums = work->side < AMX_SIDE ? (const uint8_t *)wide : work->sums[t / AMX_SIDE][first / AMX_SIDE];
+            const uint8_t *sums =
+                work->side < AMX_SIDE ? (const uint8_t *)wide : work->sums[t / AMX_SIDE][first / AMX_SIDE];
             __m512 turned[4];
             amx_turn4((const float *)(const void *)sums + t % AMX_SIDE, turned);
             for (int64_t i = 0; i < 4 && t + i < tile->num_tokens; i++) {
@@ -714,10 +726,10 @@ INLINE void amx_ask(amx_ahead *ahead)
     }
 }
 
-/* The block's rows, which are tiles as they lie, times one or two panels, to sums.  What a row holds behind its last whole
- * tile is decoded, that is copied and filled up. */
-INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int panels, amx_decode_fn decode, amx_work *work,
-                             int64_t panel, amx_ahead *ahead)
+/* The block's rows, which are tiles as they lie, times one or two panels, to sums.  What a row holds behind its last
+ * whole tile is decoded, that is copied and filled up. */
+INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int panels, amx_decode_fn decode,
+                             amx_work *work, int64_t panel, amx_ahead *ahead)
 {
     const mf_matrix *w = work->tile->w;
     const int64_t whole = w->k / kind.width;
@@ -759,8 +771,8 @@ INLINE void amx_direct_tiles(const amx_kind kind, const int rows, const int pane
     amx_keep_sums(rows, panels, work, panel);
 }
 
-/* Whole tiles of rows; returns how many rows are done.  The first panels wait for memory: those after them find the block
- * in a cache and ask for the next one. */
+/* Whole tiles of rows; returns how many rows are done.  The first panels wait for memory: those after them find the
+ * block in a cache and ask for the next one. */
 INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *work)
 {
     const mf_cpu_tile *tile = work->tile;
@@ -797,7 +809,8 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
     return first;
 }
 
-/* The chunks of the blocks from row `first` of the tile on, each decoded before the one that precedes it is multiplied. */
+/* The chunks of the blocks from row `first` of the tile on, each decoded before the one that precedes it is multiplied.
+ */
 INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_work *work, int64_t first)
 {
     const mf_cpu_tile *tile = work->tile;
@@ -845,14 +858,14 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
 }
 
 /* The entry `name` of a kind, with what decodes its rows. */
-#define AMX_TILE(name, kind, decode)                                                                   \
-    static __attribute__((noinline)) void name##_feed(amx_work *work)                                  \
-    {                                                                                                  \
-        amx_feed_rows(kind, decode, work);                                                             \
-    }                                                                                                  \
-    static void name(const mf_cpu_tile *tile)                                                          \
-    {                                                                                                  \
-        amx_product(kind, decode, name##_feed, tile);                                                  \
+#define AMX_TILE(name, kind, decode)                                                                                   \
+    static __attribute__((noinline)) void name##_feed(amx_work *work)                                                  \
+    {                                                                                                                  \
+        amx_feed_rows(kind, decode, work);                                                                             \
+    }                                                                                                                  \
+    static void name(const mf_cpu_tile *tile)                                                                          \
+    {                                                                                                                  \
+        amx_product(kind, decode, name##_feed, tile);                                                                  \
     }
 
 #endif

@@ -19,8 +19,8 @@ typedef struct amx_config {
 } amx_config;
 _Static_assert(sizeof(amx_config) == 64, "the processor reads 64 bytes");
 
-/* Tiles 0 to 3 hold sums [16][side]; 4 and 5 the left factor [16][depth]; 6 and 7 the right one [depth][side], where depth is
- * in words of four bytes: two bf16 or four int8. */
+/* Tiles 0 to 3 hold sums [16][side]; 4 and 5 the left factor [16][depth]; 6 and 7 the right one [depth][side], where
+ * depth is in words of four bytes: two bf16 or four int8. */
 static inline amx_config amx_config_of(int side, int depth)
 {
     amx_config config;
@@ -38,9 +38,9 @@ static inline amx_config amx_config_of(int side, int depth)
 #define AMX_CONFIGURE(config) __asm__ volatile("ldtilecfg (%0)" ::"r"(config) : "memory")
 #define AMX_RELEASE() __asm__ volatile("tilerelease" ::: "memory")
 #define AMX_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
-#define AMX_LOAD(t, p, stride) \
+#define AMX_LOAD(t, p, stride)                                                                                         \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
-#define AMX_STORE(t, p, stride) \
+#define AMX_STORE(t, p, stride)                                                                                        \
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(p)), "r"((int64_t)(stride)) : "memory")
 /* sums += left * right, of bf16; of int8 */
 #define AMX_BF16(sums, left, right) __asm__ volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sums ::)
@@ -65,7 +65,8 @@ AMX_EMULATED amx_configure(const amx_config *config)
     assert(config->palette == 1 && config->start_row == 0);
     for (int i = 0; i < 16; i++) {
         assert(i < AMX_TILES ? config->rows[i] >= 1 && config->rows[i] <= AMX_SIDE : !config->rows[i]);
-        assert(i < AMX_TILES ? config->row_bytes[i] >= 1 && config->row_bytes[i] <= AMX_ROW_BYTES : !config->row_bytes[i]);
+        assert(i < AMX_TILES ? config->row_bytes[i] >= 1 && config->row_bytes[i] <= AMX_ROW_BYTES
+                             : !config->row_bytes[i]);
     }
     memset(&amx_state, 0, sizeof amx_state);
     amx_state.config = *config;
@@ -133,8 +134,8 @@ static inline void amx_widen(amx_floats *f, int t)
     }
 }
 
-/* Even and odd products in chains of fma of their own, then their sum, then the sum with the tile; to nearest even, with
- * subnormals taken and given as zero, which the caller has switched on. */
+/* Even and odd products in chains of fma of their own, then their sum, then the sum with the tile; to nearest even,
+ * with subnormals taken and given as zero, which the caller has switched on. */
 AMX_EMULATED amx_bf16_rows(int sums, const amx_floats *a, const amx_floats *b)
 {
     const int depth = amx_state.config.rows[6]; /* rows past it are zero on both sides, but 0 + -0 is 0 */

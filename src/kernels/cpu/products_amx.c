@@ -1,4 +1,5 @@
-/* products_amx.c - products with AMX: bf16 inputs with weights whose codes bf16 holds exactly (amx_product.h says how). */
+/* products_amx.c - products with AMX: bf16 inputs with weights whose codes bf16 holds exactly (amx_product.h says how).
+ */
 #include "base/cpu_features.h"
 #include "kernels/cpu/amx_product.h"
 
@@ -25,7 +26,8 @@ INLINE void decode_bf16(const amx_codes *codes, int64_t count, uint8_t *out)
 {
     const uint8_t *p = codes->p;
     int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP) {
+    UNROLL(8) for (; i + STEP <= count; i += STEP)
+    {
         put_step(out, i, _mm512_loadu_si512(p + 2 * i));
     }
     if (i < count) {
@@ -34,13 +36,13 @@ INLINE void decode_bf16(const amx_codes *codes, int64_t count, uint8_t *out)
 }
 
 /* bf16 of the e4m3 code c < 128; code 127 is a NaN. */
-#define BITS(c)                                                                   \
-    ((c) == 0 ? 0                                                                 \
-     : (c) == 127 ? 0x7fc0                                                        \
-     : (c) >= 8 ? 0x3c00 + ((c) << 4)                                             \
-     : (c) >= 4 ? 0x3c00 + (((c)-4) << 5)                                         \
-     : (c) >= 2 ? 0x3b80 + (((c)-2) << 6)                                         \
-                : 0x3b00)
+#define BITS(c)                                                                                                        \
+    ((c) == 0     ? 0                                                                                                  \
+     : (c) == 127 ? 0x7fc0                                                                                             \
+     : (c) >= 8   ? 0x3c00 + ((c) << 4)                                                                                \
+     : (c) >= 4   ? 0x3c00 + (((c)-4) << 5)                                                                            \
+     : (c) >= 2   ? 0x3b80 + (((c)-2) << 6)                                                                            \
+                  : 0x3b00)
 #define LOW(c) (BITS(c) & 255)
 #define HIGH(c) (BITS(c) >> 8)
 #define FOUR(f, c) f(c), f((c) + 1), f((c) + 2), f((c) + 3)
@@ -68,7 +70,8 @@ INLINE void decode_fp8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
     const uint8_t *p = codes->p;
     int64_t i = 0;
-    UNROLL(4) for (; i + 2 * STEP <= count; i += 2 * STEP) {
+    UNROLL(4) for (; i + 2 * STEP <= count; i += 2 * STEP)
+    {
         put_fp8(_mm512_loadu_si512(p + i), i, false, out);
     }
     if (i < count) {
@@ -92,8 +95,9 @@ INLINE __m512i int8_values(__m256i codes)
 INLINE __m512i int8_values(__m256i codes)
 {
     const __mmask64 tops = 0x8888888888888888u;
-    const __m512i even = _mm512_setr_epi32(0, 2 << 24, 4 << 24, 6 << 24, 8 << 24, 10 << 24, 12 << 24, 14 << 24, 16 << 24,
-                                           18 << 24, 20 << 24, 22 << 24, 24 << 24, 26 << 24, 28 << 24, 30 << 24);
+    const __m512i even =
+        _mm512_setr_epi32(0, 2 << 24, 4 << 24, 6 << 24, 8 << 24, 10 << 24, 12 << 24, 14 << 24, 16 << 24, 18 << 24,
+                          20 << 24, 22 << 24, 24 << 24, 26 << 24, 28 << 24, 30 << 24);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1 << 24));
     const __m512i wide = _mm512_castsi256_si512(codes);
     const __m512i a = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, even, wide), 24);
@@ -107,7 +111,8 @@ INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
     const uint8_t *p = codes->p;
     int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP) {
+    UNROLL(8) for (; i + STEP <= count; i += STEP)
+    {
         put_step(out, i, int8_values(_mm256_loadu_si256((const __m256i *)(const void *)(p + i))));
     }
     if (i < count) {
@@ -115,13 +120,13 @@ INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
     }
 }
 
-/* 32 codes of four bits by a table of 16 words, twice.  The 16 bytes stand in each lane; there a word takes the two bytes
- * that hold its code, and moves the code to its lowest bits. */
+/* 32 codes of four bits by a table of 16 words, twice.  The 16 bytes stand in each lane; there a word takes the two
+ * bytes that hold its code, and moves the code to its lowest bits. */
 INLINE __m512i four_bit_values(__m512i table, __m128i bytes)
 {
-    const __m512i order = _mm512_set_epi8(15, 14, 15, 14, 15, 14, 15, 14, 13, 12, 13, 12, 13, 12, 13, 12, 11, 10, 11, 10, 11, 10,
-                                          11, 10, 9, 8, 9, 8, 9, 8, 9, 8, 7, 6, 7, 6, 7, 6, 7, 6, 5, 4, 5, 4, 5, 4, 5, 4, 3, 2,
-                                          3, 2, 3, 2, 3, 2, 1, 0, 1, 0, 1, 0, 1, 0);
+    const __m512i order = _mm512_set_epi8(15, 14, 15, 14, 15, 14, 15, 14, 13, 12, 13, 12, 13, 12, 13, 12, 11, 10, 11,
+                                          10, 11, 10, 11, 10, 9, 8, 9, 8, 9, 8, 9, 8, 7, 6, 7, 6, 7, 6, 7, 6, 5, 4, 5,
+                                          4, 5, 4, 5, 4, 3, 2, 3, 2, 3, 2, 3, 2, 1, 0, 1, 0, 1, 0, 1, 0);
     const __m512i words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), order);
     /* the permutation looks at five bits */
     return _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, _mm512_set1_epi64(0x000c000800040000)), table);
@@ -130,8 +135,8 @@ INLINE __m512i four_bit_values(__m512i table, __m128i bytes)
 /* The upper halves of sixteen floats, twice. */
 INLINE __m512i four_bit_table(__m512 values)
 {
-    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21, 19, 17,
-                                         15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23,
+                                         21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_permutexvar_epi16(odd, _mm512_castps_si512(values));
 }
 
@@ -153,7 +158,8 @@ INLINE void decode_int4(const amx_codes *row, int64_t count, uint8_t *out)
     const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     if (!w->zero) {
         const __m512i table = four_bit_table(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8))));
-        UNROLL(8) for (int64_t i = 0; i < count; i += STEP) {
+        UNROLL(8) for (int64_t i = 0; i < count; i += STEP)
+        {
             put_four_bit(table, p, i, count, out);
         }
         return;
@@ -174,8 +180,8 @@ INLINE void decode_int4(const amx_codes *row, int64_t count, uint8_t *out)
  * 2^-126 the tile product takes as zero. */
 INLINE void decode_mxfp4_slowly(const uint8_t *p, const uint8_t *scales, int64_t count, uint8_t *out)
 {
-    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
-                                         -3.0f, -4.0f, -6.0f);
+    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                         -2.0f, -3.0f, -4.0f, -6.0f);
     const int64_t groups = (count + STEP - 1) / STEP;
     _Alignas(16) float scale[AMX_STEPS];
     for (int64_t g = 0; g < groups; g += 4) {
@@ -191,7 +197,8 @@ INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
 {
     enum { GROUPS = 8, LEAST = 2, MOST = 252 };
     const mf_matrix *w = codes->w;
-    const uint8_t *scales = (const uint8_t *)w->scale + codes->row * w->scale_row_stride + codes->first / MF_MXFP4_GROUP;
+    const uint8_t *scales =
+        (const uint8_t *)w->scale + codes->row * w->scale_row_stride + codes->first / MF_MXFP4_GROUP;
     __builtin_prefetch(scales + AMX_ROWS * w->scale_row_stride, 0, 3);
     if (count < GROUPS * MF_MXFP4_GROUP) {
         decode_mxfp4_slowly(codes->p, scales, count, out);
@@ -208,9 +215,10 @@ INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
     const __m256i word = _mm256_and_si256(_mm256_slli_epi32(exponents, 7), _mm256_set1_epi32(0xffff));
     _Alignas(32) uint32_t added[GROUPS];
     _mm256_store_si256((__m256i *)(void *)added, _mm256_or_si256(word, _mm256_slli_epi32(word, 16)));
-    const __m512i table = four_bit_table(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
-                                                        -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
-    UNROLL(8) for (int i = 0; i < GROUPS; i++) {
+    const __m512i table = four_bit_table(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                                        -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
+    UNROLL(8) for (int i = 0; i < GROUPS; i++)
+    {
         const __m512i moved = _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi32((int)added[i]));
         put_four_bit(moved, codes->p, i * STEP, GROUPS * STEP, out);
     }

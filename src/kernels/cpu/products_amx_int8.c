@@ -1,5 +1,5 @@
-/* products_amx_int8.c - products with AMX: int8 codes of inputs times INT8_CHANNEL's codes and INT4_GROUP's, exact in i32
- * under each scale (amx_product.h says how). */
+/* products_amx_int8.c - products with AMX: int8 codes of inputs times INT8_CHANNEL's codes and INT4_GROUP's, exact in
+ * i32 under each scale (amx_product.h says how). */
 #include "kernels/cpu/amx_product.h"
 
 /* Columns of a tile: 64 bytes, or half of it so that a group of 32 codes is whole tiles. */
@@ -14,7 +14,8 @@ INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
 {
     const uint8_t *p = codes->p;
     int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP, out += AMX_TILE_BYTES) {
+    UNROLL(8) for (; i + STEP <= count; i += STEP, out += AMX_TILE_BYTES)
+    {
         _mm512_store_si512(out, _mm512_loadu_si512(p + i));
     }
     if (i < count) {
@@ -29,14 +30,15 @@ INLINE __m512i nibbles(__m256i pairs)
     return _mm512_and_si512(_mm512_or_si512(words, _mm512_slli_epi16(words, 4)), _mm512_set1_epi8(15));
 }
 
-/* code - 8, or the code alone where there are zero points: they may be too far away for int8 and are multiplied with the
- * inputs' sums instead. */
+/* code - 8, or the code alone where there are zero points: they may be too far away for int8 and are multiplied with
+ * the inputs' sums instead. */
 INLINE void decode_int4(int width, const amx_codes *row, int64_t count, uint8_t *out)
 {
     const uint8_t *p = row->p;
     const __m512i shift = _mm512_set1_epi8(row->w->zero ? 0 : 8);
     int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP) {
+    UNROLL(8) for (; i + STEP <= count; i += STEP)
+    {
         const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)(p + i / 2));
         const __m512i codes = _mm512_sub_epi8(nibbles(pairs), shift);
         if (width == STEP) {
@@ -74,8 +76,10 @@ INLINE void decode_int4_whole(const amx_codes *codes, int64_t count, uint8_t *ou
 
 #define KIND(...) ((amx_kind){ .int8 = true, __VA_ARGS__ })
 AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .direct = true, .width = STEP, .steps = 8), decode_int8)
-AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = HALF, .steps = 8), decode_int4_halves)
-AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8), decode_int4_whole)
+AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = HALF, .steps = 8),
+         decode_int4_halves)
+AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8),
+         decode_int4_whole)
 
 static void tile_int4(const mf_cpu_tile *tile)
 {
