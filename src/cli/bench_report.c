@@ -367,7 +367,9 @@ static void write_change_table(report *r)
                    "and worse are said where the "
                    "interval excludes zero.</p>\n<div class=\"scroll\"><table><thead><tr><th>at once</th><th "
                    "class=\"t\">variant</th>"
-                   "<th class=\"t\">metric</th><th>A</th><th>B</th><th>change</th><th>95 %% interval</th><th "
+                   "<th class=\"t\">metric</th><th>");
+    mf_html_text(h, variant_name(r->set->variants[0]));
+    mf_html_raw(h, "</th><th>variant</th><th>change</th><th>95 %% interval</th><th "
                    "class=\"t\">verdict</th></tr>"
                    "</thead><tbody>\n");
     for (int32_t x = 0; x < r->num_x; x++) {

@@ -119,9 +119,9 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     return MF_OK;
 }
 
-static bool has_text(const char *dir)
+static bool has_file(const char *dir, const char *name)
 {
-    char *path = mf_path_join(dir, "tokenizer.json");
+    char *path = mf_path_join(dir, name);
     bool has = path && mf_path_exists(path);
     mf_free(path);
     return has;
@@ -132,8 +132,10 @@ mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_opt
 {
     *session = (mf_session){ 0 };
     const char *text_dir = more->tokenizer_dir ? more->tokenizer_dir : flags->model;
-    if (more->text_is_optional && !more->tokenizer_dir && !has_text(text_dir)) {
-        mf_log(MF_LOG_WARN,
+    if (more->text_is_optional && !more->tokenizer_dir && !has_file(text_dir, "tokenizer.json")) {
+        /* A folder without a model is told as such, not for what else it lacks. */
+        bool is_model = mf_path_is_file(flags->model) || has_file(flags->model, "config.json");
+        mf_log(is_model ? MF_LOG_WARN : MF_LOG_DEBUG,
                "%.400s has no tokenizer.json: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
                flags->model);
         return mf_session_open_without_text(flags, more, session, err);

@@ -53,7 +53,7 @@ static void fill_flags(eval_flags *v, mf_flag *rows)
         { "answers", "--max-tokens", NULL, MF_FLAG_INT, &v->max_tokens, .min = 1, .max = 1 << 20, .argument = "N",
           .help = "tokens of an answer (512)" },
         { "answers", "--stop", NULL, MF_FLAG_LIST, &v->stop, .argument = "TEXT",
-          .help = "ends an answer; several (\"Question:\", \"</s>\", \"<|im_end|>\"; with --chat none)" },
+          .help = "ends an answer; repeated for several (\"Question:\", \"</s>\", \"<|im_end|>\"; with --chat none)" },
         { "server", "--base-url", NULL, MF_FLAG_TEXT, &v->base_url, .argument = "URL",
           .help = "of any OpenAI-compatible server; left out, MODEL runs in this process" },
         { "server", "--served-model-name", NULL, MF_FLAG_TEXT, &v->served_model_name, .argument = "NAME",
@@ -231,6 +231,9 @@ static mf_status prepare_run(const eval_flags *f, mf_eval_run *run, tick *t, res
 {
     static const char *const stops[] = { "Question:", "</s>", "<|im_end|>" }; /* lm-eval's gsm8k */
     MF_TRY(mf_eval_set_load(&f->options, &r->set, err));
+    if (f->options.chat && r->set.task == MF_EVAL_CHOICE) {
+        mf_log(MF_LOG_WARN, "--chat has no effect: choices are scored as continuations of the plain prompt");
+    }
     bool usual = f->stop.count == 0 && !f->options.chat;
     *run = (mf_eval_run){ .max_tokens = f->max_tokens,
                           .max_concurrency = f->max_concurrency,

@@ -34,13 +34,13 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--uds", NULL, MF_FLAG_TEXT, &v->uds, .argument = "PATH",
           .help = "a UNIX socket instead of host and port" },
         { "server", "--served-model-name", NULL, MF_FLAG_LIST, &v->names, .argument = "NAME",
-          .help = "what requests call the model; several allowed, the first is reported (last part of MODEL)" },
+          .help = "what requests call the model; repeated for several, the first is reported (last part of MODEL)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &v->tokenizer, .argument = "DIR",
           .help = "folder of tokenizer.json and chat template (MODEL; without one prompts are ids only)" },
         { "server", "--takeover", NULL, MF_FLAG_TEXT, &v->takeover, .argument = "PATH",
           .help = "take the listening socket from a server that runs with the same PATH, and offer it there" },
         { "access", "--api-key", NULL, MF_FLAG_LIST, &v->keys, .argument = "KEY",
-          .help = "requests must bring one of the keys; better in a file or MOEFUSE_API_KEY" },
+          .help = "requests must bring one; repeated for several; better in a file or MOEFUSE_API_KEY" },
         { "access", "--api-key-file", NULL, MF_FLAG_TEXT, &v->api_key_file, .argument = "FILE",
           .help = "one key per line" },
         { "access", "--public-paths", NULL, MF_FLAG_LIST, &v->public_paths, .argument = "LIST",
@@ -60,9 +60,9 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
         { "admission", "--request-timeout", NULL, MF_FLAG_REAL, &v->request_timeout, .min = 0, .max = 86400,
           .argument = "S", .help = "deadline of every request; a request may ask for less; 0 = none (0)" },
         { "admission", "--max-connections", NULL, MF_FLAG_INT, &v->max_connections, .min = 1, .max = 1 << 20,
-          .argument = "N", .help = "(16384)" },
+          .argument = "N", .help = "open at once; beyond: 503 and close (16384)" },
         { "admission", "--max-connections-per-ip", NULL, MF_FLAG_INT, &v->max_connections_per_ip, .min = 0,
-          .max = 1 << 20, .argument = "N", .help = "0 = off (0)" },
+          .max = 1 << 20, .argument = "N", .help = "of one client; 0 = off (0)" },
         { "answers", "--max-logprobs", NULL, MF_FLAG_INT, &v->max_logprobs, .min = 0, .max = MF_MAX_LOGPROBS,
           .argument = "N", .help = "that a request may ask for (20)" },
         { "answers", "--stream-interval", NULL, MF_FLAG_INT, &v->stream_interval, .min = 1, .max = 1024,
@@ -176,10 +176,18 @@ typedef struct key_list {
     size_t count;
 } key_list;
 
-static mf_status add_key(key_list *keys, const char *key, mf_error *err)
+/* `from` names where it stands; the key itself is in no message. */
+static mf_status add_key(key_list *keys, const char *key, const char *from, mf_error *err)
 {
     if (key[0] == '\0') {
         return MF_OK;
+    }
+    for (const char *c = key; *c; c++) {
+        if (*c <= ' ' || *c > '~') {
+            return mf_fail(err, MF_ERR_INVALID,
+                           "%.400s: expected keys of printable ASCII without blanks; got another byte in key %zu", from,
+                           keys->count + 1);
+        }
     }
     if (keys->count == MAX_KEYS) {
         return mf_fail(err, MF_ERR_INVALID, "--api-key: expected at most %d keys", MAX_KEYS);
@@ -203,7 +211,7 @@ static void close_keys(key_list *keys)
 static mf_status read_keys(const serve_flags *f, key_list *keys, mf_error *err)
 {
     for (int32_t i = 0; i < f->keys.count; i++) {
-        MF_TRY(add_key(keys, f->keys.items[i], err));
+        MF_TRY(add_key(keys, f->keys.items[i], "--api-key", err));
     }
     if (!f->api_key_file) {
         return MF_OK;
@@ -219,7 +227,12 @@ static mf_status read_keys(const serve_flags *f, key_list *keys, mf_error *err)
     char *next = NULL;
     mf_status status = MF_OK;
     for (char *line = strtok_r(text, "\r\n", &next); line && status == MF_OK; line = strtok_r(NULL, "\r\n", &next)) {
-        status = add_key(keys, line + strspn(line, " \t"), err);
+        line += strspn(line, " \t");
+        size_t size = strlen(line);
+        while (size > 0 && (line[size - 1] == ' ' || line[size - 1] == '\t')) {
+            line[--size] = '\0';
+        }
+        status = add_key(keys, line, f->api_key_file, err);
     }
     mf_free(text);
     MF_TRY(status);
@@ -441,6 +454,9 @@ int mf_verb_serve(int argc, char **argv)
     int code;
     if (status != MF_OK) {
         code = mf_usage_error(&err);
+    } else if (!mf_path_is_file(f.model.model) && mf_model_dir_check(f.model.model, &err) != MF_OK) {
+        mf_console_error(&err); /* before anything listens */
+        code = MF_EXIT_MODEL;
     } else {
         if (!is_loopback(f.host) && !f.uds && keys.count == 0) {
             mf_log(MF_LOG_WARN, "--host %.100s without --api-key: everybody who reaches it may use it", f.host);

@@ -240,10 +240,9 @@ const char *mf_json_quote(const json_t *value, char out[MF_QUOTE_BYTES])
 
 mf_status mf_body_parse(const char *body, size_t size, json_t **document, mf_api_error *error)
 {
-    static const mf_json_limits limits = { .max_depth = MF_BODY_MAX_DEPTH,
-                                           .max_values = MF_BODY_MAX_VALUES,
-                                           .top_is_object = true,
-                                           .allow_nul = true };
+    static const mf_json_limits limits = {
+        .max_depth = MF_BODY_MAX_DEPTH, .max_values = MF_BODY_MAX_VALUES, .top_is_object = true, .allow_nul = true
+    };
     mf_error err = { 0 };
     if (mf_json_parse(body, size, "request body", &limits, document, &err) != MF_OK) {
         return mf_api_fail_with(error, NULL, &err);

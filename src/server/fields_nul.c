@@ -1,6 +1,7 @@
-/* fields_nul.c - where a body may hold \u0000: in text that is the user's own and goes, with its length, to the tokenizer or
- * through the template.  A byte-level vocabulary has a token for byte 0, and benchmark clients send prompts that hold it.
- * All other strings are names, which readers compare as C strings: "system\u0000x" must not pass for "system". */
+/* fields_nul.c - where a body may hold \u0000: in text that is the user's own and goes, with its length, to the
+ * tokenizer or through the template.  A byte-level vocabulary has a token for byte 0, and benchmark clients send
+ * prompts that hold it. All other strings are names, which readers compare as C strings: "system\u0000x" must not pass
+ * for "system". */
 #include "server/fields.h"
 
 #include <stdio.h>
@@ -72,7 +73,8 @@ mf_status mf_body_check_nul(const json_t *document, mf_api_error *error)
             p.key[walk.depth - 1] = key;
             p.index[walk.depth - 1] = index;
         }
-        if (json_is_string(value) && memchr(json_string_value(value), 0, json_string_length(value)) && !may_hold_nul(&p)) {
+        if (json_is_string(value) && memchr(json_string_value(value), 0, json_string_length(value)) &&
+            !may_hold_nul(&p)) {
             char place[PLACE_BYTES], quote[MF_QUOTE_BYTES];
             write_place(&p, place);
             return mf_api_fail(error, 400, p.key[0], "%s cannot hold a NUL character, got %s.", place,

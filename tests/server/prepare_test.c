@@ -382,9 +382,10 @@ TEST(each_constraint_is_compiled_by_its_kind)
 
 TEST(a_forced_tool_call_is_a_schema)
 {
-    check_guide(", \"tools\": [" TOOL("f", ", \"parameters\": {\"type\": \"object\", \"properties\": {\"q\": "
-                                           "{\"type\": \"string\"}}}") ", " TOOL(
-                    "g", "") "], \"tool_choice\": {\"type\": \"function\", \"function\": {\"name\": \"f\"}}",
+    check_guide(", \"tools\": [" TOOL(
+                    "f", ", \"parameters\": {\"type\": \"object\", \"properties\": {\"q\": "
+                         "{\"type\": \"string\"}}}") ", " TOOL("g", "") "], \"tool_choice\": {\"type\": \"function\", "
+                                                                        "\"function\": {\"name\": \"f\"}}",
                 "schema", "{\"type\":\"object\",\"properties\":{\"q\":{\"type\":\"string\"}}}");
     check_guide(", \"tools\": [" TOOL("g", "") "], \"tool_choice\": \"required\"", "schema",
                 "{\"type\":\"array\",\"minItems\":1,\"items\":" CALL_OF("g", "{\"type\":\"object\"}") "}");

@@ -89,10 +89,12 @@ TEST(nul_is_text_where_text_is_the_users_own)
     CHECK(memcmp(q->prompts[0].text, "a\0b", 4) == 0);
     CHECK_EQ(q->prompts[1].text_size, 1);
     mf_api_request_close(&q);
-    q = api_parse(MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"x\\u0000\"}]}, "
-                               "{\"role\": \"assistant\", \"content\": null, \"reasoning\": \"\\u0000\", \"tool_calls\": [{\"id\": \"1\", "
-                               "\"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": \\\"\\\\u0000\\\"}\"}}]}, "
-                               "{\"role\": \"tool\", \"content\": \"y\\u0000z\"}]}");
+    q = api_parse(
+        MF_API_CHAT,
+        "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"x\\u0000\"}]}, "
+        "{\"role\": \"assistant\", \"content\": null, \"reasoning\": \"\\u0000\", \"tool_calls\": [{\"id\": \"1\", "
+        "\"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": \\\"\\\\u0000\\\"}\"}}]}, "
+        "{\"role\": \"tool\", \"content\": \"y\\u0000z\"}]}");
     CHECK_EQ(json_string_length(json_object_get(json_array_get(q->messages, 0), "content")), 2);
     CHECK_EQ(json_string_length(json_object_get(json_array_get(q->messages, 2), "content")), 3);
     mf_api_request_close(&q);
@@ -108,16 +110,21 @@ TEST(nul_is_400_in_every_other_string_by_name)
         { MF_API_COMPLETION, COMPLETION(", \"stop\": [\"a\", \"\\u0000\"]"), "stop", "stop[1] cannot" },
         { MF_API_COMPLETION, COMPLETION(", \"bad_words\": [\"\\u0000\"]"), "bad_words", "bad_words[0] cannot" },
         { MF_API_COMPLETION, COMPLETION(", \"unknown\": {\"x\": [\"\\u0000\"]}"), "unknown", "unknown.x[0] cannot" },
-        { MF_API_COMPLETION, COMPLETION(", \"structured_outputs\": {\"regex\": \"a\\u0000\"}"), "structured_outputs", "regex cannot" },
-        { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\\u0000\", \"content\": \"a\"}]}", "messages", "messages[0].role cannot" },
+        { MF_API_COMPLETION, COMPLETION(", \"structured_outputs\": {\"regex\": \"a\\u0000\"}"), "structured_outputs",
+          "regex cannot" },
+        { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\\u0000\", \"content\": \"a\"}]}", "messages",
+          "messages[0].role cannot" },
         { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"name\": \"\\u0000\", \"content\": \"a\"}]}", "messages",
           "messages[0].name cannot" },
-        { MF_API_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\\u0000\", \"text\": \"a\"}]}]}", "messages",
-          "messages[0].content[0].type cannot" },
+        { MF_API_CHAT,
+          "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\\u0000\", \"text\": \"a\"}]}]}",
+          "messages", "messages[0].content[0].type cannot" },
         { MF_API_CHAT, CHAT(", \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\\u0000\"}}]"), "tools",
           "tools[0].function.name cannot" },
-        { MF_API_CHAT, CHAT(", \"chat_template_kwargs\": {\"x\": \"\\u0000\"}"), "chat_template_kwargs", "chat_template_kwargs.x cannot" },
-        { MF_API_CHAT, CHAT(", \"response_format\": {\"type\": \"text\\u0000\"}"), "response_format", "response_format.type cannot" },
+        { MF_API_CHAT, CHAT(", \"chat_template_kwargs\": {\"x\": \"\\u0000\"}"), "chat_template_kwargs",
+          "chat_template_kwargs.x cannot" },
+        { MF_API_CHAT, CHAT(", \"response_format\": {\"type\": \"text\\u0000\"}"), "response_format",
+          "response_format.type cannot" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         CHECK_REFUSED(cases[i].kind, cases[i].body, 400, cases[i].param, cases[i].place);

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -422,6 +423,31 @@ def access(program):
             claim("a port that is taken is exit code 6", second.process.wait(20) == 6 and "moefuse: error:" in second.log, second.log)
 
 
+def refusals(program):
+    """What cannot be served is said in one line, with an exit code of its own, before anything listens."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as taken:
+        bad = pathlib.Path(folder) / "bad.keys"
+        bad.write_text("one two\n")
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for code, text, *flags in (
+                (6, rf"cannot listen on 127\.0\.0\.1 port {port} \(--host, --port\): Address already in use", "--port", port),
+                (6, r"cannot listen on \S+/none/socket \(--uds\): No such file or directory", "--uds", folder + "/none/socket"),
+                (2, r"\S+/none: cannot open: No such file or directory", "--api-key-file", folder + "/none"),
+                (2, r"\S+/bad\.keys: expected keys of printable ASCII without blanks; got another byte in key 1", "--api-key-file", str(bad)),
+                (2, r"unknown flag --prot; did you mean --port\?", "--prot", "1"),
+                (2, r"--port: expected an integer in 0\.\.65535; got 70000", "--port", "70000"),
+                (2, r'--public-paths: expected some of /health /ready /live /metrics /; got "/v1"', "--public-paths", "/v1"),
+                (4, r"\S+/none: expected a model directory; got nothing of that name", "--model", folder + "/none"),
+                (4, r"\S+: holds no config\.json; expected a model's directory in the Hugging Face layout", "--model", folder)):
+            done = subprocess.run([program, "serve", *([] if "--port" in flags else ["--port", "0"]), *flags], text=True, capture_output=True,
+                                  timeout=60)
+            said = [line for line in done.stderr.splitlines() if "listening on" not in line]
+            claim(f"{' '.join(flags[:1])}: exit {code} and its line", done.returncode == code and not done.stdout and
+                  len(said) == 1 and re.fullmatch("moefuse: error: " + text, said[0]), f"{done.returncode} {done.stderr}")
+
+
 def administration(server):
     info = server.get("/server_info").json
     claim("server_info has SGLang's keys and the plan", info["is_generation"] is True and info["internal_states"] == [{}] and
@@ -465,7 +491,7 @@ def main():
         return not chosen or any(part in group.__name__ for part in chosen)
 
     shared = [openai_answers, openai_logprobs, openai_structured, openai_errors, text_endpoints, same_tokens, cancels, slow_readers, deadlines, administration]
-    own = [overload, drain, access, takeover, health_while_loading]
+    own = [refusals, overload, drain, access, takeover, health_while_loading]
     if any(map(wanted, shared)):
         with Server(PROGRAM) as server:
             for group in filter(wanted, shared):
