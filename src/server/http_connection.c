@@ -18,7 +18,6 @@ enum {
     READS_PER_TURN = 64,
     LINGER_MS = 2000,
     LINGER_BYTES = 1 << 26,
-    DRAIN_IDLE_MS = 1000 /* a connection idle for so long is closed while draining: its client is not about to send */
 };
 
 static void take_turn(mf_connection *connection);
@@ -567,10 +566,10 @@ void mf_connection_refuse(mf_connection *connection)
     }
 }
 
-void mf_connection_drain(mf_connection *connection)
+void mf_connection_drain(mf_connection *connection, int64_t idle_ms)
 {
     int64_t left = connection->deadline_ns - mf_now_ns();
-    if (connection->phase == MF_PHASE_HEAD && connection->is_idle && left > DRAIN_IDLE_MS * INT64_C(1000000)) {
-        mf_connection_set_deadline(connection, DRAIN_IDLE_MS * INT64_C(1000000));
+    if (connection->phase == MF_PHASE_HEAD && connection->is_idle && left > idle_ms * INT64_C(1000000)) {
+        mf_connection_set_deadline(connection, idle_ms * INT64_C(1000000));
     }
 }
