@@ -1,9 +1,9 @@
 /* scheduler.h - who runs in the next step: the queue, the running set, slots, and the plan of one batch.
  *
- * The lower priority first; of equal ones, first come, first served.  Decodes go first, then chunks of prompts, up to max_num_batched_tokens.  A starting request
- * gets blocks for all tokens it has; only making new tokens can run out of blocks, and then, of the
- * requests that are last in priority, the one that started last goes back to the front of its equals in the queue and is
- * computed again later. */
+ * The lower priority first; of equal ones, first come, first served.  Decodes go first, then chunks of prompts, up to
+ * max_num_batched_tokens.  A starting request gets blocks for all tokens it has; only making new tokens can run out of
+ * blocks, and then, of the requests that are last in priority, the one that started last goes back to the queue, in front of
+ * its equals, and is computed again later. */
 #ifndef MF_ENGINE_SCHEDULER_H
 #define MF_ENGINE_SCHEDULER_H
 

@@ -69,7 +69,8 @@ static void add_token_event(mf_engine *e, const mf_live_request *r, mf_event_typ
 {
     e->events[e->num_events++] = (mf_event){
         .type = type, .request_id = r->id, .user_data = r->user_data, .token_id = sample->token_id, .position = position,
-        .logprob = sample->logprob, .rank = sample->rank, .num_top_logprobs = sample->num_top, .top_logprobs = sample->num_top ? top : NULL,
+        .logprob = sample->logprob, .rank = sample->rank, .num_top_logprobs = sample->num_top,
+        .top_logprobs = sample->num_top ? top : NULL,
         .stop_token_id = -1,
     };
 }

@@ -330,7 +330,8 @@ static void end_if_drained(mf_app *app)
     if (app->is_draining && mf_calls_num_live(app->calls) == 0) {
         if (mf_http_server_num_connections(app->http) == 0) {
             event_base_loopbreak(app->base);
-        } else if ((!app->is_succeeded || app->is_forced || is_past_timeout(app)) && !event_pending(app->end_event, EV_TIMEOUT, NULL)) {
+        } else if ((!app->is_succeeded || app->is_forced || is_past_timeout(app)) &&
+                   !event_pending(app->end_event, EV_TIMEOUT, NULL)) {
             end_after(app, LAST_BYTES_MS);
         }
     }
@@ -343,8 +344,8 @@ static void drain(mf_app *app)
         app->drain_ns = mf_now_ns();
         int32_t live = mf_calls_num_live(app->calls);
         if (live > 0) {
-            mf_log(MF_LOG_INFO, "shutting down: %d request%s may finish within %g s; a second signal ends at once", live,
-                   live == 1 ? "" : "s", app->options->shutdown_timeout_s);
+            mf_log(MF_LOG_INFO, "shutting down: %d request%s may finish within %g s; a second signal ends at once",
+                   live, live == 1 ? "" : "s", app->options->shutdown_timeout_s);
         } else {
             mf_log(MF_LOG_INFO, "shutting down: no request is running");
         }

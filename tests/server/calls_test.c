@@ -234,8 +234,8 @@ TEST(a_stop_string_cancels_the_sequence_and_what_comes_later_is_not_counted)
 TEST(no_stop_string_ends_a_text_before_min_tokens)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_COMPLETION,
-                          "{\"prompt\": \"a\", \"stop\": \"END\", \"min_tokens\": 3, \"max_tokens\": 50}");
+    mf_exchange *e =
+        call(d, MF_API_COMPLETION, "{\"prompt\": \"a\", \"stop\": \"END\", \"min_tokens\": 3, \"max_tokens\": 50}");
     say(d, 0, "END two three four END"); /* the first one within three ids, however it is cut */
     pump(d);
     CHECK(d->service.requests[0].is_cancelled);
@@ -425,12 +425,17 @@ TEST(prompt_logprobs_are_told_per_token_with_ranks)
 TEST(of_special_tokens_a_chat_with_tools_shows_none)
 {
     desk *d = open_desk();
-    mf_exchange *e = call(d, MF_API_CHAT, CHAT(", \"ignore_eos\": true, \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]"));
+    mf_exchange *e =
+        call(d, MF_API_CHAT,
+             CHAT(", \"ignore_eos\": true, \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]"));
     finish_reading(d);
     say(d, 0, "one");
     fake_token(&d->service, 0, 0, -1); /* begin of text */
     fake_token(&d->service, 0, 1, -1); /* end of text, ignored */
-    say(d, 0, " two<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>add\n```json\n{\"a\": 1}\n```<\uff5ctool\u2581call\u2581end\uff5c><\uff5ctool\u2581calls\u2581end\uff5c>");
+    say(d, 0,
+        " two<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<"
+        "\uff5ctool\u2581sep\uff5c>add\n```json\n{\"a\": "
+        "1}\n```<\uff5ctool\u2581call\u2581end\uff5c><\uff5ctool\u2581calls\u2581end\uff5c>");
     fake_end(&d->service, 0, MF_FINISH_STOP, -1);
     pump(d);
     json_t *body = body_of(e);
