@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/buffer.h"
@@ -73,6 +74,8 @@ static void measure_task(void *sizes, int64_t task, int32_t thread)
     (void)task;
     if (thread > 0) {
         measure_stack((size_t *)sizes + thread);
+    } else {
+        usleep(500); /* the others have time to come */
     }
 }
 
@@ -85,8 +88,8 @@ TEST(threads_have_small_stacks)
     CHECK_EQ(mf_thread_start(&thread, measure_stack, &alone), 0);
     pthread_join(thread, NULL);
     CHECK_OK(mf_pool_open(3, &pool, &err), err);
-    for (int i = 0; i < 2000 && (!sizes[1] || !sizes[2]); i++) {
-        mf_pool_run(pool, 64, measure_task, sizes);
+    for (int i = 0; i < 1000 && !sizes[1] && !sizes[2]; i++) {
+        mf_pool_run(pool, 8, measure_task, sizes);
     }
     mf_pool_close(&pool);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
