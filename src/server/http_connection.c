@@ -371,6 +371,9 @@ static void go_on(mf_connection *connection)
     free_exchange(connection);
     connection->is_idle = true;
     mf_connection_set_deadline(connection, connection->server->limits.idle_ns);
+    if (connection->server->draining) {
+        mf_connection_drain(connection, connection->server->drain_idle_ms);
+    }
 }
 
 /* The client is not there any more, as far as the socket tells without being read. */
@@ -425,7 +428,8 @@ static bool step(mf_connection *connection, int *num_requests)
             }
             return false;
         }
-        connection->closing |= exchange->close || connection->server->draining;
+        /* Only where the head said so: a client that was not told sends its next request here. */
+        connection->closing |= exchange->close;
         mf_exchange_release_body(exchange);
         connection->phase = MF_PHASE_FLUSH;
         return true;

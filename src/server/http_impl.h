@@ -91,6 +91,7 @@ struct mf_http_server {
     mf_peer_table peers;
     int64_t body_bytes;
     bool draining;
+    int64_t drain_idle_ms; /* set with draining */
 
     char date[40];
     int64_t date_s;

@@ -288,6 +288,7 @@ static void stop_listening(mf_http_server *server)
 static void drain(mf_http_server *server, int64_t idle_ms)
 {
     server->draining = true;
+    server->drain_idle_ms = idle_ms;
     for (mf_connection *c = server->connections; c; c = c->next) {
         mf_connection_drain(c, idle_ms);
     }
