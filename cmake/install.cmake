@@ -5,7 +5,7 @@ install(TARGETS moefuse RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT pr
 install(TARGETS moefuse_shared LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
 install(FILES include/moefuse.h include/moefuse_engine.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
 install(DIRECTORY models/word-problems DESTINATION ${CMAKE_INSTALL_DATADIR}/moefuse/models COMPONENT program)
-install(FILES docs/reverse-proxy.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/moefuse COMPONENT program)
+install(FILES docs/server.md docs/reverse-proxy.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/moefuse COMPONENT program)
 
 # The prefix is only known at install time (cmake --install --prefix), so files that name places are written then.
 set(places "

@@ -139,6 +139,7 @@ typedef struct mf_request {
     int32_t num_prompt_tokens;
     mf_sampling_params sampling;
     int64_t deadline_ns; /* on the monotonic clock; 0 = none.  Passed in the queue: never started */
+    int32_t priority;    /* the lower starts first; equal ones in the order they came */
     void *user_data;     /* handed back in events */
     mf_guide guide;      /* fill NULL = none, else all three are set.  The engine's from a successful submit on; else it stays the caller's */
     uint64_t cache_salt; /* cached prefixes are shared among requests of equal salt only; 0 = none.  The top bit is not looked at */
@@ -191,6 +192,7 @@ typedef struct mf_event {
     int32_t token_id;
     int32_t position;               /* index in prompt + completion */
     float logprob;                  /* NaN when not asked for */
+    int32_t rank;                   /* PROMPT_LOGPROB: among all ids, 1 = the best, ties by id; TOKEN: 0 */
     int32_t num_top_logprobs;
     const mf_logprob *top_logprobs; /* best first, ties by id; valid until the next call of mf_engine_step */
     /* FINISHED */

@@ -49,6 +49,7 @@ def scripts(preset):
                                ("program", "tests/program_test.py", "moefuse"),
                                ("server", "tests/server/serve_test.py", "moefuse"),
                                ("request fields", "tests/server/fields_live_test.py", "moefuse"),
+                               ("operator", "tests/server/operator_test.py", "moefuse"),
                                ("metrics parser", "tests/server/metrics_parser_test.py", "tests-tools/metrics_dump"),
                                ("chat page", "tests/server/page_browser_test.py", "tests-tools/page_dump"),
                                ("reverse proxy", "tests/server/reverse_proxy_test.py", "tests-tools/page_dump"),

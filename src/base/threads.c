@@ -26,6 +26,13 @@ enum { TURNS = 64, CALLER_TURNS = 4000, MAX_THREADS = 256, DEFAULT_SPIN_NS = 500
 #define LOOP_ACTIVE 0x7fffffffu
 #define LOOP_NUMBER_SHIFT 32
 
+/* Sanitizers keep data of their own on the stack, and make frames several times larger. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { STACK_BYTES = 4 * MF_THREAD_STACK_BYTES };
+#else
+enum { STACK_BYTES = MF_THREAD_STACK_BYTES };
+#endif
+
 typedef struct mf_worker {
     mf_pool *pool;
     pthread_t thread;
@@ -165,19 +172,42 @@ static void release_owner(mf_pool *pool)
 }
 
 /* On its CPU from its first instruction, so that its stack lies near it; cpu NULL: anywhere. */
+static int attributes_init(pthread_attr_t *attributes)
+{
+    int failed = pthread_attr_init(attributes);
+    if (!failed) {
+        failed = pthread_attr_setstacksize(attributes, STACK_BYTES);
+        if (failed) {
+            pthread_attr_destroy(attributes);
+        }
+    }
+    return failed;
+}
+
+int mf_thread_start(pthread_t *thread, void *(*run)(void *context), void *context)
+{
+    pthread_attr_t attributes;
+    int failed = attributes_init(&attributes);
+    if (!failed) {
+        failed = pthread_create(thread, &attributes, run, context);
+        pthread_attr_destroy(&attributes);
+    }
+    return failed;
+}
+
 static bool start_worker(mf_pool *pool, mf_worker *worker, const int32_t *cpu)
 {
     cpu_set_t set;
     pthread_attr_t attributes;
     bool started = false;
     const cpu_set_t *places = cpu && one_cpu(*cpu, &set) ? &set : is_moved ? &places_before : NULL;
-    if (places && pthread_attr_init(&attributes) == 0) {
+    if (places && attributes_init(&attributes) == 0) {
         started = pthread_attr_setaffinity_np(&attributes, sizeof *places, places) == 0 &&
                   pthread_create(&worker->thread, &attributes, worker_main, worker) == 0;
         pthread_attr_destroy(&attributes);
         pool->num_pinned += started && places == &set;
     }
-    return started || pthread_create(&worker->thread, NULL, worker_main, worker) == 0;
+    return started || mf_thread_start(&worker->thread, worker_main, worker) == 0;
 }
 
 mf_status mf_pool_open_with(const mf_pool_options *options, mf_pool **out, mf_error *err)

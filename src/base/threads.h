@@ -6,9 +6,16 @@
 #ifndef MF_BASE_THREADS_H
 #define MF_BASE_THREADS_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include "base/error.h"
+
+/* Of every thread that the libraries start: no frame is above 8 KiB and nothing recurses on input. */
+enum { MF_THREAD_STACK_BYTES = 256 << 10 };
+
+/* A thread with a stack of that size (tests under a sanitizer: what that needs); 0 or an errno value. */
+int mf_thread_start(pthread_t *thread, void *(*run)(void *context), void *context);
 
 typedef struct mf_pool mf_pool;
 

@@ -55,7 +55,7 @@ static bool is_config_file(const char *path)
 
 static mf_status settle(mf_bench_common *v, const char *const *positionals, int32_t num_positionals, mf_error *err)
 {
-    mf_console_log_start(v->model.log_level);
+    MF_TRY(mf_model_flags_start_log(&v->model, err));
     MF_TRY(mf_model_flags_settle(&v->model, positionals, num_positionals, err));
     if (v->model.chat_template) {
         mf_log(MF_LOG_WARN, "--chat-template has no effect: bench draws token ids");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/bench_modes.h"
+#include "cli/log_output.h"
 #include "kernels/bench/bench.h"
 
 typedef struct kernels_flags {
@@ -221,7 +222,7 @@ int mf_bench_mode_kernels(int argc, char **argv)
     v.options.context = v.context;
     v.options.interleave = strcmp(v.numa, "interleave") == 0;
     v.options.seed = (uint64_t)v.seed;
-    mf_console_log_start("warn");
+    mf_log_output_start(&(mf_log_output_options){ .level = "warn" }, NULL);
     row_sink sink = { .flags = &v };
     mf_status status = v.isa && *v.isa ? choose_isa(v.isa, &err) : MF_OK;
     if (status == MF_OK && v.csv) {

@@ -432,7 +432,9 @@ int mf_bench_mode_serve(int argc, char **argv)
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }
-    mf_console_log_start(f.bench.model.log_level);
+    if (mf_model_flags_start_log(&f.bench.model, &err) != MF_OK) {
+        return mf_usage_error(&err);
+    }
     if (settle(&f, positionals, num_positionals, &err) != MF_OK) {
         return mf_usage_error(&err);
     }

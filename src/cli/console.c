@@ -6,11 +6,18 @@
 #include <unistd.h>
 
 #include "base/sys.h"
+#include "cli/log_output.h"
 
 void mf_console_error(const mf_error *err)
 {
+    const char *message = err->message[0] ? err->message : mf_status_name(err->status);
     fflush(stdout);
-    fprintf(stderr, "moefuse: error: %s\n", err->message[0] ? err->message : mf_status_name(err->status));
+    if (mf_log_output_takes_all()) {
+        mf_log_lines(MF_LOG_ERROR, message);
+    }
+    if (!mf_log_output_is_json()) {
+        fprintf(stderr, "moefuse: error: %s\n", message);
+    }
 }
 
 void mf_console_json(json_t *document, size_t flags)
@@ -36,25 +43,10 @@ int mf_exit_code(mf_status status)
     }
 }
 
-static void log_to_stderr(void *context, mf_log_level level, const char *line)
-{
-    (void)context;
-    static const char *const names[] = { "debug", "info", "warning", "error" };
-    fprintf(stderr, "moefuse: %s: %s\n", names[level], line);
-}
-
-void mf_console_log_start(const char *level)
-{
-    mf_log_level least = strcmp(level, "debug") == 0  ? MF_LOG_DEBUG
-                         : strcmp(level, "warn") == 0 ? MF_LOG_WARN
-                         : strcmp(level, "error") == 0 ? MF_LOG_ERROR
-                                                       : MF_LOG_INFO;
-    mf_log_set_sink(log_to_stderr, NULL, least);
-}
-
 void mf_console_progress_start(mf_console_progress *state, bool disabled)
 {
-    *state = (mf_console_progress){ .enabled = !disabled, .tty = isatty(STDERR_FILENO) == 1 };
+    *state =
+        (mf_console_progress){ .enabled = !disabled && !mf_log_output_is_json(), .tty = isatty(STDERR_FILENO) == 1 };
 }
 
 bool mf_console_progress_draw(void *context, const mf_progress_info *info)

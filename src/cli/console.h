@@ -29,9 +29,6 @@ void mf_console_error(const mf_error *err);
 void mf_console_json(json_t *document, size_t flags);
 int mf_exit_code(mf_status status); /* for an error while opening a model */
 
-/* Installs the log sink: "debug", "info", "warn", "error". */
-void mf_console_log_start(const char *level);
-
 /* A progress bar on a terminal (10 a second), else a plain line per 10 % or 5 s, whichever is later. */
 typedef struct mf_console_progress {
     bool enabled, tty, drawn;

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/log_output.h"
 
 #define ROW(group_, name_, type_, field, ...) \
     { .group = group_, .name = name_, .type = type_, .value = &v->field, __VA_ARGS__ }
@@ -28,6 +29,7 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
         .num_shared_expert_replicas = 1,
         .generation_config = "auto",
         .log_level = "info",
+        .log_format = "text",
     };
     const double any = 9.2e18;
     const mf_flag table[] = {
@@ -39,8 +41,10 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
         ROW("model", "--no-mmap", MF_FLAG_BOOL, no_mmap, .help = "as --weights-memory copy"),
         ROW("model", "--chat-template", MF_FLAG_TEXT, chat_template, .argument = "FILE",
             .help = "a Jinja template instead of the model's own"),
-        ROW("model", "--generation-config", MF_FLAG_TEXT, generation_config, .choices = "auto|none", .argument = "G",
-            .help = "auto: the model's sampling defaults; none: temperature 1 (auto)"),
+        ROW("model", "--generation-config", MF_FLAG_TEXT, generation_config, .argument = "G",
+            .help = "sampling defaults: auto, the model's; none, temperature 1; or a file or folder with them (auto)"),
+        ROW("model", "--override-generation-config", MF_FLAG_TEXT, override_generation_config, .argument = "JSON",
+            .help = "on top of those: temperature, top_p, min_p, top_k, repetition_penalty, max_new_tokens"),
         ROW("model", "--seed", MF_FLAG_INT, seed, .min = -any, .max = any, .argument = "N",
             .help = "of sampling, and of dummy weights (0)"),
         ROW("device", "--device", MF_FLAG_TEXT, device, .choices = "cpu|ref", .argument = "D",
@@ -69,6 +73,8 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
             .help = "run the gate as separate steps; same bits"),
         ROW("fusion", "--num-shared-expert-replicas", MF_FLAG_INT, num_shared_expert_replicas, .given = &v->replicas_given,
             .min = 1, .max = 64, .argument = "N", .help = "slot ids per shared chunk, one copy of the bytes (1)"),
+        ROW("fusion", "--no-batch-invariant", MF_FLAG_BOOL, no_batch_invariant,
+            .help = "accepted and warned about: results never depend on the batch, and that costs nothing here"),
         ROW("limits", "--max-model-len", MF_FLAG_INT, max_model_len, .min = 1, .max = 1 << 24, .argument = "N",
             .help = "tokens per sequence (the model's, reduced to fit memory)"),
         ROW("limits", "--max-num-seqs", MF_FLAG_INT, max_num_seqs, .min = 1, .max = 4096, .argument = "N",
@@ -84,6 +90,10 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
         ROW("output", "--no-progress", MF_FLAG_BOOL, no_progress, .help = "no progress while loading"),
         ROW("output", "--log-level", MF_FLAG_TEXT, log_level, .choices = "debug|info|warn|error", .argument = "L",
             .help = "debug prints the plan of every layer (info)"),
+        ROW("output", "--log-format", MF_FLAG_TEXT, log_format, .choices = "text|json", .argument = "F",
+            .help = "json: an object per line, with its time (text)"),
+        ROW("output", "--log-file", MF_FLAG_TEXT, log_file, .argument = "FILE",
+            .help = "append the log to FILE, with times (stderr)"),
         ROW("output", "--help", MF_FLAG_BOOL, help, .alias = "-h", .help = "this text"),
     };
     _Static_assert(sizeof table / sizeof *table == MF_NUM_MODEL_FLAGS, "keep the count in step");
@@ -112,7 +122,16 @@ mf_status mf_model_flags_settle(mf_model_flags *v, const char *const *positional
     if (v->enable_expert_parallel) {
         mf_log(MF_LOG_WARN, "--enable-expert-parallel has no effect: this build has no transport between devices");
     }
+    if (v->no_batch_invariant) {
+        mf_log(MF_LOG_WARN, "--no-batch-invariant has no effect: no kernel depends on the batch, at no cost");
+    }
     return MF_OK;
+}
+
+mf_status mf_model_flags_start_log(const mf_model_flags *v, mf_error *err)
+{
+    return mf_log_output_start(&(mf_log_output_options){ .level = v->log_level, .format = v->log_format, .file = v->log_file },
+                               err);
 }
 
 mf_status mf_model_dir_check(const char *dir, mf_error *err)

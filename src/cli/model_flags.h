@@ -17,14 +17,15 @@ typedef struct mf_model_flags {
     bool disable_shared_experts_fusion, disable_fused_gate;
     int64_t num_shared_expert_replicas;
     bool replicas_given;
-    const char *chat_template, *generation_config;
+    bool no_batch_invariant;
+    const char *chat_template, *generation_config, *override_generation_config;
     int64_t seed;
     bool no_progress;
-    const char *log_level;
+    const char *log_level, *log_format, *log_file;
     bool help;
 } mf_model_flags;
 
-enum { MF_NUM_MODEL_FLAGS = 29 };
+enum { MF_NUM_MODEL_FLAGS = 33 };
 
 /* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
 void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);
@@ -33,6 +34,9 @@ void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);
  * effect here. */
 mf_status mf_model_flags_settle(mf_model_flags *values, const char *const *positionals, int32_t num_positionals,
                                 mf_error *err);
+
+/* Opens --log-file and installs the log's sink. */
+mf_status mf_model_flags_start_log(const mf_model_flags *values, mf_error *err);
 
 /* MODEL is a folder, or a message that says what is there instead. */
 mf_status mf_model_dir_check(const char *dir, mf_error *err);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/sys.h"
+#include "base/threads.h"
 
 enum { MAX_ARGUMENTS = 128, ARGUMENT_BYTES = 16384, LAST_LINE_BYTES = 512 };
 
@@ -228,7 +229,7 @@ mf_status mf_server_process_start(const mf_server_options *options, mf_server_pr
     p->show_log = options->show_log;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, NULL);
-    p->has_reader = pthread_create(&p->reader, NULL, read_log, p) == 0;
+    p->has_reader = mf_thread_start(&p->reader, read_log, p) == 0;
     status = p->has_reader ? wait_until_ready(p, options->stop, err) : mf_fail(err, MF_ERR_NOMEM, "server: no thread");
     *out = p;
     if (status != MF_OK) {

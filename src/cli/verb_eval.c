@@ -431,7 +431,7 @@ static int conclude(const eval_flags *f, result *results, int32_t count)
 
 static mf_status settle(eval_flags *f, const char *const *positionals, int32_t num_positionals, mf_error *err)
 {
-    mf_console_log_start(f->model.log_level);
+    MF_TRY(mf_model_flags_start_log(&f->model, err));
     f->options.task_given = strcmp(f->task, "auto") != 0;
     f->options.task = strcmp(f->task, "choice") == 0 ? MF_EVAL_CHOICE : MF_EVAL_GENERATE;
     if (!f->options.data) {

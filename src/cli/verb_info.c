@@ -163,7 +163,9 @@ int mf_verb_info(int argc, char **argv)
         mf_flags_help(rows, 1 + MF_NUM_MODEL_FLAGS, stdout);
         return MF_EXIT_OK;
     }
-    mf_console_log_start(f.model.log_level);
+    if (mf_model_flags_start_log(&f.model, &err) != MF_OK) {
+        return mf_usage_error(&err);
+    }
     if (mf_model_flags_settle(&f.model, positionals, num_positionals, &err) != MF_OK) {
         return mf_usage_error(&err);
     }

@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "cli/cli.h"
 #include "text/prompt.h"
+#include "cli/sampling_defaults.h"
 #include "cli/session.h"
 #include "engine/engine.h"
 #include "model/model.h"
@@ -25,7 +26,7 @@ typedef struct run_flags {
     mf_flag_list stop;
     int64_t max_tokens, top_k;
     double temperature, top_p, min_p, repetition_penalty;
-    bool temperature_given, top_p_given, top_k_given, repetition_given, seed_given;
+    bool temperature_given, top_p_given, top_k_given, repetition_given, min_p_given, seed_given;
 } run_flags;
 
 static volatile sig_atomic_t interrupts;
@@ -55,7 +56,7 @@ static size_t fill_flags(run_flags *v, mf_flag *rows)
           .help = "(the model's default, else 1)" },
         { "sampling", "--top-k", NULL, MF_FLAG_INT, &v->top_k, &v->top_k_given, -1, 2147483647, .argument = "N",
           .help = "0 = off (the model's default, else off)" },
-        { "sampling", "--min-p", NULL, MF_FLAG_REAL, &v->min_p, NULL, 0, 1, .argument = "X", .help = "(0)" },
+        { "sampling", "--min-p", NULL, MF_FLAG_REAL, &v->min_p, &v->min_p_given, 0, 1, .argument = "X", .help = "(0)" },
         { "sampling", "--repetition-penalty", NULL, MF_FLAG_REAL, &v->repetition_penalty, &v->repetition_given, 1e-3, 10,
           .argument = "X", .help = "(the model's default, else 1)" },
         { "sampling", "--stop", NULL, MF_FLAG_LIST, &v->stop, .argument = "TEXT", .help = "end before this text; up to 16 times" },
@@ -69,18 +70,16 @@ static size_t fill_flags(run_flags *v, mf_flag *rows)
     return sizeof table / sizeof *table + MF_NUM_MODEL_FLAGS;
 }
 
-static void set_sampling(const run_flags *f, const mf_model_config *config, mf_sampling_params *s)
+static void set_sampling(const run_flags *f, const mf_sampling_defaults *d, mf_sampling_params *s)
 {
-    bool defaults = strcmp(f->model.generation_config, "auto") == 0;
     s->max_tokens = (int32_t)f->max_tokens;
-    s->temperature = f->temperature_given || !defaults || isnan(config->default_temperature) ? f->temperature
-                                                                                           : config->default_temperature;
-    s->top_p = f->top_p_given || !defaults || isnan(config->default_top_p) ? f->top_p : config->default_top_p;
-    s->top_k = (int32_t)(f->top_k_given || !defaults || config->default_top_k < 0 ? f->top_k : config->default_top_k);
-    s->min_p = f->min_p;
-    s->repetition_penalty = f->repetition_given || !defaults || isnan(config->default_repetition_penalty)
-                                ? f->repetition_penalty
-                                : config->default_repetition_penalty;
+    s->max_tokens = f->max_tokens < 0 ? d->max_new_tokens : s->max_tokens;
+    s->temperature = f->temperature_given || isnan(d->temperature) ? f->temperature : d->temperature;
+    s->top_p = f->top_p_given || isnan(d->top_p) ? f->top_p : d->top_p;
+    s->top_k = (int32_t)(f->top_k_given || d->top_k < 0 ? f->top_k : d->top_k);
+    s->min_p = f->min_p_given || isnan(d->min_p) ? f->min_p : d->min_p;
+    s->repetition_penalty =
+        f->repetition_given || isnan(d->repetition_penalty) ? f->repetition_penalty : d->repetition_penalty;
     s->ignore_eos = f->ignore_eos;
     s->has_seed = 1;
     s->seed = f->model.seed;
@@ -119,7 +118,9 @@ static mf_status generate(mf_session *session, const run_flags *f, const mf_ids 
     mf_request request = MF_REQUEST_INIT;
     request.prompt_token_ids = ids->data;
     request.num_prompt_tokens = (int32_t)ids->size;
-    set_sampling(f, session->config, &request.sampling);
+    mf_sampling_defaults defaults;
+    MF_TRY(mf_sampling_defaults_read(&f->model, session->config, &defaults, err));
+    set_sampling(f, &defaults, &request.sampling);
 
     *stats = (answer_stats){ .stop_index = -1 };
     double started = mf_now_s();
@@ -386,7 +387,9 @@ int mf_verb_run(int argc, char **argv)
         mf_fail(&err, MF_ERR_INVALID, "--prompt and --file exclude each other");
         return mf_usage_error(&err);
     }
-    mf_console_log_start(f.model.log_level);
+    if (mf_model_flags_start_log(&f.model, &err) != MF_OK) {
+        return mf_usage_error(&err);
+    }
     if (mf_model_flags_settle(&f.model, positionals, num_positionals, &err) != MF_OK) {
         return mf_usage_error(&err);
     }

@@ -9,6 +9,8 @@
 #include "base/log.h"
 #include "base/sys.h"
 #include "cli/cli.h"
+#include "cli/log_output.h"
+#include "cli/sampling_defaults.h"
 #include "cli/session.h"
 #include "kernels/bench/bench.h"
 #include "server/app.h"
@@ -284,15 +286,17 @@ static const char *highest_level(void)
     return name;
 }
 
-static void fill_defaults(const server_model *s, mf_serve_model *m)
+static mf_status fill_defaults(const server_model *s, mf_serve_model *m, mf_error *err)
 {
-    const mf_model_config *c = s->session.config;
-    bool defaults = strcmp(s->flags->model.generation_config, "auto") == 0;
-    m->default_temperature = defaults ? c->default_temperature : NAN;
-    m->default_top_p = defaults ? c->default_top_p : NAN;
-    m->default_repetition_penalty = defaults ? c->default_repetition_penalty : NAN;
-    m->default_top_k = defaults ? (int32_t)c->default_top_k : -1;
-    m->default_max_tokens = -1;
+    mf_sampling_defaults d;
+    MF_TRY(mf_sampling_defaults_read(&s->flags->model, s->session.config, &d, err));
+    m->default_temperature = d.temperature;
+    m->default_top_p = d.top_p;
+    m->default_min_p = d.min_p;
+    m->default_repetition_penalty = d.repetition_penalty;
+    m->default_top_k = d.top_k;
+    m->default_max_tokens = d.max_new_tokens;
+    return MF_OK;
 }
 
 static mf_status open_model(void *context, mf_app *app, mf_app_model *out, mf_error *err)
@@ -309,8 +313,14 @@ static mf_status open_model(void *context, mf_app *app, mf_app_model *out, mf_er
         .progress_context = app,
     };
     MF_TRY(mf_session_open_with(&f->model, &options, &s->session, err));
+    *out = (mf_app_model){ 0 };
+    MF_TRY(fill_defaults(s, &out->serve, err));
     MF_TRY(mf_session_write_plan(&s->session, &s->plan));
-    fputs(mf_buffer_text(&s->plan), stderr);
+    if (mf_log_output_takes_all()) {
+        mf_log_lines(MF_LOG_INFO, mf_buffer_text(&s->plan));
+    } else {
+        fputs(mf_buffer_text(&s->plan), stderr);
+    }
     const mf_tokenizer *tokenizer = s->session.prompt.tokenizer;
     mf_engine *engine = s->session.engine;
     if (tokenizer) {
@@ -318,15 +328,14 @@ static mf_status open_model(void *context, mf_app *app, mf_app_model *out, mf_er
                                    &s->guide_vocab, err));
     }
     s->session.engine = NULL; /* the service's from here on */
-    *out = (mf_app_model){ .engine = engine,
-                           .plan = mf_buffer_text(&s->plan),
-                           .isa = highest_level(),
-                           .device = mf_device_description(mf_model_get_device(s->session.model)) };
+    out->engine = engine;
+    out->plan = mf_buffer_text(&s->plan);
+    out->isa = highest_level();
+    out->device = mf_device_description(mf_model_get_device(s->session.model));
     out->serve.prompt = &s->session.prompt;
     out->serve.guide_vocab = s->guide_vocab;
     out->serve.family = s->session.config->model_type;
     out->serve.vocab_size = tokenizer ? mf_tokenizer_vocab_size(tokenizer) : mf_engine_vocab_size(engine);
-    fill_defaults(s, &out->serve);
     return MF_OK;
 }
 
@@ -435,7 +444,9 @@ int mf_verb_serve(int argc, char **argv)
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }
-    mf_console_log_start(f.model.log_level);
+    if (mf_model_flags_start_log(&f.model, &err) != MF_OK) {
+        return mf_usage_error(&err);
+    }
     key_list keys = { 0 };
     item_list paths = { 0 }, origins = { 0 };
     mf_status status = mf_model_flags_settle(&f.model, positionals, num_positionals, &err);

@@ -279,6 +279,12 @@ void mf_engine_set_model(mf_engine *e, const mf_model *model)
     e->real_model = model;
 }
 
+void mf_engine_set_beat(mf_engine *e, void (*beat)(void *context), void *context)
+{
+    e->beat = beat;
+    e->beat_context = context;
+}
+
 int32_t mf_engine_num_kv_blocks(const mf_engine *e)
 {
     return mf_kv_cache_counts(e->kv).total;

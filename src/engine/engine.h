@@ -19,6 +19,9 @@ mf_status mf_engine_options_check(const mf_engine_options *options, mf_error *er
 const mf_model *mf_engine_get_model(const mf_engine *engine);
 void mf_engine_set_model(mf_engine *engine, const mf_model *model);
 
+/* beat is called on the stepping thread, several times within a long step: at least twice a layer of the model. */
+void mf_engine_set_beat(mf_engine *engine, void (*beat)(void *context), void *context);
+
 int32_t mf_engine_num_kv_blocks(const mf_engine *engine);
 
 /* The invariants of scheduler and KV cache, now. */

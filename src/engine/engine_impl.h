@@ -24,6 +24,8 @@ struct mf_engine {
     int32_t num_samplers;
     mf_scheduler scheduler;
     uint64_t seed;
+    void (*beat)(void *context); /* see mf_engine_set_beat */
+    void *beat_context;
 
     /* The batch */
     int32_t *token_ids, *positions, *sequences; /* [max_num_batched_tokens] */

@@ -101,6 +101,7 @@ mf_status mf_live_request_make(const mf_request *request, const mf_request_limit
     mf_live_request *r = lay_out(&c, request, limits, max_tokens, num_bad_word_tokens);
     r->user_data = request->user_data;
     r->deadline_ns = request->deadline_ns;
+    r->priority = request->priority;
     r->sampling.max_tokens = max_tokens;
     r->num_prompt_tokens = request->num_prompt_tokens;
     r->num_tokens = request->num_prompt_tokens;

@@ -47,6 +47,7 @@ typedef struct mf_live_request {
     uint64_t seed;
     mf_guide guide; /* fill NULL: none, or released */
     int64_t deadline_ns;
+    int32_t priority; /* the lower goes first */
     bool paused;
 
     int32_t *tokens; /* [num_prompt_tokens + max_tokens] */

@@ -225,12 +225,27 @@ static int32_t select_top(const float *x, int32_t n, const float *span_max, int3
     return count;
 }
 
+/* How many ids come before it when the best come first and ties go by id, and itself. */
+static int32_t rank_of(const float *x, int32_t n, int32_t id)
+{
+    float own = x[id];
+    int32_t rank = 1;
+    for (int32_t i = 0; i < n; i++) {
+        rank += x[i] > own;
+    }
+    for (int32_t i = 0; i < n && i < id; i++) {
+        rank += x[i] == own;
+    }
+    return rank;
+}
+
 /* s->span_max: of the logits. */
 static void describe(const mf_sampler *s, const float *logits, float max, int32_t token_id, int32_t num_top,
                      mf_sample *sample, mf_logprob *top)
 {
     double log_sum = log_sum_exp(logits, s->vocab_size, max);
     sample->token_id = token_id;
+    sample->rank = 0;
     sample->logprob = logprob_of(logits[token_id], max, log_sum);
     sample->num_top = select_top(logits, s->num_sampled_ids, s->span_max, num_top, true, top);
     for (int32_t i = 0; i < sample->num_top; i++) {
@@ -246,6 +261,7 @@ bool mf_sampler_logprobs(const mf_sampler *s, const float *logits, int32_t token
         return false;
     }
     describe(s, logits, max, token_id, num_top, sample, top);
+    sample->rank = rank_of(logits, s->num_sampled_ids, token_id);
     return true;
 }
 

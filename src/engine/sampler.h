@@ -30,6 +30,7 @@ typedef struct mf_sample_context {
 typedef struct mf_sample {
     int32_t token_id;
     float logprob;      /* NaN when not asked for */
+    int32_t rank;       /* 1 = the best; 0 = not asked for */
     int32_t num_top;
 } mf_sample;
 
@@ -38,7 +39,7 @@ typedef struct mf_sample {
 bool mf_sampler_sample(mf_sampler *sampler, const float *logits, const mf_sample_context *context, mf_sample *sample,
                        mf_logprob *top);
 
-/* The log-probability of token_id and of the num_top best ids.  false as above. */
+/* The log-probability and rank of token_id, and the num_top best ids.  false as above. */
 bool mf_sampler_logprobs(const mf_sampler *sampler, const float *logits, int32_t token_id, int32_t num_top, mf_sample *sample,
                          mf_logprob *top);
 

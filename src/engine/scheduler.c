@@ -26,6 +26,33 @@ static void list_remove(mf_request_list *list, mf_live_request *r)
     list->count--;
 }
 
+/* The place in the queue: behind its equals in priority, or in front of them.  Looked for from that end, so that without
+ * priorities it is found at once. */
+static mf_live_request *place_in_queue(const mf_request_list *queue, const mf_live_request *r, bool in_front)
+{
+    if (in_front) {
+        mf_live_request *before = queue->head;
+        while (before && before->priority < r->priority) {
+            before = before->next;
+        }
+        return before;
+    }
+    mf_live_request *after = queue->tail;
+    while (after && after->priority > r->priority) {
+        after = after->previous;
+    }
+    return after ? after->next : queue->head;
+}
+
+static void add_running(mf_scheduler *s, mf_live_request *r)
+{
+    int32_t i = s->num_running++;
+    for (; i > 0 && s->running[i - 1]->priority > r->priority; i--) {
+        s->running[i] = s->running[i - 1];
+    }
+    s->running[i] = r;
+}
+
 static void remove_running(mf_scheduler *s, const mf_live_request *r)
 {
     int32_t i = 0;
@@ -59,11 +86,11 @@ static bool move(mf_scheduler *s, mf_live_request *r, mf_request_state to, bool 
         r->num_scheduled = 0;
     }
     if (what & (MF_JOIN_QUEUE_BACK | MF_JOIN_QUEUE_FRONT)) {
-        list_insert(&s->queue, r, what & MF_JOIN_QUEUE_FRONT ? s->queue.head : NULL);
+        list_insert(&s->queue, r, place_in_queue(&s->queue, r, (what & MF_JOIN_QUEUE_FRONT) != 0));
         s->num_queued_tokens += r->num_prompt_tokens;
     }
     if (what & MF_JOIN_RUNNING) {
-        s->running[s->num_running++] = r;
+        add_running(s, r);
     }
     if (what & MF_JOIN_FINISHED) {
         list_insert(&s->finished, r, NULL);
@@ -349,7 +376,8 @@ static mf_status check_running(const mf_scheduler *s, mf_error *err)
         const mf_live_request *r = s->running[i];
         if (r->state != MF_REQUEST_RUNNING || s->slots[r->slot] != r || r->num_computed >= r->num_tokens ||
             r->num_tokens > r->num_prompt_tokens + r->sampling.max_tokens ||
-            mf_kv_blocks_for(s->kv, r->num_computed) > r->kv.num_blocks) {
+            mf_kv_blocks_for(s->kv, r->num_computed) > r->kv.num_blocks ||
+            (i > 0 && s->running[i - 1]->priority > r->priority)) {
             return mf_fail(err, MF_ERR_INTERNAL, "scheduler: running request %llu has state %d, %d of %d tokens, %d blocks",
                            (unsigned long long)r->id, r->state, r->num_computed, r->num_tokens, r->kv.num_blocks);
         }
@@ -365,7 +393,7 @@ static mf_status check_queue(const mf_scheduler *s, mf_error *err)
     int64_t num_tokens = 0;
     for (const mf_live_request *r = s->queue.head; r; r = r->next) {
         if ((r->state != MF_REQUEST_WAITING && r->state != MF_REQUEST_PREEMPTED) || r->kv.num_blocks != 0 ||
-            r->num_computed != 0 || ++count > s->num_slots) {
+            r->num_computed != 0 || (r->previous && r->previous->priority > r->priority) || ++count > s->num_slots) {
             return mf_fail(err, MF_ERR_INTERNAL, "scheduler: queued request %llu has state %d and %d blocks",
                            (unsigned long long)r->id, r->state, r->kv.num_blocks);
         }

@@ -1,8 +1,9 @@
 /* scheduler.h - who runs in the next step: the queue, the running set, slots, and the plan of one batch.
  *
- * First come, first served.  Decodes go first, then chunks of prompts, up to max_num_batched_tokens.  A starting request
- * gets blocks for all tokens it has; only making new tokens can run out of blocks, and then the request that started last
- * goes back to the front of the queue and is computed again later. */
+ * The lower priority first; of equal ones, first come, first served.  Decodes go first, then chunks of prompts, up to
+ * max_num_batched_tokens.  A starting request gets blocks for all tokens it has; only making new tokens can run out of
+ * blocks, and then, of the requests that are last in priority, the one that started last goes back to the queue, in front of
+ * its equals, and is computed again later. */
 #ifndef MF_ENGINE_SCHEDULER_H
 #define MF_ENGINE_SCHEDULER_H
 
@@ -30,9 +31,9 @@ typedef struct mf_scheduler {
     int32_t num_slots, num_free_slots;
     uint64_t last_serial;     /* of ids */
 
-    mf_request_list queue;    /* WAITING and PREEMPTED */
+    mf_request_list queue;    /* WAITING and PREEMPTED, by priority */
     int64_t num_queued_tokens;
-    mf_live_request **running; /* [max_num_seqs], in the order they started */
+    mf_live_request **running; /* [max_num_seqs], by priority, then in the order they started */
     int32_t num_running;
     mf_request_list finished;
     int32_t num_deadlines;     /* unfinished requests that have one */

@@ -53,7 +53,7 @@ static int32_t make_batch(mf_engine *e, mf_batch *batch)
     *batch = (mf_batch){
         .num_tokens = num_rows, .token_ids = e->token_ids, .position = e->positions, .sequence = e->sequences,
         .block_table = e->block_table, .num_sequences = s->num_planned, .max_blocks = max_blocks,
-        .num_logit_rows = num_uses, .logit_rows = e->logit_rows,
+        .num_logit_rows = num_uses, .logit_rows = e->logit_rows, .beat = e->beat, .beat_context = e->beat_context,
     };
     return num_uses;
 }
@@ -69,7 +69,8 @@ static void add_token_event(mf_engine *e, const mf_live_request *r, mf_event_typ
 {
     e->events[e->num_events++] = (mf_event){
         .type = type, .request_id = r->id, .user_data = r->user_data, .token_id = sample->token_id, .position = position,
-        .logprob = sample->logprob, .num_top_logprobs = sample->num_top, .top_logprobs = sample->num_top ? top : NULL,
+        .logprob = sample->logprob, .rank = sample->rank, .num_top_logprobs = sample->num_top,
+        .top_logprobs = sample->num_top ? top : NULL,
         .stop_token_id = -1,
     };
 }

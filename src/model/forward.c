@@ -313,6 +313,13 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
 
 /* ---- the walk ---- */
 
+static void beat(const mf_batch *batch)
+{
+    if (batch->beat) {
+        batch->beat(batch->beat_context);
+    }
+}
+
 /* Final norm and lm_head for the rows whose logits are wanted; neighbouring rows go together. */
 static void run_head(mf_model *model, const mf_batch *batch, float *logits)
 {
@@ -358,6 +365,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
         kv.cache = store->cache + l * store->layer_bytes;
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->input_norm, eps, s->h, hidden);
         run_attention(model, l, &kv, num_tokens);
+        beat(batch);
         ops->add(device, s->x, s->h, num_tokens * hidden);
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->post_attention_norm, eps, s->h, hidden);
         make_mlp_input(model, num_tokens);
@@ -366,6 +374,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
         } else {
             MF_TRY(run_dense(model, l, num_tokens, err));
         }
+        beat(batch);
     }
     if (batch->num_logit_rows > 0) {
         run_head(model, batch, logits);

@@ -58,6 +58,8 @@ typedef struct mf_batch {
     int32_t num_sequences, max_blocks;
     int32_t num_logit_rows;      /* rows whose logits are wanted */
     const int32_t *logit_rows;   /* [num_logit_rows], ascending */
+    void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */
+    void *beat_context;
 } mf_batch;
 
 /* Writes logits [num_logit_rows, vocab_size] f32.  Allocates nothing.  expert_load (optional) int32 [num_layers, E]

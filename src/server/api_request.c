@@ -287,7 +287,7 @@ static void read_sampling(const reader *r)
     s->max_tokens = r->request->max_tokens;
     s->temperature = number_or(r, MF_FIELD_ID_TEMPERATURE, default_number(m->default_temperature, 1.0));
     s->top_p = number_or(r, MF_FIELD_ID_TOP_P, default_number(m->default_top_p, 1.0));
-    s->min_p = number_or(r, MF_FIELD_ID_MIN_P, 0.0);
+    s->min_p = number_or(r, MF_FIELD_ID_MIN_P, default_number(m->default_min_p, 0.0));
     s->top_k = int_or(r, MF_FIELD_ID_TOP_K, m->default_top_k > 0 ? m->default_top_k : -1);
     s->repetition_penalty =
         number_or(r, MF_FIELD_ID_REPETITION_PENALTY, default_number(m->default_repetition_penalty, 1.0));

@@ -43,7 +43,9 @@ static mf_health health_of_life(const mf_app *app)
     if (mf_service_get_state(app->service) == MF_SERVICE_FAILED) {
         return MF_HEALTH_DEAD;
     }
-    return !app->is_ready ? MF_HEALTH_LOADING : app->is_draining ? MF_HEALTH_DRAINING : MF_HEALTH_OK;
+    /* Who still talks to a process that was succeeded does not know of it, and is served until it goes. */
+    bool refuses = app->is_draining && !app->is_succeeded;
+    return !app->is_ready ? MF_HEALTH_LOADING : refuses ? MF_HEALTH_DRAINING : MF_HEALTH_OK;
 }
 
 mf_health mf_app_health(mf_app *app)
@@ -230,8 +232,8 @@ static mf_status enter_sandbox(mf_app *app, mf_error *err)
     if (!o->sandbox) {
         return MF_OK;
     }
-    mf_sandbox_options sandbox = { .model_dir = o->model_dir,
-                                   .uds_path = o->http.uds_path ? o->http.uds_path : o->takeover_path };
+    const char *const sockets[] = { o->http.uds_path, o->takeover_path };
+    mf_sandbox_options sandbox = { .model_dir = o->model_dir, .removable = sockets, .num_removable = 2 };
     return mf_sandbox_enter(&sandbox, NULL, err);
 }
 
@@ -316,13 +318,20 @@ static void end_after(mf_app *app, int ms)
     event_add(app->end_event, &t);
 }
 
-/* Nothing runs any more: the last bytes leave, then the loop ends. */
+static bool is_past_timeout(const mf_app *app)
+{
+    return (double)(mf_now_ns() - app->drain_ns) * 1e-9 >= app->options->shutdown_timeout_s;
+}
+
+/* Nothing runs any more: the last bytes leave, then the loop ends.  A process that was succeeded waits for its last
+ * connection: each one closes with its next answer, or once it has been idle. */
 static void end_if_drained(mf_app *app)
 {
     if (app->is_draining && mf_calls_num_live(app->calls) == 0) {
         if (mf_http_server_num_connections(app->http) == 0) {
             event_base_loopbreak(app->base);
-        } else if (!event_pending(app->end_event, EV_TIMEOUT, NULL)) {
+        } else if ((!app->is_succeeded || app->is_forced || is_past_timeout(app)) &&
+                   !event_pending(app->end_event, EV_TIMEOUT, NULL)) {
             end_after(app, LAST_BYTES_MS);
         }
     }
@@ -333,9 +342,16 @@ static void drain(mf_app *app)
     if (!app->is_draining) {
         app->is_draining = true;
         app->drain_ns = mf_now_ns();
-        mf_log(MF_LOG_INFO, "shutting down: %d requests may finish within %.0f s", mf_calls_num_live(app->calls),
-               app->options->shutdown_timeout_s);
-        mf_http_server_drain(app->http);
+        int32_t live = mf_calls_num_live(app->calls);
+        if (live > 0) {
+            mf_log(MF_LOG_INFO, "shutting down: %d request%s may finish within %g s; a second signal ends at once",
+                   live, live == 1 ? "" : "s", app->options->shutdown_timeout_s);
+        } else {
+            mf_log(MF_LOG_INFO, "shutting down: no request is running");
+        }
+        if (!app->is_succeeded) {
+            mf_http_server_drain(app->http);
+        }
         end_if_drained(app);
     }
 }
@@ -352,6 +368,7 @@ static void on_signal(int fd, short what, void *context)
     }
     if (app->is_draining) {
         app->is_forced = true;
+        mf_log(MF_LOG_WARN, "a second signal: what still runs is cut");
         mf_calls_abort(app->calls);
         end_after(app, FORCED_END_MS);
         return;
@@ -370,6 +387,7 @@ static void on_taken_over(void *context)
 {
     mf_app *app = context;
     mf_log(MF_LOG_INFO, "another process has taken the listening socket");
+    app->is_succeeded = true;
     mf_http_server_hand_over(app->http);
     drain(app);
 }
@@ -416,10 +434,9 @@ static void on_tick(int fd, short what, void *context)
         }
     }
     mf_calls_tick(app->calls, now_ns);
-    if (app->is_draining && !app->is_forced &&
-        (double)(now_ns - app->drain_ns) * 1e-9 >= app->options->shutdown_timeout_s &&
-        mf_calls_num_live(app->calls) > 0) {
-        mf_log(MF_LOG_WARN, "%d requests did not finish in time", mf_calls_num_live(app->calls));
+    if (app->is_draining && !app->is_forced && is_past_timeout(app) && mf_calls_num_live(app->calls) > 0) {
+        app->is_succeeded = false; /* what comes now is refused */
+        mf_log(MF_LOG_WARN, "running requests that did not finish in time: %d", mf_calls_num_live(app->calls));
         mf_calls_abort(app->calls);
     }
     end_if_drained(app);
@@ -555,6 +572,10 @@ mf_app_end mf_app_run(const mf_app_options *options, mf_error *err)
     } else if (open_parts(app, err) == MF_OK) {
         app->end = MF_APP_DRAINED;
         event_base_dispatch(app->base);
+        if (app->is_ready && app->end == MF_APP_DRAINED) {
+            mf_log(MF_LOG_INFO, "stopped after %.0f s and %lld answers", (double)(mf_now_ns() - app->ready_ns) * 1e-9,
+                   (long long)app->num_answers);
+        }
         end = app->is_forced ? MF_APP_FORCED : app->end;
     }
     close_parts(app);

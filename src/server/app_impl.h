@@ -31,6 +31,7 @@ struct mf_app {
     struct event *service_event, *text_event, *tick_event, *term_event, *int_event, *end_event;
 
     bool is_ready, is_draining, is_forced;
+    bool is_succeeded; /* draining, because another process has the listening socket */
     mf_app_end end;
     mf_error *err;
     int64_t opened_ns, ready_ns, drain_ns;

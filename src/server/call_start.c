@@ -93,7 +93,8 @@ static mf_status open_sequence(mf_call *call, mf_sequence *s, int32_t i, mf_erro
     mf_stream_options options = { .stops = stops,
                                   .num_stops = (size_t)r->num_stops,
                                   .include_stop = r->include_stop_str_in_output,
-                                  .skip_special = r->skip_special_tokens && !s->keeps_specials };
+                                  .skip_special = r->skip_special_tokens && !s->specials,
+                                  .min_ids = r->sampling.min_tokens };
     return mf_stream_open(tokenizer, &options, &s->stream, err);
 }
 
@@ -148,6 +149,7 @@ static mf_status fill_request(const mf_call *call, const mf_sequence *s, int32_t
     if (r->cache_salt && r->cache_salt[0]) {
         request.cache_salt = salt_number(call->calls, r->cache_salt);
     }
+    request.priority = r->priority;
     request.user_data = (void *)s;
     if (call->prepared->guide) {
         mf_guide_state *state;

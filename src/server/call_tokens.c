@@ -36,6 +36,18 @@ static bool is_end_token(const mf_call *call, int32_t id)
            has_id(p->stop_token_ids, p->num_stop_token_ids, id);
 }
 
+/* Where marks of calls may be special tokens the stream keeps them all: the others are left out here. */
+static bool is_skipped(const mf_call *call, const mf_sequence *s, int32_t id)
+{
+    const mf_tokenizer *tokenizer = call->names.tokenizer;
+    if (!s->specials || !call->request->skip_special_tokens || !mf_tokenizer_is_special(tokenizer, id)) {
+        return false;
+    }
+    size_t size = 0;
+    const char *text = mf_tokenizer_token_bytes(tokenizer, id, &size);
+    return text && !mf_tool_format_is_marker(s->specials, text, size);
+}
+
 static mf_status append_id(mf_ids *ids, int32_t id)
 {
     if (ids->size == ids->capacity) {
@@ -81,7 +93,7 @@ static mf_status take_prompt_logprob(mf_call *call, mf_sequence *s, const mf_eve
     mf_json_out out = { .buffer = &s->prompt_logprobs };
     mf_json_lit(&out, ",");
     int32_t num_top = e->num_top_logprobs < r->prompt_logprobs ? e->num_top_logprobs : r->prompt_logprobs;
-    mf_prompt_logprob_write(&call->names, e->token_id, e->logprob, e->top_logprobs, num_top, &out);
+    mf_prompt_logprob_write(&call->names, e->token_id, e->logprob, e->rank, e->top_logprobs, num_top, &out);
     return out.status;
 }
 
@@ -91,7 +103,8 @@ static mf_status take_token(mf_call *call, mf_sequence *s, const mf_event *e, mf
     if (r->echo || r->prompt_logprobs >= 0) {
         MF_TRY(add_first_prompt_token(call, s));
     }
-    bool has_text = r->include_stop_str_in_output || !is_end_token(call, e->token_id);
+    bool has_text =
+        (r->include_stop_str_in_output || !is_end_token(call, e->token_id)) && !is_skipped(call, s, e->token_id);
     if (has_text && s->stream) {
         int32_t stop = -1;
         MF_TRY(mf_stream_push(s->stream, e->token_id, s->parser ? &s->raw : &s->text, &stop, err));

@@ -26,7 +26,7 @@ typedef struct mf_sequence {
     mf_buffer reasoning; /* as text */
     mf_buffer calls;     /* entries of tool_calls, as JSON; the last one's arguments are still open */
     int32_t open_call;   /* -1 = none */
-    bool keeps_specials; /* the marks of its calls may be special tokens */
+    const mf_tool_format *specials; /* NULL, or the format whose marks may be special tokens and are kept in the text */
     mf_logprob_lists logprobs;
     mf_buffer prompt_logprobs; /* the field's entries */
     mf_ids token_ids;          /* return_token_ids: since the last event, or all */

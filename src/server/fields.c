@@ -32,7 +32,8 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_MAX_COMPLETION_TOKENS] = { "max_completion_tokens", H, MF_FIELD_INT, 0, INT32_LAST, "null",
                                             "The newer name of max_tokens, which it overrides" },
     [MF_FIELD_ID_MIN_TOKENS] = { "min_tokens", C | H, MF_FIELD_INT, 0, INT32_LAST, "0",
-                                 "Until then neither end-of-text nor a stop id is chosen; at most max_tokens" },
+                                 "Until then no end-of-text or stop id is chosen and no stop text counts; at most "
+                                 "max_tokens" },
     [MF_FIELD_ID_N] = { "n", C | H, MF_FIELD_INT, 1, 16, "1", "Answers per prompt" },
     [MF_FIELD_ID_BEST_OF] = { "best_of", C, MF_FIELD_INT, 1, 16, "null",
                               "Answers made, of which the n best are shown" },
@@ -66,7 +67,8 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_SKIP_SPECIAL_TOKENS] = { "skip_special_tokens", C | H, MF_FIELD_BOOL, 0, 1, "true",
                                           "Special tokens leave no text" },
     [MF_FIELD_ID_SPACES_BETWEEN_SPECIAL_TOKENS] = { "spaces_between_special_tokens", C | H, MF_FIELD_BOOL, 0, 1, "true",
-                                                    "Accepted; byte-level tokenizers put no spaces" },
+                                                    "true and false write the same: byte-level tokenizers put no "
+                                                    "spaces" },
     [MF_FIELD_ID_ADD_SPECIAL_TOKENS] = { "add_special_tokens", C, MF_FIELD_BOOL, 0, 1, "true",
                                          "The tokenizer's own begin-of-text and the like" },
     [MF_FIELD_ID_CHAT_ADD_SPECIAL_TOKENS] = { "add_special_tokens", H, MF_FIELD_BOOL, 0, 1, "false",
@@ -109,7 +111,7 @@ const mf_field mf_fields[MF_NUM_FIELDS] = {
     [MF_FIELD_ID_TIMEOUT] = { "timeout", C | H, MF_FIELD_NUMBER, 0.001, 86400, "null",
                               "Seconds; X-Request-Timeout says the same" },
     [MF_FIELD_ID_PRIORITY] = { "priority", C | H, MF_FIELD_INT, -2147483648.0, INT32_LAST, "0",
-                               "Accepted; requests run in order" },
+                               "The lower starts first; equal ones in the order they came" },
     [MF_FIELD_ID_USER] = { "user", C | H, MF_FIELD_STRING, 0, 256, "null", "Accepted" },
     [MF_FIELD_ID_REQUEST_ID] = { "request_id", C | H, MF_FIELD_STRING, 0, 256, "null", "Accepted" },
     [MF_FIELD_ID_CACHE_SALT] = { "cache_salt", C | H, MF_FIELD_STRING, 0, 256, "null", "Keeps prefixes apart" },

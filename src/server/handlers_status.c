@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/sys.h"
 #include "server/app_impl.h"
 #include "server/json_out.h"
@@ -63,6 +64,7 @@ void mf_handle_metrics(void *context, mf_exchange *exchange)
     mf_metrics_now now = {
         .http_connections = mf_http_server_num_connections(app->http),
         .sequences_paused = mf_calls_num_paused(app->calls),
+        .log_lines_dropped = mf_log_num_dropped(),
     };
     if (app->is_ready) {
         now.snapshot = mf_app_snapshot(app);

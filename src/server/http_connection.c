@@ -18,7 +18,6 @@ enum {
     READS_PER_TURN = 64,
     LINGER_MS = 2000,
     LINGER_BYTES = 1 << 26,
-    DRAIN_IDLE_MS = 1000 /* a connection idle for so long is closed while draining: its client is not about to send */
 };
 
 static void take_turn(mf_connection *connection);
@@ -372,6 +371,9 @@ static void go_on(mf_connection *connection)
     free_exchange(connection);
     connection->is_idle = true;
     mf_connection_set_deadline(connection, connection->server->limits.idle_ns);
+    if (connection->server->draining) {
+        mf_connection_drain(connection, connection->server->drain_idle_ms);
+    }
 }
 
 /* The client is not there any more, as far as the socket tells without being read. */
@@ -426,7 +428,8 @@ static bool step(mf_connection *connection, int *num_requests)
             }
             return false;
         }
-        connection->closing |= exchange->close || connection->server->draining;
+        /* Only where the head said so: a client that was not told sends its next request here. */
+        connection->closing |= exchange->close;
         mf_exchange_release_body(exchange);
         connection->phase = MF_PHASE_FLUSH;
         return true;
@@ -567,10 +570,10 @@ void mf_connection_refuse(mf_connection *connection)
     }
 }
 
-void mf_connection_drain(mf_connection *connection)
+void mf_connection_drain(mf_connection *connection, int64_t idle_ms)
 {
     int64_t left = connection->deadline_ns - mf_now_ns();
-    if (connection->phase == MF_PHASE_HEAD && connection->is_idle && left > DRAIN_IDLE_MS * INT64_C(1000000)) {
-        mf_connection_set_deadline(connection, DRAIN_IDLE_MS * INT64_C(1000000));
+    if (connection->phase == MF_PHASE_HEAD && connection->is_idle && left > idle_ms * INT64_C(1000000)) {
+        mf_connection_set_deadline(connection, idle_ms * INT64_C(1000000));
     }
 }

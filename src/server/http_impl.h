@@ -91,6 +91,7 @@ struct mf_http_server {
     mf_peer_table peers;
     int64_t body_bytes;
     bool draining;
+    int64_t drain_idle_ms; /* set with draining */
 
     char date[40];
     int64_t date_s;
@@ -111,7 +112,7 @@ void mf_connection_refuse(mf_connection *connection); /* says 503 and closes: th
 void mf_connection_die(mf_connection *connection, const char *cause);
 void mf_connection_free(mf_connection *connection); /* of a dead one */
 void mf_connection_set_deadline(mf_connection *connection, int64_t from_now_ns);
-void mf_connection_drain(mf_connection *connection);
+void mf_connection_drain(mf_connection *connection, int64_t idle_ms); /* closed when idle for so long */
 void mf_connection_poke(mf_connection *connection); /* its turn comes soon */
 void mf_exchange_release_body(mf_exchange *exchange);
 

@@ -17,7 +17,9 @@ enum {
     RESERVED_DESCRIPTORS = 64, /* for everything that is not a connection */
     REFUSED_AT_ONCE = 64,      /* connections past the limit that are told so; more are closed without a word */
     UNSENT_BYTES = 65536,      /* that the system may hold for a client before the backlog begins */
-    RESUME_MS = 100
+    RESUME_MS = 100,
+    DRAIN_IDLE_MS = 1000, /* a connection idle for so long is closed while draining: its client is not about to send */
+    HAND_OVER_IDLE_MS = 5000
 };
 
 const mf_http_limits mf_http_default_limits = {
@@ -283,19 +285,25 @@ static void stop_listening(mf_http_server *server)
     }
 }
 
-void mf_http_server_drain(mf_http_server *server)
+static void drain(mf_http_server *server, int64_t idle_ms)
 {
     server->draining = true;
+    server->drain_idle_ms = idle_ms;
     for (mf_connection *c = server->connections; c; c = c->next) {
-        mf_connection_drain(c);
+        mf_connection_drain(c, idle_ms);
     }
+}
+
+void mf_http_server_drain(mf_http_server *server)
+{
+    drain(server, DRAIN_IDLE_MS);
 }
 
 void mf_http_server_hand_over(mf_http_server *server)
 {
     server->owns_uds_path = false; /* the path is the other process's now, as the socket is */
     stop_listening(server);
-    mf_http_server_drain(server);
+    drain(server, HAND_OVER_IDLE_MS);
 }
 
 void mf_http_server_close(mf_http_server **out)

@@ -76,7 +76,8 @@ int mf_http_server_listen_fd(const mf_http_server *server); /* for a takeover; s
 /* Each open connection closes after its present answer ("Connection: close"), idle ones within a second.  New ones are still
  * heard - clients then read why (`refuse`) instead of a reset - and close after one answer. */
 void mf_http_server_drain(mf_http_server *server);
-/* Another process has the listening socket: stops listening without touching a UNIX socket's path, and drains. */
+/* Another process has the listening socket: stops listening without touching a UNIX socket's path, and drains;
+ * idle connections have five seconds, since their clients know of no change. */
 void mf_http_server_hand_over(mf_http_server *server);
 int32_t mf_http_server_num_connections(const mf_http_server *server);
 int64_t mf_http_server_body_bytes(const mf_http_server *server); /* of bodies present now */

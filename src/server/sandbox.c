@@ -1,6 +1,7 @@
 /* sandbox.c - see sandbox.h. */
 #include "server/sandbox.h"
 
+#include <stdio.h>
 #include <sys/prctl.h>
 
 #include "base/log.h"
@@ -15,9 +16,10 @@ mf_status mf_sandbox_enter(const mf_sandbox_options *options, mf_sandbox_state *
         return mf_fail(err, MF_ERR_DEVICE, "sandbox: PR_SET_NO_NEW_PRIVS is refused");
     }
     mf_error missing = { 0 };
+    char landlock[256] = "on", seccomp[256] = "on";
     mf_status status = mf_sandbox_enter_landlock(options, state, &missing);
     if (status == MF_ERR_UNSUPPORTED) {
-        mf_log(MF_LOG_WARN, "%s: files are not fenced off", missing.message);
+        snprintf(landlock, sizeof landlock, "off (%.200s)", missing.message);
     } else if (status != MF_OK) {
         return mf_fail(err, status, "%s", missing.message);
     }
@@ -25,17 +27,22 @@ mf_status mf_sandbox_enter(const mf_sandbox_options *options, mf_sandbox_state *
     if (!options->landlock_only) {
         status = mf_sandbox_enter_seccomp(options, &missing);
         if (status == MF_ERR_UNSUPPORTED) {
-            mf_log(MF_LOG_WARN, "%s: system calls are not filtered", missing.message);
+            snprintf(seccomp, sizeof seccomp, "off (%.200s)", missing.message);
         } else if (status != MF_OK) {
-            return mf_fail(err, status, "%s", missing.message);
+            return mf_fail(err, status, "sandbox: %s", missing.message);
         }
         state->seccomp = status == MF_OK;
     }
-    if (state->landlock_abi && state->landlock_threads < state->num_threads) {
-        mf_log(MF_LOG_WARN, "sandbox: Landlock covers %d of %d threads: the others block signals",
-               state->landlock_threads, state->num_threads);
+    if (options->landlock_only) {
+        snprintf(seccomp, sizeof seccomp, "off (the device's driver needs its own calls)");
     }
-    mf_log(MF_LOG_INFO, "sandbox: seccomp %s, Landlock %s", state->seccomp ? "on" : "off",
-           state->landlock_abi ? "on" : "off");
+    bool covers_all = !state->landlock_abi || state->landlock_threads == state->num_threads;
+    if (!covers_all) {
+        snprintf(landlock, sizeof landlock, "on for %d of %d threads: the others block signals",
+                 state->landlock_threads, state->num_threads);
+    }
+    bool is_whole = state->landlock_abi && covers_all && (state->seccomp || options->landlock_only);
+    mf_log(is_whole ? MF_LOG_INFO : MF_LOG_WARN, "sandbox: seccomp (system calls) %s; Landlock (files) %s", seccomp,
+           landlock);
     return MF_OK;
 }

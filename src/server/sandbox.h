@@ -16,7 +16,8 @@ typedef struct mf_sandbox_options {
     const char *const
         *readable; /* [num_readable] further files or folders that stay readable; missing ones are skipped */
     size_t num_readable;
-    const char *uds_path; /* its socket may still be removed; NULL: nothing may */
+    const char *const *removable; /* [num_removable] sockets that may still be removed, NULL ones are skipped */
+    size_t num_removable;
     bool landlock_only;   /* devices whose driver makes calls of its own at any time */
 } mf_sandbox_options;
 

@@ -82,12 +82,15 @@ static mf_status add_rules(int ruleset, const mf_sandbox_options *options, mf_er
     for (size_t i = 0; i < options->num_readable; i++) {
         MF_TRY(allow_path(ruleset, options->readable[i], reading, err));
     }
-    if (options->uds_path) {
-        char folder[4096];
-        const char *slash = strrchr(options->uds_path, '/');
-        int n = slash ? (int)(slash - options->uds_path) + (slash == options->uds_path) : 1;
-        snprintf(folder, sizeof folder, "%.*s", n, slash ? options->uds_path : ".");
-        MF_TRY(allow_path(ruleset, folder, RIGHT_REMOVE_FILE, err));
+    for (size_t i = 0; i < options->num_removable; i++) {
+        const char *path = options->removable[i];
+        if (path) { /* a right of its folder */
+            char folder[4096];
+            const char *slash = strrchr(path, '/');
+            int n = slash ? (int)(slash - path) + (slash == path) : 1;
+            snprintf(folder, sizeof folder, "%.*s", n, slash ? path : ".");
+            MF_TRY(allow_path(ruleset, folder, RIGHT_REMOVE_FILE, err));
+        }
     }
     return MF_OK;
 }
@@ -149,7 +152,7 @@ static mf_status restrict_all_threads(mf_sandbox_state *state, mf_error *err)
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART }, before;
     DIR *tasks = opendir("/proc/self/task");
     if (!tasks) {
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "sandbox: /proc/self/task: %s", strerror(errno));
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "/proc/self/task: %s", strerror(errno));
     }
     sigfillset(&action.sa_mask);
     sigaction(number, &action, &before);
@@ -183,7 +186,7 @@ mf_status mf_sandbox_enter_landlock(const mf_sandbox_options *options, mf_sandbo
 {
     long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, CREATE_RULESET_VERSION);
     if (abi < 1) {
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "sandbox: Landlock: %s",
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "%s",
                        errno == EOPNOTSUPP ? "switched off in this kernel" : "not in this kernel");
     }
     const ruleset_attr attr = {

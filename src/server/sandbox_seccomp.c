@@ -86,7 +86,11 @@ static bool add_rules(scmp_filter_ctx ctx, const mf_sandbox_options *options)
     const struct scmp_arg_cmp own[] = { { .arg = 0, .op = SCMP_CMP_EQ, .datum_a = 0 },
                                         { .arg = 2, .op = SCMP_CMP_EQ, .datum_a = 0 } };
     ok = ok && seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, SCMP_SYS(prlimit64), 2, own) == 0;
-    if (options->uds_path) {
+    bool removes = false;
+    for (size_t i = 0; i < options->num_removable; i++) {
+        removes = removes || options->removable[i];
+    }
+    if (removes) {
         ok = ok && allow(ctx, "unlink") && allow(ctx, "unlinkat");
     }
     for (size_t i = 0; sanitized && i < sizeof sanitizer_calls / sizeof *sanitizer_calls; i++) {
@@ -105,14 +109,14 @@ mf_status mf_sandbox_enter_seccomp(const mf_sandbox_options *options, mf_error *
     mf_status status = MF_OK;
     /* All threads at once; libseccomp sets no_new_privs before it loads. */
     if (seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1) != 0 || !add_rules(ctx, options)) {
-        status = mf_fail(err, MF_ERR_DEVICE, "sandbox: a rule of the filter was not taken: libseccomp is too old");
+        status = mf_fail(err, MF_ERR_DEVICE, "a rule of the filter was not taken: libseccomp is too old");
     } else {
         /* A sorted tree instead of a list: a handful of comparisons per call. */
         seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
         int rc = seccomp_load(ctx);
         if (rc != 0) {
             status = mf_fail(err, rc == -ENOSYS || rc == -EINVAL ? MF_ERR_UNSUPPORTED : MF_ERR_DEVICE,
-                             "sandbox: the filter was not taken: %s", strerror(rc < 0 ? -rc : rc));
+                             "the filter was not taken: %s", strerror(rc < 0 ? -rc : rc));
         }
     }
     seccomp_release(ctx);

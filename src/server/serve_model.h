@@ -17,7 +17,7 @@ typedef struct mf_serve_model {
     const int32_t *eos_token_ids;
     int32_t num_eos_token_ids;
     /* From the generation config; NaN or -1 = it says nothing. */
-    double default_temperature, default_top_p, default_repetition_penalty;
+    double default_temperature, default_top_p, default_min_p, default_repetition_penalty;
     int32_t default_top_k;
     int32_t default_max_tokens; /* -1: none */
     /* Limits of the command line */

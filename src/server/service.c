@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/sys.h"
+#include "base/threads.h"
 #include "server/service_impl.h"
 
 enum { DEFAULT_RING = 4096 };
@@ -37,7 +38,7 @@ static mf_status open_thread(mf_service *s, mf_error *err)
     if (s->wake_fd < 0) {
         return mf_fail(err, MF_ERR_IO, "eventfd: %s", strerror(errno));
     }
-    int failed = pthread_create(&s->thread, NULL, mf_service_thread, s);
+    int failed = mf_thread_start(&s->thread, mf_service_thread, s);
     if (failed) {
         return mf_fail(err, MF_ERR_NOMEM, "the engine's thread: %s", strerror(failed));
     }

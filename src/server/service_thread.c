@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/sys.h"
+#include "engine/engine.h"
 #include "server/service_impl.h"
 
 enum {
@@ -346,9 +347,16 @@ static void run(mf_service *s)
     }
 }
 
+static void beat(void *context)
+{
+    mf_service *s = context;
+    atomic_store(&s->heartbeat_ns, mf_now_ns());
+}
+
 static mf_status make_ready(mf_service *s, mf_error *err)
 {
     MF_TRY(s->options.open(s->options.context, &s->engine, err));
+    mf_engine_set_beat(s->engine, beat, s);
     s->num_events = mf_engine_max_events(s->engine);
     s->events = mf_alloc_array((size_t)s->num_events, sizeof *s->events);
     mf_engine_stats stats;

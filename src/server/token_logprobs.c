@@ -254,18 +254,14 @@ static void write_ranked(const mf_token_names *names, int32_t id, float logprob,
     mf_json_lit(out, "\":{\"logprob\":");
     mf_json_logprob(out, logprob);
     mf_json_lit(out, ",\"rank\":");
-    if (rank > 0) {
-        mf_json_int(out, rank);
-    } else {
-        mf_json_lit(out, "null");
-    }
+    mf_json_int(out, rank);
     mf_json_lit(out, ",\"decoded_token\":");
     write_quoted_name(&shown, id, out);
     mf_json_lit(out, "}");
 }
 
-void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, const mf_logprob *top,
-                             int32_t num_top, mf_json_out *out)
+void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, int32_t rank,
+                             const mf_logprob *top, int32_t num_top, mf_json_out *out)
 {
     bool has_own = false;
     mf_json_lit(out, "{");
@@ -280,7 +276,7 @@ void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logp
         if (num_top > 0) {
             mf_json_lit(out, ",");
         }
-        write_ranked(names, id, logprob, 0, out);
+        write_ranked(names, id, logprob, rank, out);
     }
     mf_json_lit(out, "}");
 }

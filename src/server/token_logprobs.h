@@ -38,9 +38,9 @@ void mf_logprob_lists_write(const mf_logprob_lists *lists, mf_json_out *out);
 void mf_logprob_lists_clear(mf_logprob_lists *lists); /* the next entries go on at the same offset */
 void mf_logprob_lists_close(mf_logprob_lists *lists);
 
-/* One entry of vLLM's prompt_logprobs: {"17": {"logprob": -1.5, "rank": 1, "decoded_token": " a"}, ...}; rank is null
- * for a token that is not among the best. */
-void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, const mf_logprob *top,
-                             int32_t num_top, mf_json_out *out);
+/* One entry of vLLM's prompt_logprobs: {"17": {"logprob": -1.5, "rank": 1, "decoded_token": " a"}, ...}; also for a
+ * token that is not among the best; rank is its own. */
+void mf_prompt_logprob_write(const mf_token_names *names, int32_t id, float logprob, int32_t rank,
+                             const mf_logprob *top, int32_t num_top, mf_json_out *out);
 
 #endif

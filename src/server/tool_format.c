@@ -69,3 +69,16 @@ bool mf_template_has_reasoning(const char *template_source, size_t template_size
 {
     return holds(template_source, template_size, "</think>");
 }
+
+bool mf_tool_format_is_marker(const mf_tool_format *format, const char *text, size_t size)
+{
+    const char *const markers[] = { format->call_begin,  format->call_end,  format->section_begin,
+                                    format->section_end, format->separator, "<think>",
+                                    "</think>" };
+    for (size_t i = 0; i < sizeof markers / sizeof *markers; i++) {
+        if (markers[i] && strlen(markers[i]) == size && memcmp(markers[i], text, size) == 0) {
+            return true;
+        }
+    }
+    return false;
+}

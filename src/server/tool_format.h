@@ -27,6 +27,10 @@ typedef struct mf_tool_format {
 /* The template's own markers decide, then the family; hermes, the most usual, for others. */
 const mf_tool_format *mf_tool_format_find(const char *family, const char *template_source, size_t template_size);
 
+/* Whether a special token of this text is one of the markers, or opens or closes reasoning: the text's other special
+ * tokens are nothing that a client may see. */
+bool mf_tool_format_is_marker(const mf_tool_format *format, const char *text, size_t size);
+
 /* The template knows of <think>...</think>. */
 bool mf_template_has_reasoning(const char *template_source, size_t template_size);
 

@@ -21,7 +21,8 @@ typedef struct stop_matcher {
 struct mf_stream {
     const mf_tokenizer *tok;
     bool include_stop, skip_special;
-    int32_t hit; /* index of the stop string, -1 while there is none */
+    int32_t min_ids, num_ids; /* num_ids: pushed */
+    int32_t hit;              /* index of the stop string, -1 while there is none */
     mf_utf8_repair repair;
     char held[MF_STREAM_MAX_STOP_BYTES];
     size_t num_held;
@@ -73,6 +74,7 @@ mf_status mf_stream_open(const mf_tokenizer *tok, const mf_stream_options *optio
     s->tok = tok;
     s->include_stop = options->include_stop;
     s->skip_special = options->skip_special;
+    s->min_ids = options->min_ids;
     s->hit = -1;
     s->num_stops = options->num_stops;
     for (size_t i = 0; i < s->num_stops; i++) {
@@ -91,7 +93,8 @@ void mf_stream_close(mf_stream **stream)
     }
 }
 
-/* The longest prefix of a stop string that the text ends with, after one more byte; a whole string sets s->hit. */
+/* The longest prefix of a stop string that the text ends with, after one more byte; a whole string sets s->hit, or
+ * passes as other text while too few ids have come. */
 static size_t step(mf_stream *s, char byte)
 {
     size_t longest = 0, whole = 0;
@@ -102,6 +105,9 @@ static size_t step(mf_stream *s, char byte)
             k = m->fallback[k - 1];
         }
         k += byte == m->text[k];
+        if (k == m->size && s->num_ids <= s->min_ids) {
+            k = m->fallback[k - 1];
+        }
         m->matched = (uint16_t)k;
         longest = k > longest ? k : longest;
         if (k == m->size && k > whole) {
@@ -154,6 +160,7 @@ mf_status mf_stream_push(mf_stream *s, int32_t id, mf_buffer *text, int32_t *sto
     if (!bytes) {
         return mf_fail(err, MF_ERR_INVALID, "token id %d: expected 0 to %d", id, mf_tokenizer_vocab_size(s->tok) - 1);
     }
+    s->num_ids += s->num_ids < INT32_MAX;
     if (s->hit >= 0 || (s->skip_special && mf_tokenizer_is_special(s->tok, id))) {
         return MF_OK;
     }
@@ -183,6 +190,7 @@ mf_status mf_stream_finish(mf_stream *s, mf_buffer *text, int32_t *stop, mf_erro
     }
     *stop = s->hit;
     s->hit = -1;
+    s->num_ids = 0;
     s->num_held = 0;
     s->repair = (mf_utf8_repair){ 0 };
     for (size_t i = 0; i < s->num_stops; i++) {

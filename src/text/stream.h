@@ -22,6 +22,7 @@ typedef struct mf_stream_options {
     size_t num_stops;            /* 0..MF_STREAM_MAX_STOPS */
     bool include_stop;           /* the stop string itself is given out too */
     bool skip_special;           /* special tokens leave no text */
+    int32_t min_ids;             /* a stop string counts only when it ends in the text of a later id than this many */
 } mf_stream_options;
 
 /* options may be NULL.  The tokenizer must outlive the stream. */

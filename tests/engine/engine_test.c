@@ -702,6 +702,61 @@ TEST(a_preempted_request_comes_back_before_those_that_wait)
     close_setup(&s);
 }
 
+TEST(the_lower_priority_starts_first_and_equal_ones_in_the_order_they_came)
+{
+    mf_engine_options o = small_options();
+    o.max_num_seqs = 1;
+    setup s;
+    job jobs[6];
+    static const int32_t priorities[6] = { 0, 3, 0, -1, 3, -1 };
+    static const int order[6] = { 3, 5, 0, 2, 1, 4 };
+    open_setup(&s, &o, 40);
+    for (int i = 0; i < 6; i++) {
+        job_text(&jobs[i], (uint64_t)i, 5, 3);
+        jobs[i].request.priority = priorities[i];
+        job_submit(&jobs[i], s.engine);
+    }
+    for (int i = 0; i < 6; i++) {
+        CHECK(!jobs[order[i]].is_done);
+        for (int t = 0; t < 3; t++) {
+            step(s.engine);
+        }
+        CHECK(jobs[order[i]].is_done);
+    }
+    close_setup(&s);
+}
+
+TEST(of_running_requests_the_last_in_priority_is_preempted)
+{
+    mf_engine_options o = small_options();
+    o.max_num_seqs = 2;
+    setup s;
+    job jobs[3];
+    static const int32_t priorities[3] = { 5, 2, 5 };
+    open_setup(&s, &o, MAX_LEN / 4);
+    for (int i = 0; i < 3; i++) {
+        job_text(&jobs[i], (uint64_t)i, 8, i == 1 ? 38 : 20);
+        jobs[i].request.priority = priorities[i];
+        job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+        job_submit(&jobs[i], s.engine);
+        if (i == 0) {
+            step(s.engine); /* 0 starts first, and still is the one to go */
+        }
+    }
+    while (stats_of(s.engine).num_preemptions == 0) {
+        step(s.engine);
+    }
+    const mf_request_list *queue = &mf_engine_get_scheduler(s.engine)->queue;
+    CHECK_EQ(queue->count, 2);
+    CHECK_EQ(queue->head->id, jobs[0].id); /* in front of its equals */
+    CHECK_EQ(queue->tail->id, jobs[2].id);
+    engine_run(s.engine);
+    for (int i = 0; i < 3; i++) {
+        job_compare(&jobs[i]);
+    }
+    close_setup(&s);
+}
+
 TEST(a_start_leaves_a_block_for_each_running_request)
 {
     for (int32_t extra = 0; extra < 2; extra++) {

@@ -2,6 +2,7 @@
 #include "fake_model.h"
 
 #include <math.h>
+#include <time.h>
 
 #include "base/random.h"
 #include "base/sys.h"
@@ -106,6 +107,12 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
 {
     fake_model *fake = context;
     fake->num_forwards++;
+    for (int32_t i = 0; i < fake->num_beats; i++) {
+        nanosleep(&(struct timespec){ .tv_nsec = fake->beat_ms * 1000000L }, NULL);
+        if (batch->beat) {
+            batch->beat(batch->beat_context);
+        }
+    }
     if (batch->num_tokens < 1 || batch->num_tokens > fake->max_batch_tokens) {
         return mf_fail(err, MF_ERR_INVALID, "%d rows of at most %d", batch->num_tokens, fake->max_batch_tokens);
     }

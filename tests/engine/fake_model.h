@@ -25,6 +25,7 @@ typedef struct fake_model {
     int32_t num_open;      /* stores */
     int32_t num_closed;    /* calls of close */
     int64_t num_forwards;
+    int32_t num_beats, beat_ms; /* a forward takes num_beats times beat_ms and tells of each */
     int32_t largest_batch, largest_num_sequences, largest_num_logit_rows;
 } fake_model;
 

@@ -95,6 +95,7 @@ void job_random(job *j, uint64_t *random, int32_t max_len)
         prompt[i] = i < num_shared ? (int32_t)(mf_random_mix(text * 1000 + (uint64_t)i) % FAKE_VOCAB) : below(random, FAKE_VOCAB);
     }
     job_init(j, prompt, num_prompt, max_tokens);
+    j->request.priority = one_in(random, 3) ? below(random, 5) - 2 : 0;
     mf_sampling_params *p = &j->request.sampling;
     p->has_seed = 1;
     p->seed = (int64_t)mf_random_next(random);

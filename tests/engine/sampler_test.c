@@ -183,6 +183,23 @@ TEST(top_logprobs_are_sorted_and_ties_go_to_the_lower_id)
     mf_sampler_close(&s);
 }
 
+TEST(a_rank_counts_better_ids_and_equal_ones_before_it)
+{
+    mf_sampler *s = open_sampler(8, 7);
+    float logits[8] = { 0, 2, 1, 2, 5, 2, 1, 9 }; /* id 7 is padding */
+    static const int32_t ranks[7] = { 7, 2, 5, 3, 1, 4, 6 };
+    for (int32_t id = 0; id < 7; id++) {
+        mf_sample sample;
+        mf_logprob top[MF_MAX_LOGPROBS];
+        CHECK(mf_sampler_logprobs(s, logits, id, 7, &sample, top));
+        CHECK_EQ(sample.rank, ranks[id]);
+        CHECK_EQ(top[sample.rank - 1].token_id, id);
+        CHECK(mf_sampler_logprobs(s, logits, id, 0, &sample, top));
+        CHECK_EQ(sample.rank, ranks[id]);
+    }
+    mf_sampler_close(&s);
+}
+
 TEST(padding_ids_weigh_in_logprobs_and_are_never_chosen)
 {
     mf_sampler *s = open_sampler(4, 3);

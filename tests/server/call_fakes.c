@@ -114,6 +114,7 @@ mf_status mf_service_submit_all(mf_service *s, const mf_request *requests, int32
                                .sampling = requests[i].sampling,
                                .num_prompt = requests[i].num_prompt_tokens,
                                .deadline_ns = requests[i].deadline_ns,
+                               .priority = requests[i].priority,
                                .guide = requests[i].guide };
         memcpy(r->prompt, requests[i].prompt_token_ids,
                (size_t)(r->num_prompt < 256 ? r->num_prompt : 256) * sizeof *r->prompt);
@@ -186,13 +187,14 @@ void fake_token(mf_service *s, int32_t request, int32_t token_id, float logprob)
     fake_token_with_top(s, request, token_id, logprob, NULL, 0);
 }
 
-void fake_prompt_logprob(mf_service *s, int32_t request, int32_t position, float logprob, const mf_logprob *top,
-                         int32_t n)
+void fake_prompt_logprob(mf_service *s, int32_t request, int32_t position, float logprob, int32_t rank,
+                         const mf_logprob *top, int32_t n)
 {
     mf_service_event *e = add_event(s, request, MF_SERVICE_PROMPT_LOGPROB);
     e->event.token_id = s->requests[request].prompt[position];
     e->event.position = position;
     e->event.logprob = logprob;
+    e->event.rank = rank;
     set_top(s, e, top, n);
 }
 

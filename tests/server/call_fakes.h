@@ -35,6 +35,7 @@ typedef struct fake_submitted {
     int32_t prompt[256];
     int32_t num_prompt;
     int64_t deadline_ns;
+    int32_t priority;
     mf_guide guide;
     bool is_cancelled, is_paused, has_ended;
     int32_t num_pauses, num_made;
@@ -54,8 +55,8 @@ struct mf_service {
 void fake_token(mf_service *service, int32_t request, int32_t token_id, float logprob);
 void fake_token_with_top(mf_service *service, int32_t request, int32_t token_id, float logprob, const mf_logprob *top,
                          int32_t n);
-void fake_prompt_logprob(mf_service *service, int32_t request, int32_t position, float logprob, const mf_logprob *top,
-                         int32_t n);
+void fake_prompt_logprob(mf_service *service, int32_t request, int32_t position, float logprob, int32_t rank,
+                         const mf_logprob *top, int32_t n);
 void fake_end(mf_service *service, int32_t request, mf_finish_reason reason, int32_t stop_token_id);
 void fake_end_in_queue(mf_service *service, int32_t request); /* its deadline passed before it ran */
 void fake_refuse(mf_service *service, int32_t request, mf_status status, const char *message);

@@ -231,6 +231,37 @@ TEST(a_stop_string_cancels_the_sequence_and_what_comes_later_is_not_counted)
     close_desk(d);
 }
 
+TEST(no_stop_string_ends_a_text_before_min_tokens)
+{
+    desk *d = open_desk();
+    mf_exchange *e =
+        call(d, MF_API_COMPLETION, "{\"prompt\": \"a\", \"stop\": \"END\", \"min_tokens\": 3, \"max_tokens\": 50}");
+    say(d, 0, "END two three four END"); /* the first one within three ids, however it is cut */
+    pump(d);
+    CHECK(d->service.requests[0].is_cancelled);
+    fake_end(&d->service, 0, MF_FINISH_CANCELLED, -1);
+    pump(d);
+    json_t *body = body_of(e);
+    CHECK_STR(text_of(choice_of(body, 0)), "END two three four ");
+    CHECK_STR(reason_of(choice_of(body, 0)), "stop");
+    json_decref(body);
+    hang_up(e);
+    close_desk(d);
+}
+
+TEST(a_requests_priority_reaches_the_engine)
+{
+    desk *d = open_desk();
+    mf_exchange *e = call(d, MF_API_COMPLETION, "{\"prompt\": \"a\", \"priority\": -7, \"n\": 2}");
+    CHECK_EQ(d->service.requests[0].priority, -7);
+    CHECK_EQ(d->service.requests[1].priority, -7);
+    fake_end(&d->service, 0, MF_FINISH_LENGTH, -1);
+    fake_end(&d->service, 1, MF_FINISH_LENGTH, -1);
+    pump(d);
+    hang_up(e);
+    close_desk(d);
+}
+
 TEST(choices_of_several_prompts_are_numbered_prompt_by_prompt_and_their_seeds_count_on)
 {
     desk *d = open_desk();
@@ -298,7 +329,7 @@ TEST(echo_with_one_token_has_exactly_prompt_plus_one_entries_also_when_it_is_the
     CHECK_EQ(d->service.requests[0].sampling.prompt_logprobs, 1);
     for (int32_t p = 1; p < 4; p++) {
         mf_logprob top[] = { { 100 + p, -0.25f }, { 9, -9 } };
-        fake_prompt_logprob(&d->service, 0, p, -1.5f, top, 2);
+        fake_prompt_logprob(&d->service, 0, p, -1.5f, 2, top, 2);
     }
     mf_logprob top[] = { { 1, -0.125f } };
     fake_token_with_top(&d->service, 0, 1, -0.125f, top, 1);
@@ -372,9 +403,9 @@ TEST(prompt_logprobs_are_told_per_token_with_ranks)
         call(d, MF_API_COMPLETION,
              "{\"prompt\": [5, 6, 7], \"max_tokens\": 1, \"prompt_logprobs\": 1, \"return_token_ids\": true}");
     mf_logprob top[] = { { 6, -0.25f } };
-    fake_prompt_logprob(&d->service, 0, 1, -0.25f, top, 1);
+    fake_prompt_logprob(&d->service, 0, 1, -0.25f, 1, top, 1);
     mf_logprob other[] = { { 99, -0.25f } };
-    fake_prompt_logprob(&d->service, 0, 2, -3.0f, other, 1);
+    fake_prompt_logprob(&d->service, 0, 2, -3.0f, 17, other, 1);
     fake_token(&d->service, 0, 40, -1);
     fake_end(&d->service, 0, MF_FINISH_LENGTH, -1);
     pump(d);
@@ -383,9 +414,34 @@ TEST(prompt_logprobs_are_told_per_token_with_ranks)
     CHECK_EQ(json_array_size(list), 3);
     CHECK(json_is_null(json_array_get(list, 0)));
     CHECK_EQ(json_integer_value(json_object_get(json_object_get(json_array_get(list, 1), "6"), "rank")), 1);
-    CHECK(json_is_null(json_object_get(json_object_get(json_array_get(list, 2), "7"), "rank")));
+    CHECK_EQ(json_integer_value(json_object_get(json_object_get(json_array_get(list, 2), "7"), "rank")), 17);
     CHECK_EQ(json_integer_value(json_array_get(json_object_get(choice_of(body, 0), "token_ids"), 0)), 40);
     CHECK_EQ(json_array_size(json_object_get(choice_of(body, 0), "prompt_token_ids")), 3);
+    json_decref(body);
+    hang_up(e);
+    close_desk(d);
+}
+
+TEST(of_special_tokens_a_chat_with_tools_shows_none)
+{
+    desk *d = open_desk();
+    mf_exchange *e =
+        call(d, MF_API_CHAT,
+             CHAT(", \"ignore_eos\": true, \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]"));
+    finish_reading(d);
+    say(d, 0, "one");
+    fake_token(&d->service, 0, 0, -1); /* begin of text */
+    fake_token(&d->service, 0, 1, -1); /* end of text, ignored */
+    say(d, 0,
+        " two<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<"
+        "\uff5ctool\u2581sep\uff5c>add\n```json\n{\"a\": "
+        "1}\n```<\uff5ctool\u2581call\u2581end\uff5c><\uff5ctool\u2581calls\u2581end\uff5c>");
+    fake_end(&d->service, 0, MF_FINISH_STOP, -1);
+    pump(d);
+    json_t *body = body_of(e);
+    const json_t *message = json_object_get(choice_of(body, 0), "message");
+    CHECK_STR(json_string_value(json_object_get(message, "content")), "one two");
+    CHECK_EQ(json_array_size(json_object_get(message, "tool_calls")), 1);
     json_decref(body);
     hang_up(e);
     close_desk(d);

@@ -180,7 +180,9 @@ static void enter(const char *uds_path, bool landlock_only)
 {
     char model[160];
     snprintf(model, sizeof model, "%s/model", folder);
-    const mf_sandbox_options options = { .model_dir = model, .uds_path = uds_path, .landlock_only = landlock_only };
+    const mf_sandbox_options options = {
+        .model_dir = model, .removable = &uds_path, .num_removable = 1, .landlock_only = landlock_only
+    };
     mf_error err = { 0 };
     if (mf_sandbox_enter(&options, &state, &err) != MF_OK) {
         dprintf(2, "%s\n", err.message);

@@ -2,7 +2,9 @@
 
     serve_test.py PATH/TO/moefuse [SUBSTRING...]     the substrings choose groups of claims"""
 import concurrent.futures
+import http.client
 import json
+import os
 import pathlib
 import random
 import re
@@ -374,30 +376,72 @@ def drain(program):
 
 
 def takeover(program):
+    turns = int(os.environ.get("MOEFUSE_TEST_TAKEOVERS", "5"))
     with tempfile.TemporaryDirectory() as folder:
         path = folder + "/takeover"
-        with Server(program, "--takeover", path) as old:
-            codes, stop = [], threading.Event()
+        outcomes, stop, port = [], threading.Event(), 0
 
-            def ask():
-                while not stop.is_set():
-                    try:
-                        codes.append(old.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status)
-                    except OSError as error:
-                        codes.append(repr(error))
+        def ask(pause):
+            """One client with a connection that it keeps, as pools do; only an answer to each request counts."""
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            while not stop.is_set():
+                try:
+                    connection.request("POST", "/v1/completions", b'{"prompt": "x", "max_tokens": 2}', {"Content-Type": "application/json"})
+                    answer = connection.getresponse()
+                    answer.read()
+                    outcomes.append(answer.status)
+                except OSError as error:
+                    outcomes.append(repr(error))
+                    connection.close()
+                time.sleep(pause)
 
-            workers = [threading.Thread(target=ask) for _ in range(3)]
+        old = Server(program, "--takeover", path)
+        servers, port = [old], old.port
+        workers = [threading.Thread(target=ask, args=(pause,)) for pause in (0, 0, 0.05, 0.6)]
+        try:
             for w in workers:
                 w.start()
-            with Server(program, "--takeover", path) as new:
-                code = old.process.wait(20)
-                time.sleep(0.3)
-                stop.set()
-                for w in workers:
-                    w.join()
-                claim("a new process takes the socket and the old one drains", code == 0 and "taken the listening socket" in old.log, old.log)
-                claim("no request failed in between", set(codes) == {200} and len(codes) > 20, f"{set(codes)} {len(codes)}")
-                claim("the successor ends with 0", new.stop() == 0, new.log)
+            ends = []
+            for _ in range(turns):
+                new = Server(program, "--takeover", path)
+                servers.append(new)
+                ends.append(old.process.wait(30))
+                old = new
+            time.sleep(0.3)
+            stop.set()
+            for w in workers:
+                w.join()
+            claim(f"{turns} processes take the socket in turn and each one before drains", ends == [0] * turns and
+                  all("taken the listening socket" in s.log for s in servers[:-1]), ends)
+            claim("no request of clients that keep their connections failed", set(outcomes) == {200} and len(outcomes) > 100,
+                  f"{set(outcomes)} {len(outcomes)}")
+            claim("the last successor ends with 0", old.stop() == 0, old.log)
+            claim("and leaves no socket behind", not list(pathlib.Path(folder).iterdir()), list(pathlib.Path(folder).iterdir()))
+        finally:
+            stop.set()
+            for s in servers:
+                s.__exit__()
+
+
+def ask_unix(path, target="/health"):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(10)
+        s.connect(path)
+        s.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target.encode())
+        received = b""
+        while piece := s.recv(65536):
+            received += piece
+    return received
+
+
+def takeover_of_a_unix_socket(program):
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        uds, path = one + "/http", two + "/takeover"
+        with Server(program, "--uds", uds, "--takeover", path) as old, Server(program, "--uds", uds, "--takeover", path) as new:
+            claim("a UNIX socket is taken over, too", old.process.wait(20) == 0 and b" 200 " in ask_unix(uds)[:20], old.log)
+            claim("the successor offers it in its turn", pathlib.Path(path).is_socket(), new.log)
+            claim("it ends with 0", new.stop() == 0, new.log)
+            claim("both paths go with the last server", not pathlib.Path(uds).exists() and not pathlib.Path(path).exists(), new.log)
 
 
 def access(program):
@@ -491,7 +535,7 @@ def main():
         return not chosen or any(part in group.__name__ for part in chosen)
 
     shared = [openai_answers, openai_logprobs, openai_structured, openai_errors, text_endpoints, same_tokens, cancels, slow_readers, deadlines, administration]
-    own = [refusals, overload, drain, access, takeover, health_while_loading]
+    own = [refusals, overload, drain, access, takeover, takeover_of_a_unix_socket, health_while_loading]
     if any(map(wanted, shared)):
         with Server(PROGRAM) as server:
             for group in filter(wanted, shared):

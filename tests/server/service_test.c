@@ -206,6 +206,37 @@ TEST(the_same_request_gives_the_same_tokens_alone_and_in_company)
     close_fixture(f);
 }
 
+TEST(the_heartbeat_goes_on_within_a_long_step)
+{
+    fixture *f = make_fixture();
+    f->fake.num_beats = 40;
+    f->fake.beat_ms = 10;
+    mf_service_options o = default_options(f);
+    open_fixture(f, &o);
+    mf_request r = request_of(some_prompt, 10, 1);
+    mf_service_snapshot now = { 0 };
+    mf_error err = { 0 };
+    uint64_t serial;
+    int64_t oldest_ns = 0, started_ns = mf_now_ns();
+    int32_t num_seen = 0, num_tokens = 0;
+    CHECK_OK(mf_service_submit(f->service, &r, &serial, &err), err);
+    while (mf_service_poll(f->service, f->events, 1) == 0 && mf_now_ns() - started_ns < 10000000000) {
+        mf_service_snapshot_take(f->service, &now, NULL);
+        int64_t age_ns = mf_now_ns() - now.heartbeat_ns;
+        oldest_ns = age_ns > oldest_ns ? age_ns : oldest_ns;
+        num_seen += now.has_work;
+        usleep(2000);
+    }
+    CHECK(mf_now_ns() - started_ns >= 400000000); /* one step, and all of it */
+    CHECK(num_seen > 0);
+    CHECK(oldest_ns < 300000000);
+    if (f->events[0].type == MF_SERVICE_TOKEN) {
+        last_event_of(f, serial, &num_tokens);
+    }
+    mf_service_snapshot_close(&now);
+    close_fixture(f);
+}
+
 TEST(a_cancel_ends_a_request_once_and_a_late_one_is_counted)
 {
     fixture *f = make_fixture();

@@ -100,6 +100,17 @@ static size_t num_calls(const json_t *message)
 /* ---- formats --------------------------------------------------------------------------------------------------------
  */
 
+TEST(special_tokens_that_write_calls_are_told_from_others)
+{
+    const mf_tool_format *kimi = mf_tool_format_find("kimi_k2", NULL, 0);
+    const mf_tool_format *hermes = mf_tool_format_find("qwen3_moe", NULL, 0);
+    CHECK(mf_tool_format_is_marker(kimi, "<|tool_call_begin|>", 19));
+    CHECK(mf_tool_format_is_marker(kimi, "<|tool_calls_section_end|>", 26));
+    CHECK(!mf_tool_format_is_marker(kimi, "<|im_end|>", 10));
+    CHECK(!mf_tool_format_is_marker(kimi, "<|tool_call_begin|", 18));
+    CHECK(mf_tool_format_is_marker(hermes, "</think>", 8));
+}
+
 TEST(hermes_calls_are_read)
 {
     mf_answer_options o = options_of(HERMES);

@@ -130,6 +130,29 @@ TEST(a_cut_character_at_the_end_can_complete_a_stop_string)
     mf_tokenizer_close(&tok);
 }
 
+TEST(a_stop_string_counts_only_when_it_ends_behind_the_first_ids)
+{
+    mf_tokenizer *tok = tiny_tokenizer();
+    mf_buffer text = { 0 };
+    const mf_stop_string stops[] = { { "END", 3 }, { "aa", 2 } };
+    mf_stream_options options = { .stops = stops, .num_stops = 2, .min_ids = 4 };
+    CHECK_EQ(run_bytes(tok, &options, "xEND yEND more", &text), 0);
+    CHECK_STR(mf_buffer_text(&text), "xEND y");
+    CHECK_EQ(run_bytes(tok, &options, "xxEND", &text), 0); /* it begins before the fourth id and ends behind it */
+    CHECK_STR(mf_buffer_text(&text), "xx");
+    CHECK_EQ(run_bytes(tok, &options, "aaaab", &text), -1);
+    CHECK_STR(mf_buffer_text(&text), "aaaab");
+    CHECK_EQ(run_bytes(tok, &options, "aaaaab", &text), 1); /* the next one may lie over one that passed */
+    CHECK_STR(mf_buffer_text(&text), "aaa");
+    CHECK_EQ(run_bytes(tok, &options, "xEND", &text), -1);
+    CHECK_STR(mf_buffer_text(&text), "xEND");
+    options.include_stop = true;
+    CHECK_EQ(run_bytes(tok, &options, "xEND yEND more", &text), 0);
+    CHECK_STR(mf_buffer_text(&text), "xEND yEND");
+    mf_buffer_close(&text);
+    mf_tokenizer_close(&tok);
+}
+
 TEST(special_tokens_leave_no_text_when_skipped)
 {
     mf_tokenizer *tok = tiny_tokenizer();

@@ -3,14 +3,106 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/buffer.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/number.h"
 #include "base/sys.h"
 #include "base/threads.h"
+
+static const char *escaped(const char *text, size_t size, size_t room)
+{
+    static char out[256];
+    mf_log_escape(text, size, out, room);
+    return out;
+}
+
+TEST(a_log_line_holds_no_byte_that_steers_a_terminal)
+{
+    CHECK_STR(escaped("a\x1b[31m\n\x7f", 8, 256), "a\\x1b[31m\\x0a\\x7f");
+    CHECK_STR(escaped("\xc3\xa9 \xe4\xb8\xad \xf0\x9f\x98\x80", 11, 256), "\xc3\xa9 \xe4\xb8\xad \xf0\x9f\x98\x80");
+    CHECK_STR(escaped("\xc2\x9b", 2, 256), "\\xc2\\x9b"); /* CSI in one character */
+    CHECK_STR(escaped("\xc2\xa0", 2, 256), "\xc2\xa0");
+    CHECK_STR(escaped("\xff\xe4\xb8", 3, 256), "\\xff\\xe4\\xb8");
+    CHECK_STR(escaped("\xed\xa0\x80", 3, 256), "\\xed\\xa0\\x80");
+    CHECK_STR(escaped("abc", 3, 3), "ab"); /* cut at whole pieces */
+    CHECK_STR(escaped("ab\xc3\xa9", 4, 4), "ab");
+    CHECK_STR(escaped("ab\n", 3, 6), "ab");
+}
+
+static char last_line[2048];
+
+static void keep_line(void *context, mf_log_level level, const char *line)
+{
+    (void)context;
+    (void)level;
+    snprintf(last_line, sizeof last_line, "%s", line);
+}
+
+TEST(a_log_line_is_escaped_and_at_most_a_kibibyte_of_its_text)
+{
+    char text[3000];
+    memset(text, 'x', sizeof text);
+    text[sizeof text - 1] = '\0';
+    mf_log_set_sink(keep_line, NULL, MF_LOG_INFO);
+    mf_log(MF_LOG_INFO, "a %s", "b\nmoefuse: error: forged");
+    CHECK_STR(last_line, "a b\\x0amoefuse: error: forged");
+    mf_log(MF_LOG_INFO, "%s", text);
+    CHECK_EQ(strlen(last_line), 1023);
+    mf_log_set_sink(NULL, NULL, MF_LOG_INFO);
+    int64_t before = mf_log_num_dropped();
+    mf_log_add_dropped(3);
+    CHECK_EQ(mf_log_num_dropped() - before, 3);
+}
+
+static void *measure_stack(void *size)
+{
+    pthread_attr_t attributes;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        pthread_attr_getstacksize(&attributes, size);
+        pthread_attr_destroy(&attributes);
+    }
+    return NULL;
+}
+
+static void measure_task(void *sizes, int64_t task, int32_t thread)
+{
+    (void)task;
+    if (thread > 0) {
+        measure_stack((size_t *)sizes + thread);
+    } else {
+        usleep(500); /* the others have time to come */
+    }
+}
+
+TEST(threads_have_small_stacks)
+{
+    size_t alone = 0, sizes[3] = { 0 };
+    pthread_t thread;
+    mf_pool *pool;
+    mf_error err = { 0 };
+    CHECK_EQ(mf_thread_start(&thread, measure_stack, &alone), 0);
+    pthread_join(thread, NULL);
+    CHECK_OK(mf_pool_open(3, &pool, &err), err);
+    for (int i = 0; i < 1000 && !sizes[1] && !sizes[2]; i++) {
+        mf_pool_run(pool, 8, measure_task, sizes);
+    }
+    mf_pool_close(&pool);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const size_t expected = 4 * MF_THREAD_STACK_BYTES;
+#else
+    const size_t expected = MF_THREAD_STACK_BYTES;
+#endif
+    CHECK_EQ(alone, expected);
+    CHECK(sizes[1] + sizes[2] > 0); /* at least one worker came awake in time */
+    for (int i = 1; i < 3; i++) {
+        CHECK(sizes[i] == 0 || sizes[i] == expected);
+    }
+}
 
 TEST(f16_round_trips_every_code)
 {
