@@ -33,7 +33,7 @@ def many_streams(program, quick):
         clients = [load.start(Client(chat(i, 20 if quick else 60, stream=True))) for i in range(num)]
         peak_rss, started = idle_rss, time.time()
         peak_connections = 0
-        while load.live and time.time() - started < 300:
+        while load.live and time.time() - started < 900:
             load.turn(0.1)
             rss = server.rss()
             peak_rss = max(peak_rss, rss)
