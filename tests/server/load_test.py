@@ -24,13 +24,13 @@ from serving import claim, counts, plan
 
 
 def many_streams(program, quick):
-    num = 150 if quick else 1000
+    num = 100 if quick else 1000
     with PinnedServer(program, "--kv-cache-memory-bytes", str(32 * MIB)) as server:
-        warm(server, 20 if quick else 200)
+        warm(server, 5 if quick else 200)
         before = settle(server)
         idle_rss, idle_fds = server.rss(), server.descriptors()
         load = Load(server.port)
-        clients = [load.start(Client(chat(i, 20 if quick else 60, stream=True))) for i in range(num)]
+        clients = [load.start(Client(chat(i, 15 if quick else 60, stream=True))) for i in range(num)]
         peak_rss, started = idle_rss, time.time()
         peak_connections = 0
         while load.live and time.time() - started < 900:
@@ -78,7 +78,7 @@ def dropped_connections(program, quick):
     num = 1500 if quick else 10000
     rng = random.Random(3)
     with PinnedServer(program, "--kv-cache-memory-bytes", str(32 * MIB)) as server:
-        warm(server, 20 if quick else 200)
+        warm(server, 5 if quick else 200)
         before = settle(server)
         idle_rss, idle_fds, started = server.rss(), server.descriptors(), time.time()
         open_sockets = []
@@ -204,7 +204,7 @@ def slow_readers(program, quick):
         return good, [c.ttft for c in good], [g for c in good for g in c.gaps]
 
     with PinnedServer(program, "--kv-cache-memory-bytes", str(64 * MIB), "--max-num-seqs", str(seqs)) as server:
-        warm(server, 20 if quick else 200)
+        warm(server, 5 if quick else 200)
         before = settle(server)
         idle_rss = server.rss()
         load, number = Load(server.port), iter(range(500000, 10 ** 9))
