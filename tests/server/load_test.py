@@ -37,7 +37,7 @@ def many_streams(program, quick):
             load.turn(0.1)
             rss = server.rss()
             peak_rss = max(peak_rss, rss)
-            peak_connections = max(peak_connections, server.descriptors() - idle_fds)
+            peak_connections = max(peak_connections, server.count_descriptors() - idle_fds)
         seconds = time.time() - started
         good = [c for c in clients if c.complete and c.status == 200]
         claim(f"{num} streams at once all complete", len(good) == num,
