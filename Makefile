@@ -7,6 +7,7 @@ PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
 .PHONY: help run serve build test test-page test-api test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-page test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -15,6 +16,7 @@ help:
 	@echo "make quick    unit and conformance tests only, under a minute once built"
 	@echo "make test-page  the chat page in headless Chromium, about 20 s; SHOTS=FOLDER keeps screenshots"
 	@echo "make test-api   schemathesis on the server's /openapi.json, API_EXAMPLES (100) requests per operation"
+	@echo "make test-load  the server under load on the release build: its goals in figures, about 15 minutes; LOAD='GROUP...' chooses"
 	@echo "make test-clients  vLLM's and SGLang's benchmark clients and lm-eval against the server; 1.5 GB of downloads once"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make asan-kernels  the products' files under the sanitizers too: minutes of compiling"
@@ -98,6 +100,8 @@ test-clients: build setup-test
 test-api: build setup-test
 	@tools/setup.sh api
 	@$(VENV_PYTHON) tests/server/openapi_fuzz.py build/release/bin/moefuse $(or $(API_EXAMPLES),100)
+test-load: build setup-test
+	@$(VENV_PYTHON) tests/server/load_test.py build/release/bin/moefuse --json build/load.json $(LOAD)
 
 tsan: setup-test
 	@cmake --preset tsan $(CMAKE_ARGS) >/dev/null

@@ -38,6 +38,9 @@ def fuzz_replays():
     return jobs
 
 
+SCRIPT_FLAGS = {"chat page": ["--static"], "server under load": ["--quick"]}
+
+
 def scripts(preset):
     tools = ROOT / "build" / preset / "bin"
     jobs = [("boundaries", [PYTHON, "tests/boundaries_test.py"], {}),
@@ -50,13 +53,14 @@ def scripts(preset):
                                ("server", "tests/server/serve_test.py", "moefuse"),
                                ("request fields", "tests/server/fields_live_test.py", "moefuse"),
                                ("operator", "tests/server/operator_test.py", "moefuse"),
+                               ("server under load", "tests/server/load_test.py", "moefuse"),
                                ("metrics parser", "tests/server/metrics_parser_test.py", "tests-tools/metrics_dump"),
                                ("chat page", "tests/server/page_browser_test.py", "tests-tools/page_dump"),
                                ("reverse proxy", "tests/server/reverse_proxy_test.py", "tests-tools/page_dump"),
                                ("hardening", "tests/hardening_test.py", "moefuse"),
                                ("client", "tests/client/client_test.py", "moefuse"),
                                ("install and ABI", "tests/abi/install_test.py", "moefuse")):
-        jobs.append((name, [PYTHON, script, str(tools / tool), *(["--static"] if name == "chat page" else [])], {}))
+        jobs.append((name, [PYTHON, script, str(tools / tool), *SCRIPT_FLAGS.get(name, [])], {}))
     return jobs
 
 

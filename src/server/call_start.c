@@ -290,8 +290,24 @@ static void hand_over(mf_call *call)
     }
 }
 
+/* A server with more to do than it can spends nothing on what it will refuse. */
+static bool refuses_unread(mf_call *call)
+{
+    mf_service_full full;
+    mf_error err = { 0 };
+    if (mf_service_has_room(call->calls->options.service, &full)) {
+        return false;
+    }
+    mf_fail(&err, MF_ERR_BUSY, "the queue is full");
+    refuse_busy(call, full, &err);
+    return true;
+}
+
 void mf_call_start(mf_call *call)
 {
+    if (refuses_unread(call)) {
+        return;
+    }
     if (call->body_size > call->calls->options.inline_bytes) {
         hand_over(call);
         return;

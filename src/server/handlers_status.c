@@ -47,7 +47,7 @@ void mf_handle_ready(void *context, mf_exchange *exchange)
 {
     mf_app *app = context;
     mf_health health = mf_app_health(app);
-    bool is_full = health == MF_HEALTH_OK && !mf_service_has_room(app->service);
+    bool is_full = health == MF_HEALTH_OK && !mf_service_has_room(app->service, NULL);
     reply_health(app, exchange, health, is_full ? "queue full" : NULL);
 }
 

@@ -324,11 +324,11 @@ void mf_service_reset_prefix_cache(mf_service *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-bool mf_service_has_room(mf_service *s)
+bool mf_service_has_room(mf_service *s, mf_service_full *full)
 {
-    mf_service_full full;
+    mf_service_full ignored;
     pthread_mutex_lock(&s->lock);
-    bool has_room = check_room(s, 1, 1, &full, NULL) == MF_OK;
+    bool has_room = check_room(s, 1, 1, full ? full : &ignored, NULL) == MF_OK;
     pthread_mutex_unlock(&s->lock);
     return has_room;
 }

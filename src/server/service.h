@@ -80,8 +80,8 @@ void mf_service_cancel(mf_service *service, uint64_t serial); /* a FINISHED even
 void mf_service_pause(mf_service *service, uint64_t serial, bool paused);
 void mf_service_reset_prefix_cache(mf_service *service);
 
-/* Whether one more request would be taken now. */
-bool mf_service_has_room(mf_service *service);
+/* Whether one more request would be taken now.  full (optional): which limit is in the way. */
+bool mf_service_has_room(mf_service *service, mf_service_full *full);
 int32_t mf_service_num_live(const mf_service *service); /* serials whose last event has not been polled */
 
 /* Up to `capacity` events in order; 0 when none waits. */

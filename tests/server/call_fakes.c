@@ -100,6 +100,12 @@ void mf_exchange_end(mf_exchange *e, bool close)
 /* ---- the service --------------------------------------------------------------------------------------------------
  */
 
+bool mf_service_has_room(mf_service *s, mf_service_full *full)
+{
+    *full = s->ahead;
+    return s->ahead == MF_SERVICE_NOT_FULL;
+}
+
 mf_status mf_service_submit_all(mf_service *s, const mf_request *requests, int32_t n, uint64_t *serials,
                                 mf_service_full *full, mf_error *err)
 {

@@ -47,7 +47,8 @@ struct mf_service {
     mf_service_event events[FAKE_MAX_EVENTS];
     mf_logprob tops[FAKE_MAX_EVENTS][MF_MAX_LOGPROBS];
     int32_t num_events, num_read;
-    mf_service_full full; /* refuses while it is set */
+    mf_service_full full;  /* refuses while it is set */
+    mf_service_full ahead; /* says so before anything is submitted */
     int64_t now_ns;       /* of steps */
 };
 

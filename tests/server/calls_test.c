@@ -775,6 +775,22 @@ TEST(a_stream_that_expires_in_the_queue_is_504_too)
     close_desk(d);
 }
 
+TEST(a_full_queue_refuses_without_reading)
+{
+    desk *d = open_desk();
+    d->service.ahead = MF_SERVICE_FULL_REQUESTS;
+    mf_exchange *a = call(d, MF_API_COMPLETION, "{\"prompt\": ");
+    CHECK_EQ(a->status, 429);
+    CHECK_EQ(a->error.retry_after_s, 1);
+    CHECK_EQ(d->service.num_requests, 0);
+    d->service.ahead = MF_SERVICE_NOT_FULL;
+    mf_exchange *b = call(d, MF_API_COMPLETION, "{\"prompt\": ");
+    CHECK_EQ(b->status, 400);
+    hang_up(a);
+    hang_up(b);
+    close_desk(d);
+}
+
 TEST(a_full_queue_is_429_with_retry_after_and_a_refusal_400)
 {
     desk *d = open_desk();

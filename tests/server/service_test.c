@@ -349,7 +349,7 @@ TEST(admission_counts_requests_and_tokens_with_commands_on_their_way)
     while (ended < live) {
         ended += next_event(f).type == MF_SERVICE_FINISHED;
     }
-    CHECK(mf_service_has_room(f->service));
+    CHECK(mf_service_has_room(f->service, NULL));
     close_fixture(f);
 }
 

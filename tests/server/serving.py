@@ -94,7 +94,7 @@ class Server:
         s = socket.socket()
         if receive_bytes:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        s.settimeout(30)
+        s.settimeout(150)
         s.connect(("127.0.0.1", self.port))
         return s
 
