@@ -98,6 +98,8 @@ GPTQ = dict(quant_method="gptq", bits=4, group_size=16, sym=False, desc_act=Fals
             true_sequential=True, static_groups=False, dynamic={r"-:.*layers\.0\.mlp\.experts\.2\..*": {}})
 AWQ = dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm", modules_to_not_convert=["self_attn.k", "mlp.gate"])
 
+MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.gate", "lm_head"])
+
 
 def yarn(**changes):
     values = dict(type="yarn", factor=40, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=1.0,
@@ -302,6 +304,11 @@ CASES.update({
                    dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2,
                         num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
                         quantization_config=GPTQ)),
+    # gpt-oss's MXFP4 under another family: blocks and scales of all experts of a layer
+    "v3_mxfp4": ("bf16", 36, dict(quantise=[(r"mlp\.experts\.", "mxfp4")]),
+                 dict(V3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=64, num_hidden_layers=2,
+                      first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1,
+                      routed_scaling_factor=2.5, quantization_config=MXFP4)),
     # AWQ's order, k and the router left out by parts of names
     "qwen3_awq": ("f16", 35, dict(quantise=[(r"k_proj", None), (r"_proj", "awq")]),
                   dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=32, num_hidden_layers=2,
@@ -449,12 +456,35 @@ def quantise_as(kind, weight, group):
         if kind == "pack_zeros":
             parts["weight_zero_point"] = nibbles_to_words(zeros, 0)
         return parts, value
+    if kind == "mxfp4":
+        blocks = weight.view(n, k // 32, 32)
+        exponent = torch.floor(torch.log2(blocks.abs().amax(dim=2, keepdim=True))) - 2
+        magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        scaled = blocks * torch.exp2(-exponent)
+        codes = (scaled.abs().unsqueeze(-1) - magnitudes).abs().argmin(dim=-1)
+        value = magnitudes[codes] * scaled.sign() * torch.exp2(exponent)
+        codes = codes + 8 * (scaled < 0)
+        return {"blocks": (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8),
+                "scales": (exponent.squeeze(2) + 127).to(torch.uint8)}, value.view(n, k)
     codes, scales, zeros, value = int4_codes(weight, group, False, torch.float16)
     if kind == "gptq":
         return {"qweight": nibbles_to_words(codes.T, 0), "qzeros": nibbles_to_words(zeros.T - 1, 1), "scales": scales.T,
                 "g_idx": (torch.arange(k) // group).int(), "bias": torch.zeros(n, dtype=torch.float16)}, value
     order = [0, 4, 1, 5, 2, 6, 3, 7]
     return {"qweight": nibbles_to_words(codes.T, 1, order), "qzeros": nibbles_to_words(zeros.T, 1, order), "scales": scales.T}, value
+
+
+def stack_mxfp4(stored):
+    """Per-expert blocks and scales -> gate_up_proj_blocks, ..._scales, down_proj_blocks, ..._scales of a layer."""
+    layers = {m.group(1) for m in (re.match(r"(.*\.experts\.)0\.down_proj\.blocks$", name) for name in stored) if m}
+    for base in layers:
+        for part in ("blocks", "scales"):
+            taken = {}
+            for projection in ("gate_proj", "up_proj", "down_proj"):
+                names = [name for name in (f"{base}{e}.{projection}.{part}" for e in range(1024)) if name in stored]
+                taken[projection] = torch.stack([stored.pop(name) for name in names])
+            stored[f"{base}gate_up_proj_{part}"] = torch.cat([taken["gate_proj"], taken["up_proj"]], dim=1)
+            stored[f"{base}down_proj_{part}"] = taken["down_proj"]
 
 
 def storage_of(name, rules):
@@ -637,6 +667,7 @@ def make_case(name, out, attempt):
             else:
                 stored[tensor] = w.to(DTYPES[storage])
                 values[tensor] = stored[tensor].float()
+        stack_mxfp4(stored)
         if options.get("mtp"):  # a release repeats the ends of the main model in the extra layer
             prefix = f"model.layers.{config['num_hidden_layers']}."
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()

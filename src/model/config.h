@@ -36,7 +36,8 @@ typedef enum mf_quant_method {
     MF_QUANT_INT8_TENSOR,
     MF_QUANT_INT4_PACKED, /* compressed-tensors: weight_packed [n, k/8], codes along k, which is INT4_GROUP's layout */
     MF_QUANT_INT4_GPTQ,   /* qweight [k/8, n], codes along k */
-    MF_QUANT_INT4_AWQ     /* qweight [k, n/8], codes along n in AWQ's order */
+    MF_QUANT_INT4_AWQ,    /* qweight [k, n/8], codes along n in AWQ's order */
+    MF_QUANT_MXFP4        /* gpt-oss: the experts of a layer in one tensor of blocks and one of scales */
 } mf_quant_method;
 
 enum { MF_QUANT_WHOLE_ROW = 1 << 30 }; /* more columns than any matrix has */

@@ -281,6 +281,52 @@ static mf_status read_awq(const mf_reader *quant, mf_model_config *config)
     return mf_config_read_modules(quant, "modules_to_not_convert", NULL, NULL, config, &config->quant.excluded);
 }
 
+/* ---- mxfp4 ---- */
+
+/* "model.layers.*.self_attn": a star stands for any run of characters. */
+static mf_status add_glob(const mf_reader *quant, const char *key, const char *text, mf_model_config *config, mf_module_list *list)
+{
+    char pattern[512];
+    size_t n = 0;
+    for (const char *p = text; *p; p++) {
+        const bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' || *p == '-';
+        if (n + 3 >= sizeof pattern || (!plain && *p != '.' && *p != '*')) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\": expected a module's name, in which * may stand for a part",
+                                text);
+        }
+        if (!plain) {
+            pattern[n++] = *p == '*' ? '.' : '\\';
+        }
+        pattern[n++] = *p;
+    }
+    pattern[n] = '\0';
+    return add_pattern(quant, key, pattern, config, list);
+}
+
+/* Routed experts only, as gpt-oss has it; the list names what is none. */
+static mf_status read_mxfp4(const mf_reader *quant, mf_model_config *config)
+{
+    static const char *const known[] = { "quant_method", "modules_to_not_convert", "dequantize", NULL };
+    static const char key[] = "modules_to_not_convert";
+    MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"mxfp4\" that is known here"));
+    mf_quant_scheme *scheme;
+    MF_TRY(mf_config_make_schemes(quant, 1, config, &scheme));
+    *scheme = (mf_quant_scheme){ .method = MF_QUANT_MXFP4, .block_n = 1, .block_k = 32 };
+    MF_TRY(add_pattern(quant, key, ".*experts\\.\\d+\\..*", config, &scheme->targets));
+    const json_t *list = mf_read_value(quant, key);
+    if (list && (!json_is_array(list) || json_array_size(list) > MAX_QUANT_PATTERNS)) {
+        return mf_read_unexpected(quant, MF_ERR_INVALID, key, "a list of module names");
+    }
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        if (!text || !*text) {
+            return mf_read_fail(quant, MF_ERR_INVALID, key, "entry %zu: expected a module's name", i);
+        }
+        MF_TRY(add_glob(quant, key, text, config, &config->quant.excluded));
+    }
+    return MF_OK;
+}
+
 /* ---- the choice ---- */
 
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config)
@@ -311,9 +357,12 @@ mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, 
     if (strcmp(method, "awq") == 0) {
         return read_awq(&quant, config);
     }
+    if (strcmp(method, "mxfp4") == 0) {
+        return read_mxfp4(&quant, config);
+    }
     if (strcmp(method, "fp8") != 0) {
         return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method",
-                                  "\"fp8\", \"compressed-tensors\", \"gptq\", \"awq\", or no quantisation");
+                                  "\"fp8\", \"compressed-tensors\", \"gptq\", \"awq\", \"mxfp4\", or no quantisation");
     }
     return read_fp8(&quant, config);
 }

@@ -56,6 +56,7 @@ static void encode_sums(const fill *f, uint32_t codes[NUM_SUMS])
         codes[sum] = f->dtype == MF_BF16      ? mf_f32_to_bf16(v)
                      : f->dtype == MF_F16     ? mf_f32_to_f16(v)
                      : f->dtype == MF_F8_E4M3 ? mf_f32_to_e4m3(v)
+                     : f->dtype == MF_F8_E8M0 ? (uint32_t)(ilogbf(v) + 127)
                      : f->dtype == MF_I8      ? (uint32_t)(uint8_t)(int8_t)lrintf(v)
                                               : mf_f32_bits(v);
     }
@@ -183,19 +184,19 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     mf_matrix matrix = { .n = x->n, .k = x->k, .row_stride = x->k, .format = m->format };
     int64_t bytes;
     if (x->scheme) {
-        /* Codes with deviation 64 use most of e4m3's range (448), with 32 of int8's; uniform nibbles deviate by 4.6.  The
+        /* Codes with deviation 64 use most of e4m3's range (448), with 32 of int8's; uniform nibbles deviate by 4.6, as e2m1 by 2.9.  The
          * scale brings them to the wanted size.  A power of two suits checkpoints whose scales are exponents too. */
         const mf_quant_scheme *scheme = x->scheme;
         matrix.format = mf_quant_format(scheme->method);
-        const bool is_four = matrix.format == MF_FORMAT_INT4_GROUP, is_int8 = matrix.format == MF_FORMAT_INT8_CHANNEL;
-        const float spread = is_four ? 4.6f : is_int8 ? 32.0f : 64.0f;
+        const bool is_mx = matrix.format == MF_FORMAT_MXFP4, is_four = is_mx || matrix.format == MF_FORMAT_INT4_GROUP, is_int8 = matrix.format == MF_FORMAT_INT8_CHANNEL;
+        const float spread = is_mx ? 2.9f : is_four ? 4.6f : is_int8 ? 32.0f : 64.0f;
         int64_t rows = mf_div_up(x->n, scheme->block_n), columns = mf_div_up(x->k, scheme->block_k);
         float scale = ldexpf(1.0f, ilogbf(deviation / spread));
-        matrix.scale_dtype = is_four ? MF_F16 : MF_F32;
+        matrix.scale_dtype = is_mx ? MF_F8_E8M0 : is_four ? MF_F16 : MF_F32;
         matrix.scale_row_stride = rows == 1 && matrix.format != MF_FORMAT_FP8_BLOCK && x->n > 1 ? 0 : columns;
         if (is_four) {
             matrix.row_stride = (x->k + 1) / 2 * 2;
-            matrix.group_size = columns == 1 ? matrix.row_stride : scheme->block_k;
+            matrix.group_size = is_mx ? 0 : scheme->block_k == MF_QUANT_WHOLE_ROW ? matrix.row_stride : scheme->block_k;
             MF_TRY(add_fill(m, x->name, x->n * matrix.row_stride / 2, MF_U8, FILL_BYTES, 0.0f, &data));
         } else {
             MF_TRY(add_fill(m, x->name, x->n * x->k, is_int8 ? MF_I8 : MF_F8_E4M3, FILL_NORMAL, spread, &data));

@@ -56,7 +56,8 @@ mf_status mf_weights_convert(mf_weights *weights, const mf_weights_options *opti
 
 static inline mf_format mf_quant_format(mf_quant_method method)
 {
-    return method == MF_QUANT_FP8_BLOCK                                                ? MF_FORMAT_FP8_BLOCK
+    return method == MF_QUANT_MXFP4                                                    ? MF_FORMAT_MXFP4
+           : method == MF_QUANT_FP8_BLOCK                                                ? MF_FORMAT_FP8_BLOCK
            : method == MF_QUANT_FP8_CHANNEL || method == MF_QUANT_FP8_TENSOR           ? MF_FORMAT_FP8_CHANNEL
            : method == MF_QUANT_INT8_CHANNEL || method == MF_QUANT_INT8_TENSOR         ? MF_FORMAT_INT8_CHANNEL
                                                                                        : MF_FORMAT_INT4_GROUP;

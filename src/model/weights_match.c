@@ -397,6 +397,9 @@ static mf_status place(void *context, const mf_wanted *x)
     if (x->optional) {
         return place_tied_head(m, x);
     }
+    if (x->scheme && x->scheme->method == MF_QUANT_MXFP4) {
+        return mf_match_mxfp4(m, x);
+    }
     if (x->expert >= 0) {
         if (m->stack.layer != x->layer) {
             MF_TRY(look_for_stack(m, x));

@@ -87,9 +87,9 @@ static mf_status check_group_index(mf_matcher *m, const mf_wanted *x, const char
     return MF_OK;
 }
 
-static int64_t group_size(const mf_wanted *x, int64_t columns)
+static int64_t group_size(const mf_wanted *x)
 {
-    return columns == 1 ? (x->k + 1) / 2 * 2 : x->scheme->block_k;
+    return x->scheme->block_k == MF_QUANT_WHOLE_ROW ? (x->k + 1) / 2 * 2 : x->scheme->block_k;
 }
 
 /* ---- pack-quantized ---- */
@@ -181,7 +181,7 @@ static mf_status place_packed(mf_matcher *m, const mf_wanted *x, parts *p)
                               .scale = scales,
                               .scale_dtype = p->scales->dtype,
                               .scale_row_stride = p->columns,
-                              .group_size = group_size(x, p->columns),
+                              .group_size = group_size(x),
                               .zero = zeros };
     mf_match_count(m, MF_FORMAT_INT4_GROUP, mf_matrix_bytes(x->matrix));
     return MF_OK;
@@ -260,7 +260,7 @@ static mf_status place_transposed(mf_matcher *m, const mf_wanted *x, parts *p)
                               .scale = p->scales->data,
                               .scale_dtype = p->scales->dtype,
                               .scale_row_stride = p->columns,
-                              .group_size = group_size(x, p->columns),
+                              .group_size = group_size(x),
                               .zero = conversion.zeros };
     mf_match_count(m, MF_FORMAT_INT4_GROUP, mf_matrix_bytes(x->matrix));
     m->weights->stats.bytes_converted += mf_matrix_bytes(x->matrix);

@@ -1,5 +1,6 @@
 /* formats_test.c - released weight formats, matrix by matrix: values against a decoding written from the formats' descriptions,
  * no copies where none are needed, every wrong, missing and misshapen part named. */
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/number.h"
@@ -8,7 +9,7 @@
 #include "kernels/format.h"
 #include "model/name_pattern.h"
 #include "model/plan.h"
-#include "model/tensor_map.h"
+#include "model/weights_matcher.h"
 #include "test.h"
 
 /* ---- patterns ---- */
@@ -587,6 +588,36 @@ TEST(fp8_with_one_scale_is_read_and_stored_input_scales_are_skipped_only_where_d
     CHECK_HAS(l.err.message, "unexpected: " EXPERT ".input_scale");
     close_loaded(&l);
     cw_free(w);
+}
+
+/* ---- mxfp4 ---- */
+
+TEST(mxfp4_rows_that_alternate_are_views)
+{
+    enum { EXPERTS = 2, WIDTH = 3, K = 64, ROWS = 2 * WIDTH };
+    static const float values[16] = { 0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -.5f, -1, -1.5f, -2, -3, -4, -6 };
+    uint8_t blocks[EXPERTS * ROWS * K / 2], scales[EXPERTS * ROWS * K / 32];
+    for (size_t i = 0; i < sizeof blocks; i++) {
+        blocks[i] = (uint8_t)(i * 37 + i / 7);
+    }
+    for (size_t i = 0; i < sizeof scales; i++) {
+        scales[i] = (uint8_t)(120 + i % 13);
+    }
+    for (int e = 0; e < EXPERTS; e++) {
+        for (int is_up = 0; is_up < 2; is_up++) {
+            const mf_matrix m = mf_mxfp4_view(blocks, scales, e, ROWS, K, is_up, 2, WIDTH);
+            mf_error err = { 0 };
+            CHECK_OK(mf_matrix_check(&m, "view", &err), err);
+            for (int r = 0; r < WIDTH; r++) {
+                float row[K];
+                mf_matrix_decode_row(&m, r, 0, K, row);
+                for (int k = 0; k < K; k++) { /* [E, 2I, K/32, 16]: gate rows are the even ones */
+                    const int at = (e * ROWS + 2 * r + is_up) * K + k;
+                    CHECK(row[k] == ldexpf(values[blocks[at / 2] >> (k % 2 * 4) & 15], scales[at / 32] - 127));
+                }
+            }
+        }
+    }
 }
 
 /* ---- formats side by side ---- */
