@@ -1,5 +1,5 @@
-/* verb_quantize.c - `moefuse quantize IN OUT`: a checkpoint written again with its linear layers quantised, in a released
- * layout, with the error of each layer. */
+/* verb_quantize.c - `moefuse quantize IN OUT`: a checkpoint written again with its linear layers quantised, in a
+ * released layout, with the error of each layer. */
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
@@ -88,8 +88,9 @@ static json_t *report_json(const mf_quantise_report *r, const quantize_flags *f,
         }
         json_array_append_new(layers, row);
     }
-    return json_pack("{s:s, s:I, s:I, s:I, s:f, s:o}", "format", f->format, "matrices", (json_int_t)r->num_matrices, "bytes_in",
-                     (json_int_t)r->bytes_in, "bytes_out", (json_int_t)r->bytes_out, "seconds", seconds, "relative_rms_error", layers);
+    return json_pack("{s:s, s:I, s:I, s:I, s:f, s:o}", "format", f->format, "matrices", (json_int_t)r->num_matrices,
+                     "bytes_in", (json_int_t)r->bytes_in, "bytes_out", (json_int_t)r->bytes_out, "seconds", seconds,
+                     "relative_rms_error", layers);
 }
 
 static int quantize(const quantize_flags *f, const char *in, const char *out)
@@ -114,7 +115,9 @@ static int quantize(const quantize_flags *f, const char *in, const char *out)
         return status == MF_ERR_CANCELLED ? MF_EXIT_INTERRUPTED : mf_exit_code(status);
     }
     if (report.has_short_groups) {
-        mf_log(MF_LOG_WARN, "some rows are no multiple of the group of %" PRId64 ": other programs may not read their last groups", f->group);
+        mf_log(MF_LOG_WARN,
+               "some rows are no multiple of the group of %" PRId64 ": other programs may not read their last groups",
+               f->group);
     }
     const double seconds = mf_now_s() - start;
     if (f->json) {
@@ -131,14 +134,16 @@ int mf_verb_quantize(int argc, char **argv)
     quantize_flags f = { .log_level = "info", .group = 32 };
     const mf_flag rows[] = {
         { "quantize", "--format", NULL, MF_FLAG_TEXT, &f.format, .choices = "fp8-block|int8|int4", .argument = "NAME",
-          .help = "fp8-block: DeepSeek's 128 x 128 blocks; int8: one scale per row; int4: groups of columns (required)" },
+          .help =
+              "fp8-block: DeepSeek's 128 x 128 blocks; int8: one scale per row; int4: groups of columns (required)" },
         { "quantize", "--group", NULL, MF_FLAG_INT, &f.group, &f.group_given, .min = 32, .max = 128, .argument = "N",
           .help = "int4: columns that share a scale: 32, 64 or 128 (32)" },
-        { "quantize", "--threads", "-t", MF_FLAG_INT, &f.threads, .min = 0, .max = 1024, .argument = "N", .help = "0 = one per core (0)" },
+        { "quantize", "--threads", "-t", MF_FLAG_INT, &f.threads, .min = 0, .max = 1024, .argument = "N",
+          .help = "0 = one per core (0)" },
         { "output", "--json", NULL, MF_FLAG_BOOL, &f.json, .help = "one JSON document on stdout" },
         { "output", "--no-progress", NULL, MF_FLAG_BOOL, &f.no_progress, .help = "no progress bar" },
-        { "output", "--log-level", NULL, MF_FLAG_TEXT, &f.log_level, .choices = "debug|info|warn|error", .argument = "NAME",
-          .help = "least important messages that are shown (info)" },
+        { "output", "--log-level", NULL, MF_FLAG_TEXT, &f.log_level, .choices = "debug|info|warn|error",
+          .argument = "NAME", .help = "least important messages that are shown (info)" },
         { "output", "--help", "-h", MF_FLAG_BOOL, &f.help, .help = "this text" },
     };
     const size_t num_rows = sizeof rows / sizeof *rows;
@@ -149,8 +154,10 @@ int mf_verb_quantize(int argc, char **argv)
         return mf_usage_error(&err);
     }
     if (f.help) {
-        printf("usage: moefuse quantize IN OUT --format fp8-block|int8|int4 [flags]\n\nWrites the model IN again with its linear layers "
-               "quantised, in the layout that models are released in,\nand prints the error of each layer.  OUT appears when it is "
+        printf("usage: moefuse quantize IN OUT --format fp8-block|int8|int4 [flags]\n\nWrites the model IN again with "
+               "its linear layers "
+               "quantised, in the layout that models are released in,\nand prints the error of each layer.  OUT "
+               "appears when it is "
                "whole; an existing OUT is refused.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
@@ -158,7 +165,8 @@ int mf_verb_quantize(int argc, char **argv)
     mf_console_log_start(f.log_level);
     mf_status status = MF_OK;
     if (num_positionals != 2) {
-        status = mf_fail(&err, MF_ERR_INVALID, "quantize: expected two folders, IN and OUT; got %d", (int)num_positionals);
+        status =
+            mf_fail(&err, MF_ERR_INVALID, "quantize: expected two folders, IN and OUT; got %d", (int)num_positionals);
     } else if (!f.format) {
         status = mf_fail(&err, MF_ERR_INVALID, "--format: expected fp8-block, int8 or int4; got nothing");
     } else if (f.group_given && strcmp(f.format, "int4") != 0) {

@@ -1,7 +1,8 @@
-/* config_compressed.c - quantization_config of compressed-tensors: groups of modules, each with the way its weights are stored.
+/* config_compressed.c - quantization_config of compressed-tensors: groups of modules, each with the way its weights are
+ * stored.
  *
- * A module belongs to the group that names it, else to the first whose pattern matches, else to the one for every linear
- * layer, unless "ignore" leaves it out. */
+ * A module belongs to the group that names it, else to the first whose pattern matches, else to the one for every
+ * linear layer, unless "ignore" leaves it out. */
 #include "model/config_quant.h"
 
 #include <string.h>
@@ -10,9 +11,9 @@
 
 enum { MAX_GROUPS = 16 };
 
-static const char *const argument_keys[] = { "num_bits",     "type",        "strategy",        "symmetric",
-                                             "dynamic",      "group_size",  "actorder",        "observer",
-                                             "scale_dtype",  "zp_dtype",    "observer_kwargs", "block_structure",
+static const char *const argument_keys[] = { "num_bits",    "type",       "strategy",        "symmetric",
+                                             "dynamic",     "group_size", "actorder",        "observer",
+                                             "scale_dtype", "zp_dtype",   "observer_kwargs", "block_structure",
                                              NULL };
 
 static mf_status text_is(const mf_reader *reader, const char *key, bool required, const char *wanted, bool *is)
@@ -88,7 +89,8 @@ static mf_status read_four_bits(const mf_reader *weights, mf_quant_scheme *schem
     } else if (strcmp(strategy, "channel") != 0) {
         return mf_read_unexpected(weights, MF_ERR_UNSUPPORTED, "strategy", "\"group\" or \"channel\"");
     }
-    MF_TRY(mf_read_text(weights, "actorder", false, &order)); /* "static" or "weight": the columns stay where they are */
+    MF_TRY(
+        mf_read_text(weights, "actorder", false, &order)); /* "static" or "weight": the columns stay where they are */
     if (order && strcmp(order, "static") != 0 && strcmp(order, "weight") != 0) {
         return mf_read_unexpected(weights, MF_ERR_UNSUPPORTED, "actorder",
                                   "null, \"static\" or \"weight\": groups of scattered columns are not supported");
@@ -115,7 +117,8 @@ static mf_status read_weights(const mf_reader *weights, const char *format, mf_q
                                   packed ? "4 (format \"pack-quantized\")" : "8 (but for format \"pack-quantized\")");
     }
     if (is_float != (strcmp(format, "float-quantized") == 0)) {
-        return mf_read_fail(weights, MF_ERR_UNSUPPORTED, "type", "%s codes in format \"%s\"", is_float ? "float" : "int", format);
+        return mf_read_fail(weights, MF_ERR_UNSUPPORTED, "type", "%s codes in format \"%s\"",
+                            is_float ? "float" : "int", format);
     }
     if (is_float && !symmetric) {
         return mf_read_unexpected(weights, MF_ERR_UNSUPPORTED, "symmetric", "true");
@@ -139,9 +142,12 @@ static mf_status read_format(const mf_reader *reader, const char *key, bool may_
     return MF_OK;
 }
 
-static mf_status read_group(const mf_reader *group, const char *outer_format, mf_model_config *config, mf_quant_scheme *scheme)
+static mf_status read_group(const mf_reader *group, const char *outer_format, mf_model_config *config,
+                            mf_quant_scheme *scheme)
 {
-    static const char *const known[] = { "weights", "input_activations", "output_activations", "targets", "format", NULL };
+    static const char *const known[] = {
+        "weights", "input_activations", "output_activations", "targets", "format", NULL
+    };
     MF_TRY(mf_config_only_keys(group, known, "is not a key of a group that is known here"));
     const char *format;
     MF_TRY(read_format(group, "format", false, &format));
@@ -169,12 +175,18 @@ static mf_status read_group(const mf_reader *group, const char *outer_format, mf
 
 mf_status mf_config_read_compressed(const mf_reader *quant, mf_model_config *config)
 {
-    static const char *const known[] = { "quant_method",    "format",          "quantization_status",
-                                         "config_groups",   "ignore",          "global_compression_ratio",
-                                         "kv_cache_scheme", "sparsity_config", "transform_config",
-                                         "version",         NULL };
-    MF_TRY(mf_config_only_keys(quant, known,
-                               "is not a key of quant_method \"compressed-tensors\" that is known here"));
+    static const char *const known[] = { "quant_method",
+                                         "format",
+                                         "quantization_status",
+                                         "config_groups",
+                                         "ignore",
+                                         "global_compression_ratio",
+                                         "kv_cache_scheme",
+                                         "sparsity_config",
+                                         "transform_config",
+                                         "version",
+                                         NULL };
+    MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"compressed-tensors\" that is known here"));
     MF_TRY(mf_config_only_text(quant, "quantization_status", "compressed", NULL));
     static const char *const empty[] = { "kv_cache_scheme", "sparsity_config", "transform_config" };
     for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
@@ -197,7 +209,8 @@ mf_status mf_config_read_compressed(const mf_reader *quant, mf_model_config *con
     const json_t *unused;
     size_t i = 0;
     int everything = 0;
-    json_object_foreach((json_t *)(uintptr_t)groups.object, name, unused) {
+    json_object_foreach((json_t *)(uintptr_t)groups.object, name, unused)
+    {
         (void)unused;
         mf_reader group;
         char group_scope[160];

@@ -1,5 +1,5 @@
-/* config_quant.c - quantization_config of config.json: the formats that checkpoints are loaded in, everything else refused by
- * key.  compressed-tensors has a file of its own. */
+/* config_quant.c - quantization_config of config.json: the formats that checkpoints are loaded in, everything else
+ * refused by key.  compressed-tensors has a file of its own. */
 #include "model/config_quant.h"
 
 #include <stdio.h>
@@ -100,8 +100,8 @@ mf_status mf_config_read_modules(const mf_reader *quant, const char *key, const 
     return MF_OK;
 }
 
-mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, const char *mark, mf_model_config *config,
-                                      mf_module_list *list)
+mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, const char *mark,
+                                      mf_model_config *config, mf_module_list *list)
 {
     const json_t *object = mf_read_value(quant, key);
     if (!object) {
@@ -112,11 +112,12 @@ mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, c
     }
     const char *name;
     const json_t *unused;
-    json_object_foreach((json_t *)(uintptr_t)object, name, unused) {
+    json_object_foreach((json_t *)(uintptr_t)object, name, unused)
+    {
         (void)unused;
         if (strncmp(name, mark, strlen(mark)) != 0) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\": expected only modules that are left out (\"%s...\")",
-                                name, mark);
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "\"%.80s\": expected only modules that are left out (\"%s...\")", name, mark);
         }
         MF_TRY(add_pattern(quant, key, name + strlen(mark), config, list));
     }
@@ -159,7 +160,8 @@ static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
     MF_TRY(mf_read_text(quant, "activation_scheme", false, &scheme_name));
     config->quant.static_inputs = scheme_name && strcmp(scheme_name, "static") == 0;
     if (config->quant.static_inputs && by_block) {
-        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "activation_scheme", "\"dynamic\" beside weight_block_size");
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "activation_scheme",
+                                  "\"dynamic\" beside weight_block_size");
     }
     if (!config->quant.static_inputs && scheme_name && strcmp(scheme_name, "dynamic") != 0) {
         return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "activation_scheme", "\"dynamic\" or \"static\"");
@@ -187,7 +189,8 @@ static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
         scheme->block_n = scheme->block_k = 128;
         scheme->ue8m0_scales = scale_fmt && strcmp(scale_fmt, "ue8m0") == 0;
     }
-    const json_t *list = mf_read_value(quant, "modules_to_not_convert"), *other = mf_read_value(quant, "ignored_layers");
+    const json_t *list = mf_read_value(quant, "modules_to_not_convert"),
+                 *other = mf_read_value(quant, "ignored_layers");
     if (list && other && !json_equal(list, other)) {
         return mf_read_fail(quant, MF_ERR_INVALID, "modules_to_not_convert",
                             "differs from \"ignored_layers\", which means the same");
@@ -219,17 +222,39 @@ static mf_status read_four_bits(const mf_reader *quant, mf_quant_scheme *scheme)
 static mf_status read_gptq(const mf_reader *quant, mf_model_config *config)
 {
     /* How the codes were found, or how other engines multiply: neither changes a value. */
-    static const char *const known[] = { "quant_method",      "bits",           "group_size",
-                                         "desc_act",          "sym",            "checkpoint_format",
-                                         "dynamic",           "lm_head",        "pack_dtype",
-                                         "damp_percent",      "true_sequential", "static_groups",
-                                         "model_name_or_path", "model_file_base_name", "quantizer",
-                                         "meta",              "dataset",        "tokenizer",
-                                         "batch_size",        "model_seqlen",   "max_input_length",
-                                         "use_cuda_fp16",     "use_exllama",    "disable_exllama",
-                                         "exllama_config",    "cache_block_outputs", "pad_token_id",
-                                         "backend",           "is_marlin_format", "modules_in_block_to_quantize",
-                                         "block_name_to_quantize", "module_name_preceding_first_block", NULL };
+    static const char *const known[] = { "quant_method",
+                                         "bits",
+                                         "group_size",
+                                         "desc_act",
+                                         "sym",
+                                         "checkpoint_format",
+                                         "dynamic",
+                                         "lm_head",
+                                         "pack_dtype",
+                                         "damp_percent",
+                                         "true_sequential",
+                                         "static_groups",
+                                         "model_name_or_path",
+                                         "model_file_base_name",
+                                         "quantizer",
+                                         "meta",
+                                         "dataset",
+                                         "tokenizer",
+                                         "batch_size",
+                                         "model_seqlen",
+                                         "max_input_length",
+                                         "use_cuda_fp16",
+                                         "use_exllama",
+                                         "disable_exllama",
+                                         "exllama_config",
+                                         "cache_block_outputs",
+                                         "pad_token_id",
+                                         "backend",
+                                         "is_marlin_format",
+                                         "modules_in_block_to_quantize",
+                                         "block_name_to_quantize",
+                                         "module_name_preceding_first_block",
+                                         NULL };
     static const bool no = false, yes = true;
     bool reorders, head, unused;
     MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"gptq\" that is known here"));
@@ -261,9 +286,13 @@ static mf_status read_gptq(const mf_reader *quant, mf_model_config *config)
 
 static mf_status read_awq(const mf_reader *quant, mf_model_config *config)
 {
-    static const char *const known[] = { "quant_method", "bits",    "group_size", "zero_point",       "version",
-                                         "backend",      "do_fuse", "modules_to_not_convert", "exllama_config",
-                                         "modules_to_fuse", "fuse_max_seq_len", "w_bit", "q_group_size", NULL };
+    static const char *const known[] = { "quant_method",     "bits",
+                                         "group_size",       "zero_point",
+                                         "version",          "backend",
+                                         "do_fuse",          "modules_to_not_convert",
+                                         "exllama_config",   "modules_to_fuse",
+                                         "fuse_max_seq_len", "w_bit",
+                                         "q_group_size",     NULL };
     static const bool yes = true;
     bool unused;
     MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"awq\" that is known here"));
@@ -284,15 +313,17 @@ static mf_status read_awq(const mf_reader *quant, mf_model_config *config)
 /* ---- mxfp4 ---- */
 
 /* "model.layers.*.self_attn": a star stands for any run of characters. */
-static mf_status add_glob(const mf_reader *quant, const char *key, const char *text, mf_model_config *config, mf_module_list *list)
+static mf_status add_glob(const mf_reader *quant, const char *key, const char *text, mf_model_config *config,
+                          mf_module_list *list)
 {
     char pattern[512];
     size_t n = 0;
     for (const char *p = text; *p; p++) {
-        const bool plain = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' || *p == '-';
+        const bool plain =
+            (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' || *p == '-';
         if (n + 3 >= sizeof pattern || (!plain && *p != '.' && *p != '*')) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\": expected a module's name, in which * may stand for a part",
-                                text);
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "\"%.80s\": expected a module's name, in which * may stand for a part", text);
         }
         if (!plain) {
             pattern[n++] = *p == '*' ? '.' : '\\';
@@ -337,7 +368,8 @@ mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, 
         holder = mf_read_value(reader, "compression_config") ? reader : outer;
         key = "compression_config";
     } else if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
-        return mf_fail(reader->err, MF_ERR_INVALID, "%s: both \"quantization_config\" and \"compression_config\"", reader->file);
+        return mf_fail(reader->err, MF_ERR_INVALID, "%s: both \"quantization_config\" and \"compression_config\"",
+                       reader->file);
     }
     mf_reader quant;
     char scope[128];

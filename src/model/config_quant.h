@@ -5,14 +5,14 @@
 
 #include "model/config_parts.h"
 
-/* The list under key: names of modules and, behind "re:", patterns.  class_name (or NULL) is the entry that stands for every
- * linear layer: *every_linear is set and it is left out.  Absent: empty. */
+/* The list under key: names of modules and, behind "re:", patterns.  class_name (or NULL) is the entry that stands for
+ * every linear layer: *every_linear is set and it is left out.  Absent: empty. */
 mf_status mf_config_read_modules(const mf_reader *quant, const char *key, const char *class_name, bool *every_linear,
                                  mf_model_config *config, mf_module_list *list);
 
 /* The names of an object's keys that start with mark, without it, as patterns; any other key is refused. */
-mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, const char *mark, mf_model_config *config,
-                                      mf_module_list *list);
+mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, const char *mark,
+                                      mf_model_config *config, mf_module_list *list);
 
 /* Room for n schemes, empty. */
 mf_status mf_config_make_schemes(const mf_reader *quant, int64_t n, mf_model_config *config, mf_quant_scheme **schemes);

@@ -1,7 +1,7 @@
 /* name_pattern.c - patterns over module names as Thompson automata: see name_pattern.h.
  *
- * Operators are reduced on explicit stacks as they are read; a fragment has one entry and one exit node, so that joining two
- * is one link.  Matching keeps the set of nodes that are alive: no state is tried twice at a position. */
+ * Operators are reduced on explicit stacks as they are read; a fragment has one entry and one exit node, so that
+ * joining two is one link.  Matching keeps the set of nodes that are alive: no state is tried twice at a position. */
 #include "model/name_pattern.h"
 
 #include <stdint.h>
@@ -15,8 +15,8 @@ typedef enum node_kind { NODE_EMPTY, NODE_SET, NODE_BEGIN, NODE_END, NODE_ACCEPT
 
 typedef struct node {
     node_kind kind;
-    int16_t next[2];  /* -1: none; NODE_EMPTY may have two */
-    uint64_t set[2];  /* NODE_SET: the ASCII characters; names hold no others */
+    int16_t next[2]; /* -1: none; NODE_EMPTY may have two */
+    uint64_t set[2]; /* NODE_SET: the ASCII characters; names hold no others */
 } node;
 
 struct mf_name_pattern {

@@ -1,8 +1,9 @@
-/* name_pattern.h - the regular expressions that quantisation configs hold module names against ("re:.*mlp\\.(gate|up)_proj$").
+/* name_pattern.h - the regular expressions that quantisation configs hold module names against
+ * ("re:.*mlp\\.(gate|up)_proj$").
  *
- * The subset that releases use: literals, '.', escaped punctuation, \d and \w, classes, groups, '|', '*', '+', '?', '^' and '$'.
- * As Python's re.match does, a pattern starts at the name's first character and may end before its last.  Matching takes
- * time proportional to the name times the pattern, whatever the pattern: configs are untrusted. */
+ * The subset that releases use: literals, '.', escaped punctuation, \d and \w, classes, groups, '|', '*', '+', '?', '^'
+ * and '$'. As Python's re.match does, a pattern starts at the name's first character and may end before its last.
+ * Matching takes time proportional to the name times the pattern, whatever the pattern: configs are untrusted. */
 #ifndef MF_MODEL_NAME_PATTERN_H
 #define MF_MODEL_NAME_PATTERN_H
 

@@ -1,7 +1,8 @@
-/* quantise_checkpoint.c - writes what quantise_plan.c decided, shard by shard, a tensor at a time: see quantise_checkpoint.h.
+/* quantise_checkpoint.c - writes what quantise_plan.c decided, shard by shard, a tensor at a time: see
+ * quantise_checkpoint.h.
  *
- * Everything goes into OUT.partial-PID beside OUT, each file synced, and becomes OUT by one rename; whatever ends the work
- * before that leaves no OUT.  Memory: the largest matrix's codes, and 128 rows per thread. */
+ * Everything goes into OUT.partial-PID beside OUT, each file synced, and becomes OUT by one rename; whatever ends the
+ * work before that leaves no OUT.  Memory: the largest matrix's codes, and 128 rows per thread. */
 #include "model/quantise_checkpoint.h"
 
 #include <dirent.h>
@@ -45,7 +46,8 @@ typedef struct quantiser {
 
 /* ---- the tensors of an item ---- */
 
-static int32_t item_entries(const mf_quantise_item *item, char names[MAX_ENTRIES][MF_ST_MAX_NAME + 32], mf_st_entry *entries)
+static int32_t item_entries(const mf_quantise_item *item, char names[MAX_ENTRIES][MF_ST_MAX_NAME + 32],
+                            mf_st_entry *entries)
 {
     if (item->tensor) {
         const mf_st_tensor *t = item->tensor;
@@ -60,15 +62,18 @@ static int32_t item_entries(const mf_quantise_item *item, char names[MAX_ENTRIES
     snprintf(names[1], size, "%s.%s", item->module, by_block ? "weight_scale_inv" : "weight_scale");
     snprintf(names[2], size, "%s.weight_shape", item->module);
     entries[0] = (mf_st_entry){ .name = names[0],
-                                .dtype = is_four ? MF_I32 : by_block ? MF_F8_E4M3 : MF_I8,
+                                .dtype = is_four    ? MF_I32
+                                         : by_block ? MF_F8_E4M3
+                                                    : MF_I8,
                                 .ndim = 2,
                                 .shape = { to->n, is_four ? to->row_stride / 8 : to->k },
                                 .bytes = (uint64_t)item->code_bytes };
-    entries[1] = (mf_st_entry){ .name = names[1],
-                                .dtype = to->scale_dtype,
-                                .ndim = 2,
-                                .shape = { by_block ? mf_div_up(to->n, MF_QUANTISE_ROWS) : to->n, to->scale_row_stride },
-                                .bytes = (uint64_t)item->scale_bytes };
+    entries[1] =
+        (mf_st_entry){ .name = names[1],
+                       .dtype = to->scale_dtype,
+                       .ndim = 2,
+                       .shape = { by_block ? mf_div_up(to->n, MF_QUANTISE_ROWS) : to->n, to->scale_row_stride },
+                       .bytes = (uint64_t)item->scale_bytes };
     entries[2] = (mf_st_entry){ .name = names[2], .dtype = MF_I64, .ndim = 1, .shape = { 2 }, .bytes = 16 };
     return is_four ? 3 : 2;
 }
@@ -99,7 +104,8 @@ static void run_task(void *context, int64_t task, int32_t thread)
 /* Pages of the checkpoint that have been read and are not needed again. */
 static void drop_pages(const uint8_t *data, int64_t bytes)
 {
-    const uintptr_t begin = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)data + (uintptr_t)bytes) / PAGE * PAGE;
+    const uintptr_t begin = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE,
+                    end = ((uintptr_t)data + (uintptr_t)bytes) / PAGE * PAGE;
     if (end > begin) {
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
     }
@@ -164,7 +170,8 @@ static mf_status copy_tensor(quantiser *q, const mf_st_tensor *t, mf_st_writer *
 
 /* ---- files ---- */
 
-static mf_status write_shard(quantiser *q, int64_t first, int64_t count, const char *name, json_t *weight_map, mf_error *err)
+static mf_status write_shard(quantiser *q, int64_t first, int64_t count, const char *name, json_t *weight_map,
+                             mf_error *err)
 {
     char(*names)[MAX_ENTRIES][MF_ST_MAX_NAME + 32] = mf_alloc_array((size_t)count, sizeof *names);
     mf_st_entry *entries = mf_alloc_array((size_t)count, MAX_ENTRIES * sizeof *entries);
@@ -189,7 +196,8 @@ static mf_status write_shard(quantiser *q, int64_t first, int64_t count, const c
     MF_TRY_GOTO(mf_st_writer_open(path, entries, num_entries, &writer, err), done);
     for (int64_t i = 0; i < count; i++) {
         mf_quantise_item *item = &q->plan.items[first + i];
-        MF_TRY_GOTO(item->tensor ? copy_tensor(q, item->tensor, &writer, err) : write_matrix(q, item, &writer, err), done);
+        MF_TRY_GOTO(item->tensor ? copy_tensor(q, item->tensor, &writer, err) : write_matrix(q, item, &writer, err),
+                    done);
         MF_TRY_GOTO(show_progress(q, err), done);
     }
     MF_TRY_GOTO(mf_st_writer_finish(&writer, err), done);
@@ -225,8 +233,10 @@ static mf_status write_weights(quantiser *q, mf_error *err)
         status = write_shard(q, first, end - first, c->shards[q->plan.items[first].shard].name, weight_map, err);
     }
     if (status == MF_OK && has_index) {
-        json_t *index = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)q->report->bytes_out, "weight_map", weight_map);
-        status = index ? write_json(q, "model.safetensors.index.json", index, err) : mf_fail(err, MF_ERR_NOMEM, "the index: out of memory");
+        json_t *index = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)q->report->bytes_out,
+                                  "weight_map", weight_map);
+        status = index ? write_json(q, "model.safetensors.index.json", index, err)
+                       : mf_fail(err, MF_ERR_NOMEM, "the index: out of memory");
         json_decref(index);
     }
     json_decref(weight_map);
@@ -374,8 +384,8 @@ static mf_status write_all(quantiser *q, const char *out, mf_error *err)
     return status;
 }
 
-mf_status mf_checkpoint_quantise(const char *in, const char *out, const mf_quantise_options *options, mf_quantise_report *report,
-                                 mf_error *err)
+mf_status mf_checkpoint_quantise(const char *in, const char *out, const mf_quantise_options *options,
+                                 mf_quantise_report *report, mf_error *err)
 {
     *report = (mf_quantise_report){ 0 };
     quantiser q = { .in = in, .options = options, .report = report, .start = mf_now_ns() };

@@ -53,7 +53,9 @@ static const mf_st_tensor *source_of(const planner *p, const mf_wanted *x)
     const mf_family *family = p->plan->config->family;
     const char *template = x->role == MF_ROLE_EXPERT_DOWN ? family->stacked_down : family->stacked_gate_up;
     char name[MF_MAX_TENSOR_NAME];
-    t = template && mf_tensor_name(family, template, x->layer, -1, name, sizeof name) ? mf_checkpoint_find(p->checkpoint, name) : NULL;
+    t = template && mf_tensor_name(family, template, x->layer, -1, name, sizeof name)
+            ? mf_checkpoint_find(p->checkpoint, name)
+            : NULL;
     return t && data >= t->data && data < t->data + t->bytes ? t : NULL;
 }
 
@@ -89,7 +91,8 @@ static mf_status plan_wanted(void *context, const mf_wanted *x)
     }
     const mf_st_tensor *t = source_of(p, x);
     if (!t) {
-        return mf_fail(p->err, MF_ERR_UNSUPPORTED, "tensor \"%.256s\": its values stand at an odd address of their file", x->name);
+        return mf_fail(p->err, MF_ERR_UNSUPPORTED,
+                       "tensor \"%.256s\": its values stand at an odd address of their file", x->name);
     }
     mf_quantise_item *item = add_item(p);
     char *module = mf_arena_strndup(p->plan->arena, x->name, x->module_bytes);
@@ -103,8 +106,8 @@ static mf_status plan_wanted(void *context, const mf_wanted *x)
     item->from = *x->matrix;
     item->layer = x->layer;
     item->part = mf_part_of(x->role);
-    mf_quantise_layout(p->options->format, x->matrix->n, x->matrix->k, p->options->group, 8, &item->to, &item->code_bytes,
-                       &item->scale_bytes);
+    mf_quantise_layout(p->options->format, x->matrix->n, x->matrix->k, p->options->group, 8, &item->to,
+                       &item->code_bytes, &item->scale_bytes);
     p->plan->has_short_groups |= p->options->format == MF_FORMAT_INT4_GROUP && x->matrix->k % p->options->group != 0;
     return MF_OK;
 }
@@ -138,7 +141,8 @@ static mf_status keep_draft_layers(planner *p)
     const mf_model_config *c = p->plan->config;
     for (int64_t i = c->num_layers; i < c->num_layers + c->num_nextn_layers; i++) {
         char name[MF_MAX_TENSOR_NAME];
-        const char *form = p->options->format == MF_FORMAT_FP8_BLOCK ? "%smodel.layers.%lld" : "re:%smodel\\.layers\\.%lld\\..*";
+        const char *form =
+            p->options->format == MF_FORMAT_FP8_BLOCK ? "%smodel.layers.%lld" : "re:%smodel\\.layers\\.%lld\\..*";
         snprintf(name, sizeof name, form, c->family->prefix, (long long)i);
         if (json_array_append_new(p->kept, json_string(name)) != 0) {
             return out_of_memory(p);
@@ -150,22 +154,23 @@ static mf_status keep_draft_layers(planner *p)
 static json_t *describe(const mf_quantise_options *options, json_t *kept)
 {
     if (options->format == MF_FORMAT_FP8_BLOCK) {
-        return json_pack("{s:s, s:s, s:s, s:[i,i], s:O}", "quant_method", "fp8", "activation_scheme", "dynamic", "fmt", "e4m3",
-                         "weight_block_size", 128, 128, "modules_to_not_convert", kept);
+        return json_pack("{s:s, s:s, s:s, s:[i,i], s:O}", "quant_method", "fp8", "activation_scheme", "dynamic", "fmt",
+                         "e4m3", "weight_block_size", 128, 128, "modules_to_not_convert", kept);
     }
     const bool is_four = options->format == MF_FORMAT_INT4_GROUP;
-    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", is_four ? 4 : 8, "type", "int", "symmetric", 1, "strategy",
-                                is_four ? "group" : "channel", "dynamic", 0);
+    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", is_four ? 4 : 8, "type", "int", "symmetric", 1,
+                                "strategy", is_four ? "group" : "channel", "dynamic", 0);
     if (weights && is_four) {
         json_object_set_new(weights, "group_size", json_integer(options->group));
     }
     const char *format = is_four ? "pack-quantized" : "int-quantized";
-    return json_pack("{s:s, s:s, s:s, s:O, s:{s:{s:[s], s:o, s:n, s:n}}}", "quant_method", "compressed-tensors", "format", format,
-                     "quantization_status", "compressed", "ignore", kept, "config_groups", "group_0", "targets", "Linear", "weights",
-                     weights, "input_activations", "output_activations");
+    return json_pack("{s:s, s:s, s:s, s:O, s:{s:{s:[s], s:o, s:n, s:n}}}", "quant_method", "compressed-tensors",
+                     "format", format, "quantization_status", "compressed", "ignore", kept, "config_groups", "group_0",
+                     "targets", "Linear", "weights", weights, "input_activations", "output_activations");
 }
 
-mf_status mf_quantise_plan_make(const char *in, const mf_quantise_options *options, mf_quantise_plan *plan, mf_error *err)
+mf_status mf_quantise_plan_make(const char *in, const mf_quantise_options *options, mf_quantise_plan *plan,
+                                mf_error *err)
 {
     *plan = (mf_quantise_plan){ 0 };
     planner p = { .plan = plan, .options = options, .err = err };

@@ -73,7 +73,8 @@ static mf_status append_entry(mf_buffer *text, const mf_st_entry *e, uint64_t at
                            : status;
 }
 
-mf_status mf_st_writer_open(const char *path, const mf_st_entry *entries, int64_t num_entries, mf_st_writer *writer, mf_error *err)
+mf_status mf_st_writer_open(const char *path, const mf_st_entry *entries, int64_t num_entries, mf_st_writer *writer,
+                            mf_error *err)
 {
     *writer = (mf_st_writer){ .path = path };
     mf_buffer text = { 0 };
@@ -95,7 +96,8 @@ mf_status mf_st_writer_open(const char *path, const mf_st_entry *entries, int64_
     for (int i = 0; i < 8; i++) {
         size[i] = (uint8_t)((uint64_t)text.size >> (8 * i));
     }
-    if (fwrite(size, 1, 8, writer->file) != 8 || fwrite(mf_buffer_text(&text), 1, text.size, writer->file) != text.size) {
+    if (fwrite(size, 1, 8, writer->file) != 8 ||
+        fwrite(mf_buffer_text(&text), 1, text.size, writer->file) != text.size) {
         status = cannot_write(path, err);
     }
 done:

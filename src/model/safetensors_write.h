@@ -1,5 +1,5 @@
-/* safetensors_write.h - one .safetensors file written from front to back: the header first, then each tensor's bytes in the
- * order of the header, in pieces of any size. */
+/* safetensors_write.h - one .safetensors file written from front to back: the header first, then each tensor's bytes in
+ * the order of the header, in pieces of any size. */
 #ifndef MF_MODEL_SAFETENSORS_WRITE_H
 #define MF_MODEL_SAFETENSORS_WRITE_H
 
@@ -23,7 +23,8 @@ typedef struct mf_st_writer {
 } mf_st_writer;
 
 /* A new file (an existing one is refused) with its header. */
-mf_status mf_st_writer_open(const char *path, const mf_st_entry *entries, int64_t num_entries, mf_st_writer *writer, mf_error *err);
+mf_status mf_st_writer_open(const char *path, const mf_st_entry *entries, int64_t num_entries, mf_st_writer *writer,
+                            mf_error *err);
 mf_status mf_st_writer_write(mf_st_writer *writer, const void *data, uint64_t bytes, mf_error *err);
 /* Everything is on the disk, and as long as the header says; or an error. */
 mf_status mf_st_writer_finish(mf_st_writer *writer, mf_error *err);

@@ -352,14 +352,16 @@ static bool name_parts(const mf_model_config *config, mf_wanted *x)
     }
     const mf_quant_method method = x->scheme ? x->scheme->method : MF_QUANT_NONE;
     const char *weight = "weight";
-    const char *scale = x->scheme ? x->scheme->scale_suffix : quant->num_schemes ? quant->schemes[0].scale_suffix : "_scale_inv";
+    const char *scale = x->scheme            ? x->scheme->scale_suffix
+                        : quant->num_schemes ? quant->schemes[0].scale_suffix
+                                             : "_scale_inv";
     if (method == MF_QUANT_INT4_PACKED) {
         weight = "weight_packed";
     } else if (method == MF_QUANT_INT4_GPTQ || method == MF_QUANT_INT4_AWQ) {
         weight = "qweight";
     }
-    if (!mf_wanted_part(x, scale ? "weight" : "scales", x->scale_name) || n + strlen(scale ? scale : "") >= sizeof x->scale_name ||
-        n + strlen("_packed") >= sizeof x->name) {
+    if (!mf_wanted_part(x, scale ? "weight" : "scales", x->scale_name) ||
+        n + strlen(scale ? scale : "") >= sizeof x->scale_name || n + strlen("_packed") >= sizeof x->name) {
         return false;
     }
     if (scale) {

@@ -17,12 +17,12 @@ typedef enum mf_wanted_kind {
 typedef struct mf_wanted {
     mf_role role;
     mf_wanted_kind kind;
-    int64_t layer, expert;  /* -1: none */
-    int64_t n, k;           /* [n, k], a vector is [n] */
-    bool more_rows_allowed; /* the vocabulary may be padded */
-    bool optional;          /* lm_head of tied embeddings */
-    const mf_quant_scheme *scheme; /* NULL: not quantised */
-    char name[MF_MAX_TENSOR_NAME]; /* of the codes, where they have a name of their own ("qweight") */
+    int64_t layer, expert;               /* -1: none */
+    int64_t n, k;                        /* [n, k], a vector is [n] */
+    bool more_rows_allowed;              /* the vocabulary may be padded */
+    bool optional;                       /* lm_head of tied embeddings */
+    const mf_quant_scheme *scheme;       /* NULL: not quantised */
+    char name[MF_MAX_TENSOR_NAME];       /* of the codes, where they have a name of their own ("qweight") */
     char scale_name[MF_MAX_TENSOR_NAME]; /* also when not quantised: it must be absent then */
     size_t module_bytes;                 /* of name, before ".weight"; 0: it does not end so */
     mf_matrix *matrix;                   /* MATRIX, LINEAR; NULL when weights are NULL */
@@ -48,9 +48,9 @@ bool mf_wanted_part(const mf_wanted *x, const char *part, char out[MF_MAX_TENSOR
 /* How `module` ("model.layers.3.mlp.gate_proj") is stored; NULL: unquantised. */
 const mf_quant_scheme *mf_quant_scheme_of(const mf_quant_config *quant, const char *module);
 
-/* true when the config leaves `module` out: a name matches whole dotted components anywhere in it, so "mlp.gate" excludes
- * model.layers.3.mlp.gate and not mlp.gate_proj; a pattern matches from its first character.  matched (optional, one byte
- * per name, then per pattern) is set to 1 for every entry that matches. */
+/* true when the config leaves `module` out: a name matches whole dotted components anywhere in it, so "mlp.gate"
+ * excludes model.layers.3.mlp.gate and not mlp.gate_proj; a pattern matches from its first character.  matched
+ * (optional, one byte per name, then per pattern) is set to 1 for every entry that matches. */
 bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched);
 
 #endif

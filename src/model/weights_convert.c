@@ -1,9 +1,9 @@
-/* weights_convert.c - GPTQ's and AWQ's codes into the rows that kernels read (INT4_GROUP), and int8 codes without their zero
- * points: exact, in parallel, into one block, with progress.  The stored pages are given back behind it.
+/* weights_convert.c - GPTQ's and AWQ's codes into the rows that kernels read (INT4_GROUP), and int8 codes without their
+ * zero points: exact, in parallel, into one block, with progress.  The stored pages are given back behind it.
  *
- * GPTQ holds a word of eight columns' codes per row [k/8, n]: a row's words only have to be gathered.  AWQ holds a word of
- * eight rows' codes per column [k, n/8], row r of the eight in nibble (0 4 1 5 2 6 3 7)[r].  Zero points and scales are
- * [groups, n] in both and become [n, groups]; zero points one byte each. */
+ * GPTQ holds a word of eight columns' codes per row [k/8, n]: a row's words only have to be gathered.  AWQ holds a word
+ * of eight rows' codes per column [k, n/8], row r of the eight in nibble (0 4 1 5 2 6 3 7)[r].  Zero points and scales
+ * are [groups, n] in both and become [n, groups]; zero points one byte each. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -72,7 +72,8 @@ static void transpose_grid(const mf_conversion *job, uint8_t *block, int64_t fir
     for (int64_t r = first; r < first + count; r++) {
         const int shift = 4 * (job->kind == MF_CONVERT_AWQ ? awq_nibbles[r % 8] : (int)(r % 8));
         for (int64_t g = 0; g < columns; g++) {
-            memcpy(block + job->scales_at + (size_t)(r * columns + g) * size, job->scales + (size_t)(g * m->n + r) * size, size);
+            memcpy(block + job->scales_at + (size_t)(r * columns + g) * size,
+                   job->scales + (size_t)(g * m->n + r) * size, size);
             if (job->zeros) {
                 const uint32_t word = word_at(job->zeros, g * (m->n / 8) + r / 8);
                 block[job->zeros_at + (size_t)(r * columns + g)] = (uint8_t)((word >> shift & 15) + job->zero_plus);
@@ -155,7 +156,8 @@ static void drop_source(const mf_conversion *job)
 {
     const mf_matrix *m = job->target;
     const size_t bytes = (size_t)m->n * (size_t)(job->kind == MF_CONVERT_INT8_ZEROS ? m->k : m->k / 2);
-    const uintptr_t begin = ((uintptr_t)job->codes + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)job->codes + bytes) / PAGE * PAGE;
+    const uintptr_t begin = ((uintptr_t)job->codes + PAGE - 1) / PAGE * PAGE,
+                    end = ((uintptr_t)job->codes + bytes) / PAGE * PAGE;
     if (end > begin) {
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
     }
@@ -181,7 +183,8 @@ static mf_status run_jobs(converter *c, const mf_weights_options *options, mf_er
         }
         const int64_t now = mf_now_ns();
         if (c->overflowed >= 0) {
-            status = mf_fail(err, MF_ERR_UNSUPPORTED, "tensor \"%.256s\": codes less their zero points do not fit in eight bits",
+            status = mf_fail(err, MF_ERR_UNSUPPORTED,
+                             "tensor \"%.256s\": codes less their zero points do not fit in eight bits",
                              c->jobs[c->overflowed]->name);
         } else if (progress->fn && (now - last >= 100000000 || done == c->num_tasks)) {
             last = now;
@@ -228,7 +231,8 @@ mf_status mf_weights_convert(mf_weights *weights, const mf_weights_options *opti
     weights->converted = mf_alloc_huge(c.bytes, options->numa);
     c.block = weights->converted;
     if (!c.block) {
-        status = mf_fail(err, MF_ERR_NOMEM, "converting weights: out of memory for %.1f GiB", (double)c.bytes * 0x1p-30);
+        status =
+            mf_fail(err, MF_ERR_NOMEM, "converting weights: out of memory for %.1f GiB", (double)c.bytes * 0x1p-30);
         goto done;
     }
     MF_TRY_GOTO(run_jobs(&c, options, err), done);

@@ -184,11 +184,13 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     mf_matrix matrix = { .n = x->n, .k = x->k, .row_stride = x->k, .format = m->format };
     int64_t bytes;
     if (x->scheme) {
-        /* Codes with deviation 64 use most of e4m3's range (448), with 32 of int8's; uniform nibbles deviate by 4.6, as e2m1 by 2.9.  The
-         * scale brings them to the wanted size.  A power of two suits checkpoints whose scales are exponents too. */
+        /* Codes with deviation 64 use most of e4m3's range (448), with 32 of int8's; uniform nibbles deviate by 4.6, as
+         * e2m1 by 2.9.  The scale brings them to the wanted size.  A power of two suits checkpoints whose scales are
+         * exponents too. */
         const mf_quant_scheme *scheme = x->scheme;
         matrix.format = mf_quant_format(scheme->method);
-        const bool is_mx = matrix.format == MF_FORMAT_MXFP4, is_four = is_mx || matrix.format == MF_FORMAT_INT4_GROUP, is_int8 = matrix.format == MF_FORMAT_INT8_CHANNEL;
+        const bool is_mx = matrix.format == MF_FORMAT_MXFP4, is_four = is_mx || matrix.format == MF_FORMAT_INT4_GROUP,
+                   is_int8 = matrix.format == MF_FORMAT_INT8_CHANNEL;
         const float spread = is_mx ? 2.9f : is_four ? 4.6f : is_int8 ? 32.0f : 64.0f;
         int64_t rows = mf_div_up(x->n, scheme->block_n), columns = mf_div_up(x->k, scheme->block_k);
         float scale = ldexpf(1.0f, ilogbf(deviation / spread));

@@ -182,7 +182,8 @@ static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_read
 
 static bool scale_fits(const mf_wanted *x, const mf_st_tensor *scale, const int64_t *shape, int32_t ndim)
 {
-    return has_one_scale(x->scheme) ? scale->num_elements == 1 && scale->ndim <= 2 : mf_match_has_shape(scale, shape, ndim);
+    return has_one_scale(x->scheme) ? scale->num_elements == 1 && scale->ndim <= 2
+                                    : mf_match_has_shape(scale, shape, ndim);
 }
 
 /* dtype of a weight and presence, shape and dtype of its scale.  *ok: the tensors can be used. */
@@ -216,9 +217,10 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     }
     if (!scale_fits(x, scale, scale_shape, scale_ndim)) {
         const int64_t one = 1;
-        return has_one_scale(x->scheme) ? mf_match_wrong_shape(m, scale, &one, 1, " (one scale per tensor)")
-                                        : mf_match_wrong_shape(m, scale, scale_shape, scale_ndim,
-                                                               by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
+        return has_one_scale(x->scheme)
+                   ? mf_match_wrong_shape(m, scale, &one, 1, " (one scale per tensor)")
+                   : mf_match_wrong_shape(m, scale, scale_shape, scale_ndim,
+                                          by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
     }
     if (!by_block) {
         *ok = float_format(scale->dtype, &unused);
@@ -226,7 +228,8 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     }
     bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && x->scheme->ue8m0_scales);
     if (scale->dtype != MF_F32 && scale->dtype != MF_BF16 && !byte_scale) {
-        return mf_match_wrong_dtype(m, scale, x->scheme->ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
+        return mf_match_wrong_dtype(m, scale,
+                                    x->scheme->ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
     }
     *ok = true;
     return MF_OK;
@@ -271,7 +274,9 @@ static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tens
 {
     char scale_name[MF_MAX_TENSOR_NAME + 32];
     const mf_quant_config *quant = &m->config->quant;
-    const char *suffix = x->scheme ? x->scheme->scale_suffix : quant->num_schemes ? quant->schemes[0].scale_suffix : NULL;
+    const char *suffix = x->scheme            ? x->scheme->scale_suffix
+                         : quant->num_schemes ? quant->schemes[0].scale_suffix
+                                              : NULL;
     snprintf(scale_name, sizeof scale_name, "%s%s", name, suffix ? suffix : "_scale_inv");
     const mf_st_tensor *scale_tensor = mf_match_take(m, scale_name);
     if (!t) {
@@ -320,7 +325,8 @@ static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
     const mf_quant_method method = x->scheme ? x->scheme->method : MF_QUANT_NONE;
     if (method > MF_QUANT_FP8_CHANNEL && method != MF_QUANT_INT8_CHANNEL) {
         mf_fail(&m->error, MF_ERR_UNSUPPORTED,
-                "%s: tensor \"%.256s\": experts in one tensor are loaded unquantised, or in eight bits with scales per block or row",
+                "%s: tensor \"%.256s\": experts in one tensor are loaded unquantised, or in eight bits with scales per "
+                "block or row",
                 s->file, s->gate_up_name);
         MF_TRY(mf_match_problem(m));
         return MF_OK;
@@ -418,7 +424,8 @@ static mf_status place(void *context, const mf_wanted *x)
     if (x->kind == MF_WANT_VECTOR) {
         return place_vector(m, x, t);
     }
-    return x->scheme && mf_quant_format(x->scheme->method) == MF_FORMAT_INT4_GROUP ? mf_match_four_bits(m, x, t) : place_matrix(m, x, t);
+    return x->scheme && mf_quant_format(x->scheme->method) == MF_FORMAT_INT4_GROUP ? mf_match_four_bits(m, x, t)
+                                                                                   : place_matrix(m, x, t);
 }
 
 mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options, int32_t *num_findings, mf_error *err)

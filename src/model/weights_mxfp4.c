@@ -1,8 +1,8 @@
 /* weights_mxfp4.c - routed experts in gpt-oss's MXFP4: per layer NAME_blocks u8 [E, rows, k/32, 16] and NAME_scales u8
  * [E, rows, k/32], NAME being gate_up_proj (2I rows) or down_proj.
  *
- * A block's 16 bytes are 32 codes, the low nibble first, which is the kernels' MXFP4: views, also where gate and up rows
- * alternate, because a view has a stride of its own. */
+ * A block's 16 bytes are 32 codes, the low nibble first, which is the kernels' MXFP4: views, also where gate and up
+ * rows alternate, because a view has a stride of its own. */
 #include <stdio.h>
 
 #include "kernels/ops.h"
@@ -10,8 +10,8 @@
 
 enum { GROUP = 32 };
 
-mf_matrix mf_mxfp4_view(const uint8_t *blocks, const uint8_t *scales, int64_t expert, int64_t rows, int64_t k, int64_t first,
-                        int64_t step, int64_t n)
+mf_matrix mf_mxfp4_view(const uint8_t *blocks, const uint8_t *scales, int64_t expert, int64_t rows, int64_t k,
+                        int64_t first, int64_t step, int64_t n)
 {
     const int64_t row = expert * rows + first;
     return (mf_matrix){ .data = blocks + row * (k / 2),
@@ -41,7 +41,8 @@ static mf_status check_scales(mf_matcher *m, const mf_st_tensor *t)
 {
     for (int64_t i = 0; m->options->deep && i < t->num_elements; i++) {
         if (t->data[i] == 255) {
-            mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": element %lld is 255, which is NaN", t->file, t->name, (long long)i);
+            mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": element %lld is 255, which is NaN", t->file,
+                    t->name, (long long)i);
             return mf_match_problem(m);
         }
     }
@@ -55,8 +56,10 @@ mf_status mf_match_mxfp4(mf_matcher *m, const mf_wanted *x)
     const char *template = is_down ? family->stacked_down : family->stacked_gate_up;
     const int64_t rows = is_down ? x->n : 2 * x->n;
     char base[MF_MAX_TENSOR_NAME], name[MF_MAX_TENSOR_NAME + 16];
-    if (x->expert < 0 || !template || !mf_tensor_name(family, template, x->layer, -1, base, sizeof base) || x->k % GROUP != 0) {
-        mf_fail(&m->error, MF_ERR_UNSUPPORTED, "%.256s: mxfp4 is loaded for routed experts with widths that are multiples of 32", x->name);
+    if (x->expert < 0 || !template || !mf_tensor_name(family, template, x->layer, -1, base, sizeof base) ||
+        x->k % GROUP != 0) {
+        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
+                "%.256s: mxfp4 is loaded for routed experts with widths that are multiples of 32", x->name);
         return mf_match_problem(m);
     }
     const bool says = x->expert == 0 && !is_up; /* once per tensor */

@@ -1,8 +1,8 @@
-/* weights_packed.c - integer codes with groups and zero points as they are released: compressed-tensors' pack-quantized, GPTQ,
- * AWQ, and the zero points of int8.
+/* weights_packed.c - integer codes with groups and zero points as they are released: compressed-tensors'
+ * pack-quantized, GPTQ, AWQ, and the zero points of int8.
  *
- * pack-quantized holds codes where kernels read them, so it is used in place (its zero points, one word for eight rows, are
- * widened here).  GPTQ and AWQ are transposed: weights_convert.c.  All keep (code - zero) * scale exactly. */
+ * pack-quantized holds codes where kernels read them, so it is used in place (its zero points, one word for eight rows,
+ * are widened here).  GPTQ and AWQ are transposed: weights_convert.c.  All keep (code - zero) * scale exactly. */
 #include <string.h>
 
 #include "base/arena.h"
@@ -34,7 +34,8 @@ static int32_t word_at(const mf_st_tensor *t, int64_t i)
     return w;
 }
 
-static mf_status check_part(mf_matcher *m, const mf_st_tensor *t, mf_dtype dtype, int64_t n, int64_t k, const char *more, bool *ok)
+static mf_status check_part(mf_matcher *m, const mf_st_tensor *t, mf_dtype dtype, int64_t n, int64_t k,
+                            const char *more, bool *ok)
 {
     const int64_t shape[2] = { n, k };
     *ok = false;
@@ -78,7 +79,8 @@ static mf_status check_group_index(mf_matcher *m, const mf_wanted *x, const char
         if (word_at(t, i) != (int32_t)(i / x->scheme->block_k)) {
             *ok = false;
             mf_fail(&m->error, MF_ERR_UNSUPPORTED,
-                    "%s: tensor \"%.256s\": column %lld is in group %d; only groups of %lld columns in their order are supported "
+                    "%s: tensor \"%.256s\": column %lld is in group %d; only groups of %lld columns in their order are "
+                    "supported "
                     "(no desc_act, no actorder \"group\")",
                     t->file, t->name, (long long)i, (int)word_at(t, i), (long long)x->scheme->block_k);
             return mf_match_problem(m);
@@ -103,7 +105,8 @@ static mf_status check_stored_shape(mf_matcher *m, const mf_wanted *x, bool *ok)
         return part_is_missing(m, x, "weight_shape");
     }
     if ((t->dtype != MF_I64 && t->dtype != MF_I32) || !mf_match_has_shape(t, &two, 1)) {
-        return t->ndim == 1 && t->shape[0] == 2 ? mf_match_wrong_dtype(m, t, "i64 or i32") : mf_match_wrong_shape(m, t, &two, 1, "");
+        return t->ndim == 1 && t->shape[0] == 2 ? mf_match_wrong_dtype(m, t, "i64 or i32")
+                                                : mf_match_wrong_shape(m, t, &two, 1, "");
     }
     if (t->dtype == MF_I64) {
         memcpy(stored, t->data, sizeof stored);
@@ -113,8 +116,8 @@ static mf_status check_stored_shape(mf_matcher *m, const mf_wanted *x, bool *ok)
     }
     *ok = stored[0] == x->n && stored[1] == x->k;
     if (!*ok) {
-        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": expected the values %lld, %lld; got %lld, %lld", t->file,
-                t->name, (long long)x->n, (long long)x->k, (long long)stored[0], (long long)stored[1]);
+        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": expected the values %lld, %lld; got %lld, %lld",
+                t->file, t->name, (long long)x->n, (long long)x->k, (long long)stored[0], (long long)stored[1]);
         return mf_match_problem(m);
     }
     return MF_OK;
@@ -126,7 +129,8 @@ static mf_status widen_zeros(mf_matcher *m, const mf_wanted *x, const parts *p, 
     bool differs = false;
     uint8_t *bytes = mf_arena_array(m->arena, (size_t)x->n, (size_t)p->columns);
     if (!bytes) {
-        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for its zero points", p->zeros->file, p->zeros->name);
+        return mf_fail(&m->error, MF_ERR_NOMEM, "%s: tensor \"%.256s\": no memory for its zero points", p->zeros->file,
+                       p->zeros->name);
     }
     for (int64_t r = 0; r < x->n; r++) {
         for (int64_t g = 0; g < p->columns; g++) {
@@ -166,8 +170,9 @@ static mf_status place_packed(mf_matcher *m, const mf_wanted *x, parts *p)
         }
         MF_TRY(widen_zeros(m, x, p, &zeros));
         if (zeros && !x->scheme->has_zeros) {
-            mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": zero points other than 8; config.json says symmetric",
-                    p->zeros->file, p->zeros->name);
+            mf_fail(&m->error, MF_ERR_FORMAT,
+                    "%s: tensor \"%.256s\": zero points other than 8; config.json says symmetric", p->zeros->file,
+                    p->zeros->name);
             return mf_match_problem(m);
         }
     }
@@ -219,8 +224,9 @@ static mf_status place_transposed(mf_matcher *m, const mf_wanted *x, parts *p)
     bool ok;
     p->zeros = take_part(m, x, "qzeros");
     if (x->n % 8 != 0 || x->k % (is_awq ? 2 : 8) != 0) {
-        mf_fail(&m->error, MF_ERR_UNSUPPORTED, "%s: tensor \"%.256s\": %lld x %lld weights do not fill whole words of eight codes",
-                p->codes->file, p->codes->name, (long long)x->n, (long long)x->k);
+        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
+                "%s: tensor \"%.256s\": %lld x %lld weights do not fill whole words of eight codes", p->codes->file,
+                p->codes->name, (long long)x->n, (long long)x->k);
         return mf_match_problem(m);
     }
     MF_TRY(check_part(m, p->codes, MF_I32, is_awq ? x->k : x->k / 8, is_awq ? x->n / 8 : x->n,
@@ -306,9 +312,12 @@ mf_status mf_match_int8_zeros(mf_matcher *m, const mf_wanted *x)
         return MF_OK;
     }
     if (!x->scheme->has_zeros) {
-        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": zero points other than 0; config.json says symmetric", t->file, t->name);
+        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": zero points other than 0; config.json says symmetric",
+                t->file, t->name);
         return mf_match_problem(m);
     }
     m->weights->stats.bytes_converted += matrix->n * matrix->k;
-    return add_conversion(m, x, &(mf_conversion){ .kind = MF_CONVERT_INT8_ZEROS, .name = t->name, .codes = matrix->data, .zeros = t->data });
+    return add_conversion(
+        m, x,
+        &(mf_conversion){ .kind = MF_CONVERT_INT8_ZEROS, .name = t->name, .codes = matrix->data, .zeros = t->data });
 }

@@ -7,7 +7,8 @@
 
 const char *mf_part_name(mf_part part)
 {
-    static const char *const names[] = { "embedding", "attention", "dense MLP", "router", "routed experts", "shared experts", "head" };
+    static const char *const names[] = { "embedding",      "attention",      "dense MLP", "router",
+                                         "routed experts", "shared experts", "head" };
     return (unsigned)part < MF_PART_COUNT ? names[part] : "?";
 }
 

@@ -92,7 +92,8 @@ static mf_status skip_or_complain(mf_matcher *m, const mf_st_tensor *t, skipped 
         s->input_scales++;
         return MF_OK;
     }
-    if (c->quant.num_schemes > 0 && c->quant.schemes[0].method == MF_QUANT_INT4_GPTQ && ends_with(t->name, ".bias") && is_zero(t)) {
+    if (c->quant.num_schemes > 0 && c->quant.schemes[0].method == MF_QUANT_INT4_GPTQ && ends_with(t->name, ".bias") &&
+        is_zero(t)) {
         s->biases++; /* some writers give every module one */
         return MF_OK;
     }
@@ -138,7 +139,8 @@ mf_status mf_match_look_at_rest(mf_matcher *m)
         mf_log(MF_LOG_INFO, "%lld stored scales of activations are not used: products take activations as they are",
                (long long)s->input_scales);
     }
-    m->weights->stats.num_skipped_tensors = s->rotary + s->kv_scales + s->draft + s->input_scales + s->biases + s->other;
+    m->weights->stats.num_skipped_tensors =
+        s->rotary + s->kv_scales + s->draft + s->input_scales + s->biases + s->other;
     if (m->weights->stats.num_skipped_tensors > 0) {
         mf_log(
             MF_LOG_INFO,
@@ -150,8 +152,8 @@ mf_status mf_match_look_at_rest(mf_matcher *m)
     for (int64_t i = 0; m->module_matched && i < list->num_names + list->num_patterns; i++) {
         if (!m->module_matched[i]) {
             const bool is_name = i < list->num_names;
-            mf_log(MF_LOG_WARN, "config.json: quantization_config: %s \"%.120s\" matches no tensor", is_name ? "module" : "pattern",
-                   is_name ? list->names[i] : list->pattern_texts[i - list->num_names]);
+            mf_log(MF_LOG_WARN, "config.json: quantization_config: %s \"%.120s\" matches no tensor",
+                   is_name ? "module" : "pattern", is_name ? list->names[i] : list->pattern_texts[i - list->num_names]);
         }
     }
     return MF_OK;

@@ -1,5 +1,5 @@
-/* formats_test.c - released weight formats, matrix by matrix: values against a decoding written from the formats' descriptions,
- * no copies where none are needed, every wrong, missing and misshapen part named. */
+/* formats_test.c - released weight formats, matrix by matrix: values against a decoding written from the formats'
+ * descriptions, no copies where none are needed, every wrong, missing and misshapen part named. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -51,7 +51,8 @@ TEST(patterns_match_as_python_does_from_the_first_character)
         { "\\d+\\.\\w+$", "12.a_Z9", true },
         { "a|bc|d", "bc", true },
         { "x$|y", "xa", false },
-        { "(a*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac", false }, /* where a backtracking matcher would not end */
+        { "(a*)*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac",
+          false }, /* where a backtracking matcher would not end */
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if (matches(rows[i].pattern, rows[i].name) != rows[i].matches) {
@@ -65,13 +66,20 @@ TEST(patterns_that_are_not_supported_say_why)
     static const struct {
         const char *pattern, *why;
     } rows[] = {
-        { "(?!a)b", "has a group other than" }, { "a{2}", "has a counted repetition" },
-        { "\\bx", "has an escape other than" }, { "(a", "has a group that is not closed" },
-        { "a)", "closes a group" },             { "*a", "repeats nothing" },
-        { "a**", "repeats nothing" },           { "[a", "has a class that is not closed" },
-        { "[b-a]", "runs backwards" },          { "", "is empty" },
-        { "a|", "is empty or ends" },           { "()", "has an empty alternative" },
-        { "a\\", "ends in a backslash" },       { "\xc3\xa9", "outside ASCII" },
+        { "(?!a)b", "has a group other than" },
+        { "a{2}", "has a counted repetition" },
+        { "\\bx", "has an escape other than" },
+        { "(a", "has a group that is not closed" },
+        { "a)", "closes a group" },
+        { "*a", "repeats nothing" },
+        { "a**", "repeats nothing" },
+        { "[a", "has a class that is not closed" },
+        { "[b-a]", "runs backwards" },
+        { "", "is empty" },
+        { "a|", "is empty or ends" },
+        { "()", "has an empty alternative" },
+        { "a\\", "ends in a backslash" },
+        { "\xc3\xa9", "outside ASCII" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         mf_arena arena = { 0 };
@@ -87,15 +95,21 @@ TEST(patterns_that_are_not_supported_say_why)
 /* ---- checkpoints: qwen3_moe with its routed experts (n, k = 8, 16 and 16, 8) in another format ---- */
 
 #define EXPERT "model.layers.1.mlp.experts.4.down_proj"
-#define GROUPS(format, weights)                                                                                              \
-    "{\"quant_method\": \"compressed-tensors\", \"format\": \"" format "\", \"ignore\": [\"lm_head\"], \"config_groups\": "   \
+#define GROUPS(format, weights)                                                                                        \
+    "{\"quant_method\": \"compressed-tensors\", \"format\": \"" format                                                 \
+    "\", \"ignore\": [\"lm_head\"], \"config_groups\": "                                                               \
     "{\"a\": {\"targets\": [\"re:.*experts\\\\.\\\\d+\\\\..*\"], \"weights\": {" weights "}}}}"
-#define PACKED(symmetric)                                                                                                    \
-    GROUPS("pack-quantized", "\"num_bits\": 4, \"type\": \"int\", \"strategy\": \"group\", \"group_size\": 8, \"symmetric\": " symmetric)
-#define INT8(strategy, symmetric)                                                                                            \
-    GROUPS("int-quantized", "\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"" strategy "\", \"symmetric\": " symmetric)
+#define PACKED(symmetric)                                                                                              \
+    GROUPS(                                                                                                            \
+        "pack-quantized",                                                                                              \
+        "\"num_bits\": 4, \"type\": \"int\", \"strategy\": \"group\", \"group_size\": 8, \"symmetric\": " symmetric)
+#define INT8(strategy, symmetric)                                                                                      \
+    GROUPS("int-quantized",                                                                                            \
+           "\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"" strategy "\", \"symmetric\": " symmetric)
 #define GPTQ(more) "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 8, \"desc_act\": false" more "}"
-#define AWQ "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 8, \"version\": \"gemm\", \"modules_to_not_convert\": [\"self_attn\", \"layers.0.\"]}"
+#define AWQ                                                                                                            \
+    "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 8, \"version\": \"gemm\", \"modules_to_not_convert\": "  \
+    "[\"self_attn\", \"layers.0.\"]}"
 
 static cw_tensor *add_part(cw *w, const char *module, const char *part, const char *dtype, int64_t n, int64_t k)
 {
@@ -308,7 +322,8 @@ static void check_values(cw *w, const loaded *l, mf_format format, value_fn valu
                     for (int64_t k = 0; k < m->k; k++) {
                         const float wanted = value(w, module, m->n, r, k);
                         if (row[k] != wanted) {
-                            fail_msg("%s [%d, %d]: %g; wanted %g", module, (int)r, (int)k, (double)row[k], (double)wanted);
+                            fail_msg("%s [%d, %d]: %g; wanted %g", module, (int)r, (int)k, (double)row[k],
+                                     (double)wanted);
                         }
                     }
                 }
@@ -330,7 +345,8 @@ TEST(each_format_holds_the_values_of_its_description)
         { PACKED("false"), pack_with_zeros, MF_FORMAT_INT4_GROUP, packed_zeros_value, false },
         { INT8("channel", "true"), make_int8, MF_FORMAT_INT8_CHANNEL, int8_value, false },
         { GPTQ(GPTQ_DYNAMIC), make_gptq, MF_FORMAT_INT4_GROUP, gptq_value, true },
-        { GPTQ(GPTQ_DYNAMIC ", \"checkpoint_format\": \"gptq_v2\""), make_gptq, MF_FORMAT_INT4_GROUP, gptq_v2_value, true },
+        { GPTQ(GPTQ_DYNAMIC ", \"checkpoint_format\": \"gptq_v2\""), make_gptq, MF_FORMAT_INT4_GROUP, gptq_v2_value,
+          true },
         { AWQ, make_awq, MF_FORMAT_INT4_GROUP, awq_value, true },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -391,7 +407,8 @@ TEST(a_conversion_reports_progress_and_can_be_cancelled)
     cw *w = with_experts(AWQ, make_awq);
     loaded l;
     int calls = 0;
-    load_with(w, &(mf_weights_options){ .use_map = true, .num_threads = 1, .progress = { cancel_conversion, &calls } }, &l);
+    load_with(w, &(mf_weights_options){ .use_map = true, .num_threads = 1, .progress = { cancel_conversion, &calls } },
+              &l);
     CHECK_EQ(l.status, MF_ERR_CANCELLED);
     CHECK_EQ(calls, 1);
     CHECK(!l.weights);
@@ -436,9 +453,9 @@ TEST(int8_zero_points_are_taken_off_where_the_codes_allow_it)
 typedef struct broken {
     const char *quantization;
     change_fn change;
-    const char *part;   /* of EXPERT */
-    const char *dtype;  /* NULL: removed */
-    int64_t n, k;       /* k 0: one dimension; n -1: a word is changed */
+    const char *part;  /* of EXPERT */
+    const char *dtype; /* NULL: removed */
+    int64_t n, k;      /* k 0: one dimension; n -1: a word is changed */
     const char *message;
 } broken;
 
@@ -447,25 +464,35 @@ TEST(wrong_missing_and_misshapen_parts_are_named)
     static const broken rows[] = {
         { PACKED("true"), pack, "weight_packed", NULL, 0, 0, "missing: " EXPERT ".weight_packed" },
         { PACKED("true"), pack, "weight_packed", "I8", 16, 4, EXPERT ".weight_packed\": expected dtype i32; got i8" },
-        { PACKED("true"), pack, "weight_packed", "I32", 16, 2, "expected shape [16, 1] (eight codes per word); got [16, 2]" },
+        { PACKED("true"), pack, "weight_packed", "I32", 16, 2,
+          "expected shape [16, 1] (eight codes per word); got [16, 2]" },
         { PACKED("true"), pack, "weight_scale", NULL, 0, 0, "missing: " EXPERT ".weight_scale" },
-        { PACKED("true"), pack, "weight_scale", "BF16", 16, 2, "expected shape [16, 1] (one scale per row and group of columns)" },
-        { PACKED("true"), pack, "weight_scale", "F8_E4M3", 16, 1, EXPERT ".weight_scale\": expected dtype f32, bf16 or f16" },
+        { PACKED("true"), pack, "weight_scale", "BF16", 16, 2,
+          "expected shape [16, 1] (one scale per row and group of columns)" },
+        { PACKED("true"), pack, "weight_scale", "F8_E4M3", 16, 1,
+          EXPERT ".weight_scale\": expected dtype f32, bf16 or f16" },
         { PACKED("true"), pack, "weight_shape", NULL, 0, 0, "missing: " EXPERT ".weight_shape" },
         { PACKED("true"), pack, "weight_shape", "I64", 3, 0, EXPERT ".weight_shape\": expected shape [2]; got [3]" },
         { PACKED("true"), pack, "weight_shape", NULL, -1, 0, EXPERT ".weight_shape\": expected the values 16, 8; got" },
         { PACKED("true"), pack, "weight_g_idx", "I32", 8, 0, EXPERT ".weight_g_idx\": column 0 is in group" },
-        { PACKED("true"), pack, "weight_zero_point", "I32", 2, 1, "zero points other than 8; config.json says symmetric" },
+        { PACKED("true"), pack, "weight_zero_point", "I32", 2, 1,
+          "zero points other than 8; config.json says symmetric" },
         { PACKED("false"), pack_with_zeros, "weight_zero_point", NULL, 0, 0, "missing: " EXPERT ".weight_zero_point" },
-        { PACKED("false"), pack_with_zeros, "weight_zero_point", "I32", 16, 1, "expected shape [2, 1] (eight zero points per word)" },
+        { PACKED("false"), pack_with_zeros, "weight_zero_point", "I32", 16, 1,
+          "expected shape [2, 1] (eight zero points per word)" },
         { INT8("channel", "true"), make_int8, "weight", "F8_E4M3", 16, 8, EXPERT ".weight\": expected dtype i8" },
-        { INT8("channel", "true"), make_int8, "weight_scale", "BF16", 1, 0, "expected shape [16, 1] (one scale per row); got [1]" },
+        { INT8("channel", "true"), make_int8, "weight_scale", "BF16", 1, 0,
+          "expected shape [16, 1] (one scale per row); got [1]" },
         { INT8("channel", "true"), make_int8, "weight_scale", NULL, 0, 0, "missing: " EXPERT ".weight_scale" },
-        { INT8("channel", "true"), make_int8, "weight_zero_point", "I8", 16, 1, "zero points other than 0; config.json says symmetric" },
-        { INT8("tensor", "true"), make_int8, "weight_scale", "BF16", 16, 1, "expected shape [1] (one scale per tensor); got [" },
-        { GPTQ(GPTQ_DYNAMIC), make_gptq, "qweight", "I32", 8, 16, "expected shape [1, 16] (eight columns' codes per word); got [8, 16]" },
+        { INT8("channel", "true"), make_int8, "weight_zero_point", "I8", 16, 1,
+          "zero points other than 0; config.json says symmetric" },
+        { INT8("tensor", "true"), make_int8, "weight_scale", "BF16", 16, 1,
+          "expected shape [1] (one scale per tensor); got [" },
+        { GPTQ(GPTQ_DYNAMIC), make_gptq, "qweight", "I32", 8, 16,
+          "expected shape [1, 16] (eight columns' codes per word); got [8, 16]" },
         { GPTQ(GPTQ_DYNAMIC), make_gptq, "qzeros", NULL, 0, 0, "missing: " EXPERT ".qzeros" },
-        { GPTQ(GPTQ_DYNAMIC), make_gptq, "qzeros", "I32", 1, 16, "expected shape [1, 2] (eight rows' zero points per word)" },
+        { GPTQ(GPTQ_DYNAMIC), make_gptq, "qzeros", "I32", 1, 16,
+          "expected shape [1, 2] (eight rows' zero points per word)" },
         { GPTQ(GPTQ_DYNAMIC), make_gptq, "scales", "F16", 16, 1, EXPERT ".scales\": expected shape [1, 16]" },
         { GPTQ(GPTQ_DYNAMIC), make_gptq, "g_idx", NULL, -1, 0, EXPERT ".g_idx\": column 0 is in group 1" },
         { GPTQ(GPTQ_DYNAMIC), make_gptq, "g_idx", "I32", 4, 0, EXPERT ".g_idx\": expected shape [8]; got [4]" },
@@ -509,18 +536,25 @@ TEST(keys_that_change_values_are_honoured_or_named)
         const char *value, *message;
     } rows[] = {
         { GPTQ(", \"desc_act\": true"), "quantization_config.desc_act\": expected false" },
-        { "{\"quant_method\": \"gptq\", \"bits\": 8, \"group_size\": 128}", "quantization_config.bits\": expected 4; got 8" },
+        { "{\"quant_method\": \"gptq\", \"bits\": 8, \"group_size\": 128}",
+          "quantization_config.bits\": expected 4; got 8" },
         { GPTQ(", \"checkpoint_format\": \"marlin\""), "checkpoint_format\": expected \"gptq\" or \"gptq_v2\"" },
         { GPTQ(", \"lm_head\": true"), "lm_head\": expected false" },
-        { GPTQ(", \"dynamic\": {\"+:.*\": {\"bits\": 8}}"), "dynamic\": \"+:.*\": expected only modules that are left out" },
-        { GPTQ(", \"rotation\": \"hadamard\""), "quantization_config.rotation\": is not a key of quant_method \"gptq\"" },
-        { "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemv\"}", "version\": expected \"gemm\"" },
-        { "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 3}", "group_size\": expected -1 or an even number" },
-        { GROUPS("pack-quantized", "\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"channel\""), "num_bits\": expected 4" },
+        { GPTQ(", \"dynamic\": {\"+:.*\": {\"bits\": 8}}"),
+          "dynamic\": \"+:.*\": expected only modules that are left out" },
+        { GPTQ(", \"rotation\": \"hadamard\""),
+          "quantization_config.rotation\": is not a key of quant_method \"gptq\"" },
+        { "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemv\"}",
+          "version\": expected \"gemm\"" },
+        { "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 3}",
+          "group_size\": expected -1 or an even number" },
+        { GROUPS("pack-quantized", "\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"channel\""),
+          "num_bits\": expected 4" },
         { GROUPS("int-quantized", "\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"group\""),
           "strategy\": expected \"channel\" or \"tensor\"" },
         { GROUPS("nvfp4-pack-quantized", "\"num_bits\": 4"), "format\": expected \"float-quantized\"" },
-        { GROUPS("pack-quantized", "\"num_bits\": 4, \"type\": \"int\", \"strategy\": \"group\", \"group_size\": 32, \"actorder\": \"group\""),
+        { GROUPS("pack-quantized", "\"num_bits\": 4, \"type\": \"int\", \"strategy\": \"group\", \"group_size\": 32, "
+                                   "\"actorder\": \"group\""),
           "actorder\": expected null" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -538,10 +572,14 @@ TEST(a_name_goes_before_a_pattern_and_a_pattern_before_the_class)
 {
     cw *w = cw_new(CW_QWEN3);
     cw_set(w, "quantization_config",
-           "{\"quant_method\": \"compressed-tensors\", \"format\": \"int-quantized\", \"ignore\": [\"re:.*k_proj\"], \"config_groups\": {"
-           "\"a\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"channel\"}},"
-           "\"b\": {\"targets\": [\"re:.*self_attn.*\"], \"weights\": {\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"tensor\"}},"
-           "\"c\": {\"targets\": [\"model.layers.1.self_attn.q_proj\"], \"format\": \"float-quantized\", \"weights\": {\"num_bits\": 8, "
+           "{\"quant_method\": \"compressed-tensors\", \"format\": \"int-quantized\", \"ignore\": [\"re:.*k_proj\"], "
+           "\"config_groups\": {"
+           "\"a\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 8, \"type\": \"int\", \"strategy\": "
+           "\"channel\"}},"
+           "\"b\": {\"targets\": [\"re:.*self_attn.*\"], \"weights\": {\"num_bits\": 8, \"type\": \"int\", "
+           "\"strategy\": \"tensor\"}},"
+           "\"c\": {\"targets\": [\"model.layers.1.self_attn.q_proj\"], \"format\": \"float-quantized\", \"weights\": "
+           "{\"num_bits\": 8, "
            "\"type\": \"float\", \"strategy\": \"tensor\"}}}}");
     cw_write(w);
     mf_model_config *c;
@@ -551,8 +589,10 @@ TEST(a_name_goes_before_a_pattern_and_a_pattern_before_the_class)
         const char *module;
         mf_quant_method method;
     } rows[] = {
-        { "model.layers.1.self_attn.q_proj", MF_QUANT_FP8_TENSOR }, { "model.layers.2.self_attn.q_proj", MF_QUANT_INT8_TENSOR },
-        { "model.layers.1.self_attn.k_proj", MF_QUANT_NONE },       { "model.layers.1.mlp.experts.1.up_proj", MF_QUANT_INT8_CHANNEL },
+        { "model.layers.1.self_attn.q_proj", MF_QUANT_FP8_TENSOR },
+        { "model.layers.2.self_attn.q_proj", MF_QUANT_INT8_TENSOR },
+        { "model.layers.1.self_attn.k_proj", MF_QUANT_NONE },
+        { "model.layers.1.mlp.experts.1.up_proj", MF_QUANT_INT8_CHANNEL },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const mf_quant_scheme *scheme = mf_quant_scheme_of(&c->quant, rows[i].module);
@@ -562,11 +602,29 @@ TEST(a_name_goes_before_a_pattern_and_a_pattern_before_the_class)
     cw_free(w);
 }
 
+TEST(a_head_is_quantised_where_a_group_takes_it_in)
+{
+    cw *w = cw_new(CW_QWEN3);
+    cw_set(w, "quantization_config",
+           "{\"quant_method\": \"compressed-tensors\", \"format\": \"int-quantized\", \"config_groups\": {\"a\": "
+           "{\"targets\": "
+           "[\"lm_head\"], \"weights\": {\"num_bits\": 8, \"type\": \"int\", \"strategy\": \"channel\"}}}}");
+    cw_remove(w, "lm_head.weight");
+    make_int8(w, "lm_head", 24, 16);
+    loaded l;
+    load_well(w, &l);
+    CHECK_EQ(l.weights->lm_head.format, MF_FORMAT_INT8_CHANNEL);
+    CHECK_EQ(l.weights->layers[1].q_proj.format, MF_FORMAT_BF16);
+    close_loaded(&l);
+    cw_free(w);
+}
+
 /* ---- fp8 with one scale ---- */
 
 TEST(fp8_with_one_scale_is_read_and_stored_input_scales_are_skipped_only_where_declared)
 {
-    static const char quantization[] = "{\"quant_method\": \"fp8\", \"activation_scheme\": \"static\", \"ignored_layers\": [\"lm_head\"]}";
+    static const char quantization[] =
+        "{\"quant_method\": \"fp8\", \"activation_scheme\": \"static\", \"ignored_layers\": [\"lm_head\"]}";
     cw *w = cw_new(CW_QWEN3_FP8);
     cw_set(w, "quantization_config", quantization);
     for (size_t i = 0; i < w->num_tensors; i++) {

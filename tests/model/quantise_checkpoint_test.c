@@ -1,5 +1,5 @@
-/* quantise_checkpoint_test.c - a checkpoint written again as fp8, int8 or int4: it loads, its bits are those of quantising while
- * loading, and whatever ends the work early leaves nothing. */
+/* quantise_checkpoint_test.c - a checkpoint written again as fp8, int8 or int4: it loads, its bits are those of
+ * quantising while loading, and whatever ends the work early leaves nothing. */
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -55,14 +55,16 @@ static void check_same_bits(const mf_matrix *a, const mf_matrix *b)
     CHECK_EQ(a->n, b->n);
     CHECK_EQ(a->k, b->k);
     float *x = calloc((size_t)a->k, sizeof *x), *y = calloc((size_t)a->k, sizeof *y);
-    const int64_t group = mf_matrix_group(a), columns = group ? (a->k + group - 1) / group : a->format >= MF_FORMAT_FP8_BLOCK;
+    const int64_t group = mf_matrix_group(a),
+                  columns = group ? (a->k + group - 1) / group : a->format >= MF_FORMAT_FP8_BLOCK;
     CHECK_EQ(group, mf_matrix_group(b));
     for (int64_t r = 0; r < a->n; r++) {
         mf_matrix_decode_codes(a, r, 0, a->k, x);
         mf_matrix_decode_codes(b, r, 0, a->k, y);
         CHECK_MEM(x, y, (size_t)a->k * sizeof *x);
         for (int64_t g = 0; g < columns; g++) {
-            const float s = mf_matrix_scale_at(a, mf_matrix_scale_row(a, r) + g), t = mf_matrix_scale_at(b, mf_matrix_scale_row(b, r) + g);
+            const float s = mf_matrix_scale_at(a, mf_matrix_scale_row(a, r) + g),
+                        t = mf_matrix_scale_at(b, mf_matrix_scale_row(b, r) + g);
             CHECK_MEM(&s, &t, sizeof s);
         }
     }
@@ -158,8 +160,11 @@ TEST(groups_of_64_and_128_are_written_and_read)
         output_of(w, out, sizeof out);
         mf_error err = { 0 };
         mf_quantise_report report;
-        CHECK_OK(mf_checkpoint_quantise(w->dir, out, &(mf_quantise_options){ .format = MF_FORMAT_INT4_GROUP, .group = group, .num_threads = 1 },
-                                        &report, &err), err);
+        CHECK_OK(mf_checkpoint_quantise(
+                     w->dir, out,
+                     &(mf_quantise_options){ .format = MF_FORMAT_INT4_GROUP, .group = group, .num_threads = 1 },
+                     &report, &err),
+                 err);
         CHECK(report.has_short_groups); /* rows of 16 */
         mf_quantise_report_close(&report);
         loaded l;
@@ -187,7 +192,9 @@ TEST(a_cancelled_run_leaves_no_output)
     mf_error err = { 0 };
     mf_quantise_report report;
     int calls = 1;
-    const mf_quantise_options options = { .format = MF_FORMAT_INT8_CHANNEL, .num_threads = 1, .progress = { stop_after, &calls } };
+    const mf_quantise_options options = { .format = MF_FORMAT_INT8_CHANNEL,
+                                          .num_threads = 1,
+                                          .progress = { stop_after, &calls } };
     CHECK_EQ(mf_checkpoint_quantise(w->dir, out, &options, &report, &err), MF_ERR_CANCELLED);
     CHECK(!report.layers);
     CHECK(access(out, F_OK) != 0);
