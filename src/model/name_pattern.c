@@ -150,11 +150,12 @@ static void read_class(compiler *c)
     const bool negated = *c->at == '^';
     c->at += negated;
     for (bool first = true; c->status == MF_OK && (first || *c->at != ']'); first = false) {
-        const char low = *c->at++;
+        const char low = *c->at;
         if (low == '\0' || (low & 0x80)) {
             refuse(c, MF_ERR_INVALID, "has a class that is not closed");
             return;
         }
+        c->at++;
         if (low == '[') {
             refuse(c, MF_ERR_UNSUPPORTED, "has a '[' inside a class");
         } else if (low == '\\') {
@@ -170,6 +171,9 @@ static void read_class(compiler *c)
         } else {
             add_range(set, low, low);
         }
+    }
+    if (c->status != MF_OK) { /* perhaps at the text's end */
+        return;
     }
     c->at++;
     if (negated) {
@@ -214,7 +218,7 @@ static void read_all(compiler *c)
 {
     int depth = 0;
     bool after_operand = false, after_repeat = false;
-    while (*c->at && c->status == MF_OK) {
+    while (c->status == MF_OK && *c->at) {
         const char ch = *c->at++;
         if (ch == '*' || ch == '+' || ch == '?') {
             if (after_repeat && ch == '?') { /* lazy: the same names match */

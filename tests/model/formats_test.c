@@ -113,7 +113,7 @@ TEST(patterns_that_are_not_supported_say_why)
 
 static cw_tensor *add_part(cw *w, const char *module, const char *part, const char *dtype, int64_t n, int64_t k)
 {
-    char name[256];
+    char name[300];
     snprintf(name, sizeof name, "%s.%s", module, part);
     return cw_add(w, name, dtype, k ? 2 : 1, (int64_t[2]){ n, k });
 }
