@@ -145,6 +145,34 @@ def info_and_check():
     claim("check --json says ok", r.code == 0 and json.loads(r.out) == {"ok": True, "findings": []}, r.all)
 
 
+def quantize_verb():
+    with tempfile.TemporaryDirectory() as temp:
+        plain = moefuse("run", MODEL, "-p", PROMPT).out
+        for form in ("fp8-block", "int8", "int4"):
+            out = str(pathlib.Path(temp) / form)
+            r = moefuse("quantize", MODEL, out, "--format", form, "--no-progress")
+            claim(f"quantize --format {form} prints each layer's error", r.code == 0 and len(re.findall(r"^ +\d+  +\S", r.out, re.M)) == 6
+                  and f" matrices as {form}; tensors " in r.out, r.all)
+            r = moefuse("check", out, "--deep", "--generate", "4")
+            claim(f"check accepts the {form} output", r.code == 0 and r.out == "ok\n", r.all)
+            r = moefuse("run", out, "-p", PROMPT)
+            claim(f"the {form} output answers as the model does", r.code == 0 and r.out.splitlines()[-1] == plain.splitlines()[-1], r.all)
+            r = moefuse("info", out, "--json")
+            parts = json.loads(r.out)["bytes_by_part"]
+            claim(f"info tells the {form} output's formats part by part",
+                  list(parts["routed experts"]) == [{"fp8-block": "fp8_block", "int8": "int8_channel", "int4": "int4_group"}[form]]
+                  and list(parts["router"]) == list(parts["head"]), r.out)
+        r = moefuse("quantize", MODEL, out, "--format", "int4")
+        claim("quantize refuses an existing OUT", r.code == 4 and "exists; the output must be a new folder" in r.err, r.all)
+        r = moefuse("quantize", out, out + "-again", "--format", "int8")
+        claim("quantize refuses a quantised IN", r.code == 4 and "is quantised already" in r.err and not os.path.exists(out + "-again"), r.all)
+        for arguments, message in ((["--format", "int4", "--group", "48"], "expected 32, 64 or 128"), ([], "expected fp8-block, int8 or int4"),
+                                   (["--format", "int8", "--group", "64"], "belongs to --format int4"), (["--format", "int5"], "int5")):
+            r = moefuse("quantize", MODEL, out + "-again", *arguments)
+            claim(f"quantize {' '.join(arguments)} is a usage error", r.code == 2 and message in r.err, r.all)
+        claim("nothing is left beside the outputs", sorted(os.listdir(temp)) == ["fp8-block", "int4", "int8"], str(os.listdir(temp)))
+
+
 def doctor():
     r = moefuse("doctor", "--seconds", "0", "--threads", "2")
     claim("doctor names levels, reading and arithmetic",
@@ -449,7 +477,7 @@ def shrinking_weights():
               code == 66 and b"model.safetensors: weights unreadable at byte" in seen, f"exit {code}\n{seen.decode(errors='replace')}")
 
 
-for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, doctor, bench_kernels, bench_models, broken_models, dummy_weights, interruption, terminal_chat):
+for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, quantize_verb, doctor, bench_kernels, bench_models, broken_models, dummy_weights, interruption, terminal_chat):
     part()
 print(f"1..{count}")
 sys.exit(failures > 0)

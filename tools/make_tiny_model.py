@@ -11,7 +11,8 @@ continuation.  DIR/rope.bin holds rotary tables of transformers' rope functions.
 
 transformers stacks experts in memory, so the per-expert tensors are written here and read back two ways: through
 from_pretrained and through load_state_dict with stacks built here.  Both must give the same logits.  FP8 weights are
-given to transformers dequantised (code * weight_scale_inv of its 128 x 128 block, code * weight_scale of its row).
+given to transformers dequantised (code * weight_scale_inv of its 128 x 128 block, code * weight_scale of its row), and so
+are those of compressed-tensors, GPTQ and AWQ: (code - zero point) * scale.
 
 A random router has near ties, and a near tie makes an honest rounding difference pick another expert.  A seed is taken
 only if every choice of an expert, of a group and of the next greedy token is wider than the bounds below.
@@ -71,6 +72,33 @@ FP8_CHANNEL = dict(quant_method="compressed-tensors", format="float-quantized", 
                    config_groups=dict(group_0=dict(
                        targets=["Linear"], weights=dict(num_bits=8, type="float", strategy="channel", symmetric=True, dynamic=False),
                        input_activations=dict(num_bits=8, type="float", strategy="token", symmetric=True, dynamic=True))))
+
+
+def compressed(format, groups, ignore):
+    """quantization_config of compressed-tensors; groups: (targets, weights' arguments, format of the group or None)."""
+    names = dict(actorder=None, block_structure=None, dynamic=False, group_size=None, observer="minmax", observer_kwargs={})
+    return dict(quant_method="compressed-tensors", format=format, quantization_status="compressed", ignore=ignore,
+                global_compression_ratio=None, kv_cache_scheme=None,
+                config_groups={f"group_{i}": dict(dict(targets=targets, weights=dict(names, **weights), input_activations=None,
+                                                       output_activations=None), **(dict(format=own) if own else {}))
+                               for i, (targets, weights, own) in enumerate(groups)})
+
+
+INT4 = dict(num_bits=4, type="int", strategy="group", symmetric=True, group_size=32)
+# Kimi-K2-Thinking's: routed experts only, by patterns
+KIMI_INT4 = compressed("pack-quantized", [(["Linear"], INT4, None)],
+                       ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"])
+MIXED = compressed("mixed-precision", [
+    (["re:.*mlp\\.experts\\.\\d+\\..*_proj$"], dict(INT4, symmetric=False), "pack-quantized"),
+    (["Linear"], dict(num_bits=8, type="float", strategy="channel", symmetric=True), "float-quantized")],
+    ["lm_head", "re:.*mlp\\.gate$", "re:.*shared_experts.*"])
+INT8 = compressed("int-quantized", [(["Linear"], dict(num_bits=8, type="int", strategy="channel", symmetric=True), None)], ["lm_head"])
+FP8_TENSOR = dict(quant_method="fp8", activation_scheme="static", ignored_layers=["lm_head"])
+GPTQ = dict(quant_method="gptq", bits=4, group_size=16, sym=False, desc_act=False, checkpoint_format="gptq", damp_percent=0.01,
+            true_sequential=True, static_groups=False, dynamic={r"-:.*layers\.0\.mlp\.experts\.2\..*": {}})
+AWQ = dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm", modules_to_not_convert=["self_attn.k", "mlp.gate"])
+
+MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.gate", "lm_head"])
 
 
 def yarn(**changes):
@@ -250,6 +278,44 @@ CASES = {
                      rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0))),
 }
 
+CASES.update({
+    # Kimi-K2-Thinking's release: int4 experts in groups of 32, all else bf16
+    "kimi_k2_int4": ("bf16", 30, dict(oracle_model_type="deepseek_v3", quantise=[(r"mlp\.experts\.", "pack")]),
+                     dict(V3, model_type="kimi_k2", vocab_size=64, hidden_size=64, intermediate_size=48, moe_intermediate_size=32,
+                          num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2,
+                          n_shared_experts=1, n_group=1, topk_group=1, routed_scaling_factor=2.827, rope_theta=50000.0,
+                          max_position_embeddings=512, rope_scaling=yarn(factor=32), quantization_config=KIMI_INT4)),
+    # three formats in one layer: int4 experts with zero points and a short last group, two bf16 shared experts, fp8 attention
+    "v3_mixed": ("bf16", 31, dict(quantise=[(r"mlp\.experts\.", "pack_zeros"), (r"shared_experts", None), (r"_proj", "fp8_channel")]),
+                 dict(V3, vocab_size=64, hidden_size=48, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
+                      first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=2, n_group=2,
+                      topk_group=1, routed_scaling_factor=2.5, quantization_config=MIXED)),
+    "qwen3_int8": ("bf16", 32, dict(quantise=[(r"_proj", "int8")]),
+                   dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2,
+                        num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                        quantization_config=INT8)),
+    # one scale per tensor, scales of activations beside them
+    "mixtral_fp8": ("bf16", 33, dict(quantise=[(r"_proj", "fp8_tensor")]),
+                    dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=48, hidden_size=32,
+                         intermediate_size=40, num_hidden_layers=2, num_local_experts=6, num_experts_per_tok=2, sliding_window=None,
+                         num_attention_heads=4, num_key_value_heads=2, rope_theta=1e6, quantization_config=FP8_TENSOR)),
+    # zero points stored less one, groups of 16, one expert left out by a pattern
+    "qwen3_gptq": ("f16", 34, dict(quantise=[(r"layers\.0\.mlp\.experts\.2\.", None), (r"_proj", "gptq")]),
+                   dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2,
+                        num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                        quantization_config=GPTQ)),
+    # gpt-oss's MXFP4 under another family: blocks and scales of all experts of a layer
+    "v3_mxfp4": ("bf16", 36, dict(quantise=[(r"mlp\.experts\.", "mxfp4")]),
+                 dict(V3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=64, num_hidden_layers=2,
+                      first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1,
+                      routed_scaling_factor=2.5, quantization_config=MXFP4)),
+    # AWQ's order, k and the router left out by parts of names
+    "qwen3_awq": ("f16", 35, dict(quantise=[(r"k_proj", None), (r"_proj", "awq")]),
+                  dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=32, num_hidden_layers=2,
+                       num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                       quantization_config=AWQ)),
+})
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
           "fp8_channel": torch.bfloat16}
 CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
@@ -338,6 +404,92 @@ def quantise_fp8_channel(weight):
     scale = (weight.abs().amax(dim=1, keepdim=True) / 448.0).bfloat16()
     codes = (weight / scale.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
     return codes, scale, codes.float() * scale.float()
+
+
+def nibbles_to_words(codes, dim, order=range(8)):
+    """Eight codes along dim into one int32, code i into nibble order[i]; a short last word is filled with zeros."""
+    codes = codes.movedim(dim, -1).long()
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    words = sum(codes[..., i] << (4 * order[i]) for i in range(8))
+    return torch.where(words >= 2**31, words - 2**32, words).int().movedim(-1, dim)
+
+
+def int4_codes(weight, group, symmetric, scale_dtype):
+    """Codes 0..15 [n, k], scales and zero points [n, groups], and the value (code - zero) * scale."""
+    n, k = weight.shape
+    codes, value = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
+    scales, zeros = [], []
+    for first in range(0, k, group):
+        w = weight[:, first:first + group]
+        if symmetric:
+            scale = (w.abs().amax(dim=1, keepdim=True) / 7.5).to(scale_dtype).float()
+            zero = torch.full_like(scale, 8.0)
+        else:
+            low, high = w.amin(dim=1, keepdim=True).clamp(max=0), w.amax(dim=1, keepdim=True).clamp(min=0)
+            scale = ((high - low) / 15).to(scale_dtype).float()
+            zero = (-low / scale).round().clamp(1, 15)
+        code = ((w / scale).round() + zero).clamp(0, 15)
+        codes[:, first:first + group] = code.int()
+        value[:, first:first + group] = (code - zero) * scale
+        scales.append(scale.to(scale_dtype))
+        zeros.append(zero.int())
+    return codes, torch.cat(scales, dim=1), torch.cat(zeros, dim=1), value
+
+
+def quantise_as(kind, weight, group):
+    """The tensors of one module by the part after its name, and the value that they stand for."""
+    n, k = weight.shape
+    if kind == "fp8_channel":
+        codes, scale, value = quantise_fp8_channel(weight)
+        return {"weight": codes, "weight_scale": scale}, value
+    if kind == "fp8_tensor":
+        scale = weight.abs().max() / 448.0
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.5)}, codes.float() * scale
+    if kind == "int8":
+        scale = (weight.abs().amax(dim=1, keepdim=True) / 127.0).bfloat16()
+        codes = (weight / scale.float()).round().clamp(-128, 127)
+        return {"weight": codes.to(torch.int8), "weight_scale": scale}, codes * scale.float()
+    if kind in ("pack", "pack_zeros"):
+        codes, scales, zeros, value = int4_codes(weight, group, kind == "pack", torch.bfloat16)
+        parts = {"weight_packed": nibbles_to_words(codes, 1), "weight_scale": scales, "weight_shape": torch.tensor([n, k])}
+        if kind == "pack_zeros":
+            parts["weight_zero_point"] = nibbles_to_words(zeros, 0)
+        return parts, value
+    if kind == "mxfp4":
+        blocks = weight.view(n, k // 32, 32)
+        exponent = torch.floor(torch.log2(blocks.abs().amax(dim=2, keepdim=True))) - 2
+        magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        scaled = blocks * torch.exp2(-exponent)
+        codes = (scaled.abs().unsqueeze(-1) - magnitudes).abs().argmin(dim=-1)
+        value = magnitudes[codes] * scaled.sign() * torch.exp2(exponent)
+        codes = codes + 8 * (scaled < 0)
+        return {"blocks": (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8),
+                "scales": (exponent.squeeze(2) + 127).to(torch.uint8)}, value.view(n, k)
+    codes, scales, zeros, value = int4_codes(weight, group, False, torch.float16)
+    if kind == "gptq":
+        return {"qweight": nibbles_to_words(codes.T, 0), "qzeros": nibbles_to_words(zeros.T - 1, 1), "scales": scales.T,
+                "g_idx": (torch.arange(k) // group).int(), "bias": torch.zeros(n, dtype=torch.float16)}, value
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    return {"qweight": nibbles_to_words(codes.T, 1, order), "qzeros": nibbles_to_words(zeros.T, 1, order), "scales": scales.T}, value
+
+
+def stack_mxfp4(stored):
+    """Per-expert blocks and scales -> gate_up_proj_blocks, ..._scales, down_proj_blocks, ..._scales of a layer."""
+    layers = {m.group(1) for m in (re.match(r"(.*\.experts\.)0\.down_proj\.blocks$", name) for name in stored) if m}
+    for base in layers:
+        for part in ("blocks", "scales"):
+            taken = {}
+            for projection in ("gate_proj", "up_proj", "down_proj"):
+                names = [name for name in (f"{base}{e}.{projection}.{part}" for e in range(1024)) if name in stored]
+                taken[projection] = torch.stack([stored.pop(name) for name in names])
+            stored[f"{base}gate_up_proj_{part}"] = torch.cat([taken["gate_proj"], taken["up_proj"]], dim=1)
+            stored[f"{base}down_proj_{part}"] = taken["down_proj"]
+
+
+def storage_of(name, rules):
+    """The kind of the first rule whose pattern the name has; None: unquantised."""
+    return next((kind for pattern, kind in rules if re.search(pattern, name)), None) if is_quantised(name) else None
 
 
 def is_quantised(name):
@@ -507,9 +659,15 @@ def make_case(name, out, attempt):
                 stored[tensor], stored[tensor + "_scale_inv"], values[tensor] = quantise_fp8(w)
             elif storage == "fp8_channel" and is_quantised(tensor):
                 stored[tensor], stored[tensor + "_scale"], values[tensor] = quantise_fp8_channel(w)
+            elif storage_of(tensor, options.get("quantise", [])):
+                kind = storage_of(tensor, options["quantise"])
+                group = {"gptq": GPTQ["group_size"]}.get(kind, 32)
+                parts, values[tensor] = quantise_as(kind, w, group)
+                stored.update({tensor[: -len("weight")] + part: t for part, t in parts.items()})
             else:
                 stored[tensor] = w.to(DTYPES[storage])
                 values[tensor] = stored[tensor].float()
+        stack_mxfp4(stored)
         if options.get("mtp"):  # a release repeats the ends of the main model in the extra layer
             prefix = f"model.layers.{config['num_hidden_layers']}."
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()

@@ -19,6 +19,7 @@ int mf_verb_run(int argc, char **argv);
 int mf_verb_info(int argc, char **argv);
 int mf_verb_serve(int argc, char **argv);
 int mf_verb_check(int argc, char **argv);
+int mf_verb_quantize(int argc, char **argv);
 int mf_verb_bench(int argc, char **argv);
 int mf_verb_eval(int argc, char **argv);
 int mf_verb_doctor(int argc, char **argv);

@@ -13,6 +13,7 @@ const mf_verb mf_verbs[] = {
     { "serve", "answer the OpenAI API over HTTP, with a chat page at /", mf_verb_serve },
     { "info", "what a model is and what will be fused: reads headers only", mf_verb_info },
     { "check", "validate every file of a model as untrusted input", mf_verb_check },
+    { "quantize", "write a model again as fp8, int8 or int4, with the error of each layer", mf_verb_quantize },
     { "bench", "measure kernels, latency, throughput or a server; compare and draw results", mf_verb_bench },
     { "eval", "accuracy on a file of questions, fused and not", mf_verb_eval },
     { "doctor", "what this machine offers, what of it is used, and how fast it is", mf_verb_doctor },

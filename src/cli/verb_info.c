@@ -9,6 +9,7 @@
 #include "text/prompt.h"
 #include "model/family.h"
 #include "model/plan.h"
+#include "model/weights_parts.h"
 
 typedef struct info_flags {
     mf_model_flags model;
@@ -56,11 +57,57 @@ static void print_bytes(const mf_weights *weights)
             printf("; %s %s", mf_format_name((mf_format)f), mf_format_bytes(s->bytes_by_format[f], text, sizeof text));
         }
     }
-    printf("; %s converted to f32 in memory", mf_format_bytes(s->bytes_converted, text, sizeof text));
+    printf("; %s converted in memory", mf_format_bytes(s->bytes_converted, text, sizeof text));
     if (s->num_skipped_tensors) {
         printf("; %" PRId64 " tensors skipped", s->num_skipped_tensors);
     }
     putchar('\n');
+}
+
+/* One line per part of the model: what its matrices are stored as. */
+static void print_parts(const mf_weights *weights)
+{
+    int64_t bytes[MF_PART_COUNT][MF_FORMAT_COUNT];
+    char text[32];
+    if (mf_weights_by_part(weights, bytes) != MF_OK) {
+        return;
+    }
+    bool first_line = true;
+    for (int part = 0; part < MF_PART_COUNT; part++) {
+        bool first = true;
+        for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+            if (!bytes[part][f]) {
+                continue;
+            }
+            if (first) {
+                printf("%-11s %-15s", first_line ? "formats" : "", mf_part_name((mf_part)part));
+            }
+            printf("%s%s %s", first ? "" : ", ", mf_format_name((mf_format)f), mf_format_bytes(bytes[part][f], text, sizeof text));
+            first = first_line = false;
+        }
+        if (!first) {
+            putchar('\n');
+        }
+    }
+}
+
+static json_t *parts_json(const mf_weights *weights)
+{
+    int64_t bytes[MF_PART_COUNT][MF_FORMAT_COUNT];
+    json_t *parts = json_object();
+    if (!weights || mf_weights_by_part(weights, bytes) != MF_OK) {
+        return parts;
+    }
+    for (int part = 0; part < MF_PART_COUNT; part++) {
+        json_t *formats = json_object();
+        for (int f = 0; f < MF_FORMAT_COUNT; f++) {
+            if (bytes[part][f]) {
+                json_object_set_new(formats, mf_format_name((mf_format)f), json_integer(bytes[part][f]));
+            }
+        }
+        json_object_set_new(parts, mf_part_name((mf_part)part), formats);
+    }
+    return parts;
 }
 
 static void print_text_side(const char *dir, const mf_model_config *c)
@@ -94,12 +141,12 @@ static json_t *info_json(const mf_model_config *c, const mf_weights *weights, co
             json_object_set_new(formats, mf_format_name((mf_format)f), json_integer(weights->stats.bytes_by_format[f]));
         }
     }
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:o, s:o}", "model", dir, "family",
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:o, s:o, s:o}", "model", dir, "family",
                      c->family->name, "architecture", c->architecture, "total_params", (json_int_t)size.total_params,
                      "active_params", (json_int_t)size.active_params, "num_layers", (json_int_t)c->num_layers,
                      "num_moe_layers", (json_int_t)c->num_moe_layers, "hidden_size", (json_int_t)c->hidden_size,
                      "num_experts", (int)c->gate.num_experts, "top_k", (int)c->gate.top_k, "num_shared_experts",
-                     (json_int_t)c->num_shared_experts, "bytes_by_format", formats, "plan", layers);
+                     (json_int_t)c->num_shared_experts, "bytes_by_format", formats, "bytes_by_part", parts_json(weights), "plan", layers);
 }
 
 static mf_status show(const info_flags *f, mf_error *err)
@@ -109,7 +156,7 @@ static mf_status show(const info_flags *f, mf_error *err)
     mf_weights *weights = NULL;
     mf_plan *plan = NULL;
     mf_buffer text = { 0 };
-    mf_weights_options options = { .use_map = true };
+    mf_weights_options options = { .use_map = true, .headers_only = true };
     mf_plan_options plan_options = {
         .disable_shared_experts_fusion = f->model.disable_shared_experts_fusion,
         .disable_fused_gate = f->model.disable_fused_gate,
@@ -132,6 +179,7 @@ static mf_status show(const info_flags *f, mf_error *err)
         goto done;
     }
     print_bytes(weights);
+    print_parts(weights);
     print_text_side(dir, config);
     MF_TRY_GOTO(mf_plan_print(plan, f->model.device, true, &text), done);
     fputs(mf_buffer_text(&text), stdout);

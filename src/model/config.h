@@ -27,17 +27,52 @@ typedef struct mf_rope_config {
     bool truncate;                   /* yarn: floor and ceil the ramp's ends */
 } mf_rope_config;
 
-typedef enum mf_quant_method { MF_QUANT_NONE = 0, MF_QUANT_FP8_BLOCK, MF_QUANT_FP8_CHANNEL } mf_quant_method;
+typedef enum mf_quant_method {
+    MF_QUANT_NONE = 0,
+    MF_QUANT_FP8_BLOCK,
+    MF_QUANT_FP8_CHANNEL, /* a scale per row */
+    MF_QUANT_FP8_TENSOR,  /* one scale */
+    MF_QUANT_INT8_CHANNEL,
+    MF_QUANT_INT8_TENSOR,
+    MF_QUANT_INT4_PACKED, /* compressed-tensors: weight_packed [n, k/8], codes along k, which is INT4_GROUP's layout */
+    MF_QUANT_INT4_GPTQ,   /* qweight [k/8, n], codes along k */
+    MF_QUANT_INT4_AWQ,    /* qweight [k, n/8], codes along n in AWQ's order */
+    MF_QUANT_MXFP4        /* gpt-oss: the experts of a layer in one tensor of blocks and one of scales */
+} mf_quant_method;
 
 enum { MF_QUANT_WHOLE_ROW = 1 << 30 }; /* more columns than any matrix has */
 
-typedef struct mf_quant_config {
+typedef struct mf_name_pattern mf_name_pattern;
+
+/* Modules by name or by pattern; everything in the config's arena. */
+typedef struct mf_module_list {
+    const char **names; /* NULL-terminated, sorted; whole dotted components */
+    int64_t num_names;
+    const mf_name_pattern **patterns;
+    const char **pattern_texts;
+    int64_t num_patterns;
+} mf_module_list;
+
+/* How a group of modules is stored. */
+typedef struct mf_quant_scheme {
     mf_quant_method method;
-    int64_t block_n, block_k;         /* rows and columns that share a scale: 128, 128; by channel 1, MF_QUANT_WHOLE_ROW */
-    const char *scale_suffix;         /* of a scale's name behind its weight's: "_scale_inv", "_scale" */
-    const char **modules_to_not_convert; /* NULL-terminated, sorted, in the config's arena; whole dotted components */
-    int64_t num_modules_to_not_convert;
+    int64_t block_n, block_k; /* rows and columns that share a scale: 128, 128; by channel 1, MF_QUANT_WHOLE_ROW; 1, group size */
+    const char *scale_suffix; /* of a scale's name behind its weight's: "_scale_inv", "_scale" */
     bool ue8m0_scales;
+    bool has_zeros;           /* integers: zero points are stored; else 8 for four bits, 0 for eight */
+    uint8_t zero_plus;        /* GPTQ's first version stores them less one */
+    bool has_group_index;     /* GPTQ: g_idx is stored; it must be what its absence means */
+    bool every_linear;        /* else what the targets name */
+    mf_module_list targets;
+} mf_quant_scheme;
+
+typedef struct mf_quant_config {
+    const mf_quant_scheme *schemes; /* empty: nothing is quantised */
+    int64_t num_schemes;
+    mf_module_list excluded;  /* modules_to_not_convert, ignored_layers, ignore */
+    bool excluded_by_part;    /* AWQ: an entry also matches inside a component */
+    bool head_too;            /* the output head is one of the linear layers */
+    bool static_inputs;       /* scales of activations are stored; products are weight-only and skip them */
 } mf_quant_config;
 
 typedef struct mf_family mf_family;

@@ -1,65 +1,143 @@
-/* config_quant.c - quantization_config of config.json: the formats that checkpoints are loaded in, everything else refused by
- * key. */
+/* config_quant.c - quantization_config of config.json: the formats that checkpoints are loaded in, everything else
+ * refused by key.  compressed-tensors has a file of its own. */
+#include "model/config_quant.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/arena.h"
 #include "base/json.h"
-#include "model/config_parts.h"
+#include "model/name_pattern.h"
 
-enum { MAX_QUANT_MODULES = 65536 };
+enum { MAX_QUANT_MODULES = 65536, MAX_QUANT_PATTERNS = 256 };
+
+/* ---- lists of modules ---- */
 
 static int compare_names(const void *a, const void *b)
 {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* The list of unquantised modules under key; absent: none. */
-static mf_status read_modules(const mf_reader *quant, const char *key, mf_model_config *config)
+static mf_status out_of_memory(const mf_reader *reader)
 {
-    const json_t *list = mf_read_value(quant, key);
-    if (!list) {
+    return mf_fail(reader->err, MF_ERR_NOMEM, "%s: out of memory", reader->file);
+}
+
+static mf_status add_pattern(const mf_reader *quant, const char *key, const char *text, mf_model_config *config,
+                             mf_module_list *list)
+{
+    const char *why;
+    if (list->num_patterns == MAX_QUANT_PATTERNS) {
+        return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "more than %d patterns", MAX_QUANT_PATTERNS);
+    }
+    if (!list->patterns) {
+        list->patterns = mf_arena_array(config->arena, MAX_QUANT_PATTERNS, sizeof *list->patterns);
+        list->pattern_texts = mf_arena_array(config->arena, MAX_QUANT_PATTERNS, sizeof *list->pattern_texts);
+    }
+    char *copy = mf_arena_strdup(config->arena, text);
+    if (!list->patterns || !list->pattern_texts || !copy) {
+        return out_of_memory(quant);
+    }
+    list->pattern_texts[list->num_patterns] = copy;
+    mf_status status = mf_name_pattern_compile(text, config->arena, &list->patterns[list->num_patterns], &why);
+    if (status != MF_OK) {
+        return why ? mf_read_fail(quant, status, key, "pattern \"%.80s\" %s", text, why) : out_of_memory(quant);
+    }
+    list->num_patterns++;
+    return MF_OK;
+}
+
+mf_status mf_config_read_modules(const mf_reader *quant, const char *key, const char *class_name, bool *every_linear,
+                                 mf_model_config *config, mf_module_list *list)
+{
+    const json_t *value = mf_read_value(quant, key);
+    if (!value) {
         return MF_OK;
     }
-    if (!json_is_array(list) || json_array_size(list) > MAX_QUANT_MODULES) {
+    if (!json_is_array(value) || json_array_size(value) > MAX_QUANT_MODULES) {
         return mf_read_unexpected(quant, MF_ERR_INVALID, key, "a list of at most 65536 module names");
     }
-    mf_arena *arena = config->arena;
-    size_t n = json_array_size(list);
-    const char **names = mf_arena_array(arena, n + 1, sizeof *names);
+    size_t n = json_array_size(value);
+    const char **names = mf_arena_array(config->arena, n + 1, sizeof *names);
     if (!names) {
-        return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
+        return out_of_memory(quant);
     }
+    size_t num_names = 0;
     for (size_t i = 0; i < n; i++) {
-        const char *text = json_string_value(json_array_get(list, i));
+        const char *text = json_string_value(json_array_get(value, i));
         if (!text || !*text) {
             return mf_read_fail(quant, MF_ERR_INVALID, key, "entry %zu: expected a module's name; got %s", i,
-                                text ? "an empty string" : mf_json_type_name(json_array_get(list, i)));
+                                text ? "an empty string" : mf_json_type_name(json_array_get(value, i)));
         }
-        if (strncmp(text, "re:", 3) == 0 || strpbrk(text, "*?[](){}|^$+\\")) {
-            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key, "\"%.80s\" is a pattern: expected whole module names",
-                                text);
+        if (class_name && strcmp(text, class_name) == 0) {
+            *every_linear = true;
+            continue;
         }
-        names[i] = mf_arena_strdup(arena, text);
-        if (!names[i]) {
-            return mf_fail(quant->err, MF_ERR_NOMEM, "%s: out of memory", quant->file);
+        if (strncmp(text, "re:", 3) == 0) {
+            MF_TRY(add_pattern(quant, key, text + 3, config, list));
+            continue;
+        }
+        if (strpbrk(text, "*?[](){}|^$+\\")) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "\"%.80s\" is a pattern: expected a module's name, or \"re:\" before a pattern", text);
+        }
+        names[num_names] = mf_arena_strdup(config->arena, text);
+        if (!names[num_names++]) {
+            return out_of_memory(quant);
         }
     }
-    qsort(names, n, sizeof *names, compare_names);
+    qsort(names, num_names, sizeof *names, compare_names);
     size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < num_names; i++) {
         if (kept == 0 || strcmp(names[i], names[kept - 1]) != 0) {
             names[kept++] = names[i];
         }
     }
     names[kept] = NULL;
-    config->quant.modules_to_not_convert = names;
-    config->quant.num_modules_to_not_convert = (int64_t)kept;
+    list->names = names;
+    list->num_names = (int64_t)kept;
     return MF_OK;
 }
 
-static mf_status only_square_blocks(const mf_reader *reader, const char *key)
+mf_status mf_config_read_pattern_keys(const mf_reader *quant, const char *key, const char *mark,
+                                      mf_model_config *config, mf_module_list *list)
+{
+    const json_t *object = mf_read_value(quant, key);
+    if (!object) {
+        return MF_OK;
+    }
+    if (!json_is_object(object)) {
+        return mf_read_unexpected(quant, MF_ERR_INVALID, key, "an object");
+    }
+    const char *name;
+    const json_t *unused;
+    json_object_foreach((json_t *)(uintptr_t)object, name, unused)
+    {
+        (void)unused;
+        if (strncmp(name, mark, strlen(mark)) != 0) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "\"%.80s\": expected only modules that are left out (\"%s...\")", name, mark);
+        }
+        MF_TRY(add_pattern(quant, key, name + strlen(mark), config, list));
+    }
+    return MF_OK;
+}
+
+mf_status mf_config_make_schemes(const mf_reader *quant, int64_t n, mf_model_config *config, mf_quant_scheme **schemes)
+{
+    *schemes = mf_arena_array(config->arena, (size_t)n, sizeof **schemes);
+    if (!*schemes) {
+        return out_of_memory(quant);
+    }
+    config->quant.schemes = *schemes;
+    config->quant.num_schemes = n;
+    return MF_OK;
+}
+
+/* ---- fp8 ---- */
+
+mf_status mf_config_only_square_blocks(const mf_reader *reader, const char *key)
 {
     const json_t *block = mf_read_value(reader, key);
     if (!json_is_array(block) || json_array_size(block) != 2 || json_integer_value(json_array_get(block, 0)) != 128 ||
@@ -69,8 +147,6 @@ static mf_status only_square_blocks(const mf_reader *reader, const char *key)
     return MF_OK;
 }
 
-/* ---- fp8 ---- */
-
 static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
 {
     static const char *const known[] = {
@@ -79,161 +155,246 @@ static mf_status read_fp8(const mf_reader *quant, mf_model_config *config)
         "modules_to_convert",     "expert_dtype",      NULL
     };
     MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"fp8\" that is known here"));
-    MF_TRY(mf_config_only_text(quant, "activation_scheme", "dynamic", "static activation scales are not supported"));
+    const bool by_block = mf_read_value(quant, "weight_block_size") != NULL;
+    const char *scheme_name, *scale_fmt;
+    MF_TRY(mf_read_text(quant, "activation_scheme", false, &scheme_name));
+    config->quant.static_inputs = scheme_name && strcmp(scheme_name, "static") == 0;
+    if (config->quant.static_inputs && by_block) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "activation_scheme",
+                                  "\"dynamic\" beside weight_block_size");
+    }
+    if (!config->quant.static_inputs && scheme_name && strcmp(scheme_name, "dynamic") != 0) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "activation_scheme", "\"dynamic\" or \"static\"");
+    }
     MF_TRY(mf_config_only_text(quant, "fmt", "e4m3", NULL));
     MF_TRY(mf_config_only_text(quant, "expert_dtype", "fp8", NULL));
     const json_t *convert = mf_read_value(quant, "modules_to_convert");
     if (convert && json_array_size(convert) > 0) {
         return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "modules_to_convert", "nothing");
     }
-    MF_TRY(only_square_blocks(quant, "weight_block_size"));
-    const char *scale_fmt;
     MF_TRY(mf_read_text(quant, "scale_fmt", false, &scale_fmt));
     if (scale_fmt && strcmp(scale_fmt, "ue8m0") != 0 && strcmp(scale_fmt, "float") != 0) {
         return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "scale_fmt", "\"ue8m0\" or \"float\"");
     }
-    config->quant.method = MF_QUANT_FP8_BLOCK;
-    config->quant.block_n = 128;
-    config->quant.block_k = 128;
-    config->quant.scale_suffix = "_scale_inv";
-    config->quant.ue8m0_scales = scale_fmt && strcmp(scale_fmt, "ue8m0") == 0;
-    const json_t *list = mf_read_value(quant, "modules_to_not_convert"), *other = mf_read_value(quant, "ignored_layers");
+    mf_quant_scheme *scheme;
+    MF_TRY(mf_config_make_schemes(quant, 1, config, &scheme));
+    *scheme = (mf_quant_scheme){ .method = MF_QUANT_FP8_TENSOR,
+                                 .block_n = MF_QUANT_WHOLE_ROW,
+                                 .block_k = MF_QUANT_WHOLE_ROW,
+                                 .scale_suffix = "_scale_inv",
+                                 .every_linear = true };
+    if (by_block) {
+        MF_TRY(mf_config_only_square_blocks(quant, "weight_block_size"));
+        scheme->method = MF_QUANT_FP8_BLOCK;
+        scheme->block_n = scheme->block_k = 128;
+        scheme->ue8m0_scales = scale_fmt && strcmp(scale_fmt, "ue8m0") == 0;
+    }
+    const json_t *list = mf_read_value(quant, "modules_to_not_convert"),
+                 *other = mf_read_value(quant, "ignored_layers");
     if (list && other && !json_equal(list, other)) {
         return mf_read_fail(quant, MF_ERR_INVALID, "modules_to_not_convert",
                             "differs from \"ignored_layers\", which means the same");
     }
-    return read_modules(quant, list ? "modules_to_not_convert" : "ignored_layers", config);
+    return mf_config_read_modules(quant, list ? "modules_to_not_convert" : "ignored_layers", NULL, NULL, config,
+                                  &config->quant.excluded);
 }
 
-/* ---- compressed-tensors ---- */
+/* ---- four bits: gptq and awq ---- */
 
-/* One side of a group: 8 bit floats, symmetric. */
-static mf_status read_float8(const mf_reader *args)
+static mf_status read_four_bits(const mf_reader *quant, mf_quant_scheme *scheme)
 {
-    static const char *const known[] = { "num_bits", "type",     "strategy", "symmetric",       "dynamic",         "group_size",
-                                         "actorder", "observer", "block_structure", "observer_kwargs", "scale_dtype", "zp_dtype",
+    int64_t bits, group;
+    MF_TRY(mf_read_int(quant, "bits", 1, 64, NULL, &bits));
+    if (bits != 4) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "bits", "4");
+    }
+    MF_TRY(mf_read_int(quant, "group_size", -1, 1 << 20, NULL, &group));
+    if (group != -1 && (group < 2 || group % 2 != 0)) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "group_size", "-1 or an even number");
+    }
+    scheme->block_n = 1;
+    scheme->block_k = group == -1 ? MF_QUANT_WHOLE_ROW : group;
+    scheme->has_zeros = true;
+    scheme->every_linear = true;
+    return MF_OK;
+}
+
+static mf_status read_gptq(const mf_reader *quant, mf_model_config *config)
+{
+    /* How the codes were found, or how other engines multiply: neither changes a value. */
+    static const char *const known[] = { "quant_method",
+                                         "bits",
+                                         "group_size",
+                                         "desc_act",
+                                         "sym",
+                                         "checkpoint_format",
+                                         "dynamic",
+                                         "lm_head",
+                                         "pack_dtype",
+                                         "damp_percent",
+                                         "true_sequential",
+                                         "static_groups",
+                                         "model_name_or_path",
+                                         "model_file_base_name",
+                                         "quantizer",
+                                         "meta",
+                                         "dataset",
+                                         "tokenizer",
+                                         "batch_size",
+                                         "model_seqlen",
+                                         "max_input_length",
+                                         "use_cuda_fp16",
+                                         "use_exllama",
+                                         "disable_exllama",
+                                         "exllama_config",
+                                         "cache_block_outputs",
+                                         "pad_token_id",
+                                         "backend",
+                                         "is_marlin_format",
+                                         "modules_in_block_to_quantize",
+                                         "block_name_to_quantize",
+                                         "module_name_preceding_first_block",
                                          NULL };
+    static const bool no = false, yes = true;
+    bool reorders, head, unused;
+    MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"gptq\" that is known here"));
+    mf_quant_scheme *scheme;
+    MF_TRY(mf_config_make_schemes(quant, 1, config, &scheme));
+    scheme->method = MF_QUANT_INT4_GPTQ;
+    MF_TRY(read_four_bits(quant, scheme));
+    MF_TRY(mf_read_bool(quant, "desc_act", &no, &reorders));
+    MF_TRY(mf_read_bool(quant, "sym", &yes, &unused)); /* the zero points are stored either way */
+    MF_TRY(mf_read_bool(quant, "lm_head", &no, &head));
+    if (reorders) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "desc_act",
+                                  "false: columns in the order of their activations are not supported");
+    }
+    if (head) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "lm_head", "false: a quantised head is not supported");
+    }
+    MF_TRY(mf_config_refuse_true(quant, "is_marlin_format", "only the gptq layouts are loaded"));
+    MF_TRY(mf_config_only_text(quant, "pack_dtype", "int32", NULL));
+    const char *format;
+    MF_TRY(mf_read_text(quant, "checkpoint_format", false, &format));
+    if (format && strcmp(format, "gptq") != 0 && strcmp(format, "gptq_v2") != 0) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "checkpoint_format", "\"gptq\" or \"gptq_v2\"");
+    }
+    scheme->zero_plus = !format || strcmp(format, "gptq") == 0;
+    scheme->has_group_index = true;
+    return mf_config_read_pattern_keys(quant, "dynamic", "-:", config, &config->quant.excluded);
+}
+
+static mf_status read_awq(const mf_reader *quant, mf_model_config *config)
+{
+    static const char *const known[] = { "quant_method",     "bits",
+                                         "group_size",       "zero_point",
+                                         "version",          "backend",
+                                         "do_fuse",          "modules_to_not_convert",
+                                         "exllama_config",   "modules_to_fuse",
+                                         "fuse_max_seq_len", "w_bit",
+                                         "q_group_size",     NULL };
     static const bool yes = true;
-    bool symmetric;
-    MF_TRY(mf_config_only_keys(args, known, "is not a quantisation argument that is known here"));
-    int64_t bits;
-    MF_TRY(mf_read_int(args, "num_bits", 1, 64, NULL, &bits));
-    if (bits != 8) {
-        return mf_read_unexpected(args, MF_ERR_UNSUPPORTED, "num_bits", "8");
+    bool unused;
+    MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"awq\" that is known here"));
+    mf_quant_scheme *scheme;
+    MF_TRY(mf_config_make_schemes(quant, 1, config, &scheme));
+    scheme->method = MF_QUANT_INT4_AWQ;
+    MF_TRY(read_four_bits(quant, scheme));
+    MF_TRY(mf_read_bool(quant, "zero_point", &yes, &unused)); /* stored either way */
+    const char *version;
+    MF_TRY(mf_read_text(quant, "version", false, &version));
+    if (version && strcmp(version, "gemm") != 0 && strcmp(version, "GEMM") != 0) {
+        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "version", "\"gemm\"");
     }
-    MF_TRY(mf_config_only_text(args, "type", "float", "integer codes are not loaded from checkpoints"));
-    MF_TRY(mf_read_bool(args, "symmetric", &yes, &symmetric));
-    return symmetric ? MF_OK : mf_read_unexpected(args, MF_ERR_UNSUPPORTED, "symmetric", "true");
+    config->quant.excluded_by_part = true;
+    return mf_config_read_modules(quant, "modules_to_not_convert", NULL, NULL, config, &config->quant.excluded);
 }
 
-/* Every linear layer in one group.  Inputs may be declared as quantised at run time: products are weight-only all the same,
- * which is nearer to the weights that were meant. */
-static mf_status read_group(const mf_reader *group, mf_model_config *config)
+/* ---- mxfp4 ---- */
+
+/* "model.layers.*.self_attn": a star stands for any run of characters. */
+static mf_status add_glob(const mf_reader *quant, const char *key, const char *text, mf_model_config *config,
+                          mf_module_list *list)
 {
-    static const char *const known[] = { "weights", "input_activations", "output_activations", "targets", "format", NULL };
-    MF_TRY(mf_config_only_keys(group, known, "is not a key of a group that is known here"));
-    MF_TRY(mf_config_only_text(group, "format", "float-quantized", NULL));
-    const json_t *targets = mf_read_value(group, "targets");
-    const char *target = json_string_value(json_array_get(targets, 0));
-    if (json_array_size(targets) != 1 || !target || strcmp(target, "Linear") != 0) {
-        return mf_read_unexpected(group, MF_ERR_UNSUPPORTED, "targets", "[\"Linear\"]");
-    }
-    if (mf_read_value(group, "output_activations")) {
-        return mf_read_unexpected(group, MF_ERR_UNSUPPORTED, "output_activations", "null");
-    }
-    mf_reader weights, inputs;
-    char scope[192], inputs_scope[192];
-    bool found, has_inputs, dynamic;
-    MF_TRY(mf_read_object(group, "weights", &weights, scope, sizeof scope, &found));
-    if (!found) {
-        return mf_read_unexpected(group, MF_ERR_INVALID, "weights", "an object");
-    }
-    MF_TRY(read_float8(&weights));
-    MF_TRY(mf_config_refuse_true(&weights, "dynamic", "weights have stored scales"));
-    MF_TRY(mf_read_object(group, "input_activations", &inputs, inputs_scope, sizeof inputs_scope, &has_inputs));
-    if (has_inputs) {
-        MF_TRY(read_float8(&inputs));
-        static const bool off = false;
-        MF_TRY(mf_read_bool(&inputs, "dynamic", &off, &dynamic));
-        if (!dynamic) {
-            return mf_read_unexpected(&inputs, MF_ERR_UNSUPPORTED, "dynamic",
-                                      "true: static activation scales are not supported");
+    char pattern[512];
+    size_t n = 0;
+    for (const char *p = text; *p; p++) {
+        const bool plain =
+            (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_' || *p == '-';
+        if (n + 3 >= sizeof pattern || (!plain && *p != '.' && *p != '*')) {
+            return mf_read_fail(quant, MF_ERR_UNSUPPORTED, key,
+                                "\"%.80s\": expected a module's name, in which * may stand for a part", text);
         }
+        if (!plain) {
+            pattern[n++] = *p == '*' ? '.' : '\\';
+        }
+        pattern[n++] = *p;
     }
-    const char *strategy;
-    MF_TRY(mf_read_text(&weights, "strategy", true, &strategy));
-    mf_quant_config *quant = &config->quant;
-    if (strcmp(strategy, "channel") == 0) {
-        quant->method = MF_QUANT_FP8_CHANNEL;
-        quant->block_n = 1;
-        quant->block_k = MF_QUANT_WHOLE_ROW;
-        return MF_OK;
-    }
-    if (strcmp(strategy, "block") != 0) {
-        return mf_read_unexpected(&weights, MF_ERR_UNSUPPORTED, "strategy", "\"channel\" or \"block\"");
-    }
-    quant->method = MF_QUANT_FP8_BLOCK;
-    quant->block_n = quant->block_k = 128;
-    return only_square_blocks(&weights, "block_structure");
+    pattern[n] = '\0';
+    return add_pattern(quant, key, pattern, config, list);
 }
 
-static mf_status read_compressed(const mf_reader *quant, mf_model_config *config)
+/* Routed experts only, as gpt-oss has it; the list names what is none. */
+static mf_status read_mxfp4(const mf_reader *quant, mf_model_config *config)
 {
-    static const char *const known[] = { "quant_method",    "format",          "quantization_status",
-                                         "config_groups",   "ignore",          "global_compression_ratio",
-                                         "kv_cache_scheme", "sparsity_config", "transform_config",
-                                         "version",         NULL };
-    MF_TRY(mf_config_only_keys(quant, known,
-                               "is not a key of quant_method \"compressed-tensors\" that is known here"));
-    MF_TRY(mf_config_only_text(quant, "format", "float-quantized", NULL));
-    MF_TRY(mf_config_only_text(quant, "quantization_status", "compressed", NULL));
-    static const char *const empty[] = { "kv_cache_scheme", "sparsity_config", "transform_config" };
-    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
-        const json_t *value = mf_read_value(quant, empty[i]);
-        if (value && (!json_is_object(value) || json_object_size(value) > 0)) {
-            return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, empty[i], "nothing");
+    static const char *const known[] = { "quant_method", "modules_to_not_convert", "dequantize", NULL };
+    static const char key[] = "modules_to_not_convert";
+    MF_TRY(mf_config_only_keys(quant, known, "is not a key of quant_method \"mxfp4\" that is known here"));
+    mf_quant_scheme *scheme;
+    MF_TRY(mf_config_make_schemes(quant, 1, config, &scheme));
+    *scheme = (mf_quant_scheme){ .method = MF_QUANT_MXFP4, .block_n = 1, .block_k = 32 };
+    MF_TRY(add_pattern(quant, key, ".*experts\\.\\d+\\..*", config, &scheme->targets));
+    const json_t *list = mf_read_value(quant, key);
+    if (list && (!json_is_array(list) || json_array_size(list) > MAX_QUANT_PATTERNS)) {
+        return mf_read_unexpected(quant, MF_ERR_INVALID, key, "a list of module names");
+    }
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        if (!text || !*text) {
+            return mf_read_fail(quant, MF_ERR_INVALID, key, "entry %zu: expected a module's name", i);
         }
+        MF_TRY(add_glob(quant, key, text, config, &config->quant.excluded));
     }
-    mf_reader groups, group;
-    char scope[128], group_scope[160];
-    bool found;
-    MF_TRY(mf_read_object(quant, "config_groups", &groups, scope, sizeof scope, &found));
-    if (!found || json_object_size(groups.object) != 1) {
-        return mf_read_unexpected(quant, MF_ERR_UNSUPPORTED, "config_groups", "an object with one group");
-    }
-    const char *name = json_object_iter_key(json_object_iter((json_t *)(uintptr_t)groups.object));
-    MF_TRY(mf_read_object(&groups, name, &group, group_scope, sizeof group_scope, &found));
-    if (!found) {
-        return mf_read_unexpected(&groups, MF_ERR_INVALID, name, "an object");
-    }
-    MF_TRY(read_group(&group, config));
-    config->quant.scale_suffix = "_scale";
-    return read_modules(quant, "ignore", config);
+    return MF_OK;
 }
+
+/* ---- the choice ---- */
 
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config)
 {
     const mf_reader *holder = mf_read_value(reader, "quantization_config") ? reader : outer;
-    if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
-        return mf_fail(reader->err, MF_ERR_UNSUPPORTED,
-                       "%s: key \"compression_config\": this weight format is not supported", reader->file);
+    const char *key = "quantization_config";
+    if (!mf_read_value(holder, key)) { /* compressed-tensors' older name */
+        holder = mf_read_value(reader, "compression_config") ? reader : outer;
+        key = "compression_config";
+    } else if (mf_read_value(reader, "compression_config") || mf_read_value(outer, "compression_config")) {
+        return mf_fail(reader->err, MF_ERR_INVALID, "%s: both \"quantization_config\" and \"compression_config\"",
+                       reader->file);
     }
     mf_reader quant;
     char scope[128];
     bool found;
-    MF_TRY(mf_read_object(holder, "quantization_config", &quant, scope, sizeof scope, &found));
+    MF_TRY(mf_read_object(holder, key, &quant, scope, sizeof scope, &found));
     if (!found) {
         return MF_OK;
     }
     const char *method;
     MF_TRY(mf_read_text(&quant, "quant_method", true, &method));
     if (strcmp(method, "compressed-tensors") == 0) {
-        return read_compressed(&quant, config);
+        return mf_config_read_compressed(&quant, config);
+    }
+    if (strcmp(method, "gptq") == 0) {
+        return read_gptq(&quant, config);
+    }
+    if (strcmp(method, "awq") == 0) {
+        return read_awq(&quant, config);
+    }
+    if (strcmp(method, "mxfp4") == 0) {
+        return read_mxfp4(&quant, config);
     }
     if (strcmp(method, "fp8") != 0) {
         return mf_read_unexpected(&quant, MF_ERR_UNSUPPORTED, "quant_method",
-                                  "\"fp8\" with 128 x 128 blocks, \"compressed-tensors\" with float-quantized weights, or no "
-                                  "quantisation");
+                                  "\"fp8\", \"compressed-tensors\", \"gptq\", \"awq\", \"mxfp4\", or no quantisation");
     }
     return read_fp8(&quant, config);
 }

@@ -54,6 +54,7 @@ struct mf_family {
     const char *const *names; /* [MF_ROLE_COUNT] templates: {l} layer, {e} expert; NULL: the family has no such tensor */
     const char *stacked_gate_up; /* the re-saved form, [E, 2I, H], gate rows first */
     const char *stacked_down;    /* [E, H, I] */
+    bool stacked_rows_alternate; /* MXFP4: gate and up rows in turn, as gpt-oss has them */
     bool correction_bias_is_row; /* stored as [1, E] */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
     mf_status (*read)(const mf_reader *reader, mf_model_config *config);

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/name_pattern.h"
+
 typedef enum scope { SCOPE_MODEL, SCOPE_LAYER, SCOPE_DENSE, SCOPE_MOE, SCOPE_EXPERT } scope;
 
 /* Where a role lives: `offset` counts from mf_weights, mf_layer_weights or the expert's mf_mlp_weights. */
@@ -229,30 +231,29 @@ static int compare_part(const char *text, size_t n, const char *entry)
     return order ? order : entry[n] == '\0' ? 0 : -1;
 }
 
-/* The first of the sorted entries that equals text[0..n), or -1. */
-static int64_t find_entry(const mf_quant_config *quant, const char *text, size_t n)
+/* The first of the sorted names that equals text[0..n), or -1. */
+static int64_t find_name(const mf_module_list *list, const char *text, size_t n)
 {
-    int64_t low = 0, high = quant->num_modules_to_not_convert;
+    int64_t low = 0, high = list->num_names;
     while (low < high) {
         int64_t mid = low + (high - low) / 2;
-        if (compare_part(text, n, quant->modules_to_not_convert[mid]) > 0) {
+        if (compare_part(text, n, list->names[mid]) > 0) {
             low = mid + 1;
         } else {
             high = mid;
         }
     }
-    bool found =
-        low < quant->num_modules_to_not_convert && compare_part(text, n, quant->modules_to_not_convert[low]) == 0;
+    bool found = low < list->num_names && compare_part(text, n, list->names[low]) == 0;
     return found ? low : -1;
 }
 
 enum { MAX_COMPONENTS = 16 }; /* of a name that is looked at: ours have at most nine */
 
 /* Looks up every run of whole components: some thirty lookups for a tensor's name, however long the list is. */
-bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched)
+static bool is_named(const mf_module_list *list, const char *module, uint8_t *matched)
 {
-    bool excluded = false;
-    if (quant->num_modules_to_not_convert == 0) {
+    bool found = false;
+    if (list->num_names == 0) {
         return false;
     }
     int starts = 0;
@@ -260,8 +261,8 @@ bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uin
         const char *end = from;
         for (int parts = 0; end && parts < MAX_COMPONENTS; parts++) {
             const char *point = strchr(end, '.');
-            int64_t entry = find_entry(quant, from, point ? (size_t)(point - from) : strlen(from));
-            excluded |= entry >= 0;
+            int64_t entry = find_name(list, from, point ? (size_t)(point - from) : strlen(from));
+            found |= entry >= 0;
             if (matched && entry >= 0) {
                 matched[entry] = 1;
             }
@@ -270,7 +271,59 @@ bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uin
         from = strchr(from, '.');
         from = from ? from + 1 : NULL;
     }
-    return excluded;
+    return found;
+}
+
+static bool has_pattern(const mf_module_list *list, const char *module, uint8_t *matched)
+{
+    bool found = false;
+    for (int64_t i = 0; i < list->num_patterns && (matched || !found); i++) {
+        if (mf_name_pattern_matches(list->patterns[i], module)) {
+            found = true;
+            if (matched) {
+                matched[i] = 1;
+            }
+        }
+    }
+    return found;
+}
+
+static bool has_part(const mf_module_list *list, const char *module, uint8_t *matched)
+{
+    bool found = false;
+    for (int64_t i = 0; i < list->num_names && (matched || !found); i++) {
+        if (strstr(module, list->names[i])) {
+            found = true;
+            if (matched) {
+                matched[i] = 1;
+            }
+        }
+    }
+    return found;
+}
+
+bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched)
+{
+    const mf_module_list *list = &quant->excluded;
+    bool named = quant->excluded_by_part ? has_part(list, module, matched) : is_named(list, module, matched);
+    return has_pattern(list, module, matched ? matched + list->num_names : NULL) || named;
+}
+
+const mf_quant_scheme *mf_quant_scheme_of(const mf_quant_config *quant, const char *module)
+{
+    if (quant->num_schemes == 0 || mf_module_is_excluded(quant, module, NULL)) {
+        return NULL;
+    }
+    const mf_quant_scheme *by_pattern = NULL, *by_class = NULL;
+    for (int64_t i = 0; i < quant->num_schemes; i++) {
+        const mf_quant_scheme *scheme = &quant->schemes[i];
+        if (is_named(&scheme->targets, module, NULL)) {
+            return scheme;
+        }
+        by_pattern = !by_pattern && has_pattern(&scheme->targets, module, NULL) ? scheme : by_pattern;
+        by_class = scheme->every_linear ? scheme : by_class;
+    }
+    return by_pattern ? by_pattern : by_class;
 }
 
 /* ---- the walk ---- */
@@ -282,6 +335,52 @@ typedef struct walk {
     void *context;
     mf_wanted wanted;
 } walk;
+
+/* Finds how a matrix is stored and names its codes and its scales.  false: a name does not fit. */
+static bool name_parts(const mf_model_config *config, mf_wanted *x)
+{
+    const mf_quant_config *quant = &config->quant;
+    const size_t n = strlen(x->name), suffix = strlen(".weight");
+    if (n <= suffix || strcmp(x->name + n - suffix, ".weight") != 0) {
+        return true;
+    }
+    x->module_bytes = n - suffix;
+    if (x->kind == MF_WANT_LINEAR || (x->role == MF_ROLE_LM_HEAD && quant->head_too && !config->tie_word_embeddings)) {
+        x->name[x->module_bytes] = '\0';
+        x->scheme = mf_quant_scheme_of(quant, x->name);
+        x->name[x->module_bytes] = '.';
+    }
+    const mf_quant_method method = x->scheme ? x->scheme->method : MF_QUANT_NONE;
+    const char *weight = "weight";
+    const char *scale = x->scheme            ? x->scheme->scale_suffix
+                        : quant->num_schemes ? quant->schemes[0].scale_suffix
+                                             : "_scale_inv";
+    if (method == MF_QUANT_INT4_PACKED) {
+        weight = "weight_packed";
+    } else if (method == MF_QUANT_INT4_GPTQ || method == MF_QUANT_INT4_AWQ) {
+        weight = "qweight";
+    }
+    if (!mf_wanted_part(x, scale ? "weight" : "scales", x->scale_name) ||
+        n + strlen(scale ? scale : "") >= sizeof x->scale_name || n + strlen("_packed") >= sizeof x->name) {
+        return false;
+    }
+    if (scale) {
+        memcpy(x->scale_name + n, scale, strlen(scale) + 1);
+    }
+    memcpy(x->name + x->module_bytes + 1, weight, strlen(weight) + 1);
+    return true;
+}
+
+bool mf_wanted_part(const mf_wanted *x, const char *part, char out[MF_MAX_TENSOR_NAME])
+{
+    const size_t n = x->module_bytes + 1;
+    if (n + strlen(part) >= MF_MAX_TENSOR_NAME) {
+        return false;
+    }
+    memcpy(out, x->name, n);
+    memcpy(out + n, part, strlen(part) + 1);
+    return true;
+}
 
 static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expert, char *base)
 {
@@ -298,24 +397,14 @@ static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expe
     x->expert = expert;
     x->more_rows_allowed = row->role == MF_ROLE_EMBED || row->role == MF_ROLE_LM_HEAD;
     x->optional = row->role == MF_ROLE_LM_HEAD && w->config->tie_word_embeddings;
-    x->quantised = false;
+    x->scheme = NULL;
     x->scale_name[0] = '\0';
+    x->module_bytes = 0;
     if (!mf_tensor_name(family, template, layer, expert, x->name, sizeof x->name)) {
         return MF_ERR_INTERNAL;
     }
-    size_t n = strlen(x->name), suffix = strlen(".weight");
-    if (row->kind != MF_WANT_VECTOR && n > suffix && strcmp(x->name + n - suffix, ".weight") == 0) {
-        const char *scale = w->config->quant.scale_suffix ? w->config->quant.scale_suffix : "_scale_inv";
-        if (n + strlen(scale) >= sizeof x->scale_name) {
-            return MF_ERR_INTERNAL;
-        }
-        memcpy(x->scale_name, x->name, n);
-        memcpy(x->scale_name + n, scale, strlen(scale) + 1);
-        if (row->kind == MF_WANT_LINEAR && w->config->quant.method != MF_QUANT_NONE) {
-            x->name[n - suffix] = '\0';
-            x->quantised = !mf_module_is_excluded(&w->config->quant, x->name, NULL);
-            x->name[n - suffix] = '.';
-        }
+    if (row->kind != MF_WANT_VECTOR && !name_parts(w->config, x)) {
+        return MF_ERR_INTERNAL;
     }
     x->matrix = base && row->kind != MF_WANT_VECTOR ? (mf_matrix *)(void *)(base + row->offset) : NULL;
     x->vector = base && row->kind == MF_WANT_VECTOR ? (const float **)(void *)(base + row->offset) : NULL;

@@ -9,7 +9,7 @@
 enum { MF_MAX_TENSOR_NAME = 256 };
 
 typedef enum mf_wanted_kind {
-    MF_WANT_MATRIX, /* never quantised: embedding, lm_head, router */
+    MF_WANT_MATRIX, /* never quantised: embedding, router; lm_head only where the config's groups take it in */
     MF_WANT_LINEAR, /* quantised when the config says so */
     MF_WANT_VECTOR  /* small, becomes f32 */
 } mf_wanted_kind;
@@ -17,13 +17,14 @@ typedef enum mf_wanted_kind {
 typedef struct mf_wanted {
     mf_role role;
     mf_wanted_kind kind;
-    int64_t layer, expert;  /* -1: none */
-    int64_t n, k;           /* [n, k], a vector is [n] */
-    bool more_rows_allowed; /* the vocabulary may be padded */
-    bool optional;          /* lm_head of tied embeddings */
-    bool quantised;
-    char name[MF_MAX_TENSOR_NAME];
-    char scale_name[MF_MAX_TENSOR_NAME]; /* of the block scales, also when not quantised: it must be absent then */
+    int64_t layer, expert;               /* -1: none */
+    int64_t n, k;                        /* [n, k], a vector is [n] */
+    bool more_rows_allowed;              /* the vocabulary may be padded */
+    bool optional;                       /* lm_head of tied embeddings */
+    const mf_quant_scheme *scheme;       /* NULL: not quantised */
+    char name[MF_MAX_TENSOR_NAME];       /* of the codes, where they have a name of their own ("qweight") */
+    char scale_name[MF_MAX_TENSOR_NAME]; /* also when not quantised: it must be absent then */
+    size_t module_bytes;                 /* of name, before ".weight"; 0: it does not end so */
     mf_matrix *matrix;                   /* MATRIX, LINEAR; NULL when weights are NULL */
     const float **vector;                /* VECTOR */
 } mf_wanted;
@@ -41,9 +42,15 @@ int64_t mf_tensor_map_count(const mf_model_config *config);
 bool mf_tensor_name(const mf_family *family, const char *name_template, int64_t layer, int64_t expert, char *out,
                     size_t size);
 
-/* true when `module` ("model.layers.3.mlp.gate_proj") is among the config's unquantised modules: an entry matches whole
- * dotted components anywhere in it, so "mlp.gate" excludes model.layers.3.mlp.gate and not mlp.gate_proj.  matched
- * (optional, one byte per entry) is set to 1 for every entry that matches. */
+/* The name of another tensor of x's module: "model.layers.3.mlp.gate_proj." and part.  false: it does not fit. */
+bool mf_wanted_part(const mf_wanted *x, const char *part, char out[MF_MAX_TENSOR_NAME]);
+
+/* How `module` ("model.layers.3.mlp.gate_proj") is stored; NULL: unquantised. */
+const mf_quant_scheme *mf_quant_scheme_of(const mf_quant_config *quant, const char *module);
+
+/* true when the config leaves `module` out: a name matches whole dotted components anywhere in it, so "mlp.gate"
+ * excludes model.layers.3.mlp.gate and not mlp.gate_proj; a pattern matches from its first character.  matched
+ * (optional, one byte per name, then per pattern) is set to 1 for every entry that matches. */
 bool mf_module_is_excluded(const mf_quant_config *quant, const char *module, uint8_t *matched);
 
 #endif

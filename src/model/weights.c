@@ -128,6 +128,9 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     checkpoint = NULL;
     mf_match_options match = { .dir = dir };
     MF_TRY_GOTO(mf_weights_match(w, &match, NULL, err), fail);
+    if (!options->headers_only) {
+        MF_TRY_GOTO(mf_weights_convert(w, options, err), fail);
+    }
     if (options->quantization) {
         MF_TRY_GOTO(mf_weights_quantise(w, options, err), fail);
     } else if (options->touch && options->use_map) { /* what was read is in memory */
@@ -153,6 +156,7 @@ void mf_weights_close(mf_weights **weights)
         }
         mf_free_huge(w->memory);
         mf_free_huge(w->quantised);
+        mf_free_huge(w->converted);
         mf_free(w);
         *weights = NULL;
     }

@@ -63,6 +63,8 @@ typedef struct mf_weights {
     void *arena;                      /* mf_arena *, owned: tables and converted weights */
     void *memory;                     /* owned: dummy weights */
     void *quantised;                  /* owned: weights quantised while loading */
+    void *converted;                  /* owned: weights whose stored layout no kernel reads */
+    struct mf_conversion *conversions; /* in the arena; those weights */
 } mf_weights;
 
 /* Quantising while loading: weights stored as f32, bf16 or f16 become codes in memory (weights_quantise.c). */
@@ -80,6 +82,7 @@ typedef struct mf_weights_options {
     mf_quantization quantization;
     bool dummy;        /* seeded random weights of the config's shapes and format; no files are read */
     uint64_t seed;
+    bool headers_only; /* formats and sizes: weights that need a conversion stay unconverted and cannot be multiplied */
     bool use_map;
     mf_numa numa;      /* of weights in memory of our own: read, dummy or quantised */
     bool touch;        /* of mapped files: read every byte once, with progress, so that the first token does not wait for the disk */

@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "base/sys.h"
 #include "base/threads.h"
+#include "kernels/ops.h"
 #include "model/weights_impl.h"
 
 enum {
@@ -17,7 +18,7 @@ enum {
     TASKS_PER_RUN = 256 /* between two looks at progress and cancel */
 };
 
-typedef enum fill_kind { FILL_NORMAL, FILL_ONES } fill_kind;
+typedef enum fill_kind { FILL_NORMAL, FILL_ONES, FILL_BYTES } fill_kind;
 
 /* One run of values in the block. */
 typedef struct fill {
@@ -39,7 +40,6 @@ typedef struct maker {
     int64_t window_first; /* the pool's task 0 */
     mf_weights *weights;
     mf_format format; /* of what is not quantised */
-    const mf_quant_config *quant;
 } maker;
 
 /* ---- values ---- */
@@ -56,6 +56,8 @@ static void encode_sums(const fill *f, uint32_t codes[NUM_SUMS])
         codes[sum] = f->dtype == MF_BF16      ? mf_f32_to_bf16(v)
                      : f->dtype == MF_F16     ? mf_f32_to_f16(v)
                      : f->dtype == MF_F8_E4M3 ? mf_f32_to_e4m3(v)
+                     : f->dtype == MF_F8_E8M0 ? (uint32_t)(ilogbf(v) + 127)
+                     : f->dtype == MF_I8      ? (uint32_t)(uint8_t)(int8_t)lrintf(v)
                                               : mf_f32_bits(v);
     }
 }
@@ -74,8 +76,14 @@ static inline void next_sums(uint64_t *state, uint32_t sums[2])
 static void fill_values(const fill *f, int64_t first, int64_t count)
 {
     uint32_t codes[NUM_SUMS], sums[2];
-    encode_sums(f, codes);
     uint64_t state = mf_random_mix(f->seed + (uint64_t)(first / CHUNK));
+    if (f->kind == FILL_BYTES) {
+        for (int64_t i = 0; i < count; i++) {
+            f->data[first + i] = (uint8_t)(mf_random_next(&state) >> 56);
+        }
+        return;
+    }
+    encode_sums(f, codes);
     size_t size = mf_dtype_size(f->dtype);
     uint8_t *to = f->data + (size_t)first * size;
     for (int64_t i = 0; i < count; i += 2) {
@@ -175,20 +183,30 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     float deviation = (float)(1.0 / sqrt((double)x->k)); /* keeps the size of a normed input */
     mf_matrix matrix = { .n = x->n, .k = x->k, .row_stride = x->k, .format = m->format };
     int64_t bytes;
-    if (x->quantised) {
-        /* Codes with deviation 64 use most of e4m3's range (448); the scale brings them to the wanted size.  A power of
-         * two suits checkpoints whose scales are exponents too. */
-        const mf_quant_config *quant = m->quant;
-        int64_t rows = mf_div_up(x->n, quant->block_n), columns = mf_div_up(x->k, quant->block_k);
-        float scale = ldexpf(1.0f, ilogbf(deviation / 64.0f));
-        MF_TRY(add_fill(m, x->name, x->n * x->k, MF_F8_E4M3, FILL_NORMAL, 64.0f, &data));
+    if (x->scheme) {
+        /* Codes with deviation 64 use most of e4m3's range (448), with 32 of int8's; uniform nibbles deviate by 4.6, as
+         * e2m1 by 2.9.  The scale brings them to the wanted size.  A power of two suits checkpoints whose scales are
+         * exponents too. */
+        const mf_quant_scheme *scheme = x->scheme;
+        matrix.format = mf_quant_format(scheme->method);
+        const bool is_mx = matrix.format == MF_FORMAT_MXFP4, is_four = is_mx || matrix.format == MF_FORMAT_INT4_GROUP,
+                   is_int8 = matrix.format == MF_FORMAT_INT8_CHANNEL;
+        const float spread = is_mx ? 2.9f : is_four ? 4.6f : is_int8 ? 32.0f : 64.0f;
+        int64_t rows = mf_div_up(x->n, scheme->block_n), columns = mf_div_up(x->k, scheme->block_k);
+        float scale = ldexpf(1.0f, ilogbf(deviation / spread));
+        matrix.scale_dtype = is_mx ? MF_F8_E8M0 : is_four ? MF_F16 : MF_F32;
+        matrix.scale_row_stride = rows == 1 && matrix.format != MF_FORMAT_FP8_BLOCK && x->n > 1 ? 0 : columns;
+        if (is_four) {
+            matrix.row_stride = (x->k + 1) / 2 * 2;
+            matrix.group_size = is_mx ? 0 : scheme->block_k == MF_QUANT_WHOLE_ROW ? matrix.row_stride : scheme->block_k;
+            MF_TRY(add_fill(m, x->name, x->n * matrix.row_stride / 2, MF_U8, FILL_BYTES, 0.0f, &data));
+        } else {
+            MF_TRY(add_fill(m, x->name, x->n * x->k, is_int8 ? MF_I8 : MF_F8_E4M3, FILL_NORMAL, spread, &data));
+        }
         matrix.data = data;
-        MF_TRY(add_fill(m, x->scale_name, rows * columns, MF_F32, FILL_ONES, scale, &data));
-        matrix.format = mf_quant_format(quant);
+        MF_TRY(add_fill(m, x->scale_name, rows * columns, matrix.scale_dtype, FILL_ONES, scale, &data));
         matrix.scale = data;
-        matrix.scale_dtype = MF_F32;
-        matrix.scale_row_stride = columns;
-        bytes = x->n * x->k + rows * columns * 4;
+        bytes = mf_matrix_bytes(&matrix);
     } else {
         MF_TRY(add_fill(m, x->name, x->n * x->k, format_dtype(m->format), FILL_NORMAL, deviation, &data));
         matrix.data = data;
@@ -210,7 +228,7 @@ static mf_format plain_format(const mf_model_config *config)
 
 int64_t mf_weights_dummy_bytes(const mf_model_config *config)
 {
-    maker m = { .format = plain_format(config), .quant = &config->quant };
+    maker m = { .format = plain_format(config) };
     return mf_tensor_map_walk(config, NULL, add_wanted, &m) == MF_OK ? (int64_t)m.bytes : -1;
 }
 
@@ -251,7 +269,7 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     *out = NULL;
     double start = mf_now_s();
     mf_weights *w = NULL;
-    maker m = { .options = options, .format = plain_format(config), .quant = &config->quant };
+    maker m = { .options = options, .format = plain_format(config) };
     mf_status status;
     int64_t available = mf_available_memory();
     MF_TRY(mf_tensor_map_walk(config, NULL, add_wanted, &m)); /* cannot fail: only counts */

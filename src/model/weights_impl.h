@@ -36,9 +36,32 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
 /* Replaces what options->quantization chooses; the checkpoint's pages that are then unused are given back. */
 mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *options, mf_error *err);
 
-static inline mf_format mf_quant_format(const mf_quant_config *quant)
+/* A matrix whose stored layout is not what kernels read: converted, value by value exactly, after everything is
+ * matched. */
+typedef enum mf_conversion_kind { MF_CONVERT_GPTQ, MF_CONVERT_AWQ, MF_CONVERT_INT8_ZEROS } mf_conversion_kind;
+
+typedef struct mf_conversion {
+    struct mf_conversion *next;
+    mf_conversion_kind kind;
+    const char *name;  /* of the codes' tensor */
+    mf_matrix *target; /* until then: the right shape, format and sizes, with pointers at what is stored */
+    const uint8_t *codes, *scales;
+    const uint8_t *zeros; /* NULL: all are what their absence means */
+    uint8_t zero_plus;
+    int64_t first_task;
+    size_t codes_at, scales_at, zeros_at; /* in the block */
+} mf_conversion;
+
+/* Runs weights->conversions into memory of their own. */
+mf_status mf_weights_convert(mf_weights *weights, const mf_weights_options *options, mf_error *err);
+
+static inline mf_format mf_quant_format(mf_quant_method method)
 {
-    return quant->method == MF_QUANT_FP8_CHANNEL ? MF_FORMAT_FP8_CHANNEL : MF_FORMAT_FP8_BLOCK;
+    return method == MF_QUANT_MXFP4                                            ? MF_FORMAT_MXFP4
+           : method == MF_QUANT_FP8_BLOCK                                      ? MF_FORMAT_FP8_BLOCK
+           : method == MF_QUANT_FP8_CHANNEL || method == MF_QUANT_FP8_TENSOR   ? MF_FORMAT_FP8_CHANNEL
+           : method == MF_QUANT_INT8_CHANNEL || method == MF_QUANT_INT8_TENSOR ? MF_FORMAT_INT8_CHANNEL
+                                                                               : MF_FORMAT_INT4_GROUP;
 }
 
 static inline int64_t mf_div_up(int64_t a, int64_t b)

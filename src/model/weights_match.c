@@ -9,11 +9,12 @@
 #include "base/log.h"
 #include "base/number.h"
 #include "base/sys.h"
+#include "kernels/ops.h"
 #include "model/weights_matcher.h"
 
 /* ---- values ---- */
 
-static const mf_st_tensor *take(mf_matcher *m, const char *name)
+const mf_st_tensor *mf_match_take(mf_matcher *m, const char *name)
 {
     const mf_st_tensor *t = mf_checkpoint_find(m->checkpoint, name);
     if (t) {
@@ -23,7 +24,7 @@ static const mf_st_tensor *take(mf_matcher *m, const char *name)
 }
 
 /* The tensor's bytes at an address that suits its dtype: files may place a tensor anywhere. */
-static mf_status aligned_data(mf_matcher *m, const mf_st_tensor *t, const uint8_t **data)
+mf_status mf_match_aligned(mf_matcher *m, const mf_st_tensor *t, const uint8_t **data)
 {
     *data = t->data;
     if ((uintptr_t)t->data % mf_dtype_size(t->dtype) == 0) {
@@ -77,12 +78,12 @@ static mf_status check_finite(mf_matcher *m, const mf_st_tensor *t)
     return MF_OK;
 }
 
-static mf_status check_deep(mf_matcher *m, const mf_st_tensor *t)
+mf_status mf_match_check_deep(mf_matcher *m, const mf_st_tensor *t)
 {
     return m->options->deep && t ? check_finite(m, t) : MF_OK;
 }
 
-static void count_bytes(mf_matcher *m, mf_format format, int64_t bytes)
+void mf_match_count(mf_matcher *m, mf_format format, int64_t bytes)
 {
     m->weights->stats.bytes_total += bytes;
     m->weights->stats.bytes_by_format[format] += bytes;
@@ -116,10 +117,10 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                "%s: tensor \"%.200s\" is %s; it decides between experts and wants f32: precision is already lost",
                t->file, t->name, mf_dtype_name(t->dtype));
     }
-    count_bytes(m, format, (int64_t)t->bytes);
+    mf_match_count(m, format, (int64_t)t->bytes);
     if (t->dtype == MF_F32) {
         const uint8_t *data;
-        MF_TRY(aligned_data(m, t, &data));
+        MF_TRY(mf_match_aligned(m, t, &data));
         *x->vector = (const float *)(const void *)data;
         return MF_OK;
     }
@@ -141,17 +142,22 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
 static mf_status make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tensor *out)
 {
     *out = (mf_ready_tensor){ .tensor = t };
-    return t ? aligned_data(m, t, &out->data) : MF_OK;
+    return t ? mf_match_aligned(m, t, &out->data) : MF_OK;
 }
 
-static int64_t scale_rows(const mf_matcher *m, int64_t n)
+static int64_t scale_rows(const mf_quant_scheme *scheme, int64_t n)
 {
-    return mf_div_up(n, m->config->quant.block_n);
+    return mf_div_up(n, scheme->block_n);
 }
 
-static int64_t scale_columns(const mf_matcher *m, int64_t k)
+static int64_t scale_columns(const mf_quant_scheme *scheme, int64_t k)
 {
-    return mf_div_up(k, m->config->quant.block_k);
+    return mf_div_up(k, scheme->block_k);
+}
+
+static bool has_one_scale(const mf_quant_scheme *scheme)
+{
+    return scheme->method == MF_QUANT_FP8_TENSOR || scheme->method == MF_QUANT_INT8_TENSOR;
 }
 
 /* One [rows, k] matrix inside a tensor that may hold several: where it starts, and its scales if any. */
@@ -160,20 +166,24 @@ static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_read
 {
     mf_matrix matrix = { .n = rows, .k = x->k, .row_stride = x->k };
     int64_t size = (int64_t)mf_dtype_size(weight.tensor->dtype);
-    int64_t bytes = rows * x->k * size;
-    if (x->quantised) {
+    if (x->scheme) {
         int64_t scale_size = (int64_t)mf_dtype_size(scale.tensor->dtype);
-        matrix.format = mf_quant_format(&m->config->quant);
+        matrix.format = mf_quant_format(x->scheme->method);
         matrix.scale_dtype = scale.tensor->dtype == MF_U8 ? MF_F8_E8M0 : scale.tensor->dtype;
-        matrix.scale_row_stride = scale_columns(m, x->k);
+        matrix.scale_row_stride = has_one_scale(x->scheme) ? 0 : scale_columns(x->scheme, x->k);
         matrix.scale = scale.data + first_scale * scale_size;
-        bytes += scale_rows(m, rows) * matrix.scale_row_stride * scale_size;
     } else {
         float_format(weight.tensor->dtype, &matrix.format);
     }
     matrix.data = weight.data + first_element * size;
-    count_bytes(m, matrix.format, bytes);
+    mf_match_count(m, matrix.format, mf_matrix_bytes(&matrix));
     *x->matrix = matrix;
+}
+
+static bool scale_fits(const mf_wanted *x, const mf_st_tensor *scale, const int64_t *shape, int32_t ndim)
+{
+    return has_one_scale(x->scheme) ? scale->num_elements == 1 && scale->ndim <= 2
+                                    : mf_match_has_shape(scale, shape, ndim);
 }
 
 /* dtype of a weight and presence, shape and dtype of its scale.  *ok: the tensors can be used. */
@@ -181,39 +191,45 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                               const mf_st_tensor *scale, const int64_t *scale_shape, int32_t scale_ndim, bool *ok)
 {
     mf_format unused;
-    bool by_block = m->config->quant.method == MF_QUANT_FP8_BLOCK;
     *ok = false;
-    if (!x->quantised && scale) {
+    if (!x->scheme && scale) {
         mf_fail(
             &m->error, MF_ERR_FORMAT,
             "%s: tensor \"%.256s\" is a scale, but its weight is %s and config.json does not say that it is quantised",
             scale->file, scale->name, mf_dtype_name(t->dtype));
         return mf_match_problem(m);
     }
-    if (!x->quantised) {
+    if (!x->scheme) {
         *ok = float_format(t->dtype, &unused);
         return *ok ? MF_OK
                    : mf_match_wrong_dtype(m, t, "f32, bf16 or f16 (config.json does not say that it is quantised)");
     }
-    if (t->dtype != MF_F8_E4M3) {
+    const mf_quant_method method = x->scheme->method;
+    const bool by_block = method == MF_QUANT_FP8_BLOCK, is_int = mf_quant_format(method) == MF_FORMAT_INT8_CHANNEL;
+    if (t->dtype != (is_int ? MF_I8 : MF_F8_E4M3)) {
         return mf_match_wrong_dtype(
-            m, t, "f8_e4m3 (config.json: quantization_config, and the module is not in modules_to_not_convert)");
+            m, t,
+            is_int ? "i8 (config.json: quantization_config, and the module is not in ignore)"
+                   : "f8_e4m3 (config.json: quantization_config, and the module is not in modules_to_not_convert)");
     }
     if (!scale) {
         return mf_match_add_name(m, &m->missing, "missing", scale_name);
     }
-    if (!mf_match_has_shape(scale, scale_shape, scale_ndim)) {
-        return mf_match_wrong_shape(m, scale, scale_shape, scale_ndim,
-                                    by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
+    if (!scale_fits(x, scale, scale_shape, scale_ndim)) {
+        const int64_t one = 1;
+        return has_one_scale(x->scheme)
+                   ? mf_match_wrong_shape(m, scale, &one, 1, " (one scale per tensor)")
+                   : mf_match_wrong_shape(m, scale, scale_shape, scale_ndim,
+                                          by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
     }
     if (!by_block) {
-        *ok = scale->dtype == MF_F32 || scale->dtype == MF_BF16;
-        return *ok ? MF_OK : mf_match_wrong_dtype(m, scale, "f32 or bf16");
+        *ok = float_format(scale->dtype, &unused);
+        return *ok ? MF_OK : mf_match_wrong_dtype(m, scale, "f32, bf16 or f16");
     }
-    bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && m->config->quant.ue8m0_scales);
+    bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && x->scheme->ue8m0_scales);
     if (scale->dtype != MF_F32 && scale->dtype != MF_BF16 && !byte_scale) {
-        return mf_match_wrong_dtype(
-            m, scale, m->config->quant.ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
+        return mf_match_wrong_dtype(m, scale,
+                                    x->scheme->ue8m0_scales ? "f32, bf16, f8_e8m0 or u8" : "f32, bf16 or f8_e8m0");
     }
     *ok = true;
     return MF_OK;
@@ -221,29 +237,33 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
 
 static mf_status place_matrix(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
 {
-    const mf_st_tensor *scale = x->scale_name[0] ? take(m, x->scale_name) : NULL;
+    const mf_st_tensor *scale = x->scale_name[0] ? mf_match_take(m, x->scale_name) : NULL;
+    if (!scale && x->scheme && x->scheme->method == MF_QUANT_FP8_TENSOR) { /* under either name */
+        char other[MF_MAX_TENSOR_NAME];
+        scale = mf_wanted_part(x, "weight_scale", other) ? mf_match_take(m, other) : NULL;
+    }
     int64_t shape[2] = { x->n, x->k };
     bool padded = x->more_rows_allowed && t->ndim == 2 && t->shape[1] == x->k && t->shape[0] > x->n;
     if (!mf_match_has_shape(t, shape, 2) && !padded) {
         return mf_match_wrong_shape(m, t, shape, 2, x->more_rows_allowed ? " or more rows" : "");
     }
     int64_t scale_shape[2] = { 0, 0 };
-    if (x->quantised) {
-        scale_shape[0] = scale_rows(m, x->n);
-        scale_shape[1] = scale_columns(m, x->k);
+    if (x->scheme) {
+        scale_shape[0] = scale_rows(x->scheme, t->shape[0]);
+        scale_shape[1] = scale_columns(x->scheme, x->k);
     }
     bool ok;
     MF_TRY(check_format(m, x, t, x->scale_name, scale, scale_shape, 2, &ok));
     if (!ok) {
         return MF_OK;
     }
-    MF_TRY(check_deep(m, t));
-    MF_TRY(check_deep(m, scale));
+    MF_TRY(mf_match_check_deep(m, t));
+    MF_TRY(mf_match_check_deep(m, scale));
     mf_ready_tensor weight_ready, scale_ready;
     MF_TRY(make_ready(m, t, &weight_ready));
     MF_TRY(make_ready(m, scale, &scale_ready));
     place_slice(m, x, t->shape[0], weight_ready, 0, scale_ready, 0);
-    return MF_OK;
+    return x->matrix->format == MF_FORMAT_INT8_CHANNEL ? mf_match_int8_zeros(m, x) : MF_OK;
 }
 
 /* ---- stacked experts ---- */
@@ -253,9 +273,12 @@ static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tens
                              const int64_t shape[3], mf_ready_tensor *weight, mf_ready_tensor *scale)
 {
     char scale_name[MF_MAX_TENSOR_NAME + 32];
-    const char *suffix = m->config->quant.scale_suffix;
+    const mf_quant_config *quant = &m->config->quant;
+    const char *suffix = x->scheme            ? x->scheme->scale_suffix
+                         : quant->num_schemes ? quant->schemes[0].scale_suffix
+                                              : NULL;
     snprintf(scale_name, sizeof scale_name, "%s%s", name, suffix ? suffix : "_scale_inv");
-    const mf_st_tensor *scale_tensor = take(m, scale_name);
+    const mf_st_tensor *scale_tensor = mf_match_take(m, scale_name);
     if (!t) {
         return MF_OK;
     }
@@ -263,17 +286,17 @@ static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tens
         return mf_match_wrong_shape(m, t, shape, 3, "");
     }
     int64_t scale_shape[3] = { shape[0], 0, 0 };
-    if (x->quantised) {
-        scale_shape[1] = scale_rows(m, shape[1]);
-        scale_shape[2] = scale_columns(m, shape[2]);
+    if (x->scheme) {
+        scale_shape[1] = scale_rows(x->scheme, shape[1]);
+        scale_shape[2] = scale_columns(x->scheme, shape[2]);
     }
     bool ok;
     MF_TRY(check_format(m, x, t, scale_name, scale_tensor, scale_shape, 3, &ok));
     if (!ok) {
         return MF_OK;
     }
-    MF_TRY(check_deep(m, t));
-    MF_TRY(check_deep(m, scale_tensor));
+    MF_TRY(mf_match_check_deep(m, t));
+    MF_TRY(mf_match_check_deep(m, scale_tensor));
     MF_TRY(make_ready(m, t, weight));
     return make_ready(m, scale_tensor, scale);
 }
@@ -289,7 +312,7 @@ static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
         !mf_tensor_name(c->family, c->family->stacked_down, x->layer, -1, s->down_name, sizeof s->down_name)) {
         return MF_OK;
     }
-    const mf_st_tensor *gate_up = take(m, s->gate_up_name), *down = take(m, s->down_name);
+    const mf_st_tensor *gate_up = mf_match_take(m, s->gate_up_name), *down = mf_match_take(m, s->down_name);
     s->stacked = gate_up || down;
     if (!s->stacked) {
         return MF_OK;
@@ -299,7 +322,16 @@ static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
         MF_TRY(mf_match_add_name(m, &m->missing, "missing", gate_up ? s->down_name : s->gate_up_name));
     }
     int64_t experts = c->gate.num_experts, width = c->moe_intermediate_size, hidden = c->hidden_size;
-    if (x->quantised && width % c->quant.block_n != 0) {
+    const mf_quant_method method = x->scheme ? x->scheme->method : MF_QUANT_NONE;
+    if (method > MF_QUANT_FP8_CHANNEL && method != MF_QUANT_INT8_CHANNEL) {
+        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
+                "%s: tensor \"%.256s\": experts in one tensor are loaded unquantised, or in eight bits with scales per "
+                "block or row",
+                s->file, s->gate_up_name);
+        MF_TRY(mf_match_problem(m));
+        return MF_OK;
+    }
+    if (x->scheme && width % x->scheme->block_n != 0) {
         mf_fail(&m->error, MF_ERR_UNSUPPORTED,
                 "%s: tensor \"%.256s\": its scale blocks cross from gate to up, because moe_intermediate_size %lld is "
                 "no multiple of 128",
@@ -316,9 +348,9 @@ static mf_status place_stacked(mf_matcher *m, const mf_wanted *x)
 {
     const mf_stacked_layer *s = &m->stack;
     bool is_down = x->role == MF_ROLE_EXPERT_DOWN;
-    const mf_st_tensor *single = take(m, x->name);
+    const mf_st_tensor *single = mf_match_take(m, x->name);
     if (x->scale_name[0]) {
-        take(m, x->scale_name);
+        mf_match_take(m, x->scale_name);
     }
     if (single) {
         mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.200s\" and tensor \"%.200s\" in %s hold the same expert",
@@ -332,10 +364,10 @@ static mf_status place_stacked(mf_matcher *m, const mf_wanted *x)
     const int64_t *shape = weight.tensor->shape;
     int64_t first = x->expert * shape[1] * shape[2], first_scale = 0;
     first += x->role == MF_ROLE_EXPERT_UP ? x->n * x->k : 0;
-    if (x->quantised) {
-        first_scale = x->expert * scale_rows(m, shape[1]);
-        first_scale += x->role == MF_ROLE_EXPERT_UP ? scale_rows(m, x->n) : 0;
-        first_scale *= scale_columns(m, x->k);
+    if (x->scheme) {
+        first_scale = x->expert * scale_rows(x->scheme, shape[1]);
+        first_scale += x->role == MF_ROLE_EXPERT_UP ? scale_rows(x->scheme, x->n) : 0;
+        first_scale *= scale_columns(x->scheme, x->k);
     }
     place_slice(m, x, x->n, weight, first, is_down ? s->down_scale : s->gate_up_scale, first_scale);
     return MF_OK;
@@ -348,7 +380,7 @@ static mf_status place_tied_head(mf_matcher *m, const mf_wanted *x)
 {
     mf_weights *w = m->weights;
     w->lm_head = w->embed_tokens;
-    const mf_st_tensor *head = take(m, x->name);
+    const mf_st_tensor *head = mf_match_take(m, x->name);
     if (!head || !w->embed_tokens.data) {
         return MF_OK;
     }
@@ -371,6 +403,9 @@ static mf_status place(void *context, const mf_wanted *x)
     if (x->optional) {
         return place_tied_head(m, x);
     }
+    if (x->scheme && x->scheme->method == MF_QUANT_MXFP4) {
+        return mf_match_mxfp4(m, x);
+    }
     if (x->expert >= 0) {
         if (m->stack.layer != x->layer) {
             MF_TRY(look_for_stack(m, x));
@@ -379,14 +414,18 @@ static mf_status place(void *context, const mf_wanted *x)
             return place_stacked(m, x);
         }
     }
-    const mf_st_tensor *t = take(m, x->name);
+    const mf_st_tensor *t = mf_match_take(m, x->name);
     if (!t) {
         if (x->scale_name[0]) {
-            take(m, x->scale_name); /* alone it is not worth a second name */
+            mf_match_take(m, x->scale_name); /* alone it is not worth a second name */
         }
         return mf_match_add_name(m, &m->missing, "missing", x->name);
     }
-    return x->kind == MF_WANT_VECTOR ? place_vector(m, x, t) : place_matrix(m, x, t);
+    if (x->kind == MF_WANT_VECTOR) {
+        return place_vector(m, x, t);
+    }
+    return x->scheme && mf_quant_format(x->scheme->method) == MF_FORMAT_INT4_GROUP ? mf_match_four_bits(m, x, t)
+                                                                                   : place_matrix(m, x, t);
 }
 
 mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options, int32_t *num_findings, mf_error *err)
@@ -403,7 +442,7 @@ mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options,
     m->options = options;
     m->stack.layer = -1;
     m->used = mf_alloc_zero((size_t)m->checkpoint->num_tensors);
-    int64_t modules = m->config->quant.num_modules_to_not_convert;
+    int64_t modules = m->config->quant.excluded.num_names + m->config->quant.excluded.num_patterns;
     m->module_matched = modules ? mf_alloc_zero((size_t)modules) : NULL;
     if (!m->used || (modules && !m->module_matched)) {
         status = mf_fail(&m->error, MF_ERR_NOMEM, "%s: out of memory", options->dir);

@@ -44,6 +44,26 @@ typedef struct mf_matcher {
     mf_error error; /* the caller's may be NULL */
 } mf_matcher;
 
+/* The tensor of this name, NULL when there is none; it counts as wanted. */
+const mf_st_tensor *mf_match_take(mf_matcher *m, const char *name);
+/* The tensor's bytes at an address that suits its dtype: files may place a tensor anywhere. */
+mf_status mf_match_aligned(mf_matcher *m, const mf_st_tensor *t, const uint8_t **data);
+/* `check --deep`: every value of a float tensor is finite.  t may be NULL. */
+mf_status mf_match_check_deep(mf_matcher *m, const mf_st_tensor *t);
+/* Bytes of weights in use. */
+void mf_match_count(mf_matcher *m, mf_format format, int64_t bytes);
+
+/* weights_packed.c: a matrix of four-bit codes, t holding the codes; and the zero points of an int8 one that is placed.
+ */
+mf_status mf_match_four_bits(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t);
+mf_status mf_match_int8_zeros(mf_matcher *m, const mf_wanted *x);
+
+/* weights_mxfp4.c: a matrix of a routed expert inside its layer's blocks and scales. */
+mf_status mf_match_mxfp4(mf_matcher *m, const mf_wanted *x);
+/* The view: rows first, first + step, ... of one expert's `rows`; k is a multiple of 32. */
+mf_matrix mf_mxfp4_view(const uint8_t *blocks, const uint8_t *scales, int64_t expert, int64_t rows, int64_t k,
+                        int64_t first, int64_t step, int64_t n);
+
 /* After mf_fail wrote m->error: its status, which ends the walk; in a check the finding is handed over and the walk
  * goes on (MF_OK) until there are enough (MF_ERR_LIMIT). */
 mf_status mf_match_problem(mf_matcher *m);

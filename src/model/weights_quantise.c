@@ -1,23 +1,18 @@
 /* weights_quantise.c - weights quantised while loading: linear layers, experts and the output head, stored unquantised in
- * the checkpoint, become INT8_CHANNEL, INT4_GROUP or FP8_BLOCK in memory of our own.
+ * the checkpoint, become INT8_CHANNEL, INT4_GROUP (groups of 32) or FP8_BLOCK in memory of our own, by quantise_rows.c.
  *
- * Rules, per row or block, from its largest magnitude (a NaN or inf there makes the scale NaN or inf, never a silent 0):
- *   int8  scale = amax / 127, code = rint(w / scale)
- *   int4  groups of 32: scale = f16(m / -8) of the value m of largest magnitude, code = rint(w / scale) + 8 in 0..15
- *   fp8   blocks of 128 x 128: scale = amax / 448, code = e4m3(w / scale)
  * The head is int8 with int4 too: its error reaches every token's choice directly. */
-#include <math.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "base/cpu_features.h"
-#include "base/number.h"
 #include "base/sys.h"
 #include "base/threads.h"
 #include "kernels/ops.h"
+#include "model/quantise_rows.h"
 #include "model/weights_impl.h"
 
-enum { INT4_GROUP = 32, FP8_BLOCK = 128, TASK_ROWS = FP8_BLOCK, TASKS_PER_RUN = 4096, PAGE = 4096 };
+enum { INT4_GROUP = 32, TASK_ROWS = MF_QUANTISE_ROWS, TASKS_PER_RUN = 4096, PAGE = 4096 };
 
 typedef struct job {
     mf_matrix from, to;
@@ -83,20 +78,11 @@ static mf_status add_job(void *context, const mf_wanted *x)
         return MF_OK;
     }
     const mf_matrix *from = x->matrix;
-    mf_matrix to = { .n = from->n, .k = from->k, .row_stride = from->k, .format = format_for(q->quantization, x) };
-    int64_t rows = from->n, columns = 1;
-    if (to.format == MF_FORMAT_INT4_GROUP) {
-        to.group_size = INT4_GROUP;
-        to.row_stride = (from->k + 1) / 2 * 2; /* whole bytes */
-        columns = mf_div_up(from->k, INT4_GROUP);
-    } else if (to.format == MF_FORMAT_FP8_BLOCK) {
-        rows = mf_div_up(from->n, FP8_BLOCK);
-        columns = mf_div_up(from->k, FP8_BLOCK);
-    }
-    to.scale_dtype = to.format == MF_FORMAT_INT4_GROUP ? MF_F16 : MF_F32;
-    to.scale_row_stride = columns;
-    uint8_t *codes = take(q, to.format == MF_FORMAT_INT4_GROUP ? from->n * (to.row_stride / 2) : from->n * from->k, 1);
-    uint8_t *scales = take(q, rows * columns, mf_dtype_size(to.scale_dtype));
+    mf_matrix to;
+    int64_t code_bytes, scale_bytes;
+    mf_quantise_layout(format_for(q->quantization, x), from->n, from->k, INT4_GROUP, 2, &to, &code_bytes, &scale_bytes);
+    uint8_t *codes = take(q, code_bytes, 1);
+    uint8_t *scales = take(q, scale_bytes, 1);
     if (!q->block) {
         q->num_jobs++;
         return MF_OK;
@@ -106,84 +92,6 @@ static mf_status add_job(void *context, const mf_wanted *x)
     q->jobs[q->num_jobs++] = (job){ .from = *from, .to = to, .target = x->matrix, .first_task = q->num_tasks };
     q->num_tasks += mf_div_up(from->n, TASK_ROWS);
     return MF_OK;
-}
-
-/* ---- codes ---- */
-
-static float largest(const float *w, int64_t n)
-{
-    float amax = 0.0f;
-    for (int64_t i = 0; i < n; i++) {
-        float a = fabsf(w[i]);
-        if (a != a) {
-            return a;
-        }
-        amax = a > amax ? a : amax;
-    }
-    return amax;
-}
-
-/* 1 / scale for finite scales that are not 0; codes of an all-zero or NaN row are 0. */
-static float inverse(float scale)
-{
-    return scale != 0.0f && isfinite(scale) ? 1.0f / scale : 0.0f;
-}
-
-static void quantise_int8(const job *j, int64_t row, const float *w)
-{
-    const float scale = largest(w, j->to.k) / 127.0f;
-    const float factor = inverse(scale);
-    int8_t *codes = (int8_t *)(uintptr_t)j->to.data + row * j->to.row_stride;
-    for (int64_t k = 0; k < j->to.k; k++) {
-        float code = rintf(w[k] * factor);
-        codes[k] = (int8_t)(code == code ? fminf(127.0f, fmaxf(-127.0f, code)) : 0.0f);
-    }
-    ((float *)(uintptr_t)j->to.scale)[row] = scale;
-}
-
-static void quantise_int4(const job *j, int64_t row, const float *w)
-{
-    uint8_t *codes = (uint8_t *)(uintptr_t)j->to.data + row * (j->to.row_stride / 2);
-    uint16_t *scales = (uint16_t *)(uintptr_t)j->to.scale + row * j->to.scale_row_stride;
-    memset(codes, 0, (size_t)(j->to.row_stride / 2));
-    for (int64_t first = 0, g = 0; first < j->to.k; first += INT4_GROUP, g++) {
-        const int64_t end = j->to.k - first < INT4_GROUP ? j->to.k : first + INT4_GROUP;
-        const float amax = largest(w + first, end - first);
-        float extreme = amax;
-        for (int64_t k = first; k < end; k++) {
-            extreme = w[k] == -amax ? -amax : extreme;
-        }
-        scales[g] = mf_f32_to_f16(extreme / -8.0f);
-        const float factor = inverse(mf_f16_to_f32(scales[g]));
-        for (int64_t k = first; k < end; k++) {
-            const float code = rintf(w[k] * factor) + 8.0f;
-            const unsigned nibble = (unsigned)(code == code ? fminf(15.0f, fmaxf(0.0f, code)) : 8.0f);
-            codes[k / 2] = (uint8_t)(codes[k / 2] | nibble << (k % 2 * 4));
-        }
-    }
-}
-
-/* Rows [first, first + count) of one row of blocks; w holds them one behind the other. */
-static void quantise_fp8(const job *j, int64_t first, int64_t count, const float *w)
-{
-    const int64_t size = j->to.k;
-    float *scales = (float *)(uintptr_t)j->to.scale + first / FP8_BLOCK * j->to.scale_row_stride;
-    for (int64_t begin = 0, b = 0; begin < size; begin += FP8_BLOCK, b++) {
-        const int64_t columns = size - begin < FP8_BLOCK ? size - begin : FP8_BLOCK;
-        float amax = 0.0f;
-        for (int64_t r = 0; r < count; r++) {
-            const float a = largest(w + r * size + begin, columns);
-            amax = a > amax || a != a ? a : amax;
-        }
-        scales[b] = amax > 0.0f || amax != amax ? amax / 448.0f : 1.0f;
-        const float factor = inverse(scales[b]);
-        for (int64_t r = 0; r < count; r++) {
-            uint8_t *codes = (uint8_t *)(uintptr_t)j->to.data + (first + r) * j->to.row_stride + begin;
-            for (int64_t k = 0; k < columns; k++) {
-                codes[k] = mf_f32_to_e4m3(w[r * size + begin + k] * factor);
-            }
-        }
-    }
 }
 
 typedef struct run_context {
@@ -209,19 +117,7 @@ static void run_task(void *context, int64_t task, int32_t thread)
     const job *j = &q->jobs[low];
     const int64_t first = (task - j->first_task) * TASK_ROWS;
     const int64_t count = j->to.n - first < TASK_ROWS ? j->to.n - first : TASK_ROWS;
-    float *rows = run->rows + thread * run->row_floats;
-    for (int64_t r = 0; r < count; r++) {
-        float *row = rows + (j->to.format == MF_FORMAT_FP8_BLOCK ? r * j->to.k : 0);
-        mf_matrix_decode_row(&j->from, first + r, 0, j->to.k, row);
-        if (j->to.format == MF_FORMAT_INT8_CHANNEL) {
-            quantise_int8(j, first + r, row);
-        } else if (j->to.format == MF_FORMAT_INT4_GROUP) {
-            quantise_int4(j, first + r, row);
-        }
-    }
-    if (j->to.format == MF_FORMAT_FP8_BLOCK) {
-        quantise_fp8(j, first, count, rows);
-    }
+    mf_quantise_rows(&j->from, &j->to, first, count, run->rows + thread * run->row_floats);
 }
 
 static void *page_after(const void *p)
@@ -247,7 +143,7 @@ static mf_status run_jobs(quantiser *q, const mf_weights_options *options, mf_er
     const mf_progress *progress = &options->progress;
     run_context run = { .q = q };
     for (int64_t i = 0; i < q->num_jobs; i++) {
-        const int64_t floats = q->jobs[i].to.k * (q->jobs[i].to.format == MF_FORMAT_FP8_BLOCK ? TASK_ROWS : 1);
+        const int64_t floats = mf_quantise_scratch(&q->jobs[i].to);
         run.row_floats = floats > run.row_floats ? floats : run.row_floats;
     }
     mf_pool *pool = NULL;

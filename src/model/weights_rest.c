@@ -50,8 +50,17 @@ static mf_status check_draft_copy(mf_matcher *m, const mf_st_tensor *t, const ch
     return MF_OK;
 }
 
+static bool is_zero(const mf_st_tensor *t)
+{
+    uint8_t any = 0;
+    for (uint64_t i = 0; i < t->bytes; i++) {
+        any |= t->data[i];
+    }
+    return any == 0;
+}
+
 typedef struct skipped {
-    int64_t rotary, kv_scales, draft, other;
+    int64_t rotary, kv_scales, draft, input_scales, biases, other;
     uint8_t layer_seen[MF_MAX_LAYERS];
 } skipped;
 
@@ -78,6 +87,16 @@ static mf_status skip_or_complain(mf_matcher *m, const mf_st_tensor *t, skipped 
         s->kv_scales++;
         return MF_OK;
     }
+    if (c->quant.static_inputs && (ends_with(t->name, ".input_scale") || ends_with(t->name, ".activation_scale") ||
+                                   ends_with(t->name, ".input_zero_point"))) {
+        s->input_scales++;
+        return MF_OK;
+    }
+    if (c->quant.num_schemes > 0 && c->quant.schemes[0].method == MF_QUANT_INT4_GPTQ && ends_with(t->name, ".bias") &&
+        is_zero(t)) {
+        s->biases++; /* some writers give every module one */
+        return MF_OK;
+    }
     for (const char *const *p = c->family->skip; p && *p; p++) {
         size_t n = strlen(*p);
         if (strncmp(t->name, *p, n) == 0 && t->name[n] == '.') {
@@ -86,6 +105,19 @@ static mf_status skip_or_complain(mf_matcher *m, const mf_st_tensor *t, skipped 
         }
     }
     return mf_match_add_name(m, &m->unexpected, "unexpected", t->name);
+}
+
+/* The entries of the config's list that this tensor or its module matches. */
+static void mark_modules(mf_matcher *m, const char *name)
+{
+    char module[MF_ST_MAX_NAME + 1];
+    const char *point = strrchr(name, '.');
+    mf_module_is_excluded(&m->config->quant, name, m->module_matched);
+    if (point && (size_t)(point - name) < sizeof module) {
+        memcpy(module, name, (size_t)(point - name));
+        module[point - name] = '\0';
+        mf_module_is_excluded(&m->config->quant, module, m->module_matched);
+    }
 }
 
 mf_status mf_match_look_at_rest(mf_matcher *m)
@@ -100,20 +132,28 @@ mf_status mf_match_look_at_rest(mf_matcher *m)
             MF_TRY(skip_or_complain(m, t, s));
         }
         if (m->module_matched) {
-            mf_module_is_excluded(&m->config->quant, t->name, m->module_matched);
+            mark_modules(m, t->name);
         }
     }
-    m->weights->stats.num_skipped_tensors = s->rotary + s->kv_scales + s->draft + s->other;
+    if (s->input_scales > 0) {
+        mf_log(MF_LOG_INFO, "%lld stored scales of activations are not used: products take activations as they are",
+               (long long)s->input_scales);
+    }
+    m->weights->stats.num_skipped_tensors =
+        s->rotary + s->kv_scales + s->draft + s->input_scales + s->biases + s->other;
     if (m->weights->stats.num_skipped_tensors > 0) {
         mf_log(
             MF_LOG_INFO,
             "skipped tensors: %lld of draft layers, %lld rotary tables, %lld key and value scales, %lld of other parts",
-            (long long)s->draft, (long long)s->rotary, (long long)s->kv_scales, (long long)s->other);
+            (long long)s->draft, (long long)s->rotary, (long long)s->kv_scales,
+            (long long)(s->input_scales + s->biases + s->other));
     }
-    for (int64_t i = 0; m->module_matched && i < m->config->quant.num_modules_to_not_convert; i++) {
+    const mf_module_list *list = &m->config->quant.excluded;
+    for (int64_t i = 0; m->module_matched && i < list->num_names + list->num_patterns; i++) {
         if (!m->module_matched[i]) {
-            mf_log(MF_LOG_WARN, "config.json: quantization_config: module \"%.120s\" matches no tensor",
-                   m->config->quant.modules_to_not_convert[i]);
+            const bool is_name = i < list->num_names;
+            mf_log(MF_LOG_WARN, "config.json: quantization_config: %s \"%.120s\" matches no tensor",
+                   is_name ? "module" : "pattern", is_name ? list->names[i] : list->pattern_texts[i - list->num_names]);
         }
     }
     return MF_OK;

@@ -88,8 +88,8 @@ TEST(deepseek_v3_as_released_is_read)
     /* 192^-1/2 * (0.1 ln 40 + 1)^2: ln 40 = 3.6888794541, 1.36888794541^2 = 1.87385420711, / 13.8564064606 = 0.13523378
      */
     CHECK(fabs(c->softmax_scale - 0.1352337788) < 1e-9);
-    CHECK_EQ(c->quant.method, MF_QUANT_FP8_BLOCK);
-    CHECK(!c->quant.ue8m0_scales);
+    CHECK_EQ(c->quant.schemes[0].method, MF_QUANT_FP8_BLOCK);
+    CHECK(!c->quant.schemes[0].ue8m0_scales);
     CHECK_EQ(c->bos_token_id, 0);
     CHECK_EQ(c->num_eos_token_ids, 1);
     CHECK_EQ(c->eos_token_ids[0], 1);
@@ -306,7 +306,7 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
           "key \"torch_dtype\": expected \"bfloat16\", \"float16\" or \"float32\"; got \"float64\"" },
         { "dtype", "\"float16\"", MF_ERR_INVALID,
           "key \"dtype\": is \"float16\" and \"torch_dtype\" is \"bfloat16\": expected the same" },
-        { "compression_config", "{}", MF_ERR_UNSUPPORTED, "key \"compression_config\"" },
+        { "compression_config", "{\"quant_method\": \"sparse\"}", MF_ERR_UNSUPPORTED, "key \"compression_config.quant_method\"" },
         { "rope_scaling", "{\"type\": \"dynamic\", \"factor\": 2}", MF_ERR_UNSUPPORTED,
           "key \"rope_scaling.type\": expected \"default\", \"linear\", \"yarn\", or \"dynamic\" with \"alpha\"; got \"dynamic\"" },
         { "rope_scaling", "{\"type\": \"yarn\", \"rope_type\": \"linear\", \"factor\": 2}", MF_ERR_INVALID,
@@ -356,14 +356,14 @@ TEST(quantisation_is_read_or_named)
         const char *message;
     } rows[] = {
         { ", \"activation_scheme\": \"static\"}",
-          "quantization_config.activation_scheme\": expected \"dynamic\": static activation scales" },
+          "quantization_config.activation_scheme\": expected \"dynamic\" beside weight_block_size" },
         { ", \"fmt\": \"e5m2\"}", "quantization_config.fmt\": expected \"e4m3\"" },
         { ", \"expert_dtype\": \"fp4\"}", "quantization_config.expert_dtype\": expected \"fp8\"; got \"fp4\"" },
         { ", \"scale_fmt\": \"e5m3\"}", "quantization_config.scale_fmt\": expected \"ue8m0\" or \"float\"" },
         { ", \"modules_to_convert\": [\"lm_head\"]}", "quantization_config.modules_to_convert\": expected nothing" },
         { ", \"smooth\": 0.5}",
           "quantization_config.smooth\": is not a key of quant_method \"fp8\" that is known here" },
-        { ", \"modules_to_not_convert\": [\"re:.*mlp\"]}", "modules_to_not_convert\": \"re:.*mlp\" is a pattern" },
+        { ", \"modules_to_not_convert\": [\"*.mlp\"]}", "modules_to_not_convert\": \"*.mlp\" is a pattern" },
         { ", \"modules_to_not_convert\": [7]}",
           "modules_to_not_convert\": entry 0: expected a module's name; got an integer" },
         { ", \"modules_to_not_convert\": [\"\"]}", "entry 0: expected a module's name; got an empty string" },
@@ -382,14 +382,14 @@ TEST(quantisation_is_read_or_named)
         cw_free(w);
     }
     static const bad_row others[] = {
-        { "quantization_config", "{\"quant_method\": \"awq\", \"bits\": 4}", MF_ERR_UNSUPPORTED,
+        { "quantization_config", "{\"quant_method\": \"bitsandbytes\"}", MF_ERR_UNSUPPORTED,
           "key \"quantization_config.quant_method\": expected \"fp8\"" },
         { "quantization_config", "{\"quant_method\": \"compressed-tensors\"}", MF_ERR_UNSUPPORTED,
-          "key \"quantization_config.config_groups\": expected an object with one group; got nothing" },
+          "key \"quantization_config.config_groups\": expected an object with 1 to 16 groups; got nothing" },
         { "quantization_config", "{\"bits\": 4}", MF_ERR_INVALID,
           "key \"quantization_config.quant_method\": expected a string; got nothing" },
-        { "quantization_config", "{\"quant_method\": \"fp8\"}", MF_ERR_UNSUPPORTED,
-          "key \"quantization_config.weight_block_size\": expected [128, 128]" },
+        { "quantization_config", "{\"quant_method\": \"fp8\", \"activation_scheme\": \"token\"}", MF_ERR_UNSUPPORTED,
+          "key \"quantization_config.activation_scheme\": expected \"dynamic\" or \"static\"" },
         { "quantization_config", "{\"quant_method\": \"fp8\", \"weight_block_size\": [64, 128]}", MF_ERR_UNSUPPORTED,
           "key \"quantization_config.weight_block_size\"" },
         { "quantization_config", "[]", MF_ERR_INVALID, "key \"quantization_config\": expected an object; got a list" },
@@ -405,7 +405,7 @@ TEST(excluded_modules_match_whole_components_only)
     mf_model_config *c;
     mf_error err;
     CHECK_OK(parse_cw(w, &c, &err), err);
-    CHECK_EQ(c->quant.num_modules_to_not_convert, 5);
+    CHECK_EQ(c->quant.excluded.num_names, 5);
     static const struct {
         const char *module;
         bool excluded;

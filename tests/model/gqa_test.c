@@ -222,8 +222,8 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
         { CW_GLM4, "scoring_func", "\"softmax\"", MF_ERR_UNSUPPORTED, "key \"scoring_func\": expected \"sigmoid\"" },
         { CW_GLM4, "n_group", "5", MF_ERR_INVALID, "key \"n_group\": 5 does not divide n_routed_experts 12" },
         { CW_GLM4, "use_qk_norm", "1", MF_ERR_INVALID, "key \"use_qk_norm\": expected true or false; got 1" },
-        { CW_GLM4, "quantization_config", "{\"quant_method\": \"gptq\", \"bits\": 4}", MF_ERR_UNSUPPORTED,
-          "key \"quantization_config.quant_method\"" },
+        { CW_GLM4, "quantization_config", "{\"quant_method\": \"gptq\", \"bits\": 3}", MF_ERR_UNSUPPORTED,
+          "key \"quantization_config.bits\": expected 4; got 3" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         cw *w = cw_new(rows[i].kind);
@@ -258,18 +258,18 @@ TEST(compressed_tensors_by_channel_and_by_block_are_read_and_others_named)
     mf_error err;
     cw_set(w, "quantization_config", BY_CHANNEL);
     CHECK_OK(parse_cw(w, &c, &err), err);
-    CHECK_EQ(c->quant.method, MF_QUANT_FP8_CHANNEL);
-    CHECK_STR(c->quant.scale_suffix, "_scale");
-    CHECK_EQ(c->quant.num_modules_to_not_convert, 2);
+    CHECK_EQ(c->quant.schemes[0].method, MF_QUANT_FP8_CHANNEL);
+    CHECK_STR(c->quant.schemes[0].scale_suffix, "_scale");
+    CHECK_EQ(c->quant.excluded.num_names, 2);
     mf_model_config_close(&c);
     json_t *weights = json_object_get(w->config, "quantization_config");
     weights = json_object_get(json_object_get(json_object_get(weights, "config_groups"), "group_0"), "weights");
     json_object_set_new(weights, "strategy", json_string("block"));
     json_object_set_new(weights, "block_structure", json_pack("[i,i]", 128, 128));
     CHECK_OK(parse_cw(w, &c, &err), err);
-    CHECK_EQ(c->quant.method, MF_QUANT_FP8_BLOCK);
-    CHECK_EQ(c->quant.block_n, 128);
-    CHECK_STR(c->quant.scale_suffix, "_scale");
+    CHECK_EQ(c->quant.schemes[0].method, MF_QUANT_FP8_BLOCK);
+    CHECK_EQ(c->quant.schemes[0].block_n, 128);
+    CHECK_STR(c->quant.schemes[0].scale_suffix, "_scale");
     mf_model_config_close(&c);
     json_object_set_new(weights, "block_structure", json_pack("[i,i]", 64, 128));
     CHECK_EQ(parse_cw(w, &c, &err), MF_ERR_UNSUPPORTED);
@@ -277,20 +277,20 @@ TEST(compressed_tensors_by_channel_and_by_block_are_read_and_others_named)
     static const struct {
         const char *value, *message;
     } rows[] = {
-        { COMPRESSED GROUP("\"num_bits\": 4, ", PER_TOKEN) "}", "group_0.weights.num_bits\": expected 8; got 4" },
-        { COMPRESSED GROUP("\"type\": \"int\", ", PER_TOKEN) "}", "group_0.weights.type\": expected \"float\"" },
-        { COMPRESSED GROUP("\"strategy\": \"tensor\", ", PER_TOKEN) "}",
-          "weights.strategy\": expected \"channel\" or \"block\"; got \"tensor\"" },
+        { COMPRESSED GROUP("\"num_bits\": 4, ", PER_TOKEN) "}", "group_0.weights.num_bits\": expected 8 (but for format" },
+        { COMPRESSED GROUP("\"type\": \"int\", ", PER_TOKEN) "}", "group_0.weights.type\": int codes in format \"float-quantized\"" },
+        { COMPRESSED GROUP("\"strategy\": \"token\", ", PER_TOKEN) "}",
+          "weights.strategy\": expected \"channel\", \"tensor\" or \"block\"; got \"token\"" },
         { COMPRESSED GROUP("\"symmetric\": false, ", PER_TOKEN) "}", "weights.symmetric\": expected true" },
         { COMPRESSED GROUP("\"smooth\": 1, ", PER_TOKEN) "}", "weights.smooth\": is not a quantisation argument" },
-        { COMPRESSED GROUP("", "{\"num_bits\": 8, \"type\": \"float\", \"dynamic\": false}") "}",
-          "input_activations.dynamic\": expected true: static activation scales" },
-        { COMPRESSED "\"config_groups\": {}}", "config_groups\": expected an object with one group" },
-        { COMPRESSED "\"config_groups\": {\"a\": {\"targets\": [\"re:.*mlp.*\"]}}}", "a.targets\": expected [\"Linear\"]" },
-        { COMPRESSED "\"ignore\": [\"re:.*gate$\"], " GROUP("", "null") "}", "ignore\": \"re:.*gate$\" is a pattern" },
+        { COMPRESSED GROUP("", "{\"num_bits\": 4, \"type\": \"float\", \"dynamic\": false}") "}",
+          "input_activations.num_bits\": expected 8; got 4" },
+        { COMPRESSED "\"config_groups\": {}}", "config_groups\": expected an object with 1 to 16 groups" },
+        { COMPRESSED "\"config_groups\": {\"a\": {\"targets\": [\"re:.*mlp.*\"]}}}", "a.weights\": expected an object" },
+        { COMPRESSED "\"ignore\": [\"re:(?!x).*gate$\"], " GROUP("", "null") "}", "ignore\": pattern \"(?!x).*gate$\" has a group other than" },
         { COMPRESSED "\"transform_config\": {\"a\": 1}, " GROUP("", "null") "}", "transform_config\": expected nothing" },
         { "{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", " GROUP("", "null") "}",
-          "format\": expected \"float-quantized\"; got \"pack-quantized\"" },
+          "num_bits\": expected 4 (format \"pack-quantized\"); got 8" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         cw_set(w, "quantization_config", rows[i].value);
@@ -492,7 +492,7 @@ TEST(fp8_by_channel_comes_with_one_scale_per_row)
     w = by_channel("F32");
     cw_remove(w, "model.layers.1.mlp.experts.3.up_proj.weight_scale");
     expect(w, "missing: model.layers.1.mlp.experts.3.up_proj.weight_scale");
-    expect(by_channel("F8_E8M0"), "expected dtype f32 or bf16; got f8_e8m0");
+    expect(by_channel("F8_E8M0"), "expected dtype f32, bf16 or f16; got f8_e8m0");
     w = by_channel("F32");
     cw_copy(w, "model.layers.1.self_attn.k_proj.weight_scale", "model.layers.1.self_attn.k_proj.weight_scale_inv");
     expect(w, "unexpected: model.layers.1.self_attn.k_proj.weight_scale_inv");
