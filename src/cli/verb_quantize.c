@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "cli/cli.h"
+#include "cli/log_output.h"
 #include "model/quantise_checkpoint.h"
 
 typedef struct quantize_flags {
@@ -162,8 +163,10 @@ int mf_verb_quantize(int argc, char **argv)
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }
-    mf_console_log_start(f.log_level);
-    mf_status status = MF_OK;
+    mf_status status = mf_log_output_start(&(mf_log_output_options){ .level = f.log_level }, &err);
+    if (status != MF_OK) {
+        return mf_usage_error(&err);
+    }
     if (num_positionals != 2) {
         status =
             mf_fail(&err, MF_ERR_INVALID, "quantize: expected two folders, IN and OUT; got %d", (int)num_positionals);
