@@ -203,7 +203,7 @@ def bench_kernels():
         r = moefuse("bench", mode, "--help")
         claim(f"bench {mode} --help shows its flags", r.code == 0 and "--json" in r.out and "--threads" in r.out, r.all)
     for flags, words in (
-            (["--op", "expert"], ["--op: expected names of experts|layer|gate|align|sum-reduce|linear|attention", 'got "expert"']),
+            (["--op", "expert"], ["--op: expected names of experts|layer|gate|align|sum-reduce|linear|lm-head|attention", 'got "expert"']),
             (["--shape", "v4"], ["--shape: expected names of v2-lite|", 'got "v4"']),
             (["--format", "bf16,int3"], ["--format: expected names of f32|bf16|", 'got "int3"']),
             (["--tokens", "1,0"], ["--tokens: expected integers in 1..65536", 'got "0"']),
@@ -221,7 +221,7 @@ def bench_kernels():
     rows = json.loads(r.out)["kernels"]
     keys = {"op", "shape", "dtype", "M", "experts", "us", "GB/s", "TFLOP/s", "ceiling", "share", "p10", "p90", "isa", "threads"}
     claim("bench kernels --json has a row per op, format and token count",
-          len(rows) == 26 and all(keys <= set(row) and row["us"] > 0 for row in rows), r.out)
+          len(rows) == 30 and all(keys <= set(row) and row["us"] > 0 for row in rows), r.out)
     by = {(row["op"], row["dtype"], row["M"]): row for row in rows}
     claim("a product's row divides by reading at few tokens and by arithmetic at many",
           by["experts", "bf16", 1]["ceiling_unit"] == "GB/s" and by["experts", "bf16", 70]["ceiling_unit"] == "GFLOP/s", rows)
