@@ -143,6 +143,13 @@ def run(job):
     return name, passed, failed, problem, log, time.time() - started
 
 
+def told(lines, most=60):
+    """What failed and why, wherever it stands in the log, then the log's end."""
+    failed = [i for i, line in enumerate(lines) if line.startswith("not ok ") and " # SKIP" not in line]
+    shown = sorted({k for i in failed[:10] for k in range(max(0, i - 3), i + 4) if k < len(lines)})
+    return [lines[i][:2000] for i in shown] + (["..."] if shown else []) + lines[-most:]
+
+
 def main():
     suite = sys.argv[1] if len(sys.argv) > 1 else "all"
     if suite not in SUITES:
@@ -157,7 +164,7 @@ def main():
             total_failed += failed
             print(f"{'FAIL' if failed else 'ok  '} {name}: {passed} passed, {failed} failed ({seconds:.1f} s)", flush=True)
             if failed:
-                for line in log.read_text(errors="replace").splitlines()[-60:]:
+                for line in told(log.read_text(errors="replace").splitlines()):
                     print(f"     | {line}")
                 print(f"     ({problem or 'failed lines'}; whole log: {log.relative_to(ROOT)})", flush=True)
     if not jobs:
