@@ -52,6 +52,8 @@ typedef struct mf_engine_options {
     int32_t enable_prefix_caching;
     int32_t max_num_queued_reqs;
     int64_t max_num_queued_tokens;  /* prompt tokens waiting; 0 = 64 * max_num_batched_tokens */
+    const int32_t *stop_token_ids;  /* [num_stop_token_ids]: end a sequence beside the model's eos ids; copied; at most 16 */
+    int32_t num_stop_token_ids;
     int32_t num_sampled_ids;        /* ids at or past it are padding rows of the vocabulary and never chosen; 0 = all */
     int32_t disable_shared_experts_fusion;
     int32_t disable_fused_gate;

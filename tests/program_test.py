@@ -56,6 +56,11 @@ def help_and_usage():
               r.code == 0 and "--threads" in r.out and "--disable-shared-experts-fusion" in r.out and "fusion:" in r.out, r.all)
     r = moefuse("rum")
     claim("a mistyped verb names the nearest one", r.code == 2 and 'did you mean "run"?' in r.err, r.all)
+    r = moefuse("run", MODEL, "-p", "x", "--chat-template", "chatlm")
+    claim("an unknown chat template lists the built-in ones", r.code != 0 and "chat template chatlm: expected a file, or a built-in one (chatml, "
+          in r.err, r.all)
+    r = moefuse("run", MODEL, "-p", "x", "--chat-template", "chatml", "--max-tokens", "2")
+    claim("a built-in chat template stands in the plan", r.code == 0 and "chat template chatml, built in\n" in r.err, r.all)
     r = moefuse("run", "--max-modl-len", "5")
     claim("a mistyped flag names the nearest one", r.code == 2 and "did you mean --max-model-len?" in r.err, r.all)
     r = moefuse("run", "--threads", "many")

@@ -10,6 +10,7 @@
 #include "base/sys.h"
 #include "cli/console.h"
 #include "engine/engine.h"
+#include "model/family.h"
 
 /* A weights file that shrinks, or whose disk fails, faults on the next read of its mapping: nothing to go on with. */
 static void on_bus_error(int signal_number, siginfo_t *info, void *context)
@@ -95,6 +96,8 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     options.kv_cache_memory_bytes = flags->kv_cache_memory_bytes;
     options.enable_prefix_caching = !flags->no_enable_prefix_caching;
     options.num_sampled_ids = num_sampled_ids;
+    options.stop_token_ids = session->prompt.stop_token_ids;
+    options.num_stop_token_ids = session->prompt.num_stop_token_ids;
     options.disable_shared_experts_fusion = flags->disable_shared_experts_fusion;
     options.disable_fused_gate = flags->disable_fused_gate;
     options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
@@ -147,8 +150,9 @@ mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_opt
     MF_TRY(load_config(flags, &config, err));
     int64_t max_len = config->max_position_embeddings;
     int64_t vocab_size = config->vocab_size;
+    const char *const *fallbacks = config->family->chat_templates;
     mf_model_config_close(&config);
-    MF_TRY(mf_prompt_open(text_dir, flags->chat_template, max_len, &session->prompt, err));
+    MF_TRY(mf_prompt_open(text_dir, flags->chat_template, fallbacks, max_len, &session->prompt, err));
     int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
     if (tokenizer_size > vocab_size) {
         mf_status status = mf_fail(
@@ -196,6 +200,10 @@ void mf_session_print_plan(const mf_session *session, FILE *out)
 mf_status mf_session_write_plan(const mf_session *session, mf_buffer *out)
 {
     MF_TRY(mf_model_print_plan(session->model, session->all_layers, out));
+    if (session->prompt.builtin) {
+        MF_TRY(mf_buffer_printf(out, "text    chat template %s, built in%s\n", session->prompt.builtin->name,
+                                session->prompt.is_fallback ? ": the checkpoint has none" : ""));
+    }
     mf_engine_stats stats;
     mf_engine_get_stats(session->engine, &stats);
     int64_t tokens = (int64_t)stats.kv_blocks_total * stats.kv_block_size;

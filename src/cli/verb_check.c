@@ -5,9 +5,10 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include "text/prompt.h"
 #include "cli/session.h"
+#include "model/family.h"
 #include "model/weights.h"
+#include "text/prompt.h"
 
 enum { MAX_FINDINGS = 20 };
 
@@ -81,7 +82,8 @@ static mf_status check_all(const check_flags *f, findings *found, mf_error *err)
     MF_TRY(mf_model_config_load(dir, &config, err));
     mf_prompt prompt;
     mf_error text_err = { 0 };
-    if (mf_prompt_open(dir, f->model.chat_template, config->max_position_embeddings, &prompt, &text_err) == MF_OK) {
+    if (mf_prompt_open(dir, f->model.chat_template, config->family->chat_templates, config->max_position_embeddings,
+                       &prompt, &text_err) == MF_OK) {
         if (mf_tokenizer_vocab_size(prompt.tokenizer) > config->vocab_size) {
             add_finding(found, "tokenizer.json: has more tokens than config.json's \"vocab_size\"");
         }

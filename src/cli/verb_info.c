@@ -114,12 +114,15 @@ static void print_text_side(const char *dir, const mf_model_config *c)
 {
     mf_prompt prompt;
     mf_error err = { 0 };
-    if (mf_prompt_open(dir, NULL, c->max_position_embeddings, &prompt, &err) != MF_OK) {
+    if (mf_prompt_open(dir, NULL, c->family->chat_templates, c->max_position_embeddings, &prompt, &err) != MF_OK) {
         printf("text        %s\n", err.message);
         return;
     }
-    printf("text        %d tokens, chat template %s\n", mf_tokenizer_vocab_size(prompt.tokenizer),
-           prompt.chat_template ? "yes" : "none");
+    printf("text        %d tokens, chat template %s%s\n", mf_tokenizer_vocab_size(prompt.tokenizer),
+           prompt.builtin         ? prompt.builtin->name
+           : prompt.chat_template ? "of the checkpoint"
+                                  : "none",
+           prompt.builtin ? " (built in; the checkpoint has none)" : "");
     mf_prompt_close(&prompt);
 }
 

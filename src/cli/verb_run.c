@@ -401,7 +401,7 @@ int mf_verb_run(int argc, char **argv)
     }
     mf_session_print_plan(&session, stderr);
     signal(SIGINT, on_interrupt);
-    bool chat = !f.raw && (f.chat || session.prompt.chat_template);
+    bool chat = !f.raw && (f.chat || (session.prompt.chat_template && !session.prompt.is_fallback));
     bool interactive = !f.prompt && !f.file && isatty(STDIN_FILENO);
     status = interactive && chat ? chat_loop(&session, &f, &err) : one_prompt(&session, &f, chat, &err);
     if (status == MF_OK && f.expert_map) {

@@ -7,9 +7,13 @@
 #include "engine/host_memory.h"
 #include "kernels/ops.h"
 
+enum { MAX_STOP_IDS = 16 };
+
 /* What the callbacks need. */
 typedef struct model_context {
     mf_model *model;
+    int32_t eos_token_ids[MF_MAX_EOS_IDS + MAX_STOP_IDS]; /* the model's, then those of the options */
+    int32_t num_eos_token_ids;
     mf_kv_store *store;
     int32_t *step_load;   /* [num_layers, num_experts] of one forward */
     int64_t *expert_load; /* the same since open */
@@ -136,19 +140,51 @@ static mf_status choose_num_blocks(const mf_model *model, const mf_engine_option
     return MF_OK;
 }
 
+static void add_eos(model_context *c, const int32_t *ids, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        int32_t k = 0;
+        while (k < c->num_eos_token_ids && c->eos_token_ids[k] != ids[i]) {
+            k++;
+        }
+        if (k == c->num_eos_token_ids) {
+            c->eos_token_ids[c->num_eos_token_ids++] = ids[i];
+        }
+    }
+}
+
+static mf_status check_stops(const mf_engine_options *o, mf_error *err)
+{
+    if (o->num_stop_token_ids < 0 || o->num_stop_token_ids > MAX_STOP_IDS) {
+        return mf_fail(err, MF_ERR_INVALID, "num_stop_token_ids: expected 0 to %d; got %d", MAX_STOP_IDS,
+                       o->num_stop_token_ids);
+    }
+    if (o->num_stop_token_ids > 0 && !o->stop_token_ids) {
+        return mf_fail(err, MF_ERR_INVALID, "stop_token_ids: expected %d ids; got NULL", o->num_stop_token_ids);
+    }
+    for (int32_t i = 0; i < o->num_stop_token_ids; i++) {
+        if (o->stop_token_ids[i] < 0) {
+            return mf_fail(err, MF_ERR_INVALID, "stop_token_ids[%d]: expected 0 or more; got %d", i, o->stop_token_ids[i]);
+        }
+    }
+    return MF_OK;
+}
+
 static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_engine **engine, mf_error *err)
 {
     MF_TRY(open_model(c, o, err));
     int32_t num_blocks = 0;
     MF_TRY(choose_num_blocks(c->model, o, &num_blocks, err));
     const mf_model_config *config = mf_model_get_config(c->model);
+    add_eos(c, config->eos_token_ids, config->num_eos_token_ids);
+    add_eos(c, o->stop_token_ids, o->num_stop_token_ids);
     mf_engine_model table = {
         .context = c,
         .vocab_size = (int32_t)config->vocab_size,
         .max_model_len = mf_model_max_len(c->model),
         .max_batch_tokens = o->max_num_batched_tokens,
-        .eos_token_ids = config->eos_token_ids,
-        .num_eos_token_ids = config->num_eos_token_ids,
+        .eos_token_ids = c->eos_token_ids,
+        .num_eos_token_ids = c->num_eos_token_ids,
         .pool = mf_model_get_device(c->model)->pool,
         .kv_open = kv_open,
         .kv_close = kv_close,
@@ -168,6 +204,7 @@ mf_status mf_engine_open(const mf_engine_options *options, mf_engine **engine, m
 {
     *engine = NULL;
     MF_TRY(mf_engine_options_check(options, err));
+    MF_TRY(check_stops(options, err));
     if (!options->model_dir) {
         return mf_fail(err, MF_ERR_INVALID, "model_dir: expected a directory; got NULL");
     }

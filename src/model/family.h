@@ -56,6 +56,7 @@ struct mf_family {
     const char *stacked_down;    /* [E, H, I] */
     bool stacked_rows_alternate; /* MXFP4: gate and up rows in turn, as gpt-oss has them */
     bool correction_bias_is_row; /* stored as [1, E] */
+    const char *const *chat_templates; /* built-in ones, for a checkpoint without its own; NULL-terminated; may be NULL */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
     mf_status (*read)(const mf_reader *reader, mf_model_config *config);
 };

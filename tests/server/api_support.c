@@ -20,7 +20,7 @@ const mf_serve_model *api_model(void)
 {
     if (!model.prompt) {
         mf_error err = { 0 };
-        CHECK_OK(mf_prompt_open(MF_SOURCE_DIR "/models/word-problems", NULL, 1024, &prompt, &err), err);
+        CHECK_OK(mf_prompt_open(MF_SOURCE_DIR "/models/word-problems", NULL, NULL, 1024, &prompt, &err), err);
         atexit(close_model);
         model = (mf_serve_model){ .prompt = &prompt,
                                   .names = names,

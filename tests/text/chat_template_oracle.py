@@ -4,6 +4,7 @@
 
 Every template of tests/text/templates is rendered over generated conversations; then random templates are, from a fixed
 seed (chat_template_random.py runs more of them).  Prints TAP."""
+import json
 import pathlib
 import random
 import subprocess
@@ -115,9 +116,8 @@ class Tap:
         print(f"{'ok' if good else 'not ok'} {self.count} - {claim}", flush=True)
 
 
-def same_over_conversations(dump, path, count):
+def same_over_conversations(dump, name, source, count):
     """(good, texts, errors) over `count` conversations; shows the first disagreement."""
-    source = path.read_bytes().decode("utf-8")
     texts = errors = 0
     for seed in range(count):
         v = variables(seed)
@@ -125,7 +125,7 @@ def same_over_conversations(dump, path, count):
         got = dump.render(source, v)
         why = agree(expected, got)
         if why:
-            print(f"# {path.name}, conversation {seed}: {why}")
+            print(f"# {name}, conversation {seed}: {why}")
             show(source, v, expected, got)
             return False, texts, errors
         texts += expected[0] == "text"
@@ -171,11 +171,15 @@ def main():
     for path in paths:
         kind = path.stem.split("_")[0]
         count = 2 if kind in ("feature", "error") else 60
-        good, texts, errors = same_over_conversations(dump, path, count)
+        good, texts, errors = same_over_conversations(dump, path.name, path.read_bytes().decode("utf-8"), count)
         # A template that always fails would compare nothing, and one written to fail must.
         good &= texts == 0 if kind == "error" else texts > 0
         tap.line(good, f"template {path.stem} renders as jinja2 does: {texts} texts, {errors} errors")
     tap.line(len([p for p in paths if p.stem.split("_")[0] not in ("feature", "error")]) >= 30, "at least 30 templates of families")
+    built_in = json.loads(subprocess.run([sys.argv[1], "--built-in"], stdout=subprocess.PIPE, check=True).stdout)
+    for name, source in built_in.items():
+        good, texts, errors = same_over_conversations(dump, name, source, 60)
+        tap.line(good and texts > 20, f"built-in template {name} renders as jinja2 does: {texts} texts, {errors} errors")
     good, count = snippets(dump)
     tap.line(good and count > 300, f"{count} one-line templates agree, one rule each")
     for group in range(RANDOM_GROUPS):

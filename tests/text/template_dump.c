@@ -4,6 +4,7 @@
  *   template_dump --lines                for each line {"template": ..., "variables": ..., "limits"?: {fuel, range,
  *                                        output_bytes, time_ns}} of standard input one line: {"text": ...} or
  *                                        {"error": ..., "status": ...}
+ *   template_dump --built-in             prints {NAME: SOURCE} of the built-in templates
  * --clock NS stands before either and fixes the time of strftime_now. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "text/builtin_templates.h"
 #include "text/chat_template.h"
 
 static int64_t fixed_ns;
@@ -97,6 +99,17 @@ static int dump_lines(void)
     return failed;
 }
 
+static int dump_built_in(void)
+{
+    json_t *all = json_object();
+    for (const mf_builtin_template *t = mf_builtin_templates; t->name; t++) {
+        json_object_set_new(all, t->name, json_string(t->source));
+    }
+    const int failed = json_dumpf(all, stdout, JSON_INDENT(1)) != 0;
+    json_decref(all);
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
     int at = 1;
@@ -108,9 +121,12 @@ int main(int argc, char **argv)
     if (argc == at + 1 && strcmp(argv[at], "--lines") == 0) {
         return dump_lines();
     }
+    if (argc == at + 1 && strcmp(argv[at], "--built-in") == 0) {
+        return dump_built_in();
+    }
     if (argc == at + 2) {
         return dump_files(argv[at], argv[at + 1]);
     }
-    fprintf(stderr, "usage: template_dump [--clock NS] TEMPLATE VARIABLES | --lines\n");
+    fprintf(stderr, "usage: template_dump [--clock NS] TEMPLATE VARIABLES | --lines | --built-in\n");
     return 2;
 }

@@ -39,5 +39,6 @@ const mf_family mf_family_deepseek_v2 = {
     .names = mf_deepseek_names,
     .stacked_gate_up = MF_DEEPSEEK_STACKED_GATE_UP,
     .stacked_down = MF_DEEPSEEK_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "deepseek-v2", NULL },
     .read = read_config,
 };

@@ -13,6 +13,9 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     return mf_deepseek_read_noaux_gate(reader, config);
 }
 
+/* Kimi-K2 has the same architecture; its tokens tell it apart. */
+static const char *const templates[] = { "kimi-k2", "deepseek-v3", NULL };
+
 const mf_family mf_family_deepseek_v3 = {
     .name = "DeepSeek-V3",
     .architecture = "DeepseekV3ForCausalLM",
@@ -20,6 +23,7 @@ const mf_family mf_family_deepseek_v3 = {
     .names = mf_deepseek_names,
     .stacked_gate_up = MF_DEEPSEEK_STACKED_GATE_UP,
     .stacked_down = MF_DEEPSEEK_STACKED_DOWN,
+    .chat_templates = templates,
     .read = read_config,
 };
 
@@ -34,5 +38,6 @@ const mf_family mf_family_kimi_k25 = {
     .stacked_gate_up = MF_DEEPSEEK_STACKED_GATE_UP,
     .stacked_down = MF_DEEPSEEK_STACKED_DOWN,
     .skip = vision,
+    .chat_templates = templates,
     .read = read_config,
 };

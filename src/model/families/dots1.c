@@ -18,7 +18,8 @@ static mf_status refuse_windows(const mf_reader *reader, const mf_model_config *
     int64_t full;
     MF_TRY(mf_read_int(reader, "max_window_layers", 0, 1 << 20, &all, &full));
     MF_TRY(mf_config_refuse_sliding_window(reader));
-    return full < config->num_layers && !mf_read_value(reader, "layer_types") ? mf_config_refuse_window_size(reader) : MF_OK;
+    return full < config->num_layers && !mf_read_value(reader, "layer_types") ? mf_config_refuse_window_size(reader)
+                                                                              : MF_OK;
 }
 
 static mf_status read_config(const mf_reader *reader, mf_model_config *config)
@@ -39,5 +40,6 @@ const mf_family mf_family_dots1 = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "dots1", NULL },
     .read = read_config,
 };

@@ -1,5 +1,5 @@
-/* ernie4_5_moe.c - Ernie-4.5-MoE: rope by neighbouring pairs, a softmax gate with a bias that steers the choice only and a
- * floor under the sum of the chosen weights, tied embeddings unless the config says otherwise. */
+/* ernie4_5_moe.c - Ernie-4.5-MoE: rope by neighbouring pairs, a softmax gate with a bias that steers the choice only
+ * and a floor under the sum of the chosen weights, tied embeddings unless the config says otherwise. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -36,7 +36,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
 {
     static const bool tied = true; /* the class default */
     MF_TRY(mf_read_bool(reader, "tie_word_embeddings", &tied, &config->tie_word_embeddings));
-    MF_TRY(mf_config_read_gqa(reader, &(mf_gqa_defaults){ .rope_theta = 500000, .pair = true, .kv_heads_optional = true }, config));
+    MF_TRY(mf_config_read_gqa(
+        reader, &(mf_gqa_defaults){ .rope_theta = 500000, .pair = true, .kv_heads_optional = true }, config));
     MF_TRY(mf_config_refuse_true(reader, "use_bias", "biases of this family's MLPs are not supported"));
     MF_TRY(mf_config_refuse_true(reader, "attention_bias", "this family's key is use_bias"));
     MF_TRY(mf_config_read_experts(reader, "moe_num_experts", "num_experts", "moe_k", config));
@@ -63,5 +64,6 @@ const mf_family mf_family_ernie4_5_moe = {
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
     .correction_bias_is_row = true,
+    .chat_templates = (const char *const[]){ "ernie-4.5", NULL },
     .read = read_config,
 };

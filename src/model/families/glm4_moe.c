@@ -1,5 +1,5 @@
-/* glm4_moe.c - GLM-4.5, GLM-4.5-Air, 4.6 and 4.7: grouped-query attention that rotates half of a head, and DeepSeek-V3's gate
- * and layer keys. */
+/* glm4_moe.c - GLM-4.5, GLM-4.5-Air, 4.6 and 4.7: grouped-query attention that rotates half of a head, and
+ * DeepSeek-V3's gate and layer keys. */
 #include "model/config_parts.h"
 #include "model/families/deepseek.h"
 #include "model/families/gqa_names.h"
@@ -32,5 +32,6 @@ const mf_family mf_family_glm4_moe = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "glm-4.5", NULL },
     .read = read_config,
 };

@@ -24,5 +24,6 @@ const mf_family mf_family_glm4_moe_lite = {
     .names = mf_deepseek_names,
     .stacked_gate_up = MF_DEEPSEEK_STACKED_GATE_UP,
     .stacked_down = MF_DEEPSEEK_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "glm-4.5", NULL },
     .read = read_config,
 };

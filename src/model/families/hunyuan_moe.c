@@ -1,5 +1,5 @@
-/* hunyuan_moe.c - Hunyuan-A13B: norms on every head after rope, a base of rope that alpha enlarges, a softmax gate, a shared MLP;
- * every layer MoE. */
+/* hunyuan_moe.c - Hunyuan-A13B: norms on every head after rope, a base of rope that alpha enlarges, a softmax gate, a
+ * shared MLP; every layer MoE. */
 #include <stdio.h>
 
 #include "model/config_parts.h"
@@ -76,5 +76,6 @@ const mf_family mf_family_hunyuan_moe = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "hunyuan", NULL },
     .read = read_config,
 };

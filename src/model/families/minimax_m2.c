@@ -1,5 +1,5 @@
-/* minimax_m2.c - MiniMax-M2: norms over the whole query and key projections, rope over the first rotary_dim of a head, a sigmoid
- * gate with a bias that steers the choice only; every layer MoE, no shared expert. */
+/* minimax_m2.c - MiniMax-M2: norms over the whole query and key projections, rope over the first rotary_dim of a head,
+ * a sigmoid gate with a bias that steers the choice only; every layer MoE, no shared expert. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -33,7 +33,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     int64_t shared;
     MF_TRY(mf_read_int(reader, "shared_intermediate_size", 0, MF_MAX_SIZE, &none, &shared));
     if (shared > 0) {
-        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "shared_intermediate_size", "0 (this family has no shared expert)");
+        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "shared_intermediate_size",
+                                  "0 (this family has no shared expert)");
     }
     config->moe_intermediate_size = config->intermediate_size;
     config->gate.scoring = MF_SCORING_SIGMOID;
@@ -50,5 +51,6 @@ const mf_family mf_family_minimax_m2 = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP, /* as transformers saves it again */
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "minimax-m2", NULL },
     .read = read_config,
 };

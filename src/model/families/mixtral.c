@@ -24,5 +24,6 @@ const mf_family mf_family_mixtral = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP, /* as transformers saves it again */
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "mixtral", NULL },
     .read = read_config,
 };

@@ -1,4 +1,5 @@
-/* olmoe.c - OLMoE: norms over the whole query and key projections, an optional clip of q, k and v, a plain softmax gate. */
+/* olmoe.c - OLMoE: norms over the whole query and key projections, an optional clip of q, k and v, a plain softmax
+ * gate. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -24,5 +25,6 @@ const mf_family mf_family_olmoe = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "olmoe", NULL },
     .read = read_config,
 };

@@ -1,5 +1,5 @@
-/* qwen2_moe.c - Qwen1.5-MoE and Qwen2-MoE: biases on q, k and v, a softmax gate, and one wide shared expert whose output is
- * weighed by the sigmoid of a logit per token. */
+/* qwen2_moe.c - Qwen1.5-MoE and Qwen2-MoE: biases on q, k and v, a softmax gate, and one wide shared expert whose
+ * output is weighed by the sigmoid of a logit per token. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -33,5 +33,6 @@ const mf_family mf_family_qwen2_moe = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "chatml", NULL },
     .read = read_config,
 };

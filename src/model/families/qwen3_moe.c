@@ -1,5 +1,5 @@
-/* qwen3_moe.c - Qwen3-30B-A3B, Qwen3-235B-A22B and Qwen3-Coder: grouped-query attention with norms on every head, a softmax
- * gate without groups or bias, no shared expert. */
+/* qwen3_moe.c - Qwen3-30B-A3B, Qwen3-235B-A22B and Qwen3-Coder: grouped-query attention with norms on every head, a
+ * softmax gate without groups or bias, no shared expert. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -17,7 +17,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     int64_t shared;
     MF_TRY(mf_read_int(reader, "shared_expert_intermediate_size", 0, MF_MAX_SIZE, &none, &shared));
     if (shared > 0) {
-        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "shared_expert_intermediate_size", "0 (this family has none)");
+        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "shared_expert_intermediate_size",
+                                  "0 (this family has none)");
     }
     if (mf_read_value(reader, "dual_chunk_attention_config")) {
         return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "dual_chunk_attention_config", "null");
@@ -34,5 +35,6 @@ const mf_family mf_family_qwen3_moe = {
     .names = names,
     .stacked_gate_up = MF_GQA_STACKED_GATE_UP,
     .stacked_down = MF_GQA_STACKED_DOWN,
+    .chat_templates = (const char *const[]){ "chatml", NULL },
     .read = read_config,
 };
