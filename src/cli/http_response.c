@@ -4,6 +4,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/hex.h"
+
 static bool parse_decimal(const char *text, size_t n, uint64_t *out)
 {
     uint64_t value = 0;
@@ -108,11 +110,7 @@ static mf_status read_chunk_size(mf_http_response *r, const char *line, size_t n
     uint64_t size = 0;
     size_t digits = 0;
     for (; digits < n && digits < 16; digits++) {
-        char c = line[digits];
-        int value = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                           : -1;
+        int value = mf_hex_digit(line[digits]);
         if (value < 0) {
             break;
         }

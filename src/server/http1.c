@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/hex.h"
 #include "base/sys.h"
 
 enum state {
@@ -478,14 +479,6 @@ static bool head_byte(mf_http1 *parser, unsigned char c)
 
 /* ---- chunked bodies ---- */
 
-static int hex_digit(unsigned char c)
-{
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-}
-
 static bool count_overhead(mf_http1 *parser)
 {
     return ++parser->overhead <= parser->limits.head_bytes ||
@@ -506,7 +499,7 @@ static bool chunk_byte(mf_http1 *parser, unsigned char c)
 {
     switch (parser->state) {
     case CHUNK_SIZE: {
-        int digit = hex_digit(c);
+        int digit = mf_hex_digit((char)c);
         if (digit >= 0) {
             if (++parser->num_digits > MAX_SIZE_DIGITS) {
                 return bad(parser, "a chunk size of more than 15 digits");

@@ -2,6 +2,8 @@
  * paths and queries. */
 #include <string.h>
 
+#include "base/hex.h"
+
 #include "server/http1.h"
 
 bool mf_http1_is_token(const char *text)
@@ -57,21 +59,13 @@ bool mf_http1_is_authority(const char *text)
     return !*p || (*p == ':' && is_port(p + 1));
 }
 
-static int hex_value(char c)
-{
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-}
-
 /* One byte of escaped text at *p, which moves on; -1: broken, or no byte that a path or query may stand for. */
 static int next_byte(const char **p)
 {
     int c = (unsigned char)*(*p)++;
     if (c == '%') {
-        int high = hex_value(**p);
-        int low = high < 0 ? -1 : hex_value((*p)[1]);
+        int high = mf_hex_digit(**p);
+        int low = high < 0 ? -1 : mf_hex_digit((*p)[1]);
         if (low < 0) {
             return -1;
         }

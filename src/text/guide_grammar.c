@@ -4,6 +4,7 @@
  * next `name ::=` begins. */
 #include <string.h>
 
+#include "base/hex.h"
 #include "base/sys.h"
 #include "text/guide_impl.h"
 #include "text/utf8.h"
@@ -130,18 +131,10 @@ static void add_item(parser *p, mf_guide_expr *item)
 
 static uint32_t read_hex(parser *p, size_t digits)
 {
-    uint32_t value = 0;
-    for (size_t i = 0; i < digits; i++, p->at++) {
-        char c = peek(p, 0);
-        uint32_t d = c >= '0' && c <= '9'   ? (uint32_t)(c - '0')
-                     : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
-                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10)
-                                            : 16;
-        if (d == 16) {
-            fail(p, MF_ERR_INVALID, p->at, "expected a hexadecimal digit");
-            return 'x';
-        }
-        value = value << 4 | d;
+    uint32_t value;
+    if (mf_hex_read(p->text, p->size, &p->at, digits, &value) != digits) {
+        fail(p, MF_ERR_INVALID, p->at, "expected a hexadecimal digit");
+        return 'x';
     }
     return value;
 }

@@ -3,16 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hex.h"
+
 #include "text/guide_schema.h"
 
 enum { MAX_PENDING = 1024, MAX_REFERENCE = 1024 };
 
 /* ---- $ref --------------------------------------------------------------------------------------------------------- */
-
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
 
 /* One step of a pointer, up to the next '/': "%41" and "~0", "~1" read. */
 static const char *read_step(const char *at, char *step, size_t room)
@@ -20,8 +17,8 @@ static const char *read_step(const char *at, char *step, size_t room)
     size_t n = 0;
     for (; *at && *at != '/' && n + 1 < room; at++) {
         char c = *at;
-        if (c == '%' && hex_digit(at[1]) >= 0 && hex_digit(at[2]) >= 0) {
-            c = (char)(hex_digit(at[1]) * 16 + hex_digit(at[2]));
+        if (c == '%' && mf_hex_digit(at[1]) >= 0 && mf_hex_digit(at[2]) >= 0) {
+            c = (char)(mf_hex_digit(at[1]) * 16 + mf_hex_digit(at[2]));
             at += 2;
         }
         if (c == '~' && (at[1] == '0' || at[1] == '1')) {

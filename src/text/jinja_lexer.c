@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hex.h"
 #include "text/jinja_text.h"
 
 mf_status jinja_lexer_open(jinja_lexer *lexer, jinja_parse *parse, const char *source, size_t size)
@@ -285,8 +286,7 @@ static size_t float_end(const jinja_lexer *lx, size_t pos)
 
 static bool is_base_digit(char c, int base)
 {
-    int v = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
-    return v < base;
+    return mf_hex_digit(c) >= 0 && mf_hex_digit(c) < base;
 }
 
 /* Repeats (_?digit) from pos. */
@@ -334,11 +334,6 @@ static mf_status number_token(jinja_lexer *lx, jinja_token *token, size_t end, b
     return MF_OK;
 }
 
-static int hex_value(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-}
-
 static size_t put_utf8(char *out, int32_t c)
 {
     if (c < 0x80) {
@@ -383,7 +378,7 @@ static bool unescape(const char *s, size_t size, size_t *i, char *out, size_t *n
         int64_t v = 0;
         (*i)++;
         for (int k = 0; k < width; k++, (*i)++) {
-            int digit = *i < size ? hex_value(s[*i]) : -1;
+            int digit = *i < size ? mf_hex_digit(s[*i]) : -1;
             if (digit < 0) {
                 return false;
             }

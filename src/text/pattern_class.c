@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "text/pattern_impl.h"
+#include "base/hex.h"
 #include "text/utf8.h"
 
 enum { MAX_CLASS_DEPTH = 8 };
@@ -39,20 +40,9 @@ static mf_status checked(mf_pattern_reader *reader, mf_status status)
 
 static mf_status read_hex(mf_pattern_reader *reader, size_t digits, uint32_t *value)
 {
-    *value = 0;
-    for (size_t i = 0; i < digits; i++) {
-        char c = reader->at < reader->size ? reader->text[reader->at] : '\0';
-        uint32_t d = c >= '0' && c <= '9'   ? (uint32_t)(c - '0')
-                     : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
-                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10)
-                                            : 16;
-        if (d == 16) {
-            return unsupported(reader, "expected a hexadecimal digit");
-        }
-        *value = *value << 4 | d;
-        reader->at++;
-    }
-    return MF_OK;
+    return mf_hex_read(reader->text, reader->size, &reader->at, digits, value) == digits
+               ? MF_OK
+               : unsupported(reader, "expected a hexadecimal digit");
 }
 
 /* "\p{Name}", "\p{^Name}", "\P{Name}"; reader->at is behind the letter. */

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/hex.h"
 #include "base/sys.h"
 #include "text/utf8.h"
 
@@ -141,19 +142,7 @@ static char skip_space(mf_json_cursor *c)
 
 static bool read_hex4(mf_json_cursor *c, uint32_t *value)
 {
-    *value = 0;
-    for (int i = 0; i < 4; i++, c->at++) {
-        char x = c->at < c->end ? c->json[c->at] : '\0';
-        uint32_t d = x >= '0' && x <= '9'   ? (uint32_t)(x - '0')
-                     : x >= 'a' && x <= 'f' ? (uint32_t)(x - 'a' + 10)
-                     : x >= 'A' && x <= 'F' ? (uint32_t)(x - 'A' + 10)
-                                            : 16;
-        if (d == 16) {
-            return false;
-        }
-        *value = *value << 4 | d;
-    }
-    return true;
+    return mf_hex_read(c->json, c->end, &c->at, 4, value) == 4;
 }
 
 /* Behind the backslash. */

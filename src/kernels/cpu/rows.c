@@ -175,9 +175,8 @@ static void run_clip(void *context, int64_t task, int32_t thread)
 {
     (void)thread;
     const clip_call *call = context;
-    const int64_t first = task * TASK_FLOATS;
-    const int64_t end = call->n - first < TASK_FLOATS ? call->n : first + TASK_FLOATS;
-    for (int64_t i = first; i < end; i++) {
+    const row_range range = range_of(task, TASK_FLOATS, call->n);
+    for (int64_t i = range.first; i < range.end; i++) {
         const float v = call->x[i];
         call->x[i] = v > call->limit ? call->limit : v < -call->limit ? -call->limit : v;
     }
