@@ -6,8 +6,7 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run serve build test test-page test-api test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
-.PHONY: help run serve build test test-page test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build wheel test test-python test-page test-api test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -16,6 +15,7 @@ help:
 	@echo "make quick    unit and conformance tests only, under a minute once built"
 	@echo "make test-page  the chat page in headless Chromium, about 20 s; SHOTS=FOLDER keeps screenshots"
 	@echo "make test-api   schemathesis on the server's /openapi.json, API_EXAMPLES (100) requests per operation"
+	@echo "make wheel    the Python package with the library inside, in build/wheel; test-python tests it (torch: 1 to 3 GB once)"
 	@echo "make test-load  the server under load on the release build: its goals in figures, about 15 minutes; LOAD='GROUP...' chooses"
 	@echo "make test-clients  vLLM's and SGLang's benchmark clients and lm-eval against the server; 1.5 GB of downloads once"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -59,6 +59,20 @@ test: build dev build-asan build-aarch64-if-possible
 
 quick: dev
 	@$(VENV_PYTHON) tests/run_tests.py quick
+
+# The library inside the package is the release build's; the wheel is for any Python 3 on this platform.
+wheel: build setup-test
+	@rm -rf python/moefuse/lib python/build build/wheel && mkdir -p python/moefuse/lib build/wheel
+	@cmake --build --preset release -j $(JOBS) --target moefuse_kernels -- --no-print-directory
+	@cp -L build/release/lib/libmoefuse_kernels.so python/moefuse/lib/
+	@if [ -f build/release/lib/libmoefuse_cuda.so ]; then cp -L build/release/lib/libmoefuse_cuda.so python/moefuse/lib/; fi
+	@$(VENV_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel ./python
+	@rm -rf python/build python/*.egg-info && ls build/wheel/*.whl
+
+test-python: wheel
+	@tools/setup.sh torch
+	@.python-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
+	@cd build && ../.python-venv/bin/python ../tests/python/ops_test.py cpu
 
 test-page: setup-test
 	@tools/setup.sh browser

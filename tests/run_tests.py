@@ -44,6 +44,7 @@ SCRIPT_FLAGS = {"chat page": ["--static"], "server under load": ["--quick"]}
 def scripts(preset):
     tools = ROOT / "build" / preset / "bin"
     jobs = [("boundaries", [PYTHON, "tests/boundaries_test.py"], {}),
+            ("python mirror", [PYTHON, "tests/python/abi_test.py"], {}),
             ("readme tables", [PYTHON, "tools/bench_table.py", "--check"], {})]
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),

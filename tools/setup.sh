@@ -7,6 +7,7 @@
 #   fuzz    clang with libFuzzer                         (apt)
 #   clients the serving clients that people have, under .clients: vLLM's benchmark client, lm-eval, SGLang's benchmark (PyPI)
 #   api     schemathesis, for `make test-api`               (PyPI, into .venv-api)
+#   torch   PyTorch, for `make test-python`                 (PyPI, into .python-venv)
 #   aarch64 cross compiler, qemu-user, arm64 libraries   (apt; the libraries are unpacked under build/aarch64-root)
 # Nothing is touched when nothing is missing.  Needs root or sudo only when an apt package is missing.
 set -euo pipefail
@@ -48,6 +49,14 @@ install_venv() {
     /usr/bin/python3 -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements.txt
     cp tests/requirements.txt "$stamp"
+}
+
+# The wheel without CUDA's libraries is not on PyPI; numpy is what torch warns about when it is missing.
+install_torch() {
+    [ -x .python-venv/bin/python ] && .python-venv/bin/python -c 'import torch' 2>/dev/null && return
+    say "making .python-venv with PyTorch (1 to 3 GB of downloads)"
+    /usr/bin/python3 -m venv --clear .python-venv
+    .python-venv/bin/python -m pip install --quiet --disable-pip-version-check torch numpy
 }
 
 # Of two large wheels only the clients are kept: vLLM's is one binary, SGLang's a folder of Python that needs no torch.
@@ -106,6 +115,7 @@ for group in "$@"; do
         build) install_apt "${build_packages[@]}" ;;
         test) install_apt "${test_packages[@]}"; install_venv ;;
         clients) install_apt python3 python3-venv; install_clients ;;
+        torch) install_apt python3 python3-venv; install_torch ;;
         api) install_apt python3 python3-venv; install_api ;;
         browser) install_apt "${browser_packages[@]}" ;;
         deb) install_apt "${deb_packages[@]}" ;;
@@ -115,6 +125,6 @@ for group in "$@"; do
             install_apt "${aarch64_packages[@]}"
             unpack_aarch64_libraries
             ;;
-        *) say "error: unknown group '$group'; known: build test browser deb fuzz clients aarch64"; exit 2 ;;
+        *) say "error: unknown group '$group'; known: build test browser deb fuzz clients api torch aarch64"; exit 2 ;;
     esac
 done

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/utf8_valid.h"
 
 typedef struct mf_json_limits {
     int32_t max_depth;   /* 0 = 64 */
@@ -31,7 +32,5 @@ json_t *mf_json_copy(const json_t *value);
 
 const char *mf_json_type_name(const json_t *value); /* "an integer", "a string", "nothing" for NULL */
 
-/* true when bytes are well-formed UTF-8; else *bad_at (optional) is the offset of the first wrong byte. */
-bool mf_utf8_valid(const char *text, size_t size, size_t *bad_at);
 
 #endif

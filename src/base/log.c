@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/json.h"
+#include "base/utf8_valid.h"
 
 enum { MAX_LINE = 1024, MAX_ESCAPED = 2048 };
 
