@@ -279,6 +279,33 @@ CASES = {
 }
 
 CASES.update({
+    # sliding windows shorter than the text: every layer, every other one below max_window_layers, those from it on, by a list
+    "mixtral_window": ("bf16", 40, dict(generated=64),
+                       dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=48, hidden_size=32,
+                            intermediate_size=24, num_hidden_layers=2, num_local_experts=6, num_experts_per_tok=2, sliding_window=9,
+                            num_attention_heads=4, num_key_value_heads=2, rope_theta=1e6)),
+    "qwen2_window": ("bf16", 41, dict(generated=64),
+                     dict(PLAIN, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=48, hidden_size=32,
+                          intermediate_size=40, moe_intermediate_size=16, shared_expert_intermediate_size=32, num_hidden_layers=5,
+                          num_experts=6, num_experts_per_tok=2, norm_topk_prob=False, num_attention_heads=4, num_key_value_heads=2,
+                          use_sliding_window=True, sliding_window=13, max_window_layers=3)),
+    "qwen3_window": ("bf16", 42, dict(generated=64),
+                     dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=2,
+                          num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                          use_sliding_window=True, sliding_window=17)),
+    "dots1_window": ("bf16", 43, dict(generated=64),
+                     dict(PLAIN, architectures=["Dots1ForCausalLM"], model_type="dots1", vocab_size=48, hidden_size=32,
+                          intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=3, first_k_dense_replace=1,
+                          n_routed_experts=6, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1, norm_topk_prob=True,
+                          routed_scaling_factor=2.5, num_attention_heads=4, num_key_value_heads=4, head_dim=16, attention_bias=False,
+                          sliding_window=7, max_window_layers=1)),
+    "dots1_layer_types": ("bf16", 44, dict(generated=64),
+                          dict(PLAIN, architectures=["Dots1ForCausalLM"], model_type="dots1", vocab_size=48, hidden_size=32,
+                               intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=3, first_k_dense_replace=1,
+                               n_routed_experts=6, num_experts_per_tok=2, n_shared_experts=0, n_group=1, topk_group=1,
+                               norm_topk_prob=True, routed_scaling_factor=1.5, num_attention_heads=4, num_key_value_heads=2,
+                               head_dim=16, attention_bias=True, sliding_window=11, max_window_layers=3,
+                               layer_types=["full_attention", "sliding_attention", "full_attention"])),
     # Kimi-K2-Thinking's release: int4 experts in groups of 32, all else bf16
     "kimi_k2_int4": ("bf16", 30, dict(oracle_model_type="deepseek_v3", quantise=[(r"mlp\.experts\.", "pack")]),
                      dict(V3, model_type="kimi_k2", vocab_size=64, hidden_size=64, intermediate_size=48, moe_intermediate_size=32,

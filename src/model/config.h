@@ -103,6 +103,8 @@ typedef struct mf_model_config {
     int64_t num_kv_heads, head_dim;   /* head_dim: of queries and keys */
     mf_qk_norm qk_norm;
     bool qk_norm_after_rope;          /* else before it */
+    int64_t window, chunk;            /* local layers see positions > position - window, of the same chunk; 0 = all */
+    uint8_t layer_is_local[MF_MAX_LAYERS];
     double qkv_clip;                  /* q, k and v are cut to +-this, after the norms and before rope; 0 = not */
     /* both */
     bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */

@@ -302,24 +302,61 @@ mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *def
     return mf_config_read_rope(reader, config->head_dim, defaults->partial, config);
 }
 
-mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
+mf_status mf_config_read_layer_types(const mf_reader *reader, const char *local, mf_model_config *config)
 {
-    MF_TRY(mf_config_refuse_true(reader, "use_sliding_window", "every layer attends to the whole context here"));
     const json_t *types = mf_read_value(reader, "layer_types");
+    if (types && (!json_is_array(types) || (int64_t)json_array_size(types) != config->num_layers)) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "a list of %lld kinds of attention", (long long)config->num_layers);
+        return mf_read_unexpected(reader, MF_ERR_INVALID, "layer_types", expected);
+    }
     for (size_t i = 0; i < json_array_size(types); i++) {
         const char *type = json_string_value(json_array_get(types, i));
-        if (!type || strcmp(type, "full_attention") != 0) {
-            return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "layer_types", "\"full_attention\" for every layer");
+        if (!type || (strcmp(type, "full_attention") != 0 && strcmp(type, local) != 0)) {
+            return mf_read_fail(reader, MF_ERR_UNSUPPORTED, "layer_types", "entry %zu: expected \"full_attention\" or \"%s\"", i,
+                                local);
+        }
+        config->layer_is_local[i] = strcmp(type, local) == 0;
+    }
+    return MF_OK;
+}
+
+mf_status mf_config_read_window(const mf_reader *reader, const int64_t *fallback, mf_model_config *config)
+{
+    static const int64_t none = 0;
+    const bool is_null = json_is_null(json_object_get(reader->object, "sliding_window"));
+    MF_TRY(mf_read_int(reader, "sliding_window", 1, 1 << 30, is_null || !fallback ? &none : fallback, &config->window));
+    if (config->window == 0) {
+        memset(config->layer_is_local, 0, sizeof config->layer_is_local);
+    }
+    MF_TRY(mf_config_read_layer_types(reader, "sliding_attention", config));
+    for (int64_t l = 0; config->window == 0 && l < config->num_layers; l++) {
+        if (config->layer_is_local[l]) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "layer_types", "entry %lld slides, and there is no sliding_window",
+                                (long long)l);
         }
     }
     return MF_OK;
 }
 
-mf_status mf_config_refuse_window_size(const mf_reader *reader)
+mf_status mf_config_read_optional_window(const mf_reader *reader, mf_model_config *config)
 {
-    return mf_read_value(reader, "sliding_window") ? mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "sliding_window",
-                                                                        "null (every layer attends to the whole context here)")
-                                                   : MF_OK;
+    static const bool off = false;
+    static const int64_t size = 4096;
+    bool slides;
+    MF_TRY(mf_read_bool(reader, "use_sliding_window", &off, &slides));
+    if (slides) {
+        return mf_config_read_window(reader, &size, config);
+    }
+    memset(config->layer_is_local, 0, sizeof config->layer_is_local);
+    MF_TRY(mf_config_read_layer_types(reader, "sliding_attention", config));
+    for (int64_t l = 0; l < config->num_layers; l++) {
+        if (config->layer_is_local[l]) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "layer_types", "entry %lld slides, and use_sliding_window is false",
+                                (long long)l);
+        }
+    }
+    return MF_OK;
 }
 
 /* ---- token ids ---- */

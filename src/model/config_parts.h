@@ -48,17 +48,21 @@ mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, in
 /* Layer i is MoE when (i + 1) is a multiple of decoder_sparse_step and mlp_only_layers does not name it. */
 mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config);
 
-/* Refuses a sliding_window that is not null. */
-mf_status mf_config_refuse_window_size(const mf_reader *reader);
+/* sliding_window (absent: the fallback, NULL when there is none; null: no window) for the layers that layer_is_local marks,
+ * or that layer_types calls "sliding_attention"; the others are full. */
+mf_status mf_config_read_window(const mf_reader *reader, const int64_t *fallback, mf_model_config *config);
+
+/* The same behind use_sliding_window (absent: false), absent a window of 4096. */
+mf_status mf_config_read_optional_window(const mf_reader *reader, mf_model_config *config);
+
+/* Marks layers by layer_types, a list of "full_attention" and `local`; absent: layer_is_local stays. */
+mf_status mf_config_read_layer_types(const mf_reader *reader, const char *local, mf_model_config *config);
 
 /* quantization_config of `reader`'s object, else of `outer`'s (which may be the same). */
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config);
 
 /* bos_token_id and eos_token_id: adds what is not known yet. */
 mf_status mf_config_read_tokens(const mf_reader *reader, mf_model_config *config);
-
-/* Refuses use_sliding_window, and layer_types other than full attention. */
-mf_status mf_config_refuse_sliding_window(const mf_reader *reader);
 
 /* Refuses a boolean key that is true, or any value but the one given, saying why. */
 mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why);

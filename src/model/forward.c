@@ -85,9 +85,10 @@ mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_
     };
 }
 
-mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
+    const bool is_local = config->layer_is_local[layer];
     return (mf_gqa_args){
         .num_tokens = num_tokens,
         .num_heads = config->num_heads,
@@ -95,6 +96,8 @@ mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
         .head_dim = config->head_dim,
         .v_head_dim = config->v_head_dim,
         .softmax_scale = (float)config->softmax_scale,
+        .window = is_local ? config->window : 0,
+        .chunk = is_local ? config->chunk : 0,
         .q = model->scratch.q,
         .kv.dtype = model->kv_dtype,
         .kv.max_context = model->max_len,
@@ -211,7 +214,7 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         norm_queries_and_keys(model, w, num_tokens);
     }
     ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
-    mf_gqa_args args = mf_model_gqa_args(model, num_tokens);
+    mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->gqa_attention(device, &args);
 }

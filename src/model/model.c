@@ -55,7 +55,7 @@ static size_t attention_workspace(const mf_model *model, int64_t layer)
     const mf_device_ops *ops = model->device->ops;
     size_t floats;
     if (model->config->attention == MF_ATTENTION_GQA) {
-        mf_gqa_args args = mf_model_gqa_args(model, model->max_batch_tokens);
+        mf_gqa_args args = mf_model_gqa_args(model, layer, model->max_batch_tokens);
         floats = ops->gqa_scratch_floats(model->device, &args);
     } else {
         mf_mla_args args = mf_model_mla_args(model, layer, model->max_batch_tokens);

@@ -67,6 +67,6 @@ typedef struct mf_moe_call {
 
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
-mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens);
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_tokens);
 
 #endif

@@ -23,6 +23,9 @@ TEST(attention_is_within_rounding_of_the_unabsorbed_definition_in_double)
         attention_make(&a, attention_shape_at(i), 40 + (uint64_t)i);
         attention_make_want(&a);
         for (int d = 0; d < count; d++) {
+            if (!conf_full() && (d == 0 ? i % 4 == 3 : (d + i / 2) % 2 == 1)) {
+                continue; /* one thread with half of the shapes, three with the others */
+            }
             float *out = attention_attend_whole(devices[d].device, &a);
             case_error e = { 0 };
             for (int64_t j = 0; j < (int64_t)a.tokens * a.out; j++) {
@@ -74,7 +77,7 @@ TEST(attention_of_a_query_with_nan_or_infinity_touches_its_own_result_alone)
         attention_case a;
         attention_make(&a, attention_shape_at(i), 150 + (uint64_t)i);
         for (int d = 0; d < count; d++) {
-            if (!attention_is_distinct(devices, count, d)) {
+            if (!attention_meets(devices, i, d, i % 4 == 0)) {
                 continue;
             }
             float *whole = attention_attend_whole(devices[d].device, &a);

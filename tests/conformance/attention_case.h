@@ -41,8 +41,10 @@ const attention_shape *attention_shape_at(int i);
 /* For costly claims: a cache of bf16 with every other shape only. */
 bool attention_is_sampled(int i);
 
-/* Devices whose attention is not that of the rung below with as many threads; `count` of all. */
-bool attention_is_distinct(const conf_device *devices, int count, int d);
+/* Whether a costly claim about bits runs shape i on device d: not where the rung's attention is that of the one below, and
+ * each rung with one thread for half of the shapes and with three for the others.  "ref", which goes through batches token
+ * by token, only where rows it may not see are at stake. */
+bool attention_meets(const conf_device *devices, int i, int d, bool with_ref);
 
 void attention_make(attention_case *a, const attention_shape *s, uint64_t seed);
 void attention_make_want(attention_case *a);
