@@ -101,6 +101,10 @@ AWQ = dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="
 MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.gate", "lm_head"])
 
 
+GPT_OSS_MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                                                   "model.embed_tokens", "lm_head"])
+
+
 def yarn(**changes):
     values = dict(type="yarn", factor=40, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=1.0,
                   mscale_all_dim=1.0)
@@ -343,6 +347,27 @@ CASES.update({
                        quantization_config=AWQ)),
 })
 
+GPT_OSS = dict(PLAIN, architectures=["GptOssForCausalLM"], model_type="gpt_oss", rope_theta=150000.0, max_position_embeddings=512,
+               rope_scaling=dict(rope_type="yarn", factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                                 original_max_position_embeddings=64))
+CASES.update({
+    # windows in every other layer, sinks, biases everywhere, a clamp that cuts, experts by columns
+    "gpt_oss": ("bf16", 50, dict(generated=64),
+                dict(GPT_OSS, vocab_size=64, hidden_size=48, intermediate_size=24, num_hidden_layers=3, num_local_experts=8,
+                     num_experts_per_tok=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16, sliding_window=11,
+                     swiglu_limit=1.25, layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    # experts in MXFP4 as released: a multiple of 32 wide
+    "gpt_oss_mxfp4": ("bf16", 51, dict(generated=64, quantise=[(r"experts\.(gate_up|down)_proj$", "mxfp4_stack")]),
+                      dict(GPT_OSS, vocab_size=48, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_local_experts=6,
+                           num_experts_per_tok=2, num_attention_heads=8, num_key_value_heads=2, head_dim=8, sliding_window=17,
+                           quantization_config=GPT_OSS_MXFP4)),
+    # f32, no biases in attention, one sliding layer by the list, another alpha
+    "gpt_oss_f32": ("f32", 52, dict(generated=64, shards=2),
+                    dict(GPT_OSS, vocab_size=48, hidden_size=32, intermediate_size=20, num_hidden_layers=2, num_local_experts=5,
+                         num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=4, head_dim=8, sliding_window=5,
+                         attention_bias=False, swiglu_alpha=1.5, layer_types=["full_attention", "sliding_attention"])),
+})
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
           "fp8_channel": torch.bfloat16}
 CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
@@ -354,6 +379,7 @@ MIXTRAL_NAMES = [(r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.exp
                  (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
                  (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
                  (r"\.mlp\.", ".block_sparse_moe.")]
+STACKED = ("gpt_oss",)  # released as transformers holds them
 RELEASED = {"mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
             "ernie4_5_moe": [(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]}
 
@@ -364,12 +390,16 @@ def released(name, config):
     return name
 
 
-def released_names(state):
-    """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each."""
+def released_names(state, model_type):
+    """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each, but where releases
+    stack them too."""
     shapes = {}
     for name, tensor in state.items():
         if tensor.numel() == 0:
             continue  # a shared MLP of no width is not stored
+        if model_type in STACKED:
+            shapes[name] = tuple(tensor.shape)
+            continue
         if name.endswith("mlp.experts.gate_up_proj"):
             for e in range(tensor.shape[0]):
                 half = tensor.shape[1] // 2
@@ -403,11 +433,15 @@ def random_tensor(name, shape, generator):
         return x * 0.1
     if name.endswith("bias"):
         return x * 0.2
+    if name.endswith("sinks"):
+        return x * 1.5
+    if len(shape) == 3:  # by columns
+        return x / math.sqrt(shape[1])
     if len(shape) == 1:  # norms
         return 1.0 + 0.2 * x
     if "embed_tokens" in name:
         return x
-    gain = 2.0 if name.endswith(("mlp.gate.weight", "lm_head.weight")) else 1.0
+    gain = 2.0 if name.endswith(("mlp.gate.weight", "router.weight", "lm_head.weight")) else 1.0
     return x * (gain / math.sqrt(shape[-1]))
 
 
@@ -516,7 +550,8 @@ def stack_mxfp4(stored):
 
 def storage_of(name, rules):
     """The kind of the first rule whose pattern the name has; None: unquantised."""
-    return next((kind for pattern, kind in rules if re.search(pattern, name)), None) if is_quantised(name) else None
+    may_be = is_quantised(name) or re.search(r"experts\.(gate_up|down)_proj$", name)
+    return next((kind for pattern, kind in rules if re.search(pattern, name)), None) if may_be else None
 
 
 def is_quantised(name):
@@ -527,15 +562,17 @@ def stacked_state(values, template):
     """Released tensors as the parameters of transformers' model."""
     state = {}
     for name, tensor in template.items():
-        if name.endswith("mlp.experts.gate_up_proj"):
+        if name in values:
+            state[name] = values[name]
+        elif name.endswith("mlp.experts.gate_up_proj"):
             base = name[: -len("gate_up_proj")]
             state[name] = torch.stack([torch.cat([values[f"{base}{e}.gate_proj.weight"], values[f"{base}{e}.up_proj.weight"]])
                                        for e in range(tensor.shape[0])])
         elif name.endswith("mlp.experts.down_proj"):
             base = name[: -len("down_proj")]
             state[name] = torch.stack([values[f"{base}{e}.down_proj.weight"] for e in range(tensor.shape[0])])
-        elif name in values or tensor.numel() == 0:
-            state[name] = values.get(name, tensor)
+        elif tensor.numel() == 0:
+            state[name] = tensor
         elif name == "lm_head.weight":  # tied
             state[name] = values["model.embed_tokens.weight"]
     return state
@@ -581,7 +618,7 @@ def router_gap(logits, module, config):
         keys, grouped = torch.softmax(logits, dim=-1) + bias, False
     elif config["model_type"] == "minimax_m2":
         keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
-    elif config["model_type"] in ("deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
+    elif config["model_type"] in ("gpt_oss", "deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -604,7 +641,7 @@ def watch_routers(model, config):
         if hasattr(m, "gate") and hasattr(m, "e_score_correction_bias"):
             m.gate.watched_bias = m.e_score_correction_bias
     hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
-             for name, m in model.named_modules() if name.endswith("mlp.gate")]
+             for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
     return gaps, hooks
 
 
@@ -672,7 +709,7 @@ def make_case(name, out, attempt):
         template = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scratch), attn_implementation="eager")
         template = template.float().eval()
         state = template.state_dict()
-        shapes = released_names(state)
+        shapes = released_names(state, config["model_type"])
         if template.config.tie_word_embeddings:
             shapes.pop("lm_head.weight", None)
         if options.get("mtp"):
@@ -686,6 +723,11 @@ def make_case(name, out, attempt):
                 stored[tensor], stored[tensor + "_scale_inv"], values[tensor] = quantise_fp8(w)
             elif storage == "fp8_channel" and is_quantised(tensor):
                 stored[tensor], stored[tensor + "_scale"], values[tensor] = quantise_fp8_channel(w)
+            elif storage_of(tensor, options.get("quantise", [])) == "mxfp4_stack":
+                rows = w.transpose(1, 2)  # [E, n, k]
+                parts, value = quantise_as("mxfp4", rows.flatten(0, 1), 32)
+                values[tensor] = value.view(rows.shape).transpose(1, 2).contiguous()
+                stored.update({f"{tensor}_{part}": t.unflatten(0, rows.shape[:2]) for part, t in parts.items()})
             elif storage_of(tensor, options.get("quantise", [])):
                 kind = storage_of(tensor, options["quantise"])
                 group = {"gptq": GPTQ["group_size"]}.get(kind, 32)

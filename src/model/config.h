@@ -109,6 +109,7 @@ typedef struct mf_model_config {
     /* both */
     bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */
     bool output_bias;                 /* of o_proj */
+    bool has_sinks;                   /* GQA: one more logit per head in the softmax, without a value */
     double softmax_scale;             /* MLA: with yarn's mscale in it */
     mf_rope_config rope;
 
@@ -121,7 +122,9 @@ typedef struct mf_model_config {
     bool has_shared_gate;             /* its output is weighed by the sigmoid of one logit per token */
     mf_gate_config gate;              /* without shared slots and replicas: the plan adds them */
     bool has_correction_bias;
+    bool router_bias, expert_bias;    /* of the router's logits; of every routed expert's gate, up and down */
     mf_activation activation;
+    double activation_limit, activation_alpha; /* as mf_slot has them */
 
     mf_quant_config quant;
 

@@ -18,11 +18,12 @@ typedef struct mf_gqa_defaults {
     double rope_theta;      /* 0 = 10000 */
     const char *bias_key;   /* of q, k and v; NULL = "attention_bias" */
     bool bias;
+    int64_t head_dim;       /* 0 = hidden_size / num_attention_heads */
     bool kv_heads_optional; /* absent num_key_value_heads: as many as heads */
     bool pair;              /* rope pairs neighbours */
 } mf_gqa_defaults;
 
-/* Grouped-query attention: heads, kv heads, head_dim (absent: hidden_size / num_attention_heads), biases of q, k and v, rope
+/* Grouped-query attention: heads, kv heads, head_dim, biases of q, k and v, rope
  * over the first partial_rotary_factor of a head, and the softmax scale.  The family sets qk_norm and output_bias.
  * defaults may be NULL. */
 mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *defaults, mf_model_config *config);

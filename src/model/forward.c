@@ -98,6 +98,7 @@ mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_
         .softmax_scale = (float)config->softmax_scale,
         .window = is_local ? config->window : 0,
         .chunk = is_local ? config->chunk : 0,
+        .sinks = model->weights->layers[layer].sinks,
         .q = model->scratch.q,
         .kv.dtype = model->kv_dtype,
         .kv.max_context = model->max_len,
@@ -297,8 +298,9 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
 {
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
-    model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, MF_F32, s->h, model->config->hidden_size,
-                               num_tokens, s->router_logits, num_experts);
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    model->device->ops->linear(model->device, &w->router, w->router_bias, MF_F32, s->h, model->config->hidden_size, num_tokens,
+                               s->router_logits, num_experts);
     if (model->config->has_shared_gate) {
         model->device->ops->linear(model->device, &model->weights->layers[layer].shared_expert_gate, NULL, MF_F32, s->h,
                                    model->config->hidden_size, num_tokens, s->shared_gate, 1);
