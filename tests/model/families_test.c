@@ -66,6 +66,11 @@ TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
         { "dots1_layer_types", "sliding_window", "null", "key \"layer_types\": entry 1 slides, and there is no sliding_window" },
         { "dots1", "layer_types", "[\"chunked_attention\",\"full_attention\",\"full_attention\"]",
           "key \"layer_types\": entry 0: expected \"full_attention\" or \"sliding_attention\"" },
+        { "gpt_oss", "rope_scaling", NULL, "key \"rope_parameters\": expected an object" },
+        { "gpt_oss", "sliding_window", "null", "key \"layer_types\": entry 0 slides, and there is no sliding_window" },
+        { "gpt_oss", "swiglu_limit", "0", "key \"swiglu_limit\"" },
+        { "gpt_oss", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
+        { "gpt_oss", "num_experts", "9", "num_local_experts" },
         { "hunyuan", "use_cla", "true", "key \"use_cla\": expected false; got true" },
         { "hunyuan", "moe_topk", "[4, 3]", "key \"moe_topk\": expected one integer in 1..12, or 2 times the same" },
         { "hunyuan", "num_experts", "[12, 12]", "key \"num_experts\": expected an integer in 1..4096" },
@@ -99,6 +104,18 @@ TEST(absent_keys_take_the_class_defaults)
     mf_model_config_close(&c);
     c = changed("qwen2", "norm_topk_prob", NULL);
     CHECK_EQ(c->gate.renorm, MF_RENORM_NONE);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "layer_types", NULL);
+    CHECK(c->layer_is_local[0] && !c->layer_is_local[1] && c->layer_is_local[2]);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "swiglu_limit", NULL);
+    CHECK(c->activation_limit == 7.0 && c->activation_alpha == 1.702 && c->input_bias && c->output_bias);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "sliding_window", NULL);
+    CHECK_EQ(c->window, 128);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "head_dim", NULL);
+    CHECK_EQ(c->head_dim, 64);
     mf_model_config_close(&c);
     c = changed("olmoe", "num_key_value_heads", NULL);
     CHECK_EQ(c->num_kv_heads, c->num_heads);
