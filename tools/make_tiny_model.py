@@ -21,7 +21,8 @@ golden.bin, little endian: "MFGL", i32 version 1, num_prompt, num_generated, voc
 continuation; f32 logits [num_prompt + num_generated, vocab_size].
 golden_bf16.bin, for some cases: the same with the logits of the same ids when what enters every linear layer and expert is
 rounded to bf16 (routers excepted), all else staying f32.
-rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear), dim, original_max, truncate,
+rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear, 3 llama3: beta_fast and
+beta_slow are high_freq_factor and low_freq_factor), dim, original_max, truncate,
 num_positions; f64 theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor (0 = not set); f64 factor on
 cos and sin; f32 inv_freq [dim/2]; i32 positions; f32 (cos, sin) [num_positions, dim/2].
 """
@@ -368,6 +369,30 @@ CASES.update({
                          attention_bias=False, swiglu_alpha=1.5, layer_types=["full_attention", "sliding_attention"])),
 })
 
+LLAMA4 = dict(PLAIN, architectures=["Llama4ForCausalLM"], model_type="llama4_text", rope_theta=500000.0, max_position_embeddings=512,
+              attention_bias=False)
+CASES.update({
+    # as Scout: every layer MoE, chunks, one layer of four without rope and with scaled queries, unweighted norms, llama3's rope
+    "llama4": ("bf16", 60, dict(generated=64),
+               dict(LLAMA4, vocab_size=64, hidden_size=48, intermediate_size=24, intermediate_size_mlp=40, num_hidden_layers=4,
+                    num_local_experts=6, num_experts_per_tok=1, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+                    attention_chunk_size=13, floor_scale=9, attn_scale=0.4, interleave_moe_layer_step=1, use_qk_norm=True,
+                    rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                      original_max_position_embeddings=32))),
+    # as Maverick: every other layer dense, no norms; two experts a token, lists of layers
+    "llama4_dense": ("f32", 61, dict(generated=64),
+                     dict(LLAMA4, vocab_size=48, hidden_size=32, intermediate_size=20, intermediate_size_mlp=40, num_hidden_layers=3,
+                          num_local_experts=5, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=4, head_dim=8,
+                          attention_chunk_size=7, moe_layers=[0, 2], no_rope_layers=[1, 0, 1], use_qk_norm=False,
+                          attn_temperature_tuning=False, layer_types=["chunked_attention", "full_attention", "full_attention"])),
+    # the multimodal file: text_config, a prefix, tensors of the vision part
+    "llama4_vision": ("bf16", 62, dict(generated=64, multimodal=("Llama4ForConditionalGeneration", "llama4", "language_model.",
+                                                                 ["vision_model.layernorm_post.weight", "multi_modal_projector.linear_1.weight"])),
+                      dict(LLAMA4, vocab_size=48, hidden_size=32, intermediate_size=16, intermediate_size_mlp=24, num_hidden_layers=2,
+                           num_local_experts=4, num_experts_per_tok=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                           attention_chunk_size=11, interleave_moe_layer_step=2, no_rope_layer_interval=2, floor_scale=16)),
+})
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
           "fp8_channel": torch.bfloat16}
 CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
@@ -379,7 +404,7 @@ MIXTRAL_NAMES = [(r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.exp
                  (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
                  (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
                  (r"\.mlp\.", ".block_sparse_moe.")]
-STACKED = ("gpt_oss",)  # released as transformers holds them
+STACKED = ("gpt_oss", "llama4_text")  # released as transformers holds them
 RELEASED = {"mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
             "ernie4_5_moe": [(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]}
 
@@ -618,7 +643,7 @@ def router_gap(logits, module, config):
         keys, grouped = torch.softmax(logits, dim=-1) + bias, False
     elif config["model_type"] == "minimax_m2":
         keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
-    elif config["model_type"] in ("gpt_oss", "deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
+    elif config["model_type"] in ("gpt_oss", "llama4_text", "deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -640,8 +665,9 @@ def watch_routers(model, config):
     for m in model.modules():  # MiniMax keeps its router's bias one level up
         if hasattr(m, "gate") and hasattr(m, "e_score_correction_bias"):
             m.gate.watched_bias = m.e_score_correction_bias
-    hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
-             for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
+    logits = 1 if config["model_type"] == "llama4_text" else 0
+    hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[logits], module, config)))
+             for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router", "feed_forward.router"))]
     return gaps, hooks
 
 
@@ -741,12 +767,19 @@ def make_case(name, out, attempt):
             prefix = f"model.layers.{config['num_hidden_layers']}."
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()
             stored[prefix + "embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
-        write_config(directory, config)
         spelled = {released(tensor, config): t for tensor, t in stored.items()}
+        written = config
+        if options.get("multimodal"):
+            architecture, model_type, prefix, others = options["multimodal"]
+            written = dict(architectures=[architecture], model_type=model_type, text_config=config, torch_dtype=config["torch_dtype"],
+                           vision_config=dict(model_type=f"{model_type}_vision_model", hidden_size=16))
+            spelled = {prefix + tensor: t for tensor, t in spelled.items()}
+            spelled.update({name: torch.ones(16, dtype=DTYPES[storage]) for name in others})
+        write_config(directory, written)
         write_weights(directory, spelled, options.get("shards", 1))
-        if oracle_config != config:
+        if oracle_config != written:
             write_weights(scratch, {released(tensor, config): t for tensor, t in values.items()}, 1)
-        model = load_oracle(scratch if oracle_config != config else directory)
+        model = load_oracle(scratch if oracle_config != written else directory)
 
         prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()
         generated = options.get("generated", NUM_GENERATED)
@@ -781,6 +814,10 @@ ROPE_CASES = [  # theta, dim, max positions, rope parameters
     (10000.0, 16, 4096, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16, beta_slow=2,
                              attention_factor=0.75)),
     (500000.0, 32, 8192, dict(rope_type="linear", factor=8.0)),
+    (500000.0, 128, 131072, dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                 original_max_position_embeddings=8192)),
+    (500000.0, 128, 163840, dict(rope_type="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0,
+                                 original_max_position_embeddings=8192)),
 ]
 
 
@@ -796,10 +833,11 @@ def write_rope(path):
             half = dim // 2
             table = torch.stack([cos[0, :, :half], sin[0, :, :half]], dim=-1)
             get = parameters.get
-            kind = {"default": 0, "yarn": 1, "linear": 2}[parameters["rope_type"]]
+            kind = {"default": 0, "yarn": 1, "linear": 2, "llama3": 3}[parameters["rope_type"]]
             f.write(struct.pack("<5i", kind, dim, get("original_max_position_embeddings", 0), int(get("truncate", True)),
                                 len(positions)))
-            f.write(struct.pack("<8d", theta, get("factor", 1.0), get("beta_fast", 32.0), get("beta_slow", 1.0),
+            f.write(struct.pack("<8d", theta, get("factor", 1.0), get("beta_fast", get("high_freq_factor", 32.0)),
+                                get("beta_slow", get("low_freq_factor", 1.0)),
                                 get("mscale", 0.0), get("mscale_all_dim", 0.0), get("attention_factor", 0.0),
                                 module.attention_scaling))
             f.write(module.inv_freq.numpy().astype("<f4").tobytes())

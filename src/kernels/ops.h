@@ -160,6 +160,9 @@ typedef struct mf_device_ops {
     void (*convert)(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
     /* Every x[i] into [-limit, limit]; a NaN stays. */
     void (*clip)(mf_device *device, float *x, int64_t n, float limit);
+    /* x[t, 0..n) *= factors[position[t]], rows without gaps. */
+    void (*scale_rows)(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
 } mf_device_ops;

@@ -76,7 +76,7 @@ static mf_status read_alpha(const mf_reader *scaling, const char *type_key, mf_r
 {
     if (!mf_read_value(scaling, "alpha")) {
         return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key,
-                                  "\"default\", \"linear\", \"yarn\", or \"dynamic\" with \"alpha\"");
+                                  "\"default\", \"linear\", \"llama3\", \"yarn\", or \"dynamic\" with \"alpha\"");
     }
     double alpha;
     MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
@@ -87,6 +87,19 @@ static mf_status read_alpha(const mf_reader *scaling, const char *type_key, mf_r
     }
     rope->type = MF_ROPE_DEFAULT;
     rope->theta *= pow(alpha, (double)rope->dim / (double)(rope->dim - 2));
+    return MF_OK;
+}
+
+static mf_status read_llama3(const mf_reader *scaling, mf_rope_config *rope)
+{
+    MF_TRY(mf_read_int(scaling, "original_max_position_embeddings", 1, 1 << 30, NULL, &rope->original_max_position_embeddings));
+    MF_TRY(mf_read_number(scaling, "factor", 1, 1e6, NULL, &rope->factor));
+    MF_TRY(mf_read_number(scaling, "low_freq_factor", 1e-3, 1e6, NULL, &rope->low_freq_factor));
+    MF_TRY(mf_read_number(scaling, "high_freq_factor", 1e-3, 1e6, NULL, &rope->high_freq_factor));
+    if (rope->high_freq_factor < rope->low_freq_factor) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "high_freq_factor", "expected at least low_freq_factor %g; got %g",
+                            rope->low_freq_factor, rope->high_freq_factor);
+    }
     return MF_OK;
 }
 
@@ -106,6 +119,8 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
                                          "original_max_position_embeddings",
                                          "partial_rotary_factor",
                                          "alpha",
+                                         "low_freq_factor",
+                                         "high_freq_factor",
                                          NULL };
     MF_TRY(mf_config_only_keys(scaling, known, "is not a rope key that is known here"));
     const char *type, *old_type;
@@ -125,7 +140,7 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     }
     if (!type && mf_read_value(scaling, "factor")) {
         return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type",
-                            "expected \"default\", \"linear\" or \"yarn\"; got nothing");
+                            "expected \"default\", \"linear\", \"llama3\" or \"yarn\"; got nothing");
     }
     if (!type || strcmp(type, "default") == 0) {
         rope->type = MF_ROPE_DEFAULT;
@@ -133,12 +148,17 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
         rope->type = MF_ROPE_YARN;
     } else if (strcmp(type, "linear") == 0) {
         rope->type = MF_ROPE_LINEAR;
+    } else if (strcmp(type, "llama3") == 0) {
+        rope->type = MF_ROPE_LLAMA3;
     } else {
-        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\" or \"yarn\"");
+        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\", \"llama3\" or \"yarn\"");
     }
     MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
     if (rope->type == MF_ROPE_DEFAULT) {
         return MF_OK;
+    }
+    if (rope->type == MF_ROPE_LLAMA3) {
+        return read_llama3(scaling, rope);
     }
     static const double zero = 0.0, fast = 32.0, slow = 1.0;
     static const bool yes = true;
@@ -165,7 +185,8 @@ static bool rope_equal(const mf_rope_config *a, const mf_rope_config *b)
     return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
            a->original_max_position_embeddings == b->original_max_position_embeddings && a->beta_fast == b->beta_fast &&
            a->beta_slow == b->beta_slow && a->mscale == b->mscale && a->mscale_all_dim == b->mscale_all_dim &&
-           a->attention_factor == b->attention_factor && a->truncate == b->truncate;
+           a->attention_factor == b->attention_factor && a->truncate == b->truncate &&
+           a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor;
 }
 
 /* The factor of dim that is rotated: an even number of dimensions. */

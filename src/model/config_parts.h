@@ -46,6 +46,10 @@ mf_status mf_config_set_shared(const mf_reader *reader, const char *key, int64_t
 /* Marks the MoE layers by a list of "dense" and "sparse" under `key`, or, when it is absent, all from first_sparse on. */
 mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, int64_t first_sparse, mf_model_config *config);
 
+/* MoE layers by a list of their numbers under list_key, or else every step_key-th one (absent: every one). */
+mf_status mf_config_read_moe_layers(const mf_reader *reader, const char *list_key, const char *step_key,
+                                    mf_model_config *config);
+
 /* Layer i is MoE when (i + 1) is a multiple of decoder_sparse_step and mlp_only_layers does not name it. */
 mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config);
 

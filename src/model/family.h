@@ -89,5 +89,7 @@ extern const mf_family mf_family_minimax_m2;
 extern const mf_family mf_family_dots1;
 extern const mf_family mf_family_hunyuan_moe;
 extern const mf_family mf_family_gpt_oss;
+extern const mf_family mf_family_llama4;
+extern const mf_family mf_family_llama4_conditional;
 
 #endif

@@ -68,7 +68,7 @@ enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
 
 static int64_t norm_width(const mf_model_config *c, int64_t projection)
 {
-    return c->qk_norm == MF_QK_NORM_NONE ? 0 : c->qk_norm == MF_QK_NORM_HEAD ? c->head_dim : projection;
+    return c->qk_norm == MF_QK_NORM_NONE || c->qk_norm_unweighted ? 0 : c->qk_norm == MF_QK_NORM_HEAD ? c->head_dim : projection;
 }
 
 /* The shape of a role under a config; *n = 0: this config has no such tensor. */
