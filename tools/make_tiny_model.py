@@ -21,7 +21,8 @@ golden.bin, little endian: "MFGL", i32 version 1, num_prompt, num_generated, voc
 continuation; f32 logits [num_prompt + num_generated, vocab_size].
 golden_bf16.bin, for some cases: the same with the logits of the same ids when what enters every linear layer and expert is
 rounded to bf16 (routers excepted), all else staying f32.
-rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear), dim, original_max, truncate,
+rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear, 3 llama3: beta_fast and
+beta_slow are high_freq_factor and low_freq_factor), dim, original_max, truncate,
 num_positions; f64 theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor (0 = not set); f64 factor on
 cos and sin; f32 inv_freq [dim/2]; i32 positions; f32 (cos, sin) [num_positions, dim/2].
 """
@@ -99,6 +100,10 @@ GPTQ = dict(quant_method="gptq", bits=4, group_size=16, sym=False, desc_act=Fals
 AWQ = dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm", modules_to_not_convert=["self_attn.k", "mlp.gate"])
 
 MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.gate", "lm_head"])
+
+
+GPT_OSS_MXFP4 = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                                                   "model.embed_tokens", "lm_head"])
 
 
 def yarn(**changes):
@@ -279,6 +284,33 @@ CASES = {
 }
 
 CASES.update({
+    # sliding windows shorter than the text: every layer, every other one below max_window_layers, those from it on, by a list
+    "mixtral_window": ("bf16", 40, dict(generated=64),
+                       dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=48, hidden_size=32,
+                            intermediate_size=24, num_hidden_layers=2, num_local_experts=6, num_experts_per_tok=2, sliding_window=9,
+                            num_attention_heads=4, num_key_value_heads=2, rope_theta=1e6)),
+    "qwen2_window": ("bf16", 41, dict(generated=64),
+                     dict(PLAIN, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=48, hidden_size=32,
+                          intermediate_size=40, moe_intermediate_size=16, shared_expert_intermediate_size=32, num_hidden_layers=5,
+                          num_experts=6, num_experts_per_tok=2, norm_topk_prob=False, num_attention_heads=4, num_key_value_heads=2,
+                          use_sliding_window=True, sliding_window=13, max_window_layers=3)),
+    "qwen3_window": ("bf16", 42, dict(generated=64),
+                     dict(QWEN3, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=2,
+                          num_experts=6, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                          use_sliding_window=True, sliding_window=17)),
+    "dots1_window": ("bf16", 43, dict(generated=64),
+                     dict(PLAIN, architectures=["Dots1ForCausalLM"], model_type="dots1", vocab_size=48, hidden_size=32,
+                          intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=3, first_k_dense_replace=1,
+                          n_routed_experts=6, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1, norm_topk_prob=True,
+                          routed_scaling_factor=2.5, num_attention_heads=4, num_key_value_heads=4, head_dim=16, attention_bias=False,
+                          sliding_window=7, max_window_layers=1)),
+    "dots1_layer_types": ("bf16", 44, dict(generated=64),
+                          dict(PLAIN, architectures=["Dots1ForCausalLM"], model_type="dots1", vocab_size=48, hidden_size=32,
+                               intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=3, first_k_dense_replace=1,
+                               n_routed_experts=6, num_experts_per_tok=2, n_shared_experts=0, n_group=1, topk_group=1,
+                               norm_topk_prob=True, routed_scaling_factor=1.5, num_attention_heads=4, num_key_value_heads=2,
+                               head_dim=16, attention_bias=True, sliding_window=11, max_window_layers=3,
+                               layer_types=["full_attention", "sliding_attention", "full_attention"])),
     # Kimi-K2-Thinking's release: int4 experts in groups of 32, all else bf16
     "kimi_k2_int4": ("bf16", 30, dict(oracle_model_type="deepseek_v3", quantise=[(r"mlp\.experts\.", "pack")]),
                      dict(V3, model_type="kimi_k2", vocab_size=64, hidden_size=64, intermediate_size=48, moe_intermediate_size=32,
@@ -316,6 +348,51 @@ CASES.update({
                        quantization_config=AWQ)),
 })
 
+GPT_OSS = dict(PLAIN, architectures=["GptOssForCausalLM"], model_type="gpt_oss", rope_theta=150000.0, max_position_embeddings=512,
+               rope_scaling=dict(rope_type="yarn", factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                                 original_max_position_embeddings=64))
+CASES.update({
+    # windows in every other layer, sinks, biases everywhere, a clamp that cuts, experts by columns
+    "gpt_oss": ("bf16", 50, dict(generated=64),
+                dict(GPT_OSS, vocab_size=64, hidden_size=48, intermediate_size=24, num_hidden_layers=3, num_local_experts=8,
+                     num_experts_per_tok=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16, sliding_window=11,
+                     swiglu_limit=1.25, layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    # experts in MXFP4 as released: a multiple of 32 wide
+    "gpt_oss_mxfp4": ("bf16", 51, dict(generated=64, quantise=[(r"experts\.(gate_up|down)_proj$", "mxfp4_stack")]),
+                      dict(GPT_OSS, vocab_size=48, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_local_experts=6,
+                           num_experts_per_tok=2, num_attention_heads=8, num_key_value_heads=2, head_dim=8, sliding_window=17,
+                           quantization_config=GPT_OSS_MXFP4)),
+    # f32, no biases in attention, one sliding layer by the list, another alpha
+    "gpt_oss_f32": ("f32", 52, dict(generated=64, shards=2),
+                    dict(GPT_OSS, vocab_size=48, hidden_size=32, intermediate_size=20, num_hidden_layers=2, num_local_experts=5,
+                         num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=4, head_dim=8, sliding_window=5,
+                         attention_bias=False, swiglu_alpha=1.5, layer_types=["full_attention", "sliding_attention"])),
+})
+
+LLAMA4 = dict(PLAIN, architectures=["Llama4ForCausalLM"], model_type="llama4_text", rope_theta=500000.0, max_position_embeddings=512,
+              attention_bias=False)
+CASES.update({
+    # as Scout: every layer MoE, chunks, one layer of four without rope and with scaled queries, unweighted norms, llama3's rope
+    "llama4": ("bf16", 60, dict(generated=64),
+               dict(LLAMA4, vocab_size=64, hidden_size=48, intermediate_size=24, intermediate_size_mlp=40, num_hidden_layers=4,
+                    num_local_experts=6, num_experts_per_tok=1, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+                    attention_chunk_size=13, floor_scale=9, attn_scale=0.4, interleave_moe_layer_step=1, use_qk_norm=True,
+                    rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                      original_max_position_embeddings=32))),
+    # as Maverick: every other layer dense, no norms; two experts a token, lists of layers
+    "llama4_dense": ("f32", 61, dict(generated=64),
+                     dict(LLAMA4, vocab_size=48, hidden_size=32, intermediate_size=20, intermediate_size_mlp=40, num_hidden_layers=3,
+                          num_local_experts=5, num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=4, head_dim=8,
+                          attention_chunk_size=7, moe_layers=[0, 2], no_rope_layers=[1, 0, 1], use_qk_norm=False,
+                          attn_temperature_tuning=False, layer_types=["chunked_attention", "full_attention", "full_attention"])),
+    # the multimodal file: text_config, a prefix, tensors of the vision part
+    "llama4_vision": ("bf16", 62, dict(generated=64, multimodal=("Llama4ForConditionalGeneration", "llama4", "language_model.",
+                                                                 ["vision_model.layernorm_post.weight", "multi_modal_projector.linear_1.weight"])),
+                      dict(LLAMA4, vocab_size=48, hidden_size=32, intermediate_size=16, intermediate_size_mlp=24, num_hidden_layers=2,
+                           num_local_experts=4, num_experts_per_tok=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                           attention_chunk_size=11, interleave_moe_layer_step=2, no_rope_layer_interval=2, floor_scale=16)),
+})
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "fp8": torch.bfloat16,
           "fp8_channel": torch.bfloat16}
 CONFIG_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16",
@@ -327,6 +404,7 @@ MIXTRAL_NAMES = [(r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.exp
                  (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
                  (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
                  (r"\.mlp\.", ".block_sparse_moe.")]
+STACKED = ("gpt_oss", "llama4_text")  # released as transformers holds them
 RELEASED = {"mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
             "ernie4_5_moe": [(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]}
 
@@ -337,12 +415,16 @@ def released(name, config):
     return name
 
 
-def released_names(state):
-    """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each."""
+def released_names(state, model_type):
+    """transformers' parameter names and shapes -> released ones: stacked experts become one tensor each, but where releases
+    stack them too."""
     shapes = {}
     for name, tensor in state.items():
         if tensor.numel() == 0:
             continue  # a shared MLP of no width is not stored
+        if model_type in STACKED:
+            shapes[name] = tuple(tensor.shape)
+            continue
         if name.endswith("mlp.experts.gate_up_proj"):
             for e in range(tensor.shape[0]):
                 half = tensor.shape[1] // 2
@@ -376,11 +458,15 @@ def random_tensor(name, shape, generator):
         return x * 0.1
     if name.endswith("bias"):
         return x * 0.2
+    if name.endswith("sinks"):
+        return x * 1.5
+    if len(shape) == 3:  # by columns
+        return x / math.sqrt(shape[1])
     if len(shape) == 1:  # norms
         return 1.0 + 0.2 * x
     if "embed_tokens" in name:
         return x
-    gain = 2.0 if name.endswith(("mlp.gate.weight", "lm_head.weight")) else 1.0
+    gain = 2.0 if name.endswith(("mlp.gate.weight", "router.weight", "lm_head.weight")) else 1.0
     return x * (gain / math.sqrt(shape[-1]))
 
 
@@ -489,7 +575,8 @@ def stack_mxfp4(stored):
 
 def storage_of(name, rules):
     """The kind of the first rule whose pattern the name has; None: unquantised."""
-    return next((kind for pattern, kind in rules if re.search(pattern, name)), None) if is_quantised(name) else None
+    may_be = is_quantised(name) or re.search(r"experts\.(gate_up|down)_proj$", name)
+    return next((kind for pattern, kind in rules if re.search(pattern, name)), None) if may_be else None
 
 
 def is_quantised(name):
@@ -500,15 +587,17 @@ def stacked_state(values, template):
     """Released tensors as the parameters of transformers' model."""
     state = {}
     for name, tensor in template.items():
-        if name.endswith("mlp.experts.gate_up_proj"):
+        if name in values:
+            state[name] = values[name]
+        elif name.endswith("mlp.experts.gate_up_proj"):
             base = name[: -len("gate_up_proj")]
             state[name] = torch.stack([torch.cat([values[f"{base}{e}.gate_proj.weight"], values[f"{base}{e}.up_proj.weight"]])
                                        for e in range(tensor.shape[0])])
         elif name.endswith("mlp.experts.down_proj"):
             base = name[: -len("down_proj")]
             state[name] = torch.stack([values[f"{base}{e}.down_proj.weight"] for e in range(tensor.shape[0])])
-        elif name in values or tensor.numel() == 0:
-            state[name] = values.get(name, tensor)
+        elif tensor.numel() == 0:
+            state[name] = tensor
         elif name == "lm_head.weight":  # tied
             state[name] = values["model.embed_tokens.weight"]
     return state
@@ -554,7 +643,7 @@ def router_gap(logits, module, config):
         keys, grouped = torch.softmax(logits, dim=-1) + bias, False
     elif config["model_type"] == "minimax_m2":
         keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
-    elif config["model_type"] in ("deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
+    elif config["model_type"] in ("gpt_oss", "llama4_text", "deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -576,8 +665,9 @@ def watch_routers(model, config):
     for m in model.modules():  # MiniMax keeps its router's bias one level up
         if hasattr(m, "gate") and hasattr(m, "e_score_correction_bias"):
             m.gate.watched_bias = m.e_score_correction_bias
-    hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[0], module, config)))
-             for name, m in model.named_modules() if name.endswith("mlp.gate")]
+    logits = 1 if config["model_type"] == "llama4_text" else 0
+    hooks = [m.register_forward_hook(lambda module, _, out: gaps.append(router_gap(out[logits], module, config)))
+             for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router", "feed_forward.router"))]
     return gaps, hooks
 
 
@@ -645,7 +735,7 @@ def make_case(name, out, attempt):
         template = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scratch), attn_implementation="eager")
         template = template.float().eval()
         state = template.state_dict()
-        shapes = released_names(state)
+        shapes = released_names(state, config["model_type"])
         if template.config.tie_word_embeddings:
             shapes.pop("lm_head.weight", None)
         if options.get("mtp"):
@@ -659,6 +749,11 @@ def make_case(name, out, attempt):
                 stored[tensor], stored[tensor + "_scale_inv"], values[tensor] = quantise_fp8(w)
             elif storage == "fp8_channel" and is_quantised(tensor):
                 stored[tensor], stored[tensor + "_scale"], values[tensor] = quantise_fp8_channel(w)
+            elif storage_of(tensor, options.get("quantise", [])) == "mxfp4_stack":
+                rows = w.transpose(1, 2)  # [E, n, k]
+                parts, value = quantise_as("mxfp4", rows.flatten(0, 1), 32)
+                values[tensor] = value.view(rows.shape).transpose(1, 2).contiguous()
+                stored.update({f"{tensor}_{part}": t.unflatten(0, rows.shape[:2]) for part, t in parts.items()})
             elif storage_of(tensor, options.get("quantise", [])):
                 kind = storage_of(tensor, options["quantise"])
                 group = {"gptq": GPTQ["group_size"]}.get(kind, 32)
@@ -672,12 +767,19 @@ def make_case(name, out, attempt):
             prefix = f"model.layers.{config['num_hidden_layers']}."
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()
             stored[prefix + "embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
-        write_config(directory, config)
         spelled = {released(tensor, config): t for tensor, t in stored.items()}
+        written = config
+        if options.get("multimodal"):
+            architecture, model_type, prefix, others = options["multimodal"]
+            written = dict(architectures=[architecture], model_type=model_type, text_config=config, torch_dtype=config["torch_dtype"],
+                           vision_config=dict(model_type=f"{model_type}_vision_model", hidden_size=16))
+            spelled = {prefix + tensor: t for tensor, t in spelled.items()}
+            spelled.update({name: torch.ones(16, dtype=DTYPES[storage]) for name in others})
+        write_config(directory, written)
         write_weights(directory, spelled, options.get("shards", 1))
-        if oracle_config != config:
+        if oracle_config != written:
             write_weights(scratch, {released(tensor, config): t for tensor, t in values.items()}, 1)
-        model = load_oracle(scratch if oracle_config != config else directory)
+        model = load_oracle(scratch if oracle_config != written else directory)
 
         prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()
         generated = options.get("generated", NUM_GENERATED)
@@ -712,6 +814,10 @@ ROPE_CASES = [  # theta, dim, max positions, rope parameters
     (10000.0, 16, 4096, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16, beta_slow=2,
                              attention_factor=0.75)),
     (500000.0, 32, 8192, dict(rope_type="linear", factor=8.0)),
+    (500000.0, 128, 131072, dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                 original_max_position_embeddings=8192)),
+    (500000.0, 128, 163840, dict(rope_type="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0,
+                                 original_max_position_embeddings=8192)),
 ]
 
 
@@ -727,10 +833,11 @@ def write_rope(path):
             half = dim // 2
             table = torch.stack([cos[0, :, :half], sin[0, :, :half]], dim=-1)
             get = parameters.get
-            kind = {"default": 0, "yarn": 1, "linear": 2}[parameters["rope_type"]]
+            kind = {"default": 0, "yarn": 1, "linear": 2, "llama3": 3}[parameters["rope_type"]]
             f.write(struct.pack("<5i", kind, dim, get("original_max_position_embeddings", 0), int(get("truncate", True)),
                                 len(positions)))
-            f.write(struct.pack("<8d", theta, get("factor", 1.0), get("beta_fast", 32.0), get("beta_slow", 1.0),
+            f.write(struct.pack("<8d", theta, get("factor", 1.0), get("beta_fast", get("high_freq_factor", 32.0)),
+                                get("beta_slow", get("low_freq_factor", 1.0)),
                                 get("mscale", 0.0), get("mscale_all_dim", 0.0), get("attention_factor", 0.0),
                                 module.attention_scaling))
             f.write(module.inv_freq.numpy().astype("<f4").tobytes())

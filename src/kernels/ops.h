@@ -96,17 +96,30 @@ typedef struct mf_mla_args {
 /* Grouped-query attention (num_kv_heads = num_heads: multi-head) over a cache whose rows hold the rotated keys of all
  * kv heads, then their values: row_size = num_kv_heads * (head_dim + v_head_dim).  Query head h reads kv head
  * h / (num_heads / num_kv_heads):
- *   score_s = scale * (q . k_s), s = 0..position;  o = sum_s softmax(score)_s v_s
+ *   score_s = scale * (q . k_s), s = first..position;  o = sum_s softmax(score)_s v_s
+ * first = mf_gqa_first: 0 without window and chunk.  Rows before it are not weighed, whatever they hold.
+ * A sink is one more score, without a value: it joins the softmax's maximum and sum.
  * The order of sums depends on the position alone, so chunks of a prompt and single tokens give the same bits. */
 typedef struct mf_gqa_args {
     int64_t num_tokens, num_heads, num_kv_heads;
     int64_t head_dim, v_head_dim;
     float softmax_scale;
+    int64_t window;             /* positions > position - window are seen; 0 = all */
+    int64_t chunk;              /* positions of the same multiple of it are seen; 0 = all */
+    const float *sinks;         /* [heads] or NULL */
     const float *q;             /* [T, heads, head_dim], rotated */
     mf_kv_view kv;
     float *out;                 /* [T, heads, v_head_dim] */
     float *scratch;             /* gqa_scratch_floats() */
 } mf_gqa_args;
+
+/* The first position that a token at `position` sees. */
+static inline int64_t mf_gqa_first(int64_t window, int64_t chunk, int64_t position)
+{
+    const int64_t by_window = window > 0 && position >= window ? position - window + 1 : 0;
+    const int64_t by_chunk = chunk > 0 ? position / chunk * chunk : 0;
+    return by_window > by_chunk ? by_window : by_chunk;
+}
 
 typedef struct mf_device_ops {
     const char *name;
@@ -147,6 +160,9 @@ typedef struct mf_device_ops {
     void (*convert)(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
     /* Every x[i] into [-limit, limit]; a NaN stays. */
     void (*clip)(mf_device *device, float *x, int64_t n, float limit);
+    /* x[t, 0..n) *= factors[position[t]], rows without gaps. */
+    void (*scale_rows)(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
 } mf_device_ops;

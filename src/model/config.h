@@ -12,19 +12,20 @@
 
 enum { MF_MAX_EOS_IDS = 16, MF_MAX_LAYERS = 1024 };
 
-typedef enum mf_rope_type { MF_ROPE_DEFAULT = 0, MF_ROPE_YARN, MF_ROPE_LINEAR } mf_rope_type;
+typedef enum mf_rope_type { MF_ROPE_DEFAULT = 0, MF_ROPE_YARN, MF_ROPE_LINEAR, MF_ROPE_LLAMA3 } mf_rope_type;
 
 typedef struct mf_rope_config {
     mf_rope_type type;
     double theta;
     int64_t dim;        /* rotated dimensions of a head */
     bool pair;          /* (2i, 2i+1), else (i, i + dim/2) */
-    double factor;      /* yarn */
+    double factor;      /* yarn, linear, llama3 */
     int64_t original_max_position_embeddings;
     double beta_fast, beta_slow;
     double mscale, mscale_all_dim;   /* 0 = not set */
     double attention_factor;         /* 0 = not set */
     bool truncate;                   /* yarn: floor and ceil the ramp's ends */
+    double low_freq_factor, high_freq_factor; /* llama3: turns within the original context */
 } mf_rope_config;
 
 typedef enum mf_quant_method {
@@ -102,11 +103,19 @@ typedef struct mf_model_config {
     /* GQA */
     int64_t num_kv_heads, head_dim;   /* head_dim: of queries and keys */
     mf_qk_norm qk_norm;
-    bool qk_norm_after_rope;          /* else before it */
+    bool qk_norm_after_rope;          /* else before it; then layers without rope have none */
+    bool qk_norm_unweighted;          /* by head, without weights */
+    int64_t window, chunk;            /* local layers see positions > position - window, of the same chunk; 0 = all */
+    uint8_t layer_is_local[MF_MAX_LAYERS];
     double qkv_clip;                  /* q, k and v are cut to +-this, after the norms and before rope; 0 = not */
     /* both */
     bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */
     bool output_bias;                 /* of o_proj */
+    uint8_t layer_has_no_rope[MF_MAX_LAYERS]; /* GQA */
+    /* Queries of layers without rope are multiplied by log1p(floor((position + 1) / query_floor)) * query_scale + 1; floor 0: not. */
+    int64_t query_floor;
+    double query_scale;
+    bool has_sinks;                   /* GQA: one more logit per head in the softmax, without a value */
     double softmax_scale;             /* MLA: with yarn's mscale in it */
     mf_rope_config rope;
 
@@ -119,7 +128,9 @@ typedef struct mf_model_config {
     bool has_shared_gate;             /* its output is weighed by the sigmoid of one logit per token */
     mf_gate_config gate;              /* without shared slots and replicas: the plan adds them */
     bool has_correction_bias;
+    bool router_bias, expert_bias;    /* of the router's logits; of every routed expert's gate, up and down */
     mf_activation activation;
+    double activation_limit, activation_alpha; /* as mf_slot has them */
 
     mf_quant_config quant;
 

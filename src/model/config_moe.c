@@ -77,26 +77,45 @@ mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, in
     return MF_OK;
 }
 
-mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config)
+/* Marks the layers that a list of numbers names. */
+static mf_status mark_layers(const mf_reader *reader, const char *key, uint8_t is_moe, mf_model_config *config)
 {
-    static const int64_t each = 1;
-    int64_t sparse_step;
-    MF_TRY(mf_read_int(reader, "decoder_sparse_step", 1, MF_MAX_LAYERS, &each, &sparse_step));
-    for (int64_t layer = sparse_step - 1; layer < config->num_layers; layer += sparse_step) {
-        config->layer_is_moe[layer] = 1;
-    }
-    const json_t *list = mf_read_value(reader, "mlp_only_layers");
+    const json_t *list = mf_read_value(reader, key);
     if (list && !json_is_array(list)) {
-        return mf_read_unexpected(reader, MF_ERR_INVALID, "mlp_only_layers", "a list of layers");
+        return mf_read_unexpected(reader, MF_ERR_INVALID, key, "a list of layers");
     }
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *entry = json_array_get(list, i);
         if (!json_is_integer(entry) || json_integer_value(entry) < 0 || json_integer_value(entry) >= config->num_layers) {
-            return mf_read_fail(reader, MF_ERR_INVALID, "mlp_only_layers", "entry %zu: expected a layer in 0..%lld", i,
+            return mf_read_fail(reader, MF_ERR_INVALID, key, "entry %zu: expected a layer in 0..%lld", i,
                                 (long long)config->num_layers - 1);
         }
-        config->layer_is_moe[json_integer_value(entry)] = 0;
+        config->layer_is_moe[json_integer_value(entry)] = is_moe;
     }
     count_moe_layers(config);
     return MF_OK;
+}
+
+static mf_status mark_steps(const mf_reader *reader, const char *key, mf_model_config *config)
+{
+    static const int64_t each = 1;
+    int64_t step;
+    MF_TRY(mf_read_int(reader, key, 1, MF_MAX_LAYERS, &each, &step));
+    for (int64_t layer = step - 1; layer < config->num_layers; layer += step) {
+        config->layer_is_moe[layer] = 1;
+    }
+    count_moe_layers(config);
+    return MF_OK;
+}
+
+mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config)
+{
+    MF_TRY(mark_steps(reader, "decoder_sparse_step", config));
+    return mark_layers(reader, "mlp_only_layers", 0, config);
+}
+
+mf_status mf_config_read_moe_layers(const mf_reader *reader, const char *list_key, const char *step_key,
+                                    mf_model_config *config)
+{
+    return mf_read_value(reader, list_key) ? mark_layers(reader, list_key, 1, config) : mark_steps(reader, step_key, config);
 }

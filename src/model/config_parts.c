@@ -76,7 +76,7 @@ static mf_status read_alpha(const mf_reader *scaling, const char *type_key, mf_r
 {
     if (!mf_read_value(scaling, "alpha")) {
         return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key,
-                                  "\"default\", \"linear\", \"yarn\", or \"dynamic\" with \"alpha\"");
+                                  "\"default\", \"linear\", \"llama3\", \"yarn\", or \"dynamic\" with \"alpha\"");
     }
     double alpha;
     MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
@@ -87,6 +87,19 @@ static mf_status read_alpha(const mf_reader *scaling, const char *type_key, mf_r
     }
     rope->type = MF_ROPE_DEFAULT;
     rope->theta *= pow(alpha, (double)rope->dim / (double)(rope->dim - 2));
+    return MF_OK;
+}
+
+static mf_status read_llama3(const mf_reader *scaling, mf_rope_config *rope)
+{
+    MF_TRY(mf_read_int(scaling, "original_max_position_embeddings", 1, 1 << 30, NULL, &rope->original_max_position_embeddings));
+    MF_TRY(mf_read_number(scaling, "factor", 1, 1e6, NULL, &rope->factor));
+    MF_TRY(mf_read_number(scaling, "low_freq_factor", 1e-3, 1e6, NULL, &rope->low_freq_factor));
+    MF_TRY(mf_read_number(scaling, "high_freq_factor", 1e-3, 1e6, NULL, &rope->high_freq_factor));
+    if (rope->high_freq_factor < rope->low_freq_factor) {
+        return mf_read_fail(scaling, MF_ERR_INVALID, "high_freq_factor", "expected at least low_freq_factor %g; got %g",
+                            rope->low_freq_factor, rope->high_freq_factor);
+    }
     return MF_OK;
 }
 
@@ -106,6 +119,8 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
                                          "original_max_position_embeddings",
                                          "partial_rotary_factor",
                                          "alpha",
+                                         "low_freq_factor",
+                                         "high_freq_factor",
                                          NULL };
     MF_TRY(mf_config_only_keys(scaling, known, "is not a rope key that is known here"));
     const char *type, *old_type;
@@ -125,7 +140,7 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
     }
     if (!type && mf_read_value(scaling, "factor")) {
         return mf_read_fail(scaling, MF_ERR_INVALID, "rope_type",
-                            "expected \"default\", \"linear\" or \"yarn\"; got nothing");
+                            "expected \"default\", \"linear\", \"llama3\" or \"yarn\"; got nothing");
     }
     if (!type || strcmp(type, "default") == 0) {
         rope->type = MF_ROPE_DEFAULT;
@@ -133,12 +148,17 @@ static mf_status read_scaling(const mf_reader *scaling, int64_t max_position_emb
         rope->type = MF_ROPE_YARN;
     } else if (strcmp(type, "linear") == 0) {
         rope->type = MF_ROPE_LINEAR;
+    } else if (strcmp(type, "llama3") == 0) {
+        rope->type = MF_ROPE_LLAMA3;
     } else {
-        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\" or \"yarn\"");
+        return mf_read_unexpected(scaling, MF_ERR_UNSUPPORTED, type_key, "\"default\", \"linear\", \"llama3\" or \"yarn\"");
     }
     MF_TRY(mf_read_number(scaling, "rope_theta", 2, 1e12, &rope->theta, &rope->theta));
     if (rope->type == MF_ROPE_DEFAULT) {
         return MF_OK;
+    }
+    if (rope->type == MF_ROPE_LLAMA3) {
+        return read_llama3(scaling, rope);
     }
     static const double zero = 0.0, fast = 32.0, slow = 1.0;
     static const bool yes = true;
@@ -165,7 +185,8 @@ static bool rope_equal(const mf_rope_config *a, const mf_rope_config *b)
     return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
            a->original_max_position_embeddings == b->original_max_position_embeddings && a->beta_fast == b->beta_fast &&
            a->beta_slow == b->beta_slow && a->mscale == b->mscale && a->mscale_all_dim == b->mscale_all_dim &&
-           a->attention_factor == b->attention_factor && a->truncate == b->truncate;
+           a->attention_factor == b->attention_factor && a->truncate == b->truncate &&
+           a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor;
 }
 
 /* The factor of dim that is rotated: an even number of dimensions. */
@@ -285,8 +306,8 @@ mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *def
         return mf_read_fail(reader, MF_ERR_INVALID, "num_key_value_heads", "%lld does not divide num_attention_heads %lld",
                             (long long)config->num_kv_heads, (long long)config->num_heads);
     }
-    int64_t derived = config->hidden_size / config->num_heads;
-    if (!mf_read_value(reader, "head_dim") && config->hidden_size % config->num_heads != 0) {
+    int64_t derived = defaults->head_dim ? defaults->head_dim : config->hidden_size / config->num_heads;
+    if (!mf_read_value(reader, "head_dim") && !defaults->head_dim && config->hidden_size % config->num_heads != 0) {
         return mf_read_fail(reader, MF_ERR_INVALID, "head_dim",
                             "is absent and num_attention_heads %lld does not divide hidden_size %lld",
                             (long long)config->num_heads, (long long)config->hidden_size);
@@ -302,24 +323,61 @@ mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *def
     return mf_config_read_rope(reader, config->head_dim, defaults->partial, config);
 }
 
-mf_status mf_config_refuse_sliding_window(const mf_reader *reader)
+mf_status mf_config_read_layer_types(const mf_reader *reader, const char *local, mf_model_config *config)
 {
-    MF_TRY(mf_config_refuse_true(reader, "use_sliding_window", "every layer attends to the whole context here"));
     const json_t *types = mf_read_value(reader, "layer_types");
+    if (types && (!json_is_array(types) || (int64_t)json_array_size(types) != config->num_layers)) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "a list of %lld kinds of attention", (long long)config->num_layers);
+        return mf_read_unexpected(reader, MF_ERR_INVALID, "layer_types", expected);
+    }
     for (size_t i = 0; i < json_array_size(types); i++) {
         const char *type = json_string_value(json_array_get(types, i));
-        if (!type || strcmp(type, "full_attention") != 0) {
-            return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "layer_types", "\"full_attention\" for every layer");
+        if (!type || (strcmp(type, "full_attention") != 0 && strcmp(type, local) != 0)) {
+            return mf_read_fail(reader, MF_ERR_UNSUPPORTED, "layer_types", "entry %zu: expected \"full_attention\" or \"%s\"", i,
+                                local);
+        }
+        config->layer_is_local[i] = strcmp(type, local) == 0;
+    }
+    return MF_OK;
+}
+
+mf_status mf_config_read_window(const mf_reader *reader, const int64_t *fallback, mf_model_config *config)
+{
+    static const int64_t none = 0;
+    const bool is_null = json_is_null(json_object_get(reader->object, "sliding_window"));
+    MF_TRY(mf_read_int(reader, "sliding_window", 1, 1 << 30, is_null || !fallback ? &none : fallback, &config->window));
+    if (config->window == 0) {
+        memset(config->layer_is_local, 0, sizeof config->layer_is_local);
+    }
+    MF_TRY(mf_config_read_layer_types(reader, "sliding_attention", config));
+    for (int64_t l = 0; config->window == 0 && l < config->num_layers; l++) {
+        if (config->layer_is_local[l]) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "layer_types", "entry %lld slides, and there is no sliding_window",
+                                (long long)l);
         }
     }
     return MF_OK;
 }
 
-mf_status mf_config_refuse_window_size(const mf_reader *reader)
+mf_status mf_config_read_optional_window(const mf_reader *reader, mf_model_config *config)
 {
-    return mf_read_value(reader, "sliding_window") ? mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "sliding_window",
-                                                                        "null (every layer attends to the whole context here)")
-                                                   : MF_OK;
+    static const bool off = false;
+    static const int64_t size = 4096;
+    bool slides;
+    MF_TRY(mf_read_bool(reader, "use_sliding_window", &off, &slides));
+    if (slides) {
+        return mf_config_read_window(reader, &size, config);
+    }
+    memset(config->layer_is_local, 0, sizeof config->layer_is_local);
+    MF_TRY(mf_config_read_layer_types(reader, "sliding_attention", config));
+    for (int64_t l = 0; l < config->num_layers; l++) {
+        if (config->layer_is_local[l]) {
+            return mf_read_fail(reader, MF_ERR_INVALID, "layer_types", "entry %lld slides, and use_sliding_window is false",
+                                (long long)l);
+        }
+    }
+    return MF_OK;
 }
 
 /* ---- token ids ---- */

@@ -18,11 +18,12 @@ typedef struct mf_gqa_defaults {
     double rope_theta;      /* 0 = 10000 */
     const char *bias_key;   /* of q, k and v; NULL = "attention_bias" */
     bool bias;
+    int64_t head_dim;       /* 0 = hidden_size / num_attention_heads */
     bool kv_heads_optional; /* absent num_key_value_heads: as many as heads */
     bool pair;              /* rope pairs neighbours */
 } mf_gqa_defaults;
 
-/* Grouped-query attention: heads, kv heads, head_dim (absent: hidden_size / num_attention_heads), biases of q, k and v, rope
+/* Grouped-query attention: heads, kv heads, head_dim, biases of q, k and v, rope
  * over the first partial_rotary_factor of a head, and the softmax scale.  The family sets qk_norm and output_bias.
  * defaults may be NULL. */
 mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *defaults, mf_model_config *config);
@@ -45,20 +46,28 @@ mf_status mf_config_set_shared(const mf_reader *reader, const char *key, int64_t
 /* Marks the MoE layers by a list of "dense" and "sparse" under `key`, or, when it is absent, all from first_sparse on. */
 mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, int64_t first_sparse, mf_model_config *config);
 
+/* MoE layers by a list of their numbers under list_key, or else every step_key-th one (absent: every one). */
+mf_status mf_config_read_moe_layers(const mf_reader *reader, const char *list_key, const char *step_key,
+                                    mf_model_config *config);
+
 /* Layer i is MoE when (i + 1) is a multiple of decoder_sparse_step and mlp_only_layers does not name it. */
 mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config);
 
-/* Refuses a sliding_window that is not null. */
-mf_status mf_config_refuse_window_size(const mf_reader *reader);
+/* sliding_window (absent: the fallback, NULL when there is none; null: no window) for the layers that layer_is_local marks,
+ * or that layer_types calls "sliding_attention"; the others are full. */
+mf_status mf_config_read_window(const mf_reader *reader, const int64_t *fallback, mf_model_config *config);
+
+/* The same behind use_sliding_window (absent: false), absent a window of 4096. */
+mf_status mf_config_read_optional_window(const mf_reader *reader, mf_model_config *config);
+
+/* Marks layers by layer_types, a list of "full_attention" and `local`; absent: layer_is_local stays. */
+mf_status mf_config_read_layer_types(const mf_reader *reader, const char *local, mf_model_config *config);
 
 /* quantization_config of `reader`'s object, else of `outer`'s (which may be the same). */
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config);
 
 /* bos_token_id and eos_token_id: adds what is not known yet. */
 mf_status mf_config_read_tokens(const mf_reader *reader, mf_model_config *config);
-
-/* Refuses use_sliding_window, and layer_types other than full attention. */
-mf_status mf_config_refuse_sliding_window(const mf_reader *reader);
 
 /* Refuses a boolean key that is true, or any value but the one given, saying why. */
 mf_status mf_config_refuse_true(const mf_reader *reader, const char *key, const char *why);

@@ -29,16 +29,21 @@ typedef enum mf_role {
     MF_ROLE_V_BIAS,
     MF_ROLE_Q_NORM,
     MF_ROLE_K_NORM,
+    MF_ROLE_SINKS,
     MF_ROLE_O_PROJ,
     MF_ROLE_O_BIAS,
     MF_ROLE_DENSE_GATE,
     MF_ROLE_DENSE_UP,
     MF_ROLE_DENSE_DOWN,
     MF_ROLE_ROUTER,
+    MF_ROLE_ROUTER_BIAS,
     MF_ROLE_CORRECTION_BIAS,
     MF_ROLE_EXPERT_GATE,
     MF_ROLE_EXPERT_UP,
     MF_ROLE_EXPERT_DOWN,
+    MF_ROLE_EXPERT_GATE_BIAS,
+    MF_ROLE_EXPERT_UP_BIAS,
+    MF_ROLE_EXPERT_DOWN_BIAS,
     MF_ROLE_SHARED_EXPERT_GATE, /* [1, H]: one logit per token */
     MF_ROLE_SHARED_GATE,
     MF_ROLE_SHARED_UP,
@@ -52,9 +57,11 @@ struct mf_family {
     const char *config_key;   /* the object inside config.json that describes the language model; NULL: the whole file */
     const char *prefix;       /* before every tensor name: "" or "language_model." */
     const char *const *names; /* [MF_ROLE_COUNT] templates: {l} layer, {e} expert; NULL: the family has no such tensor */
-    const char *stacked_gate_up; /* the re-saved form, [E, 2I, H], gate rows first */
+    const char *stacked_gate_up; /* the re-saved form, [E, 2I, H], gate rows first; biases behind it in NAME_bias [E, 2I] */
     const char *stacked_down;    /* [E, H, I] */
-    bool stacked_rows_alternate; /* MXFP4: gate and up rows in turn, as gpt-oss has them */
+    bool stacked_rows_alternate; /* gate and up rows in turn, as gpt-oss has them */
+    bool stacked_columns;        /* unquantised stacks hold the transposed matrices: [E, H, 2I] and [E, I, H] */
+    bool stacked_only;           /* no release has tensors of single experts: their names stand in messages only */
     bool correction_bias_is_row; /* stored as [1, E] */
     const char *const *chat_templates; /* built-in ones, for a checkpoint without its own; NULL-terminated; may be NULL */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
@@ -82,5 +89,8 @@ extern const mf_family mf_family_ernie4_5_moe;
 extern const mf_family mf_family_minimax_m2;
 extern const mf_family mf_family_dots1;
 extern const mf_family mf_family_hunyuan_moe;
+extern const mf_family mf_family_gpt_oss;
+extern const mf_family mf_family_llama4;
+extern const mf_family mf_family_llama4_conditional;
 
 #endif

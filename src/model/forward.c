@@ -85,9 +85,10 @@ mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_
     };
 }
 
-mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
+    const bool is_local = config->layer_is_local[layer];
     return (mf_gqa_args){
         .num_tokens = num_tokens,
         .num_heads = config->num_heads,
@@ -95,6 +96,9 @@ mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens)
         .head_dim = config->head_dim,
         .v_head_dim = config->v_head_dim,
         .softmax_scale = (float)config->softmax_scale,
+        .window = is_local ? config->window : 0,
+        .chunk = is_local ? config->chunk : 0,
+        .sinks = model->weights->layers[layer].sinks,
         .q = model->scratch.q,
         .kv.dtype = model->kv_dtype,
         .kv.max_context = model->max_len,
@@ -169,8 +173,9 @@ static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, in
     mf_model_scratch *s = &model->scratch;
     int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
     if (config->qk_norm == MF_QK_NORM_HEAD) {
-        norm_heads(model, s->q, q_width, config->num_heads, num_tokens, w->q_norm);
-        norm_heads(model, s->kv, kv_width, config->num_kv_heads, num_tokens, w->k_norm);
+        const bool is_weighted = !config->qk_norm_unweighted;
+        norm_heads(model, s->q, q_width, config->num_heads, num_tokens, is_weighted ? w->q_norm : s->ones);
+        norm_heads(model, s->kv, kv_width, config->num_kv_heads, num_tokens, is_weighted ? w->k_norm : s->ones);
     } else if (config->qk_norm == MF_QK_NORM_WHOLE) {
         const mf_device_ops *ops = model->device->ops;
         int64_t k_width = config->num_kv_heads * config->head_dim;
@@ -203,15 +208,19 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         ops->clip(device, s->q, num_tokens * q_width, (float)config->qkv_clip);
         ops->clip(device, s->kv, num_tokens * kv_width, (float)config->qkv_clip);
     }
-    ops->rope(device, s->q, q_width, config->num_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
-              num_tokens);
-    ops->rope(device, k, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
-              num_tokens);
-    if (config->qk_norm_after_rope) {
-        norm_queries_and_keys(model, w, num_tokens);
+    if (!config->layer_has_no_rope[layer]) {
+        ops->rope(device, s->q, q_width, config->num_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
+                  num_tokens);
+        ops->rope(device, k, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
+                  num_tokens);
+        if (config->qk_norm_after_rope) {
+            norm_queries_and_keys(model, w, num_tokens);
+        }
+    } else if (config->query_floor > 0) {
+        ops->scale_rows(device, s->q, q_width, model->query_scales, kv->position, num_tokens);
     }
     ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
-    mf_gqa_args args = mf_model_gqa_args(model, num_tokens);
+    mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->gqa_attention(device, &args);
 }
@@ -294,8 +303,9 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
 {
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
-    model->device->ops->linear(model->device, &model->weights->layers[layer].router, NULL, MF_F32, s->h, model->config->hidden_size,
-                               num_tokens, s->router_logits, num_experts);
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    model->device->ops->linear(model->device, &w->router, w->router_bias, MF_F32, s->h, model->config->hidden_size, num_tokens,
+                               s->router_logits, num_experts);
     if (model->config->has_shared_gate) {
         model->device->ops->linear(model->device, &model->weights->layers[layer].shared_expert_gate, NULL, MF_F32, s->h,
                                    model->config->hidden_size, num_tokens, s->shared_gate, 1);

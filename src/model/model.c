@@ -48,6 +48,7 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
     s->shared_gate = carve(c, rows, config->has_shared_gate ? 1 : 0, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
+    s->ones = carve(c, config->qk_norm_unweighted ? 1 : 0, config->head_dim, sizeof(float));
 }
 
 static size_t attention_workspace(const mf_model *model, int64_t layer)
@@ -55,7 +56,7 @@ static size_t attention_workspace(const mf_model *model, int64_t layer)
     const mf_device_ops *ops = model->device->ops;
     size_t floats;
     if (model->config->attention == MF_ATTENTION_GQA) {
-        mf_gqa_args args = mf_model_gqa_args(model, model->max_batch_tokens);
+        mf_gqa_args args = mf_model_gqa_args(model, layer, model->max_batch_tokens);
         floats = ops->gqa_scratch_floats(model->device, &args);
     } else {
         mf_mla_args args = mf_model_mla_args(model, layer, model->max_batch_tokens);
@@ -88,7 +89,7 @@ static void *aligned(void *block)
     return (void *)(((uintptr_t)block + 63) / 64 * 64);
 }
 
-/* Not zeroed but for zero_ids: every value is written before it is read, and untouched pages cost no memory. */
+/* Not filled but for zero_ids and ones: every value is written before it is read, and untouched pages cost no memory. */
 static mf_status open_scratch(mf_model *model, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
@@ -103,6 +104,9 @@ static mf_status open_scratch(mf_model *model, mf_error *err)
     c = (carver){ .base = aligned(s->block) };
     carve_scratch(model, s, &c);
     memset(s->zero_ids, 0, (size_t)model->max_batch_tokens * sizeof(int32_t));
+    for (int64_t i = 0; model->config->qk_norm_unweighted && i < model->config->head_dim; i++) {
+        s->ones[i] = 1.0f;
+    }
     s->workspace_bytes = largest_workspace(model); /* asked with the pointers that will be used */
     s->workspace_block = s->workspace_bytes > SIZE_MAX / 2 ? NULL : mf_alloc_huge(s->workspace_bytes + 64, model->numa);
     if (!s->workspace_block) {
@@ -251,6 +255,10 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     }
     MF_TRY_GOTO(open_layers(model, err), fail);
     MF_TRY_GOTO(mf_rope_table_make(&model->config->rope, model->max_len, &model->rope_table, err), fail);
+    if (model->config->query_floor > 0) {
+        MF_TRY_GOTO(mf_rope_query_scales_make(model->config->query_floor, model->config->query_scale, model->max_len,
+                                              &model->query_scales, err), fail);
+    }
     MF_TRY_GOTO(open_scratch(model, err), fail);
     *out = model;
     return MF_OK;
@@ -274,6 +282,7 @@ void mf_model_close(mf_model **out)
     mf_free_huge(model->scratch.block);
     mf_free_huge(model->scratch.workspace_block);
     mf_free_aligned(model->rope_table);
+    mf_free_aligned(model->query_scales);
     mf_plan_close(&model->plan);
     mf_weights_close(&model->weights);
     mf_device_close(&model->device);

@@ -27,6 +27,7 @@ typedef struct mf_model_scratch {
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
     float *shared_gate;       /* [T] logits of the shared expert's gate */
+    float *ones;              /* [head_dim]: the weights of norms without any */
     int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */
     void *workspace;          /* of attention, dense experts and MoE layers, one after the other */
     size_t workspace_bytes;
@@ -41,6 +42,7 @@ struct mf_model {
     mf_device *device;
     mf_model_layer *layers;   /* [num_layers] */
     float *rope_table;        /* [max_len][rope dim / 2][2] */
+    float *query_scales;      /* [max_len]; NULL without query_floor */
     mf_model_scratch scratch;
     int64_t max_batch_tokens, max_len;
     mf_dtype act_dtype, kv_dtype;
@@ -67,6 +69,6 @@ typedef struct mf_moe_call {
 
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
-mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t num_tokens);
+mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_tokens);
 
 #endif

@@ -182,6 +182,12 @@ mf_status mf_quantise_plan_make(const char *in, const mf_quantise_options *optio
         goto done;
     }
     MF_TRY_GOTO(mf_weights_load(in, plan->config, &loading, &plan->weights, err), done);
+    if (plan->weights->conversions) {
+        status = mf_fail(err, MF_ERR_UNSUPPORTED,
+                         "%s: tensor \"%.256s\": experts stored by columns are quantised while loading (--quantization) only", in,
+                         plan->weights->conversions->name);
+        goto done;
+    }
     p.checkpoint = plan->weights->checkpoint;
     p.replaced = mf_alloc_zero((size_t)p.checkpoint->num_tensors);
     p.kept = json_array();

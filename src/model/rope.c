@@ -37,6 +37,24 @@ static double correction_dim(const mf_rope_config *rope, double num_rotations)
     return (double)rope->dim * log(original / (num_rotations * 2.0 * pi)) / (2.0 * log(rope->theta));
 }
 
+/* Fast waves stay, slow ones are stretched by factor, those between are mixed by how many turns they make within the
+ * original context. */
+static float llama3_frequency(const mf_rope_config *rope, float plain)
+{
+    const float factor = (float)rope->factor, wave = (float)(2.0 * pi) / plain;
+    const double original = (double)rope->original_max_position_embeddings;
+    const float longest = (float)(original / rope->low_freq_factor), shortest = (float)(original / rope->high_freq_factor);
+    if (wave > longest) {
+        return plain / factor;
+    }
+    if (wave < shortest || rope->high_freq_factor == rope->low_freq_factor) {
+        return plain;
+    }
+    const float low = (float)rope->low_freq_factor, width = (float)(rope->high_freq_factor - rope->low_freq_factor);
+    const float keep = ((float)original / wave - low) / width;
+    return (1.0f - keep) * plain / factor + keep * plain;
+}
+
 void mf_rope_inv_freq(const mf_rope_config *rope, float *inv_freq)
 {
     int64_t half = rope->dim / 2;
@@ -66,6 +84,8 @@ void mf_rope_inv_freq(const mf_rope_config *rope, float *inv_freq)
             float keep = 1.0f - ramp; /* 1: a fast wave, left as trained; 0: a slow one, stretched by factor */
             float stretched = 1.0f / (factor * period);
             inv_freq[i] = stretched * (1.0f - keep) + plain * keep;
+        } else if (rope->type == MF_ROPE_LLAMA3) {
+            inv_freq[i] = llama3_frequency(rope, plain);
         } else {
             inv_freq[i] = rope->type == MF_ROPE_LINEAR ? plain / factor : plain;
         }
@@ -100,6 +120,23 @@ mf_status mf_rope_table_make(const mf_rope_config *rope, int64_t num_positions, 
         }
     }
     mf_free(inv_freq);
+    *table = out;
+    return MF_OK;
+}
+
+mf_status mf_rope_query_scales_make(int64_t query_floor, double query_scale, int64_t num_positions, float **table,
+                                    mf_error *err)
+{
+    size_t bytes;
+    *table = NULL;
+    float *out = mf_mul_ok((size_t)num_positions, sizeof(float), &bytes) ? mf_alloc_aligned(bytes) : NULL;
+    if (!out) {
+        return mf_fail(err, MF_ERR_NOMEM, "no memory for the query scales of %lld positions", (long long)num_positions);
+    }
+    for (int64_t p = 0; p < num_positions; p++) {
+        const float steps = floorf(((float)p + 1.0f) / (float)query_floor);
+        out[p] = (float)log1p((double)steps) * (float)query_scale + 1.0f;
+    }
     *table = out;
     return MF_OK;
 }

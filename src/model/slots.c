@@ -9,7 +9,15 @@
 
 static mf_slot slot_of(const mf_model_config *config, const mf_mlp_weights *mlp)
 {
-    return (mf_slot){ .gate = mlp->gate, .up = mlp->up, .down = mlp->down, .activation = config->activation };
+    return (mf_slot){ .gate = mlp->gate,
+                      .up = mlp->up,
+                      .down = mlp->down,
+                      .gate_bias = mlp->gate_bias,
+                      .up_bias = mlp->up_bias,
+                      .down_bias = mlp->down_bias,
+                      .activation = config->activation,
+                      .limit = (float)config->activation_limit,
+                      .alpha = (float)config->activation_alpha };
 }
 
 /* Columns [first, first + count) of the intermediate: rows of gate and up, columns of down. */

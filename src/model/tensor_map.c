@@ -35,6 +35,7 @@ static const role_row rows[] = {
     { MF_ROLE_V_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(v_bias) },
     { MF_ROLE_Q_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_norm) },
     { MF_ROLE_K_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(k_norm) },
+    { MF_ROLE_SINKS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(sinks) },
     { MF_ROLE_Q_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_a_proj) },
     { MF_ROLE_Q_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_bias) },
     { MF_ROLE_Q_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_norm) },
@@ -50,6 +51,7 @@ static const role_row rows[] = {
     { MF_ROLE_DENSE_UP, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.up) },
     { MF_ROLE_DENSE_DOWN, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.down) },
     { MF_ROLE_ROUTER, SCOPE_MOE, MF_WANT_MATRIX, IN_LAYER(router) },
+    { MF_ROLE_ROUTER_BIAS, SCOPE_MOE, MF_WANT_VECTOR, IN_LAYER(router_bias) },
     { MF_ROLE_CORRECTION_BIAS, SCOPE_MOE, MF_WANT_VECTOR, IN_LAYER(e_score_correction_bias) },
     { MF_ROLE_SHARED_EXPERT_GATE, SCOPE_MOE, MF_WANT_MATRIX, IN_LAYER(shared_expert_gate) },
     { MF_ROLE_SHARED_GATE, SCOPE_MOE, MF_WANT_LINEAR, IN_LAYER(shared.gate) },
@@ -58,12 +60,15 @@ static const role_row rows[] = {
     { MF_ROLE_EXPERT_GATE, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(gate) },
     { MF_ROLE_EXPERT_UP, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(up) },
     { MF_ROLE_EXPERT_DOWN, SCOPE_EXPERT, MF_WANT_LINEAR, IN_MLP(down) },
+    { MF_ROLE_EXPERT_GATE_BIAS, SCOPE_EXPERT, MF_WANT_VECTOR, IN_MLP(gate_bias) },
+    { MF_ROLE_EXPERT_UP_BIAS, SCOPE_EXPERT, MF_WANT_VECTOR, IN_MLP(up_bias) },
+    { MF_ROLE_EXPERT_DOWN_BIAS, SCOPE_EXPERT, MF_WANT_VECTOR, IN_MLP(down_bias) },
 };
 enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
 
 static int64_t norm_width(const mf_model_config *c, int64_t projection)
 {
-    return c->qk_norm == MF_QK_NORM_NONE ? 0 : c->qk_norm == MF_QK_NORM_HEAD ? c->head_dim : projection;
+    return c->qk_norm == MF_QK_NORM_NONE || c->qk_norm_unweighted ? 0 : c->qk_norm == MF_QK_NORM_HEAD ? c->head_dim : projection;
 }
 
 /* The shape of a role under a config; *n = 0: this config has no such tensor. */
@@ -113,6 +118,9 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
     case MF_ROLE_K_NORM:
         shape[0] = norm_width(c, k_rows);
         break;
+    case MF_ROLE_SINKS:
+        shape[0] = c->has_sinks ? c->num_heads : 0;
+        break;
     case MF_ROLE_Q_A_PROJ:
         shape[0] = c->q_lora_rank;
         shape[1] = hidden;
@@ -161,6 +169,9 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         shape[0] = c->gate.num_experts;
         shape[1] = hidden;
         break;
+    case MF_ROLE_ROUTER_BIAS:
+        shape[0] = c->router_bias ? c->gate.num_experts : 0;
+        break;
     case MF_ROLE_CORRECTION_BIAS:
         shape[0] = c->has_correction_bias ? c->gate.num_experts : 0;
         break;
@@ -172,6 +183,13 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
     case MF_ROLE_EXPERT_DOWN:
         shape[0] = hidden;
         shape[1] = moe;
+        break;
+    case MF_ROLE_EXPERT_GATE_BIAS:
+    case MF_ROLE_EXPERT_UP_BIAS:
+        shape[0] = c->expert_bias ? moe : 0;
+        break;
+    case MF_ROLE_EXPERT_DOWN_BIAS:
+        shape[0] = c->expert_bias ? hidden : 0;
         break;
     case MF_ROLE_SHARED_EXPERT_GATE:
         shape[0] = c->has_shared_gate && shared ? 1 : 0;

@@ -13,6 +13,7 @@
 /* One gate/up/down MLP of any width. */
 typedef struct mf_mlp_weights {
     mf_matrix gate, up, down;
+    const float *gate_bias, *up_bias, *down_bias; /* with expert_bias, else NULL */
 } mf_mlp_weights;
 
 typedef struct mf_layer_weights {
@@ -22,6 +23,7 @@ typedef struct mf_layer_weights {
     /* GQA */
     mf_matrix k_proj, v_proj;         /* [kv_heads * head_dim, H], [kv_heads * v, H] */
     const float *q_bias, *k_bias, *v_bias; /* with input_bias, else NULL */
+    const float *sinks;               /* [heads] with has_sinks, else NULL */
     const float *q_norm, *k_norm;     /* [head_dim], or the whole projection's width; NULL without qk_norm */
     /* MLA */
     mf_matrix q_a_proj, q_b_proj;
@@ -37,6 +39,7 @@ typedef struct mf_layer_weights {
     /* MLP */
     mf_mlp_weights dense;             /* dense layers */
     mf_matrix router;                 /* [E, H] */
+    const float *router_bias;         /* [E] with router_bias, else NULL */
     const float *e_score_correction_bias; /* [E] or NULL */
     mf_mlp_weights *experts;          /* [E] */
     mf_mlp_weights shared;            /* one MLP of S chunks; data NULL when there is none */

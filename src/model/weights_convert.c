@@ -1,5 +1,6 @@
-/* weights_convert.c - GPTQ's and AWQ's codes into the rows that kernels read (INT4_GROUP), and int8 codes without their
- * zero points: exact, in parallel, into one block, with progress.  The stored pages are given back behind it.
+/* weights_convert.c - GPTQ's and AWQ's codes into the rows that kernels read (INT4_GROUP), int8 codes without their
+ * zero points, and experts stored by columns: exact, in parallel, into one block, with progress.  The stored pages are
+ * given back behind it.
  *
  * GPTQ holds a word of eight columns' codes per row [k/8, n]: a row's words only have to be gathered.  AWQ holds a word
  * of eight rows' codes per column [k, n/8], row r of the eight in nibble (0 4 1 5 2 6 3 7)[r].  Zero points and scales
@@ -98,6 +99,27 @@ static bool take_off_zeros(const mf_conversion *job, uint8_t *codes, int64_t fir
     return fits;
 }
 
+static int64_t element_bytes(const mf_matrix *m)
+{
+    return m->format == MF_FORMAT_F32 ? 4 : 2;
+}
+
+static void transpose_columns(const mf_conversion *job, uint8_t *rows, int64_t first, int64_t count)
+{
+    const mf_matrix *m = job->target;
+    const int64_t size = element_bytes(m), step = job->column_step;
+    for (int64_t k = 0; k < m->k; k++) {
+        const uint8_t *from = job->codes + k * job->stored_columns * size;
+        uint8_t *to = rows + k * size;
+        for (int64_t r = first; size == 2 && r < first + count; r++) {
+            memcpy(to + r * m->k * 2, from + r * step * 2, 2);
+        }
+        for (int64_t r = first; size == 4 && r < first + count; r++) {
+            memcpy(to + r * m->k * 4, from + r * step * 4, 4);
+        }
+    }
+}
+
 static void run_task(void *context, int64_t task, int32_t thread)
 {
     converter *c = context;
@@ -120,6 +142,10 @@ static void run_task(void *context, int64_t task, int32_t thread)
         if (!take_off_zeros(job, codes, first, count)) {
             __atomic_store_n(&c->overflowed, low, __ATOMIC_RELAXED);
         }
+        return;
+    }
+    if (job->kind == MF_CONVERT_COLUMNS) {
+        transpose_columns(job, codes, first, count);
         return;
     }
     if (job->kind == MF_CONVERT_GPTQ) {
@@ -146,6 +172,10 @@ static void lay_out(converter *c, mf_conversion *job)
         job->codes_at = take(c, m->n * m->k, 1);
         return;
     }
+    if (job->kind == MF_CONVERT_COLUMNS) {
+        job->codes_at = take(c, m->n * m->k, (size_t)element_bytes(m));
+        return;
+    }
     job->codes_at = take(c, m->n * row_bytes(m), 1);
     job->scales_at = take(c, m->n * m->scale_row_stride, mf_dtype_size(m->scale_dtype));
     job->zeros_at = job->zeros ? take(c, m->n * m->scale_row_stride, 1) : 0;
@@ -155,9 +185,11 @@ static void lay_out(converter *c, mf_conversion *job)
 static void drop_source(const mf_conversion *job)
 {
     const mf_matrix *m = job->target;
-    const size_t bytes = (size_t)m->n * (size_t)(job->kind == MF_CONVERT_INT8_ZEROS ? m->k : m->k / 2);
-    const uintptr_t begin = ((uintptr_t)job->codes + PAGE - 1) / PAGE * PAGE,
-                    end = ((uintptr_t)job->codes + bytes) / PAGE * PAGE;
+    const bool by_columns = job->kind == MF_CONVERT_COLUMNS;
+    const size_t codes = (size_t)m->n * (size_t)(job->kind == MF_CONVERT_INT8_ZEROS ? m->k : m->k / 2);
+    const uintptr_t first = (uintptr_t)(by_columns ? job->done_with : job->codes);
+    const uintptr_t begin = (first + PAGE - 1) / PAGE * PAGE,
+                    end = (first + (by_columns ? job->done_bytes : codes)) / PAGE * PAGE;
     if (end > begin) {
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
     }
@@ -239,7 +271,7 @@ mf_status mf_weights_convert(mf_weights *weights, const mf_weights_options *opti
     for (int64_t i = 0; i < c.num_jobs; i++) {
         mf_matrix *m = c.jobs[i]->target;
         m->data = c.block + c.jobs[i]->codes_at;
-        if (c.jobs[i]->kind != MF_CONVERT_INT8_ZEROS) {
+        if (c.jobs[i]->kind != MF_CONVERT_INT8_ZEROS && c.jobs[i]->kind != MF_CONVERT_COLUMNS) {
             m->scale = c.block + c.jobs[i]->scales_at;
             m->zero = c.jobs[i]->zeros ? c.block + c.jobs[i]->zeros_at : NULL;
         }

@@ -38,7 +38,12 @@ mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *opt
 
 /* A matrix whose stored layout is not what kernels read: converted, value by value exactly, after everything is
  * matched. */
-typedef enum mf_conversion_kind { MF_CONVERT_GPTQ, MF_CONVERT_AWQ, MF_CONVERT_INT8_ZEROS } mf_conversion_kind;
+typedef enum mf_conversion_kind {
+    MF_CONVERT_GPTQ,
+    MF_CONVERT_AWQ,
+    MF_CONVERT_INT8_ZEROS,
+    MF_CONVERT_COLUMNS /* unquantised and transposed: row r of the target is column r * column_step of `codes` */
+} mf_conversion_kind;
 
 typedef struct mf_conversion {
     struct mf_conversion *next;
@@ -48,6 +53,9 @@ typedef struct mf_conversion {
     const uint8_t *codes, *scales;
     const uint8_t *zeros; /* NULL: all are what their absence means */
     uint8_t zero_plus;
+    int64_t column_step, stored_columns; /* COLUMNS */
+    const uint8_t *done_with;            /* COLUMNS: what nobody reads after this */
+    size_t done_bytes;
     int64_t first_task;
     size_t codes_at, scales_at, zeros_at; /* in the block */
 } mf_conversion;

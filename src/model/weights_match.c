@@ -42,7 +42,7 @@ mf_status mf_match_aligned(mf_matcher *m, const mf_st_tensor *t, const uint8_t *
 }
 
 /* Element i of an aligned-or-not tensor as f32; 0 for dtypes that are no small float. */
-static float value_at(const uint8_t *data, mf_dtype dtype, int64_t i)
+float mf_match_value_at(const uint8_t *data, mf_dtype dtype, int64_t i)
 {
     uint16_t h;
     float f;
@@ -65,10 +65,10 @@ static float value_at(const uint8_t *data, mf_dtype dtype, int64_t i)
     }
 }
 
-static mf_status check_finite(mf_matcher *m, const mf_st_tensor *t)
+mf_status mf_match_check_finite(mf_matcher *m, const mf_st_tensor *t)
 {
     for (int64_t i = 0; i < t->num_elements; i++) {
-        float v = value_at(t->data, t->dtype, i);
+        float v = mf_match_value_at(t->data, t->dtype, i);
         if (!isfinite(v)) {
             mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.256s\": element %lld is %s; expected finite values",
                     t->file, t->name, (long long)i, isnan(v) ? "NaN" : "infinite");
@@ -80,7 +80,7 @@ static mf_status check_finite(mf_matcher *m, const mf_st_tensor *t)
 
 mf_status mf_match_check_deep(mf_matcher *m, const mf_st_tensor *t)
 {
-    return m->options->deep && t ? check_finite(m, t) : MF_OK;
+    return m->options->deep && t ? mf_match_check_finite(m, t) : MF_OK;
 }
 
 void mf_match_count(mf_matcher *m, mf_format format, int64_t bytes)
@@ -89,7 +89,7 @@ void mf_match_count(mf_matcher *m, mf_format format, int64_t bytes)
     m->weights->stats.bytes_by_format[format] += bytes;
 }
 
-static bool float_format(mf_dtype dtype, mf_format *format)
+bool mf_match_float_format(mf_dtype dtype, mf_format *format)
 {
     *format = dtype == MF_F32 ? MF_FORMAT_F32 : dtype == MF_BF16 ? MF_FORMAT_BF16 : MF_FORMAT_F16;
     return dtype == MF_F32 || dtype == MF_BF16 || dtype == MF_F16;
@@ -104,10 +104,10 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     if (!(is_row ? mf_match_has_shape(t, (int64_t[2]){ 1, x->n }, 2) : mf_match_has_shape(t, &x->n, 1))) {
         return mf_match_wrong_shape(m, t, &x->n, 1, "");
     }
-    if (!float_format(t->dtype, &format)) {
+    if (!mf_match_float_format(t->dtype, &format)) {
         return mf_match_wrong_dtype(m, t, "f32, bf16 or f16");
     }
-    mf_status found = check_finite(m, t);
+    mf_status found = mf_match_check_finite(m, t);
     if (found != MF_OK) {
         return found;
     }
@@ -130,7 +130,7 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                        (long long)x->n);
     }
     for (int64_t i = 0; i < x->n; i++) {
-        values[i] = value_at(t->data, t->dtype, i);
+        values[i] = mf_match_value_at(t->data, t->dtype, i);
     }
     m->weights->stats.bytes_converted += x->n * (int64_t)sizeof *values;
     *x->vector = values;
@@ -139,18 +139,18 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
 
 /* ---- matrices ---- */
 
-static mf_status make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tensor *out)
+mf_status mf_match_make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tensor *out)
 {
     *out = (mf_ready_tensor){ .tensor = t };
     return t ? mf_match_aligned(m, t, &out->data) : MF_OK;
 }
 
-static int64_t scale_rows(const mf_quant_scheme *scheme, int64_t n)
+int64_t mf_match_scale_rows(const mf_quant_scheme *scheme, int64_t n)
 {
     return mf_div_up(n, scheme->block_n);
 }
 
-static int64_t scale_columns(const mf_quant_scheme *scheme, int64_t k)
+int64_t mf_match_scale_columns(const mf_quant_scheme *scheme, int64_t k)
 {
     return mf_div_up(k, scheme->block_k);
 }
@@ -161,7 +161,7 @@ static bool has_one_scale(const mf_quant_scheme *scheme)
 }
 
 /* One [rows, k] matrix inside a tensor that may hold several: where it starts, and its scales if any. */
-static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_ready_tensor weight, int64_t first_element,
+void mf_match_place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_ready_tensor weight, int64_t first_element,
                         mf_ready_tensor scale, int64_t first_scale)
 {
     mf_matrix matrix = { .n = rows, .k = x->k, .row_stride = x->k };
@@ -170,10 +170,10 @@ static void place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_read
         int64_t scale_size = (int64_t)mf_dtype_size(scale.tensor->dtype);
         matrix.format = mf_quant_format(x->scheme->method);
         matrix.scale_dtype = scale.tensor->dtype == MF_U8 ? MF_F8_E8M0 : scale.tensor->dtype;
-        matrix.scale_row_stride = has_one_scale(x->scheme) ? 0 : scale_columns(x->scheme, x->k);
+        matrix.scale_row_stride = has_one_scale(x->scheme) ? 0 : mf_match_scale_columns(x->scheme, x->k);
         matrix.scale = scale.data + first_scale * scale_size;
     } else {
-        float_format(weight.tensor->dtype, &matrix.format);
+        mf_match_float_format(weight.tensor->dtype, &matrix.format);
     }
     matrix.data = weight.data + first_element * size;
     mf_match_count(m, matrix.format, mf_matrix_bytes(&matrix));
@@ -187,7 +187,7 @@ static bool scale_fits(const mf_wanted *x, const mf_st_tensor *scale, const int6
 }
 
 /* dtype of a weight and presence, shape and dtype of its scale.  *ok: the tensors can be used. */
-static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *scale_name,
+mf_status mf_match_check_format(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *scale_name,
                               const mf_st_tensor *scale, const int64_t *scale_shape, int32_t scale_ndim, bool *ok)
 {
     mf_format unused;
@@ -200,7 +200,7 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
         return mf_match_problem(m);
     }
     if (!x->scheme) {
-        *ok = float_format(t->dtype, &unused);
+        *ok = mf_match_float_format(t->dtype, &unused);
         return *ok ? MF_OK
                    : mf_match_wrong_dtype(m, t, "f32, bf16 or f16 (config.json does not say that it is quantised)");
     }
@@ -223,7 +223,7 @@ static mf_status check_format(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                                           by_block ? " (one scale per 128 x 128 block)" : " (one scale per row)");
     }
     if (!by_block) {
-        *ok = float_format(scale->dtype, &unused);
+        *ok = mf_match_float_format(scale->dtype, &unused);
         return *ok ? MF_OK : mf_match_wrong_dtype(m, scale, "f32, bf16 or f16");
     }
     bool byte_scale = scale->dtype == MF_F8_E8M0 || (scale->dtype == MF_U8 && x->scheme->ue8m0_scales);
@@ -249,128 +249,21 @@ static mf_status place_matrix(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     }
     int64_t scale_shape[2] = { 0, 0 };
     if (x->scheme) {
-        scale_shape[0] = scale_rows(x->scheme, t->shape[0]);
-        scale_shape[1] = scale_columns(x->scheme, x->k);
+        scale_shape[0] = mf_match_scale_rows(x->scheme, t->shape[0]);
+        scale_shape[1] = mf_match_scale_columns(x->scheme, x->k);
     }
     bool ok;
-    MF_TRY(check_format(m, x, t, x->scale_name, scale, scale_shape, 2, &ok));
+    MF_TRY(mf_match_check_format(m, x, t, x->scale_name, scale, scale_shape, 2, &ok));
     if (!ok) {
         return MF_OK;
     }
     MF_TRY(mf_match_check_deep(m, t));
     MF_TRY(mf_match_check_deep(m, scale));
     mf_ready_tensor weight_ready, scale_ready;
-    MF_TRY(make_ready(m, t, &weight_ready));
-    MF_TRY(make_ready(m, scale, &scale_ready));
-    place_slice(m, x, t->shape[0], weight_ready, 0, scale_ready, 0);
+    MF_TRY(mf_match_make_ready(m, t, &weight_ready));
+    MF_TRY(mf_match_make_ready(m, scale, &scale_ready));
+    mf_match_place_slice(m, x, t->shape[0], weight_ready, 0, scale_ready, 0);
     return x->matrix->format == MF_FORMAT_INT8_CHANNEL ? mf_match_int8_zeros(m, x) : MF_OK;
-}
-
-/* ---- stacked experts ---- */
-
-/* All checks of one stacked tensor and its scales; *weight stays empty when it cannot be used. */
-static mf_status check_stack(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *name,
-                             const int64_t shape[3], mf_ready_tensor *weight, mf_ready_tensor *scale)
-{
-    char scale_name[MF_MAX_TENSOR_NAME + 32];
-    const mf_quant_config *quant = &m->config->quant;
-    const char *suffix = x->scheme            ? x->scheme->scale_suffix
-                         : quant->num_schemes ? quant->schemes[0].scale_suffix
-                                              : NULL;
-    snprintf(scale_name, sizeof scale_name, "%s%s", name, suffix ? suffix : "_scale_inv");
-    const mf_st_tensor *scale_tensor = mf_match_take(m, scale_name);
-    if (!t) {
-        return MF_OK;
-    }
-    if (!mf_match_has_shape(t, shape, 3)) {
-        return mf_match_wrong_shape(m, t, shape, 3, "");
-    }
-    int64_t scale_shape[3] = { shape[0], 0, 0 };
-    if (x->scheme) {
-        scale_shape[1] = scale_rows(x->scheme, shape[1]);
-        scale_shape[2] = scale_columns(x->scheme, shape[2]);
-    }
-    bool ok;
-    MF_TRY(check_format(m, x, t, scale_name, scale_tensor, scale_shape, 3, &ok));
-    if (!ok) {
-        return MF_OK;
-    }
-    MF_TRY(mf_match_check_deep(m, t));
-    MF_TRY(mf_match_check_deep(m, scale_tensor));
-    MF_TRY(make_ready(m, t, weight));
-    return make_ready(m, scale_tensor, scale);
-}
-
-/* At a layer's first expert: which form its experts have, and all checks of the stacked tensors. */
-static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
-{
-    const mf_model_config *c = m->config;
-    mf_stacked_layer *s = &m->stack;
-    *s = (mf_stacked_layer){ .layer = x->layer };
-    if (!c->family->stacked_gate_up ||
-        !mf_tensor_name(c->family, c->family->stacked_gate_up, x->layer, -1, s->gate_up_name, sizeof s->gate_up_name) ||
-        !mf_tensor_name(c->family, c->family->stacked_down, x->layer, -1, s->down_name, sizeof s->down_name)) {
-        return MF_OK;
-    }
-    const mf_st_tensor *gate_up = mf_match_take(m, s->gate_up_name), *down = mf_match_take(m, s->down_name);
-    s->stacked = gate_up || down;
-    if (!s->stacked) {
-        return MF_OK;
-    }
-    s->file = gate_up ? gate_up->file : down->file;
-    if (!gate_up || !down) {
-        MF_TRY(mf_match_add_name(m, &m->missing, "missing", gate_up ? s->down_name : s->gate_up_name));
-    }
-    int64_t experts = c->gate.num_experts, width = c->moe_intermediate_size, hidden = c->hidden_size;
-    const mf_quant_method method = x->scheme ? x->scheme->method : MF_QUANT_NONE;
-    if (method > MF_QUANT_FP8_CHANNEL && method != MF_QUANT_INT8_CHANNEL) {
-        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
-                "%s: tensor \"%.256s\": experts in one tensor are loaded unquantised, or in eight bits with scales per "
-                "block or row",
-                s->file, s->gate_up_name);
-        MF_TRY(mf_match_problem(m));
-        return MF_OK;
-    }
-    if (x->scheme && width % x->scheme->block_n != 0) {
-        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
-                "%s: tensor \"%.256s\": its scale blocks cross from gate to up, because moe_intermediate_size %lld is "
-                "no multiple of 128",
-                s->file, s->gate_up_name, (long long)width);
-        MF_TRY(mf_match_problem(m));
-        gate_up = NULL;
-    }
-    MF_TRY(check_stack(m, x, gate_up, s->gate_up_name, (int64_t[3]){ experts, 2 * width, hidden }, &s->gate_up,
-                       &s->gate_up_scale));
-    return check_stack(m, x, down, s->down_name, (int64_t[3]){ experts, hidden, width }, &s->down, &s->down_scale);
-}
-
-static mf_status place_stacked(mf_matcher *m, const mf_wanted *x)
-{
-    const mf_stacked_layer *s = &m->stack;
-    bool is_down = x->role == MF_ROLE_EXPERT_DOWN;
-    const mf_st_tensor *single = mf_match_take(m, x->name);
-    if (x->scale_name[0]) {
-        mf_match_take(m, x->scale_name);
-    }
-    if (single) {
-        mf_fail(&m->error, MF_ERR_FORMAT, "%s: tensor \"%.200s\" and tensor \"%.200s\" in %s hold the same expert",
-                single->file, single->name, is_down ? s->down_name : s->gate_up_name, s->file);
-        return mf_match_problem(m);
-    }
-    mf_ready_tensor weight = is_down ? s->down : s->gate_up;
-    if (!weight.tensor) { /* reported already */
-        return MF_OK;
-    }
-    const int64_t *shape = weight.tensor->shape;
-    int64_t first = x->expert * shape[1] * shape[2], first_scale = 0;
-    first += x->role == MF_ROLE_EXPERT_UP ? x->n * x->k : 0;
-    if (x->scheme) {
-        first_scale = x->expert * scale_rows(x->scheme, shape[1]);
-        first_scale += x->role == MF_ROLE_EXPERT_UP ? scale_rows(x->scheme, x->n) : 0;
-        first_scale *= scale_columns(x->scheme, x->k);
-    }
-    place_slice(m, x, x->n, weight, first, is_down ? s->down_scale : s->gate_up_scale, first_scale);
-    return MF_OK;
 }
 
 /* ---- the walk ---- */
@@ -407,11 +300,10 @@ static mf_status place(void *context, const mf_wanted *x)
         return mf_match_mxfp4(m, x);
     }
     if (x->expert >= 0) {
-        if (m->stack.layer != x->layer) {
-            MF_TRY(look_for_stack(m, x));
-        }
-        if (m->stack.stacked) {
-            return place_stacked(m, x);
+        bool is_placed;
+        MF_TRY(mf_match_stacked(m, x, &is_placed));
+        if (is_placed) {
+            return MF_OK;
         }
     }
     const mf_st_tensor *t = mf_match_take(m, x->name);

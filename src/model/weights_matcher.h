@@ -53,6 +53,28 @@ mf_status mf_match_check_deep(mf_matcher *m, const mf_st_tensor *t);
 /* Bytes of weights in use. */
 void mf_match_count(mf_matcher *m, mf_format format, int64_t bytes);
 
+/* The tensor with its bytes aligned; t may be NULL. */
+mf_status mf_match_make_ready(mf_matcher *m, const mf_st_tensor *t, mf_ready_tensor *out);
+/* false: no f32, bf16 or f16. */
+bool mf_match_float_format(mf_dtype dtype, mf_format *format);
+/* Element i of a float tensor, aligned or not; 0 for other dtypes. */
+float mf_match_value_at(const uint8_t *data, mf_dtype dtype, int64_t i);
+mf_status mf_match_check_finite(mf_matcher *m, const mf_st_tensor *t);
+int64_t mf_match_scale_rows(const mf_quant_scheme *scheme, int64_t n);
+int64_t mf_match_scale_columns(const mf_quant_scheme *scheme, int64_t k);
+/* dtype of a weight and presence, shape and dtype of its scale.  *ok: the tensors can be used. */
+mf_status mf_match_check_format(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t, const char *scale_name,
+                                const mf_st_tensor *scale, const int64_t *scale_shape, int32_t scale_ndim, bool *ok);
+/* One [rows, k] matrix inside a tensor that may hold several: where it starts, and its scales if any. */
+void mf_match_place_slice(mf_matcher *m, const mf_wanted *x, int64_t rows, mf_ready_tensor weight, int64_t first_element,
+                          mf_ready_tensor scale, int64_t first_scale);
+
+/* x's matrix is not what the tensor holds: noted for mf_weights_convert. */
+mf_status mf_match_add_conversion(mf_matcher *m, const mf_wanted *x, const mf_conversion *conversion);
+
+/* weights_stacked.c: a matrix or bias of a routed expert, where its layer's are stacked; *is_placed false: they are not. */
+mf_status mf_match_stacked(mf_matcher *m, const mf_wanted *x, bool *is_placed);
+
 /* weights_packed.c: a matrix of four-bit codes, t holding the codes; and the zero points of an int8 one that is placed.
  */
 mf_status mf_match_four_bits(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t);

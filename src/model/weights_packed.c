@@ -194,7 +194,7 @@ static mf_status place_packed(mf_matcher *m, const mf_wanted *x, parts *p)
 
 /* ---- gptq and awq ---- */
 
-static mf_status add_conversion(mf_matcher *m, const mf_wanted *x, const mf_conversion *conversion)
+mf_status mf_match_add_conversion(mf_matcher *m, const mf_wanted *x, const mf_conversion *conversion)
 {
     mf_conversion *copy = mf_arena_alloc(m->arena, sizeof *copy);
     if (!copy) {
@@ -270,7 +270,7 @@ static mf_status place_transposed(mf_matcher *m, const mf_wanted *x, parts *p)
                               .zero = conversion.zeros };
     mf_match_count(m, MF_FORMAT_INT4_GROUP, mf_matrix_bytes(x->matrix));
     m->weights->stats.bytes_converted += mf_matrix_bytes(x->matrix);
-    return add_conversion(m, x, &conversion);
+    return mf_match_add_conversion(m, x, &conversion);
 }
 
 mf_status mf_match_four_bits(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
@@ -317,7 +317,7 @@ mf_status mf_match_int8_zeros(mf_matcher *m, const mf_wanted *x)
         return mf_match_problem(m);
     }
     m->weights->stats.bytes_converted += matrix->n * matrix->k;
-    return add_conversion(
+    return mf_match_add_conversion(
         m, x,
         &(mf_conversion){ .kind = MF_CONVERT_INT8_ZEROS, .name = t->name, .codes = matrix->data, .zeros = t->data });
 }

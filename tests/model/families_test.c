@@ -43,11 +43,14 @@ typedef struct refusal {
 TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
 {
     static const refusal rows[] = {
-        { "mixtral", "sliding_window", "4096", "key \"sliding_window\": expected null" },
+        { "mixtral", "sliding_window", "0", "key \"sliding_window\": expected an integer in 1..1073741824; got 0" },
         { "mixtral", "num_experts", "9", "num_local_experts" },
         { "mixtral", "num_experts_per_tok", "9", "key \"num_experts_per_tok\": expected at most num_local_experts 8; got 9" },
         { "mixtral", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
-        { "qwen2", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
+        { "qwen2", "layer_types", "[\"full_attention\",\"sliding_attention\",\"full_attention\",\"full_attention\"]",
+          "key \"layer_types\": entry 1 slides, and use_sliding_window is false" },
+        { "qwen2_window", "layer_types", "[\"full_attention\"]", "key \"layer_types\": expected a list of 5 kinds of attention" },
+        { "glm4", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
         { "qwen2", "shared_expert_intermediate_size", "0", "key \"shared_expert_intermediate_size\": expected an integer in 1..1048576" },
         { "qwen2", "mlp_only_layers", "[4]", "key \"mlp_only_layers\": entry 0: expected a layer in 0..3" },
         { "olmoe", "clip_qkv", "-1", "key \"clip_qkv\"" },
@@ -60,7 +63,14 @@ TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
         { "minimax", "shared_intermediate_size", "64", "key \"shared_intermediate_size\": expected 0" },
         { "minimax", "scoring_func", "\"softmax\"", "key \"scoring_func\": expected \"sigmoid\"" },
         { "minimax", "qk_norm_type", "\"per_head\"", "key \"qk_norm_type\": expected \"per_layer\"" },
-        { "dots1", "layer_types", "[\"sliding_attention\",\"full_attention\",\"full_attention\"]", "key \"layer_types\"" },
+        { "dots1_layer_types", "sliding_window", "null", "key \"layer_types\": entry 1 slides, and there is no sliding_window" },
+        { "dots1", "layer_types", "[\"chunked_attention\",\"full_attention\",\"full_attention\"]",
+          "key \"layer_types\": entry 0: expected \"full_attention\" or \"sliding_attention\"" },
+        { "gpt_oss", "rope_scaling", NULL, "key \"rope_parameters\": expected an object" },
+        { "gpt_oss", "sliding_window", "null", "key \"layer_types\": entry 0 slides, and there is no sliding_window" },
+        { "gpt_oss", "swiglu_limit", "0", "key \"swiglu_limit\"" },
+        { "gpt_oss", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
+        { "gpt_oss", "num_experts", "9", "num_local_experts" },
         { "hunyuan", "use_cla", "true", "key \"use_cla\": expected false; got true" },
         { "hunyuan", "moe_topk", "[4, 3]", "key \"moe_topk\": expected one integer in 1..12, or 2 times the same" },
         { "hunyuan", "num_experts", "[12, 12]", "key \"num_experts\": expected an integer in 1..4096" },
@@ -95,6 +105,18 @@ TEST(absent_keys_take_the_class_defaults)
     c = changed("qwen2", "norm_topk_prob", NULL);
     CHECK_EQ(c->gate.renorm, MF_RENORM_NONE);
     mf_model_config_close(&c);
+    c = changed("gpt_oss", "layer_types", NULL);
+    CHECK(c->layer_is_local[0] && !c->layer_is_local[1] && c->layer_is_local[2]);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "swiglu_limit", NULL);
+    CHECK(c->activation_limit == 7.0 && c->activation_alpha == 1.702 && c->input_bias && c->output_bias);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "sliding_window", NULL);
+    CHECK_EQ(c->window, 128);
+    mf_model_config_close(&c);
+    c = changed("gpt_oss", "head_dim", NULL);
+    CHECK_EQ(c->head_dim, 64);
+    mf_model_config_close(&c);
     c = changed("olmoe", "num_key_value_heads", NULL);
     CHECK_EQ(c->num_kv_heads, c->num_heads);
     mf_model_config_close(&c);
@@ -102,6 +124,34 @@ TEST(absent_keys_take_the_class_defaults)
     CHECK_EQ(c->num_moe_layers, 2);
     CHECK(!c->layer_is_moe[0] && c->layer_is_moe[1]);
     mf_model_config_close(&c);
+}
+
+/* Which layers slide: transformers' rules, and the class default of dots1's window. */
+TEST(windows_go_to_the_layers_that_the_keys_name)
+{
+    static const struct {
+        const char *golden, *key, *value;
+        int64_t window;
+        uint8_t local[5];
+    } rows[] = {
+        { "mixtral_window", NULL, NULL, 9, { 1, 1 } },
+        { "mixtral_window", "sliding_window", "null", 0, { 0, 0 } },
+        { "qwen2_window", NULL, NULL, 13, { 1, 0, 1, 0, 0 } },
+        { "qwen2_window", "sliding_window", NULL, 4096, { 1, 0, 1, 0, 0 } },
+        { "qwen2_window", "max_window_layers", NULL, 13, { 1, 0, 1, 0, 1 } },
+        { "qwen2_window", "use_sliding_window", "false", 0, { 0, 0, 0, 0, 0 } },
+        { "qwen3_window", NULL, NULL, 17, { 1, 1 } },
+        { "dots1_window", NULL, NULL, 7, { 0, 1, 1 } },
+        { "dots1_window", "sliding_window", NULL, 4096, { 0, 1, 1 } },
+        { "dots1_window", "sliding_window", "null", 0, { 0, 0, 0 } },
+        { "dots1_layer_types", NULL, NULL, 11, { 0, 1, 0 } },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        mf_model_config *c = changed(rows[i].golden, rows[i].key, rows[i].value);
+        CHECK_EQ(c->window, rows[i].window);
+        CHECK_EQ(memcmp(c->layer_is_local, rows[i].local, (size_t)c->num_layers), 0);
+        mf_model_config_close(&c);
+    }
 }
 
 TEST(a_shared_expert_is_cut_into_chunks_of_the_routed_width)

@@ -10,7 +10,9 @@ const char *const golden_names[] = { "v3",         "v2_lite", "v2",           "v
                                      "v3_sharded", "v3_mtp",  "v3_no_shared", "v3_dense", "kimi_k2", "qwen3",           "qwen3_e12",
                                      "qwen3_fp8",  "glm4",    "glm4_air",     "glm4_plain", "glm4_fp8",
                                      "glm4_lite",  "qwen2",   "qwen2_wide",   "mixtral",  "olmoe",   "ernie",           "ernie_plain",
-                                     "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4", NULL };
+                                     "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4", "mixtral_window",
+                                     "qwen2_window", "qwen3_window", "dots1_window", "dots1_layer_types", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_f32",
+                                     "llama4", "llama4_dense", "llama4_vision", NULL };
 const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL };
 
 void golden_open(const char *name, golden *out)

@@ -187,9 +187,8 @@ TEST(what_would_change_values_and_is_not_done_is_refused_by_name)
         mf_status status;
         const char *message; /* behind "config.json: " */
     } rows[] = {
-        { CW_QWEN3, "use_sliding_window", "true", MF_ERR_UNSUPPORTED, "key \"use_sliding_window\": expected false; got true" },
-        { CW_QWEN3, "layer_types", "[\"full_attention\", \"sliding_attention\"]", MF_ERR_UNSUPPORTED,
-          "key \"layer_types\": expected \"full_attention\" for every layer" },
+        { CW_QWEN3, "layer_types", "[\"full_attention\", \"sliding_attention\", \"full_attention\"]", MF_ERR_INVALID,
+          "key \"layer_types\": entry 1 slides, and use_sliding_window is false" },
         { CW_QWEN3, "dual_chunk_attention_config", "{\"chunk_size\": 262144}", MF_ERR_UNSUPPORTED,
           "key \"dual_chunk_attention_config\": expected null" },
         { CW_QWEN3, "shared_expert_intermediate_size", "8", MF_ERR_UNSUPPORTED,

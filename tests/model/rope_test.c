@@ -26,20 +26,22 @@ TEST(rope_tables_agree_with_transformers)
     int32_t header[2];
     take(&at, header, sizeof header);
     CHECK_EQ(header[0], 1);
-    CHECK(header[1] >= 7);
+    CHECK(header[1] >= 9);
     for (int32_t c = 0; c < header[1]; c++) {
         int32_t ints[5], positions[MAX_POSITIONS];
         double d[8];
         float inv_freq[MAX_DIM / 2], expected[MAX_DIM / 2], row[MAX_DIM];
         take(&at, ints, sizeof ints);
         take(&at, d, sizeof d);
-        mf_rope_config rope = { .type = ints[0] == 1 ? MF_ROPE_YARN : ints[0] == 2 ? MF_ROPE_LINEAR : MF_ROPE_DEFAULT,
+        mf_rope_config rope = { .type = (const mf_rope_type[]){ MF_ROPE_DEFAULT, MF_ROPE_YARN, MF_ROPE_LINEAR, MF_ROPE_LLAMA3 }[ints[0]],
                                 .theta = d[0],
                                 .dim = ints[1],
                                 .factor = d[1],
                                 .original_max_position_embeddings = ints[2],
                                 .beta_fast = d[2],
                                 .beta_slow = d[3],
+                                .high_freq_factor = d[2], /* llama3's in the places of yarn's */
+                                .low_freq_factor = d[3],
                                 .mscale = d[4],
                                 .mscale_all_dim = d[5],
                                 .attention_factor = d[6],
@@ -100,4 +102,16 @@ TEST(an_odd_rope_dimension_or_an_endless_table_is_refused)
     rope.dim = 64;
     CHECK_EQ(mf_rope_table_make(&rope, INT64_MAX / 8, &table, &err), MF_ERR_INVALID);
     CHECK(table == NULL);
+}
+
+/* log1p(floor((p + 1) / 9)) * 0.4 + 1: 1 up to position 7, then 1 + 0.4 ln 2, from 17 on 1 + 0.4 ln 3. */
+TEST(queries_without_rope_are_scaled_by_steps_of_their_position)
+{
+    mf_error err;
+    float *scales;
+    CHECK_OK(mf_rope_query_scales_make(9, 0.4, 20, &scales, &err), err);
+    CHECK(scales[0] == 1.0f && scales[7] == 1.0f);
+    CHECK(fabs((double)scales[8] - 1.2772588722) < 1e-6 && scales[16] == scales[8]);
+    CHECK(fabs((double)scales[17] - 1.4394449155) < 1e-6);
+    mf_free_aligned(scales);
 }

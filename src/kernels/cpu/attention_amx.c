@@ -207,7 +207,7 @@ static void scores_of(const mf_cpu_tile_scores *a)
     int64_t q = a->first_query / SIDE * SIDE;
     for (; q + 2 * SIDE <= a->stride; q += 2 * SIDE) {
         const int64_t groups = (most_rows(a->limits + q, 2 * SIDE) + SIDE - 1) / SIDE;
-        int64_t g = 0;
+        int64_t g = a->first_row / SIDE;
         for (; g + 2 <= groups; g += 2) {
             scores_2x2(a, g, q, true);
         }
@@ -217,7 +217,7 @@ static void scores_of(const mf_cpu_tile_scores *a)
     }
     if (q < a->stride) {
         const int64_t groups = (most_rows(a->limits + q, SIDE) + SIDE - 1) / SIDE;
-        int64_t g = 0;
+        int64_t g = a->first_row / SIDE;
         for (; g + 4 <= groups; g += 4) {
             scores_4x1(a, g, q, 4);
         }
@@ -264,19 +264,23 @@ static bool pack_rows(const void *const *rows, int64_t num_rows, int64_t dim, mf
 
 typedef uint8_t weight_tiles[MOST_GROUPS][MOST_STEPS][TILE];
 
-/* Weights of 16 queries as tiles [16 queries][32 rows], 0 from a query's limit on. */
+/* Weights of 16 queries as tiles [16 queries][32 rows], 0 before a query's begin and from its limit on. */
 static void pack_weights(const mf_cpu_tile_blend *a, int64_t q, uint8_t (*tiles)[TILE])
 {
     const __m512i limits = _mm512_loadu_si512(a->limits + q);
+    const __m512i begins = a->begins ? _mm512_loadu_si512(a->begins + q) : _mm512_setzero_si512();
     const float *weights = a->weights + q;
-    for (int64_t s = 0; s < a->num_rows; s += STEP, tiles++) {
+    const int64_t skipped = a->first_row / STEP;
+    tiles += skipped;
+    for (int64_t s = skipped * STEP; s < a->num_rows; s += STEP, tiles++) {
         __m512i r[SIDE];
         for (int i = 0; i < SIDE; i++) {
             const int row = (int)s + 2 * i;
             ask_ahead(a->ahead, 1);
-            const __mmask16 m0 = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32(row));
-            const __mmask16 m1 = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32(row + 1));
-            r[i] = m0 ? pairs_of(_mm512_maskz_loadu_ps(m0, weights + row * a->stride),
+            const __m512i even = _mm512_set1_epi32(row), odd = _mm512_set1_epi32(row + 1);
+            const __mmask16 m0 = _mm512_cmpgt_epi32_mask(limits, even) & _mm512_cmple_epi32_mask(begins, even);
+            const __mmask16 m1 = _mm512_cmpgt_epi32_mask(limits, odd) & _mm512_cmple_epi32_mask(begins, odd);
+            r[i] = m0 | m1 ? pairs_of(_mm512_maskz_loadu_ps(m0, weights + row * a->stride),
                                  _mm512_maskz_loadu_ps(m1, weights + (row + (m1 != 0)) * a->stride))
                       : _mm512_setzero_si512();
         }
@@ -314,13 +318,13 @@ INLINE void blend_32(const mf_cpu_tile_blend *a, const weight_tiles weights, int
 {
     _Alignas(64) float sums[4][SIDE * SIDE];
     const int64_t columns = mf_cpu_tile_columns(a->n), steps = (a->num_rows + STEP - 1) / STEP;
-    const uint8_t *rows = (const uint8_t *)a->rows + i / STEP * 2 * TILE;
-    const int64_t g = q / SIDE;
+    const int64_t g = q / SIDE, skipped = a->first_row / STEP;
+    const uint8_t *rows = (const uint8_t *)a->rows + i / STEP * 2 * TILE + skipped * STEP * columns * 2;
     AMX_ZERO(0);
     AMX_ZERO(1);
     AMX_ZERO(2);
     AMX_ZERO(3);
-    for (int64_t k = 0; k < steps; k++, rows += STEP * columns * 2) {
+    for (int64_t k = skipped; k < steps; k++, rows += STEP * columns * 2) {
         ask_ahead(a->ahead, LINES_PER_STEP / 2);
         AMX_LOAD(4, weights[g][k], AMX_ROW_BYTES);
         AMX_LOAD(6, rows, AMX_ROW_BYTES);

@@ -38,6 +38,13 @@ static inline __attribute__((always_inline)) vec v_keep_below(int64_t s, const i
     return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), x, below);
 }
 
+static inline __attribute__((always_inline)) vec v_keep_from(int64_t s, const int32_t *begins, vec x)
+{
+    const __m256i begin = _mm256_loadu_si256((const __m256i *)(const void *)begins);
+    const __m256 before = _mm256_castsi256_ps(_mm256_cmpgt_epi32(begin, _mm256_set1_epi32((int)s)));
+    return _mm256_blendv_ps(x, _mm256_set1_ps(-INFINITY), before);
+}
+
 /* +0 below -87, -infinity included; NaN stays */
 static inline __attribute__((always_inline)) vec v_exp(vec x)
 {

@@ -24,6 +24,12 @@ INLINE vec v_keep_below(int64_t s, const int32_t *limits, vec x)
     return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), below, x);
 }
 
+INLINE vec v_keep_from(int64_t s, const int32_t *begins, vec x)
+{
+    const __mmask16 before = _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(begins), _mm512_set1_epi32((int)s));
+    return _mm512_mask_mov_ps(x, before, _mm512_set1_ps(-INFINITY));
+}
+
 /* +0 below -87, -infinity included; NaN stays */
 INLINE vec v_exp(vec x)
 {

@@ -191,16 +191,17 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
     const int64_t size = value_bytes(call), row_floats = mf_kv_row_bytes(call->kv) / 4;
     const bool has_tiles = mf_cpu_attend_uses_tiles(kernels, call);
     const bool in_place = call->kv->dtype == MF_F32 && it->num_queries < MF_CPU_COPY_QUERIES;
-    b->first = first;
-    b->n = context - first < ROWS ? context - first : ROWS;
-    find_rows(it, it->group, first, b->n, b->raw_keys, b->raw_values);
+    const int64_t unseen = mf_cpu_attend_begin(call, it->first) - first;
+    b->first = first + (unseen > 0 ? unseen / MF_CPU_TILE_COLUMNS * MF_CPU_TILE_COLUMNS : 0);
+    b->n = (context < next ? context : next) - b->first;
+    find_rows(it, it->group, b->first, b->n, b->raw_keys, b->raw_values);
     b->during_scores = b->during_blend = (mf_cpu_ahead){ 0 };
     b->ahead = (mf_cpu_asker){ 0 };
     if (has_tiles && it->num_queries >= MF_CPU_COPY_QUERIES) {
         /* read in order once, then much computing: hardware fetches ahead well enough */
     } else if (mf_cpu_attend_values_are_in_keys(call) || share.whole_rows) {
         if (starts && share.index == 0) {
-            find_next_rows(it, 0, first, b->n, b);
+            find_next_rows(it, 0, b->first, b->n, b);
             touch_rows(b->next_keys, b->n, row_floats);
         }
         find_next_rows(it, 0, next, left, b);
@@ -208,7 +209,7 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
         b->during_blend = share_of(b->next_keys, left, row_floats, 2 * share.index + 1, 2 * share.count);
         b->ahead.rows = share_of(b->next_keys, left, row_floats, share.index, share.count);
     } else if (in_place) {
-        find_next_rows(it, it->group, first, b->n, b);
+        find_next_rows(it, it->group, b->first, b->n, b);
         b->during_scores = (mf_cpu_ahead){ b->next_values, b->n, call->value_dim };
         find_next_rows(it, it->group, next, left, b);
         b->during_blend = (mf_cpu_ahead){ b->next_keys, left, call->key_dim };
@@ -226,17 +227,24 @@ void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const item *it, mf_
 
 /* ---- a panel meets the block ---- */
 
-static void make_scores(const mf_cpu_kernels *kernels, const item *it, block *b, const float *panel,
-                        const int32_t *limits, int64_t first_query, float *out)
+/* Which of a block's rows the query rows of a panel see. */
+typedef struct view {
+    const int32_t *begins, *limits; /* begins: NULL when all are 0 */
+    int64_t first_query, first_row; /* before them nothing is seen */
+} view;
+
+static void make_scores(const mf_cpu_kernels *kernels, const item *it, block *b, const float *panel, const view *seen,
+                        float *out)
 {
     if (mf_cpu_attend_uses_tiles(kernels, it->call)) {
         const mf_cpu_tile_scores scores = { .groups = b->key_groups,
                                             .key_stride = b->key_stride,
                                             .ahead = &b->ahead,
+                                            .first_row = seen->first_row,
                                             .dim = mf_cpu_tile_columns(it->call->key_dim),
                                             .queries = panel,
-                                            .limits = limits,
-                                            .first_query = first_query,
+                                            .limits = seen->limits,
+                                            .first_query = seen->first_query,
                                             .stride = it->stride,
                                             .out = out };
         kernels->attention.tiles->scores(&scores);
@@ -244,10 +252,11 @@ static void make_scores(const mf_cpu_kernels *kernels, const item *it, block *b,
     }
     const mf_cpu_scores scores = { .rows = b->keys,
                                    .ahead = b->during_scores,
+                                   .first_row = seen->first_row,
                                    .dim = it->call->key_dim,
                                    .queries = panel,
-                                   .limits = limits,
-                                   .first_query = first_query,
+                                   .limits = seen->limits,
+                                   .first_query = seen->first_query,
                                    .stride = it->stride,
                                    .out = out };
     kernels->attention.scores(&scores);
@@ -261,7 +270,7 @@ static void blend_tiles(const mf_cpu_kernels *kernels, const item *it, const blo
     const mf_cpu_attention_tiles *tiles = kernels->attention.tiles;
     mf_cpu_asker nothing = { 0 };
     const int64_t end = blend->num_queries;
-    if (b->is_finite || blend->limits[blend->first_query] == b->n) {
+    if (b->is_finite || (!blend->begins && blend->limits[blend->first_query] == b->n)) {
         tiles->blend(blend);
         return;
     }
@@ -270,23 +279,29 @@ static void blend_tiles(const mf_cpu_kernels *kernels, const item *it, const blo
         blend->first_query = q;
         blend->num_queries = q + it->num_heads - q % it->num_heads;
         blend->num_rows = blend->limits[q];
-        tiles->pack_rows(b->raw_values, blend->num_rows, it->call->value_dim, &nothing, rows);
+        const void *seen[ROWS] = { NULL };
+        for (int64_t s = blend->begins ? blend->begins[q] : 0; s < blend->num_rows; s++) {
+            seen[s] = b->raw_values[s];
+        }
+        tiles->pack_rows(seen, blend->num_rows, it->call->value_dim, &nothing, rows);
         tiles->blend(blend);
     }
     tiles->pack_rows(b->raw_values, b->n, it->call->value_dim, &nothing, rows);
 }
 
-static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, const int32_t *limits,
-                      int64_t first_query, const float *alpha, const float *beta, float *room, float *acc)
+static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, const view *seen, const float *alpha,
+                      const float *beta, float *room, float *acc)
 {
     const mf_cpu_attend *call = it->call;
     if (mf_cpu_attend_uses_tiles(kernels, call)) {
         mf_cpu_tile_blend blend = { .rows = values_of(kernels, call, room),
+                                    .first_row = seen->first_row,
                                     .num_rows = b->n,
                                     .ahead = &b->ahead,
                                     .weights = scores_of(room),
-                                    .limits = limits,
-                                    .first_query = first_query,
+                                    .begins = seen->begins,
+                                    .limits = seen->limits,
+                                    .first_query = seen->first_query,
                                     .num_queries = it->num_queries,
                                     .stride = it->stride,
                                     .n = call->value_dim,
@@ -300,8 +315,9 @@ static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, c
     const mf_cpu_blend blend = { .rows = b->values,
                                  .ahead = b->during_blend,
                                  .weights = scores_of(room),
-                                 .limits = limits,
-                                 .first_query = first_query,
+                                 .begins = seen->begins,
+                                 .limits = seen->limits,
+                                 .first_query = seen->first_query,
                                  .num_queries = it->num_queries,
                                  .stride = it->stride,
                                  .n = call->value_dim,
@@ -312,20 +328,44 @@ static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, c
     kernels->attention.blend(&blend);
 }
 
-void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, block *b, const float *panel, float *room,
-                             const part *span)
+void mf_cpu_attend_clear(const mf_cpu_attend *call, const part *sums, int64_t num_queries)
+{
+    for (int64_t q = 0; q < QUERIES; q++) {
+        sums->max[q] = -FLT_MAX;
+        sums->sum[q] = 0.0f;
+    }
+    memset(sums->acc, 0, (size_t)(num_queries * mf_cpu_attend_acc_stride(call)) * sizeof *sums->acc);
+}
+
+/* With a window a query that comes to see rows after others of its panel did must find what it finds alone: nothing. */
+void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, block *b, bool starts, const float *panel,
+                             float *room, const part *span)
 {
     const mf_cpu_attend *call = it->call;
-    const bool starts = b->first % MF_CPU_SPAN_ROWS == 0;
     const int64_t first_query = mf_cpu_attend_first_query(it, b->first);
-    int32_t limits[QUERIES] = { 0 };
+    const bool is_windowed = mf_cpu_attend_is_windowed(call);
+    int32_t begins[QUERIES] = { 0 }, limits[QUERIES] = { 0 };
     for (int64_t q = first_query; q < it->num_queries; q++) {
         const int64_t seen = mf_cpu_attend_context(call, it->first + q / it->num_heads) - b->first;
         limits[q] = (int32_t)(seen < b->n ? seen : b->n);
     }
-    make_scores(kernels, it, b, panel, limits, first_query, scores_of(room));
+    for (int64_t q = 0; is_windowed && q < it->stride; q++) {
+        const int64_t t = it->first + q / it->num_heads;
+        const int64_t unseen = q < it->num_queries ? mf_cpu_attend_begin(call, t) - b->first : b->n;
+        begins[q] = (int32_t)(unseen < 0 ? 0 : unseen < b->n ? unseen : b->n);
+    }
+    const view seen = { .begins = is_windowed ? begins : NULL,
+                        .limits = limits,
+                        .first_query = first_query,
+                        .first_row = begins[first_query] / MF_CPU_TILE_COLUMNS * MF_CPU_TILE_COLUMNS };
+    if (is_windowed && starts) {
+        mf_cpu_attend_clear(call, span, it->num_queries);
+        starts = false;
+    }
+    make_scores(kernels, it, b, panel, &seen, scores_of(room));
     float max[QUERIES], sum[QUERIES], alpha[QUERIES], beta[QUERIES];
     mf_cpu_softmax softmax = { .scores = scores_of(room),
+                               .begins = seen.begins,
                                .limits = limits,
                                .first_query = first_query,
                                .stride = it->stride,
@@ -341,5 +381,5 @@ void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, bloc
     if (!starts) {
         kernels->attention.merge(span->max, span->sum, max, sum, it->stride, alpha, beta);
     }
-    make_sums(kernels, it, b, limits, first_query, starts ? NULL : alpha, starts ? NULL : beta, room, span->acc);
+    make_sums(kernels, it, b, &seen, starts ? NULL : alpha, starts ? NULL : beta, room, span->acc);
 }

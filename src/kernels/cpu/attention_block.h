@@ -45,6 +45,17 @@ static inline int64_t mf_cpu_attend_context(const mf_cpu_attend *call, int64_t t
     return call->kv->position[call->first_token + t] + (int64_t)1;
 }
 
+static inline bool mf_cpu_attend_is_windowed(const mf_cpu_attend *call)
+{
+    return call->window > 0 || call->chunk > 0;
+}
+
+/* The first position that a token sees; it does not fall within a tile of tokens. */
+static inline int64_t mf_cpu_attend_begin(const mf_cpu_attend *call, int64_t t)
+{
+    return mf_gqa_first(call->window, call->chunk, call->kv->position[call->first_token + t]);
+}
+
 static inline int64_t mf_cpu_attend_item_context(const mf_cpu_attend_item *it)
 {
     return mf_cpu_attend_context(it->call, it->first + it->num_tokens - 1);
@@ -81,12 +92,14 @@ int64_t mf_cpu_attend_panel_floats(const mf_cpu_kernels *kernels, const mf_cpu_a
 int64_t mf_cpu_attend_block_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call);
 
 void mf_cpu_attend_pack(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, float *panel);
-/* Block at `first`, in `room` [mf_cpu_attend_block_floats] as far as its rows do not stay where they are; starts: the
- * task's first. */
+/* Block at `first`, without rows before the item's view (in steps of MF_CPU_TILE_COLUMNS, which moves no sum), in `room`
+ * [mf_cpu_attend_block_floats] as far as its rows do not stay where they are; starts: the task's first. */
 void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_share share,
                               float *room, int64_t first, bool starts, mf_cpu_attend_block *b);
-/* Adds a block to a panel's part of the span; the span's first block starts it. */
+/* Adds a block to a panel's part of the span; the span's first block, `starts`, starts it. */
 void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_block *b,
-                             const float *panel, float *room, const mf_cpu_attend_part *span);
+                             bool starts, const float *panel, float *room, const mf_cpu_attend_part *span);
+/* A part without rows: merging onto it gives what is merged. */
+void mf_cpu_attend_clear(const mf_cpu_attend *call, const mf_cpu_attend_part *sums, int64_t num_queries);
 
 #endif

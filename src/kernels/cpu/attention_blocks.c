@@ -5,6 +5,7 @@
  * span of every item is one, and its part waits in a slot until the parts are merged in order. */
 #include "kernels/cpu/attention_block.h"
 
+#include <math.h>
 #include <string.h>
 
 enum {
@@ -38,7 +39,7 @@ typedef struct plan {
     int64_t part_floats, thread_floats;
     float *rooms, *slots;
     bool is_split; /* spans are tasks */
-    int64_t first_span, wave_spans;
+    int64_t first_span, wave_spans; /* from each item's own first span on */
     tile tiles[MOST_TILES];
 } plan;
 
@@ -102,6 +103,17 @@ static room room_of(const plan *p, int32_t thread)
 static int64_t count_spans(int64_t context)
 {
     return (context + MF_CPU_SPAN_ROWS - 1) / MF_CPU_SPAN_ROWS;
+}
+
+/* Spans that an item's view begins after, and how many it meets. */
+static int64_t skipped_spans(const item *it)
+{
+    return mf_cpu_attend_begin(it->call, it->first) / MF_CPU_SPAN_ROWS;
+}
+
+static int64_t item_spans(const item *it)
+{
+    return count_spans(mf_cpu_attend_item_context(it)) - skipped_spans(it);
 }
 
 /* Slots that splitting contexts may use: a fixed share per thread, less when contexts are short. */
@@ -178,22 +190,32 @@ static bool panel_at(const plan *p, const item *it, int64_t i, item *panel)
 
 /* ---- one span ---- */
 
+/* The first block of a span that is not before a view's begin. */
+static int64_t first_block(int64_t span, int64_t begin)
+{
+    const int64_t block = begin / ROWS * ROWS;
+    return block > span * MF_CPU_SPAN_ROWS ? block : span * MF_CPU_SPAN_ROWS;
+}
+
 /* The parts of a span for every panel of the task's items that sees it; `it` is the first of them. */
 static void attend_span(const plan *p, const item *it, const room *r, int64_t span, const part *out)
 {
     const bool whole_rows = p->bundle > 1 && p->bundle == p->call->num_groups * p->num_chunks;
-    const int64_t begin = (p->is_split ? span : 0) * MF_CPU_SPAN_ROWS;
+    const int64_t begin = mf_cpu_attend_begin(p->call, it->first);
+    const int64_t task_begin = first_block(p->is_split ? span : 0, begin);
     const int64_t context = mf_cpu_attend_item_context(it);
     const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
-    for (int64_t first = span * MF_CPU_SPAN_ROWS; first < end; first += ROWS) {
+    for (int64_t first = first_block(span, begin); first < end; first += ROWS) {
         for (int64_t j = 0; j < p->bundle; j++) {
             const mf_cpu_attend_share share = { .index = j, .count = p->bundle, .whole_rows = whole_rows };
             mf_cpu_attend_block b;
             item panel;
-            mf_cpu_attend_make_block(p->kernels, &it[j], share, r->block, first, first == begin, &b);
+            mf_cpu_attend_make_block(p->kernels, &it[j], share, r->block, first, first == task_begin, &b);
             for (int64_t i = 0; panel_at(p, &it[j], i, &panel); i++) {
-                if (mf_cpu_attend_item_context(&panel) > first) {
-                    mf_cpu_attend_add_block(p->kernels, &panel, &b, r->panel[j + i], r->block, &out[j + i]);
+                const int64_t panel_first = first_block(span, mf_cpu_attend_begin(p->call, panel.first));
+                if (first >= panel_first && mf_cpu_attend_item_context(&panel) > first) {
+                    mf_cpu_attend_add_block(p->kernels, &panel, &b, first == panel_first, r->panel[j + i], r->block,
+                                            &out[j + i]);
                     b.during_scores.num_rows = 0; /* asked for once */
                     b.during_blend.num_rows = 0;
                 }
@@ -216,6 +238,17 @@ static void merge_span(const plan *p, const item *it, int64_t span, const part *
     }
 }
 
+/* What a query row's weighted sum is multiplied with: its sink joins the softmax as one more part, which has no value. */
+static float last_factor(const part *total, int64_t q, const float *sink)
+{
+    if (!sink) {
+        return 1.0f / total->sum[q];
+    }
+    const float max = *sink > total->max[q] ? *sink : total->max[q];
+    const float factor = expf(total->max[q] - max);
+    return factor / (total->sum[q] * factor + expf(*sink - max));
+}
+
 static void finish(const plan *p, const item *it, const part *total, int64_t first, int64_t end)
 {
     const mf_cpu_attend *call = it->call;
@@ -223,8 +256,8 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
         float *out =
             call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
-        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), 1.0f / total->sum[q],
-                                    call->value_dim, out);
+        const float factor = last_factor(total, q, call->sinks ? call->sinks + head : NULL);
+        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), factor, call->value_dim, out);
     }
 }
 
@@ -249,12 +282,20 @@ static void run_items(void *context, int64_t task, int32_t thread)
     item items[MOST_BUNDLE], panel;
     start_bundle(p, task, &r, items);
     const int64_t spans = count_spans(mf_cpu_attend_item_context(&items[0]));
-    attend_span(p, items, &r, 0, r.total);
-    for (int64_t span = 1; span < spans; span++) {
+    const bool is_windowed = mf_cpu_attend_is_windowed(p->call);
+    for (int64_t j = 0; is_windowed && j < p->bundle; j++) {
+        for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
+            mf_cpu_attend_clear(p->call, &r.total[j + i], panel.num_queries);
+        }
+    }
+    if (!is_windowed) {
+        attend_span(p, items, &r, 0, r.total);
+    }
+    for (int64_t span = is_windowed ? skipped_spans(&items[0]) : 1; span < spans; span++) {
         attend_span(p, items, &r, span, r.span);
         for (int64_t j = 0; j < p->bundle; j++) {
             for (int64_t i = 0; panel_at(p, &items[j], i, &panel); i++) {
-                if (mf_cpu_attend_item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
+                if (span >= skipped_spans(&panel) && mf_cpu_attend_item_context(&panel) > span * MF_CPU_SPAN_ROWS) {
                     merge_span(p, &panel, span, &r.total[j + i], &r.span[j + i], 0, panel.num_queries);
                 }
             }
@@ -269,10 +310,32 @@ static void run_items(void *context, int64_t task, int32_t thread)
 
 /* ---- spans as tasks: items of one panel ---- */
 
-/* Slot 0 of an item holds its total; later ones the parts of the wave at hand. */
+/* Slot 0 of an item holds its total; later ones the parts of the wave at hand.  Spans count from the item's first one,
+ * whose part is the total to begin with; with a window the total begins with nothing, see attention_blocks.h. */
 static part slot_of(const plan *p, int64_t i, int64_t slot)
 {
     return part_at(p->slots + (i * (p->wave_spans + 1) + slot) * p->part_floats);
+}
+
+/* Of the wave at hand: the first span that is merged onto the total. */
+static int64_t first_merged(const plan *p)
+{
+    return p->first_span > 0 || mf_cpu_attend_is_windowed(p->call) ? p->first_span : 1;
+}
+
+/* The spans of a wave onto query rows [first, end) of an item's total; the maxima and sums of all. */
+static void merge_wave(const plan *p, int64_t i, const item *it, const part *total, int64_t first, int64_t end)
+{
+    const int64_t spans = item_spans(it), skipped = skipped_spans(it);
+    const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
+    if (p->first_span == 0 && first_merged(p) == 0) {
+        const part rows = { total->max, total->sum, total->acc + first * mf_cpu_attend_acc_stride(it->call) };
+        mf_cpu_attend_clear(it->call, &rows, end - first);
+    }
+    for (int64_t span = first_merged(p); span < stop; span++) {
+        const part later = slot_of(p, i, 1 + span - p->first_span);
+        merge_span(p, it, skipped + span, total, &later, first, end);
+    }
 }
 
 static void run_span(void *context, int64_t task, int32_t thread)
@@ -280,7 +343,7 @@ static void run_span(void *context, int64_t task, int32_t thread)
     const plan *p = context;
     const int64_t b = task / p->wave_spans, span = p->first_span + task % p->wave_spans;
     const item first = item_at(p, b * p->bundle);
-    if (span >= count_spans(mf_cpu_attend_item_context(&first))) {
+    if (span >= item_spans(&first)) {
         return;
     }
     const room r = room_of(p, thread);
@@ -288,9 +351,9 @@ static void run_span(void *context, int64_t task, int32_t thread)
     part out[MOST_BUNDLE];
     start_bundle(p, b, &r, items);
     for (int64_t j = 0; j < p->bundle; j++) {
-        out[j] = slot_of(p, b * p->bundle + j, span == 0 ? 0 : 1 + span - p->first_span);
+        out[j] = slot_of(p, b * p->bundle + j, span < first_merged(p) ? 0 : 1 + span - p->first_span);
     }
-    attend_span(p, items, &r, span, out);
+    attend_span(p, items, &r, skipped_spans(&first) + span, out);
 }
 
 /* Merges a wave's parts for a few query rows of one item.  Every task follows the item's maxima and sums on its own, in
@@ -303,7 +366,7 @@ static void run_merge(void *context, int64_t task, int32_t thread)
     const int64_t i = task / shares, first = task % shares * MERGE_QUERIES;
     const item it = item_at(p, i);
     const int64_t end = first + MERGE_QUERIES < it.num_queries ? first + MERGE_QUERIES : it.num_queries;
-    const int64_t spans = count_spans(mf_cpu_attend_item_context(&it));
+    const int64_t spans = item_spans(&it);
     if (first >= it.num_queries || p->first_span >= spans) {
         return;
     }
@@ -312,12 +375,8 @@ static void run_merge(void *context, int64_t task, int32_t thread)
     memcpy(max, slot.max, sizeof max);
     memcpy(sum, slot.sum, sizeof sum);
     const part total = { .max = max, .sum = sum, .acc = slot.acc };
-    const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
-    for (int64_t span = p->first_span > 0 ? p->first_span : 1; span < stop; span++) {
-        const part later = slot_of(p, i, 1 + span - p->first_span);
-        merge_span(p, &it, span, &total, &later, first, end);
-    }
-    if (stop == spans) {
+    merge_wave(p, i, &it, &total, first, end);
+    if (p->first_span + p->wave_spans >= spans) {
         finish(p, &it, &total, first, end);
     }
 }
@@ -328,13 +387,8 @@ static void run_carry(void *context, int64_t i, int32_t thread)
     (void)thread;
     const plan *p = context;
     const item it = item_at(p, i);
-    const int64_t spans = count_spans(mf_cpu_attend_item_context(&it));
-    const int64_t stop = p->first_span + p->wave_spans < spans ? p->first_span + p->wave_spans : spans;
     const part total = slot_of(p, i, 0);
-    for (int64_t span = p->first_span > 0 ? p->first_span : 1; span < stop; span++) {
-        const part later = slot_of(p, i, 1 + span - p->first_span);
-        merge_span(p, &it, span, &total, &later, 0, 0);
-    }
+    merge_wave(p, i, &it, &total, 0, 0);
 }
 
 static void run_split(mf_device *device, plan *p, int64_t num_items, int64_t spans, int64_t floats, double work)
@@ -395,17 +449,23 @@ void mf_cpu_attend_run(mf_device *device, const mf_cpu_attend *call)
     p.chunk_heads = (call->group_heads + p.num_chunks - 1) / p.num_chunks;
     p.rooms = call->scratch + (64 - (uintptr_t)call->scratch % 64) % 64 / sizeof(float);
     p.slots = p.rooms + threads * p.thread_floats;
-    int64_t longest = 0;
+    int64_t most = 1;
     double work = 0;
     for (int64_t t = 0; t < call->num_tokens; t++) {
-        longest = mf_cpu_attend_context(call, t) > longest ? mf_cpu_attend_context(call, t) : longest;
-        work += (double)mf_cpu_attend_context(call, t);
+        const int64_t context = mf_cpu_attend_context(call, t), begin = mf_cpu_attend_begin(call, t);
+        const int64_t spans = count_spans(context) - begin / MF_CPU_SPAN_ROWS;
+        most = spans > most ? spans : most;
+        work += (double)(context - begin);
     }
     work *= (double)(call->num_groups * call->group_heads * (call->key_dim + call->value_dim));
-    const int64_t floats = slots_floats(device, call), spans = floats > 0 ? count_spans(longest) : 1;
-    const int64_t num_items = make_tasks(&p, threads > 1 ? ITEMS_PER_THREAD * threads : 1, spans);
+    const int64_t floats = slots_floats(device, call);
+    const int64_t num_items = make_tasks(&p, threads > 1 ? ITEMS_PER_THREAD * threads : 1, floats > 0 ? most : 1);
     if (p.is_split) {
-        run_split(device, &p, num_items, spans, floats, work);
+        for (int64_t i = 0; i < num_items; i++) { /* several tokens of an item see more than each of them */
+            const item it = item_at(&p, i);
+            most = item_spans(&it) > most ? item_spans(&it) : most;
+        }
+        run_split(device, &p, num_items, most, floats, work);
     } else {
         mf_cpu_run(device, work, num_items / p.bundle, run_items, &p);
     }

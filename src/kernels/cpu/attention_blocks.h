@@ -3,7 +3,8 @@
  * The context is cut at fixed positions, multiples of 128: each block makes a part (maximum, sum, weighted sum of
  * rows), the four blocks of a span are merged in order, then the spans in order.  A token's result so depends on its
  * position and the cached rows up to it alone: not on the other tokens of the batch, nor on which thread made which
- * part. */
+ * part.  With a window or chunks the parts begin where the token's view does, blocks before it are left out, and each
+ * sum starts from nothing, so that rows which only others of the batch see change no bit. */
 #ifndef MF_KERNELS_CPU_ATTENTION_BLOCKS_H
 #define MF_KERNELS_CPU_ATTENTION_BLOCKS_H
 
@@ -23,6 +24,8 @@ typedef struct mf_cpu_attend {
     int64_t key_dim, key_step;
     int64_t value_dim, value_first, value_step;
     float scale;
+    int64_t window, chunk; /* as in mf_gqa_args */
+    const float *sinks;    /* [heads of all groups] or NULL */
     const float *q; /* token t of the call, head h: q + t * q_token_stride + h * q_head_stride */
     int64_t q_token_stride, q_head_stride;
     float *out; /* likewise, value_dim floats */

@@ -29,7 +29,7 @@ static void scores_c(const mf_cpu_scores *a)
 {
     for (int64_t q = a->first_query / LANES * LANES; q < a->stride; q += LANES) {
         const int64_t num_rows = largest_limit(a->limits + q, LANES);
-        for (int64_t s = 0; s < num_rows; s++) {
+        for (int64_t s = a->first_row; s < num_rows; s++) {
             float acc[LANES] = { 0 };
             for (int64_t d = 0; d < a->dim; d++) {
                 const float x = a->rows[s][d];
@@ -48,13 +48,14 @@ static void softmax_c(const mf_cpu_softmax *a)
     for (int64_t q = a->first_query / LANES * LANES; q < a->stride; q += LANES) {
         const int64_t num_rows = largest_limit(a->limits + q, LANES);
         for (int64_t i = q; i < q + LANES; i++) {
+            const int64_t begin = a->begins ? a->begins[i] : 0;
             float max = -FLT_MAX, sum = 0.0f;
-            for (int64_t s = 0; s < a->limits[i]; s++) {
+            for (int64_t s = begin; s < a->limits[i]; s++) {
                 float *x = a->scores + s * a->stride + i;
                 *x *= a->scale;
                 max = *x > max ? *x : max;
             }
-            for (int64_t s = 0; s < num_rows; s++) {
+            for (int64_t s = begin; s < num_rows; s++) {
                 float *x = a->scores + s * a->stride + i;
                 *x = s < a->limits[i] ? expf(*x - max) : 0.0f;
                 sum += *x;
@@ -95,7 +96,7 @@ static void blend_c(const mf_cpu_blend *a)
             if (a->onto_acc) {
                 memcpy(acc, out, (size_t)n * sizeof *acc);
             }
-            for (int64_t s = 0; s < a->limits[q]; s++) {
+            for (int64_t s = a->begins ? a->begins[q] : 0; s < a->limits[q]; s++) {
                 const float weight = a->weights[s * a->stride + q];
                 const float *row = a->rows[s] + i;
                 for (int64_t j = 0; j < n; j++) {

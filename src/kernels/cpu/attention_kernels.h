@@ -3,7 +3,8 @@
  *
  * Queries lie side by side in a panel [dim][stride], so scores of one cached row are vectors of queries and no sum
  * crosses lanes: a score is one chain of multiply-adds over ascending d, a weighted sum one chain over ascending rows.
- * Neither depends on which queries or how many share a call.  Rows at or past a query's limit never enter its results.
+ * Neither depends on which queries or how many share a call.  Rows before a query's begin, and at or past its limit, never
+ * enter its results.  begins may be NULL: all 0; like limits they ascend, and a query that sees nothing begins at its limit.
  */
 #ifndef MF_KERNELS_CPU_ATTENTION_KERNELS_H
 #define MF_KERNELS_CPU_ATTENTION_KERNELS_H
@@ -29,10 +30,11 @@ typedef struct mf_cpu_asker {
     int64_t row, column; /* where the asking has come to */
 } mf_cpu_asker;
 
-/* out[s * stride + q] = rows[s] . query q, for s < the largest limit of q's vector of lanes. */
+/* out[s * stride + q] = rows[s] . query q, for first_row <= s < the largest limit of q's vector of lanes. */
 typedef struct mf_cpu_scores {
     const float *const *rows;
     mf_cpu_ahead ahead;
+    int64_t first_row;
     int64_t dim;
     const float *queries;  /* [dim][stride] */
     const int32_t *limits; /* [stride], 0 in the padding */
@@ -41,25 +43,26 @@ typedef struct mf_cpu_scores {
     float *out;            /* [num_rows][stride] */
 } mf_cpu_scores;
 
-/* Per query, over s < limit: x = scale * score; max = the largest x, -FLT_MAX without any; scores become e^(x - max), 0
- * from limit on; sum = their sum, s ascending.  NaN is not larger than anything and stays. */
+/* Per query, over begin <= s < limit: x = scale * score; max = the largest x, -FLT_MAX without any; scores become
+ * e^(x - max), 0 from limit on; sum = their sum, s ascending.  NaN is not larger than anything and stays.  What becomes of
+ * scores before a begin is open. */
 typedef struct mf_cpu_softmax {
     float *scores; /* [num_rows][stride] */
-    const int32_t *limits;
+    const int32_t *begins, *limits;
     int64_t first_query, stride;
     float scale;
     float *max, *sum; /* [stride] */
     mf_cpu_asker *ahead; /* or NULL */
 } mf_cpu_softmax;
 
-/* acc[q] = sum over s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc itself with
- * `onto_acc`; with alpha and beta: fma(that sum, beta[q], acc[q] * alpha[q]).  Queries [first_query, num_queries),
- * whose limits are > 0 and ascend. */
+/* acc[q] = sum over begins[q] <= s < limits[q], ascending, of weights[s][q] * rows[s]: one chain from 0, or from acc
+ * itself with `onto_acc`; with alpha and beta: fma(that sum, beta[q], acc[q] * alpha[q]).  Queries [first_query,
+ * num_queries), whose limits are > 0 and ascend. */
 typedef struct mf_cpu_blend {
     const float *const *rows;
     mf_cpu_ahead ahead;
     const float *weights; /* [num_rows][stride] */
-    const int32_t *limits;
+    const int32_t *begins, *limits;
     int64_t first_query, num_queries, stride;
     int64_t n; /* floats per row */
     bool onto_acc;
@@ -87,6 +90,7 @@ typedef struct mf_cpu_tile_scores {
     const void *const *groups; /* [num_rows / 16, rounded up]: where 16 rows start */
     int64_t key_stride;        /* bytes between them */
     mf_cpu_asker *ahead;
+    int64_t first_row;
     int64_t dim;           /* a multiple of MF_CPU_TILE_COLUMNS */
     const void *queries;   /* of `pack` below */
     const int32_t *limits; /* [stride] */
@@ -97,10 +101,10 @@ typedef struct mf_cpu_tile_scores {
 /* As mf_cpu_blend, over rows that `pack_rows` has laid out; onto_acc is alpha = beta = 1. */
 typedef struct mf_cpu_tile_blend {
     const void *rows;
-    int64_t num_rows;
+    int64_t first_row, num_rows; /* rows before the first are not needed */
     mf_cpu_asker *ahead;
     const float *weights; /* [num_rows][stride] */
-    const int32_t *limits;
+    const int32_t *begins, *limits;
     int64_t first_query, num_queries, stride;
     int64_t n;
     const float *alpha, *beta; /* NULL or [stride] */
@@ -112,8 +116,8 @@ typedef struct mf_cpu_attention_tiles {
     /* Queries [stride][dim, padded] as right factors; stride * mf_cpu_tile_columns(dim) * 2 bytes. */
     void (*pack)(const float *const *queries, int64_t num_queries, int64_t dim, void *panel, int64_t stride);
     void (*scores)(const mf_cpu_tile_scores *scores);
-    /* num_rows <= MF_CPU_KV_ROWS rows of bf16, padded with zeros to a multiple of 32 rows and columns, which it takes 2
-     * bytes each.  false: some value is not finite, and 0 times it would not be 0. */
+    /* num_rows <= MF_CPU_KV_ROWS rows of bf16 (NULL: zeros), padded with zeros to a multiple of 32 rows and columns, which
+     * it takes 2 bytes each.  false: some value is not finite, and 0 times it would not be 0. */
     bool (*pack_rows)(const void *const *rows, int64_t num_rows, int64_t dim, mf_cpu_asker *ahead, void *out);
     void (*blend)(const mf_cpu_tile_blend *blend);
 } mf_cpu_attention_tiles;

@@ -37,6 +37,11 @@ INLINE vec v_keep_below(int64_t s, const int32_t *limits, vec x)
     return select4(vcgtq_s32(vld1q_s32(limits), vdupq_n_s32((int32_t)s)), x, vdupq_n_f32(-INFINITY));
 }
 
+INLINE vec v_keep_from(int64_t s, const int32_t *begins, vec x)
+{
+    return select4(vcgtq_s32(vld1q_s32(begins), vdupq_n_s32((int32_t)s)), vdupq_n_f32(-INFINITY), x);
+}
+
 /* +0 below -87, -infinity included; NaN stays */
 INLINE vec v_exp(vec x)
 {

@@ -4,6 +4,7 @@
  *   vec, LANES (a divisor of MF_CPU_QUERY_LANES), v_zero(), v_set(x), v_load(p), v_store(p, v), v_load_part(p, n),
  *   v_store_part(p, v, n) for n < LANES, v_add, v_mul, v_sub, v_fma(a, b, c) = a * b + c, v_max(a, b) = a > b ? a : b,
  *   v_exp(x) for x <= 0 or NaN, v_keep_below(s, limits, x): x in lanes where s < limits[lane], else -infinity,
+ *   v_keep_from(s, begins, x): x in lanes where s >= begins[lane], else -infinity,
  * and the shapes of its tiles, by what its registers hold:
  *   SCORE_VECTORS, SCORE_ROWS(vectors): vectors of queries and cached rows of a tile of scores
  *   BLEND_QUERIES: queries of a tile of weighted sums, two vectors wide. */
@@ -102,7 +103,7 @@ INLINE void score_group(const mf_cpu_scores *a, const int NV, int64_t q, asker *
     const int64_t num_rows = most_rows(a->limits + q, NV * LANES);
     for (int64_t first = 0; first < a->dim; first += part) {
         const int64_t end = a->dim - first < part ? a->dim : first + part;
-        int64_t s = 0;
+        int64_t s = a->first_row;
         for (; s + NR <= num_rows; s += NR) {
             score_tile(a, NR, NV, s, q, first, end, ahead);
         }
@@ -140,10 +141,38 @@ static void scores_of(const mf_cpu_scores *a)
 
 /* ---- softmax ---- */
 
+/* One vector of queries whose rows begin where each one's view does. */
+INLINE void softmax_within(const mf_cpu_softmax *a, int64_t q, vec scale)
+{
+    const int32_t *begins = a->begins + q, *limits = a->limits + q;
+    const int64_t first = least_rows(begins, LANES), most = most_rows(limits, LANES);
+    vec max = v_set(-FLT_MAX), sum = v_zero();
+    float *x = a->scores + q;
+    for (int64_t s = first; s < most; s++) {
+        const vec score = v_mul(v_load(x + s * a->stride), scale);
+        max = v_max(v_keep_from(s, begins, v_keep_below(s, limits, score)), max);
+    }
+    for (int64_t s = first; s < most; s++) {
+        if (a->ahead) {
+            ask_ahead(a->ahead, 1);
+        }
+        const vec score = v_mul(v_load(x + s * a->stride), scale);
+        const vec weight = v_exp(v_sub(v_keep_from(s, begins, v_keep_below(s, limits, score)), max));
+        v_store(x + s * a->stride, weight);
+        sum = v_add(sum, weight);
+    }
+    v_store(a->max + q, max);
+    v_store(a->sum + q, sum);
+}
+
 static void softmax_of(const mf_cpu_softmax *a)
 {
     const vec scale = v_set(a->scale);
     for (int64_t q = a->first_query / LANES * LANES; q < a->stride; q += LANES) {
+        if (a->begins) {
+            softmax_within(a, q, scale);
+            continue;
+        }
         const int32_t *limits = a->limits + q;
         const int64_t least = least_rows(limits, LANES), most = most_rows(limits, LANES);
         vec max = v_set(-FLT_MAX), sum = v_zero();
@@ -212,22 +241,41 @@ INLINE void store_some(float *p, vec v, const bool whole, int64_t left)
     }
 }
 
+/* Rows [s, end) of one query onto its sums. */
+INLINE void blend_rows(const mf_cpu_blend *a, vec *acc, const int NV, const bool whole, int64_t s, int64_t end, int64_t q,
+                       int64_t i, int64_t left)
+{
+    for (; s < end; s++) {
+        const vec weight = v_set(a->weights[s * a->stride + q]);
+        UNROLL(8) for (int v = 0; v < NV; v++) {
+            acc[v] = v_fma(weight, load_some(a->rows[s] + i + v * LANES, whole, left), acc[v]);
+        }
+    }
+}
+
 /* Queries [q, q + NQ), NV vectors from column i, or `left` columns when not whole.  Rows that all of the queries see
- * come together, the few that only the later ones see query by query. */
+ * come together, the few that only the earlier or the later ones see query by query. */
 INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const bool whole, int64_t q, int64_t i,
                        int64_t left, asker *ahead)
 {
     vec acc[MOST_QUERIES][WIDE];
     const int32_t *limits = a->limits + q;
+    const int32_t *begins = a->begins ? a->begins + q : NULL;
     const int64_t common = limits[0];
+    const int64_t first = !begins ? 0 : begins[NQ - 1] < common ? begins[NQ - 1] : common;
     float *out = a->acc + q * a->acc_stride + i;
     UNROLL(12) for (int j = 0; j < NQ; j++) {
         UNROLL(8) for (int v = 0; v < NV; v++) {
             acc[j][v] = a->onto_acc ? load_some(out + j * a->acc_stride + v * LANES, whole, left) : v_zero();
         }
     }
-    const float *weights = a->weights + q;
-    for (int64_t s = 0; s < common; s++, weights += a->stride) {
+    if (first > 0 && begins[0] < first) {
+        UNROLL(12) for (int j = 0; j < NQ; j++) {
+            blend_rows(a, acc[j], NV, whole, begins[j], first, q + j, i, left);
+        }
+    }
+    const float *weights = a->weights + first * a->stride + q;
+    for (int64_t s = first; s < common; s++, weights += a->stride) {
         const float *row = a->rows[s] + i;
         if (q == a->first_query) {
             ask_ahead(ahead, (NV * LANES + LINE_FLOATS - 1) / LINE_FLOATS);
@@ -245,12 +293,8 @@ INLINE void blend_tile(const mf_cpu_blend *a, const int NQ, const int NV, const 
     }
     if (limits[NQ - 1] > common) {
         UNROLL(12) for (int j = 1; j < NQ; j++) {
-            for (int64_t s = common; s < limits[j]; s++) {
-                const vec weight = v_set(a->weights[s * a->stride + q + j]);
-                UNROLL(8) for (int v = 0; v < NV; v++) {
-                    acc[j][v] = v_fma(weight, load_some(a->rows[s] + i + v * LANES, whole, left), acc[j][v]);
-                }
-            }
+            const int64_t begin = begins && begins[j] > common ? begins[j] : common;
+            blend_rows(a, acc[j], NV, whole, begin, limits[j], q + j, i, left);
         }
     }
     UNROLL(12) for (int j = 0; j < NQ; j++) {

@@ -42,6 +42,7 @@ static const mf_device_ops cpu_ops = {
     .convert = mf_cpu_convert,
     .add = mf_cpu_add,
     .clip = mf_cpu_clip,
+    .scale_rows = mf_cpu_scale_rows,
 };
 
 /* The rungs of the ladder, lowest first. */

@@ -23,6 +23,8 @@ void mf_cpu_rope(mf_device *device, float *x, int64_t row_stride, int64_t num_ve
                  bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens);
 void mf_cpu_kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens);
 void mf_cpu_add(mf_device *device, float *acc, const float *x, int64_t n);
+void mf_cpu_scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens);
 void mf_cpu_clip(mf_device *device, float *x, int64_t n, float limit);
 
 void mf_cpu_rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,

@@ -187,3 +187,30 @@ void mf_cpu_clip(mf_device *device, float *x, int64_t n, float limit)
     clip_call call = { .x = x, .n = n, .limit = limit };
     mf_cpu_run(device, (double)n, (n + TASK_FLOATS - 1) / TASK_FLOATS, run_clip, &call);
 }
+
+typedef struct scale_call {
+    float *x;
+    int64_t n, num_tokens;
+    const float *factors;
+    const int32_t *position;
+} scale_call;
+
+static void run_scale(void *context, int64_t task, int32_t thread)
+{
+    (void)thread;
+    const scale_call *call = context;
+    const row_range range = range_of(task, rows_per_task(call->n), call->num_tokens);
+    for (int64_t t = range.first; t < range.end; t++) {
+        const float factor = call->factors[call->position[t]];
+        for (int64_t i = 0; i < call->n; i++) {
+            call->x[t * call->n + i] *= factor;
+        }
+    }
+}
+
+void mf_cpu_scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens)
+{
+    scale_call call = { .x = x, .n = n, .num_tokens = num_tokens, .factors = factors, .position = position };
+    run_rows(device, num_tokens, n, run_scale, &call);
+}

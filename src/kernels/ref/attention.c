@@ -1,4 +1,5 @@
-/* attention.c - multi-head latent attention over the compressed cache, absorbed form: see mf_mla_args. */
+/* attention.c - attention in plain C: multi-head latent over the compressed cache, absorbed form (see mf_mla_args), and
+ * grouped-query (see mf_gqa_args). */
 #include <math.h>
 #include <string.h>
 
@@ -98,22 +99,23 @@ static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
     const int64_t kv_head = head / (args->num_heads / args->num_kv_heads);
     const int64_t values = args->num_kv_heads * dim + kv_head * v_dim; /* where they start in a cached row */
     const int64_t context = args->kv.position[t] + (int64_t)1;
+    const int64_t first = mf_gqa_first(args->window, args->chunk, args->kv.position[t]);
     const float *q = args->q + (t * args->num_heads + head) * dim;
     float *out = args->out + (t * args->num_heads + head) * v_dim;
     float *scores = args->scratch;
     float *room = scores + args->kv.max_context;
-    float max = -INFINITY;
-    for (int64_t s = 0; s < context; s++) {
+    float max = args->sinks ? args->sinks[head] : -INFINITY;
+    for (int64_t s = first; s < context; s++) {
         scores[s] = args->softmax_scale * dot(q, cached_row(&args->kv, t, s, room) + kv_head * dim, dim);
         max = scores[s] > max ? scores[s] : max;
     }
-    float sum = 0.0f;
-    for (int64_t s = 0; s < context; s++) {
+    float sum = args->sinks ? expf(args->sinks[head] - max) : 0.0f;
+    for (int64_t s = first; s < context; s++) {
         scores[s] = expf(scores[s] - max);
         sum += scores[s];
     }
     memset(out, 0, (size_t)v_dim * sizeof *out);
-    for (int64_t s = 0; s < context; s++) {
+    for (int64_t s = first; s < context; s++) {
         const float *cached = cached_row(&args->kv, t, s, room) + values;
         for (int64_t i = 0; i < v_dim; i++) {
             out[i] += scores[s] * cached[i];

@@ -129,3 +129,14 @@ void mf_ref_clip(mf_device *device, float *x, int64_t n, float limit)
         x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
     }
 }
+
+void mf_ref_scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens)
+{
+    (void)device;
+    for (int64_t t = 0; t < num_tokens; t++) {
+        for (int64_t i = 0; i < n; i++) {
+            x[t * n + i] *= factors[position[t]];
+        }
+    }
+}

@@ -22,6 +22,7 @@ static const mf_device_ops ref_ops = {
     .convert = mf_ref_convert,
     .add = mf_ref_add,
     .clip = mf_ref_clip,
+    .scale_rows = mf_ref_scale_rows,
 };
 
 mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err)

@@ -23,6 +23,8 @@ size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *arg
 void mf_ref_gqa_attention(mf_device *device, const mf_gqa_args *args);
 void mf_ref_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
 void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n);
+void mf_ref_scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens);
 void mf_ref_clip(mf_device *device, float *x, int64_t n, float limit);
 
 /* The specification's order of sums: k ascending in f32 per 128 columns, the groups' sums ascending.  x is f32. */

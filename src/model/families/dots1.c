@@ -11,15 +11,16 @@ static const char *const names[MF_ROLE_COUNT] = {
     [MF_ROLE_SHARED_DOWN] = MF_GQA_LAYER "mlp.shared_experts.down_proj.weight",
 };
 
-/* Layers from max_window_layers on slide when sliding_window is given: released checkpoints have none. */
-static mf_status refuse_windows(const mf_reader *reader, const mf_model_config *config)
+/* Layers from max_window_layers on slide, unless sliding_window is null. */
+static mf_status read_windows(const mf_reader *reader, mf_model_config *config)
 {
-    static const int64_t all = 62;
+    static const int64_t all = 62, size = 4096;
     int64_t full;
     MF_TRY(mf_read_int(reader, "max_window_layers", 0, 1 << 20, &all, &full));
-    MF_TRY(mf_config_refuse_sliding_window(reader));
-    return full < config->num_layers && !mf_read_value(reader, "layer_types") ? mf_config_refuse_window_size(reader)
-                                                                              : MF_OK;
+    for (int64_t l = 0; l < config->num_layers; l++) {
+        config->layer_is_local[l] = l >= full;
+    }
+    return mf_config_read_window(reader, &size, config);
 }
 
 static mf_status read_config(const mf_reader *reader, mf_model_config *config)
@@ -27,7 +28,7 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     MF_TRY(mf_config_read_gqa(reader, &(mf_gqa_defaults){ .kv_heads_optional = true }, config));
     config->qk_norm = MF_QK_NORM_HEAD;
     config->output_bias = config->input_bias;
-    MF_TRY(refuse_windows(reader, config));
+    MF_TRY(read_windows(reader, config));
     MF_TRY(mf_deepseek_read_layers(reader, "num_local_experts", config));
     /* Released files say scoring_func "noaux_tc"; every implementation takes the sigmoid. */
     return mf_deepseek_read_sigmoid_gate(reader, config);

@@ -20,7 +20,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     MF_TRY(mf_config_read_gqa(reader, &(mf_gqa_defaults){ .partial = &half }, config)); /* no bias on o_proj, ever */
     MF_TRY(mf_read_bool(reader, "use_qk_norm", &off, &has_norms));
     config->qk_norm = has_norms ? MF_QK_NORM_HEAD : MF_QK_NORM_NONE;
-    MF_TRY(mf_config_refuse_sliding_window(reader));
+    MF_TRY(mf_config_refuse_true(reader, "use_sliding_window", "every layer attends to the whole context here"));
+    MF_TRY(mf_config_read_optional_window(reader, config));
     MF_TRY(mf_deepseek_read_layers(reader, "num_local_experts", config));
     return mf_deepseek_read_noaux_gate(reader, config);
 }

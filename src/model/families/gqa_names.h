@@ -8,7 +8,7 @@
 #define MF_GQA_LAYER "model.layers.{l}."
 
 /* clang-format off */
-#define MF_GQA_BASE_NAMES                                                         \
+#define MF_GQA_OUTER_NAMES                                                        \
     [MF_ROLE_EMBED] = "model.embed_tokens.weight",                                \
     [MF_ROLE_NORM] = "model.norm.weight",                                         \
     [MF_ROLE_LM_HEAD] = "lm_head.weight",                                         \
@@ -21,7 +21,9 @@
     [MF_ROLE_V_PROJ] = MF_GQA_LAYER "self_attn.v_proj.weight",                    \
     [MF_ROLE_V_BIAS] = MF_GQA_LAYER "self_attn.v_proj.bias",                      \
     [MF_ROLE_O_PROJ] = MF_GQA_LAYER "self_attn.o_proj.weight",                    \
-    [MF_ROLE_O_BIAS] = MF_GQA_LAYER "self_attn.o_proj.bias",                      \
+    [MF_ROLE_O_BIAS] = MF_GQA_LAYER "self_attn.o_proj.bias"
+
+#define MF_GQA_BASE_NAMES MF_GQA_OUTER_NAMES,                                     \
     [MF_ROLE_DENSE_GATE] = MF_GQA_LAYER "mlp.gate_proj.weight",                   \
     [MF_ROLE_DENSE_UP] = MF_GQA_LAYER "mlp.up_proj.weight",                       \
     [MF_ROLE_DENSE_DOWN] = MF_GQA_LAYER "mlp.down_proj.weight"

@@ -1,4 +1,6 @@
 /* mixtral.c - Mixtral 8x7B and 8x22B: every layer MoE, a softmax gate whose chosen weights are always renormalised. */
+#include <string.h>
+
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -8,7 +10,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
 {
     MF_TRY(mf_config_read_gqa(reader, &(mf_gqa_defaults){ .rope_theta = 1e6 }, config));
     MF_TRY(mf_config_refuse_true(reader, "attention_bias", "this family has no biases"));
-    MF_TRY(mf_config_refuse_window_size(reader));
+    memset(config->layer_is_local, 1, (size_t)config->num_layers);
+    MF_TRY(mf_config_read_window(reader, NULL, config));
     MF_TRY(mf_config_read_experts(reader, "num_local_experts", "num_experts", "num_experts_per_tok", config));
     config->moe_intermediate_size = config->intermediate_size;
     config->gate.scoring = MF_SCORING_SOFTMAX;

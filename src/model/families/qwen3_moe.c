@@ -1,5 +1,7 @@
-/* qwen3_moe.c - Qwen3-30B-A3B, Qwen3-235B-A22B and Qwen3-Coder: grouped-query attention with norms on every head, a
- * softmax gate without groups or bias, no shared expert. */
+/* qwen3_moe.c - Qwen3-30B-A3B, Qwen3-235B-A22B and Qwen3-Coder: grouped-query attention with norms on every head, a softmax
+ * gate without groups or bias, no shared expert. */
+#include <string.h>
+
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -10,7 +12,8 @@ static mf_status read_config(const mf_reader *reader, mf_model_config *config)
     MF_TRY(mf_config_read_gqa(reader, NULL, config));
     config->qk_norm = MF_QK_NORM_HEAD;
     config->output_bias = config->input_bias;
-    MF_TRY(mf_config_refuse_sliding_window(reader));
+    memset(config->layer_is_local, 1, (size_t)config->num_layers);
+    MF_TRY(mf_config_read_optional_window(reader, config));
     MF_TRY(mf_config_read_experts(reader, "num_experts", "num_local_experts", "num_experts_per_tok", config));
     MF_TRY(mf_read_int(reader, "moe_intermediate_size", 1, MF_MAX_SIZE, NULL, &config->moe_intermediate_size));
     static const int64_t none = 0;
