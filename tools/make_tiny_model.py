@@ -236,6 +236,26 @@ CASES = {
                         intermediate_size=40, moe_intermediate_size=16, shared_expert_intermediate_size=40, num_hidden_layers=2,
                         num_experts=9, num_experts_per_tok=3, norm_topk_prob=True, num_attention_heads=4,
                         num_key_value_heads=4, qkv_bias=False, mlp_only_layers=[0])),
+    # three layers with a gated delta net, one of gated attention by the interval; two value heads per key head, norms of 1 + w,
+    # a shared expert of two chunks behind a sigmoid, a dense layer, a draft layer named mtp to be skipped
+    "qwen3_next": ("bf16", 37, dict(generated=64, bf16=True, flat_mtp=True),
+                   dict(PLAIN, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next", vocab_size=64, hidden_size=48,
+                        intermediate_size=56, moe_intermediate_size=20, shared_expert_intermediate_size=40, num_hidden_layers=4,
+                        num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[1],
+                        num_attention_heads=4, num_key_value_heads=2, head_dim=16, partial_rotary_factor=0.25,
+                        full_attention_interval=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
+                        linear_value_head_dim=24, linear_conv_kernel_dim=4)),
+    # layers by their types, the first of attention; as many key as value heads, sizes that no vector divides, three taps, biases
+    "qwen3_next_odd": ("f16", 38, dict(generated=64),
+                       dict(PLAIN, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next", vocab_size=48, hidden_size=40,
+                            intermediate_size=48, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_hidden_layers=5,
+                            num_experts=6, num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[],
+                            num_attention_heads=3, num_key_value_heads=1, head_dim=12, partial_rotary_factor=0.5,
+                            attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-5, rope_theta=1e7,
+                            layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention",
+                                         "linear_attention"],
+                            linear_num_key_heads=3, linear_num_value_heads=3, linear_key_head_dim=11,
+                            linear_value_head_dim=37, linear_conv_kernel_dim=3)),
     "mixtral": ("bf16", 23, dict(generated=64, shards=2),
                 dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=64, hidden_size=48,
                      intermediate_size=40, num_hidden_layers=2, num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
@@ -370,8 +390,21 @@ def mtp_names(shapes, config):
     return names
 
 
-def random_tensor(name, shape, generator):
+def flat_mtp_names(shapes, config):
+    """The draft layer of a Qwen3-Next release: beside the model's layers, under a name of its own."""
+    last, hidden = f"model.layers.{config['num_hidden_layers'] - 1}.", config["hidden_size"]
+    names = {name.replace(last, "mtp.layers.0."): shape for name, shape in shapes.items() if name.startswith(last)}
+    names.update({"mtp.fc.weight": (hidden, 2 * hidden), "mtp.norm.weight": (hidden,),
+                  "mtp.pre_fc_norm_embedding.weight": (hidden,), "mtp.pre_fc_norm_hidden.weight": (hidden,)})
+    return names
+
+
+def random_tensor(name, shape, generator, model_type):
     x = torch.randn(shape, generator=generator)
+    if name.endswith("A_log"):  # decays of a few tokens to a few dozen
+        return x - 1.5
+    if model_type == "qwen3_next" and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        return 0.2 * x  # multiplies by 1 + w
     if name.endswith("e_score_correction_bias"):
         return x * 0.1
     if name.endswith("bias"):
@@ -554,7 +587,7 @@ def router_gap(logits, module, config):
         keys, grouped = torch.softmax(logits, dim=-1) + bias, False
     elif config["model_type"] == "minimax_m2":
         keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
-    elif config["model_type"] in ("deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
+    elif config["model_type"] in ("deepseek_v2", "qwen3_moe", "qwen2_moe", "qwen3_next", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -650,9 +683,11 @@ def make_case(name, out, attempt):
             shapes.pop("lm_head.weight", None)
         if options.get("mtp"):
             shapes.update(mtp_names(shapes, config))
+        if options.get("flat_mtp"):
+            shapes.update(flat_mtp_names(shapes, config))
         stored, values = {}, {}
         for tensor, shape in sorted(shapes.items()):
-            w = random_tensor(tensor, shape, generator)
+            w = random_tensor(tensor, shape, generator, config["model_type"])
             if tensor.endswith("e_score_correction_bias"):
                 stored[tensor] = values[tensor] = w
             elif storage == "fp8" and is_quantised(tensor):

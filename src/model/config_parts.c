@@ -286,7 +286,8 @@ mf_status mf_config_read_gqa(const mf_reader *reader, const mf_gqa_defaults *def
                             (long long)config->num_kv_heads, (long long)config->num_heads);
     }
     int64_t derived = config->hidden_size / config->num_heads;
-    if (!mf_read_value(reader, "head_dim") && config->hidden_size % config->num_heads != 0) {
+    derived = defaults->head_dim ? defaults->head_dim : derived;
+    if (!mf_read_value(reader, "head_dim") && !defaults->head_dim && config->hidden_size % config->num_heads != 0) {
         return mf_read_fail(reader, MF_ERR_INVALID, "head_dim",
                             "is absent and num_attention_heads %lld does not divide hidden_size %lld",
                             (long long)config->num_heads, (long long)config->hidden_size);

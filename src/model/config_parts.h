@@ -19,6 +19,7 @@ typedef struct mf_gqa_defaults {
     const char *bias_key;   /* of q, k and v; NULL = "attention_bias" */
     bool bias;
     bool kv_heads_optional; /* absent num_key_value_heads: as many as heads */
+    int64_t head_dim;       /* 0 = hidden_size / num_attention_heads */
     bool pair;              /* rope pairs neighbours */
 } mf_gqa_defaults;
 
@@ -47,6 +48,10 @@ mf_status mf_config_read_layer_list(const mf_reader *reader, const char *key, in
 
 /* Layer i is MoE when (i + 1) is a multiple of decoder_sparse_step and mlp_only_layers does not name it. */
 mf_status mf_config_read_sparse_step(const mf_reader *reader, mf_model_config *config);
+
+/* Linear layers: linear_num_*_heads, linear_*_head_dim, linear_conv_kernel_dim, and which layers they are by layer_types,
+ * else all but every full_attention_interval-th. */
+mf_status mf_config_read_linear_layers(const mf_reader *reader, mf_model_config *config);
 
 /* Refuses a sliding_window that is not null. */
 mf_status mf_config_refuse_window_size(const mf_reader *reader);

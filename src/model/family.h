@@ -31,6 +31,13 @@ typedef enum mf_role {
     MF_ROLE_K_NORM,
     MF_ROLE_O_PROJ,
     MF_ROLE_O_BIAS,
+    MF_ROLE_LINEAR_QKVZ, /* linear layers: the projections, [q, k, v.., z..] and [b.., a..] per key head */
+    MF_ROLE_LINEAR_BA,
+    MF_ROLE_LINEAR_CONV, /* [channels, 1, taps] */
+    MF_ROLE_LINEAR_A_LOG,
+    MF_ROLE_LINEAR_DT_BIAS,
+    MF_ROLE_LINEAR_NORM,
+    MF_ROLE_LINEAR_OUT,
     MF_ROLE_DENSE_GATE,
     MF_ROLE_DENSE_UP,
     MF_ROLE_DENSE_DOWN,
@@ -55,6 +62,7 @@ struct mf_family {
     const char *stacked_gate_up; /* the re-saved form, [E, 2I, H], gate rows first */
     const char *stacked_down;    /* [E, H, I] */
     bool stacked_rows_alternate; /* MXFP4: gate and up rows in turn, as gpt-oss has them */
+    bool norms_add_one;          /* block norms and those of q and k multiply by 1 + weight */
     bool correction_bias_is_row; /* stored as [1, E] */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
     mf_status (*read)(const mf_reader *reader, mf_model_config *config);
@@ -72,6 +80,7 @@ extern const mf_family mf_family_deepseek_v2;
 extern const mf_family mf_family_deepseek_v3;
 extern const mf_family mf_family_kimi_k25;
 extern const mf_family mf_family_qwen3_moe;
+extern const mf_family mf_family_qwen3_next;
 extern const mf_family mf_family_glm4_moe;
 extern const mf_family mf_family_glm4_moe_lite;
 extern const mf_family mf_family_qwen2_moe;

@@ -34,6 +34,12 @@ typedef struct mf_layer_weights {
     /* both */
     mf_matrix o_proj;                 /* [H, heads * v] */
     const float *o_bias;              /* with output_bias, else NULL */
+    /* Linear layers: see mf_delta_net_args */
+    mf_matrix linear_qkvz, linear_ba; /* [key heads * ..., H] */
+    const float *linear_conv;         /* [channels, conv_size] */
+    const float *linear_a_log, *linear_dt_bias; /* [value heads] */
+    const float *linear_norm;         /* [v_dim] */
+    mf_matrix linear_out;             /* [H, value heads * v_dim] */
     /* MLP */
     mf_mlp_weights dense;             /* dense layers */
     mf_matrix router;                 /* [E, H] */

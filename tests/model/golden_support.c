@@ -10,7 +10,8 @@ const char *const golden_names[] = { "v3",         "v2_lite", "v2",           "v
                                      "v3_sharded", "v3_mtp",  "v3_no_shared", "v3_dense", "kimi_k2", "qwen3",           "qwen3_e12",
                                      "qwen3_fp8",  "glm4",    "glm4_air",     "glm4_plain", "glm4_fp8",
                                      "glm4_lite",  "qwen2",   "qwen2_wide",   "mixtral",  "olmoe",   "ernie",           "ernie_plain",
-                                     "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4", NULL };
+                                     "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4",
+                                     "qwen3_next", "qwen3_next_odd", NULL };
 const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL };
 
 void golden_open(const char *name, golden *out)
@@ -94,7 +95,7 @@ void golden_run(mf_model *model, const int32_t *ids, int32_t n, int32_t chunk, f
     for (int32_t i = 0; i < NUM_BLOCKS; i++) {
         table[i] = (i * 13 + 5) % NUM_BLOCKS; /* scattered: 13 is odd, so every block comes once */
     }
-    CHECK_OK(mf_kv_store_open(model, NUM_BLOCKS, BLOCK, &store, &err), err);
+    CHECK_OK(mf_kv_store_open(model, NUM_BLOCKS, BLOCK, 1, &store, &err), err);
     for (int32_t start = 0; start < n; start += chunk) {
         int32_t count = n - start < chunk ? n - start : chunk;
         for (int32_t i = 0; i < count; i++) {
