@@ -121,13 +121,18 @@ static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options
 }
 
 /* A state is as large as the keys and values of thousands of tokens, so fewer sequences may run than were asked for: states
- * take at most half of the memory.  Their bytes go off *bytes. */
-static mf_status choose_num_states(int64_t state_bytes, mf_engine_options *o, int64_t *bytes, mf_error *err)
+ * take at most half of the memory, or what whole sequences leave them (length_bytes: keys and values of the longest).  Their
+ * bytes go off *bytes. */
+static mf_status choose_num_states(int64_t state_bytes, int64_t length_bytes, mf_engine_options *o, int64_t *bytes, mf_error *err)
 {
+    int64_t whole;
     if (state_bytes == 0) {
         return MF_OK;
     }
     int64_t fit = *bytes / 2 / state_bytes;
+    if (mf_add_ok(state_bytes, length_bytes, &whole) && *bytes / whole > fit) {
+        fit = *bytes / whole;
+    }
     if (fit < 1) {
         return mf_fail(err, MF_ERR_NOMEM,
                        "kv_cache_memory_bytes: expected at least %lld, for the state of one sequence and as much for its keys and values; got %lld",
@@ -152,7 +157,9 @@ static mf_status choose_num_blocks(const mf_model *model, mf_engine_options *o, 
                        (long long)block_bytes);
     }
     int64_t bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes, state_bytes);
-    MF_TRY(choose_num_states(state_bytes, o, &bytes, err));
+    int64_t length_bytes = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
+    length_bytes = mf_mul_ok(length_bytes, block_bytes, &length_bytes) ? length_bytes : INT64_MAX;
+    MF_TRY(choose_num_states(state_bytes, length_bytes, o, &bytes, err));
     int64_t n = bytes / block_bytes;
     if (n < 1) {
         return mf_fail(err, MF_ERR_NOMEM, "kv_cache_memory_bytes: expected at least %lld for one block of %d tokens; got %lld",
