@@ -148,6 +148,12 @@ static mf_status keep_draft_layers(planner *p)
             return out_of_memory(p);
         }
     }
+    for (int64_t i = 0; i < p->checkpoint->num_tensors; i++) { /* beside the layers: "mtp." */
+        if (strncmp(p->checkpoint->tensors[i].name, "mtp.", 4) == 0) {
+            const char *form = p->options->format == MF_FORMAT_FP8_BLOCK ? "mtp" : "re:mtp\\..*";
+            return json_array_append_new(p->kept, json_string(form)) == 0 ? MF_OK : out_of_memory(p);
+        }
+    }
     return MF_OK;
 }
 
