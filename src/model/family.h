@@ -22,6 +22,8 @@ typedef enum mf_role {
     MF_ROLE_KV_A_BIAS,
     MF_ROLE_KV_A_NORM,
     MF_ROLE_KV_B_PROJ,
+    MF_ROLE_QKV_PROJ, /* queries, keys and values in one, instead of the next */
+    MF_ROLE_QKV_BIAS,
     MF_ROLE_Q_BIAS,
     MF_ROLE_K_PROJ,
     MF_ROLE_K_BIAS,
@@ -83,6 +85,7 @@ extern const mf_family mf_family_qwen3_moe;
 extern const mf_family mf_family_qwen3_next;
 extern const mf_family mf_family_glm4_moe;
 extern const mf_family mf_family_glm4_moe_lite;
+extern const mf_family mf_family_bailing_moe_v2;
 extern const mf_family mf_family_qwen2_moe;
 extern const mf_family mf_family_mixtral;
 extern const mf_family mf_family_olmoe;

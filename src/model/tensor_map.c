@@ -29,6 +29,8 @@ static const role_row rows[] = {
     { MF_ROLE_LM_HEAD, SCOPE_MODEL, MF_WANT_MATRIX, IN_MODEL(lm_head) },
     { MF_ROLE_INPUT_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(input_norm) },
     { MF_ROLE_Q_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(q_proj) },
+    { MF_ROLE_QKV_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(qkv_proj) },
+    { MF_ROLE_QKV_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(qkv_bias) },
     { MF_ROLE_Q_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(q_bias) },
     { MF_ROLE_K_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(k_proj) },
     { MF_ROLE_K_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(k_bias) },
@@ -100,6 +102,13 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         break;
     case MF_ROLE_Q_BIAS:
         shape[0] = gqa && biased ? q_proj_rows : 0;
+        break;
+    case MF_ROLE_QKV_PROJ:
+        shape[0] = q_rows + k_rows + v_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_QKV_BIAS:
+        shape[0] = biased ? q_rows + k_rows + v_rows : 0;
         break;
     case MF_ROLE_K_PROJ:
         shape[0] = k_rows;

@@ -20,6 +20,8 @@ typedef struct mf_layer_weights {
     const float *post_attention_norm; /* [H] */
     mf_matrix q_proj;                 /* [heads * (nope + rope) or heads * head_dim, H]; absent when q_lora_rank > 0 */
     /* GQA */
+    mf_matrix qkv_proj;               /* as stored in one, where the family has it so: q_proj, k_proj and v_proj are views */
+    const float *qkv_bias;
     mf_matrix k_proj, v_proj;         /* [kv_heads * head_dim, H], [kv_heads * v, H] */
     const float *q_bias, *k_bias, *v_bias; /* with input_bias, else NULL */
     const float *q_norm, *k_norm;     /* [head_dim], or the whole projection's width; NULL without qk_norm */

@@ -11,7 +11,7 @@ const char *const golden_names[] = { "v3",         "v2_lite", "v2",           "v
                                      "qwen3_fp8",  "glm4",    "glm4_air",     "glm4_plain", "glm4_fp8",
                                      "glm4_lite",  "qwen2",   "qwen2_wide",   "mixtral",  "olmoe",   "ernie",           "ernie_plain",
                                      "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4",
-                                     "qwen3_next", "qwen3_next_odd", NULL };
+                                     "qwen3_next", "qwen3_next_odd", "bailing", "bailing_fp8", NULL };
 const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL };
 
 void golden_open(const char *name, golden *out)
