@@ -68,6 +68,11 @@ GLM4 = dict(architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_
             max_position_embeddings=640)
 PLAIN = dict(hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, rope_theta=10000.0,
              max_position_embeddings=640)
+BAILING = dict(architectures=["BailingMoeV2ForCausalLM"], model_type="bailing_moe", hidden_act="silu", rms_norm_eps=1e-6,
+               norm_topk_prob=True, use_bias=False, use_qkv_bias=False, use_qk_norm=True, use_rmsnorm=True, router_dtype="fp32",
+               score_function="sigmoid", moe_router_enable_expert_bias=True, routed_scaling_factor=2.5, tie_word_embeddings=False,
+               bos_token_id=0, eos_token_id=1, rope_theta=600000.0, rope_scaling=None, partial_rotary_factor=0.5, max_position_embeddings=640,
+               num_nextn_predict_layers=0)
 FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128])
 FP8_CHANNEL = dict(quant_method="compressed-tensors", format="float-quantized", quantization_status="compressed", ignore=["lm_head"],
                    config_groups=dict(group_0=dict(
@@ -241,6 +246,39 @@ CASES = {
                         intermediate_size=40, moe_intermediate_size=16, shared_expert_intermediate_size=40, num_hidden_layers=2,
                         num_experts=9, num_experts_per_tok=3, norm_topk_prob=True, num_attention_heads=4,
                         num_key_value_heads=4, qkv_bias=False, mlp_only_layers=[0])),
+    # three layers with a gated delta net, one of gated attention by the interval; two value heads per key head, norms of 1 + w,
+    # a shared expert of two chunks behind a sigmoid, a dense layer, a draft layer named mtp to be skipped
+    "qwen3_next": ("bf16", 37, dict(generated=64, bf16=True, flat_mtp=True),
+                   dict(PLAIN, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next", vocab_size=64, hidden_size=48,
+                        intermediate_size=56, moe_intermediate_size=20, shared_expert_intermediate_size=40, num_hidden_layers=4,
+                        num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[1],
+                        num_attention_heads=4, num_key_value_heads=2, head_dim=16, partial_rotary_factor=0.25,
+                        full_attention_interval=4, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
+                        linear_value_head_dim=24, linear_conv_kernel_dim=4)),
+    # layers by their types, the first of attention; as many key as value heads, sizes that no vector divides, three taps, biases
+    "qwen3_next_odd": ("f16", 38, dict(generated=64),
+                       dict(PLAIN, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next", vocab_size=48, hidden_size=40,
+                            intermediate_size=48, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_hidden_layers=5,
+                            num_experts=6, num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[],
+                            num_attention_heads=3, num_key_value_heads=1, head_dim=12, partial_rotary_factor=0.5,
+                            attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-5, rope_theta=1e7,
+                            layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention",
+                                         "linear_attention"],
+                            linear_num_key_heads=3, linear_num_value_heads=3, linear_key_head_dim=11,
+                            linear_value_head_dim=37, linear_conv_kernel_dim=3)),
+    # a fused query_key_value, groups, an MTP layer to skip.  transformers has no class for it: GLM-4.5's is the same mathematics
+    # (norms on every head, half of a head rotated, sigmoid gate with a bias, sums of two per group), so the oracle is a
+    # Glm4MoeForCausalLM whose tensors are stored under Bailing's names, q, k and v on top of each other
+    "bailing": ("bf16", 39, dict(generated=64, mtp=True, oracle="glm4_moe"),
+                dict(BAILING, vocab_size=64, hidden_size=48, intermediate_size=72, moe_intermediate_size=20, num_hidden_layers=3,
+                     first_k_dense_replace=1, num_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, num_attention_heads=6,
+                     num_key_value_heads=2, head_dim=24, num_shared_experts=1, num_nextn_predict_layers=1)),
+    # biases on the fused projection, FP8 with one scale per row, two shared experts, one group
+    "bailing_fp8": ("fp8_channel", 40, dict(generated=64, oracle="glm4_moe"),
+                    dict(BAILING, vocab_size=48, hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2,
+                         first_k_dense_replace=0, num_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_shared_experts=2, use_qkv_bias=True,
+                         routed_scaling_factor=1.5, quantization_config=FP8_CHANNEL)),
     "mixtral": ("bf16", 23, dict(generated=64, shards=2),
                 dict(PLAIN, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=64, hidden_size=48,
                      intermediate_size=40, num_hidden_layers=2, num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
@@ -405,7 +443,10 @@ MIXTRAL_NAMES = [(r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.exp
                  (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
                  (r"\.mlp\.", ".block_sparse_moe.")]
 STACKED = ("gpt_oss", "llama4_text")  # released as transformers holds them
-RELEASED = {"mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
+BAILING_NAMES = [(r"\.embed_tokens\.", ".word_embeddings."), (r"\.self_attn\.q_norm\.", ".attention.query_layernorm."),
+                 (r"\.self_attn\.k_norm\.", ".attention.key_layernorm."), (r"\.self_attn\.o_proj\.", ".attention.dense."),
+                 (r"\.self_attn\.", ".attention."), (r"\.gate\.e_score_correction_bias$", ".gate.expert_bias")]
+RELEASED = {"bailing_moe": BAILING_NAMES, "mixtral": MIXTRAL_NAMES, "minimax_m2": MIXTRAL_NAMES,
             "ernie4_5_moe": [(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]}
 
 
@@ -413,6 +454,21 @@ def released(name, config):
     for pattern, replacement in RELEASED.get(config["model_type"], []):
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def fuse_qkv(tensors):
+    """Bailing's query_key_value: the rows of q, then of k, then of v; biases and scales per row alike."""
+    for name in [n for n in tensors if ".attention.q_proj." in n]:
+        parts = [tensors.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        tensors[name.replace(".q_proj.", ".query_key_value.")] = torch.cat(parts)
+
+
+def oracle_of(config, model_type):
+    """The config of the transformers class that computes what a Bailing model does."""
+    renamed = dict(num_experts="n_routed_experts", num_shared_experts="n_shared_experts", use_qkv_bias="attention_bias")
+    dropped = ("use_bias", "use_rmsnorm", "router_dtype", "score_function", "moe_router_enable_expert_bias")
+    return dict({renamed.get(k, k): v for k, v in config.items() if k not in dropped}, model_type=model_type,
+                architectures=["Glm4MoeForCausalLM"])
 
 
 def released_names(state, model_type):
@@ -452,8 +508,21 @@ def mtp_names(shapes, config):
     return names
 
 
-def random_tensor(name, shape, generator):
+def flat_mtp_names(shapes, config):
+    """The draft layer of a Qwen3-Next release: beside the model's layers, under a name of its own."""
+    last, hidden = f"model.layers.{config['num_hidden_layers'] - 1}.", config["hidden_size"]
+    names = {name.replace(last, "mtp.layers.0."): shape for name, shape in shapes.items() if name.startswith(last)}
+    names.update({"mtp.fc.weight": (hidden, 2 * hidden), "mtp.norm.weight": (hidden,),
+                  "mtp.pre_fc_norm_embedding.weight": (hidden,), "mtp.pre_fc_norm_hidden.weight": (hidden,)})
+    return names
+
+
+def random_tensor(name, shape, generator, model_type):
     x = torch.randn(shape, generator=generator)
+    if name.endswith("A_log"):  # decays of a few tokens to a few dozen
+        return x - 1.5
+    if model_type == "qwen3_next" and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        return 0.2 * x  # multiplies by 1 + w
     if name.endswith("e_score_correction_bias"):
         return x * 0.1
     if name.endswith("bias"):
@@ -643,7 +712,7 @@ def router_gap(logits, module, config):
         keys, grouped = torch.softmax(logits, dim=-1) + bias, False
     elif config["model_type"] == "minimax_m2":
         keys, grouped = logits.sigmoid() + module.watched_bias.double(), False
-    elif config["model_type"] in ("gpt_oss", "llama4_text", "deepseek_v2", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "hunyuan_v1_moe"):
+    elif config["model_type"] in ("gpt_oss", "llama4_text", "deepseek_v2", "qwen3_moe", "qwen2_moe", "qwen3_next", "mixtral", "olmoe", "hunyuan_v1_moe"):
         keys, grouped = logits, config.get("topk_method") == "group_limited_greedy"
     else:
         keys, grouped = logits.sigmoid() + module.e_score_correction_bias.double(), True
@@ -725,6 +794,8 @@ def make_case(name, out, attempt):
     config["torch_dtype"] = CONFIG_DTYPES[storage]
     oracle_config = {k: v for k, v in config.items() if k != "quantization_config"}
     oracle_config["model_type"] = options.get("oracle_model_type", config["model_type"])
+    if options.get("oracle"):
+        oracle_config = oracle_of(oracle_config, options["oracle"])
     generator = torch.Generator().manual_seed(1000 * seed + attempt)
 
     directory = os.path.join(out, name)
@@ -740,9 +811,11 @@ def make_case(name, out, attempt):
             shapes.pop("lm_head.weight", None)
         if options.get("mtp"):
             shapes.update(mtp_names(shapes, config))
+        if options.get("flat_mtp"):
+            shapes.update(flat_mtp_names(shapes, config))
         stored, values = {}, {}
         for tensor, shape in sorted(shapes.items()):
-            w = random_tensor(tensor, shape, generator)
+            w = random_tensor(tensor, shape, generator, config["model_type"])
             if tensor.endswith("e_score_correction_bias"):
                 stored[tensor] = values[tensor] = w
             elif storage == "fp8" and is_quantised(tensor):
@@ -768,6 +841,8 @@ def make_case(name, out, attempt):
             stored[prefix + "shared_head.head.weight"] = stored["lm_head.weight"].clone()
             stored[prefix + "embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
         spelled = {released(tensor, config): t for tensor, t in stored.items()}
+        if config["model_type"] == "bailing_moe":
+            fuse_qkv(spelled)
         written = config
         if options.get("multimodal"):
             architecture, model_type, prefix, others = options["multimodal"]
@@ -778,7 +853,7 @@ def make_case(name, out, attempt):
         write_config(directory, written)
         write_weights(directory, spelled, options.get("shards", 1))
         if oracle_config != written:
-            write_weights(scratch, {released(tensor, config): t for tensor, t in values.items()}, 1)
+            write_weights(scratch, {released(tensor, oracle_config): t for tensor, t in values.items()}, 1)
         model = load_oracle(scratch if oracle_config != written else directory)
 
         prompt = torch.randint(2, config["vocab_size"], (NUM_PROMPT,), generator=generator).tolist()

@@ -214,13 +214,22 @@ mf_status mf_session_write_plan(const mf_session *session, mf_buffer *out)
                     bytes, sizeof bytes);
     mf_format_count(length, len, sizeof len);
     mf_format_count(session->config->max_position_embeddings, model_len, sizeof model_len);
-    MF_TRY(mf_buffer_printf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)\n", bytes, blocks,
+    MF_TRY(mf_buffer_printf(out, "cache   KV %s = %s blocks x %d tokens (%lld seqs at %s)", bytes, blocks,
                             stats.kv_block_size, (long long)(length ? tokens / length : 0), len));
+    const int64_t state_bytes = mf_kv_store_state_bytes(session->model), num_states = mf_engine_max_num_seqs(session->engine);
+    if (state_bytes) {
+        char all[32], each[32];
+        mf_format_bytes(num_states * state_bytes, all, sizeof all);
+        mf_format_bytes(state_bytes, each, sizeof each);
+        MF_TRY(mf_buffer_printf(out, " | states %s = %lld seqs x %s", all, (long long)num_states, each));
+    }
+    MF_TRY(mf_buffer_append_text(out, "\n"));
     MF_TRY(mf_buffer_printf(out, "limits  max-model-len %s", len));
     if (length < session->config->max_position_embeddings) {
         MF_TRY(mf_buffer_printf(out, " (model %s, %s)", model_len,
                                 session->max_len_given ? "as asked" : "reduced: memory"));
     }
-    return mf_buffer_printf(out, " | seqs %lld | batched tokens %lld\n", (long long)session->max_num_seqs,
+    return mf_buffer_printf(out, " | seqs %lld | batched tokens %lld\n",
+                            (long long)(state_bytes ? num_states : session->max_num_seqs),
                             (long long)session->max_num_batched_tokens);
 }

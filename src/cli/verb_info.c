@@ -16,6 +16,23 @@ typedef struct info_flags {
     bool json;
 } info_flags;
 
+/* "linear      36 of 48 layers: gated delta net, ..., attention in 3, 7, 11": the layers that do have keys and values. */
+static void print_linear_layers(const mf_model_config *c)
+{
+    printf("linear      %" PRId64 " of %" PRId64 " layers: gated delta net, %" PRId64 " key heads of %" PRId64 ", %" PRId64
+           " value heads of %" PRId64 ", convolution of %" PRId64 " tokens; attention in layers",
+           c->num_linear_layers, c->num_layers, c->linear_num_k_heads, c->linear_k_dim, c->linear_num_v_heads, c->linear_v_dim,
+           c->linear_conv_size);
+    const char *comma = " ";
+    for (int64_t l = 0; l < c->num_layers; l++) {
+        if (!c->layer_is_linear[l]) {
+            printf("%s%" PRId64, comma, l);
+            comma = ", ";
+        }
+    }
+    putchar('\n');
+}
+
 static void print_shape(const mf_model_config *c, const char *dir)
 {
     mf_model_size size = mf_model_config_size(c);
@@ -39,7 +56,10 @@ static void print_shape(const mf_model_config *c, const char *dir)
                ", v %" PRId64,
                c->num_heads, c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim);
     }
-    printf("; %" PRId64 " positions\n", c->max_position_embeddings);
+    printf("%s; %" PRId64 " positions\n", c->has_attention_gate ? ", output gate" : "", c->max_position_embeddings);
+    if (c->num_linear_layers) {
+        print_linear_layers(c);
+    }
     if (c->num_moe_layers) {
         printf("experts     %d routed, top %d in %d of %d groups, %" PRId64 " shared; routed_scaling_factor %g\n",
                c->gate.num_experts, c->gate.top_k, c->gate.topk_group, c->gate.n_group, c->num_shared_experts,
@@ -132,8 +152,8 @@ static json_t *info_json(const mf_model_config *c, const mf_weights *weights, co
     json_t *layers = json_array();
     for (int64_t i = 0; plan && i < c->num_layers; i++) {
         const mf_layer_plan *l = &plan->layers[i];
-        json_array_append_new(layers, json_pack("{s:I, s:b, s:s?, s:i, s:i, s:b, s:s}", "layer", (json_int_t)i, "moe",
-                                                (int)l->is_moe, "mode",
+        json_array_append_new(layers, json_pack("{s:I, s:s, s:b, s:s?, s:i, s:i, s:b, s:s}", "layer", (json_int_t)i, "attention",
+                                                c->layer_is_linear[i] ? "linear" : "full", "moe", (int)l->is_moe, "mode",
                                                 l->is_moe && l->has_shared ? mf_layer_mode_name(l->mode) : NULL,
                                                 "shared_chunks", (int)l->num_shared_chunks, "replicas", (int)l->num_replicas,
                                                 "fused_gate", (int)l->fused_gate, "reason", l->reason));
@@ -144,10 +164,10 @@ static json_t *info_json(const mf_model_config *c, const mf_weights *weights, co
             json_object_set_new(formats, mf_format_name((mf_format)f), json_integer(weights->stats.bytes_by_format[f]));
         }
     }
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:o, s:o, s:o}", "model", dir, "family",
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:o, s:o, s:o}", "model", dir, "family",
                      c->family->name, "architecture", c->architecture, "total_params", (json_int_t)size.total_params,
                      "active_params", (json_int_t)size.active_params, "num_layers", (json_int_t)c->num_layers,
-                     "num_moe_layers", (json_int_t)c->num_moe_layers, "hidden_size", (json_int_t)c->hidden_size,
+                     "num_moe_layers", (json_int_t)c->num_moe_layers, "num_linear_layers", (json_int_t)c->num_linear_layers, "hidden_size", (json_int_t)c->hidden_size,
                      "num_experts", (int)c->gate.num_experts, "top_k", (int)c->gate.top_k, "num_shared_experts",
                      (json_int_t)c->num_shared_experts, "bytes_by_format", formats, "bytes_by_part", parts_json(weights), "plan", layers);
 }

@@ -76,6 +76,7 @@ static mf_status open_buffers(mf_engine *e, const mf_scheduler_limits *limits, m
     e->token_ids = mf_alloc_array(num_tokens, sizeof *e->token_ids);
     e->positions = mf_alloc_array(num_tokens, sizeof *e->positions);
     e->sequences = mf_alloc_array(num_tokens, sizeof *e->sequences);
+    e->state_slots = mf_alloc_array((size_t)limits->max_num_seqs, sizeof *e->state_slots);
     e->logit_rows = mf_alloc_array(rows, sizeof *e->logit_rows);
     e->uses = mf_alloc_array(rows, sizeof *e->uses);
     e->top = mf_alloc_array(rows * MF_MAX_LOGPROBS, sizeof *e->top);
@@ -83,7 +84,7 @@ static mf_status open_buffers(mf_engine *e, const mf_scheduler_limits *limits, m
     /* Sized for the worst, written only as far as used: untouched pages cost nothing. */
     e->block_table = array_untouched((size_t)limits->max_num_seqs * num_blocks, sizeof *e->block_table);
     e->logits = array_untouched(rows * (size_t)e->model.vocab_size, sizeof *e->logits);
-    if (!e->token_ids || !e->positions || !e->sequences || !e->logit_rows || !e->uses || !e->top || !e->events ||
+    if (!e->token_ids || !e->positions || !e->sequences || !e->state_slots || !e->logit_rows || !e->uses || !e->top || !e->events ||
         !e->block_table || !e->logits) {
         return mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for %d sequences and %d rows of %d logits",
                        limits->max_num_seqs, e->max_rows, e->model.vocab_size);
@@ -126,10 +127,11 @@ static mf_status open_parts(mf_engine *e, const mf_engine_options *o, int32_t nu
     e->limits = (mf_request_limits){ .vocab_size = e->model.vocab_size, .block_size = o->block_size };
     MF_TRY(choose_max_model_len(&e->model, o, num_kv_blocks, &e->limits.max_model_len, err));
     MF_TRY(open_samplers(e, o->num_sampled_ids ? o->num_sampled_ids : e->model.vocab_size, err));
-    MF_TRY(mf_kv_cache_open(num_kv_blocks, o->block_size, o->enable_prefix_caching != 0, &e->kv, err));
+    const bool shares_prefixes = o->enable_prefix_caching != 0 && !e->model.has_states;
+    MF_TRY(mf_kv_cache_open(num_kv_blocks, o->block_size, shares_prefixes, &e->kv, err));
     MF_TRY(mf_scheduler_open(&limits, e->kv, &e->scheduler, err));
     MF_TRY(open_buffers(e, &limits, err));
-    MF_TRY(e->model.kv_open(e->model.context, num_kv_blocks, o->block_size, err));
+    MF_TRY(e->model.kv_open(e->model.context, num_kv_blocks, o->block_size, limits.max_num_seqs, err));
     e->has_store = true;
     return MF_OK;
 }
@@ -149,6 +151,7 @@ static void close_parts(mf_engine *e)
     mf_free(e->positions);
     mf_free(e->sequences);
     mf_free(e->block_table);
+    mf_free(e->state_slots);
     mf_free(e->logit_rows);
     mf_free(e->uses);
     mf_free(e->logits);
@@ -283,6 +286,11 @@ void mf_engine_set_beat(mf_engine *e, void (*beat)(void *context), void *context
 {
     e->beat = beat;
     e->beat_context = context;
+}
+
+int32_t mf_engine_max_num_seqs(const mf_engine *e)
+{
+    return e->scheduler.limits.max_num_seqs;
 }
 
 int32_t mf_engine_num_kv_blocks(const mf_engine *e)

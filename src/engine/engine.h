@@ -23,6 +23,7 @@ void mf_engine_set_model(mf_engine *engine, const mf_model *model);
 void mf_engine_set_beat(mf_engine *engine, void (*beat)(void *context), void *context);
 
 int32_t mf_engine_num_kv_blocks(const mf_engine *engine);
+int32_t mf_engine_max_num_seqs(const mf_engine *engine); /* fewer than asked for when their states would not fit */
 
 /* The invariants of scheduler and KV cache, now. */
 mf_status mf_engine_check(mf_engine *engine, mf_error *err);

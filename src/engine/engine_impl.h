@@ -30,6 +30,7 @@ struct mf_engine {
     /* The batch */
     int32_t *token_ids, *positions, *sequences; /* [max_num_batched_tokens] */
     int32_t *block_table;                       /* [max_num_seqs, blocks of max_model_len] */
+    int32_t *state_slots;                       /* [max_num_seqs] */
     int32_t max_rows;
     int32_t *logit_rows;                        /* [max_rows] */
     logit_use *uses;                            /* [max_rows] */

@@ -20,8 +20,12 @@ typedef struct mf_engine_model {
 
     mf_pool *pool;            /* optional, lent: rows are sampled on it between forwards */
 
-    /* The one store of keys and values of this model. */
-    mf_status (*kv_open)(void *context, int32_t num_blocks, int32_t block_size, mf_error *err);
+    /* The model keeps a state per sequence beside keys and values, which lives and dies with the sequence's run: a prefix that
+     * another sequence has computed is then of no use to this one, and nothing is shared. */
+    bool has_states;
+
+    /* The one store of keys and values of this model, and of num_states states if it has them. */
+    mf_status (*kv_open)(void *context, int32_t num_blocks, int32_t block_size, int32_t num_states, mf_error *err);
     void (*kv_close)(void *context);
 
     /* Writes logits [num_logit_rows, vocab_size].  Rows of different sequences do not influence each other's bits. */

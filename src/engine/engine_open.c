@@ -23,10 +23,10 @@ typedef struct model_context {
     void *progress_context;
 } model_context;
 
-static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, mf_error *err)
+static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, int32_t num_states, mf_error *err)
 {
     model_context *c = context;
-    return mf_kv_store_open(c->model, num_blocks, block_size, &c->store, err);
+    return mf_kv_store_open(c->model, num_blocks, block_size, num_states, &c->store, err);
 }
 
 static void kv_close(void *context)
@@ -106,9 +106,9 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
     return c->step_load && c->expert_load ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for expert counts");
 }
 
-/* Half of what is free after the weights, and no more than all sequences at full length can use.  Mapped weights are page
+/* Half of what is free after the weights, and no more than all sequences at full length can use, with their states.  Mapped weights are page
  * cache, which the system calls available; they are wanted in memory, so they are not. */
-static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t block_bytes)
+static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t block_bytes, int64_t state_bytes)
 {
     const mf_weights *weights = mf_model_get_weights(model);
     int64_t mapped = weights->checkpoint && !o->no_mmap ? weights->stats.bytes_total - weights->stats.bytes_converted : 0;
@@ -117,20 +117,53 @@ static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options
     int64_t bytes = free_bytes / 2;
     int64_t blocks = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
     int64_t most;
-    if (mf_mul_ok(blocks, (int64_t)o->max_num_seqs, &blocks) && mf_mul_ok(blocks, block_bytes, &most) && bytes > most) {
+    if (mf_mul_ok(blocks, block_bytes, &most) && mf_add_ok(most, state_bytes, &most) &&
+        mf_mul_ok(most, (int64_t)o->max_num_seqs, &most) && bytes > most) {
         bytes = most;
     }
     return bytes;
 }
 
-static mf_status choose_num_blocks(const mf_model *model, const mf_engine_options *o, int32_t *num_blocks, mf_error *err)
+/* A state is as large as the keys and values of thousands of tokens, so fewer sequences may run than were asked for: states
+ * take at most half of the memory, or what whole sequences leave them (length_bytes: keys and values of the longest).  Their
+ * bytes go off *bytes. */
+static mf_status choose_num_states(int64_t state_bytes, int64_t length_bytes, mf_engine_options *o, int64_t *bytes, mf_error *err)
 {
+    int64_t whole;
+    if (state_bytes == 0) {
+        return MF_OK;
+    }
+    int64_t fit = *bytes / 2 / state_bytes;
+    if (mf_add_ok(state_bytes, length_bytes, &whole) && *bytes / whole > fit) {
+        fit = *bytes / whole;
+    }
+    if (fit < 1) {
+        return mf_fail(err, MF_ERR_NOMEM,
+                       "kv_cache_memory_bytes: expected at least %lld, for the state of one sequence and as much for its keys and values; got %lld",
+                       (long long)(2 * state_bytes), (long long)*bytes);
+    }
+    if (fit < o->max_num_seqs) {
+        mf_log(MF_LOG_WARN, "max-num-seqs reduced from %d to %lld: linear layers keep %.1f MB per sequence", (int)o->max_num_seqs,
+               (long long)fit, (double)state_bytes * 1e-6);
+        o->max_num_seqs = (int32_t)fit;
+    }
+    *bytes -= o->max_num_seqs * state_bytes;
+    return MF_OK;
+}
+
+/* May lower o->max_num_seqs. */
+static mf_status choose_num_blocks(const mf_model *model, mf_engine_options *o, int32_t *num_blocks, mf_error *err)
+{
+    const int64_t state_bytes = mf_kv_store_state_bytes(model);
     int64_t block_bytes = mf_kv_store_block_bytes(model, o->block_size);
     if (block_bytes < 1) {
         return mf_fail(err, MF_ERR_INTERNAL, "KV cache: a block of %d tokens has %lld bytes", o->block_size,
                        (long long)block_bytes);
     }
-    int64_t bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes);
+    int64_t bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes, state_bytes);
+    int64_t length_bytes = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
+    length_bytes = mf_mul_ok(length_bytes, block_bytes, &length_bytes) ? length_bytes : INT64_MAX;
+    MF_TRY(choose_num_states(state_bytes, length_bytes, o, &bytes, err));
     int64_t n = bytes / block_bytes;
     if (n < 1) {
         return mf_fail(err, MF_ERR_NOMEM, "kv_cache_memory_bytes: expected at least %lld for one block of %d tokens; got %lld",
@@ -170,8 +203,9 @@ static mf_status check_stops(const mf_engine_options *o, mf_error *err)
     return MF_OK;
 }
 
-static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_engine **engine, mf_error *err)
+static mf_status open_engine(model_context *c, const mf_engine_options *options, mf_engine **engine, mf_error *err)
 {
+    mf_engine_options settled = *options, *o = &settled;
     MF_TRY(open_model(c, o, err));
     int32_t num_blocks = 0;
     MF_TRY(choose_num_blocks(c->model, o, &num_blocks, err));
@@ -186,6 +220,7 @@ static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_en
         .eos_token_ids = c->eos_token_ids,
         .num_eos_token_ids = c->num_eos_token_ids,
         .pool = mf_model_get_device(c->model)->pool,
+        .has_states = mf_kv_store_state_bytes(c->model) > 0,
         .kv_open = kv_open,
         .kv_close = kv_close,
         .forward = forward,
@@ -195,6 +230,9 @@ static mf_status open_engine(model_context *c, const mf_engine_options *o, mf_en
         .num_experts = c->load_size ? (int32_t)config->gate.num_experts : 0,
         .close = close_context,
     };
+    if (table.has_states && o->enable_prefix_caching) {
+        mf_log(MF_LOG_INFO, "prefix caching is off: linear layers keep a state per sequence, which no other sequence can take up");
+    }
     MF_TRY(mf_engine_open_model(&table, o, num_blocks, engine, err));
     mf_engine_set_model(*engine, c->model);
     return MF_OK;

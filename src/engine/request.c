@@ -106,6 +106,7 @@ mf_status mf_live_request_make(const mf_request *request, const mf_request_limit
     r->num_prompt_tokens = request->num_prompt_tokens;
     r->num_tokens = request->num_prompt_tokens;
     r->stop_token_id = -1;
+    r->state_slot = -1;
     *out = r;
     return MF_OK;
 }

@@ -23,10 +23,10 @@ typedef enum mf_request_state {
 enum {
     MF_LEAVE_QUEUE = 1 << 0,
     MF_LEAVE_RUNNING = 1 << 1,
-    MF_GIVE_BLOCKS = 1 << 2,   /* owns none afterwards; nothing counts as computed */
+    MF_GIVE_BLOCKS = 1 << 2,   /* owns none afterwards, and no state; nothing counts as computed */
     MF_JOIN_QUEUE_BACK = 1 << 3,
     MF_JOIN_QUEUE_FRONT = 1 << 4,
-    MF_JOIN_RUNNING = 1 << 5,
+    MF_JOIN_RUNNING = 1 << 5,  /* and takes a state */
     MF_JOIN_FINISHED = 1 << 6,
     MF_LEAVE_FINISHED = 1 << 7,
     MF_FREE_SLOT = 1 << 8,     /* and the memory */
@@ -58,6 +58,7 @@ typedef struct mf_live_request {
     int32_t num_prompt_rows;    /* leading prompt rows whose logprobs have been told */
     int32_t num_cached;         /* prompt tokens taken from the cache at the first start */
     mf_kv_sequence kv;
+    int32_t state_slot;         /* of the store's states, while it owns blocks; -1 = none */
 
     mf_finish_reason finish_reason;
     int32_t stop_token_id;

@@ -84,12 +84,15 @@ static bool move(mf_scheduler *s, mf_live_request *r, mf_request_state to, bool 
         mf_kv_release(s->kv, &r->kv, forget);
         r->num_computed = 0;
         r->num_scheduled = 0;
+        s->free_states[s->num_free_states++] = r->state_slot;
+        r->state_slot = -1;
     }
     if (what & (MF_JOIN_QUEUE_BACK | MF_JOIN_QUEUE_FRONT)) {
         list_insert(&s->queue, r, place_in_queue(&s->queue, r, (what & MF_JOIN_QUEUE_FRONT) != 0));
         s->num_queued_tokens += r->num_prompt_tokens;
     }
     if (what & MF_JOIN_RUNNING) {
+        r->state_slot = s->free_states[--s->num_free_states]; /* one for each that may run */
         add_running(s, r);
     }
     if (what & MF_JOIN_FINISHED) {
@@ -129,14 +132,18 @@ mf_status mf_scheduler_open(const mf_scheduler_limits *limits, mf_kv_cache *kv, 
     s->free_slots = mf_alloc_array((size_t)num_slots, sizeof *s->free_slots);
     s->running = mf_alloc_array(num_seqs, sizeof *s->running);
     s->planned = mf_alloc_array(num_seqs, sizeof *s->planned);
+    s->free_states = mf_alloc_array(num_seqs, sizeof *s->free_states);
     s->check_sequences = mf_alloc_array(num_seqs, sizeof *s->check_sequences);
     s->check_tokens = mf_alloc_array(num_seqs, sizeof *s->check_tokens);
-    if (!s->slots || !s->free_slots || !s->running || !s->planned || !s->check_sequences || !s->check_tokens) {
+    if (!s->slots || !s->free_slots || !s->running || !s->planned || !s->free_states || !s->check_sequences || !s->check_tokens) {
         mf_scheduler_close(s);
         return mf_fail(err, MF_ERR_NOMEM, "scheduler: out of memory for %d requests", (int)num_slots);
     }
     for (int32_t i = s->num_slots; i-- > 0;) {
         s->free_slots[s->num_free_slots++] = i;
+    }
+    for (int32_t i = limits->max_num_seqs; i-- > 0;) {
+        s->free_states[s->num_free_states++] = i;
     }
     return MF_OK;
 }
@@ -150,6 +157,7 @@ void mf_scheduler_close(mf_scheduler *s)
     mf_free(s->free_slots);
     mf_free(s->running);
     mf_free(s->planned);
+    mf_free(s->free_states);
     mf_free(s->check_sequences);
     mf_free(s->check_tokens);
     *s = (mf_scheduler){ 0 };
@@ -374,9 +382,15 @@ static mf_status check_running(const mf_scheduler *s, mf_error *err)
 {
     for (int32_t i = 0; i < s->num_running; i++) {
         const mf_live_request *r = s->running[i];
+        for (int32_t j = 0; j < i; j++) {
+            if (s->running[j]->state_slot == r->state_slot) {
+                return mf_fail(err, MF_ERR_INTERNAL, "scheduler: two running requests have state %d", (int)r->state_slot);
+            }
+        }
         if (r->state != MF_REQUEST_RUNNING || s->slots[r->slot] != r || r->num_computed >= r->num_tokens ||
             r->num_tokens > r->num_prompt_tokens + r->sampling.max_tokens ||
             mf_kv_blocks_for(s->kv, r->num_computed) > r->kv.num_blocks ||
+            r->state_slot < 0 || r->state_slot >= s->limits.max_num_seqs ||
             (i > 0 && s->running[i - 1]->priority > r->priority)) {
             return mf_fail(err, MF_ERR_INTERNAL, "scheduler: running request %llu has state %d, %d of %d tokens, %d blocks",
                            (unsigned long long)r->id, r->state, r->num_computed, r->num_tokens, r->kv.num_blocks);
@@ -415,7 +429,8 @@ mf_status mf_scheduler_check(mf_scheduler *s, mf_error *err)
     MF_TRY(check_queue(s, err));
     MF_TRY(check_running(s, err));
     int32_t num_in_slots = s->num_slots - s->num_free_slots;
-    if (num_in_slots != s->queue.count + s->num_running + s->finished.count || s->num_running > s->limits.max_num_seqs) {
+    if (num_in_slots != s->queue.count + s->num_running + s->finished.count || s->num_running > s->limits.max_num_seqs ||
+        s->num_running + s->num_free_states != s->limits.max_num_seqs) {
         return mf_fail(err, MF_ERR_INTERNAL, "scheduler: %d slots taken by %d queued, %d running, %d finished", num_in_slots,
                        s->queue.count, s->num_running, s->finished.count);
     }
@@ -424,6 +439,7 @@ mf_status mf_scheduler_check(mf_scheduler *s, mf_error *err)
 
 void mf_scheduler_rebuild(mf_scheduler *s)
 {
+    s->num_free_states = 0;
     while (s->num_running > 0) {
         mf_live_request *r = s->running[s->num_running - 1];
         r->kv.num_blocks = 0; /* the pool is about to forget them; giving them back could trip over its broken lists */
@@ -432,6 +448,9 @@ void mf_scheduler_rebuild(mf_scheduler *s)
         if (!move(s, r, MF_REQUEST_PREEMPTED, false)) {
             s->num_running--;
         }
+    }
+    for (s->num_free_states = 0; s->num_free_states < s->limits.max_num_seqs; s->num_free_states++) {
+        s->free_states[s->num_free_states] = s->num_free_states;
     }
     mf_kv_reset(s->kv);
 }

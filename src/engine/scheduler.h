@@ -35,6 +35,8 @@ typedef struct mf_scheduler {
     int64_t num_queued_tokens;
     mf_live_request **running; /* [max_num_seqs], by priority, then in the order they started */
     int32_t num_running;
+    int32_t *free_states;      /* [max_num_seqs], a stack: the states that no running request has */
+    int32_t num_free_states;
     mf_request_list finished;
     int32_t num_deadlines;     /* unfinished requests that have one */
     int32_t num_paused;        /* unfinished */

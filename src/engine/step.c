@@ -48,11 +48,12 @@ static int32_t make_batch(mf_engine *e, mf_batch *batch)
         for (int32_t j = r->kv.num_blocks; j < max_blocks; j++) {
             table[j] = 0; /* behind the sequence's end; never read, but a valid block */
         }
+        e->state_slots[i] = r->state_slot;
         num_rows = add_rows(e, r, i, num_rows, &num_uses);
     }
     *batch = (mf_batch){
         .num_tokens = num_rows, .token_ids = e->token_ids, .position = e->positions, .sequence = e->sequences,
-        .block_table = e->block_table, .num_sequences = s->num_planned, .max_blocks = max_blocks,
+        .block_table = e->block_table, .num_sequences = s->num_planned, .max_blocks = max_blocks, .state_slot = e->state_slots,
         .num_logit_rows = num_uses, .logit_rows = e->logit_rows, .beat = e->beat, .beat_context = e->beat_context,
     };
     return num_uses;

@@ -121,6 +121,60 @@ static inline int64_t mf_gqa_first(int64_t window, int64_t chunk, int64_t positi
     return by_window > by_chunk ? by_window : by_chunk;
 }
 
+/* The rows of a batch by sequence, and what a layer without keys and values keeps of each sequence's past instead: a state of
+ * f32 that its rows change one after the other. */
+typedef struct mf_state_view {
+    float *states;             /* this layer's part: that of slot i begins at states + i * slot_floats */
+    int64_t slot_floats;
+    int64_t num_runs;          /* sequences that have rows in this batch */
+    const int32_t *rows;       /* [T]: run i is rows[start[i]] .. rows[start[i + 1] - 1], in ascending positions */
+    const int32_t *start;      /* [num_runs + 1] */
+    const int32_t *slot;       /* [num_runs], each another one */
+    const uint8_t *is_new;     /* [num_runs]: the state before the first row is zeros, whatever the slot holds */
+} mf_state_view;
+
+/* Gated delta net (Qwen3-Next's linear attention), defined token by token, so that the bits do not depend on how a text is
+ * cut.  For each row in its sequence's order:
+ *   (q, k, v) = silu(causal depthwise convolution of the last conv_size rows' q, k, v), no bias
+ *   q, k of each key head: x / sqrt(sum x^2 + 1e-6); q also / sqrt(k_dim)
+ *   beta = sigmoid(b), decay = exp(-exp(a_log) * softplus(a + dt_bias)), one of each value head
+ *   S [k_dim, v_dim] of each value head: S *= decay;  S += k (beta * (v - k^T S))^T;  o = q^T S
+ *   out = rms_norm(o) * norm * silu(z)
+ * Value head h reads key head h / (num_v_heads / num_k_heads).  A slot holds S [num_v_heads, k_dim, v_dim], then the inputs
+ * of the convolution at the last conv_size - 1 positions, the oldest first, channels as in `conv`. */
+typedef struct mf_delta_net_args {
+    int64_t num_tokens, num_k_heads, num_v_heads, k_dim, v_dim;
+    int64_t conv_size;         /* >= 1 */
+    float norm_eps;
+    const float *qkvz;         /* [T, k heads, 2 * k_dim + 2 * r * v_dim], r value heads per key head: q, k, v.., z.. */
+    const float *ba;           /* [T, k heads, 2 * r]: b.., a.. */
+    const float *conv;         /* [channels, conv_size]; channels: q of all key heads, k of all, v of all value heads */
+    const float *a_log;        /* [num_v_heads] */
+    const float *dt_bias;      /* [num_v_heads] */
+    const float *norm;         /* [v_dim] */
+    mf_state_view state;
+    float *out;                /* [T, num_v_heads, v_dim] */
+    float *scratch;            /* delta_net_scratch_floats() */
+} mf_delta_net_args;
+
+static inline int64_t mf_delta_net_channels(const mf_delta_net_args *args)
+{
+    return 2 * args->num_k_heads * args->k_dim + args->num_v_heads * args->v_dim;
+}
+
+/* Floats of a slot that hold S. */
+static inline int64_t mf_delta_net_matrix_floats(const mf_delta_net_args *args)
+{
+    return args->num_v_heads * args->k_dim * args->v_dim;
+}
+
+/* Floats of a slot: whole cache lines. */
+static inline int64_t mf_delta_net_state_floats(const mf_delta_net_args *args)
+{
+    const int64_t floats = mf_delta_net_matrix_floats(args) + (args->conv_size - 1) * mf_delta_net_channels(args);
+    return (floats + 15) / 16 * 16;
+}
+
 typedef struct mf_device_ops {
     const char *name;
     void (*close)(mf_device *device); /* frees backend state; may be NULL */
@@ -156,6 +210,11 @@ typedef struct mf_device_ops {
     void (*mla_attention)(mf_device *device, const mf_mla_args *args);
     size_t (*gqa_scratch_floats)(const mf_device *device, const mf_gqa_args *args);
     void (*gqa_attention)(mf_device *device, const mf_gqa_args *args);
+    size_t (*delta_net_scratch_floats)(const mf_device *device, const mf_delta_net_args *args);
+    void (*delta_net)(mf_device *device, const mf_delta_net_args *args);
+    /* x[r, :] *= sigmoid(gate[r, :]), n columns of num_rows rows. */
+    void (*sigmoid_gate)(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                         int64_t num_rows, int64_t n);
     /* out[i] = x[i] rounded to dtype: bf16 or f16. */
     void (*convert)(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
     /* Every x[i] into [-limit, limit]; a NaN stays. */

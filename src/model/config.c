@@ -182,6 +182,21 @@ int64_t mf_model_config_kv_size(const mf_model_config *c)
                                             : c->kv_lora_rank + c->qk_rope_head_dim;
 }
 
+int64_t mf_model_config_linear_v_size(const mf_model_config *c)
+{
+    return c->linear_num_v_heads * c->linear_v_dim;
+}
+
+int64_t mf_model_config_conv_channels(const mf_model_config *c)
+{
+    return 2 * c->linear_num_k_heads * c->linear_k_dim + mf_model_config_linear_v_size(c);
+}
+
+int64_t mf_model_config_qkvz_size(const mf_model_config *c)
+{
+    return mf_model_config_conv_channels(c) + mf_model_config_linear_v_size(c);
+}
+
 /* Reads DIR/NAME whole; *found false when there is no such file. */
 static mf_status open_in(const char *dir, const char *name, mf_file *file, bool *found, mf_error *err)
 {

@@ -107,6 +107,7 @@ typedef struct mf_model_config {
     bool qk_norm_unweighted;          /* by head, without weights */
     int64_t window, chunk;            /* local layers see positions > position - window, of the same chunk; 0 = all */
     uint8_t layer_is_local[MF_MAX_LAYERS];
+    bool has_attention_gate;          /* q_proj gives per head [q, gate]; what comes out of a head is times sigmoid(gate) */
     double qkv_clip;                  /* q, k and v are cut to +-this, after the norms and before rope; 0 = not */
     /* both */
     bool input_bias;                  /* of q_a_proj and kv_a_proj_with_mqa (MLA), of q, k and v (GQA) */
@@ -118,6 +119,11 @@ typedef struct mf_model_config {
     bool has_sinks;                   /* GQA: one more logit per head in the softmax, without a value */
     double softmax_scale;             /* MLA: with yarn's mscale in it */
     mf_rope_config rope;
+
+    /* Layers with a gated delta net in place of attention: a state per sequence, no keys and values */
+    uint8_t layer_is_linear[MF_MAX_LAYERS];
+    int64_t num_linear_layers;
+    int64_t linear_num_k_heads, linear_num_v_heads, linear_k_dim, linear_v_dim, linear_conv_size;
 
     int64_t intermediate_size;        /* dense layers */
     uint8_t layer_is_moe[MF_MAX_LAYERS];
@@ -159,6 +165,10 @@ void mf_model_config_close(mf_model_config **config);
  * kv heads and then their values. */
 int64_t mf_model_config_q_size(const mf_model_config *config);
 int64_t mf_model_config_kv_size(const mf_model_config *config);
+/* Of linear layers, per token: q, k, v and z of all heads; channels of the convolution; values of all heads. */
+int64_t mf_model_config_qkvz_size(const mf_model_config *config);
+int64_t mf_model_config_conv_channels(const mf_model_config *config);
+int64_t mf_model_config_linear_v_size(const mf_model_config *config);
 
 /* Parameters by kind, from the config alone. */
 typedef struct mf_model_size {

@@ -63,6 +63,10 @@ mf_status mf_config_read_optional_window(const mf_reader *reader, mf_model_confi
 /* Marks layers by layer_types, a list of "full_attention" and `local`; absent: layer_is_local stays. */
 mf_status mf_config_read_layer_types(const mf_reader *reader, const char *local, mf_model_config *config);
 
+/* Linear layers: linear_num_*_heads, linear_*_head_dim, linear_conv_kernel_dim, and which layers they are by layer_types,
+ * else all but every full_attention_interval-th. */
+mf_status mf_config_read_linear_layers(const mf_reader *reader, mf_model_config *config);
+
 /* quantization_config of `reader`'s object, else of `outer`'s (which may be the same). */
 mf_status mf_config_read_quant(const mf_reader *reader, const mf_reader *outer, mf_model_config *config);
 

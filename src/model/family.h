@@ -22,6 +22,8 @@ typedef enum mf_role {
     MF_ROLE_KV_A_BIAS,
     MF_ROLE_KV_A_NORM,
     MF_ROLE_KV_B_PROJ,
+    MF_ROLE_QKV_PROJ, /* queries, keys and values in one, instead of the next */
+    MF_ROLE_QKV_BIAS,
     MF_ROLE_Q_BIAS,
     MF_ROLE_K_PROJ,
     MF_ROLE_K_BIAS,
@@ -32,6 +34,13 @@ typedef enum mf_role {
     MF_ROLE_SINKS,
     MF_ROLE_O_PROJ,
     MF_ROLE_O_BIAS,
+    MF_ROLE_LINEAR_QKVZ, /* linear layers: the projections, [q, k, v.., z..] and [b.., a..] per key head */
+    MF_ROLE_LINEAR_BA,
+    MF_ROLE_LINEAR_CONV, /* [channels, 1, taps] */
+    MF_ROLE_LINEAR_A_LOG,
+    MF_ROLE_LINEAR_DT_BIAS,
+    MF_ROLE_LINEAR_NORM,
+    MF_ROLE_LINEAR_OUT,
     MF_ROLE_DENSE_GATE,
     MF_ROLE_DENSE_UP,
     MF_ROLE_DENSE_DOWN,
@@ -62,6 +71,7 @@ struct mf_family {
     bool stacked_rows_alternate; /* gate and up rows in turn, as gpt-oss has them */
     bool stacked_columns;        /* unquantised stacks hold the transposed matrices: [E, H, 2I] and [E, I, H] */
     bool stacked_only;           /* no release has tensors of single experts: their names stand in messages only */
+    bool norms_add_one;          /* block norms and those of q and k multiply by 1 + weight */
     bool correction_bias_is_row; /* stored as [1, E] */
     const char *const *chat_templates; /* built-in ones, for a checkpoint without its own; NULL-terminated; may be NULL */
     const char *const *skip;  /* NULL-terminated first components of other modalities' tensors; may be NULL */
@@ -80,8 +90,10 @@ extern const mf_family mf_family_deepseek_v2;
 extern const mf_family mf_family_deepseek_v3;
 extern const mf_family mf_family_kimi_k25;
 extern const mf_family mf_family_qwen3_moe;
+extern const mf_family mf_family_qwen3_next;
 extern const mf_family mf_family_glm4_moe;
 extern const mf_family mf_family_glm4_moe_lite;
+extern const mf_family mf_family_bailing_moe_v2;
 extern const mf_family mf_family_qwen2_moe;
 extern const mf_family mf_family_mixtral;
 extern const mf_family mf_family_olmoe;

@@ -62,7 +62,100 @@ static mf_status check_batch(const mf_model *model, const mf_kv_store *store, co
     return check_rows(model, store, batch, max_context, err);
 }
 
+/* ---- states of linear layers ---- */
+
+/* Groups the rows by sequence into the scratch's run_* arrays, and holds each sequence to what its state has seen. */
+static mf_status group_rows(mf_model *model, mf_kv_store *store, const mf_batch *batch, mf_state_view *view, mf_error *err)
+{
+    mf_model_scratch *s = &model->scratch;
+    int32_t num_runs = 0;
+    mf_status status = MF_OK;
+    for (int32_t t = 0; t < batch->num_tokens && status == MF_OK; t++) {
+        const int32_t sequence = batch->sequence[t], slot = batch->state_slot ? batch->state_slot[sequence] : sequence;
+        if (slot < 0 || slot >= store->num_states) {
+            status = mf_fail(err, MF_ERR_INVALID, "sequence %d: state %d; expected 0..%d", (int)sequence, (int)slot,
+                             (int)store->num_states - 1);
+            break;
+        }
+        int32_t run = store->run_of_state[slot];
+        const int32_t expected = run >= 0 ? s->run_cursor[run] : batch->position[t] == 0 ? 0 : store->state_length[slot];
+        if (run >= 0 && batch->sequence[s->run_rows[run]] != sequence) {
+            status = mf_fail(err, MF_ERR_INVALID, "sequences %d and %d have one state %d", (int)batch->sequence[s->run_rows[run]],
+                             (int)sequence, (int)slot);
+        } else if (expected < 0) {
+            status = mf_fail(err, MF_ERR_INVALID, "batch row %d: position %d; sequence %d has no state that goes on: expected 0",
+                             (int)t, (int)batch->position[t], (int)sequence);
+        } else if (batch->position[t] != expected) {
+            status = mf_fail(err, MF_ERR_INVALID, "batch row %d: position %d; the state of sequence %d goes on at %d", (int)t,
+                             (int)batch->position[t], (int)sequence, (int)expected);
+        } else if (run < 0) {
+            store->run_of_state[slot] = run = num_runs++;
+            s->run_slot[run] = slot;
+            s->run_rows[run] = t; /* its first row, until the rows are placed */
+            s->run_is_new[run] = expected == 0;
+            s->run_start[run] = 0; /* counts */
+        }
+        if (status == MF_OK) {
+            s->run_cursor[run] = expected + 1;
+            s->run_start[run]++;
+        }
+    }
+    int32_t first = 0;
+    for (int32_t run = 0; run < num_runs; run++) {
+        const int32_t count = s->run_start[run];
+        store->state_length[s->run_slot[run]] = status == MF_OK ? -1 : store->state_length[s->run_slot[run]];
+        s->run_start[run] = s->run_cursor[run] = first;
+        first += count;
+    }
+    s->run_start[num_runs] = first;
+    for (int32_t t = 0; t < batch->num_tokens && status == MF_OK; t++) {
+        const int32_t sequence = batch->sequence[t], slot = batch->state_slot ? batch->state_slot[sequence] : sequence;
+        s->run_rows[s->run_cursor[store->run_of_state[slot]]++] = t;
+    }
+    for (int32_t run = 0; run < num_runs; run++) {
+        store->run_of_state[s->run_slot[run]] = -1;
+    }
+    *view = (mf_state_view){ .slot_floats = store->slot_floats,
+                             .num_runs = num_runs,
+                             .rows = s->run_rows,
+                             .start = s->run_start,
+                             .slot = s->run_slot,
+                             .is_new = s->run_is_new };
+    return status;
+}
+
+/* After the walk: every layer's state has taken the batch's rows in. */
+static void keep_lengths(mf_kv_store *store, const mf_batch *batch, const mf_state_view *view)
+{
+    for (int64_t run = 0; run < view->num_runs; run++) {
+        store->state_length[view->slot[run]] = batch->position[view->rows[view->start[run + 1] - 1]] + 1;
+    }
+}
+
 /* ---- attention ---- */
+
+mf_delta_net_args mf_model_delta_net_args(const mf_model *model, int64_t layer, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    return (mf_delta_net_args){
+        .num_tokens = num_tokens,
+        .num_k_heads = config->linear_num_k_heads,
+        .num_v_heads = config->linear_num_v_heads,
+        .k_dim = config->linear_k_dim,
+        .v_dim = config->linear_v_dim,
+        .conv_size = config->linear_conv_size,
+        .norm_eps = (float)config->rms_norm_eps,
+        .qkvz = model->scratch.mixed,
+        .ba = model->scratch.linear_ba,
+        .conv = w->linear_conv,
+        .a_log = w->linear_a_log,
+        .dt_bias = w->linear_dt_bias,
+        .norm = w->linear_norm,
+        .out = model->scratch.attention,
+        .scratch = model->scratch.workspace,
+    };
+}
 
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens)
 {
@@ -172,7 +265,12 @@ static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, in
     const mf_model_config *config = model->config;
     mf_model_scratch *s = &model->scratch;
     int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
-    if (config->qk_norm == MF_QK_NORM_HEAD) {
+    if (config->has_attention_gate) { /* every second vector is a gate; the norms leave the queries side by side */
+        const int64_t dim = config->head_dim;
+        model->device->ops->rms_norm(model->device, s->mixed, 2 * dim, num_tokens * config->num_heads, dim, w->q_norm,
+                                     (float)config->rms_norm_eps, s->q, dim);
+        norm_heads(model, s->kv, kv_width, config->num_kv_heads, num_tokens, w->k_norm);
+    } else if (config->qk_norm == MF_QK_NORM_HEAD) {
         const bool is_weighted = !config->qk_norm_unweighted;
         norm_heads(model, s->q, q_width, config->num_heads, num_tokens, is_weighted ? w->q_norm : s->ones);
         norm_heads(model, s->kv, kv_width, config->num_kv_heads, num_tokens, is_weighted ? w->k_norm : s->ones);
@@ -198,7 +296,8 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
     float *k = s->kv, *v = s->kv + config->num_kv_heads * dim;
 
-    run_linear(model, &w->q_proj, w->q_bias, s->h, hidden, num_tokens, s->q, q_width);
+    const bool gated = config->has_attention_gate;
+    run_linear(model, &w->q_proj, w->q_bias, s->h, hidden, num_tokens, gated ? s->mixed : s->q, gated ? 2 * q_width : q_width);
     run_linear(model, &w->k_proj, w->k_bias, s->h, hidden, num_tokens, k, kv_width);
     run_linear(model, &w->v_proj, w->v_bias, s->h, hidden, num_tokens, v, kv_width);
     if (!config->qk_norm_after_rope) {
@@ -223,6 +322,24 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->gqa_attention(device, &args);
+    if (gated) {
+        ops->sigmoid_gate(device, s->attention, dim, s->mixed + dim, 2 * dim, num_tokens * config->num_heads, dim);
+    }
+}
+
+/* h [T, H] normed input -> h [T, H] output of a gated delta net; `view` holds this layer's states. */
+static void run_delta_net(mf_model *model, int64_t layer, const mf_state_view *view, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    mf_model_scratch *s = &model->scratch;
+    const int64_t hidden = config->hidden_size;
+    run_linear(model, &w->linear_qkvz, NULL, s->h, hidden, num_tokens, s->mixed, mf_model_config_qkvz_size(config));
+    run_linear(model, &w->linear_ba, NULL, s->h, hidden, num_tokens, s->linear_ba, 2 * config->linear_num_v_heads);
+    mf_delta_net_args args = mf_model_delta_net_args(model, layer, num_tokens);
+    args.state = *view;
+    model->device->ops->delta_net(model->device, &args);
+    run_linear(model, &w->linear_out, NULL, s->attention, mf_model_config_linear_v_size(config), num_tokens, s->h, hidden);
 }
 
 /* h [T, H] normed input -> h [T, H] output. */
@@ -369,12 +486,22 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
                       .sequence = batch->sequence,
                       .position = batch->position,
                       .max_context = max_context };
+    mf_state_view states = { 0 };
+    int64_t num_kv_layers = 0; /* so far: linear layers have no part of the cache, the others no state */
+    if (config->num_linear_layers > 0) {
+        MF_TRY(group_rows(model, store, batch, &states, err));
+    }
     ops->embed(device, &model->weights->embed_tokens, batch->token_ids, num_tokens, s->x, hidden);
     for (int64_t l = 0; l < config->num_layers; l++) {
         const mf_layer_weights *w = &model->weights->layers[l];
-        kv.cache = store->cache + l * store->layer_bytes;
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->input_norm, eps, s->h, hidden);
-        run_attention(model, l, &kv, num_tokens);
+        if (config->layer_is_linear[l]) {
+            states.states = store->states + (l - num_kv_layers) * store->num_states * store->slot_floats;
+            run_delta_net(model, l, &states, num_tokens);
+        } else {
+            kv.cache = store->cache + num_kv_layers++ * store->layer_bytes;
+            run_attention(model, l, &kv, num_tokens);
+        }
         beat(batch);
         ops->add(device, s->x, s->h, num_tokens * hidden);
         ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->post_attention_norm, eps, s->h, hidden);
@@ -386,6 +513,7 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
         }
         beat(batch);
     }
+    keep_lengths(store, batch, &states);
     if (batch->num_logit_rows > 0) {
         run_head(model, batch, logits);
     }

@@ -33,16 +33,31 @@ static void *carve(carver *c, int64_t rows, int64_t columns, size_t size)
     return part;
 }
 
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
 {
     const mf_model_config *config = model->config;
+    const bool linear = config->num_linear_layers > 0;
     int64_t rows = model->max_batch_tokens;
     s->x = carve(c, rows, config->hidden_size, sizeof(float));
     s->h = carve(c, rows, config->hidden_size, sizeof(float));
     s->q_a = carve(c, rows, config->q_lora_rank, sizeof(float));
     s->q = carve(c, rows, mf_model_config_q_size(config), sizeof(float));
     s->kv = carve(c, rows, mf_model_config_kv_size(config), sizeof(float));
-    s->attention = carve(c, rows, config->num_heads * config->v_head_dim, sizeof(float));
+    s->attention = carve(c, rows, larger(config->num_heads * config->v_head_dim, linear ? mf_model_config_linear_v_size(config) : 0),
+                         sizeof(float));
+    s->mixed = carve(c, rows, larger(config->has_attention_gate ? 2 * mf_model_config_q_size(config) : 0,
+                                     linear ? mf_model_config_qkvz_size(config) : 0), sizeof(float));
+    s->linear_ba = carve(c, rows, linear ? 2 * config->linear_num_v_heads : 0, sizeof(float));
+    s->run_rows = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
+    s->run_start = carve(c, linear ? rows + 1 : 0, 1, sizeof(int32_t));
+    s->run_slot = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
+    s->run_cursor = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
+    s->run_is_new = carve(c, linear ? rows : 0, 1, sizeof(uint8_t));
     s->mlp_in = model->act_dtype == MF_F32 ? s->h : carve(c, rows, config->hidden_size, mf_dtype_size(model->act_dtype));
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
@@ -55,7 +70,10 @@ static size_t attention_workspace(const mf_model *model, int64_t layer)
 {
     const mf_device_ops *ops = model->device->ops;
     size_t floats;
-    if (model->config->attention == MF_ATTENTION_GQA) {
+    if (model->config->layer_is_linear[layer]) {
+        mf_delta_net_args args = mf_model_delta_net_args(model, layer, model->max_batch_tokens);
+        floats = ops->delta_net_scratch_floats(model->device, &args);
+    } else if (model->config->attention == MF_ATTENTION_GQA) {
         mf_gqa_args args = mf_model_gqa_args(model, layer, model->max_batch_tokens);
         floats = ops->gqa_scratch_floats(model->device, &args);
     } else {
@@ -326,12 +344,48 @@ int64_t mf_model_workspace_bytes(const mf_model *model)
 
 int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size)
 {
-    return model->config->num_layers * block_size * mf_model_config_kv_size(model->config) *
+    return (model->config->num_layers - model->config->num_linear_layers) * block_size * mf_model_config_kv_size(model->config) *
            (int64_t)mf_dtype_size(model->kv_dtype);
 }
 
+int64_t mf_kv_store_state_bytes(const mf_model *model)
+{
+    const int64_t layers = model->config->num_linear_layers;
+    const mf_delta_net_args args = mf_model_delta_net_args(model, 0, 0);
+    return layers > 0 ? layers * mf_delta_net_state_floats(&args) * (int64_t)sizeof(float) : 0;
+}
+
+/* Not zeroed either: is_new says where zeros are meant. */
+static mf_status open_states(const mf_model *model, int32_t num_states, mf_kv_store *store, mf_error *err)
+{
+    const int64_t one = mf_kv_store_state_bytes(model);
+    if (one == 0) {
+        return MF_OK;
+    }
+    int64_t bytes;
+    if (num_states < 1 || !mf_mul_ok(one, (int64_t)num_states, &bytes) || bytes > INT64_MAX - 64) {
+        return mf_fail(err, MF_ERR_INVALID, "states of linear layers: expected at least 1 that fits in 64 bits; got %d of %lld bytes",
+                       (int)num_states, (long long)one);
+    }
+    store->state_block = mf_alloc_huge((size_t)bytes + 64, model->numa);
+    store->state_length = mf_alloc_array((size_t)num_states, sizeof *store->state_length);
+    store->run_of_state = mf_alloc_array((size_t)num_states, sizeof *store->run_of_state);
+    if (!store->state_block || !store->state_length || !store->run_of_state) {
+        return mf_fail(err, MF_ERR_NOMEM, "states of linear layers: %d of %lld bytes: out of memory", (int)num_states,
+                       (long long)one);
+    }
+    for (int32_t i = 0; i < num_states; i++) {
+        store->state_length[i] = store->run_of_state[i] = -1;
+    }
+    store->states = aligned(store->state_block);
+    store->slot_floats = one / model->config->num_linear_layers / (int64_t)sizeof(float);
+    store->num_states = num_states;
+    return MF_OK;
+}
+
 /* Not zeroed: a row is written before any query reads it, and blocks that nobody uses cost no memory. */
-mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, mf_kv_store **out, mf_error *err)
+mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, int32_t num_states, mf_kv_store **out,
+                           mf_error *err)
 {
     *out = NULL;
     if (num_blocks < 1 || block_size < 1 || block_size > MAX_KV_BLOCK_SIZE) {
@@ -355,18 +409,25 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
     store->cache = (uint8_t *)aligned(block);
     store->dtype = model->kv_dtype;
     store->row_size = mf_model_config_kv_size(model->config);
-    store->num_layers = model->config->num_layers;
+    store->num_layers = model->config->num_layers - model->config->num_linear_layers;
     store->layer_bytes = (int64_t)num_blocks * block_size * store->row_size * (int64_t)mf_dtype_size(model->kv_dtype);
     store->num_blocks = num_blocks;
     store->block_size = block_size;
+    mf_status status = open_states(model, num_states, store, err);
+    if (status != MF_OK) {
+        mf_kv_store_close(&store);
+    }
     *out = store;
-    return MF_OK;
+    return status;
 }
 
 void mf_kv_store_close(mf_kv_store **store)
 {
     if (store && *store) {
         mf_free_huge((*store)->block);
+        mf_free_huge((*store)->state_block);
+        mf_free((*store)->state_length);
+        mf_free((*store)->run_of_state);
         mf_free(*store);
         *store = NULL;
     }

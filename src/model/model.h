@@ -41,11 +41,14 @@ const mf_device *mf_model_get_device(const mf_model *model);
 int64_t mf_model_max_len(const mf_model *model);
 int64_t mf_model_workspace_bytes(const mf_model *model);
 
-/* The paged store of keys and values: per layer `num_blocks` blocks of `block_size` tokens; a block id names one block of
- * every layer. */
+/* The paged store of keys and values: per layer of attention `num_blocks` blocks of `block_size` tokens; a block id names one
+ * block of every layer.  Beside it, for models with linear layers, `num_states` states: what those layers keep of a whole
+ * sequence, whatever its length.  A state begins as zeros with the row of position 0 and can only go on from where it is. */
 typedef struct mf_kv_store mf_kv_store;
 int64_t mf_kv_store_block_bytes(const mf_model *model, int32_t block_size);
-mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, mf_kv_store **store, mf_error *err);
+int64_t mf_kv_store_state_bytes(const mf_model *model); /* of one sequence; 0: the model has no linear layers */
+mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t block_size, int32_t num_states, mf_kv_store **store,
+                           mf_error *err);
 void mf_kv_store_close(mf_kv_store **store);
 
 typedef struct mf_batch {
@@ -56,6 +59,8 @@ typedef struct mf_batch {
     const int32_t *sequence;     /* [num_tokens]: row of block_table */
     const int32_t *block_table;  /* [num_sequences, max_blocks] */
     int32_t num_sequences, max_blocks;
+    const int32_t *state_slot;   /* [num_sequences], each another one of the store's states; NULL: the sequence's own number.
+                                    With linear layers each sequence's positions go on from its state's, or begin at 0 */
     int32_t num_logit_rows;      /* rows whose logits are wanted */
     const int32_t *logit_rows;   /* [num_logit_rows], ascending */
     void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */

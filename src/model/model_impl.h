@@ -22,7 +22,12 @@ typedef struct mf_model_scratch {
     float *q_a;               /* [T, q_lora_rank] */
     float *q;                 /* [T, mf_model_config_q_size] */
     float *kv;                /* [T, mf_model_config_kv_size], as a row of the cache */
-    float *attention;         /* [T, heads * v] */
+    float *attention;         /* [T, heads * v], or of linear layers [T, value heads * v] */
+    float *mixed;             /* [T, qkvz of a linear layer] or, with an attention gate, [T, heads, 2 * head_dim] q and gate */
+    float *linear_ba;         /* [T, 2 * value heads] */
+    int32_t *run_rows, *run_start, *run_slot; /* [T], [T + 1], [T]: mf_state_view of a batch */
+    int32_t *run_cursor;      /* [T] */
+    uint8_t *run_is_new;      /* [T] */
     void *mlp_in;             /* [T, H] h in act_dtype, for experts; h itself when that is f32 */
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
@@ -57,8 +62,14 @@ struct mf_kv_store {
     uint8_t *cache;           /* [num_layers][num_blocks][block_size][row_size] of dtype */
     mf_dtype dtype;
     int64_t layer_bytes;      /* num_blocks * block_size * row_size values */
-    int64_t row_size, num_layers;
+    int64_t row_size, num_layers; /* layers with keys and values */
     int32_t num_blocks, block_size;
+    void *state_block;        /* owns states */
+    float *states;            /* [num_linear_layers][num_states][slot_floats] */
+    int64_t slot_floats;
+    int32_t num_states;       /* 0: the model has no linear layers */
+    int32_t *state_length;    /* [num_states] tokens that a state has taken in; -1: it broke off in the middle */
+    int32_t *run_of_state;    /* [num_states] -1 between two forwards */
 };
 
 /* The arguments of one MoE layer for T rows; workspace sizes are asked with the same struct that runs. */
@@ -69,6 +80,7 @@ typedef struct mf_moe_call {
 
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
+mf_delta_net_args mf_model_delta_net_args(const mf_model *model, int64_t layer, int64_t num_tokens);
 mf_gqa_args mf_model_gqa_args(const mf_model *model, int64_t layer, int64_t num_tokens);
 
 #endif

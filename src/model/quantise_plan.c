@@ -86,7 +86,7 @@ static mf_status plan_wanted(void *context, const mf_wanted *x)
     if (x->kind == MF_WANT_VECTOR || x->role == MF_ROLE_EMBED) {
         return MF_OK;
     }
-    if (x->kind != MF_WANT_LINEAR || x->role == MF_ROLE_KV_B_PROJ) {
+    if (x->kind != MF_WANT_LINEAR || x->role == MF_ROLE_KV_B_PROJ || x->role == MF_ROLE_LINEAR_BA) {
         return keep_module(p, x);
     }
     const mf_st_tensor *t = source_of(p, x);
@@ -146,6 +146,12 @@ static mf_status keep_draft_layers(planner *p)
         snprintf(name, sizeof name, form, c->family->prefix, (long long)i);
         if (json_array_append_new(p->kept, json_string(name)) != 0) {
             return out_of_memory(p);
+        }
+    }
+    for (int64_t i = 0; i < p->checkpoint->num_tensors; i++) { /* beside the layers: "mtp." */
+        if (strncmp(p->checkpoint->tensors[i].name, "mtp.", 4) == 0) {
+            const char *form = p->options->format == MF_FORMAT_FP8_BLOCK ? "mtp" : "re:mtp\\..*";
+            return json_array_append_new(p->kept, json_string(form)) == 0 ? MF_OK : out_of_memory(p);
         }
     }
     return MF_OK;

@@ -7,7 +7,8 @@
 
 #include "model/name_pattern.h"
 
-typedef enum scope { SCOPE_MODEL, SCOPE_LAYER, SCOPE_DENSE, SCOPE_MOE, SCOPE_EXPERT } scope;
+/* ATTENTION and LINEAR are the two kinds of a layer's first half; LAYER is what both have. */
+typedef enum scope { SCOPE_MODEL, SCOPE_LAYER, SCOPE_ATTENTION, SCOPE_LINEAR, SCOPE_DENSE, SCOPE_MOE, SCOPE_EXPERT } scope;
 
 /* Where a role lives: `offset` counts from mf_weights, mf_layer_weights or the expert's mf_mlp_weights. */
 typedef struct role_row {
@@ -27,25 +28,34 @@ static const role_row rows[] = {
     { MF_ROLE_NORM, SCOPE_MODEL, MF_WANT_VECTOR, IN_MODEL(norm) },
     { MF_ROLE_LM_HEAD, SCOPE_MODEL, MF_WANT_MATRIX, IN_MODEL(lm_head) },
     { MF_ROLE_INPUT_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(input_norm) },
-    { MF_ROLE_Q_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_proj) },
-    { MF_ROLE_Q_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_bias) },
-    { MF_ROLE_K_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(k_proj) },
-    { MF_ROLE_K_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(k_bias) },
-    { MF_ROLE_V_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(v_proj) },
-    { MF_ROLE_V_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(v_bias) },
-    { MF_ROLE_Q_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_norm) },
-    { MF_ROLE_K_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(k_norm) },
-    { MF_ROLE_SINKS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(sinks) },
-    { MF_ROLE_Q_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_a_proj) },
-    { MF_ROLE_Q_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_bias) },
-    { MF_ROLE_Q_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(q_a_norm) },
-    { MF_ROLE_Q_B_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(q_b_proj) },
-    { MF_ROLE_KV_A_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(kv_a_proj) },
-    { MF_ROLE_KV_A_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(kv_a_bias) },
-    { MF_ROLE_KV_A_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(kv_a_norm) },
-    { MF_ROLE_KV_B_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(kv_b_proj) },
-    { MF_ROLE_O_PROJ, SCOPE_LAYER, MF_WANT_LINEAR, IN_LAYER(o_proj) },
-    { MF_ROLE_O_BIAS, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(o_bias) },
+    { MF_ROLE_Q_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(q_proj) },
+    { MF_ROLE_QKV_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(qkv_proj) },
+    { MF_ROLE_QKV_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(qkv_bias) },
+    { MF_ROLE_Q_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(q_bias) },
+    { MF_ROLE_K_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(k_proj) },
+    { MF_ROLE_K_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(k_bias) },
+    { MF_ROLE_V_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(v_proj) },
+    { MF_ROLE_V_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(v_bias) },
+    { MF_ROLE_Q_NORM, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(q_norm) },
+    { MF_ROLE_K_NORM, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(k_norm) },
+    { MF_ROLE_SINKS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(sinks) },
+    { MF_ROLE_Q_A_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(q_a_proj) },
+    { MF_ROLE_Q_A_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(q_a_bias) },
+    { MF_ROLE_Q_A_NORM, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(q_a_norm) },
+    { MF_ROLE_Q_B_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(q_b_proj) },
+    { MF_ROLE_KV_A_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(kv_a_proj) },
+    { MF_ROLE_KV_A_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(kv_a_bias) },
+    { MF_ROLE_KV_A_NORM, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(kv_a_norm) },
+    { MF_ROLE_KV_B_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(kv_b_proj) },
+    { MF_ROLE_O_PROJ, SCOPE_ATTENTION, MF_WANT_LINEAR, IN_LAYER(o_proj) },
+    { MF_ROLE_O_BIAS, SCOPE_ATTENTION, MF_WANT_VECTOR, IN_LAYER(o_bias) },
+    { MF_ROLE_LINEAR_QKVZ, SCOPE_LINEAR, MF_WANT_LINEAR, IN_LAYER(linear_qkvz) },
+    { MF_ROLE_LINEAR_BA, SCOPE_LINEAR, MF_WANT_LINEAR, IN_LAYER(linear_ba) },
+    { MF_ROLE_LINEAR_CONV, SCOPE_LINEAR, MF_WANT_VECTOR, IN_LAYER(linear_conv) },
+    { MF_ROLE_LINEAR_A_LOG, SCOPE_LINEAR, MF_WANT_VECTOR, IN_LAYER(linear_a_log) },
+    { MF_ROLE_LINEAR_DT_BIAS, SCOPE_LINEAR, MF_WANT_VECTOR, IN_LAYER(linear_dt_bias) },
+    { MF_ROLE_LINEAR_NORM, SCOPE_LINEAR, MF_WANT_VECTOR, IN_LAYER(linear_norm) },
+    { MF_ROLE_LINEAR_OUT, SCOPE_LINEAR, MF_WANT_LINEAR, IN_LAYER(linear_out) },
     { MF_ROLE_POST_ATTENTION_NORM, SCOPE_LAYER, MF_WANT_VECTOR, IN_LAYER(post_attention_norm) },
     { MF_ROLE_DENSE_GATE, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.gate) },
     { MF_ROLE_DENSE_UP, SCOPE_DENSE, MF_WANT_LINEAR, IN_LAYER(dense.up) },
@@ -76,7 +86,7 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
 {
     int64_t hidden = c->hidden_size, moe = c->moe_intermediate_size, shared = c->shared_intermediate_size;
     bool gqa = c->attention == MF_ATTENTION_GQA, biased = c->input_bias;
-    int64_t q_rows = mf_model_config_q_size(c);
+    int64_t q_rows = mf_model_config_q_size(c), q_proj_rows = c->has_attention_gate ? 2 * q_rows : q_rows;
     int64_t kv_a_rows = gqa ? 0 : mf_model_config_kv_size(c);
     int64_t k_rows = c->num_kv_heads * c->head_dim, v_rows = c->num_kv_heads * c->v_head_dim; /* 0 with MLA */
     int64_t shape[2] = { 0, 0 };
@@ -92,11 +102,18 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         shape[0] = hidden;
         break;
     case MF_ROLE_Q_PROJ:
-        shape[0] = c->q_lora_rank ? 0 : q_rows;
+        shape[0] = c->q_lora_rank ? 0 : q_proj_rows;
         shape[1] = hidden;
         break;
     case MF_ROLE_Q_BIAS:
-        shape[0] = gqa && biased ? q_rows : 0;
+        shape[0] = gqa && biased ? q_proj_rows : 0;
+        break;
+    case MF_ROLE_QKV_PROJ:
+        shape[0] = q_rows + k_rows + v_rows;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_QKV_BIAS:
+        shape[0] = biased ? q_rows + k_rows + v_rows : 0;
         break;
     case MF_ROLE_K_PROJ:
         shape[0] = k_rows;
@@ -155,6 +172,28 @@ static void role_shape(const mf_model_config *c, mf_role role, int64_t *n, int64
         break;
     case MF_ROLE_O_BIAS:
         shape[0] = c->output_bias ? hidden : 0;
+        break;
+    case MF_ROLE_LINEAR_QKVZ:
+        shape[0] = mf_model_config_qkvz_size(c);
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_LINEAR_BA:
+        shape[0] = 2 * c->linear_num_v_heads;
+        shape[1] = hidden;
+        break;
+    case MF_ROLE_LINEAR_CONV:
+        shape[0] = mf_model_config_conv_channels(c) * c->linear_conv_size;
+        break;
+    case MF_ROLE_LINEAR_A_LOG:
+    case MF_ROLE_LINEAR_DT_BIAS:
+        shape[0] = c->linear_num_v_heads;
+        break;
+    case MF_ROLE_LINEAR_NORM:
+        shape[0] = c->linear_v_dim;
+        break;
+    case MF_ROLE_LINEAR_OUT:
+        shape[0] = hidden;
+        shape[1] = mf_model_config_linear_v_size(c);
         break;
     case MF_ROLE_DENSE_GATE:
     case MF_ROLE_DENSE_UP:
@@ -429,14 +468,20 @@ static mf_status visit(walk *w, const role_row *row, int64_t layer, int64_t expe
     return w->fn(w->context, x);
 }
 
-static mf_status visit_scope(walk *w, scope which, int64_t layer, int64_t expert, void *base)
+/* `also`: a second scope, whose rows stand among those of the first. */
+static mf_status visit_scopes(walk *w, scope which, scope also, int64_t layer, int64_t expert, void *base)
 {
     for (size_t i = 0; i < NUM_ROWS; i++) {
-        if (rows[i].scope == which) {
+        if (rows[i].scope == which || rows[i].scope == also) {
             MF_TRY(visit(w, &rows[i], layer, expert, base));
         }
     }
     return MF_OK;
+}
+
+static mf_status visit_scope(walk *w, scope which, int64_t layer, int64_t expert, void *base)
+{
+    return visit_scopes(w, which, which, layer, expert, base);
 }
 
 mf_status mf_tensor_map_walk(const mf_model_config *config, mf_weights *weights, mf_wanted_fn fn, void *context)
@@ -445,7 +490,8 @@ mf_status mf_tensor_map_walk(const mf_model_config *config, mf_weights *weights,
     MF_TRY(visit_scope(&w, SCOPE_MODEL, -1, -1, weights));
     for (int64_t layer = 0; layer < config->num_layers; layer++) {
         mf_layer_weights *target = weights ? &weights->layers[layer] : NULL;
-        MF_TRY(visit_scope(&w, SCOPE_LAYER, layer, -1, target));
+        scope half = config->layer_is_linear[layer] ? SCOPE_LINEAR : SCOPE_ATTENTION;
+        MF_TRY(visit_scopes(&w, SCOPE_LAYER, half, layer, -1, target));
         if (!config->layer_is_moe[layer]) {
             MF_TRY(visit_scope(&w, SCOPE_DENSE, layer, -1, target));
             continue;
@@ -478,14 +524,17 @@ static void count_scope(const mf_model_config *config, scope which, int64_t *ten
 
 int64_t mf_tensor_map_count(const mf_model_config *config)
 {
-    int64_t model, layer, dense, moe, expert;
+    int64_t model, layer, attention, linear, dense, moe, expert;
     double params;
     count_scope(config, SCOPE_MODEL, &model, &params);
     count_scope(config, SCOPE_LAYER, &layer, &params);
+    count_scope(config, SCOPE_ATTENTION, &attention, &params);
+    count_scope(config, SCOPE_LINEAR, &linear, &params);
     count_scope(config, SCOPE_DENSE, &dense, &params);
     count_scope(config, SCOPE_MOE, &moe, &params);
     count_scope(config, SCOPE_EXPERT, &expert, &params);
-    return model + layer * config->num_layers + dense * (config->num_layers - config->num_moe_layers) +
+    return model + layer * config->num_layers + attention * (config->num_layers - config->num_linear_layers) +
+           linear * config->num_linear_layers + dense * (config->num_layers - config->num_moe_layers) +
            (moe + expert * config->gate.num_experts) * config->num_moe_layers;
 }
 
@@ -493,14 +542,17 @@ int64_t mf_tensor_map_count(const mf_model_config *config)
 mf_model_size mf_model_config_size(const mf_model_config *config)
 {
     int64_t unused;
-    double model, layer, dense, moe, expert;
+    double model, layer, attention, linear, dense, moe, expert;
     count_scope(config, SCOPE_MODEL, &unused, &model);
     count_scope(config, SCOPE_LAYER, &unused, &layer);
+    count_scope(config, SCOPE_ATTENTION, &unused, &attention);
+    count_scope(config, SCOPE_LINEAR, &unused, &linear);
     count_scope(config, SCOPE_DENSE, &unused, &dense);
     count_scope(config, SCOPE_MOE, &unused, &moe);
     count_scope(config, SCOPE_EXPERT, &unused, &expert);
     double moe_layers = (double)config->num_moe_layers, layers = (double)config->num_layers;
-    double outside = model + layer * layers + dense * (layers - moe_layers) + moe * moe_layers;
+    double linear_layers = (double)config->num_linear_layers;
+    double outside = model + layer * layers + attention * (layers - linear_layers) + linear * linear_layers + dense * (layers - moe_layers) + moe * moe_layers;
     double total = outside + expert * moe_layers * config->gate.num_experts;
     double active = outside + expert * moe_layers * config->gate.top_k;
     double most = 0x1p62;

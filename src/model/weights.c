@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "base/sys.h"
+#include "kernels/ops.h"
 #include "model/weights_impl.h"
 
 /* Beside the files: tables of matrices for models of thousands of experts, and f32 copies of small vectors. */
@@ -104,6 +105,34 @@ static mf_status touch_files(const mf_checkpoint *c, const mf_progress *progress
     return MF_OK;
 }
 
+/* The views of a fused projection: rows of queries, then of keys, then of values. */
+static mf_status split_qkv(mf_weights *w, mf_error *err)
+{
+    const mf_model_config *c = w->config;
+    const int64_t rows[3] = { mf_model_config_q_size(c), c->num_kv_heads * c->head_dim, c->num_kv_heads * c->v_head_dim };
+    for (int64_t l = 0; l < c->num_layers; l++) {
+        mf_layer_weights *layer = &w->layers[l];
+        const mf_matrix *all = &layer->qkv_proj;
+        mf_matrix *const parts[3] = { &layer->q_proj, &layer->k_proj, &layer->v_proj };
+        const float **const biases[3] = { &layer->q_bias, &layer->k_bias, &layer->v_bias };
+        if (!all->data) {
+            continue; /* of a family that stores them apart, or a layer without */
+        }
+        int64_t first = 0;
+        for (int i = 0; i < 3; first += rows[i++]) {
+            if (all->format == MF_FORMAT_FP8_BLOCK && first % 128 != 0) {
+                return mf_fail(err, MF_ERR_UNSUPPORTED,
+                               "layer %lld: fused queries, keys and values of %lld, %lld and %lld rows: blocks of 128 rows with one "
+                               "scale cross from one to the next",
+                               (long long)l, (long long)rows[0], (long long)rows[1], (long long)rows[2]);
+            }
+            *parts[i] = mf_matrix_rows(all, first, rows[i]);
+            *biases[i] = layer->qkv_bias ? layer->qkv_bias + first : NULL;
+        }
+    }
+    return MF_OK;
+}
+
 mf_status mf_weights_load(const char *dir, const mf_model_config *config, const mf_weights_options *options,
                           mf_weights **out, mf_error *err)
 {
@@ -112,6 +141,7 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     if (options->dummy) {
         MF_TRY(mf_weights_make_dummy(config, options, out, err));
         mf_status made = options->quantization ? mf_weights_quantise(*out, options, err) : MF_OK;
+        made = made == MF_OK ? split_qkv(*out, err) : made;
         if (made != MF_OK) {
             mf_weights_close(out);
         }
@@ -135,6 +165,9 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
         MF_TRY_GOTO(mf_weights_quantise(w, options, err), fail);
     } else if (options->touch && options->use_map) { /* what was read is in memory */
         MF_TRY_GOTO(touch_files(w->checkpoint, &options->progress, err), fail);
+    }
+    if (!options->headers_only) {
+        MF_TRY_GOTO(split_qkv(w, err), fail);
     }
     w->stats.seconds = mf_now_s() - start;
     *out = w;

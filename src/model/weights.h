@@ -21,6 +21,8 @@ typedef struct mf_layer_weights {
     const float *post_attention_norm; /* [H] */
     mf_matrix q_proj;                 /* [heads * (nope + rope) or heads * head_dim, H]; absent when q_lora_rank > 0 */
     /* GQA */
+    mf_matrix qkv_proj;               /* as stored in one, where the family has it so: q_proj, k_proj and v_proj are views */
+    const float *qkv_bias;
     mf_matrix k_proj, v_proj;         /* [kv_heads * head_dim, H], [kv_heads * v, H] */
     const float *q_bias, *k_bias, *v_bias; /* with input_bias, else NULL */
     const float *sinks;               /* [heads] with has_sinks, else NULL */
@@ -36,6 +38,12 @@ typedef struct mf_layer_weights {
     /* both */
     mf_matrix o_proj;                 /* [H, heads * v] */
     const float *o_bias;              /* with output_bias, else NULL */
+    /* Linear layers: see mf_delta_net_args */
+    mf_matrix linear_qkvz, linear_ba; /* [key heads * ..., H] */
+    const float *linear_conv;         /* [channels, conv_size] */
+    const float *linear_a_log, *linear_dt_bias; /* [value heads] */
+    const float *linear_norm;         /* [v_dim] */
+    mf_matrix linear_out;             /* [H, value heads * v_dim] */
     /* MLP */
     mf_mlp_weights dense;             /* dense layers */
     mf_matrix router;                 /* [E, H] */

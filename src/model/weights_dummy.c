@@ -172,8 +172,10 @@ static mf_status add_wanted(void *context, const mf_wanted *x)
     if (x->kind == MF_WANT_VECTOR) {
         bool is_norm = x->role == MF_ROLE_NORM || x->role == MF_ROLE_INPUT_NORM ||
                        x->role == MF_ROLE_POST_ATTENTION_NORM || x->role == MF_ROLE_Q_A_NORM ||
-                       x->role == MF_ROLE_KV_A_NORM || x->role == MF_ROLE_Q_NORM || x->role == MF_ROLE_K_NORM;
-        MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_norm ? FILL_ONES : FILL_NORMAL, is_norm ? 1.0f : 0.01f, &data));
+                       x->role == MF_ROLE_KV_A_NORM || x->role == MF_ROLE_Q_NORM || x->role == MF_ROLE_K_NORM ||
+                       x->role == MF_ROLE_LINEAR_NORM;
+        float spread = x->role == MF_ROLE_LINEAR_CONV ? 0.5f : 0.01f; /* a convolution keeps the size of its input */
+        MF_TRY(add_fill(m, x->name, x->n, MF_F32, is_norm ? FILL_ONES : FILL_NORMAL, is_norm ? 1.0f : spread, &data));
         if (m->block) {
             *x->vector = data;
             m->weights->stats.bytes_by_format[MF_FORMAT_F32] += x->n * 4;

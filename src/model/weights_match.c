@@ -97,12 +97,36 @@ bool mf_match_float_format(mf_dtype dtype, mf_format *format)
 
 /* ---- vectors ---- */
 
+/* How a vector of x->n values is stored; returns the number of dimensions. */
+static int32_t vector_shape(const mf_model_config *c, const mf_wanted *x, int64_t shape[3])
+{
+    if (x->role == MF_ROLE_LINEAR_CONV) {
+        shape[0] = x->n / c->linear_conv_size;
+        shape[1] = 1;
+        shape[2] = c->linear_conv_size;
+        return 3;
+    }
+    if (x->role == MF_ROLE_CORRECTION_BIAS && c->family->correction_bias_is_row) {
+        shape[0] = 1;
+        shape[1] = x->n;
+        return 2;
+    }
+    return 1;
+}
+
+static bool adds_one(const mf_model_config *c, mf_role role)
+{
+    return c->family->norms_add_one && (role == MF_ROLE_NORM || role == MF_ROLE_INPUT_NORM || role == MF_ROLE_POST_ATTENTION_NORM ||
+                                        role == MF_ROLE_Q_NORM || role == MF_ROLE_K_NORM);
+}
+
 static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_tensor *t)
 {
     mf_format format;
-    bool is_row = x->role == MF_ROLE_CORRECTION_BIAS && m->config->family->correction_bias_is_row;
-    if (!(is_row ? mf_match_has_shape(t, (int64_t[2]){ 1, x->n }, 2) : mf_match_has_shape(t, &x->n, 1))) {
-        return mf_match_wrong_shape(m, t, &x->n, 1, "");
+    int64_t shape[3] = { x->n };
+    const int32_t ndim = vector_shape(m->config, x, shape);
+    if (!mf_match_has_shape(t, shape, ndim)) {
+        return mf_match_wrong_shape(m, t, shape, ndim, "");
     }
     if (!mf_match_float_format(t->dtype, &format)) {
         return mf_match_wrong_dtype(m, t, "f32, bf16 or f16");
@@ -118,7 +142,8 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
                t->file, t->name, mf_dtype_name(t->dtype));
     }
     mf_match_count(m, format, (int64_t)t->bytes);
-    if (t->dtype == MF_F32) {
+    const float add = adds_one(m->config, x->role) ? 1.0f : 0.0f;
+    if (t->dtype == MF_F32 && add == 0.0f) {
         const uint8_t *data;
         MF_TRY(mf_match_aligned(m, t, &data));
         *x->vector = (const float *)(const void *)data;
@@ -131,6 +156,7 @@ static mf_status place_vector(mf_matcher *m, const mf_wanted *x, const mf_st_ten
     }
     for (int64_t i = 0; i < x->n; i++) {
         values[i] = mf_match_value_at(t->data, t->dtype, i);
+        values[i] = add == 0.0f ? values[i] : values[i] + add; /* in f32, as transformers adds it in each forward */
     }
     m->weights->stats.bytes_converted += x->n * (int64_t)sizeof *values;
     *x->vector = values;

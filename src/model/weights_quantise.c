@@ -60,7 +60,8 @@ static mf_format format_for(mf_quantization quantization, const mf_wanted *x)
 static bool is_chosen(const quantiser *q, const mf_wanted *x)
 {
     const bool tied = x->role == MF_ROLE_LM_HEAD && x->matrix->data == q->weights->embed_tokens.data;
-    const bool linear = x->kind == MF_WANT_LINEAR && x->role != MF_ROLE_KV_B_PROJ;
+    const bool linear = x->kind == MF_WANT_LINEAR && x->role != MF_ROLE_KV_B_PROJ &&
+                        x->role != MF_ROLE_LINEAR_BA; /* decay and learning rate of each head: a few rows, and sensitive */
     return (linear || x->role == MF_ROLE_LM_HEAD) && !tied && x->matrix->data && x->matrix->format <= MF_FORMAT_F16;
 }
 

@@ -227,6 +227,84 @@ TEST(preemption_changes_no_bit)
     golden_close(&g);
 }
 
+/* Linear layers keep a state per sequence: half of these prompts begin alike and each still computes its own; a preempted
+ * one begins again from zeros, in whatever slot it then gets. */
+TEST(states_of_linear_layers_belong_to_one_sequence_each)
+{
+    static text alone[NUM_REQUESTS], other[NUM_REQUESTS];
+    golden g;
+    golden_open("qwen3_next", &g);
+    run_alone(g.dir, alone, 150);
+    const struct { int32_t seqs, chunk, block, threads, is_short; } rows[] = {
+        { 8, 64, 16, 1, 0 }, { 3, 5, 16, 1, 0 }, { 8, 9, 1, 2, 0 }, { 8, 64, 4, 1, 1 }, { 4, 7, 4, 2, 1 },
+    };
+    int64_t num_preemptions = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        mf_engine_options o = options_for(g.dir);
+        mf_engine_stats stats;
+        o.max_num_seqs = rows[i].seqs;
+        o.max_num_batched_tokens = rows[i].chunk;
+        o.block_size = rows[i].block;
+        o.num_threads = rows[i].threads;
+        if (rows[i].is_short) { /* states take half; the other half holds 96 tokens per sequence, the longest text has 190 */
+            mf_engine *engine = open_engine(&o);
+            o.kv_cache_memory_bytes = 2 * rows[i].seqs * mf_kv_store_state_bytes(mf_engine_get_model(engine));
+            mf_engine_close(&engine);
+            o.max_model_len = 190;
+        }
+        run_texts(&o, other, 150, &stats);
+        check_equal(alone, other);
+        CHECK_EQ(stats.prefix_cache_hits, 0);
+        CHECK_EQ(stats.kv_blocks_cached, 0);
+        num_preemptions += stats.num_preemptions;
+    }
+    CHECK(num_preemptions > 0);
+    golden_close(&g);
+}
+
+TEST(states_count_as_cache_memory_and_bound_the_running_sequences)
+{
+    golden g;
+    golden_open("qwen3_next", &g);
+    mf_engine_options o = options_for(g.dir);
+    mf_error err = { 0 };
+    mf_engine *engine = open_engine(&o);
+    const mf_model *model = mf_engine_get_model(engine);
+    const mf_model_config *c = mf_model_get_config(model);
+    /* 3 layers of S [4, 16, 24] and 3 inputs of 2 * 32 + 96 channels, in lines of 16 floats */
+    const int64_t state = mf_kv_store_state_bytes(model), block = mf_kv_store_block_bytes(model, 16);
+    CHECK_EQ(state, 3 * 4 * (4 * 16 * 24 + 3 * (2 * 32 + 96)));
+    CHECK_EQ(block, 16 * 4 * 2 * 2 * c->head_dim); /* one layer of attention, not four */
+    CHECK_EQ(mf_engine_num_kv_blocks(engine), ((4 << 20) - 8 * state) / block);
+    mf_engine_close(&engine);
+
+    o.max_model_len = 0;
+    o.kv_cache_memory_bytes = 7 * state;
+    engine = open_engine(&o); /* 3 states in half of that */
+    CHECK_EQ(mf_engine_num_kv_blocks(engine), 4 * state / block);
+    static text texts[NUM_REQUESTS];
+    make_texts(texts, mf_engine_vocab_size(engine), 8);
+    for (int32_t i = 0; i < NUM_REQUESTS; i++) {
+        submit(engine, &texts[i], i);
+    }
+    mf_event events[64];
+    int32_t most = 0;
+    while (mf_engine_has_work(engine)) {
+        int32_t n;
+        CHECK_OK(mf_engine_step(engine, events, 64, &n, &err), err);
+        mf_engine_stats stats;
+        mf_engine_get_stats(engine, &stats);
+        most = stats.num_running > most ? stats.num_running : most;
+    }
+    CHECK_EQ(most, 3);
+    mf_engine_close(&engine);
+
+    o.kv_cache_memory_bytes = 2 * state - 1;
+    CHECK_EQ(mf_engine_open(&o, &engine, &err), MF_ERR_NOMEM);
+    CHECK_HAS(err.message, "the state of one sequence");
+    golden_close(&g);
+}
+
 TEST(fused_and_unfused_have_the_same_bits_over_2000_tokens)
 {
     static text fused[NUM_REQUESTS], other[NUM_REQUESTS];

@@ -49,13 +49,24 @@ void fake_logits(const fake_model *fake, const int32_t *tokens, int32_t n, float
     logits_of(fake, digest, poisoned, logits);
 }
 
-static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, mf_error *err)
+static void kv_free(fake_model *fake)
+{
+    mf_free(fake->slots);
+    mf_free(fake->states);
+    fake->slots = NULL;
+    fake->states = NULL;
+}
+
+static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, int32_t num_states, mf_error *err)
 {
     fake_model *fake = context;
+    fake->num_states = num_states;
+    fake->states = mf_alloc_array((size_t)num_states, sizeof *fake->states);
     fake->num_blocks = num_blocks;
     fake->block_size = block_size;
     fake->slots = mf_alloc_array((size_t)num_blocks * (size_t)block_size, sizeof *fake->slots);
-    if (!fake->slots) {
+    if (!fake->slots || !fake->states) {
+        kv_free(fake);
         return mf_fail(err, MF_ERR_NOMEM, "fake store: out of memory");
     }
     fake->num_open++;
@@ -65,8 +76,7 @@ static mf_status kv_open(void *context, int32_t num_blocks, int32_t block_size, 
 static void kv_close(void *context)
 {
     fake_model *fake = context;
-    mf_free(fake->slots);
-    fake->slots = NULL;
+    kv_free(fake);
     fake->num_open--;
 }
 
@@ -98,8 +108,25 @@ static mf_status write_row(fake_model *fake, const mf_batch *batch, int32_t row,
     if (!slot || (position > 0 && !before)) {
         return mf_fail(err, MF_ERR_INVALID, "row %d: position %d has no block", row, position);
     }
+    uint64_t chain = before ? before->chain : 0;
+    if (fake->has_states) {
+        const int32_t state_slot = batch->state_slot[sequence];
+        fake_state *state = state_slot >= 0 && state_slot < fake->num_states ? &fake->states[state_slot] : NULL;
+        if (state && position == 0) {
+            *state = (fake_state){ 0 };
+        }
+        if (!state || state->length != position) {
+            return mf_fail(err, MF_ERR_INVALID, "row %d: position %d, but state %d has taken in %d tokens", row, position,
+                           state_slot, state ? state->length : -1);
+        }
+        state->length++;
+        state->chain = chain_next(state->chain, token);
+        slot->token = token;
+        slot->chain = state->chain;
+        return MF_OK;
+    }
     slot->token = token;
-    slot->chain = chain_next(before ? before->chain : 0, token);
+    slot->chain = chain_next(chain, token);
     return MF_OK;
 }
 
@@ -153,7 +180,7 @@ mf_engine_model fake_model_table(fake_model *fake, int64_t max_model_len)
 {
     return (mf_engine_model){
         .context = fake, .vocab_size = fake->vocab_size, .max_model_len = max_model_len,
-        .max_batch_tokens = fake->max_batch_tokens, .eos_token_ids = eos_ids, .num_eos_token_ids = 1, .kv_open = kv_open,
+        .max_batch_tokens = fake->max_batch_tokens, .eos_token_ids = eos_ids, .num_eos_token_ids = 1, .has_states = fake->has_states, .kv_open = kv_open,
         .kv_close = kv_close, .forward = forward, .close = close_model,
     };
 }

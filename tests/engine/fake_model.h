@@ -15,7 +15,15 @@ typedef struct fake_slot {
     uint64_t chain;
 } fake_slot;
 
+typedef struct fake_state {
+    int32_t length; /* tokens taken in */
+    uint64_t chain;
+} fake_state;
+
 typedef struct fake_model {
+    bool has_states;    /* set before the engine opens: chains come from states, and a state must go on where it is */
+    fake_state *states; /* [num_states] */
+    int32_t num_states;
     fake_slot *slots; /* [num_blocks, block_size] */
     int32_t num_blocks, block_size;
     int32_t max_batch_tokens;

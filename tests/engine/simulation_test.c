@@ -132,6 +132,7 @@ static void simulate(uint64_t seed)
     print_message("seed %llu\n", (unsigned long long)seed);
     fake_model_init(&s->fake, 24);
     s->fake.poison_token = FAKE_VOCAB - 1; /* not sampled, but prompts hold it */
+    s->fake.has_states = seed % 3 == 0;
     mf_engine_options o = MF_ENGINE_OPTIONS_INIT;
     o.block_size = 1 + pick(s, 6);
     o.max_num_seqs = 1 + pick(s, 8);
@@ -171,6 +172,7 @@ static void simulate(uint64_t seed)
                   (long long)s->num_finished[MF_FINISH_LENGTH], (long long)s->num_finished[MF_FINISH_CANCELLED],
                   (long long)s->num_finished[MF_FINISH_ERROR], (long long)s->num_busy, (long long)stats.num_preemptions,
                   (long long)stats.prefix_cache_hits);
+    CHECK(!s->fake.has_states || stats.prefix_cache_hits == 0);
     CHECK(s->num_finished[MF_FINISH_LENGTH] > 100 && s->num_finished[MF_FINISH_STOP] > 100);
     mf_engine_close(&s->engine);
     CHECK_EQ(s->fake.num_open, 0);

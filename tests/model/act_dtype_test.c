@@ -7,7 +7,7 @@
 #include "golden_support.h"
 #include "model/model_impl.h"
 
-static const char *const rounded_names[] = { "qwen3", "glm4", "qwen2", NULL };
+static const char *const rounded_names[] = { "qwen3", "glm4", "qwen2", "qwen3_next", NULL };
 
 static mf_model_options bf16_options(const char *device)
 {

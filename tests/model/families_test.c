@@ -71,6 +71,32 @@ TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
         { "gpt_oss", "swiglu_limit", "0", "key \"swiglu_limit\"" },
         { "gpt_oss", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
         { "gpt_oss", "num_experts", "9", "num_local_experts" },
+        { "qwen3_next", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
+        { "qwen3_next", "hidden_act", "\"gelu\"", "key \"hidden_act\": expected \"silu\"" },
+        { "qwen3_next", "linear_num_key_heads", "3", "key \"linear_num_key_heads\": 3 does not divide linear_num_value_heads 4" },
+        { "qwen3_next", "linear_conv_kernel_dim", "17", "key \"linear_conv_kernel_dim\": expected an integer in 1..16; got 17" },
+        { "qwen3_next", "linear_value_head_dim", "0", "key \"linear_value_head_dim\": expected an integer in 1..1024; got 0" },
+        { "qwen3_next", "full_attention_interval", "5", "key \"full_attention_interval\": expected at least one layer of full attention" },
+        { "qwen3_next", "layer_types", "[\"full_attention\"]", "key \"layer_types\": expected a list of 4 times" },
+        { "qwen3_next", "layer_types", "[\"linear_attention\",\"linear_attention\",\"sliding_attention\",\"full_attention\"]",
+          "key \"layer_types\": entry 2: expected \"linear_attention\" or \"full_attention\"" },
+        { "qwen3_next", "layer_types", "[\"linear_attention\",\"linear_attention\",\"full_attention\",\"full_attention\"]",
+          "key \"full_attention_interval\": 4 differs from layer_types in layer 2" },
+        { "qwen3_next_odd", "layer_types", "[\"linear_attention\",\"linear_attention\",\"linear_attention\",\"linear_attention\",\"linear_attention\"]",
+          "key \"layer_types\": expected at least one layer of full attention among 5" },
+        { "qwen3_next", "partial_rotary_factor", "0.3", "key \"partial_rotary_factor\": expected an even number of rotated dimensions" },
+        { "bailing", "use_bias", "true", "key \"use_bias\": expected false; got true" },
+        { "bailing", "norm_topk_prob", "false", "key \"norm_topk_prob\": expected true" },
+        { "bailing", "moe_router_enable_expert_bias", "false", "key \"moe_router_enable_expert_bias\": expected true" },
+        { "bailing", "score_function", "\"softmax\"", "key \"score_function\": expected \"sigmoid\"" },
+        { "bailing", "router_dtype", "\"bf16\"", "key \"router_dtype\": expected \"fp32\"" },
+        { "bailing", "norm_head", "true", "key \"norm_head\": expected false; got true" },
+        { "bailing", "use_rmsnorm", "false", "key \"use_rmsnorm\": expected true" },
+        { "bailing", "moe_shared_expert_intermediate_size", "21", "key \"moe_shared_expert_intermediate_size\": expected moe_intermediate_size" },
+        { "bailing", "partial_rotary_factor", NULL, "key \"partial_rotary_factor\": expected a number, or \"rotary_dim\"" },
+        { "bailing", "rotary_dim", "16", "key \"rotary_dim\": 16 differs from partial_rotary_factor 0.5 of head_dim 24" },
+        { "bailing", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
+        { "bailing", "first_k_dense_replace", "4", "key \"first_k_dense_replace\": expected an integer in 0..3; got 4" },
         { "hunyuan", "use_cla", "true", "key \"use_cla\": expected false; got true" },
         { "hunyuan", "moe_topk", "[4, 3]", "key \"moe_topk\": expected one integer in 1..12, or 2 times the same" },
         { "hunyuan", "num_experts", "[12, 12]", "key \"num_experts\": expected an integer in 1..4096" },
@@ -119,6 +145,34 @@ TEST(absent_keys_take_the_class_defaults)
     mf_model_config_close(&c);
     c = changed("olmoe", "num_key_value_heads", NULL);
     CHECK_EQ(c->num_kv_heads, c->num_heads);
+    mf_model_config_close(&c);
+    c = changed("qwen3_next", "norm_topk_prob", NULL); /* unlike the other Qwen families */
+    CHECK_EQ(c->gate.renorm, MF_RENORM_SUM);
+    mf_model_config_close(&c);
+    c = changed("qwen3_next", "head_dim", NULL);
+    CHECK(c->head_dim == 256 && c->rope.dim == 64);
+    mf_model_config_close(&c);
+    c = changed("qwen3_next", "partial_rotary_factor", NULL);
+    CHECK_EQ(c->rope.dim, 4);
+    mf_model_config_close(&c);
+    c = changed("qwen3_next", "full_attention_interval", NULL);
+    CHECK_EQ(c->num_linear_layers, 3);
+    CHECK(c->layer_is_linear[2] && !c->layer_is_linear[3]);
+    mf_model_config_close(&c);
+    c = changed("qwen3_next", "linear_num_value_heads", NULL);
+    CHECK_EQ(c->linear_num_v_heads, 32);
+    mf_model_config_close(&c);
+    c = changed("bailing", "rope_theta", NULL);
+    CHECK(c->rope.theta == 6e5 && !c->rope.pair);
+    mf_model_config_close(&c);
+    c = changed("bailing", "rotary_dim", "12");
+    CHECK_EQ(c->rope.dim, 12);
+    mf_model_config_close(&c);
+    c = changed("bailing", "use_qkv_bias", NULL);
+    CHECK(!c->input_bias && !c->output_bias && c->qk_norm == MF_QK_NORM_HEAD);
+    mf_model_config_close(&c);
+    c = changed("bailing", "routed_scaling_factor", NULL);
+    CHECK(c->gate.routed_scaling_factor == 1.0);
     mf_model_config_close(&c);
     c = changed("glm4_lite", "mlp_layer_types", NULL); /* first_k_dense_replace 2 is not read */
     CHECK_EQ(c->num_moe_layers, 2);

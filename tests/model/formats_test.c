@@ -701,3 +701,51 @@ TEST(a_shared_expert_in_another_format_is_a_slot_and_is_not_requantised)
     mf_model_close(&model);
     golden_close(&g);
 }
+
+/* Bailing's query_key_value is one tensor: queries, keys and values are views of its rows, whatever it became. */
+TEST(a_fused_projection_is_viewed_in_three_whatever_its_format)
+{
+    static const mf_quantization ways[] = { MF_QUANTIZATION_NONE, MF_QUANTIZATION_INT8, MF_QUANTIZATION_INT4 };
+    golden g;
+    golden_open("bailing", &g);
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        mf_model_options options = golden_options("cpu");
+        options.quantization = ways[i];
+        mf_model *model = golden_model(&g, &options);
+        const mf_layer_weights *w = &mf_model_get_weights(model)->layers[1];
+        const mf_matrix *parts[] = { &w->q_proj, &w->k_proj, &w->v_proj };
+        const int64_t rows[] = { 6 * 24, 2 * 24, 2 * 24 };
+        float whole[48], part[48];
+        for (int64_t p = 0, first = 0; p < 3; first += rows[p++]) {
+            CHECK_EQ(parts[p]->n, rows[p]);
+            CHECK_EQ(parts[p]->format, w->qkv_proj.format);
+            mf_matrix_decode_row(&w->qkv_proj, first + 5, 0, 48, whole);
+            mf_matrix_decode_row(parts[p], 5, 0, 48, part);
+            CHECK_MEM(whole, part, sizeof part);
+        }
+        mf_model_close(&model);
+    }
+    mf_model_options options = golden_options("cpu");
+    options.quantization = MF_QUANTIZATION_FP8; /* 144 rows of queries end inside a block */
+    mf_model *model = NULL;
+    mf_error err = { 0 };
+    CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "fused queries, keys and values of 144, 48 and 48 rows");
+    golden_close(&g);
+}
+
+/* Decay and learning rate of each head hang on a few rows. */
+TEST(quantising_leaves_the_small_projection_of_linear_layers_alone)
+{
+    golden g;
+    golden_open("qwen3_next", &g);
+    mf_model_options options = golden_options("cpu");
+    options.quantization = MF_QUANTIZATION_INT8;
+    mf_model *model = golden_model(&g, &options);
+    const mf_layer_weights *w = &mf_model_get_weights(model)->layers[0];
+    CHECK_EQ(w->linear_ba.format, MF_FORMAT_BF16);
+    CHECK_EQ(w->linear_qkvz.format, MF_FORMAT_INT8_CHANNEL);
+    CHECK_EQ(w->linear_out.format, MF_FORMAT_INT8_CHANNEL);
+    mf_model_close(&model);
+    golden_close(&g);
+}

@@ -12,7 +12,7 @@ const char *const golden_names[] = { "v3",         "v2_lite", "v2",           "v
                                      "glm4_lite",  "qwen2",   "qwen2_wide",   "mixtral",  "olmoe",   "ernie",           "ernie_plain",
                                      "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4", "mixtral_window",
                                      "qwen2_window", "qwen3_window", "dots1_window", "dots1_layer_types", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_f32",
-                                     "llama4", "llama4_dense", "llama4_vision", NULL };
+                                     "llama4", "llama4_dense", "llama4_vision", "qwen3_next", "qwen3_next_odd", "bailing", "bailing_fp8", NULL };
 const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL };
 
 void golden_open(const char *name, golden *out)
@@ -96,7 +96,7 @@ void golden_run(mf_model *model, const int32_t *ids, int32_t n, int32_t chunk, f
     for (int32_t i = 0; i < NUM_BLOCKS; i++) {
         table[i] = (i * 13 + 5) % NUM_BLOCKS; /* scattered: 13 is odd, so every block comes once */
     }
-    CHECK_OK(mf_kv_store_open(model, NUM_BLOCKS, BLOCK, &store, &err), err);
+    CHECK_OK(mf_kv_store_open(model, NUM_BLOCKS, BLOCK, 1, &store, &err), err);
     for (int32_t start = 0; start < n; start += chunk) {
         int32_t count = n - start < chunk ? n - start : chunk;
         for (int32_t i = 0; i < count; i++) {

@@ -119,7 +119,7 @@ static void run_among_others(const golden *g, const char *device)
     float *alone = golden_logits(g, g->num_tokens), *among = golden_logits(g, EVERY);
     golden_run(model, g->ids, g->num_tokens, g->num_tokens, alone, NULL, NULL);
     mf_kv_store *store = NULL;
-    CHECK_OK(mf_kv_store_open(model, 3 * MAX_BLOCKS, BLOCK, &store, &err), err);
+    CHECK_OK(mf_kv_store_open(model, 3 * MAX_BLOCKS, BLOCK, 3, &store, &err), err);
     int32_t table[3 * MAX_BLOCKS], next[3] = { 0, 0, 0 };
     for (int32_t i = 0; i < 3 * MAX_BLOCKS; i++) {
         table[i] = (i * 5 + 7) % (3 * MAX_BLOCKS);
@@ -212,7 +212,7 @@ TEST(fused_and_unfused_give_the_same_bits)
 /* A short text hides a small error of the shared expert's weight: what differs by an ulp once picks another token later. */
 TEST(two_thousand_generated_tokens_have_the_same_bits_fused_and_unfused)
 {
-    static const char *const names[] = { "v3", "v2_lite", "v2", "v2_e60", "glm4" };
+    static const char *const names[] = { "v3", "v2_lite", "v2", "v2_e60", "glm4", "qwen3_next" };
     enum { BLOCK = 16, MAX_BLOCKS = 40, RUNS = 4 };
     static const mf_plan_options plans[RUNS] = {
         { .num_shared_expert_replicas = 1 },
@@ -233,7 +233,7 @@ TEST(two_thousand_generated_tokens_have_the_same_bits_fused_and_unfused)
             options.num_threads = 1 + r % 2;
             options.plan = plans[r];
             models[r] = golden_model(&g, &options);
-            CHECK_OK(mf_kv_store_open(models[r], MAX_BLOCKS, BLOCK, &stores[r], &err), err);
+            CHECK_OK(mf_kv_store_open(models[r], MAX_BLOCKS, BLOCK, 1, &stores[r], &err), err);
             logits[r] = golden_logits(&g, 1);
         }
         int32_t table[MAX_BLOCKS], token = g.ids[0], sequence = 0, row = 0;
@@ -332,11 +332,11 @@ TEST(expert_load_counts_each_routed_choice_once)
 }
 
 /* A poisoned embedding row reaches only its own text. */
-TEST(a_row_of_nan_is_counted_and_leaves_its_neighbours_alone)
+static void poison_a_row(const char *name)
 {
-    enum { BLOCK = 8, MAX_BLOCKS = 8 };
+    enum { BLOCK = 8, MAX_BLOCKS = 16, MAX_ROWS = BLOCK * MAX_BLOCKS };
     golden g;
-    golden_open("v3", &g);
+    golden_open(name, &g);
     for (int d = 0; golden_devices[d]; d++) {
         if (!golden_device_usable(golden_devices[d])) {
             continue;
@@ -363,8 +363,8 @@ TEST(a_row_of_nan_is_counted_and_leaves_its_neighbours_alone)
             row[i] = 0x7fc0;
         }
         mf_kv_store *store = NULL;
-        CHECK_OK(mf_kv_store_open(model, 2 * MAX_BLOCKS, BLOCK, &store, &err), err);
-        int32_t table[2 * MAX_BLOCKS], token[64], position[64], sequence[64], rows[64], bad_rows = 0, n = 0;
+        CHECK_OK(mf_kv_store_open(model, 2 * MAX_BLOCKS, BLOCK, 2, &store, &err), err);
+        int32_t table[2 * MAX_BLOCKS], token[MAX_ROWS], position[MAX_ROWS], sequence[MAX_ROWS], rows[MAX_ROWS], bad_rows = 0, n = 0;
         for (int32_t i = 0; i < 2 * MAX_BLOCKS; i++) {
             table[i] = i;
         }
@@ -395,6 +395,12 @@ TEST(a_row_of_nan_is_counted_and_leaves_its_neighbours_alone)
         mf_model_close(&model);
     }
     golden_close(&g);
+}
+
+TEST(a_row_of_nan_is_counted_and_leaves_its_neighbours_alone)
+{
+    poison_a_row("v3");
+    poison_a_row("qwen3_next");
 }
 
 /* ---- what a forward call may not do ---- */
@@ -435,7 +441,7 @@ TEST(a_forward_call_allocates_nothing)
             mf_model_options options = golden_options(golden_devices[d]);
             mf_model *model = golden_model(&g, &options);
             mf_kv_store *store = NULL;
-            CHECK_OK(mf_kv_store_open(model, BLOCKS, BLOCK, &store, &err), err);
+            CHECK_OK(mf_kv_store_open(model, BLOCKS, BLOCK, 1, &store, &err), err);
             float *logits = golden_logits(&g, g.num_tokens);
             int32_t table[BLOCKS], position[ROWS], sequence[ROWS] = { 0 }, rows[ROWS];
             CHECK(g.num_tokens <= ROWS);
@@ -470,7 +476,7 @@ TEST(a_forward_call_allocates_nothing)
 /* Leaks show under the address sanitizer. */
 TEST(an_open_that_runs_out_of_memory_anywhere_fails_cleanly)
 {
-    static const char *const names[] = { "v2_lite", "v3_sharded", "glm4_air" };
+    static const char *const names[] = { "v2_lite", "v3_sharded", "glm4_air", "qwen3_next_odd" };
     mf_sys saved = mf_sys_table;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         golden g;
@@ -515,7 +521,7 @@ TEST(a_batch_outside_its_bounds_is_refused_by_name)
     options.max_model_len = 20;
     mf_model *model = golden_model(&g, &options);
     mf_kv_store *store = NULL;
-    CHECK_OK(mf_kv_store_open(model, 5, 4, &store, &err), err);
+    CHECK_OK(mf_kv_store_open(model, 5, 4, 1, &store, &err), err);
     float *logits = golden_logits(&g, 4);
     struct {
         int32_t num_tokens, token, position, second_position, sequence, block, max_blocks, row;

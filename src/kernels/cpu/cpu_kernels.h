@@ -108,6 +108,21 @@ typedef struct mf_cpu_combine {
     void *out;
 } mf_cpu_combine;
 
+/* One token of a gated delta net, columns of one value head: S = decay * S + k (beta * (v - k^T (decay * S)))^T, out = q^T S.
+ * Each column's sums run over the rows in ascending order, whatever its neighbours. */
+enum { MF_CPU_DELTA_COLUMNS = 32 };
+
+typedef struct mf_cpu_delta {
+    float *state;        /* [k_dim] rows, state_stride apart */
+    int64_t state_stride;
+    int64_t k_dim;
+    int64_t num_columns; /* <= MF_CPU_DELTA_COLUMNS */
+    float decay, beta;
+    const float *q, *k;  /* [k_dim] */
+    const float *v;      /* [num_columns] */
+    float *out;          /* [num_columns] */
+} mf_cpu_delta;
+
 typedef struct mf_cpu_kernels {
     const char *isa;                      /* "c", "avx2+fma+f16c" */
     mf_cpu_product product[MF_FORMAT_COUNT][MF_CPU_INPUT_COUNT]; /* F32 and BF16: every format; I8: INT8_CHANNEL and
@@ -127,6 +142,9 @@ typedef struct mf_cpu_kernels {
     void (*quantise)(mf_quant quant, float static_scale, bool e8m0, float *x, int64_t n, float *scale);
     mf_cpu_attention_kernels attention;
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+    void (*delta_step)(const mf_cpu_delta *step);
+    /* x[i] *= sigmoid(gate[i]) */
+    void (*sigmoid_gate)(float *x, const float *gate, int64_t n);
     /* acc[i] += x[i] */
     void (*add)(float *acc, const float *x, int64_t n);
     /* Rotates vectors in place by the bits of ref/dense.c: pairs (2i, 2i + 1), or (i, i + dim / 2); cos_sin [dim / 2][2]. */
@@ -147,6 +165,7 @@ void mf_cpu_pack_c(const mf_cpu_pack *pack, int64_t split, const float *x, int64
 /* Where a form keeps column k of a row, in elements, for the forms that are not panels. */
 int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k);
 
+void mf_cpu_delta_step_c(const mf_cpu_delta *step); /* any number of columns */
 void mf_cpu_sum_reduce_fill_c(
     mf_cpu_kernels *kernels); /* entries of the combine and the gate; called by the two below */
 void mf_cpu_sum_reduce_fill_avx2(mf_cpu_kernels *kernels);

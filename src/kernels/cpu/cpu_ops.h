@@ -35,5 +35,10 @@ size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
 void mf_cpu_mla_attention(mf_device *device, const mf_mla_args *args);
 size_t mf_cpu_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args);
 void mf_cpu_gqa_attention(mf_device *device, const mf_gqa_args *args);
+/* delta_net.c */
+size_t mf_cpu_delta_net_scratch_floats(const mf_device *device, const mf_delta_net_args *args);
+void mf_cpu_delta_net(mf_device *device, const mf_delta_net_args *args);
+void mf_cpu_sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                         int64_t num_rows, int64_t n);
 
 #endif

@@ -349,6 +349,58 @@ static void pack_avx2(const mf_cpu_pack *p, const float *x, int64_t first, int64
     }
 }
 
+/* ---- gated delta net ---- */
+
+static void sigmoid_gate_avx2(float *x, const float *gate, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), sigmoid8(_mm256_loadu_ps(gate + i))));
+    }
+    if (i < n) {
+        float last[8];
+        _mm256_storeu_ps(last, _mm256_mul_ps(load_tail(x + i, n - i), sigmoid8(load_tail(gate + i, n - i))));
+        memcpy(x + i, last, (size_t)(n - i) * sizeof *x);
+    }
+}
+
+/* A vector a column group: decay * S is made twice and stored once. */
+static void delta_step_avx2(const mf_cpu_delta *d)
+{
+    enum { VECTORS = MF_CPU_DELTA_COLUMNS / 8 };
+    if (d->num_columns != MF_CPU_DELTA_COLUMNS) {
+        mf_cpu_delta_step_c(d);
+        return;
+    }
+    const __m256 decay = _mm256_set1_ps(d->decay), beta = _mm256_set1_ps(d->beta);
+    __m256 delta[VECTORS], out[VECTORS];
+    UNROLL(4) for (int j = 0; j < VECTORS; j++) {
+        delta[j] = out[j] = _mm256_setzero_ps();
+    }
+    for (int64_t i = 0; i < d->k_dim; i++) {
+        const float *s = d->state + i * d->state_stride;
+        const __m256 k = _mm256_broadcast_ss(d->k + i);
+        UNROLL(4) for (int j = 0; j < VECTORS; j++) {
+            delta[j] = _mm256_fmadd_ps(k, _mm256_mul_ps(decay, _mm256_loadu_ps(s + 8 * j)), delta[j]);
+        }
+    }
+    UNROLL(4) for (int j = 0; j < VECTORS; j++) {
+        delta[j] = _mm256_mul_ps(beta, _mm256_sub_ps(_mm256_loadu_ps(d->v + 8 * j), delta[j]));
+    }
+    for (int64_t i = 0; i < d->k_dim; i++) {
+        float *s = d->state + i * d->state_stride;
+        const __m256 k = _mm256_broadcast_ss(d->k + i), q = _mm256_broadcast_ss(d->q + i);
+        UNROLL(4) for (int j = 0; j < VECTORS; j++) {
+            const __m256 next = _mm256_fmadd_ps(k, delta[j], _mm256_mul_ps(decay, _mm256_loadu_ps(s + 8 * j)));
+            _mm256_storeu_ps(s + 8 * j, next);
+            out[j] = _mm256_fmadd_ps(q, next, out[j]);
+        }
+    }
+    UNROLL(4) for (int j = 0; j < VECTORS; j++) {
+        _mm256_storeu_ps(d->out + 8 * j, out[j]);
+    }
+}
+
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
 {
     k->isa = "avx2+fma+f16c";
@@ -361,6 +413,8 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->store_row = store_row_avx2;
     k->quantise = quantise_avx2;
     k->rms_norm = rms_norm_avx2;
+    k->delta_step = delta_step_avx2;
+    k->sigmoid_gate = sigmoid_gate_avx2;
     k->add = add_avx2;
     k->rope = rope_avx2;
     mf_cpu_attention_fill_avx2(k);

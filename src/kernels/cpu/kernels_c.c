@@ -227,6 +227,13 @@ static void add_c(float *acc, const float *x, int64_t n)
     }
 }
 
+static void sigmoid_gate_c(float *x, const float *gate, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        x[i] *= mf_act_sigmoid(gate[i]);
+    }
+}
+
 static void rope_c(float *x, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair, const float *cos_sin)
 {
     const int64_t half = dim / 2;
@@ -250,6 +257,8 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .store_row = store_row_c,
                            .quantise = quantise_c,
                            .rms_norm = rms_norm_c,
+                           .delta_step = mf_cpu_delta_step_c,
+                           .sigmoid_gate = sigmoid_gate_c,
                            .add = add_c,
                            .rope = rope_c };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {

@@ -333,6 +333,45 @@ static void rope_avx512(float *x, int64_t num_vectors, int64_t vector_stride, in
     }
 }
 
+/* ---- gated delta net ---- */
+
+static void sigmoid_gate_avx512(float *x, const float *gate, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = mask16(n - i);
+        const __m512 factor = sigmoid16(_mm512_maskz_loadu_ps(mask, gate + i));
+        _mm512_mask_storeu_ps(x + i, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor));
+    }
+}
+
+/* As in kernels_avx2.c, any number of columns. */
+static void delta_step_avx512(const mf_cpu_delta *d)
+{
+    const __m512 decay = _mm512_set1_ps(d->decay), beta = _mm512_set1_ps(d->beta);
+    const __mmask16 low = mask16(d->num_columns), high = mask16(d->num_columns - 16);
+    __m512 delta0 = _mm512_setzero_ps(), delta1 = delta0, out0 = delta0, out1 = delta0;
+    for (int64_t i = 0; i < d->k_dim; i++) {
+        const float *s = d->state + i * d->state_stride;
+        const __m512 k = _mm512_set1_ps(d->k[i]);
+        delta0 = _mm512_fmadd_ps(k, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(low, s)), delta0);
+        delta1 = _mm512_fmadd_ps(k, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(high, s + 16)), delta1);
+    }
+    delta0 = _mm512_mul_ps(beta, _mm512_sub_ps(_mm512_maskz_loadu_ps(low, d->v), delta0));
+    delta1 = _mm512_mul_ps(beta, _mm512_sub_ps(_mm512_maskz_loadu_ps(high, d->v + 16), delta1));
+    for (int64_t i = 0; i < d->k_dim; i++) {
+        float *s = d->state + i * d->state_stride;
+        const __m512 k = _mm512_set1_ps(d->k[i]), q = _mm512_set1_ps(d->q[i]);
+        const __m512 next0 = _mm512_fmadd_ps(k, delta0, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(low, s)));
+        const __m512 next1 = _mm512_fmadd_ps(k, delta1, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(high, s + 16)));
+        _mm512_mask_storeu_ps(s, low, next0);
+        _mm512_mask_storeu_ps(s + 16, high, next1);
+        out0 = _mm512_fmadd_ps(q, next0, out0);
+        out1 = _mm512_fmadd_ps(q, next1, out1);
+    }
+    _mm512_mask_storeu_ps(d->out, low, out0);
+    _mm512_mask_storeu_ps(d->out + 16, high, out1);
+}
+
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
 {
     k->isa = "avx512";
@@ -341,6 +380,8 @@ void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
     k->store_row = store_row_avx512;
     k->quantise = quantise_avx512;
     k->rms_norm = rms_norm_avx512;
+    k->delta_step = delta_step_avx512;
+    k->sigmoid_gate = sigmoid_gate_avx512;
     k->add = add_avx512;
     k->rope = rope_avx512;
     mf_cpu_products_fill_avx512(k);

@@ -21,6 +21,10 @@ size_t mf_ref_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
 void mf_ref_mla_attention(mf_device *device, const mf_mla_args *args);
 size_t mf_ref_gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args);
 void mf_ref_gqa_attention(mf_device *device, const mf_gqa_args *args);
+size_t mf_ref_delta_net_scratch_floats(const mf_device *device, const mf_delta_net_args *args);
+void mf_ref_delta_net(mf_device *device, const mf_delta_net_args *args);
+void mf_ref_sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                         int64_t num_rows, int64_t n);
 void mf_ref_convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out);
 void mf_ref_add(mf_device *device, float *acc, const float *x, int64_t n);
 void mf_ref_scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,

@@ -7,8 +7,8 @@
 const mf_family *const mf_families[] = {
     &mf_family_deepseek_v2, &mf_family_deepseek_v3, &mf_family_kimi_k25,  &mf_family_glm4_moe, &mf_family_glm4_moe_lite,
     &mf_family_qwen2_moe,   &mf_family_qwen3_moe,   &mf_family_mixtral,   &mf_family_olmoe,    &mf_family_ernie4_5_moe,
-    &mf_family_minimax_m2,  &mf_family_dots1,       &mf_family_hunyuan_moe, &mf_family_gpt_oss,
-    &mf_family_llama4,      &mf_family_llama4_conditional, NULL
+    &mf_family_minimax_m2,  &mf_family_dots1,       &mf_family_hunyuan_moe, &mf_family_gpt_oss, &mf_family_qwen3_next,
+    &mf_family_bailing_moe_v2, &mf_family_llama4,   &mf_family_llama4_conditional, NULL
 };
 
 const mf_family *mf_family_find(const char *architecture)

@@ -58,5 +58,6 @@ const mf_family mf_family_gpt_oss = {
     .stacked_rows_alternate = true,
     .stacked_columns = true,
     .stacked_only = true,
+    .chat_templates = (const char *const[]){ "gpt-oss", NULL },
     .read = read_config,
 };

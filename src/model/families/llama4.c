@@ -105,6 +105,7 @@ const mf_family mf_family_llama4 = {
     .stacked_gate_up = FEED_FORWARD "experts.gate_up_proj",
     .stacked_down = FEED_FORWARD "experts.down_proj",
     .stacked_columns = true,
+    .chat_templates = (const char *const[]){ "llama-4", NULL },
     .read = read_config,
 };
 
@@ -119,5 +120,6 @@ const mf_family mf_family_llama4_conditional = {
     .stacked_down = FEED_FORWARD "experts.down_proj",
     .stacked_columns = true,
     .skip = (const char *const[]){ "vision_model", "multi_modal_projector", NULL },
+    .chat_templates = (const char *const[]){ "llama-4", NULL },
     .read = read_config,
 };
