@@ -56,7 +56,20 @@ static void print_shape(const mf_model_config *c, const char *dir)
                ", v %" PRId64,
                c->num_heads, c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim);
     }
-    printf("%s; %" PRId64 " positions\n", c->has_attention_gate ? ", output gate" : "", c->max_position_embeddings);
+    int64_t num_local = 0, num_plain = 0;
+    for (int64_t l = 0; l < c->num_layers; l++) {
+        num_local += c->layer_is_local[l] && (c->window || c->chunk);
+        num_plain += c->layer_has_no_rope[l];
+    }
+    if (num_local) {
+        printf("; %s of %" PRId64 " in %" PRId64 " of %" PRId64 " layers", c->window ? "a window" : "chunks",
+               c->window ? c->window : c->chunk, num_local, c->num_layers);
+    }
+    if (num_plain) {
+        printf("; %" PRId64 " without rope", num_plain);
+    }
+    printf("%s%s; %" PRId64 " positions\n", c->has_sinks ? "; sinks" : "", c->has_attention_gate ? ", output gate" : "",
+           c->max_position_embeddings);
     if (c->num_linear_layers) {
         print_linear_layers(c);
     }

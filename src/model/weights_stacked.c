@@ -1,5 +1,5 @@
-/* weights_stacked.c - routed experts whose matrices lie in one tensor per layer, as transformers saves them and gpt-oss and
- * Llama-4 are released, and the biases beside such stacks.
+/* weights_stacked.c - routed experts whose matrices lie in one tensor per layer, as transformers saves them and gpt-oss
+ * and Llama-4 are released, and the biases beside such stacks.
  *
  * Rows are views.  Matrices stored by columns are converted (weights_convert.c). */
 #include <stdio.h>
@@ -83,8 +83,8 @@ static mf_status look_for_stack(mf_matcher *m, const mf_wanted *x)
     }
     const bool by_columns = c->family->stacked_columns;
     if (by_columns && x->scheme) {
-        mf_fail(&m->error, MF_ERR_UNSUPPORTED, "%s: tensor \"%.256s\": experts stored by columns are loaded unquantised",
-                s->file, s->gate_up_name);
+        mf_fail(&m->error, MF_ERR_UNSUPPORTED,
+                "%s: tensor \"%.256s\": experts stored by columns are loaded unquantised", s->file, s->gate_up_name);
         return mf_match_problem(m);
     }
     const int64_t up_rows = by_columns ? hidden : 2 * width, up_columns = by_columns ? 2 * width : hidden;
@@ -124,7 +124,8 @@ static mf_status place_stacked_bias(mf_matcher *m, const mf_wanted *x)
     const mf_family *family = m->config->family;
     const bool is_down = x->role == MF_ROLE_EXPERT_DOWN_BIAS, is_up = x->role == MF_ROLE_EXPERT_UP_BIAS;
     const char *template = is_down ? family->stacked_down : family->stacked_gate_up;
-    const bool says = x->expert == 0 && !is_up, in_turn = !is_down && family->stacked_rows_alternate; /* once per tensor */
+    const bool says = x->expert == 0 && !is_up,
+               in_turn = !is_down && family->stacked_rows_alternate; /* once per tensor */
     char base[MF_MAX_TENSOR_NAME], name[MF_MAX_TENSOR_NAME + 8];
     if (!mf_tensor_name(family, template, x->layer, -1, base, sizeof base)) {
         return MF_ERR_INTERNAL;
@@ -138,7 +139,9 @@ static mf_status place_stacked_bias(mf_matcher *m, const mf_wanted *x)
     mf_format format;
     const bool fits = mf_match_has_shape(t, shape, 2), is_float = mf_match_float_format(t->dtype, &format);
     if (!fits || !is_float) {
-        return !says ? MF_OK : !fits ? mf_match_wrong_shape(m, t, shape, 2, "") : mf_match_wrong_dtype(m, t, "f32, bf16 or f16");
+        return !says   ? MF_OK
+               : !fits ? mf_match_wrong_shape(m, t, shape, 2, "")
+                       : mf_match_wrong_dtype(m, t, "f32, bf16 or f16");
     }
     if (says) {
         MF_TRY(mf_match_check_finite(m, t));

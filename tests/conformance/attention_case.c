@@ -25,13 +25,57 @@ static const attention_shape shapes[] = {
     { "mla, 16 heads, a wide latent", true, 16, 1, 32, 16, 16, 256, 16, { 100, 20, 7 }, MF_FORMAT_BF16 },
     { "mla, 72 heads", true, 72, 1, 8, 8, 8, 16, 16, { 150, 20, 7 }, MF_FORMAT_F16 },
     { "5 heads alone, window 37, blocks of 17", false, 5, 5, 24, 24, 0, 0, 17, { 530, 64, 2 }, .window = 37 },
-    { "16 heads on 2, window 128, sinks", false, 16, 2, 40, 40, 0, 0, 16, { 700, 129, 3 }, .window = 128, .has_sinks = true },
+    { "16 heads on 2, window 128, sinks",
+      false,
+      16,
+      2,
+      40,
+      40,
+      0,
+      0,
+      16,
+      { 700, 129, 3 },
+      .window = 128,
+      .has_sinks = true },
     { "6 heads on 3, window 300, values of 40", false, 6, 3, 24, 40, 0, 0, 16, { 900, 301, 1 }, .window = 300 },
     { "4 heads on 2, window 1", false, 4, 2, 8, 8, 0, 0, 16, { 140, 17, 1 }, .window = 1 },
     { "10 heads on 2, chunks of 96, blocks of 17", false, 10, 2, 24, 24, 0, 0, 17, { 400, 97, 1 }, .chunk = 96 },
-    { "3 heads on one, chunks of 600, sinks", false, 3, 1, 24, 24, 0, 0, 16, { 1230, 601, 600 }, .chunk = 600, .has_sinks = true },
-    { "4 heads alone, window 50 in chunks of 131", false, 4, 4, 8, 24, 0, 0, 1, { 300, 131, 7 }, .window = 50, .chunk = 131 },
-    { "70 heads on one, window 100, sinks", false, 70, 1, 8, 8, 0, 0, 16, { 150, 40, 9 }, .window = 100, .has_sinks = true },
+    { "3 heads on one, chunks of 600, sinks",
+      false,
+      3,
+      1,
+      24,
+      24,
+      0,
+      0,
+      16,
+      { 1230, 601, 600 },
+      .chunk = 600,
+      .has_sinks = true },
+    { "4 heads alone, window 50 in chunks of 131",
+      false,
+      4,
+      4,
+      8,
+      24,
+      0,
+      0,
+      1,
+      { 300, 131, 7 },
+      .window = 50,
+      .chunk = 131 },
+    { "70 heads on one, window 100, sinks",
+      false,
+      70,
+      1,
+      8,
+      8,
+      0,
+      0,
+      16,
+      { 150, 40, 9 },
+      .window = 100,
+      .has_sinks = true },
 };
 
 int attention_num_shapes(void)
@@ -89,7 +133,8 @@ int64_t attention_cached_bytes(const attention_case *a, int64_t values)
 uint8_t *attention_cached_row(const attention_case *a, int sequence, int position)
 {
     int block = a->table[sequence * a->max_blocks + position / a->s.block_size];
-    return a->cache + attention_cached_bytes(a, ((int64_t)block * a->s.block_size + position % a->s.block_size) * a->row_size);
+    return a->cache +
+           attention_cached_bytes(a, ((int64_t)block * a->s.block_size + position % a->s.block_size) * a->row_size);
 }
 
 void attention_put(const attention_case *a, const float *x, int64_t n, uint8_t *out)
@@ -97,7 +142,8 @@ void attention_put(const attention_case *a, const float *x, int64_t n, uint8_t *
     for (int64_t i = 0; i < n; i++) {
         const float value = x ? x[i] : NAN;
         const uint16_t bits = mf_f32_to_bf16(value);
-        memcpy(out + attention_cached_bytes(a, i), a->s.cache == MF_F32 ? (const void *)&value : &bits, mf_dtype_size(a->s.cache));
+        memcpy(out + attention_cached_bytes(a, i), a->s.cache == MF_F32 ? (const void *)&value : &bits,
+               mf_dtype_size(a->s.cache));
     }
 }
 
@@ -107,7 +153,8 @@ void attention_fill(attention_case *a)
     attention_put(a, NULL, (int64_t)a->num_blocks * a->s.block_size * a->row_size, a->cache);
     for (int s = 0; s < ATTENTION_SEQUENCES; s++) {
         for (int p = 0; p < a->s.length[s]; p++) {
-            attention_put(a, a->rows + (int64_t)(a->first[s] + p) * a->row_size, a->row_size, attention_cached_row(a, s, p));
+            attention_put(a, a->rows + (int64_t)(a->first[s] + p) * a->row_size, a->row_size,
+                          attention_cached_row(a, s, p));
         }
     }
 }
@@ -299,8 +346,8 @@ static void attend_batch(mf_device *device, const attention_case *a, int n, cons
     conf_free(q);
 }
 
-void attention_attend(mf_device *device, const attention_case *a, int n, const int32_t *sequence, const int32_t *position,
-                      float *out)
+void attention_attend(mf_device *device, const attention_case *a, int n, const int32_t *sequence,
+                      const int32_t *position, float *out)
 {
     float *part = conf_alloc((size_t)(n * a->out) * 4);
     attend_batch(device, a, n, sequence, position, part);
@@ -327,8 +374,8 @@ float *attention_attend_whole(mf_device *device, const attention_case *a)
     return out;
 }
 
-void attention_check_batch(const conf_device *d, const attention_case *a, const float *whole, int n, const int32_t *sequence,
-                        const int32_t *position, const char *how)
+void attention_check_batch(const conf_device *d, const attention_case *a, const float *whole, int n,
+                           const int32_t *sequence, const int32_t *position, const char *how)
 {
     float *out = conf_alloc((size_t)(n * a->out) * 4);
     attend_batch(d->device, a, n, sequence, position, out);
@@ -341,4 +388,3 @@ void attention_check_batch(const conf_device *d, const attention_case *a, const 
     }
     conf_free(out);
 }
-

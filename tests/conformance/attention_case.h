@@ -1,5 +1,5 @@
-/* attention_case.h - one case of attention: a cache filled with the rows of a few sequences, queries for every token of them,
- * and what they must give, in double.  A batch is any list of these tokens. */
+/* attention_case.h - one case of attention: a cache filled with the rows of a few sequences, queries for every token of
+ * them, and what they must give, in double.  A batch is any list of these tokens. */
 #ifndef MF_TESTS_ATTENTION_CASE_H
 #define MF_TESTS_ATTENTION_CASE_H
 
@@ -23,7 +23,7 @@ typedef struct attention_shape {
 
 typedef struct attention_case {
     attention_shape s;
-    int row_size, query, out;     /* floats per token */
+    int row_size, query, out;               /* floats per token */
     int first[ATTENTION_SEQUENCES], tokens; /* a sequence's first token in q, rows and want */
     int max_blocks, num_blocks;
     float scale;
@@ -41,9 +41,9 @@ const attention_shape *attention_shape_at(int i);
 /* For costly claims: a cache of bf16 with every other shape only. */
 bool attention_is_sampled(int i);
 
-/* Whether a costly claim about bits runs shape i on device d: not where the rung's attention is that of the one below, and
- * each rung with one thread for half of the shapes and with three for the others.  "ref", which goes through batches token
- * by token, only where rows it may not see are at stake. */
+/* Whether a costly claim about bits runs shape i on device d: not where the rung's attention is that of the one below,
+ * and each rung with one thread for half of the shapes and with three for the others.  "ref", which goes through
+ * batches token by token, only where rows it may not see are at stake. */
 bool attention_meets(const conf_device *devices, int i, int d, bool with_ref);
 
 void attention_make(attention_case *a, const attention_shape *s, uint64_t seed);
@@ -60,8 +60,8 @@ void attention_fill(attention_case *a);
 int attention_first(const attention_case *a, int position);
 
 /* Rows (sequence[i], position[i]) as one batch; out [tokens, a->out] gets each at its token's place. */
-void attention_attend(mf_device *device, const attention_case *a, int n, const int32_t *sequence, const int32_t *position,
-                      float *out);
+void attention_attend(mf_device *device, const attention_case *a, int n, const int32_t *sequence,
+                      const int32_t *position, float *out);
 /* Every token: each sequence in one piece, one sequence after the other, in one batch. */
 float *attention_attend_whole(mf_device *device, const attention_case *a);
 /* The tokens of a batch have the bits that they have in `whole`. */

@@ -306,3 +306,34 @@ TEST(dense_add_adds)
         }
     }
 }
+
+/* Rows of odd widths, few and more than one task's. */
+TEST(dense_scale_rows_multiplies_each_row_by_its_positions_factor)
+{
+    enum { POSITIONS = 50 };
+    static const int64_t widths[] = { 1, 13, 48, 700 }, tokens[] = { 0, 1, 37 };
+    float factors[POSITIONS];
+    for (int p = 0; p < POSITIONS; p++) {
+        factors[p] = 1.0f + 0.37f * (float)p;
+    }
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        for (int i = 0; i < 12; i++) {
+            const int64_t n = widths[i % 4], num_tokens = tokens[i / 4];
+            uint64_t seed = 10;
+            int32_t position[37];
+            float *before = normals(&seed, num_tokens * n), *x = conf_alloc((size_t)(num_tokens * n) * 4);
+            memcpy(x, before, (size_t)(num_tokens * n) * 4);
+            for (int64_t t = 0; t < num_tokens; t++) {
+                position[t] = (int32_t)conf_below(&seed, POSITIONS);
+            }
+            devices[d].device->ops->scale_rows(devices[d].device, x, n, factors, position, num_tokens);
+            for (int64_t j = 0; j < num_tokens * n; j++) {
+                CHECK(x[j] == before[j] * factors[position[j / n]]);
+            }
+            conf_free(before);
+            conf_free(x);
+        }
+    }
+}

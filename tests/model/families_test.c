@@ -97,6 +97,19 @@ TEST(keys_that_a_family_cannot_honour_are_refused_by_name)
         { "bailing", "rotary_dim", "16", "key \"rotary_dim\": 16 differs from partial_rotary_factor 0.5 of head_dim 24" },
         { "bailing", "use_sliding_window", "true", "key \"use_sliding_window\": expected false" },
         { "bailing", "first_k_dense_replace", "4", "key \"first_k_dense_replace\": expected an integer in 0..3; got 4" },
+        { "llama4", "no_rope_layers", "[1, 1]", "key \"no_rope_layers\": expected a list of a 0 or 1 for every layer" },
+        { "llama4", "no_rope_layers", "[1, 1, 2, 0]", "key \"no_rope_layers\": entry 2: expected 0 or 1" },
+        { "llama4", "no_rope_layers", "3", "key \"no_rope_layers\"" },
+        { "llama4", "layer_types", "[\"sliding_attention\",\"full_attention\",\"full_attention\",\"full_attention\"]",
+          "key \"layer_types\": entry 0: expected \"full_attention\" or \"chunked_attention\"" },
+        { "llama4", "attention_chunk_size", "null", "key \"attention_chunk_size\": is null and layer 0 attends in chunks" },
+        { "llama4", "floor_scale", "0", "key \"floor_scale\"" },
+        { "llama4", "moe_layers", "[4]", "key \"moe_layers\": entry 0: expected a layer in 0..3" },
+        { "llama4", "moe_layers", "\"all\"", "key \"moe_layers\": expected a list of layers" },
+        { "llama4", "intermediate_size_mlp", NULL, "key \"intermediate_size_mlp\"" },
+        { "llama4", "rope_scaling", "{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":2,\"high_freq_factor\":1,\"original_max_position_embeddings\":32}",
+          "key \"rope_scaling.high_freq_factor\": expected at least low_freq_factor 2; got 1" },
+        { "llama4", "rope_scaling", "{\"rope_type\":\"llama3\",\"factor\":8}", "key \"rope_scaling.original_max_position_embeddings\"" },
         { "hunyuan", "use_cla", "true", "key \"use_cla\": expected false; got true" },
         { "hunyuan", "moe_topk", "[4, 3]", "key \"moe_topk\": expected one integer in 1..12, or 2 times the same" },
         { "hunyuan", "num_experts", "[12, 12]", "key \"num_experts\": expected an integer in 1..4096" },
@@ -142,6 +155,26 @@ TEST(absent_keys_take_the_class_defaults)
     mf_model_config_close(&c);
     c = changed("gpt_oss", "head_dim", NULL);
     CHECK_EQ(c->head_dim, 64);
+    mf_model_config_close(&c);
+    c = changed("llama4", "attention_chunk_size", NULL);
+    CHECK_EQ(c->chunk, 8192);
+    mf_model_config_close(&c);
+    c = changed("llama4", "no_rope_layers", "[]"); /* as absent: every fourth layer */
+    CHECK(!c->layer_has_no_rope[0] && !c->layer_has_no_rope[2] && c->layer_has_no_rope[3]);
+    CHECK(c->layer_is_local[0] && !c->layer_is_local[3]);
+    mf_model_config_close(&c);
+    c = changed("llama4", "attn_temperature_tuning", "4"); /* as older files have it */
+    CHECK_EQ(c->query_floor, 9);
+    mf_model_config_close(&c);
+    c = changed("llama4", "attn_temperature_tuning", "false");
+    CHECK_EQ(c->query_floor, 0);
+    mf_model_config_close(&c);
+    c = changed("llama4", "interleave_moe_layer_step", "2");
+    CHECK(!c->layer_is_moe[0] && c->layer_is_moe[1] && c->num_moe_layers == 2);
+    CHECK(c->intermediate_size == 40 && c->moe_intermediate_size == 24 && c->num_shared_experts == 1);
+    mf_model_config_close(&c);
+    c = changed("llama4", "use_qk_norm", "false");
+    CHECK_EQ(c->qk_norm, MF_QK_NORM_NONE);
     mf_model_config_close(&c);
     c = changed("olmoe", "num_key_value_heads", NULL);
     CHECK_EQ(c->num_kv_heads, c->num_heads);

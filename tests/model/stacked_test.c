@@ -1,5 +1,6 @@
-/* stacked_test.c - experts released in one tensor per layer (gpt-oss): what becomes of their columns and biases, and what is
- * said when one is not as it should be.  Starts from golden checkpoints; a changed one is their copy with one tensor other. */
+/* stacked_test.c - experts released in one tensor per layer (gpt-oss): what becomes of their columns and biases, and
+ * what is said when one is not as it should be.  Starts from golden checkpoints; a changed one is their copy with one
+ * tensor other. */
 #include <math.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -75,7 +76,8 @@ static void check_experts(const char *name, const mf_weights_options *options, m
     CHECK_OK(mf_checkpoint_open(dir, true, &c, &err), err);
     for (int64_t l = 0; l < config->num_layers; l++) {
         const mf_st_tensor *gate_up = tensor_of(c, l, "gate_up_proj"), *down = tensor_of(c, l, "down_proj");
-        const mf_st_tensor *gate_up_bias = tensor_of(c, l, "gate_up_proj_bias"), *down_bias = tensor_of(c, l, "down_proj_bias");
+        const mf_st_tensor *gate_up_bias = tensor_of(c, l, "gate_up_proj_bias"),
+                           *down_bias = tensor_of(c, l, "down_proj_bias");
         for (int64_t e = 0; e < config->gate.num_experts; e++) {
             const mf_mlp_weights *x = &w->layers[l].experts[e];
             CHECK_EQ(x->gate.format, format);
@@ -103,7 +105,8 @@ TEST(experts_stored_by_columns_become_rows_with_the_same_values)
     }
 }
 
-/* int8 of a row: half a step of the largest of some 48 normal values of deviation 1 / sqrt(24), and its scale's rounding. */
+/* int8 of a row: half a step of the largest of some 48 normal values of deviation 1 / sqrt(24), and its scale's
+ * rounding. */
 TEST(experts_stored_by_columns_can_be_quantised_while_loading)
 {
     const mf_weights_options options = { .use_map = true, .num_threads = 2, .quantization = MF_QUANTIZATION_INT8 };
@@ -147,9 +150,9 @@ TEST(quantising_a_checkpoint_of_experts_stored_by_columns_is_refused_by_name)
 typedef struct change {
     const char *golden;
     const char *tensor;
-    const char *name; /* NULL: dropped; else as tensor to keep it */
-    mf_dtype dtype;   /* what it says it is: as many bytes a value */
-    int swap;         /* 1: the last two sizes exchanged */
+    const char *name;    /* NULL: dropped; else as tensor to keep it */
+    mf_dtype dtype;      /* what it says it is: as many bytes a value */
+    int swap;            /* 1: the last two sizes exchanged */
     const char *message; /* NULL: it loads */
 } change;
 
@@ -169,7 +172,9 @@ static void write_changed(const change *x, const char *dir)
         if (is_it && !x->name) {
             continue;
         }
-        entries[n] = (mf_st_entry){ .name = is_it ? x->name : t->name, .dtype = is_it ? x->dtype : t->dtype, .ndim = t->ndim, .bytes = t->bytes };
+        entries[n] = (mf_st_entry){
+            .name = is_it ? x->name : t->name, .dtype = is_it ? x->dtype : t->dtype, .ndim = t->ndim, .bytes = t->bytes
+        };
         memcpy(entries[n].shape, t->shape, sizeof(int64_t) * (size_t)t->ndim);
         if (is_it && x->swap) {
             entries[n].shape[t->ndim - 1] = t->shape[t->ndim - 2];
@@ -196,20 +201,23 @@ static void write_changed(const change *x, const char *dir)
 TEST(a_stack_that_is_not_as_it_should_be_is_named)
 {
     static const change rows[] = {
-        { "gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", NULL, MF_BF16, 0, "missing: model.layers.1.mlp.experts.gate_up_proj" },
-        { "gpt_oss", "model.layers.1.mlp.experts.down_proj", NULL, MF_BF16, 0, "missing: model.layers.1.mlp.experts.down_proj" },
+        { "gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", NULL, MF_BF16, 0,
+          "missing: model.layers.1.mlp.experts.gate_up_proj" },
+        { "gpt_oss", "model.layers.1.mlp.experts.down_proj", NULL, MF_BF16, 0,
+          "missing: model.layers.1.mlp.experts.down_proj" },
         { "gpt_oss", "model.layers.2.mlp.experts.gate_up_proj_bias", NULL, MF_BF16, 0,
           "missing: model.layers.2.mlp.experts.gate_up_proj_bias" },
         { "gpt_oss", "model.layers.0.self_attn.sinks", NULL, MF_BF16, 0, "missing: model.layers.0.self_attn.sinks" },
         { "gpt_oss", "model.layers.0.mlp.experts.down_proj_bias", "model.layers.0.mlp.experts.down_bias", MF_BF16, 0,
           "unexpected: model.layers.0.mlp.experts.down_bias" },
-        { "gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.gate_up_proj", MF_F16, 0, NULL },
+        { "gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.gate_up_proj", MF_F16, 0,
+          NULL },
         { "gpt_oss", "model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj", MF_BF16, 1,
           "\"model.layers.1.mlp.experts.down_proj\": expected shape [8, 24, 48]; got [8, 48, 24]" },
-        { "gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", "model.layers.1.mlp.experts.down_proj_bias", MF_BF16, 1,
-          "\"model.layers.1.mlp.experts.down_proj_bias\": expected shape [8, 48]; got [48, 8]" },
-        { "gpt_oss_f32", "model.layers.1.mlp.experts.down_proj_bias", "model.layers.1.mlp.experts.down_proj_bias", MF_I32, 0,
-          "\"model.layers.1.mlp.experts.down_proj_bias\": expected dtype f32, bf16 or f16; got i32" },
+        { "gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", "model.layers.1.mlp.experts.down_proj_bias", MF_BF16,
+          1, "\"model.layers.1.mlp.experts.down_proj_bias\": expected shape [8, 48]; got [48, 8]" },
+        { "gpt_oss_f32", "model.layers.1.mlp.experts.down_proj_bias", "model.layers.1.mlp.experts.down_proj_bias",
+          MF_I32, 0, "\"model.layers.1.mlp.experts.down_proj_bias\": expected dtype f32, bf16 or f16; got i32" },
         { "gpt_oss_f32", "model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj", MF_I32, 0,
           "\"model.layers.1.mlp.experts.down_proj\"" },
         { "gpt_oss_mxfp4", "model.layers.1.mlp.experts.gate_up_proj_blocks", NULL, MF_U8, 0,
@@ -228,8 +236,8 @@ TEST(a_stack_that_is_not_as_it_should_be_is_named)
         const mf_weights_options options = { .use_map = true, .num_threads = 1 };
         mf_status status = mf_weights_load(dir, config, &options, &w, &err);
         if (rows[i].message ? status == MF_OK || !strstr(err.message, rows[i].message) : status != MF_OK) {
-            fail_msg("%s: expected \"%s\"; got status %d \"%s\"", rows[i].tensor, rows[i].message ? rows[i].message : "nothing",
-                     (int)status, err.message);
+            fail_msg("%s: expected \"%s\"; got status %d \"%s\"", rows[i].tensor,
+                     rows[i].message ? rows[i].message : "nothing", (int)status, err.message);
         }
         mf_weights_close(&w);
         mf_model_config_close(&config);

@@ -281,8 +281,8 @@ static void pack_weights(const mf_cpu_tile_blend *a, int64_t q, uint8_t (*tiles)
             const __mmask16 m0 = _mm512_cmpgt_epi32_mask(limits, even) & _mm512_cmple_epi32_mask(begins, even);
             const __mmask16 m1 = _mm512_cmpgt_epi32_mask(limits, odd) & _mm512_cmple_epi32_mask(begins, odd);
             r[i] = m0 | m1 ? pairs_of(_mm512_maskz_loadu_ps(m0, weights + row * a->stride),
-                                 _mm512_maskz_loadu_ps(m1, weights + (row + (m1 != 0)) * a->stride))
-                      : _mm512_setzero_si512();
+                                      _mm512_maskz_loadu_ps(m1, weights + (row + (m1 != 0)) * a->stride))
+                           : _mm512_setzero_si512();
         }
         transpose16(r);
         for (int i = 0; i < SIDE; i++) {

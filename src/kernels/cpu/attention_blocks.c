@@ -38,7 +38,7 @@ typedef struct plan {
     int64_t num_tiles;
     int64_t part_floats, thread_floats;
     float *rooms, *slots;
-    bool is_split; /* spans are tasks */
+    bool is_split;                  /* spans are tasks */
     int64_t first_span, wave_spans; /* from each item's own first span on */
     tile tiles[MOST_TILES];
 } plan;
@@ -238,7 +238,8 @@ static void merge_span(const plan *p, const item *it, int64_t span, const part *
     }
 }
 
-/* What a query row's weighted sum is multiplied with: its sink joins the softmax as one more part, which has no value. */
+/* What a query row's weighted sum is multiplied with: its sink joins the softmax as one more part, which has no value.
+ */
 static float last_factor(const part *total, int64_t q, const float *sink)
 {
     if (!sink) {

@@ -21,14 +21,15 @@ static float dot(const float *a, const float *b, int64_t n)
     return sum;
 }
 
-/* Token s of row t's sequence: in place, or as f32 in `room` [row_size]. */
-static const float *cached_row(const mf_kv_view *kv, int64_t t, int64_t s, float *room)
+/* Values [first, first + count) of token s of row t's sequence: in place, or as f32 in `room` [row_size]. */
+static const float *cached_values(const mf_kv_view *kv, int64_t t, int64_t s, int64_t first, int64_t count, float *room)
 {
     const uint8_t *row = mf_kv_row(kv, t, s);
     if (kv->dtype == MF_F32) {
-        return (const float *)(const void *)row;
+        return (const float *)(const void *)row + first;
     }
-    for (int64_t i = 0; i < kv->row_size; i++) {
+    row += 2 * first;
+    for (int64_t i = 0; i < count; i++) {
         uint16_t bits;
         memcpy(&bits, row + 2 * i, sizeof bits);
         room[i] = mf_bf16_to_f32(bits);
@@ -62,7 +63,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
     }
     float max = -INFINITY;
     for (int64_t s = 0; s < context; s++) {
-        const float *cached = cached_row(&args->kv, t, s, room);
+        const float *cached = cached_values(&args->kv, t, s, 0, args->kv.row_size, room);
         scores[s] = args->softmax_scale * (dot(q_lat, cached, rank) + dot(q + nope, cached + rank, rope));
         max = scores[s] > max ? scores[s] : max;
     }
@@ -72,7 +73,7 @@ static void attend(const mf_mla_args *args, int64_t t, int64_t head)
         sum += scores[s];
     }
     for (int64_t s = 0; s < context; s++) {
-        const float *cached = cached_row(&args->kv, t, s, room);
+        const float *cached = cached_values(&args->kv, t, s, 0, args->kv.row_size, room);
         for (int64_t i = 0; i < rank; i++) {
             o_lat[i] += scores[s] * cached[i];
         }
@@ -106,7 +107,7 @@ static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
     float *room = scores + args->kv.max_context;
     float max = args->sinks ? args->sinks[head] : -INFINITY;
     for (int64_t s = first; s < context; s++) {
-        scores[s] = args->softmax_scale * dot(q, cached_row(&args->kv, t, s, room) + kv_head * dim, dim);
+        scores[s] = args->softmax_scale * dot(q, cached_values(&args->kv, t, s, kv_head * dim, dim, room), dim);
         max = scores[s] > max ? scores[s] : max;
     }
     float sum = args->sinks ? expf(args->sinks[head] - max) : 0.0f;
@@ -116,7 +117,7 @@ static void attend_grouped(const mf_gqa_args *args, int64_t t, int64_t head)
     }
     memset(out, 0, (size_t)v_dim * sizeof *out);
     for (int64_t s = first; s < context; s++) {
-        const float *cached = cached_row(&args->kv, t, s, room) + values;
+        const float *cached = cached_values(&args->kv, t, s, values, v_dim, room);
         for (int64_t i = 0; i < v_dim; i++) {
             out[i] += scores[s] * cached[i];
         }

@@ -1,5 +1,5 @@
-/* gpt_oss.c - gpt-oss 20b and 120b: windows in every other layer, a sink per head in the softmax, biases everywhere, a softmax
- * over the chosen logits, a clamped SwiGLU; experts in one tensor per layer, MXFP4 or bf16 by columns. */
+/* gpt_oss.c - gpt-oss 20b and 120b: windows in every other layer, a sink per head in the softmax, biases everywhere, a
+ * softmax over the chosen logits, a clamped SwiGLU; experts in one tensor per layer, MXFP4 or bf16 by columns. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -20,7 +20,8 @@ static mf_status read_attention(const mf_reader *reader, mf_model_config *config
     static const mf_gqa_defaults defaults = { .rope_theta = 150000.0, .bias = true, .head_dim = 64 };
     static const int64_t window = 128;
     if (!mf_read_value(reader, "rope_parameters") && !mf_read_value(reader, "rope_scaling")) {
-        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "rope_parameters", "an object (as rope_scaling in older files)");
+        return mf_read_unexpected(reader, MF_ERR_UNSUPPORTED, "rope_parameters",
+                                  "an object (as rope_scaling in older files)");
     }
     MF_TRY(mf_config_read_gqa(reader, &defaults, config));
     config->output_bias = config->input_bias;

@@ -1,6 +1,6 @@
-/* llama4.c - the text side of Llama-4 Scout and Maverick: rope layers see chunks of the context, layers without rope all of
- * it with queries scaled by their position; one expert per token, chosen by logit, whose input its sigmoid scales; a shared
- * expert; dense layers between. */
+/* llama4.c - the text side of Llama-4 Scout and Maverick: rope layers see chunks of the context, layers without rope
+ * all of it with queries scaled by their position; one expert per token, chosen by logit, whose input its sigmoid
+ * scales; a shared expert; dense layers between. */
 #include "model/config_parts.h"
 #include "model/families/gqa_names.h"
 
@@ -77,8 +77,8 @@ static mf_status read_attention(const mf_reader *reader, mf_model_config *config
     MF_TRY(mf_read_int(reader, "attention_chunk_size", 1, 1 << 30, is_null ? &none : &chunk, &config->chunk));
     for (int64_t l = 0; config->chunk == 0 && l < config->num_layers; l++) {
         if (config->layer_is_local[l]) {
-            return mf_read_fail(reader, MF_ERR_INVALID, "attention_chunk_size", "is null and layer %lld attends in chunks",
-                                (long long)l);
+            return mf_read_fail(reader, MF_ERR_INVALID, "attention_chunk_size",
+                                "is null and layer %lld attends in chunks", (long long)l);
         }
     }
     return read_tuning(reader, config);
