@@ -48,8 +48,9 @@ typedef struct mf_engine_options {
     int32_t max_num_seqs;           /* sequences per step */
     int32_t max_num_batched_tokens; /* tokens per step; longer prompts run in chunks */
     int32_t block_size;             /* tokens of a KV block */
-    int64_t kv_cache_memory_bytes;  /* 0 = half of what is free after the weights */
-    int32_t enable_prefix_caching;
+    int64_t kv_cache_memory_bytes;  /* 0 = half of what is free after the weights; with the states of linear layers, for which
+                                       fewer than max_num_seqs may run */
+    int32_t enable_prefix_caching;  /* without effect on models with linear layers: a state cannot be shared */
     int32_t max_num_queued_reqs;
     int64_t max_num_queued_tokens;  /* prompt tokens waiting; 0 = 64 * max_num_batched_tokens */
     const int32_t *stop_token_ids;  /* [num_stop_token_ids]: end a sequence beside the model's eos ids; copied; at most 16 */

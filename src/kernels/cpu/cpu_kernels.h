@@ -110,7 +110,7 @@ typedef struct mf_cpu_combine {
 
 /* One token of a gated delta net, columns of one value head: S = decay * S + k (beta * (v - k^T (decay * S)))^T, out = q^T S.
  * Each column's sums run over the rows in ascending order, whatever its neighbours. */
-enum { MF_CPU_DELTA_COLUMNS = 32 };
+enum { MF_CPU_DELTA_COLUMNS = 64 };
 
 typedef struct mf_cpu_delta {
     float *state;        /* [k_dim] rows, state_stride apart */
@@ -143,6 +143,7 @@ typedef struct mf_cpu_kernels {
     mf_cpu_attention_kernels attention;
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
     void (*delta_step)(const mf_cpu_delta *step);
+    int64_t delta_columns; /* that a step takes best, <= MF_CPU_DELTA_COLUMNS */
     /* x[i] *= sigmoid(gate[i]) */
     void (*sigmoid_gate)(float *x, const float *gate, int64_t n);
     /* acc[i] += x[i] */

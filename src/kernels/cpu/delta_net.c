@@ -2,14 +2,14 @@
  * mf_delta_net_args.
  *
  * Four phases, each parallel: the convolution and norms of all rows at once, since only raw inputs of earlier rows
- * enter; the inputs that the next batch's convolution needs; the recurrence, a task per sequence, value head and
- * MF_CPU_DELTA_COLUMNS columns of S, which never meet; norm and gate of all rows.  No sum depends on how the rows were
- * cut into batches. */
+ * enter; the inputs that the next batch's convolution needs; the recurrence, a task per sequence, value head and a few
+ * columns of S, which never meet; norm and gate of all rows.  No sum depends on how the rows were cut into batches. */
 #include <math.h>
 #include <string.h>
 
 #include "kernels/activation.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/unroll.h"
 
 enum {
     MOST_TAPS = 16,         /* conv_size: the model's config is held to it */
@@ -175,27 +175,38 @@ static void run_keep_inputs(void *context, int64_t run, int32_t thread)
 
 /* ---- recurrence ---- */
 
-void mf_cpu_delta_step_c(const mf_cpu_delta *step)
+/* n is a constant where this is inlined, so that compilers make vectors of it. */
+INLINE void delta_step(const mf_cpu_delta *step, int64_t n)
 {
-    const int64_t n = step->num_columns;
     float sums[MF_CPU_DELTA_COLUMNS] = { 0 }, out[MF_CPU_DELTA_COLUMNS] = { 0 };
-    for (int64_t i = 0; i < step->k_dim; i++) {
-        const float *s = step->state + i * step->state_stride;
+    const float *restrict q = step->q, *restrict k = step->k;
+    float *restrict state = step->state;
+    const int64_t k_dim = step->k_dim, stride = step->state_stride;
+    const float decay = step->decay, beta = step->beta;
+    for (int64_t i = 0; i < k_dim; i++) {
         for (int64_t j = 0; j < n; j++) {
-            sums[j] += step->k[i] * (step->decay * s[j]);
+            sums[j] += k[i] * (decay * state[i * stride + j]);
         }
     }
     for (int64_t j = 0; j < n; j++) {
-        sums[j] = step->beta * (step->v[j] - sums[j]);
+        sums[j] = beta * (step->v[j] - sums[j]);
     }
-    for (int64_t i = 0; i < step->k_dim; i++) {
-        float *s = step->state + i * step->state_stride;
+    for (int64_t i = 0; i < k_dim; i++) {
         for (int64_t j = 0; j < n; j++) {
-            s[j] = step->decay * s[j] + step->k[i] * sums[j];
-            out[j] += step->q[i] * s[j];
+            state[i * stride + j] = decay * state[i * stride + j] + k[i] * sums[j];
+            out[j] += q[i] * state[i * stride + j];
         }
     }
     memcpy(step->out, out, (size_t)n * sizeof *out);
+}
+
+void mf_cpu_delta_step_c(const mf_cpu_delta *step)
+{
+    if (step->num_columns == 32) {
+        delta_step(step, 32);
+    } else {
+        delta_step(step, step->num_columns);
+    }
 }
 
 static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t rows, int64_t n)
@@ -213,10 +224,10 @@ static void run_recurrence(void *context, int64_t task, int32_t thread)
     const mf_delta_net_args *args = call->args;
     const mf_state_view *view = &args->state;
     const int64_t k_dim = args->k_dim, v_dim = args->v_dim;
-    const int64_t parts = (v_dim + MF_CPU_DELTA_COLUMNS - 1) / MF_CPU_DELTA_COLUMNS;
-    const int64_t first = task % parts * MF_CPU_DELTA_COLUMNS, head = task / parts % args->num_v_heads;
+    const int64_t columns = call->kernels->delta_columns, parts = (v_dim + columns - 1) / columns;
+    const int64_t first = task % parts * columns, head = task / parts % args->num_v_heads;
     const int64_t run = task / parts / args->num_v_heads;
-    const int64_t n = v_dim - first < MF_CPU_DELTA_COLUMNS ? v_dim - first : MF_CPU_DELTA_COLUMNS;
+    const int64_t n = v_dim - first < columns ? v_dim - first : columns;
     float *state = slot_of(view, run) + head * k_dim * v_dim + first;
     float resident[RESIDENT_FLOATS]; /* rows of S lie a power of two apart: in place they would share few cache sets */
     const bool copies = view->start[run + 1] - view->start[run] >= RESIDENT_ROWS && k_dim * n <= RESIDENT_FLOATS;
@@ -289,7 +300,7 @@ void mf_cpu_delta_net(mf_device *device, const mf_delta_net_args *args)
     mf_cpu_run(device, rows * channels * (double)(args->conv_size + 8), row_tasks, run_prepare, &call);
     mf_cpu_run(device, (double)view->num_runs * channels * (double)args->conv_size, view->num_runs, run_keep_inputs,
                &call);
-    const int64_t parts = (args->v_dim + MF_CPU_DELTA_COLUMNS - 1) / MF_CPU_DELTA_COLUMNS;
+    const int64_t columns = call.kernels->delta_columns, parts = (args->v_dim + columns - 1) / columns;
     mf_cpu_run(device, rows * 4.0 * (double)mf_delta_net_matrix_floats(args),
                view->num_runs * args->num_v_heads * parts, run_recurrence, &call);
     mf_cpu_run(device, rows * channels * 8.0, row_tasks, run_finish, &call);

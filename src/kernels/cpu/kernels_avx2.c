@@ -364,36 +364,38 @@ static void sigmoid_gate_avx2(float *x, const float *gate, int64_t n)
     }
 }
 
-/* A vector a column group: decay * S is made twice and stored once. */
+/* Four vectors of columns run their chains of sums side by side; decay * S is made twice and stored once. */
 static void delta_step_avx2(const mf_cpu_delta *d)
 {
-    enum { VECTORS = MF_CPU_DELTA_COLUMNS / 8 };
-    if (d->num_columns != MF_CPU_DELTA_COLUMNS) {
+    enum { VECTORS = 4 };
+    if (d->num_columns != 8 * VECTORS) {
         mf_cpu_delta_step_c(d);
         return;
     }
+    const float *q = d->q, *k = d->k; /* what is stored below could be *d, for all that the compiler knows */
+    const int64_t k_dim = d->k_dim, stride = d->state_stride;
     const __m256 decay = _mm256_set1_ps(d->decay), beta = _mm256_set1_ps(d->beta);
     __m256 delta[VECTORS], out[VECTORS];
     UNROLL(4) for (int j = 0; j < VECTORS; j++) {
         delta[j] = out[j] = _mm256_setzero_ps();
     }
-    for (int64_t i = 0; i < d->k_dim; i++) {
-        const float *s = d->state + i * d->state_stride;
-        const __m256 k = _mm256_broadcast_ss(d->k + i);
+    const float *from = d->state;
+    for (int64_t i = 0; i < k_dim; i++, from += stride) {
+        const __m256 key = _mm256_broadcast_ss(k + i);
         UNROLL(4) for (int j = 0; j < VECTORS; j++) {
-            delta[j] = _mm256_fmadd_ps(k, _mm256_mul_ps(decay, _mm256_loadu_ps(s + 8 * j)), delta[j]);
+            delta[j] = _mm256_fmadd_ps(key, _mm256_mul_ps(decay, _mm256_loadu_ps(from + 8 * j)), delta[j]);
         }
     }
     UNROLL(4) for (int j = 0; j < VECTORS; j++) {
         delta[j] = _mm256_mul_ps(beta, _mm256_sub_ps(_mm256_loadu_ps(d->v + 8 * j), delta[j]));
     }
-    for (int64_t i = 0; i < d->k_dim; i++) {
-        float *s = d->state + i * d->state_stride;
-        const __m256 k = _mm256_broadcast_ss(d->k + i), q = _mm256_broadcast_ss(d->q + i);
+    float *to = d->state;
+    for (int64_t i = 0; i < k_dim; i++, to += stride) {
+        const __m256 key = _mm256_broadcast_ss(k + i), query = _mm256_broadcast_ss(q + i);
         UNROLL(4) for (int j = 0; j < VECTORS; j++) {
-            const __m256 next = _mm256_fmadd_ps(k, delta[j], _mm256_mul_ps(decay, _mm256_loadu_ps(s + 8 * j)));
-            _mm256_storeu_ps(s + 8 * j, next);
-            out[j] = _mm256_fmadd_ps(q, next, out[j]);
+            const __m256 next = _mm256_fmadd_ps(key, delta[j], _mm256_mul_ps(decay, _mm256_loadu_ps(to + 8 * j)));
+            _mm256_storeu_ps(to + 8 * j, next);
+            out[j] = _mm256_fmadd_ps(query, next, out[j]);
         }
     }
     UNROLL(4) for (int j = 0; j < VECTORS; j++) {
@@ -414,6 +416,7 @@ void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *k)
     k->quantise = quantise_avx2;
     k->rms_norm = rms_norm_avx2;
     k->delta_step = delta_step_avx2;
+    k->delta_columns = 32;
     k->sigmoid_gate = sigmoid_gate_avx2;
     k->add = add_avx2;
     k->rope = rope_avx2;

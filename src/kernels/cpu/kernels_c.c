@@ -258,6 +258,7 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *k)
                            .quantise = quantise_c,
                            .rms_norm = rms_norm_c,
                            .delta_step = mf_cpu_delta_step_c,
+                           .delta_columns = 32,
                            .sigmoid_gate = sigmoid_gate_c,
                            .add = add_c,
                            .rope = rope_c };

@@ -271,6 +271,58 @@ static void rms_norm_neon(const float *x, const float *weight, int64_t n, float 
     }
 }
 
+/* ---- gated delta net ---- */
+
+static void sigmoid_gate_neon(float *x, const float *gate, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vst1q_f32(x + i, vmulq_f32(vld1q_f32(x + i), sigmoid4(vld1q_f32(gate + i))));
+    }
+    if (i < n) {
+        float last[4];
+        vst1q_f32(last, vmulq_f32(load_tail(x + i, n - i), sigmoid4(load_tail(gate + i, n - i))));
+        memcpy(x + i, last, (size_t)(n - i) * sizeof *x);
+    }
+}
+
+/* As in kernels_avx2.c: eight vectors of columns run their chains of sums side by side. */
+static void delta_step_neon(const mf_cpu_delta *d)
+{
+    enum { VECTORS = 8 };
+    if (d->num_columns != 4 * VECTORS) {
+        mf_cpu_delta_step_c(d);
+        return;
+    }
+    const float *q = d->q, *k = d->k; /* what is stored below could be *d, for all that the compiler knows */
+    const int64_t k_dim = d->k_dim, stride = d->state_stride;
+    const float decay = d->decay;
+    float32x4_t delta[VECTORS], out[VECTORS];
+    UNROLL(8) for (int j = 0; j < VECTORS; j++) {
+        delta[j] = out[j] = vdupq_n_f32(0.0f);
+    }
+    const float *from = d->state;
+    for (int64_t i = 0; i < k_dim; i++, from += stride) {
+        UNROLL(8) for (int j = 0; j < VECTORS; j++) {
+            delta[j] = vfmaq_n_f32(delta[j], vmulq_n_f32(vld1q_f32(from + 4 * j), decay), k[i]);
+        }
+    }
+    UNROLL(8) for (int j = 0; j < VECTORS; j++) {
+        delta[j] = vmulq_n_f32(vsubq_f32(vld1q_f32(d->v + 4 * j), delta[j]), d->beta);
+    }
+    float *to = d->state;
+    for (int64_t i = 0; i < k_dim; i++, to += stride) {
+        UNROLL(8) for (int j = 0; j < VECTORS; j++) {
+            const float32x4_t next = vfmaq_n_f32(vmulq_n_f32(vld1q_f32(to + 4 * j), decay), delta[j], k[i]);
+            vst1q_f32(to + 4 * j, next);
+            out[j] = vfmaq_n_f32(out[j], next, q[i]);
+        }
+    }
+    UNROLL(8) for (int j = 0; j < VECTORS; j++) {
+        vst1q_f32(d->out + 4 * j, out[j]);
+    }
+}
+
 void mf_cpu_kernels_fill_neon(mf_cpu_kernels *k)
 {
     k->isa = "neon";
@@ -280,6 +332,9 @@ void mf_cpu_kernels_fill_neon(mf_cpu_kernels *k)
     k->store_row = store_row_neon;
     k->quantise = quantise_neon;
     k->rms_norm = rms_norm_neon;
+    k->delta_step = delta_step_neon;
+    k->delta_columns = 32;
+    k->sigmoid_gate = sigmoid_gate_neon;
     k->add = add_neon;
     k->rope = rope_neon;
     mf_cpu_attention_fill_neon(k);

@@ -344,32 +344,60 @@ static void sigmoid_gate_avx512(float *x, const float *gate, int64_t n)
     }
 }
 
-/* As in kernels_avx2.c, any number of columns. */
+/* As in kernels_avx2.c.  `vectors` of 16 columns, the last of `left`; four run their chains of sums side by side. */
+INLINE void delta_columns(const mf_cpu_delta *d, int vectors, int64_t left)
+{
+    enum { MOST = MF_CPU_DELTA_COLUMNS / 16 };
+    const __mmask16 last = mask16(left);
+    const __m512 decay = _mm512_set1_ps(d->decay), beta = _mm512_set1_ps(d->beta);
+    const float *q = d->q, *k = d->k;
+    const int64_t k_dim = d->k_dim, stride = d->state_stride;
+    __m512 delta[MOST], out[MOST];
+    UNROLL(4) for (int j = 0; j < vectors; j++) {
+        delta[j] = out[j] = _mm512_setzero_ps();
+    }
+    const float *from = d->state;
+    for (int64_t i = 0; i < k_dim; i++, from += stride) {
+        const __m512 key = _mm512_set1_ps(k[i]);
+        UNROLL(4) for (int j = 0; j < vectors; j++) {
+            const __mmask16 mask = j + 1 < vectors ? 0xffff : last;
+            delta[j] = _mm512_fmadd_ps(key, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(mask, from + 16 * j)), delta[j]);
+        }
+    }
+    UNROLL(4) for (int j = 0; j < vectors; j++) {
+        const __mmask16 mask = j + 1 < vectors ? 0xffff : last;
+        delta[j] = _mm512_mul_ps(beta, _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, d->v + 16 * j), delta[j]));
+    }
+    float *to = d->state;
+    for (int64_t i = 0; i < k_dim; i++, to += stride) {
+        const __m512 key = _mm512_set1_ps(k[i]), query = _mm512_set1_ps(q[i]);
+        UNROLL(4) for (int j = 0; j < vectors; j++) {
+            const __mmask16 mask = j + 1 < vectors ? 0xffff : last;
+            const __m512 decayed = _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(mask, to + 16 * j));
+            const __m512 next = _mm512_fmadd_ps(key, delta[j], decayed);
+            _mm512_mask_storeu_ps(to + 16 * j, mask, next);
+            out[j] = _mm512_fmadd_ps(query, next, out[j]);
+        }
+    }
+    UNROLL(4) for (int j = 0; j < vectors; j++) {
+        _mm512_mask_storeu_ps(d->out + 16 * j, j + 1 < vectors ? 0xffff : last, out[j]);
+    }
+}
+
 static void delta_step_avx512(const mf_cpu_delta *d)
 {
-    const __m512 decay = _mm512_set1_ps(d->decay), beta = _mm512_set1_ps(d->beta);
-    const __mmask16 low = mask16(d->num_columns), high = mask16(d->num_columns - 16);
-    __m512 delta0 = _mm512_setzero_ps(), delta1 = delta0, out0 = delta0, out1 = delta0;
-    for (int64_t i = 0; i < d->k_dim; i++) {
-        const float *s = d->state + i * d->state_stride;
-        const __m512 k = _mm512_set1_ps(d->k[i]);
-        delta0 = _mm512_fmadd_ps(k, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(low, s)), delta0);
-        delta1 = _mm512_fmadd_ps(k, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(high, s + 16)), delta1);
+    const int64_t n = d->num_columns;
+    if (n == MF_CPU_DELTA_COLUMNS) {
+        delta_columns(d, 4, 16);
+    } else if (n > 48) {
+        delta_columns(d, 4, n - 48);
+    } else if (n > 32) {
+        delta_columns(d, 3, n - 32);
+    } else if (n > 16) {
+        delta_columns(d, 2, n - 16);
+    } else {
+        delta_columns(d, 1, n);
     }
-    delta0 = _mm512_mul_ps(beta, _mm512_sub_ps(_mm512_maskz_loadu_ps(low, d->v), delta0));
-    delta1 = _mm512_mul_ps(beta, _mm512_sub_ps(_mm512_maskz_loadu_ps(high, d->v + 16), delta1));
-    for (int64_t i = 0; i < d->k_dim; i++) {
-        float *s = d->state + i * d->state_stride;
-        const __m512 k = _mm512_set1_ps(d->k[i]), q = _mm512_set1_ps(d->q[i]);
-        const __m512 next0 = _mm512_fmadd_ps(k, delta0, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(low, s)));
-        const __m512 next1 = _mm512_fmadd_ps(k, delta1, _mm512_mul_ps(decay, _mm512_maskz_loadu_ps(high, s + 16)));
-        _mm512_mask_storeu_ps(s, low, next0);
-        _mm512_mask_storeu_ps(s + 16, high, next1);
-        out0 = _mm512_fmadd_ps(q, next0, out0);
-        out1 = _mm512_fmadd_ps(q, next1, out1);
-    }
-    _mm512_mask_storeu_ps(d->out, low, out0);
-    _mm512_mask_storeu_ps(d->out + 16, high, out1);
 }
 
 void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
@@ -381,6 +409,7 @@ void mf_cpu_kernels_fill_avx512(mf_cpu_kernels *k)
     k->quantise = quantise_avx512;
     k->rms_norm = rms_norm_avx512;
     k->delta_step = delta_step_avx512;
+    k->delta_columns = MF_CPU_DELTA_COLUMNS;
     k->sigmoid_gate = sigmoid_gate_avx512;
     k->add = add_avx512;
     k->rope = rope_avx512;
