@@ -41,7 +41,7 @@ static mf_status split(const uint8_t *arg, const char *data, size_t size, mf_pre
     mf_status status = arg[2] ? mf_pattern_compile_literal(pattern, n, &pre.steps[0].pattern, err)
                               : mf_pattern_compile(pattern, n, &pre.steps[0].pattern, err);
     if (status == MF_OK) {
-        status = mf_pretokenizer_run(&pre, text, size - sizeof n - n, out);
+        status = mf_pretokenizer_run(&pre, text, size - sizeof n - n, true, out);
         mf_pretokenizer_close(&pre);
         if (status != MF_OK) {
             mf_fail(err, status, "%s", mf_status_name(status));
