@@ -6,11 +6,26 @@
 #include "base/sys.h"
 #include "text/nfc.h"
 
+/* As memmem, which reads ahead of what it finds where a sanitizer watches: each of many finds would read the whole
+ * text. */
+static const char *find(const char *text, size_t size, const char *part, size_t part_size)
+{
+    const char *end = text + size;
+    while ((size_t)(end - text) >= part_size) {
+        text = memchr(text, part[0], (size_t)(end - text) - part_size + 1);
+        if (!text || memcmp(text, part, part_size) == 0) {
+            return text;
+        }
+        text++;
+    }
+    return NULL;
+}
+
 mf_status mf_replacement_run(const mf_replacement *replacement, const char *text, size_t size, mf_buffer *out)
 {
     size_t done = 0;
     while (done < size) {
-        const char *found = memmem(text + done, size - done, replacement->pattern, replacement->pattern_size);
+        const char *found = find(text + done, size - done, replacement->pattern, replacement->pattern_size);
         if (!found) {
             break;
         }
@@ -30,7 +45,7 @@ static bool changes(const mf_normalizer_step *step, const char *text, size_t siz
     case MF_NORMALIZER_PREPEND:
         return size > 0;
     case MF_NORMALIZER_REPLACE:
-        return size > 0 && memmem(text, size, step->text.pattern, step->text.pattern_size) != NULL;
+        return size > 0 && find(text, size, step->text.pattern, step->text.pattern_size) != NULL;
     }
     return false;
 }

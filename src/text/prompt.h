@@ -15,7 +15,7 @@ typedef struct mf_prompt {
     char *tokenizer_class;           /* as tokenizer_config.json names it; NULL: it does not */
 } mf_prompt;
 
-/* Opens DIR/tokenizer.json and the chat template (template_file when given, else the model's own). */
+/* Opens DIR's tokenizer (tokenizer_dir.h) and the chat template (template_file when given, else the model's own). */
 mf_status mf_prompt_open(const char *dir, const char *template_file, int64_t max_model_len, mf_prompt *prompt, mf_error *err);
 void mf_prompt_close(mf_prompt *prompt);
 
