@@ -127,7 +127,7 @@ def small_texts(seed, count):
 @claim("random strings, with and without special tokens")
 def _():
     total, differences = 0, []
-    texts = random_texts(7, 900, MARKS) + small_texts(3, 700)
+    texts = random_texts(7, 600, MARKS) + small_texts(3, 500)
     for name, path in PATHS.items():
         hf = HF[name]
         count, found = compare(texts, encoded(path, texts, ADD_SPECIAL), [e.ids for e in hf.encode_batch_fast(texts)])
@@ -140,12 +140,12 @@ def _():
     return total, differences
 
 
-@claim("every code point alone and in context")
+@claim("one in four code points, alone and in context")
 def _():
     total, differences = 0, []
-    points = MOST_POINTS[::3]
+    points = MOST_POINTS[::4]
     texts = ["".join(f"a{c}b {c}\n" for c in points[i:i + 64]) for i in range(0, len(points), 64)] + points[::9]
-    for name in ("Mixtral", "Mixtral, newer", "some byte tokens", "NFC"):
+    for name in ("Mixtral", "some byte tokens", "NFC"):
         count, found = compare(texts, encoded(PATHS[name], texts), [e.ids for e in HF[name].encode_batch_fast(texts, add_special_tokens=False)])
         total += count
         differences += [f"{name}: {d}" for d in found]
@@ -154,7 +154,7 @@ def _():
 
 @claim("long texts, each one word")
 def _():
-    n = 30000
+    n = 12000
     texts = ["a" * n, " " * n, "▁" * n, "1" * n, "\n" * n, "中" * (n // 4), "😀" * (n // 4), "a b" * (n // 3), " \n" * (n // 2),
              "the cat sat on the mat " * (n // 20), "ab" * n, "s  " * (n // 3), "".join(random_texts(5, 600, MARKS)), "</s>" * 2000, "<x>" * 2000]
     total, differences = 0, []
@@ -183,9 +183,9 @@ def _():
         path = made("decoder", decoders=decoders, merges=WITH_RUNS, added_tokens=SPECIALS + EXTRA)
         hf = Tokenizer.from_file(path)
         size = hf.get_vocab_size()
-        lists = [hf.encode(t).ids for t in random_texts(13, 300, MARKS) + small_texts(4, 150)]
+        lists = [hf.encode(t).ids for t in random_texts(13, 200, MARKS) + small_texts(4, 100)]
         lists += [[rng.choice([rng.randrange(259, size), rng.randrange(0, 3), 3 + rng.randrange(0x80)]) for _ in range(rng.randint(1, 8))]
-                  for _ in range(600)]
+                  for _ in range(400)]
         lists += [[i] for i in range(size) if not 3 + 0x80 <= i < 259]
         for skip in (False, True):
             if skip:  # tokenizers does not know a special token again whose normal form is another
