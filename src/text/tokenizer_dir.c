@@ -80,8 +80,8 @@ mf_status mf_tokenizer_open_dir(const char *dir, mf_tokenizer **out, mf_error *e
     mf_status status = MF_OK;
     if (!path || !config_path) {
         status = no_memory(err);
-    } else if (mf_path_exists(path) || !mf_path_is_file(config_path)) {
-        /* With neither, the message is about the file that nearly all models have. */
+    } else if (mf_path_exists(path) || (!mf_path_exists(config_path) && !mf_tokenizer_in_dir(dir))) {
+        /* With none of them, the message is about the file that nearly all models have. */
         status = mf_tokenizer_open(path, out, err);
     } else {
         json_t *config = NULL;

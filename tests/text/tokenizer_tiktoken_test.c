@@ -290,6 +290,8 @@ TEST(a_folder_without_a_tokenizer_json_opens_by_its_class)
     CHECK_HAS(err.message, "tokenizer.json");
     make_ranks(NULL, 0, &ranks);
     write_file(dir, "tiktoken.model", ranks.data);
+    CHECK(mf_tokenizer_open_dir(dir, &tok, &err) != MF_OK);
+    CHECK_HAS(err.message, "tokenizer_config.json");
     write_file(dir, "tokenizer_config.json", "{\"tokenizer_class\":\"BestTokenizer\"}");
     CHECK(mf_tokenizer_in_dir(dir));
     CHECK_EQ(mf_tokenizer_open_dir(dir, &tok, &err), MF_ERR_UNSUPPORTED);
