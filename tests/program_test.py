@@ -1,6 +1,7 @@
 """The program as its user meets it: verbs, flags, messages, exit codes, pipes, interruption, the chat on a terminal.
 
     program_test.py PATH/TO/moefuse"""
+import base64
 import json
 import os
 import pathlib
@@ -395,6 +396,23 @@ def broken_models():
         claim("a path that is not there is named", r.code == 4 and "nothing" in r.err and "expected a model directory" in r.err, r.all)
 
 
+def tiktoken_folder():
+    with tempfile.TemporaryDirectory() as temp:
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(ROOT / "models" / "word-problems" / name, temp)
+        lines = [base64.b64encode(bytes([b])).decode() + f" {b}\n" for b in range(256)]
+        (pathlib.Path(temp) / "tiktoken.model").write_text("".join(lines))
+        config = {"tokenizer_class": "TikTokenTokenizer", "chat_template": "[BOS]{{ messages[0].content }}",
+                  "added_tokens_decoder": {"256": {"content": "[BOS]", "special": True}}}
+        (pathlib.Path(temp) / "tokenizer_config.json").write_text(json.dumps(config))
+        r = moefuse("run", temp, "-p", "hi", "--max-tokens", "3", "--ignore-eos")
+        claim("a folder with a tiktoken file and no tokenizer.json runs", r.code == 0 and "prompt 3 tok" in r.err, r.all)
+        (pathlib.Path(temp) / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "Other"}))
+        r = moefuse("check", temp)
+        claim("check: an unknown tokenizer_class is told, and which are known",
+              r.code == 4 and "Other" in r.all and "HYTokenizer (hy.tiktoken)" in r.all, r.all)
+
+
 def dummy_weights():
     with tempfile.TemporaryDirectory() as temp:
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -482,7 +500,7 @@ def shrinking_weights():
               code == 66 and b"model.safetensors: weights unreadable at byte" in seen, f"exit {code}\n{seen.decode(errors='replace')}")
 
 
-for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, quantize_verb, doctor, bench_kernels, bench_models, broken_models, dummy_weights, interruption, terminal_chat):
+for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, quantize_verb, doctor, bench_kernels, bench_models, broken_models, tiktoken_folder, dummy_weights, interruption, terminal_chat):
     part()
 print(f"1..{count}")
 sys.exit(failures > 0)

@@ -47,6 +47,8 @@ def scripts(preset):
             ("python mirror", [PYTHON, "tests/python/abi_test.py"], {}),
             ("readme tables", [PYTHON, "tools/bench_table.py", "--check"], {})]
     for name, script, tool in (("tokenizer oracle", "tests/text/tokenizer_oracle.py", "tests-tools/tok_dump"),
+                               ("tokenizer chars oracle", "tests/text/tokenizer_chars_oracle.py", "tests-tools/tok_dump"),
+                               ("tiktoken oracle", "tests/text/tokenizer_tiktoken_oracle.py", "tests-tools/tok_dump"),
                                ("chat template oracle", "tests/text/chat_template_oracle.py", "tests-tools/template_dump"),
                                ("key timing", "tests/server/key_timing_test.py", "tests-tools/key_check"),
                                ("guide oracle", "tests/text/guide_oracle.py", "tests-tools/guide_dump"),

@@ -14,6 +14,7 @@
 #include "cli/bench_compare.h"
 #include "cli/bench_modes.h"
 #include "cli/bench_serve.h"
+#include "text/tokenizer_dir.h"
 
 enum { NUM_OWN_FLAGS = 32 };
 
@@ -49,7 +50,7 @@ static void fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--api-key", NULL, MF_FLAG_TEXT, &b->api_key, .argument = "KEY",
           .help = "sent as bearer token (none)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &b->tokenizer, .argument = "DIR",
-          .help = "a folder with tokenizer.json: makes random prompts and counts tokens (MODEL)" },
+          .help = "a folder with a tokenizer: makes random prompts and counts tokens (MODEL)" },
         { "load", "--dataset-name", NULL, MF_FLAG_TEXT, &b->dataset_name, .choices = "random|custom|sharegpt",
           .argument = "D",
           .help = "custom: JSON lines with \"prompt\"; sharegpt: a list of conversations; both read --dataset-path "
@@ -219,12 +220,8 @@ static mf_status open_tokenizer(mf_serve_bench *b, mf_error *err)
                    : mf_fail(err, MF_ERR_INVALID,
                              "--dataset-name random: expected --tokenizer DIR, or MODEL as a folder; got neither");
     }
-    char *path = mf_path_is_file(b->tokenizer) ? mf_strdup(b->tokenizer) : mf_path_join(b->tokenizer, "tokenizer.json");
-    if (!path) {
-        return mf_fail(err, MF_ERR_NOMEM, "bench: out of memory");
-    }
-    mf_status status = mf_tokenizer_open(path, &b->tok, err);
-    mf_free(path);
+    mf_status status = mf_path_is_file(b->tokenizer) ? mf_tokenizer_open(b->tokenizer, &b->tok, err)
+                                                     : mf_tokenizer_open_dir(b->tokenizer, &b->tok, err);
     b->tokenizer_id = b->tokenizer;
     return status;
 }

@@ -11,6 +11,7 @@
 #include "cli/console.h"
 #include "engine/engine.h"
 #include "model/family.h"
+#include "text/tokenizer_dir.h"
 
 /* A weights file that shrinks, or whose disk fails, faults on the next read of its mapping: nothing to go on with. */
 static void on_bus_error(int signal_number, siginfo_t *info, void *context)
@@ -135,11 +136,11 @@ mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_opt
 {
     *session = (mf_session){ 0 };
     const char *text_dir = more->tokenizer_dir ? more->tokenizer_dir : flags->model;
-    if (more->text_is_optional && !more->tokenizer_dir && !has_file(text_dir, "tokenizer.json")) {
+    if (more->text_is_optional && !more->tokenizer_dir && !mf_tokenizer_in_dir(text_dir)) {
         /* A folder without a model is told as such, not for what else it lacks. */
         bool is_model = mf_path_is_file(flags->model) || has_file(flags->model, "config.json");
         mf_log(is_model ? MF_LOG_WARN : MF_LOG_DEBUG,
-               "%.400s has no tokenizer.json: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
+               "%.400s has no tokenizer: prompts are lists of token ids, answers have no text (--tokenizer DIR)",
                flags->model);
         return mf_session_open_without_text(flags, more, session, err);
     }
@@ -156,7 +157,7 @@ mf_status mf_session_open_with(const mf_model_flags *flags, const mf_session_opt
     int32_t tokenizer_size = mf_tokenizer_vocab_size(session->prompt.tokenizer);
     if (tokenizer_size > vocab_size) {
         mf_status status = mf_fail(
-            err, MF_ERR_FORMAT, "%.400s/tokenizer.json: has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
+            err, MF_ERR_FORMAT, "%.400s: the tokenizer has %d tokens; config.json: key \"vocab_size\" gives %lld rows",
             text_dir, tokenizer_size, (long long)vocab_size);
         mf_session_close(session);
         return status;

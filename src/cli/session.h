@@ -24,7 +24,7 @@ mf_status mf_session_open(const mf_model_flags *flags, mf_session *session, mf_e
 /* What a server wants beyond that. */
 typedef struct mf_session_options {
     const char *tokenizer_dir;     /* NULL: MODEL's own */
-    bool text_is_optional;         /* without a tokenizer.json the text side stays empty: prompts are ids then */
+    bool text_is_optional;         /* without a tokenizer the text side stays empty: prompts are ids then */
     int32_t max_num_queued_reqs;   /* of the engine's queue; 0 = its default */
     int64_t max_num_queued_tokens; /* 0 = its default */
     bool (*progress)(void *context, double share); /* told as well; false: stop.  NULL = nobody */

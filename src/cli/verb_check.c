@@ -85,7 +85,7 @@ static mf_status check_all(const check_flags *f, findings *found, mf_error *err)
     if (mf_prompt_open(dir, f->model.chat_template, config->family->chat_templates, config->max_position_embeddings,
                        &prompt, &text_err) == MF_OK) {
         if (mf_tokenizer_vocab_size(prompt.tokenizer) > config->vocab_size) {
-            add_finding(found, "tokenizer.json: has more tokens than config.json's \"vocab_size\"");
+            add_finding(found, "the tokenizer has more tokens than config.json's \"vocab_size\"");
         }
         mf_prompt_close(&prompt);
     } else {

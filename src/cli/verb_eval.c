@@ -16,6 +16,7 @@
 #include "cli/session.h"
 #include "cli/stats.h"
 #include "text/stream.h"
+#include "text/tokenizer_dir.h"
 
 enum { NUM_OWN_FLAGS = 20, MAX_RUNS = 2 };
 
@@ -61,7 +62,7 @@ static void fill_flags(eval_flags *v, mf_flag *rows)
         { "server", "--api-key", NULL, MF_FLAG_TEXT, &v->api_key, .argument = "KEY",
           .help = "sent as bearer token (none)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &v->tokenizer, .argument = "DIR",
-          .help = "a folder with tokenizer.json: prompts are then sent as ids; choices need it (MODEL)" },
+          .help = "a folder with a tokenizer: prompts are then sent as ids; choices need it (MODEL)" },
         { "server", "--max-concurrency", NULL, MF_FLAG_INT, &v->max_concurrency, &v->max_concurrency_given, 1, 4096,
           .argument = "N", .help = "questions at once (64; with --base-url 16)" },
         { "fusion", "--fusion", NULL, MF_FLAG_TEXT, &v->fusion, .choices = "on|off|both", .argument = "F",
@@ -338,12 +339,8 @@ static mf_status run_server(const eval_flags *f, result *r, int *exit_code, mf_e
     }
     mf_prompt prompt = { 0 };
     if (by_ids) {
-        char *path = mf_path_join(dir, "tokenizer.json");
         *exit_code = MF_EXIT_MODEL;
-        mf_status status =
-            path ? mf_tokenizer_open(path, &prompt.tokenizer, err) : mf_fail(err, MF_ERR_NOMEM, "eval: out of memory");
-        mf_free(path);
-        MF_TRY(status);
+        MF_TRY(mf_tokenizer_open_dir(dir, &prompt.tokenizer, err));
         *exit_code = MF_EXIT_FAILED;
     }
     mf_bench_catch_interrupt();
@@ -370,11 +367,7 @@ static void report_difference(const eval_flags *f, const result *a, const result
     const mf_eval_unit *x = &a->set.units[unit], *y = &b->set.units[unit];
     char made[2][160];
     mf_tokenizer *tok = NULL;
-    char *path = mf_path_join(f->model.model, "tokenizer.json");
-    if (path) {
-        mf_tokenizer_open(path, &tok, NULL);
-    }
-    mf_free(path);
+    mf_tokenizer_open_dir(f->model.model, &tok, NULL);
     for (int i = 0; i < 2; i++) {
         const mf_eval_unit *u = i ? y : x;
         if (position < u->num_out) {

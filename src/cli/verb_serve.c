@@ -38,7 +38,7 @@ static size_t fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--served-model-name", NULL, MF_FLAG_LIST, &v->names, .argument = "NAME",
           .help = "what requests call the model; repeated for several, the first is reported (last part of MODEL)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &v->tokenizer, .argument = "DIR",
-          .help = "folder of tokenizer.json and chat template (MODEL; without one prompts are ids only)" },
+          .help = "folder of tokenizer and chat template (MODEL; without one prompts are ids only)" },
         { "server", "--takeover", NULL, MF_FLAG_TEXT, &v->takeover, .argument = "PATH",
           .help = "take the listening socket from a server that runs with the same PATH, and offer it there" },
         { "access", "--api-key", NULL, MF_FLAG_LIST, &v->keys, .argument = "KEY",

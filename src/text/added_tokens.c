@@ -51,10 +51,12 @@ void mf_added_tokens_close(mf_added_tokens *added)
 {
     for (size_t i = 0; i < added->size; i++) {
         mf_free(added->tokens[i].content);
+        mf_free(added->tokens[i].normal);
     }
     mf_free(added->tokens);
     close_trie(&added->raw);
     close_trie(&added->normalized);
+    close_trie(&added->written);
     *added = (mf_added_tokens){ 0 };
 }
 
@@ -135,7 +137,7 @@ static bool special_in(const mf_added_tokens *added, const mf_added_trie *trie, 
 
 bool mf_added_special_begins(const mf_added_tokens *added, const char *text, size_t size, size_t at)
 {
-    return special_in(added, &added->raw, text, size, at) || special_in(added, &added->normalized, text, size, at);
+    return special_in(added, &added->raw, text, size, at) || special_in(added, &added->written, text, size, at);
 }
 
 bool mf_added_scan_next(mf_added_scan *scan, mf_added_part *part)

@@ -17,6 +17,8 @@ typedef struct mf_added_token {
     bool single_word;    /* only where no word character touches it */
     char *content;       /* owned */
     size_t size;
+    char *normal; /* owned; its normal form, which is looked for and decoded to; NULL: the content */
+    size_t normal_size;
 } mf_added_token;
 
 /* A prefix tree over some of the tokens. */
@@ -31,6 +33,7 @@ typedef struct mf_added_tokens {
     mf_added_token *tokens;
     size_t size;
     mf_added_trie raw, normalized;
+    mf_added_trie written; /* the special ones of `normalized` as they are written */
 } mf_added_tokens;
 
 /* A part of a text: a token, or text between tokens (id -1). */

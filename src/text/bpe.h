@@ -1,4 +1,5 @@
-/* bpe.h - byte-pair merging: the bytes of one pre-token into token ids. */
+/* bpe.h - byte-pair merging: one pre-token into token ids.  It begins as symbols, one for each byte, or one for each
+ * character (bpe_chars.h). */
 #ifndef MF_TEXT_BPE_H
 #define MF_TEXT_BPE_H
 
@@ -15,8 +16,9 @@ typedef struct mf_bpe {
     int32_t byte_ids[256]; /* -1: the vocabulary lacks this byte; such bytes vanish, as they do in tokenizers */
     uint64_t *merges;      /* hash table of left id << 44 | right id << 24 | rank; UINT64_MAX = free */
     uint64_t merges_mask;
-    int32_t *rank_ids; /* [num_merges]: the merged id of each rank */
-    size_t num_merges;
+    int32_t *rank_ids; /* [num_ranks]: the merged id of each rank */
+    size_t num_ranks;
+    int32_t num_ids;  /* of the model's own tokens; added ones have higher ids and are no words */
     bool whole_words; /* ignore_merges: a pre-token that is in the vocabulary is taken as it is */
 } mf_bpe;
 
@@ -38,18 +40,26 @@ typedef struct mf_bpe_work {
     size_t symbols_capacity;
     uint64_t *heap; /* long words: rank << 32 | position of the left symbol; huge ones: rank << 32 | queue */
     size_t heap_size, heap_capacity;
-    int32_t *queue_of_rank; /* [num_merges] */
+    int32_t *queue_of_rank; /* [num_ranks] */
     mf_bpe_queue *queues;
     size_t num_queues, queues_capacity;
-    int32_t *batch; /* [symbols_capacity] */
+    int32_t *batch;   /* [symbols_capacity] */
+    int32_t *initial; /* what a word begins as */
+    size_t initial_capacity;
     mf_buffer text;
 } mf_bpe_work;
 
 /* Appends the ids of `bytes`. */
-mf_status mf_bpe_encode(const mf_bpe *bpe, const mf_vocab *vocab, const uint8_t *bytes, size_t n, mf_bpe_work *work,
-                        mf_ids *ids);
+mf_status mf_bpe_encode_bytes(const mf_bpe *bpe, const mf_vocab *vocab, const uint8_t *bytes, size_t n,
+                              mf_bpe_work *work, mf_ids *ids);
+/* Appends what symbols[n], ids of the vocabulary, merge to; they may be overwritten. */
+mf_status mf_bpe_merge(const mf_bpe *bpe, int32_t *symbols, size_t n, mf_bpe_work *work, mf_ids *ids);
 /* The same for words past the first lengths, in bpe_long.c. */
-mf_status mf_bpe_encode_long(const mf_bpe *bpe, const uint8_t *bytes, size_t n, mf_bpe_work *work, mf_ids *ids);
+mf_status mf_bpe_merge_long(const mf_bpe *bpe, const int32_t *symbols, size_t n, mf_bpe_work *work, mf_ids *ids);
+
+/* The id of a pre-token that is a token as it stands, where the model looks for such; else -1. */
+int32_t mf_bpe_find_whole(const mf_bpe *bpe, const mf_vocab *vocab, const char *text, size_t size);
+mf_status mf_bpe_reserve_initial(mf_bpe_work *work, size_t n);
 
 void mf_bpe_work_close(mf_bpe_work *work);
 void mf_bpe_close(mf_bpe *bpe);
@@ -76,8 +86,8 @@ static inline int32_t mf_bpe_find_rank(const mf_bpe *bpe, int32_t left, int32_t 
     }
 }
 
-/* Makes the table from keys[rank] = left id << 20 | right id; of two equal merges the later one counts.  MF_ERR_LIMIT
- * when the keys crowd. */
-mf_status mf_bpe_set_merges(mf_bpe *bpe, const uint64_t *keys, size_t num_merges);
+/* Makes the table from keys[i] = left id << 20 | right id with ranks[i], which is i where `ranks` is NULL; several keys
+ * may have one rank.  Of two equal keys the later one counts.  MF_ERR_LIMIT when the keys crowd. */
+mf_status mf_bpe_set_merges(mf_bpe *bpe, const uint64_t *keys, const int32_t *ranks, size_t num_merges);
 
 #endif

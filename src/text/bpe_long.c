@@ -6,7 +6,8 @@
  * Long words keep their pairs in a heap.  Huge ones, such as a hundred thousand equal characters, have few ranks and
  * many pairs of each: they keep a queue for each rank and merge a whole queue from left to right.  That order is right
  * as long as no merge gives rise to a pair of lower rank (a trained vocabulary has few such cases); when one does, the
- * heap takes over. */
+ * heap takes over.  Several pairs may share a rank where they make the same token: a merge then gives rise to none of
+ * its own rank, for what it makes is shorter than any token it is part of. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -138,11 +139,11 @@ static mf_status merge_by_heap(const mf_bpe *bpe, mf_bpe_work *work)
 static mf_status open_queues(const mf_bpe *bpe, mf_bpe_work *work)
 {
     if (!work->queue_of_rank) {
-        work->queue_of_rank = mf_alloc_array(bpe->num_merges, sizeof *work->queue_of_rank);
+        work->queue_of_rank = mf_alloc_array(bpe->num_ranks, sizeof *work->queue_of_rank);
         if (!work->queue_of_rank) {
             return MF_ERR_NOMEM;
         }
-        memset(work->queue_of_rank, 0xff, bpe->num_merges * sizeof *work->queue_of_rank);
+        memset(work->queue_of_rank, 0xff, bpe->num_ranks * sizeof *work->queue_of_rank);
     }
     work->num_queues = 0;
     work->heap_size = 0;
@@ -270,20 +271,16 @@ static mf_status merge_by_queues(const mf_bpe *bpe, mf_bpe_work *work, bool *don
     return MF_OK;
 }
 
-mf_status mf_bpe_encode_long(const mf_bpe *bpe, const uint8_t *bytes, size_t n, mf_bpe_work *work, mf_ids *ids)
+mf_status mf_bpe_merge_long(const mf_bpe *bpe, const int32_t *symbols, size_t n, mf_bpe_work *work, mf_ids *ids)
 {
     if (n >= INT32_MAX / 2) {
         return MF_ERR_LIMIT;
     }
     MF_TRY(reserve(work, n));
     mf_bpe_symbol *s = work->symbols;
-    int32_t count = 0;
-    for (size_t i = 0; i < n; i++) {
-        int32_t id = bpe->byte_ids[bytes[i]];
-        if (id >= 0) {
-            s[count] = (mf_bpe_symbol){ .id = id, .next = count + 1, .previous = count - 1 };
-            count++;
-        }
+    int32_t count = (int32_t)n;
+    for (int32_t i = 0; i < count; i++) {
+        s[i] = (mf_bpe_symbol){ .id = symbols[i], .next = i + 1, .previous = i - 1 };
     }
     if (count == 0) {
         return MF_OK;

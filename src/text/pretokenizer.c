@@ -146,7 +146,7 @@ static mf_status split(mf_pretokens *w, const mf_pretokenizer_step *step)
     return MF_OK;
 }
 
-static mf_status put_spaces(mf_pretokens *w)
+static mf_status put_blanks(mf_pretokens *w, uint32_t blank, bool first_only)
 {
     size_t need = w->num_points + w->pieces.size;
     if (need > w->other_capacity) {
@@ -161,8 +161,8 @@ static mf_status put_spaces(mf_pretokens *w)
     for (size_t i = 0; i < w->pieces.size; i++) {
         mf_piece *piece = &w->pieces.data[i];
         size_t start = n, size = piece->end - piece->start;
-        if (w->points[piece->start] != ' ') {
-            w->other_points[n++] = ' ';
+        if (w->points[piece->start] != blank && !(first_only && piece->start > 0)) {
+            w->other_points[n++] = blank;
         }
         memcpy(w->other_points + n, w->points + piece->start, size * sizeof *w->points);
         n += size;
@@ -176,7 +176,14 @@ static mf_status put_spaces(mf_pretokens *w)
     return MF_OK;
 }
 
-mf_status mf_pretokenizer_run(const mf_pretokenizer *pre, const char *text, size_t size, mf_pretokens *out)
+static void write_blanks(mf_pretokens *w, uint32_t blank)
+{
+    for (size_t i = 0; i < w->num_points; i++) {
+        w->points[i] = w->points[i] == ' ' ? blank : w->points[i];
+    }
+}
+
+mf_status mf_pretokenizer_run(const mf_pretokenizer *pre, const char *text, size_t size, bool begins, mf_pretokens *out)
 {
     out->pieces.size = 0;
     out->num_points = 0;
@@ -191,11 +198,15 @@ mf_status mf_pretokenizer_run(const mf_pretokenizer *pre, const char *text, size
     }
     MF_TRY(add_unless_empty(&out->pieces, 0, out->num_points));
     for (size_t i = 0; i < pre->num_steps && out->pieces.size > 0; i++) {
-        if (pre->steps[i].prefix_space) {
-            MF_TRY(put_spaces(out));
+        const mf_pretokenizer_step *step = &pre->steps[i];
+        if (step->blank) {
+            write_blanks(out, step->blank);
         }
-        if (pre->steps[i].pattern) {
-            MF_TRY(split(out, &pre->steps[i]));
+        if (step->prefix == MF_PREFIX_ALWAYS || (step->prefix == MF_PREFIX_FIRST && begins)) {
+            MF_TRY(put_blanks(out, step->blank ? step->blank : ' ', step->prefix == MF_PREFIX_FIRST));
+        }
+        if (step->pattern) {
+            MF_TRY(split(out, step));
         }
     }
     return MF_OK;

@@ -13,11 +13,15 @@ typedef enum mf_split_behavior {
     MF_SPLIT_MERGED_WITH_NEXT
 } mf_split_behavior;
 
+/* Where a step first puts a blank before a piece that does not begin with one. */
+typedef enum mf_prefix_place { MF_PREFIX_NEVER, MF_PREFIX_FIRST, MF_PREFIX_ALWAYS } mf_prefix_place;
+
 typedef struct mf_pretokenizer_step {
     mf_pattern *pattern; /* owned; NULL: does not split */
     mf_split_behavior behavior;
     bool invert;       /* the text between matches is what counts as matched */
-    bool prefix_space; /* first put a space before each piece that does not begin with one */
+    mf_prefix_place prefix; /* FIRST: only before what begins the whole text */
+    uint32_t blank;         /* what blanks are written as; 0: as a space */
 } mf_pretokenizer_step;
 
 enum { MF_PRETOKENIZER_MAX_STEPS = 16 };
@@ -51,7 +55,9 @@ typedef struct mf_pretokens {
     mf_matcher matcher;
 } mf_pretokens;
 
-mf_status mf_pretokenizer_run(const mf_pretokenizer *pre, const char *text, size_t size, mf_pretokens *out);
+/* `begins`: this part of a text is its beginning. */
+mf_status mf_pretokenizer_run(const mf_pretokenizer *pre, const char *text, size_t size, bool begins,
+                              mf_pretokens *out);
 void mf_pretokens_close(mf_pretokens *out);
 void mf_pretokenizer_close(mf_pretokenizer *pre);
 

@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/sys.h"
 #include "text/conversation.h"
+#include "text/tokenizer_dir.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20, MAX_CONFIG_BYTES = 64 << 20 };
 
@@ -98,12 +99,7 @@ mf_status mf_prompt_open(const char *dir, const char *chat_template, const char 
                          mf_prompt *prompt, mf_error *err)
 {
     *prompt = (mf_prompt){ .max_text_bytes = 4 * (size_t)max_model_len + 65536 };
-    char *path = mf_path_join(dir, "tokenizer.json");
-    if (!path) {
-        return mf_fail(err, MF_ERR_NOMEM, "out of memory");
-    }
-    mf_status status = mf_tokenizer_open(path, &prompt->tokenizer, err);
-    mf_free(path);
+    mf_status status = mf_tokenizer_open_dir(dir, &prompt->tokenizer, err);
     if (status == MF_OK) {
         status = open_template(dir, chat_template, fallbacks, prompt, err);
     }

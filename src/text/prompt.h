@@ -21,8 +21,8 @@ typedef struct mf_prompt {
     char *tokenizer_class;           /* as tokenizer_config.json names it; NULL: it does not */
 } mf_prompt;
 
-/* Opens DIR/tokenizer.json and the chat template: the file or built-in template that `chat_template` names, when not
- * NULL; else the model's own; else the first built-in of `fallbacks` (NULL-terminated names; NULL = none) whose tokens
+/* Opens DIR's tokenizer (tokenizer_dir.h) and the chat template: the file or built-in template that `chat_template` names,
+ * when not NULL; else the model's own; else the first built-in of `fallbacks` (NULL-terminated names; NULL = none) whose tokens
  * the tokenizer has. */
 mf_status mf_prompt_open(const char *dir, const char *chat_template, const char *const *fallbacks, int64_t max_model_len,
                          mf_prompt *prompt, mf_error *err);

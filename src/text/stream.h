@@ -1,8 +1,9 @@
 /* stream.h - token ids into text as they come: whole characters only, stopping at stop strings.
  *
- * What a stream has given out, joined, is what mf_tokenizer_decode makes of all its ids, cut at the first stop string.
- * Text is held back while it could be the beginning of a stop string.  Pushing allocates nothing but room in the
- * caller's buffer. */
+ * What a stream has given out, joined, is what mf_tokenizer_decode makes of all its ids, cut at the first stop string;
+ * but for a blank that some tokenizers strip from a whole text's beginning: what a stream gives out stands behind a
+ * prompt, and is joined to it. Text is held back while it could be the beginning of a stop string.  Pushing allocates
+ * nothing but room in the caller's buffer. */
 #ifndef MF_TEXT_STREAM_H
 #define MF_TEXT_STREAM_H
 

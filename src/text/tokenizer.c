@@ -5,7 +5,6 @@
 
 #include "base/json.h"
 #include "base/sys.h"
-#include "text/nfc.h"
 #include "text/tokenizer_impl.h"
 #include "text/utf8.h"
 
@@ -18,21 +17,32 @@ typedef struct encoder {
     const char *whole; /* what plain_at counts from */
     mf_pretokens pretokens;
     mf_bpe_work bpe;
-    mf_buffer normal; /* the part of the text at hand, normalised */
-    mf_buffer bytes;  /* the pre-token at hand */
+    mf_normalizer_work normal; /* the part of the text at hand, normalised */
+    mf_buffer bytes;           /* the pre-token at hand */
 } encoder;
 
 static void close_encoder(encoder *e)
 {
     mf_pretokens_close(&e->pretokens);
     mf_bpe_work_close(&e->bpe);
-    mf_buffer_close(&e->normal);
+    mf_normalizer_work_close(&e->normal);
     mf_buffer_close(&e->bytes);
 }
 
-static mf_status encode_plain(encoder *e, const char *text, size_t size)
+static mf_status encode_word(encoder *e, const char *text, size_t size)
 {
-    MF_TRY(mf_pretokenizer_run(&e->tok->pre, text, size, &e->pretokens));
+    const mf_tokenizer *tok = e->tok;
+    return tok->by_chars ? mf_bpe_encode_chars(&tok->chars, &tok->bpe, &tok->vocab, text, size, &e->bpe, e->ids)
+                         : mf_bpe_encode_bytes(&tok->bpe, &tok->vocab, (const uint8_t *)text, size, &e->bpe, e->ids);
+}
+
+/* `begins`: nothing comes before in the whole text. */
+static mf_status encode_plain(encoder *e, const char *text, size_t size, bool begins)
+{
+    if (e->tok->pre.num_steps == 0) {
+        return encode_word(e, text, size);
+    }
+    MF_TRY(mf_pretokenizer_run(&e->tok->pre, text, size, begins, &e->pretokens));
     const mf_pretokens *pre = &e->pretokens;
     for (size_t i = 0; i < pre->pieces.size; i++) {
         mf_piece piece = pre->pieces.data[i];
@@ -41,8 +51,7 @@ static mf_status encode_plain(encoder *e, const char *text, size_t size)
         for (uint32_t p = piece.start; p < piece.end; p++) {
             e->bytes.size += mf_utf8_put(pre->points[p], e->bytes.data + e->bytes.size);
         }
-        MF_TRY(mf_bpe_encode(&e->tok->bpe, &e->tok->vocab, (const uint8_t *)e->bytes.data, e->bytes.size, &e->bpe,
-                             e->ids));
+        MF_TRY(encode_word(e, e->bytes.data, e->bytes.size));
     }
     return MF_OK;
 }
@@ -64,14 +73,10 @@ static mf_status encode_between(encoder *e, const char *text, size_t size)
     while (e->next_plain < e->num_plain && e->plain_at[e->next_plain] < base) {
         e->next_plain++;
     }
-    bool any_plain = e->next_plain < e->num_plain && e->plain_at[e->next_plain] < base + size, same_text = true;
-    if (e->tok->nfc && !mf_nfc_is_plain(text, size)) {
-        mf_buffer_clear(&e->normal);
-        MF_TRY(mf_nfc(text, size, &e->normal));
-        text = mf_buffer_text(&e->normal);
-        size = e->normal.size;
-        same_text = false;
-    }
+    bool any_plain = e->next_plain < e->num_plain && e->plain_at[e->next_plain] < base + size;
+    const char *written = text;
+    MF_TRY(mf_normalizer_run(&e->tok->normalizer, text, size, &e->normal, &text, &size));
+    bool same_text = text == written;
     mf_added_scan scan = begin_scan(e, &e->tok->added.normalized, text, size);
     if (any_plain && same_text) {
         scan.plain_at = e->plain_at + e->next_plain;
@@ -83,7 +88,7 @@ static mf_status encode_between(encoder *e, const char *text, size_t size)
     mf_added_part part;
     while (mf_added_scan_next(&scan, &part)) {
         MF_TRY(part.id >= 0 ? mf_ids_append(e->ids, part.id)
-                            : encode_plain(e, text + part.start, part.end - part.start));
+                            : encode_plain(e, text + part.start, part.end - part.start, base + part.start == 0));
     }
     return MF_OK;
 }
@@ -151,22 +156,51 @@ static void cut_back(mf_buffer *buffer, size_t size)
     }
 }
 
+static bool is_token(const mf_tokenizer *tok, int32_t id)
+{
+    return id >= 0 && (size_t)id < tok->vocab.size;
+}
+
+/* The first token that leaves text may stand for other bytes than in the middle: see decoder.h. */
+static mf_status decode_token(const mf_tokenizer *tok, int32_t id, bool first, mf_utf8_repair *repair, mf_buffer *out)
+{
+    size_t size;
+    const char *bytes = mf_tokenizer_token_bytes(tok, id, &size);
+    if (!first || !tok->decoder.drops_in_first) {
+        return mf_utf8_repair_push(repair, bytes, size, out);
+    }
+    mf_buffer own = { 0 };
+    const char *text = mf_vocab_text(&tok->vocab, id, &size);
+    for (size_t i = 0; mf_tokenizer_is_added(tok, id) && i < tok->added.size; i++) {
+        if (tok->added.tokens[i].id == id && tok->added.tokens[i].normal) {
+            text = tok->added.tokens[i].normal;
+            size = tok->added.tokens[i].normal_size;
+        }
+    }
+    mf_status status = mf_decoder_first(&tok->decoder, text, size, &own);
+    if (status == MF_OK) {
+        status = mf_utf8_repair_push(repair, mf_buffer_text(&own), own.size, out);
+    }
+    mf_buffer_close(&own);
+    return status;
+}
+
 mf_status mf_tokenizer_decode(const mf_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, mf_buffer *out,
                               mf_error *err)
 {
     size_t before = out->size;
     mf_utf8_repair repair = { 0 };
     mf_status status = MF_OK;
+    bool first = true;
     for (size_t i = 0; i < n && status == MF_OK; i++) {
-        size_t size;
-        const char *bytes = mf_tokenizer_token_bytes(tok, ids[i], &size);
-        if (!bytes) {
+        if (!is_token(tok, ids[i])) {
             cut_back(out, before);
             return mf_fail(err, MF_ERR_INVALID, "token id %d at place %zu: expected 0 to %d", ids[i], i,
                            mf_tokenizer_vocab_size(tok) - 1);
         }
         if (!(skip_special && mf_tokenizer_is_special(tok, ids[i]))) {
-            status = mf_utf8_repair_push(&repair, bytes, size, out);
+            status = decode_token(tok, ids[i], first, &repair, out);
+            first = false;
         }
     }
     if (status == MF_OK) {
@@ -176,6 +210,11 @@ mf_status mf_tokenizer_decode(const mf_tokenizer *tok, const int32_t *ids, size_
         cut_back(out, before);
         return mf_fail(err, status, "cannot decode %zu token ids: %s", n, mf_status_name(status));
     }
+    if (tok->decoder.strip_count > 0 && out->size > before) {
+        size_t stripped = mf_decoder_num_stripped(&tok->decoder, out->data + before, out->size - before);
+        memmove(out->data + before, out->data + before + stripped, out->size - before - stripped);
+        cut_back(out, out->size - stripped);
+    }
     return MF_OK;
 }
 
@@ -183,11 +222,6 @@ void mf_ids_close(mf_ids *ids)
 {
     mf_free(ids->data);
     *ids = (mf_ids){ 0 };
-}
-
-static bool is_token(const mf_tokenizer *tok, int32_t id)
-{
-    return id >= 0 && (size_t)id < tok->vocab.size;
 }
 
 int32_t mf_tokenizer_vocab_size(const mf_tokenizer *tok)

@@ -1,4 +1,5 @@
-/* tokenizer.h - text to token ids and back, from a Hugging Face tokenizer.json: byte-level BPE.
+/* tokenizer.h - text to token ids and back, from a Hugging Face tokenizer.json: byte-pair encoding that begins with
+ * bytes or, as SentencePiece's does, with characters; or from a tiktoken file (tiktoken.h).
  *
  * The ids equal those of Hugging Face `tokenizers` for every text.  What a file asks for that this does not do is
  * refused when the file is opened, by name; truncation and padding in the file are ignored, as transformers ignores
@@ -49,8 +50,11 @@ mf_status mf_tokenizer_encode_mixed(const mf_tokenizer *tok, const char *text, s
                                     size_t num_plain, mf_ids *ids, mf_error *err);
 bool mf_tokenizer_special_begins(const mf_tokenizer *tok, const char *text, size_t size, size_t at); /* at text[at] */
 
-/* Appends the text of ids, always valid UTF-8: bytes that are none become U+FFFD.  An id outside the vocabulary is
- * MF_ERR_INVALID.  On failure *out is as it was. */
+/* Appends the text of ids, always valid UTF-8: of bytes that are none, each maximal run that could begin a character
+ * becomes one U+FFFD (where tokenizers makes one of each byte of a run of <0xXX> tokens that is not valid as a whole).
+ * They are taken as a whole text: where the file's decoder strips a blank from its beginning, that is gone; a stream
+ * (stream.h) keeps it. Special tokens are left out with skip_special whatever their normal form.  An id outside the
+ * vocabulary is MF_ERR_INVALID.  On failure *out is as it was. */
 mf_status mf_tokenizer_decode(const mf_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, mf_buffer *out,
                               mf_error *err);
 
@@ -58,8 +62,8 @@ int32_t mf_tokenizer_vocab_size(const mf_tokenizer *tok); /* highest id + 1; eve
 int32_t mf_tokenizer_token_id(const mf_tokenizer *tok,
                               const char *text); /* of a vocabulary string; -1 when there is none */
 
-/* The token as the vocabulary writes it, NUL-terminated, and the bytes it decodes to.  Both live as long as the
- * tokenizer; NULL for an id outside the vocabulary. */
+/* The token as the vocabulary writes it, NUL-terminated, and the bytes it decodes to behind others, which may be none.
+ * Both live as long as the tokenizer; NULL for an id outside the vocabulary. */
 const char *mf_tokenizer_token_text(const mf_tokenizer *tok, int32_t id);
 const char *mf_tokenizer_token_bytes(const mf_tokenizer *tok, int32_t id, size_t *size);
 

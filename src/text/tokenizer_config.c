@@ -1,10 +1,9 @@
-/* tokenizer_config.c - the components of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor
- * and decoder.  Each is one component or a Sequence of them; what is not known is refused by name. */
+/* tokenizer_config.c - two of the components of a tokenizer.json around its model: pre_tokenizer and post_processor,
+ * and how any of them is read.  Each is one component or a Sequence of them; what is not known is refused by name. */
 #include <string.h>
 
 #include "text/tokenizer_load.h"
-
-enum { MAX_COMPONENTS = 64 };
+#include "text/utf8.h"
 
 /* GPT-2's pattern, which a ByteLevel pre-tokenizer uses unless told not to. */
 static const char byte_level_pattern[] =
@@ -46,9 +45,8 @@ mf_status mf_load_type(const mf_tokenizer_loader *l, const json_t *object, const
     return MF_OK;
 }
 
-/* Writes out a component that may be a Sequence (of Sequences) as a flat list. */
-static mf_status flatten(const mf_tokenizer_loader *l, const char *key, const char *list_key, const json_t **out,
-                         size_t *count)
+mf_status mf_load_flatten(const mf_tokenizer_loader *l, const char *key, const char *list_key, const json_t **out,
+                          size_t *count)
 {
     struct {
         const json_t *list;
@@ -73,7 +71,7 @@ static mf_status flatten(const mf_tokenizer_loader *l, const char *key, const ch
             }
             stack[depth].list = list;
             stack[depth++].next = 0;
-        } else if (*count == MAX_COMPONENTS) {
+        } else if (*count == MF_LOAD_MAX_COMPONENTS) {
             return mf_load_unsupported(l, key, "Sequence of more than 64 components");
         } else {
             out[(*count)++] = item;
@@ -86,22 +84,6 @@ static mf_status flatten(const mf_tokenizer_loader *l, const char *key, const ch
         }
         item = json_array_get(stack[depth - 1].list, stack[depth - 1].next++);
     }
-}
-
-mf_status mf_load_normalizer(mf_tokenizer_loader *l)
-{
-    const json_t *items[MAX_COMPONENTS];
-    size_t count;
-    MF_TRY(flatten(l, "normalizer", "normalizers", items, &count));
-    for (size_t i = 0; i < count; i++) {
-        const char *type;
-        MF_TRY(mf_load_type(l, items[i], "normalizer", &type));
-        if (strcmp(type, "NFC") != 0) {
-            return mf_load_unsupported(l, "normalizer", type);
-        }
-        l->tok->nfc = true;
-    }
-    return MF_OK;
 }
 
 /* ---- pre_tokenizer ------------------------------------------------------------------------------------------------
@@ -166,7 +148,9 @@ static mf_status load_byte_level(const mf_tokenizer_loader *l, const json_t *ite
 {
     /* Files older than the switch mean true. */
     bool use_regex = true;
-    MF_TRY(mf_load_bool(l, item, "pre_tokenizer ByteLevel", "add_prefix_space", &step->prefix_space));
+    bool prefix_space;
+    MF_TRY(mf_load_bool(l, item, "pre_tokenizer ByteLevel", "add_prefix_space", &prefix_space));
+    step->prefix = prefix_space ? MF_PREFIX_ALWAYS : MF_PREFIX_NEVER;
     if (json_object_get(item, "use_regex")) {
         MF_TRY(mf_load_bool(l, item, "pre_tokenizer ByteLevel", "use_regex", &use_regex));
     }
@@ -174,13 +158,68 @@ static mf_status load_byte_level(const mf_tokenizer_loader *l, const json_t *ite
                      : MF_OK;
 }
 
+static mf_status load_prepend_scheme(const mf_tokenizer_loader *l, const json_t *item, mf_prefix_place *place)
+{
+    static const char *const names[] = {
+        [MF_PREFIX_NEVER] = "never", [MF_PREFIX_FIRST] = "first", [MF_PREFIX_ALWAYS] = "always"
+    };
+    const json_t *scheme = json_object_get(item, "prepend_scheme"), *old = json_object_get(item, "add_prefix_space");
+    bool old_value = true;
+    if (old && !json_is_null(old)) {
+        MF_TRY(mf_load_bool(l, item, "pre_tokenizer Metaspace", "add_prefix_space", &old_value));
+    }
+    *place = MF_PREFIX_ALWAYS;
+    if (scheme) {
+        if (!json_is_string(scheme)) {
+            return mf_load_mismatch(l, "pre_tokenizer Metaspace.prepend_scheme", "a string", scheme);
+        }
+        size_t i = 0, count = sizeof names / sizeof *names;
+        while (i < count && strcmp(names[i], json_string_value(scheme)) != 0) {
+            i++;
+        }
+        if (i == count) {
+            return mf_load_unsupported(l, "pre_tokenizer Metaspace.prepend_scheme", json_string_value(scheme));
+        }
+        *place = (mf_prefix_place)i;
+    }
+    /* Files older than the scheme have only the switch; tokenizers refuses one that contradicts the scheme. */
+    if (!old_value && !scheme) {
+        *place = MF_PREFIX_NEVER;
+    } else if (!old_value && *place != MF_PREFIX_NEVER) {
+        return mf_fail(l->err, MF_ERR_FORMAT,
+                       "%s: pre_tokenizer Metaspace.add_prefix_space: contradicts prepend_scheme", l->name);
+    }
+    return MF_OK;
+}
+
+/* Blanks become the replacement, one may be put before, and pieces begin with it. */
+static mf_status load_metaspace(const mf_tokenizer_loader *l, const json_t *item, mf_pretokenizer_step *step)
+{
+    const json_t *replacement = json_object_get(item, "replacement"), *split = json_object_get(item, "split");
+    bool does_split = true;
+    size_t at = 0;
+    if (!json_is_string(replacement) || json_string_length(replacement) == 0) {
+        return mf_load_mismatch(l, "pre_tokenizer Metaspace.replacement", "one character", replacement);
+    }
+    step->blank = mf_utf8_next(json_string_value(replacement), &at);
+    if (at != json_string_length(replacement) || step->blank == 0) {
+        return mf_load_mismatch(l, "pre_tokenizer Metaspace.replacement", "one character", replacement);
+    }
+    MF_TRY(load_prepend_scheme(l, item, &step->prefix));
+    if (split && !json_is_null(split)) {
+        MF_TRY(mf_load_bool(l, item, "pre_tokenizer Metaspace", "split", &does_split));
+    }
+    step->behavior = MF_SPLIT_MERGED_WITH_NEXT;
+    return does_split ? compile(l, replacement, true, &step->pattern) : MF_OK;
+}
+
 mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
 {
-    const json_t *items[MAX_COMPONENTS];
+    const json_t *items[MF_LOAD_MAX_COMPONENTS];
     size_t count;
     mf_pretokenizer *pre = &l->tok->pre;
     bool byte_level = false;
-    MF_TRY(flatten(l, "pre_tokenizer", "pretokenizers", items, &count));
+    MF_TRY(mf_load_flatten(l, "pre_tokenizer", "pretokenizers", items, &count));
     for (size_t i = 0; i < count; i++) {
         const char *type;
         MF_TRY(mf_load_type(l, items[i], "pre_tokenizer", &type));
@@ -196,6 +235,8 @@ mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
             MF_TRY(load_split(l, items[i], step));
         } else if (strcmp(type, "Digits") == 0) {
             MF_TRY(load_digits(l, items[i], step));
+        } else if (strcmp(type, "Metaspace") == 0) {
+            MF_TRY(load_metaspace(l, items[i], step));
         } else if (strcmp(type, "ByteLevel") == 0) {
             byte_level = true;
             MF_TRY(load_byte_level(l, items[i], step));
@@ -203,16 +244,11 @@ mf_status mf_load_pre_tokenizer(mf_tokenizer_loader *l)
             return mf_load_unsupported(l, "pre_tokenizer", type);
         }
     }
-    if (!byte_level) {
-        return mf_fail(l->err, MF_ERR_UNSUPPORTED,
-                       "%s: pre_tokenizer: expected one that ends with ByteLevel: only byte-level BPE is "
-                       "supported",
-                       l->name);
-    }
+    l->tok->by_chars = !byte_level;
     return MF_OK;
 }
 
-/* ---- post_processor and decoder -----------------------------------------------------------------------------------
+/* ---- post_processor -----------------------------------------------------------------------------------------------
  */
 
 static mf_status add_template_id(mf_tokenizer_loader *l, int64_t id)
@@ -260,11 +296,11 @@ static mf_status load_template_piece(mf_tokenizer_loader *l, const json_t *piece
 
 mf_status mf_load_post_processor(mf_tokenizer_loader *l)
 {
-    const json_t *items[MAX_COMPONENTS];
+    const json_t *items[MF_LOAD_MAX_COMPONENTS];
     size_t count;
     bool templated = false;
     size_t texts = 0;
-    MF_TRY(flatten(l, "post_processor", "processors", items, &count));
+    MF_TRY(mf_load_flatten(l, "post_processor", "processors", items, &count));
     for (size_t i = 0; i < count; i++) {
         const char *type;
         MF_TRY(mf_load_type(l, items[i], "post_processor", &type));
@@ -292,20 +328,4 @@ mf_status mf_load_post_processor(mf_tokenizer_loader *l)
     return texts == templated
                ? MF_OK
                : mf_load_unsupported(l, "post_processor", "TemplateProcessing without exactly one sequence A");
-}
-
-mf_status mf_load_decoder(mf_tokenizer_loader *l)
-{
-    const json_t *items[MAX_COMPONENTS];
-    size_t count;
-    MF_TRY(flatten(l, "decoder", "decoders", items, &count));
-    for (size_t i = 0; i < count; i++) {
-        const char *type;
-        MF_TRY(mf_load_type(l, items[i], "decoder", &type));
-        /* After ByteLevel there is one string, which Fuse leaves alone. */
-        if (strcmp(type, i == 0 ? "ByteLevel" : "Fuse") != 0) {
-            return mf_load_unsupported(l, "decoder", type);
-        }
-    }
-    return count > 0 ? MF_OK : mf_load_unsupported(l, "decoder", "null");
 }

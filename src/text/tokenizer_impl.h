@@ -1,9 +1,13 @@
-/* tokenizer_impl.h - what an open tokenizer holds; tokenizer_load.c fills it, tokenizer.c and stream.c use it. */
+/* tokenizer_impl.h - what an open tokenizer holds; tokenizer_load.c or tiktoken.c fills it, tokenizer.c and stream.c
+ * use it. */
 #ifndef MF_TEXT_TOKENIZER_IMPL_H
 #define MF_TEXT_TOKENIZER_IMPL_H
 
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/bpe_chars.h"
+#include "text/decoder.h"
+#include "text/normalizer.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer.h"
 #include "text/vocab.h"
@@ -15,8 +19,11 @@ struct mf_tokenizer {
     mf_bpe bpe;
     mf_added_tokens added;
     uint8_t *flags; /* [vocab.size], MF_TOKEN_* */
-    bool nfc;
+    mf_normalizer normalizer;
     mf_pretokenizer pre;
+    bool by_chars; /* a word begins as characters and not as bytes */
+    mf_bpe_chars chars;
+    mf_decoder decoder;
     int32_t template_ids[MF_TEMPLATE_MAX_PIECES]; /* what surrounds a text; MF_TEMPLATE_SEQUENCE, once, is the text */
     size_t template_size;                         /* 0: no template */
 };

@@ -1,21 +1,20 @@
-/* tokenizer_load.c - opening a tokenizer.json: the model and the added tokens.  The file is hostile until checked. */
+/* tokenizer_load.c - opening a tokenizer.json: its model, and the order of its parts.  The file is hostile until
+ * checked. */
 #include "text/tokenizer_load.h"
 
 #include <string.h>
 
 #include "base/file.h"
 #include "base/sys.h"
-#include "text/nfc.h"
 #include "text/tokenizer_json.h"
 #include "text/utf8.h"
 
-static mf_status out_of_memory(const mf_tokenizer_loader *l)
+mf_status mf_load_no_memory(const mf_tokenizer_loader *l)
 {
     return mf_fail(l->err, MF_ERR_NOMEM, "%s: out of memory", l->name);
 }
 
-/* Adds a token and says what is wrong with it when it cannot be. */
-static mf_status add_token(const mf_tokenizer_loader *l, const char *where, const char *text, size_t size, int64_t id)
+mf_status mf_load_add_token(const mf_tokenizer_loader *l, const char *where, const char *text, size_t size, int64_t id)
 {
     mf_status status = mf_vocab_add(&l->tok->vocab, text, size, id);
     int shown = (int)(size < 100 ? size : 100);
@@ -38,7 +37,7 @@ static mf_status add_token(const mf_tokenizer_loader *l, const char *where, cons
     case MF_ERR_LIMIT:
         return mf_fail(l->err, status, "%s: %s: tokens that crowd the hash table", l->name, where);
     default:
-        return out_of_memory(l);
+        return mf_load_no_memory(l);
     }
 }
 
@@ -59,7 +58,7 @@ static mf_status load_vocab(mf_tokenizer_loader *l, const char *json, mf_json_sp
         if (status != MF_OK || !more) {
             break;
         }
-        status = add_token(l, "model.vocab", mf_buffer_text(&cursor.text), cursor.text.size, id);
+        status = mf_load_add_token(l, "model.vocab", mf_buffer_text(&cursor.text), cursor.text.size, id);
         if (status != MF_OK) {
             break;
         }
@@ -120,7 +119,7 @@ static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_b
     }
     mf_buffer_clear(joined);
     if (mf_buffer_append(joined, left, left_size) != MF_OK || mf_buffer_append(joined, right, right_size) != MF_OK) {
-        return out_of_memory(l);
+        return mf_load_no_memory(l);
     }
     ids[0] = mf_vocab_find(&l->tok->vocab, left, left_size);
     ids[1] = mf_vocab_find(&l->tok->vocab, right, right_size);
@@ -132,6 +131,16 @@ static mf_status read_merge(mf_tokenizer_loader *l, mf_json_cursor *cursor, mf_b
                        (int)(right_size < 100 ? right_size : 100), right);
     }
     return MF_OK;
+}
+
+mf_status mf_load_set_merges(mf_tokenizer_loader *l, const char *where, const uint64_t *keys, const int32_t *ranks,
+                             size_t count)
+{
+    mf_status status = mf_bpe_set_merges(&l->tok->bpe, keys, ranks, count);
+    if (status == MF_ERR_LIMIT) {
+        return mf_fail(l->err, status, "%s: %s: merges that crowd the hash table", l->name, where);
+    }
+    return status == MF_OK ? MF_OK : mf_load_no_memory(l);
 }
 
 static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_span span)
@@ -170,7 +179,7 @@ static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_s
             int32_t *more_ids = mf_resize_array(bpe->rank_ids, capacity, sizeof *more_ids);
             bpe->rank_ids = more_ids ? more_ids : bpe->rank_ids;
             if (!more_keys || !more_ids) {
-                status = out_of_memory(l);
+                status = mf_load_no_memory(l);
                 break;
             }
         }
@@ -179,14 +188,9 @@ static mf_status load_merges(mf_tokenizer_loader *l, const char *json, mf_json_s
     }
     mf_json_cursor_close(&cursor);
     mf_buffer_close(&joined);
-    bpe->num_merges = count;
+    bpe->num_ranks = count;
     if (status == MF_OK) {
-        status = mf_bpe_set_merges(bpe, keys, count);
-        if (status == MF_ERR_LIMIT) {
-            status = mf_fail(l->err, status, "%s: model.merges: merges that crowd the hash table", l->name);
-        } else if (status != MF_OK) {
-            status = out_of_memory(l);
-        }
+        status = mf_load_set_merges(l, "model.merges", keys, NULL, count);
     }
     mf_free(keys);
     return status;
@@ -200,6 +204,26 @@ static mf_status check_affix(const mf_tokenizer_loader *l, const json_t *model, 
     const json_t *value = json_object_get(model, key);
     bool none = !value || json_is_null(value) || (json_is_string(value) && json_string_length(value) == 0);
     return none ? MF_OK : mf_load_unsupported(l, "model", key);
+}
+
+static mf_status prepare_chars(mf_tokenizer_loader *l, const json_t *model)
+{
+    mf_bpe_chars *chars = &l->tok->chars;
+    const json_t *unk = json_object_get(model, "unk_token");
+    chars->unk_id = -1;
+    MF_TRY(mf_load_bool(l, model, "model", "fuse_unk", &chars->fuse_unk));
+    if (unk && !json_is_null(unk)) {
+        if (!json_is_string(unk)) {
+            return mf_load_mismatch(l, "model.unk_token", "a string", unk);
+        }
+        chars->unk_id = mf_vocab_find(&l->tok->vocab, json_string_value(unk), json_string_length(unk));
+        if (chars->unk_id < 0) {
+            return mf_fail(l->err, MF_ERR_FORMAT, "%s: model.unk_token: \"%.100s\" is not in model.vocab", l->name,
+                           json_string_value(unk));
+        }
+    }
+    mf_bpe_chars_prepare(chars, &l->tok->bpe, &l->tok->vocab);
+    return MF_OK;
 }
 
 static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_span vocab, mf_json_span merges)
@@ -218,8 +242,8 @@ static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_sp
         return mf_load_unsupported(l, "model", type);
     }
     MF_TRY(mf_load_bool(l, model, "model", "byte_fallback", &byte_fallback));
-    if (byte_fallback) {
-        return mf_load_unsupported(l, "model", "byte_fallback");
+    if (byte_fallback && !l->tok->by_chars) {
+        return mf_load_unsupported(l, "model", "byte_fallback behind a pre_tokenizer ByteLevel");
     }
     MF_TRY(mf_load_bool(l, model, "model", "ignore_merges", &l->tok->bpe.whole_words));
     MF_TRY(check_affix(l, model, "continuing_subword_prefix"));
@@ -229,7 +253,12 @@ static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_sp
         return mf_load_unsupported(l, "model", "dropout");
     }
     MF_TRY(load_vocab(l, json, vocab));
+    l->tok->bpe.num_ids = (int32_t)l->tok->vocab.size;
     MF_TRY(load_merges(l, json, merges));
+    if (l->tok->by_chars) {
+        l->tok->chars.byte_fallback = byte_fallback;
+        return prepare_chars(l, model);
+    }
     find_byte_ids(l->tok, &complete);
     const json_t *unk = json_object_get(model, "unk_token");
     if (!complete && unk && !json_is_null(unk)) {
@@ -237,111 +266,6 @@ static mf_status load_model(mf_tokenizer_loader *l, const char *json, mf_json_sp
                        "%s: model.unk_token is not supported where model.vocab lacks a byte", l->name);
     }
     return MF_OK;
-}
-
-/* ---- added tokens -------------------------------------------------------------------------------------------------
- */
-
-static mf_status load_added_token(mf_tokenizer_loader *l, const json_t *item, size_t base_size, int64_t *highest)
-{
-    mf_added_tokens *added = &l->tok->added;
-    const json_t *content = json_object_get(item, "content"), *id = json_object_get(item, "id");
-    if (!json_is_object(item) || !json_is_string(content) || !json_is_integer(id)) {
-        return mf_load_mismatch(l, "added_tokens", "objects with a string \"content\" and an integer \"id\"", item);
-    }
-    const char *text = json_string_value(content);
-    size_t size = json_string_length(content);
-    if (size == 0 || size > MF_ADDED_MAX_BYTES) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: id %lld: expected a content of 1 to %d bytes; got %zu",
-                       l->name, (long long)json_integer_value(id), MF_ADDED_MAX_BYTES, size);
-    }
-    /* Tokenizers gives ids by this rule whatever the file says; a file that says otherwise means something else. */
-    int64_t known = mf_vocab_find(&l->tok->vocab, text, size);
-    int64_t expected = known >= 0 ? known : *highest >= (int64_t)base_size ? *highest + 1 : (int64_t)base_size;
-    if (known >= 0 && l->tok->flags[known]) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: \"%.100s\" occurs twice", l->name, text);
-    }
-    if (json_integer_value(id) != expected) {
-        return mf_fail(l->err, MF_ERR_FORMAT, "%s: added_tokens: \"%.100s\": expected id %lld; got %lld", l->name, text,
-                       (long long)expected, (long long)json_integer_value(id));
-    }
-    if (known < 0) {
-        MF_TRY(add_token(l, "added_tokens", text, size, expected));
-    }
-    *highest = expected > *highest ? expected : *highest;
-    mf_added_token *token = &added->tokens[added->size];
-    token->content = mf_strndup(text, size);
-    if (!token->content) {
-        return out_of_memory(l);
-    }
-    added->size++;
-    token->size = size;
-    token->id = (int32_t)expected;
-    MF_TRY(mf_load_bool(l, item, "added_tokens", "special", &token->special));
-    l->tok->flags[expected] = (uint8_t)(MF_TOKEN_ADDED | (token->special ? MF_TOKEN_SPECIAL : 0));
-    MF_TRY(mf_load_bool(l, item, "added_tokens", "normalized", &token->normalized));
-    MF_TRY(mf_load_bool(l, item, "added_tokens", "lstrip", &token->lstrip));
-    MF_TRY(mf_load_bool(l, item, "added_tokens", "rstrip", &token->rstrip));
-    return mf_load_bool(l, item, "added_tokens", "single_word", &token->single_word);
-}
-
-/* Special tokens come first: of two with one normal form they win. */
-static mf_status build_trie(mf_tokenizer *tok, bool normalized, mf_added_trie *trie)
-{
-    mf_added_tokens *added = &tok->added;
-    mf_buffer normal = { 0 };
-    size_t bytes = 0;
-    for (size_t i = 0; i < added->size; i++) {
-        bytes += added->tokens[i].normalized == normalized ? added->tokens[i].size : 0;
-    }
-    /* A normal form can be up to three times as long as what it comes from. */
-    mf_status status = mf_added_trie_open(trie, normalized && tok->nfc ? bytes * 3 : bytes);
-    for (int special = 1; special >= 0; special--) {
-        for (size_t i = 0; i < added->size && status == MF_OK; i++) {
-            const mf_added_token *token = &added->tokens[i];
-            if (token->normalized != normalized || token->special != (bool)special) {
-                continue;
-            }
-            mf_buffer_clear(&normal);
-            status = normalized && tok->nfc ? mf_nfc(token->content, token->size, &normal)
-                                            : mf_buffer_append(&normal, token->content, token->size);
-            if (status == MF_OK) {
-                status = mf_added_trie_add(trie, mf_buffer_text(&normal), normal.size, (int32_t)i);
-            }
-        }
-    }
-    mf_buffer_close(&normal);
-    return status;
-}
-
-static mf_status load_added_tokens(mf_tokenizer_loader *l)
-{
-    mf_tokenizer *tok = l->tok;
-    const json_t *list = json_object_get(l->root, "added_tokens");
-    size_t count = json_is_array(list) ? json_array_size(list) : 0, base_size = tok->vocab.size;
-    if (list && !json_is_array(list) && !json_is_null(list)) {
-        return mf_load_mismatch(l, "added_tokens", "a list", list);
-    }
-    tok->added.tokens = mf_alloc_array(count, sizeof *tok->added.tokens);
-    tok->flags = mf_alloc_array(base_size + count, sizeof *tok->flags);
-    if (!tok->added.tokens || !tok->flags) {
-        return out_of_memory(l);
-    }
-    int64_t highest = -1;
-    for (size_t i = 0; i < count; i++) {
-        MF_TRY(load_added_token(l, json_array_get(list, i), base_size, &highest));
-    }
-    mf_status status = build_trie(tok, false, &tok->added.raw);
-    if (status == MF_OK) {
-        status = build_trie(tok, true, &tok->added.normalized);
-    }
-    if (status == MF_OK) {
-        status = mf_vocab_make_bytes(&tok->vocab);
-    }
-    if (status == MF_ERR_LIMIT) {
-        return mf_fail(l->err, status, "%s: added_tokens: tokens that crowd the hash table", l->name);
-    }
-    return status == MF_OK ? MF_OK : out_of_memory(l);
 }
 
 /* ---- the interface ------------------------------------------------------------------------------------------------
@@ -354,7 +278,7 @@ static mf_status load(mf_tokenizer_loader *l, const char *json, mf_json_span voc
     MF_TRY(mf_load_pre_tokenizer(l));
     MF_TRY(mf_load_decoder(l));
     MF_TRY(load_model(l, json, vocab, merges));
-    MF_TRY(load_added_tokens(l));
+    MF_TRY(mf_load_added_tokens(l));
     return mf_load_post_processor(l);
 }
 
@@ -370,7 +294,7 @@ mf_status mf_tokenizer_parse(const char *json, size_t size, const char *name, mf
     MF_TRY(mf_tokenizer_json_parse(json, size, name, &root, &vocab, &merges, err));
     mf_tokenizer *tok = mf_alloc_zero(sizeof *tok);
     mf_tokenizer_loader loader = { .tok = tok, .root = root, .name = name, .err = err };
-    mf_status status = tok ? load(&loader, json, vocab, merges) : out_of_memory(&loader);
+    mf_status status = tok ? load(&loader, json, vocab, merges) : mf_load_no_memory(&loader);
     json_decref(root);
     if (status != MF_OK) {
         mf_tokenizer_close(&tok);
@@ -399,7 +323,9 @@ void mf_tokenizer_close(mf_tokenizer **tok)
     mf_vocab_close(&t->vocab);
     mf_bpe_close(&t->bpe);
     mf_added_tokens_close(&t->added);
+    mf_normalizer_close(&t->normalizer);
     mf_pretokenizer_close(&t->pre);
+    mf_decoder_close(&t->decoder);
     mf_free(t->flags);
     mf_free(t);
     *tok = NULL;

@@ -136,33 +136,6 @@ mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t i
     return place(vocab, (mf_vocab_slot){ hash, (int32_t)id });
 }
 
-mf_status mf_vocab_make_bytes(mf_vocab *vocab)
-{
-    /* No token has more bytes than its text. */
-    MF_TRY(mf_buffer_reserve(&vocab->bytes, vocab->text.size));
-    for (size_t id = 0; id < vocab->size; id++) {
-        size_t size;
-        const char *text = mf_vocab_text(vocab, (int32_t)id, &size);
-        size_t begin = vocab->bytes.size;
-        bool all_bytes = true;
-        for (size_t at = 0; at < size && all_bytes;) {
-            int32_t byte = mf_byte_from_char(mf_utf8_next(text, &at));
-            all_bytes = byte >= 0;
-            if (all_bytes) {
-                vocab->bytes.data[vocab->bytes.size++] = (char)byte;
-            }
-        }
-        /* A token with any other character stands for its own text. */
-        if (!all_bytes) {
-            memcpy(vocab->bytes.data + begin, text, size);
-            vocab->bytes.size = begin + size;
-        }
-        vocab->entries[id].bytes_at = (uint32_t)begin;
-        vocab->entries[id].bytes_size = (uint32_t)(vocab->bytes.size - begin);
-    }
-    return MF_OK;
-}
-
 void mf_vocab_close(mf_vocab *vocab)
 {
     mf_free(vocab->entries);

@@ -1,4 +1,6 @@
-/* vocab.h - the tokens: id <-> string in the alphabet of byte-level BPE, and the bytes that each stands for. */
+/* vocab.h - the tokens: id <-> string, and the bytes that each stands for (decoder.h fills them in).
+ *
+ * Strings are written in the alphabet of byte-level BPE or as plain text, as the tokenizer's file has them. */
 #ifndef MF_TEXT_VOCAB_H
 #define MF_TEXT_VOCAB_H
 
@@ -22,7 +24,7 @@ typedef struct mf_vocab {
     size_t num_tokens;
     size_t capacity;
     mf_buffer text; /* each token is followed by a NUL */
-    mf_buffer bytes;
+    mf_buffer bytes;      /* after the last add: see mf_decoder_make_bytes */
     mf_vocab_slot *slots; /* hash table over the texts */
     size_t num_slots;
 } mf_vocab;
@@ -35,7 +37,6 @@ int32_t mf_byte_from_char(uint32_t c);
  * already; MF_ERR_LIMIT: a crowded hash table. */
 mf_status mf_vocab_add(mf_vocab *vocab, const char *text, size_t size, int64_t id);
 int32_t mf_vocab_find(const mf_vocab *vocab, const char *text, size_t size); /* -1 when absent */
-mf_status mf_vocab_make_bytes(mf_vocab *vocab);                              /* after the last add */
 void mf_vocab_close(mf_vocab *vocab);
 
 static inline const char *mf_vocab_text(const mf_vocab *vocab, int32_t id, size_t *size)

@@ -25,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     mf_pretokens out = { 0 };
-    if (mf_pretokenizer_run(&pre, text, text_size, &out) == MF_OK) {
+    if (mf_pretokenizer_run(&pre, text, text_size, true, &out) == MF_OK) {
         uint32_t at = 0;
         for (size_t i = 0; i < out.pieces.size; i++) {
             mf_piece piece = out.pieces.data[i];

@@ -48,7 +48,7 @@ static void check_split_with(mf_pretokenizer_step step, const char *text, const 
 {
     mf_pretokenizer pre = { .num_steps = 1, .steps[0] = step };
     mf_pretokens out = { 0 };
-    CHECK_EQ(mf_pretokenizer_run(&pre, text, strlen(text), &out), MF_OK);
+    CHECK_EQ(mf_pretokenizer_run(&pre, text, strlen(text), true, &out), MF_OK);
     char got[1024];
     size_t n = 0;
     for (size_t i = 0; i < out.pieces.size; i++) {
@@ -225,7 +225,7 @@ static uint64_t steps_for(const char *pattern, const char *unit, const char *tai
     }
     memcpy(text + used, tail, strlen(tail));
     used += strlen(tail);
-    CHECK_EQ(mf_pretokenizer_run(&pre, text, used, &out), MF_OK);
+    CHECK_EQ(mf_pretokenizer_run(&pre, text, used, true, &out), MF_OK);
     CHECK(out.steps <= mf_pattern_size(pre.steps[0].pattern) * (used + 1) * 4);
     uint64_t steps = out.steps;
     free(text);
@@ -275,7 +275,7 @@ TEST(pieces_end_where_the_text_ends_for_the_pattern)
     mf_pretokenizer pre = { .num_steps = 2,
                             .steps = { { .pattern = compiled("1") }, { .pattern = compiled("\\s+(?!\\S)|a\\z") } } };
     mf_pretokens out = { 0 };
-    CHECK_EQ(mf_pretokenizer_run(&pre, "ba  1ba1", 8, &out), MF_OK);
+    CHECK_EQ(mf_pretokenizer_run(&pre, "ba  1ba1", 8, true, &out), MF_OK);
     /* "ba  " -> "ba", "  "; "1"; "ba" -> "b", "a"; "1" */
     static const uint32_t ends[] = { 2, 4, 5, 6, 7, 8 };
     CHECK_EQ(out.pieces.size, 6);

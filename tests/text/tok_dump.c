@@ -1,6 +1,6 @@
 /* tok_dump.c - the tokenizer behind a pipe, for tokenizer_oracle.py.
  *
- *     tok_dump [TOKENIZER.JSON]
+ *     tok_dump [TOKENIZER.JSON | FOLDER]
  *
  * A request is 4 bytes (operation and three arguments), a 32-bit size and that many bytes; an answer a 32-bit status, a
  * 32-bit size and that many bytes (a message when the status is not 0).  Numbers are little-endian. E flags encode:
@@ -11,10 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "text/nfc.h"
 #include "text/pretokenizer.h"
 #include "text/stream.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer_dir.h"
 
 static void fail(const char *message)
 {
@@ -41,7 +42,7 @@ static mf_status split(const uint8_t *arg, const char *data, size_t size, mf_pre
     mf_status status = arg[2] ? mf_pattern_compile_literal(pattern, n, &pre.steps[0].pattern, err)
                               : mf_pattern_compile(pattern, n, &pre.steps[0].pattern, err);
     if (status == MF_OK) {
-        status = mf_pretokenizer_run(&pre, text, size - sizeof n - n, out);
+        status = mf_pretokenizer_run(&pre, text, size - sizeof n - n, true, out);
         mf_pretokenizer_close(&pre);
         if (status != MF_OK) {
             mf_fail(err, status, "%s", mf_status_name(status));
@@ -70,7 +71,8 @@ int main(int argc, char **argv)
 {
     mf_error err = { 0 };
     mf_tokenizer *tok = NULL;
-    if (argc > 1 && mf_tokenizer_open(argv[1], &tok, &err) != MF_OK) {
+    if (argc > 1 && (mf_path_is_dir(argv[1]) ? mf_tokenizer_open_dir(argv[1], &tok, &err)
+                                             : mf_tokenizer_open(argv[1], &tok, &err)) != MF_OK) {
         fail(err.message);
     }
     mf_ids ids = { 0 };

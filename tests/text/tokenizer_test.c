@@ -281,8 +281,8 @@ TEST(what_is_not_supported_is_refused_by_name)
     UNSUPPORTED(.normalizer = "{\"type\":\"NFKC\"}", "normalizer \"NFKC\" is not supported");
     UNSUPPORTED(.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}",
                 "normalizer \"Lowercase\"");
-    UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Metaspace\"}", "pre_tokenizer \"Metaspace\"");
-    UNSUPPORTED(.pre_tokenizer = "null", "pre_tokenizer: expected one that ends with ByteLevel");
+    UNSUPPORTED(.pre_tokenizer = "{\"type\":\"Whitespace\"}", "pre_tokenizer \"Whitespace\"");
+    UNSUPPORTED(.pre_tokenizer = "null", "decoder \"ByteLevel without a pre_tokenizer ByteLevel\"");
     UNSUPPORTED(.pre_tokenizer =
                     "{\"type\":\"Sequence\",\"pretokenizers\":[" TINY_BYTE_LEVEL ",{\"type\":\"Digits\"}]}",
                 "pre_tokenizer \"Digits\" after ByteLevel");
@@ -296,7 +296,7 @@ TEST(what_is_not_supported_is_refused_by_name)
                 "without exactly one sequence A");
     UNSUPPORTED(.decoder = "{\"type\":\"WordPiece\"}", "decoder \"WordPiece\"");
     UNSUPPORTED(.decoder = "null", "decoder \"null\"");
-    UNSUPPORTED(.model = "\"byte_fallback\":true,", "model \"byte_fallback\"");
+    UNSUPPORTED(.model = "\"byte_fallback\":true,", "model \"byte_fallback behind a pre_tokenizer ByteLevel\"");
     UNSUPPORTED(.model = "\"dropout\":0.1,", "model \"dropout\"");
     UNSUPPORTED(.model = "\"continuing_subword_prefix\":\"##\",", "model \"continuing_subword_prefix\"");
     UNSUPPORTED(.model = "\"end_of_word_suffix\":\"</w>\",", "model \"end_of_word_suffix\"");
