@@ -301,7 +301,7 @@ TEST(a_folder_without_a_tokenizer_json_opens_by_its_class)
                "{\"tokenizer_class\":\"TikTokenTokenizer\",\"bos_token\":\"[BOS]\",\"chat_template\":\"{{ bos_token }}"
                "{% for m in messages %}{{ m.content }}{% endfor %}\","
                "\"added_tokens_decoder\":{\"256\":{\"content\":\"[BOS]\",\"special\":true}}}");
-    CHECK_OK(mf_prompt_open(dir, NULL, 100, &prompt, &err), err);
+    CHECK_OK(mf_prompt_open(dir, NULL, NULL, 100, &prompt, &err), err);
     CHECK_STR(prompt.tokenizer_class, "TikTokenTokenizer");
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "a[BOS]");
     mf_ids ids = { 0 };
