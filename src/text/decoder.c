@@ -90,6 +90,7 @@ static mf_status set_bytes(const mf_decoder *decoder, mf_vocab *vocab, int32_t i
 mf_status mf_decoder_make_bytes(const mf_decoder *decoder, mf_vocab *vocab, int32_t *id)
 {
     mf_buffer work[2] = { { 0 }, { 0 } };
+    vocab->bytes.limit = MF_DECODER_MAX_GROWTH * vocab->text.size + MF_VOCAB_MAX_TOKEN_BYTES;
     mf_status status = mf_buffer_reserve(&vocab->bytes, vocab->text.size);
     for (*id = 0; (size_t)*id < vocab->size && status == MF_OK; *id += status == MF_OK) {
         size_t size;

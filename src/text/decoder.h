@@ -7,7 +7,7 @@
 #include "text/normalizer.h"
 #include "text/vocab.h"
 
-enum { MF_DECODER_MAX_REPLACEMENTS = 8 };
+enum { MF_DECODER_MAX_REPLACEMENTS = 8, MF_DECODER_MAX_GROWTH = 4 };
 
 typedef struct mf_decoder {
     bool byte_level;    /* each character of a token stands for a byte */
@@ -20,7 +20,8 @@ typedef struct mf_decoder {
     size_t strip_size, strip_count;
 } mf_decoder;
 
-/* Fills in the bytes of all tokens.  MF_ERR_INVALID: those of *id are more than MF_VOCAB_MAX_TOKEN_BYTES. */
+/* Fills in the bytes of all tokens.  MF_ERR_INVALID: those of *id are more than MF_VOCAB_MAX_TOKEN_BYTES; MF_ERR_LIMIT:
+ * all together are more than MF_DECODER_MAX_GROWTH times what the vocabulary's texts have. */
 mf_status mf_decoder_make_bytes(const mf_decoder *decoder, mf_vocab *vocab, int32_t *id);
 
 /* The same for one token whose text is another one. */

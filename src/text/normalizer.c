@@ -53,7 +53,10 @@ static bool changes(const mf_normalizer_step *step, const char *text, size_t siz
 mf_status mf_normalizer_run(const mf_normalizer *normalizer, const char *text, size_t size, mf_normalizer_work *work,
                             const char **out, size_t *out_size)
 {
-    size_t next = 0;
+    size_t next = 0, limit = MF_NORMALIZER_MAX_BYTES;
+    if (size < limit / MF_NORMALIZER_MAX_GROWTH - MF_NORMALIZER_MAX_TEXT) {
+        limit = size * MF_NORMALIZER_MAX_GROWTH + MF_NORMALIZER_MAX_TEXT;
+    }
     for (size_t i = 0; i < normalizer->num_steps; i++) {
         const mf_normalizer_step *step = &normalizer->steps[i];
         if (!changes(step, text, size)) {
@@ -62,7 +65,7 @@ mf_status mf_normalizer_run(const mf_normalizer *normalizer, const char *text, s
         mf_buffer *to = &work->buffers[next];
         next = 1 - next;
         mf_buffer_clear(to);
-        to->limit = MF_NORMALIZER_MAX_BYTES;
+        to->limit = limit;
         if (step->kind == MF_NORMALIZER_NFC) {
             MF_TRY(mf_nfc(text, size, to));
         } else if (step->kind == MF_NORMALIZER_PREPEND) {

@@ -25,8 +25,9 @@ typedef struct mf_normalizer_step {
 
 enum {
     MF_NORMALIZER_MAX_STEPS = 16,
-    MF_NORMALIZER_MAX_TEXT = 64,            /* bytes of a pattern or content */
-    MF_NORMALIZER_MAX_BYTES = (1 << 29) - 1 /* of a normalised text: what the pre-tokenizer takes */
+    MF_NORMALIZER_MAX_TEXT = 64,             /* bytes of a pattern or content */
+    MF_NORMALIZER_MAX_GROWTH = 16,           /* a normalised text is at most so many times as long, and MAX_TEXT more */
+    MF_NORMALIZER_MAX_BYTES = (1 << 29) - 1, /* nor longer than this, which is what the pre-tokenizer takes */
 };
 
 typedef struct mf_normalizer {

@@ -77,6 +77,10 @@ mf_status mf_load_finish_added(mf_tokenizer_loader *l)
     mf_tokenizer *tok = l->tok;
     int32_t id = 0;
     mf_status status = normalize(tok);
+    if (status == MF_ERR_LIMIT) {
+        return mf_fail(l->err, status, "%s: normalizer: expected an added token's text to grow %d times at most",
+                       l->name, MF_NORMALIZER_MAX_GROWTH);
+    }
     if (status == MF_OK) {
         status = build_trie(tok, false, false, &tok->added.raw);
     }
@@ -98,9 +102,13 @@ mf_status mf_load_finish_added(mf_tokenizer_loader *l)
         status = token->normal ? mf_decoder_set_bytes(&tok->decoder, &tok->vocab, id, token->normal, token->normal_size)
                                : MF_OK;
     }
-    if (status == MF_ERR_INVALID || status == MF_ERR_LIMIT) {
+    if (status == MF_ERR_INVALID) {
         return mf_fail(l->err, status, "%s: decoder: the text of token %d: expected at most %d bytes", l->name, id,
                        MF_VOCAB_MAX_TOKEN_BYTES);
+    }
+    if (status == MF_ERR_LIMIT) {
+        return mf_fail(l->err, status, "%s: decoder: expected tokens' texts of at most %d times the vocabulary's",
+                       l->name, MF_DECODER_MAX_GROWTH);
     }
     return status == MF_OK ? MF_OK : mf_load_no_memory(l);
 }

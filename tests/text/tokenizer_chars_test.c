@@ -314,7 +314,7 @@ TEST(what_is_not_supported_is_refused_by_name)
 
 TEST(a_text_that_grows_without_end_is_refused)
 {
-    /* Eight times 64: a kilobyte would become 2^58 bytes. */
+    /* Eight times 64 times as long. */
     mf_buffer normalizer = { 0 };
     mf_buffer_append_text(&normalizer, "{\"type\":\"Sequence\",\"normalizers\":[");
     for (int i = 0; i < 8; i++) {
@@ -333,6 +333,22 @@ TEST(a_text_that_grows_without_end_is_refused)
     CHECK_EQ(ids.size, 0);
     mf_ids_close(&ids);
     mf_tokenizer_close(&tok);
+    /* So are tokens: the added ones through the normalizer, all of them through the decoder. */
+    static const char replace[] = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"<\"},\"content\":"
+                                  "\"0123456789012345678901234567890123456789\"}";
+    mf_buffer decoder = { 0 }, json = { 0 };
+    mf_buffer_printf(&decoder, "{\"type\":\"Sequence\",\"decoders\":[%s,{\"type\":\"Fuse\"}]}", replace);
+    make_json(&(parts){ .decoder = mf_buffer_text(&decoder) }, &json);
+    CHECK_EQ(mf_tokenizer_parse(json.data, json.size, "chars.json", &tok, &err), MF_ERR_LIMIT);
+    CHECK_HAS(err.message, "chars.json: decoder: expected tokens' texts of at most 4 times");
+    mf_buffer_clear(&json);
+    make_json(&(parts){ .normalizer = mf_buffer_text(&normalizer),
+                        .more_added = ",{\"id\":268,\"content\":\"aa\",\"normalized\":true}" },
+              &json);
+    CHECK_EQ(mf_tokenizer_parse(json.data, json.size, "chars.json", &tok, &err), MF_ERR_LIMIT);
+    CHECK_HAS(err.message, "chars.json: normalizer: expected an added token's text");
+    mf_buffer_close(&json);
+    mf_buffer_close(&decoder);
     mf_buffer_close(&normalizer);
 }
 
