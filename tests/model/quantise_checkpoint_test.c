@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "checkpoint_writer.h"
 #include "kernels/format.h"
 #include "model/quantise_checkpoint.h"
@@ -171,6 +172,47 @@ TEST(groups_of_64_and_128_are_written_and_read)
         load(out, MF_QUANTIZATION_NONE, &l);
         CHECK_EQ(l.weights->layers[1].experts[0].gate.format, MF_FORMAT_INT4_GROUP);
         close_loaded(&l);
+        cw_remove_dir(out);
+        cw_free(w);
+    }
+}
+
+/* A fused projection is quantised whole; the small projection of linear layers is not; tensors named mtp are copied, and the
+ * config names them among what is not quantised. */
+TEST(fused_projections_linear_layers_and_draft_layers_are_written_as_they_load)
+{
+    static const char *const names[] = { "qwen3_next", "bailing" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char in[512], out[330];
+        cw *w = cw_new(CW_QWEN3); /* for its directory's name */
+        output_of(w, out, sizeof out);
+        snprintf(in, sizeof in, "%s/tests/model/goldens/%s", MF_SOURCE_DIR, names[i]);
+        mf_error err = { 0 };
+        mf_quantise_report report;
+        const mf_quantise_options options = { .format = MF_FORMAT_INT8_CHANNEL, .num_threads = 1 };
+        CHECK_OK(mf_checkpoint_quantise(in, out, &options, &report, &err), err);
+        mf_quantise_report_close(&report);
+        loaded written, direct;
+        load(out, MF_QUANTIZATION_NONE, &written);
+        load(in, MF_QUANTIZATION_INT8, &direct);
+        CHECK(written.weights->stats.num_skipped_tensors > 0);
+        CHECK_EQ(written.weights->stats.num_skipped_tensors, direct.weights->stats.num_skipped_tensors);
+        collection a = { .count = 0 }, b = { .count = 0 };
+        mf_tensor_map_walk(written.config, written.weights, collect, &a);
+        mf_tensor_map_walk(direct.config, direct.weights, collect, &b);
+        CHECK_EQ(a.count, b.count);
+        for (int k = 0; k < a.count; k++) {
+            CHECK_EQ(a.matrices[k]->format, a.roles[k] == MF_ROLE_LINEAR_BA ? MF_FORMAT_BF16 : MF_FORMAT_INT8_CHANNEL);
+            check_same_bits(a.matrices[k], b.matrices[k]);
+        }
+        close_loaded(&written);
+        close_loaded(&direct);
+        char path[360];
+        snprintf(path, sizeof path, "%s/config.json", out);
+        mf_file config;
+        CHECK_OK(mf_file_open(path, false, 1 << 20, &config, &err), err);
+        CHECK_EQ(memmem(config.data, config.size, "re:mtp", 6) != NULL, i == 0);
+        mf_file_close(&config);
         cw_remove_dir(out);
         cw_free(w);
     }
