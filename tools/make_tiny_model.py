@@ -391,12 +391,12 @@ GPT_OSS = dict(PLAIN, architectures=["GptOssForCausalLM"], model_type="gpt_oss",
                                  original_max_position_embeddings=64))
 CASES.update({
     # windows in every other layer, sinks, biases everywhere, a clamp that cuts, experts by columns
-    "gpt_oss": ("bf16", 50, dict(generated=64),
+    "gpt_oss": ("bf16", 50, dict(generated=64, bf16=True),
                 dict(GPT_OSS, vocab_size=64, hidden_size=48, intermediate_size=24, num_hidden_layers=3, num_local_experts=8,
                      num_experts_per_tok=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16, sliding_window=11,
                      swiglu_limit=1.25, layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
     # experts in MXFP4 as released: a multiple of 32 wide
-    "gpt_oss_mxfp4": ("bf16", 51, dict(generated=64, quantise=[(r"experts\.(gate_up|down)_proj$", "mxfp4_stack")]),
+    "gpt_oss_mxfp4": ("bf16", 51, dict(generated=64, bf16=True, quantise=[(r"experts\.(gate_up|down)_proj$", "mxfp4_stack")]),
                       dict(GPT_OSS, vocab_size=48, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_local_experts=6,
                            num_experts_per_tok=2, num_attention_heads=8, num_key_value_heads=2, head_dim=8, sliding_window=17,
                            quantization_config=GPT_OSS_MXFP4)),
@@ -743,19 +743,25 @@ def watch_routers(model, config):
 @torch.no_grad()
 def run_rounded(model, config, ids):
     """The logits of a text when the input of every linear layer but the routers is rounded to bf16."""
-    routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith(("mlp.gate", "shared_expert_gate"))}
+    routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router", "shared_expert_gate"))}
     plain = torch.nn.functional.linear
 
     def rounding_linear(x, weight, bias=None):
         return plain(x if weight.data_ptr() in routers else x.bfloat16().float(), weight, bias)
 
+    def rounding_matmul(x, weight):  # gpt-oss's experts
+        return plain_matmul(x.bfloat16().float(), weight)
+
+    plain_matmul = torch.Tensor.__matmul__
     model.set_experts_implementation("eager")  # one linear call per expert
     gaps, hooks = watch_routers(model, config)
     torch.nn.functional.linear = rounding_linear
+    torch.Tensor.__matmul__ = rounding_matmul
     try:
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     finally:
         torch.nn.functional.linear = plain
+        torch.Tensor.__matmul__ = plain_matmul
     for hook in hooks:
         hook.remove()
     return logits, min(gaps, default=float("inf"))

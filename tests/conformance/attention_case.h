@@ -42,8 +42,8 @@ const attention_shape *attention_shape_at(int i);
 bool attention_is_sampled(int i);
 
 /* Whether a costly claim about bits runs shape i on device d: not where the rung's attention is that of the one below,
- * and each rung with one thread for half of the shapes and with three for the others.  "ref", which goes through
- * batches token by token, only where rows it may not see are at stake. */
+ * and each rung with one thread for half of the shapes and with three for the others, C with every other shape only.
+ * "ref", which goes through batches token by token, only where rows it may not see are at stake. */
 bool attention_meets(const conf_device *devices, int i, int d, bool with_ref);
 
 void attention_make(attention_case *a, const attention_shape *s, uint64_t seed);
