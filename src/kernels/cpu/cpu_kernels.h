@@ -81,7 +81,9 @@ typedef struct mf_cpu_tile {
     const float *x_scale; /* [num_tokens], of codes */
     float *out;
     int64_t out_stride;
-    const void *next; /* rows as many and as long as a tile's, which this thread may read after them; NULL: unknown */
+    const mf_matrix *next; /* rows from next_row on, as many and as long as the tile's, are what this thread may read after
+                              them; NULL: unknown */
+    int64_t next_row;
 } mf_cpu_tile;
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);

@@ -414,15 +414,24 @@ static void multiply(mf_cpu_tile_fn fn, const mf_matrix *w, const float *bias, m
     }
 }
 
-/* The rows of `up` that the thread of these rows takes next when all threads are equally fast; NULL where they end. */
-static const void *rows_after(const pass *p, int64_t a, int64_t first_row)
+/* The tile is followed by rows of w from `row` on, or nobody knows by what. */
+static void set_next(mf_cpu_tile *tile, const mf_matrix *w, int64_t row)
+{
+    tile->next = w && row < w->n ? w : NULL;
+    tile->next_row = row;
+}
+
+/* By the rows of `up` that the thread of these rows takes next when all threads are equally fast. */
+static void set_next_up(const pass *p, int64_t a, int64_t first_row, mf_cpu_tile *tile)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const int64_t row = first_row + p->num_threads * UP_ROWS;
     if (row < slot->up.n) {
-        return mf_matrix_row(&slot->up, row);
+        set_next(tile, &slot->up, row);
+    } else {
+        const bool is_last = a + 1 == p->num_active;
+        set_next(tile, is_last ? NULL : &p->experts->slots[p->active[a + 1]].up, 0);
     }
-    return a + 1 < p->num_active ? mf_matrix_row(&p->experts->slots[p->active[a + 1]].up, 0) : NULL;
 }
 
 static void run_up(void *context, int64_t task, int32_t thread)
@@ -453,11 +462,14 @@ static void run_up(void *context, int64_t task, int32_t thread)
                              .out = up,
                              .out_stride = UP_ROWS };
         const bool is_last = i + n == end;
-        tile.next = is_last && slot->gate.data ? mf_matrix_row(&slot->gate, first_row) : NULL;
+        set_next(&tile, is_last && slot->gate.data ? &slot->gate : NULL, first_row);
         multiply(in.fn, &slot->up, slot->up_bias, &tile);
         if (slot->gate.data) {
             tile.out = gate;
-            tile.next = is_last ? rows_after(p, a, first_row) : NULL;
+            set_next(&tile, NULL, 0);
+            if (is_last) {
+                set_next_up(p, a, first_row, &tile);
+            }
             multiply(in.fn, &slot->gate, slot->gate_bias, &tile);
         }
         for (int64_t j = 0; j < n; j++) {
@@ -499,8 +511,8 @@ static void run_requant(void *context, int64_t task, int32_t thread)
 /* Rows [first_row, first_row + num_rows) of w2 of active slot a times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
 
-static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows, const void *next,
-                          store_fn store)
+static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
+                          const mf_matrix *next, int64_t next_row, store_fn store)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const mf_cpu_source source = source2(p, slot);
@@ -517,8 +529,8 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
                              .x = h,
                              .x_scale = p->h_scales + i,
                              .out = out,
-                             .out_stride = DOWN_ROWS,
-                             .next = i + n == end ? next : NULL };
+                             .out_stride = DOWN_ROWS };
+        set_next(&tile, i + n == end ? next : NULL, next_row);
         multiply(source.fn, &slot->down, slot->down_bias, &tile);
         for (int64_t j = 0; j < n; j++) {
             store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * DOWN_ROWS);
@@ -540,8 +552,7 @@ static void run_down(void *context, int64_t task, int32_t thread)
     const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
     const int64_t rows = p->experts->hidden_size - first_row;
     const mf_matrix *w = &p->experts->slots[p->active[a]].down;
-    const int64_t next = first_row + p->num_threads * DOWN_ROWS;
-    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, next < w->n ? mf_matrix_row(w, next) : NULL,
+    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, w, first_row + p->num_threads * DOWN_ROWS,
                   store_y);
 }
 
@@ -562,8 +573,8 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
         const bool is_last = a + 1 == p->num_active;
-        const void *next = is_last ? NULL : mf_matrix_row(&p->experts->slots[p->active[a + 1]].down, first);
-        multiply_down(p, thread, a, first, rows, next, store_block);
+        const mf_matrix *next = is_last ? NULL : &p->experts->slots[p->active[a + 1]].down;
+        multiply_down(p, thread, a, first, rows, next, first, store_block);
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */
