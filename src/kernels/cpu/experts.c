@@ -17,7 +17,7 @@
 enum {
     PASS_TOKENS = 1024, /* these three bound the workspace; no result depends on them */
     PASS_PAIRS = 16384,
-    PASS_INPUT_BYTES = 64 << 20,
+    PASS_INPUT_BYTES = 96 << 20, /* 1,024 tokens of nine columns of 4,096 bf16 */
     UP_ROWS = 64, /* = MF_CPU_COLUMNS: a task's columns of h are packed on their own */
     DOWN_ROWS = 64,
     MOST_TOKENS = MF_CPU_MOST_TILE_TOKENS,
@@ -653,7 +653,9 @@ static mf_status run(mf_device *device, const mf_experts_call *call, const mf_su
                .num_columns = call->num_columns };
     const int32_t num_threads = mf_pool_num_threads(device->pool);
     find_sources(&p, call->args->input_scale.data != NULL);
-    const int64_t step = pass_tokens(&p, call->num_tokens, call->num_columns);
+    const int64_t most = pass_tokens(&p, call->num_tokens, call->num_columns);
+    /* as equal as possible: each pass reads the weights anew */
+    const int64_t step = most > 0 ? ceil_div(call->num_tokens, ceil_div(call->num_tokens, most)) : 0;
     lay_out(&p, step, call->num_columns, num_threads, sum ? &sum->args->x.dtype : NULL, call->workspace);
     p.num_threads = num_threads;
     p.down_rows = choose_down_rows(call->experts->hidden_size, num_threads);
