@@ -331,6 +331,13 @@ static void prepare_pair(void *context, int64_t task, int32_t thread)
     }
 }
 
+/* Whether a panel of `count` rows of bf16 that follow one another can be turned at once. */
+static bool can_turn(const pass *p, const mf_cpu_source *to, int64_t count)
+{
+    return p->kernels->turn_panel && to->form == MF_CPU_FORM_BF16_PANEL && to->quant == MF_QUANT_NONE &&
+           p->experts->act_dtype == MF_BF16 && count >= MF_CPU_PANEL;
+}
+
 /* One panel of a slot's pairs. */
 static void prepare_panel(void *context, int64_t task, int32_t thread)
 {
@@ -346,6 +353,15 @@ static void prepare_panel(void *context, int64_t task, int32_t thread)
     const int64_t count = p->offsets[p->active[a] + 1] - first;
     uint8_t *rows = step->x->rows + first * step->x->row_bytes;
     const int64_t begin = (task - p->first_task[a]) * MF_CPU_PANEL;
+    if (can_turn(p, &source, count - begin) && !p->args->input_scale.data) {
+        const uint16_t *x[MF_CPU_PANEL];
+        for (int64_t i = 0; i < MF_CPU_PANEL; i++) {
+            const int32_t pair = p->pairs[first + begin + i];
+            x[i] = (const uint16_t *)(const void *)element(&p->args->x, p->first_token + pair / p->num_columns, 0);
+        }
+        p->kernels->turn_panel(x, p->experts->hidden_size, rows + begin * step->x->row_bytes);
+        return;
+    }
     for (int64_t i = begin; i < begin + MF_CPU_PANEL && i < count; i++) {
         const int32_t pair = p->pairs[first + i];
         prepare_row(p, step->x, thread, pair / p->num_columns, pair % p->num_columns, slot->input_scale13, rows, i, count,
@@ -434,6 +450,16 @@ static void set_next_up(const pass *p, int64_t a, int64_t first_row, mf_cpu_tile
     }
 }
 
+/* Columns [first, first + n) of h of a panel's tokens. */
+static void turn_stored(const pass *p, uint16_t stored[MF_CPU_PANEL][UP_ROWS], int64_t n, int64_t first, uint8_t *panel)
+{
+    const uint16_t *rows[MF_CPU_PANEL];
+    for (int i = 0; i < MF_CPU_PANEL; i++) {
+        rows[i] = stored[i];
+    }
+    p->kernels->turn_panel(rows, n, panel + first * MF_CPU_PANEL * (int64_t)sizeof(uint16_t));
+}
+
 static void run_up(void *context, int64_t task, int32_t thread)
 {
     (void)thread;
@@ -472,11 +498,19 @@ static void run_up(void *context, int64_t task, int32_t thread)
             }
             multiply(in.fn, &slot->gate, slot->gate_bias, &tile);
         }
+        uint16_t stored[MF_CPU_PANEL][UP_ROWS]; /* of the panel at hand */
         for (int64_t j = 0; j < n; j++) {
             float *u = up + j * UP_ROWS;
             p->kernels->activate(slot, p->experts->act_dtype, slot->gate.data ? gate + j * UP_ROWS : u, u, num_rows, u);
             if (next.quant != MF_QUANT_NONE) {
                 memcpy(p->h_values + (i + j) * p->h_floats + first_row, u, (size_t)num_rows * sizeof *u);
+                continue;
+            }
+            if (can_turn(p, &next, end - i - j / MF_CPU_PANEL * MF_CPU_PANEL)) { /* tiles of tokens are whole panels */
+                p->kernels->store_row(u, num_rows, MF_BF16, stored[j % MF_CPU_PANEL]);
+                if (j % MF_CPU_PANEL == MF_CPU_PANEL - 1) {
+                    turn_stored(p, stored, num_rows, first_row, h_rows + (i + j + 1 - MF_CPU_PANEL - begin) * p->h_bytes);
+                }
                 continue;
             }
             const mf_cpu_pack pack = mf_cpu_pack_at(next.form, slot->down.k, h_rows, p->h_bytes, i + j - begin, end - begin);
