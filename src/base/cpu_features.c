@@ -59,6 +59,7 @@ static void detect_x86(void)
     uint32_t a, b, c, d;
     if (__get_cpuid(0, &a, &b, &c, &d)) {
         features.is_amd = b == 0x68747541u && d == 0x69746e65u && c == 0x444d4163u; /* "AuthenticAMD" */
+        features.is_intel = b == 0x756e6547u && d == 0x49656e69u && c == 0x6c65746eu; /* "GenuineIntel" */
     }
     if (!__get_cpuid(1, &a, &b, &c, &d)) {
         return;

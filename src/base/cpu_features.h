@@ -9,7 +9,7 @@ typedef struct mf_cpu_features {
     bool avx2_fma_f16c; /* AVX2, FMA and F16C, and the OS saves their registers */
     bool avx512_core;   /* F, BW, VL, DQ and OS support */
     bool avx512_vnni, avx512_bf16, avx512_vbmi, avx512_fp16;
-    bool is_amd;        /* whose AVX-512 multiplies bf16 at twice the rate of f32; Intel's at half of it */
+    bool is_amd, is_intel; /* AMD's AVX-512 multiplies bf16 at twice the rate of f32, Intel's at half of it */
     bool amx_bf16, amx_int8; /* the CPU and the system have tiles; mf_cpu_amx_refusal asks for them */
     bool neon;               /* always on aarch64 */
     bool neon_dotprod;       /* SDOT, UDOT */

@@ -111,7 +111,7 @@ static void judge(findings *f)
 {
     const mf_doctor_system *s = &f->system;
     for (int32_t i = 0; i < f->num_levels; i++) {
-        if (f->levels[i].is_available && !f->levels[i].is_used) {
+        if (f->levels[i].is_available && !f->levels[i].is_used && !f->levels[i].is_passed_over) {
             warn(f, "%s is not used: %s", f->levels[i].name, f->levels[i].reason);
         }
     }

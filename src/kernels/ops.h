@@ -246,6 +246,7 @@ typedef struct mf_isa_level {
     const char *name;
     bool is_available;
     const char *needs; /* what the CPU and the system must offer for it */
+    const char *passed_over; /* why this CPU uses it only when MOEFUSE_ISA names it; NULL: it does not */
 } mf_isa_level;
 
 /* Level i; name NULL past the last one. */

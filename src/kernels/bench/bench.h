@@ -17,7 +17,8 @@ typedef struct mf_bench_level {
     const char *needs; /* "AVX2, FMA, F16C" */
     bool is_available; /* the CPU and the system allow it */
     bool is_used;
-    char reason[160]; /* why it is not used; "" when it is */
+    bool is_passed_over; /* another level is faster here: nothing is wrong */
+    char reason[160];    /* why it is not used; "" when it is */
 } mf_bench_level;
 
 enum { MF_BENCH_MAX_LEVELS = 16 };

@@ -27,7 +27,7 @@ const mf_rates *mf_bench_rates_of(const char *level)
     return NULL;
 }
 
-static void explain(mf_bench_level *level, const char *top, bool is_above_top)
+static void explain(mf_bench_level *level, const char *passed_over, const char *top, bool is_above_top)
 {
     const char *refusal = strcmp(level->name, "amx") == 0 ? mf_cpu_amx_refusal() : NULL;
     if (!level->is_available && refusal) {
@@ -36,6 +36,9 @@ static void explain(mf_bench_level *level, const char *top, bool is_above_top)
         snprintf(level->reason, sizeof level->reason, "this CPU, or its system, does not offer %s", level->needs);
     } else if (is_above_top) {
         snprintf(level->reason, sizeof level->reason, "MOEFUSE_ISA=%.20s stops below it", top);
+    } else if (passed_over && !(top && strcmp(top, level->name) == 0)) {
+        level->is_passed_over = true;
+        snprintf(level->reason, sizeof level->reason, "%s; MOEFUSE_ISA=%s asks for it", passed_over, level->name);
     } else {
         level->is_used = true;
     }
@@ -50,7 +53,7 @@ int32_t mf_bench_levels(mf_bench_level *levels, int32_t capacity)
          rung = mf_cpu_isa_level((size_t)count)) {
         mf_bench_level *level = &levels[count++];
         *level = (mf_bench_level){ .name = rung.name, .needs = rung.needs, .is_available = rung.is_available };
-        explain(level, top, is_above_top);
+        explain(level, rung.passed_over, top, is_above_top);
         is_above_top = is_above_top || (top && strcmp(top, rung.name) == 0);
     }
     return count;

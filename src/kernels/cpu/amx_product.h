@@ -788,7 +788,9 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
         first += work->num_rows;
         if (pairs > 1) {
             const int64_t left = tile->num_rows - first < AMX_ROWS ? tile->num_rows - first : AMX_ROWS;
-            ahead.p = left > 0 ? mf_matrix_row(w, tile->first_row + first) : tile->next;
+            ahead.p = left > 0     ? mf_matrix_row(w, tile->first_row + first)
+                      : tile->next ? mf_matrix_row(tile->next, tile->next_row)
+                                   : NULL;
             ahead.end = left > 0 ? ahead.p + left * stride : ahead.p ? ahead.p + AMX_ROWS * stride : NULL;
         }
         for (int64_t t = 0; t < work->num_panels; t += 2) {

@@ -71,7 +71,36 @@ INLINE __m512 rint16(__m512 x)
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* pack and split, called by mf_cpu_kernels_fill_avx512. */
+/* Lane l of v[j] becomes lane j of v[l]. */
+INLINE void turn16(__m512i v[16])
+{
+    __m512i a[16], b[16];
+    UNROLL(16) for (int i = 0; i < 16; i += 2)
+    {
+        a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    UNROLL(16) for (int i = 0; i < 16; i += 4) /* b[4q + j]: words j of four rows, in each lane of 16 bytes */
+    {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    UNROLL(16) for (int j = 0; j < 4; j++)
+    {
+        const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+        const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512i high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+        const __m512i high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+        v[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+        v[8 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+        v[4 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+        v[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+    }
+}
+
+/* pack, split and turn_panel, called by mf_cpu_kernels_fill_avx512. */
 void mf_cpu_pack_fill_avx512(mf_cpu_kernels *kernels);
 
 #endif

@@ -54,6 +54,7 @@ typedef struct rung {
     bool (*is_available)(const mf_cpu_features *features);
     void (*fill)(mf_cpu_kernels *kernels);
     const char *needs;
+    const char *(*objection)(const mf_cpu_features *features); /* of mf_isa_level.passed_over; NULL: none */
 } rung;
 
 static bool always(const mf_cpu_features *features)
@@ -81,6 +82,12 @@ static bool has_avx512_vnni(const mf_cpu_features *features)
 static bool has_avx512_bf16(const mf_cpu_features *features)
 {
     return has_avx512(features) && features->avx512_vnni && features->avx512_bf16 && features->avx512_vbmi;
+}
+
+/* A rule by vendor and not a measurement, since bits hang on the rung. */
+static const char *bf16_is_slow(const mf_cpu_features *features)
+{
+    return features->is_intel ? "VDPBF16PS is slower than f32 products on Intel's CPUs" : NULL;
 }
 
 static bool has_amx(const mf_cpu_features *features)
@@ -133,7 +140,7 @@ static const rung ladder[] = {
     { "avx2", has_avx2, mf_cpu_kernels_fill_avx2, "AVX2, FMA, F16C" },
     { "avx512", has_avx512, mf_cpu_kernels_fill_avx512, "AVX-512 F, BW, VL, DQ" },
     { "avx512_vnni", has_avx512_vnni, mf_cpu_products_fill_avx512_vnni, "AVX-512 VNNI" },
-    { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI" },
+    { "avx512_bf16", has_avx512_bf16, mf_cpu_products_fill_avx512_bf16, "AVX-512 VNNI, BF16, VBMI", bf16_is_slow },
     { "amx", has_amx, fill_amx, "AMX TILE, BF16, AVX-512 VBMI, FP16" },
 #if defined(MF_AMX_EMULATE)
     { "amx_emulated", has_amx_emulated, fill_amx_emulated, "AVX-512 VBMI" },
@@ -152,17 +159,20 @@ mf_isa_level mf_cpu_isa_level(size_t i)
     if (i >= NUM_RUNGS) {
         return (mf_isa_level){ 0 };
     }
+    const mf_cpu_features *features = mf_cpu_features_get();
     return (mf_isa_level){ .name = ladder[i].name,
-                           .is_available = ladder[i].is_available(mf_cpu_features_get()),
-                           .needs = ladder[i].needs };
+                           .is_available = ladder[i].is_available(features),
+                           .needs = ladder[i].needs,
+                           .passed_over = ladder[i].objection ? ladder[i].objection(features) : NULL };
 }
 
-/* The highest rung to climb to: MOEFUSE_ISA can lower the machine's, not raise it. */
-static mf_status choose_top(size_t *top, mf_error *err)
+/* The highest rung to climb to: MOEFUSE_ISA can lower the machine's, not raise it.  is_named: it says which. */
+static mf_status choose_top(size_t *top, bool *is_named, mf_error *err)
 {
     const char *wanted = getenv("MOEFUSE_ISA");
     *top = NUM_RUNGS - 1;
-    if (!wanted || !*wanted) {
+    *is_named = wanted && *wanted;
+    if (!*is_named) {
         return MF_OK;
     }
     char known[160] = "";
@@ -199,13 +209,15 @@ mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options
 {
     const mf_cpu_features *features = mf_cpu_features_get();
     size_t top;
-    MF_TRY(choose_top(&top, err));
+    bool is_named;
+    MF_TRY(choose_top(&top, &is_named, err));
     mf_cpu_kernels *kernels = mf_alloc_zero(sizeof *kernels);
     if (!kernels) {
         return mf_fail(err, MF_ERR_NOMEM, "device cpu: out of memory");
     }
     for (size_t i = 0; i <= top; i++) {
-        if (ladder[i].is_available(features)) {
+        const mf_isa_level level = mf_cpu_isa_level(i);
+        if (level.is_available && (!level.passed_over || (is_named && i == top))) {
             ladder[i].fill(kernels);
         }
     }

@@ -81,7 +81,9 @@ typedef struct mf_cpu_tile {
     const float *x_scale; /* [num_tokens], of codes */
     float *out;
     int64_t out_stride;
-    const void *next; /* rows as many and as long as a tile's, which this thread may read after them; NULL: unknown */
+    const mf_matrix *next; /* rows from next_row on, as many and as long as the tile's, are what this thread may read after
+                              them; NULL: unknown */
+    int64_t next_row;
 } mf_cpu_tile;
 
 typedef void (*mf_cpu_tile_fn)(const mf_cpu_tile *tile);
@@ -133,6 +135,9 @@ typedef struct mf_cpu_kernels {
      * call that ends at k writes the zeros behind it.  I8: x holds whole numbers; the sums of the columns are written too.
      * Each value is stored by its own bits or, where a form is narrower, exactly (the caller has rounded it). */
     void (*pack)(const mf_cpu_pack *pack, const float *x, int64_t first, int64_t n);
+    /* The same columns of MF_CPU_PANEL rows of bf16, n of each, to their places in a MF_CPU_FORM_BF16_PANEL, with zeros up to
+     * a multiple of MF_CPU_COLUMNS; NULL: pack has to do. */
+    void (*turn_panel)(const uint16_t *const rows[MF_CPU_PANEL], int64_t n, void *panel);
     /* h[i] = act(g[i], u[i]) rounded to dtype, kept as f32.  h may be g.  i < n, n any. */
     void (*activate)(const mf_slot *slot, mf_dtype dtype, const float *g, const float *u, int64_t n, float *h);
     /* f32 <-> stored rows of f32, bf16, f16 */

@@ -17,7 +17,7 @@
 enum {
     PASS_TOKENS = 1024, /* these three bound the workspace; no result depends on them */
     PASS_PAIRS = 16384,
-    PASS_INPUT_BYTES = 64 << 20,
+    PASS_INPUT_BYTES = 96 << 20, /* 1,024 tokens of nine columns of 4,096 bf16 */
     UP_ROWS = 64, /* = MF_CPU_COLUMNS: a task's columns of h are packed on their own */
     DOWN_ROWS = 64,
     MOST_TOKENS = MF_CPU_MOST_TILE_TOKENS,
@@ -331,6 +331,13 @@ static void prepare_pair(void *context, int64_t task, int32_t thread)
     }
 }
 
+/* Whether a panel of `count` rows of bf16 that follow one another can be turned at once. */
+static bool can_turn(const pass *p, const mf_cpu_source *to, int64_t count)
+{
+    return p->kernels->turn_panel && to->form == MF_CPU_FORM_BF16_PANEL && to->quant == MF_QUANT_NONE &&
+           p->experts->act_dtype == MF_BF16 && count >= MF_CPU_PANEL;
+}
+
 /* One panel of a slot's pairs. */
 static void prepare_panel(void *context, int64_t task, int32_t thread)
 {
@@ -346,6 +353,15 @@ static void prepare_panel(void *context, int64_t task, int32_t thread)
     const int64_t count = p->offsets[p->active[a] + 1] - first;
     uint8_t *rows = step->x->rows + first * step->x->row_bytes;
     const int64_t begin = (task - p->first_task[a]) * MF_CPU_PANEL;
+    if (can_turn(p, &source, count - begin) && !p->args->input_scale.data) {
+        const uint16_t *x[MF_CPU_PANEL];
+        for (int64_t i = 0; i < MF_CPU_PANEL; i++) {
+            const int32_t pair = p->pairs[first + begin + i];
+            x[i] = (const uint16_t *)(const void *)element(&p->args->x, p->first_token + pair / p->num_columns, 0);
+        }
+        p->kernels->turn_panel(x, p->experts->hidden_size, rows + begin * step->x->row_bytes);
+        return;
+    }
     for (int64_t i = begin; i < begin + MF_CPU_PANEL && i < count; i++) {
         const int32_t pair = p->pairs[first + i];
         prepare_row(p, step->x, thread, pair / p->num_columns, pair % p->num_columns, slot->input_scale13, rows, i, count,
@@ -414,15 +430,34 @@ static void multiply(mf_cpu_tile_fn fn, const mf_matrix *w, const float *bias, m
     }
 }
 
-/* The rows of `up` that the thread of these rows takes next when all threads are equally fast; NULL where they end. */
-static const void *rows_after(const pass *p, int64_t a, int64_t first_row)
+/* The tile is followed by rows of w from `row` on, or nobody knows by what. */
+static void set_next(mf_cpu_tile *tile, const mf_matrix *w, int64_t row)
+{
+    tile->next = w && row < w->n ? w : NULL;
+    tile->next_row = row;
+}
+
+/* By the rows of `up` that the thread of these rows takes next when all threads are equally fast. */
+static void set_next_up(const pass *p, int64_t a, int64_t first_row, mf_cpu_tile *tile)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const int64_t row = first_row + p->num_threads * UP_ROWS;
     if (row < slot->up.n) {
-        return mf_matrix_row(&slot->up, row);
+        set_next(tile, &slot->up, row);
+    } else {
+        const bool is_last = a + 1 == p->num_active;
+        set_next(tile, is_last ? NULL : &p->experts->slots[p->active[a + 1]].up, 0);
     }
-    return a + 1 < p->num_active ? mf_matrix_row(&p->experts->slots[p->active[a + 1]].up, 0) : NULL;
+}
+
+/* Columns [first, first + n) of h of a panel's tokens. */
+static void turn_stored(const pass *p, uint16_t stored[MF_CPU_PANEL][UP_ROWS], int64_t n, int64_t first, uint8_t *panel)
+{
+    const uint16_t *rows[MF_CPU_PANEL];
+    for (int i = 0; i < MF_CPU_PANEL; i++) {
+        rows[i] = stored[i];
+    }
+    p->kernels->turn_panel(rows, n, panel + first * MF_CPU_PANEL * (int64_t)sizeof(uint16_t));
 }
 
 static void run_up(void *context, int64_t task, int32_t thread)
@@ -453,18 +488,29 @@ static void run_up(void *context, int64_t task, int32_t thread)
                              .out = up,
                              .out_stride = UP_ROWS };
         const bool is_last = i + n == end;
-        tile.next = is_last && slot->gate.data ? mf_matrix_row(&slot->gate, first_row) : NULL;
+        set_next(&tile, is_last && slot->gate.data ? &slot->gate : NULL, first_row);
         multiply(in.fn, &slot->up, slot->up_bias, &tile);
         if (slot->gate.data) {
             tile.out = gate;
-            tile.next = is_last ? rows_after(p, a, first_row) : NULL;
+            set_next(&tile, NULL, 0);
+            if (is_last) {
+                set_next_up(p, a, first_row, &tile);
+            }
             multiply(in.fn, &slot->gate, slot->gate_bias, &tile);
         }
+        uint16_t stored[MF_CPU_PANEL][UP_ROWS]; /* of the panel at hand */
         for (int64_t j = 0; j < n; j++) {
             float *u = up + j * UP_ROWS;
             p->kernels->activate(slot, p->experts->act_dtype, slot->gate.data ? gate + j * UP_ROWS : u, u, num_rows, u);
             if (next.quant != MF_QUANT_NONE) {
                 memcpy(p->h_values + (i + j) * p->h_floats + first_row, u, (size_t)num_rows * sizeof *u);
+                continue;
+            }
+            if (can_turn(p, &next, end - i - j / MF_CPU_PANEL * MF_CPU_PANEL)) { /* tiles of tokens are whole panels */
+                p->kernels->store_row(u, num_rows, MF_BF16, stored[j % MF_CPU_PANEL]);
+                if (j % MF_CPU_PANEL == MF_CPU_PANEL - 1) {
+                    turn_stored(p, stored, num_rows, first_row, h_rows + (i + j + 1 - MF_CPU_PANEL - begin) * p->h_bytes);
+                }
                 continue;
             }
             const mf_cpu_pack pack = mf_cpu_pack_at(next.form, slot->down.k, h_rows, p->h_bytes, i + j - begin, end - begin);
@@ -499,8 +545,8 @@ static void run_requant(void *context, int64_t task, int32_t thread)
 /* Rows [first_row, first_row + num_rows) of w2 of active slot a times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
 
-static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows, const void *next,
-                          store_fn store)
+static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
+                          const mf_matrix *next, int64_t next_row, store_fn store)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const mf_cpu_source source = source2(p, slot);
@@ -517,8 +563,8 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
                              .x = h,
                              .x_scale = p->h_scales + i,
                              .out = out,
-                             .out_stride = DOWN_ROWS,
-                             .next = i + n == end ? next : NULL };
+                             .out_stride = DOWN_ROWS };
+        set_next(&tile, i + n == end ? next : NULL, next_row);
         multiply(source.fn, &slot->down, slot->down_bias, &tile);
         for (int64_t j = 0; j < n; j++) {
             store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * DOWN_ROWS);
@@ -540,8 +586,7 @@ static void run_down(void *context, int64_t task, int32_t thread)
     const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
     const int64_t rows = p->experts->hidden_size - first_row;
     const mf_matrix *w = &p->experts->slots[p->active[a]].down;
-    const int64_t next = first_row + p->num_threads * DOWN_ROWS;
-    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, next < w->n ? mf_matrix_row(w, next) : NULL,
+    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, w, first_row + p->num_threads * DOWN_ROWS,
                   store_y);
 }
 
@@ -562,8 +607,8 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
         const bool is_last = a + 1 == p->num_active;
-        const void *next = is_last ? NULL : mf_matrix_row(&p->experts->slots[p->active[a + 1]].down, first);
-        multiply_down(p, thread, a, first, rows, next, store_block);
+        const mf_matrix *next = is_last ? NULL : &p->experts->slots[p->active[a + 1]].down;
+        multiply_down(p, thread, a, first, rows, next, first, store_block);
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */
@@ -642,7 +687,9 @@ static mf_status run(mf_device *device, const mf_experts_call *call, const mf_su
                .num_columns = call->num_columns };
     const int32_t num_threads = mf_pool_num_threads(device->pool);
     find_sources(&p, call->args->input_scale.data != NULL);
-    const int64_t step = pass_tokens(&p, call->num_tokens, call->num_columns);
+    const int64_t most = pass_tokens(&p, call->num_tokens, call->num_columns);
+    /* as equal as possible: each pass reads the weights anew */
+    const int64_t step = most > 0 ? ceil_div(call->num_tokens, ceil_div(call->num_tokens, most)) : 0;
     lay_out(&p, step, call->num_columns, num_threads, sum ? &sum->args->x.dtype : NULL, call->workspace);
     p.num_threads = num_threads;
     p.down_rows = choose_down_rows(call->experts->hidden_size, num_threads);

@@ -124,8 +124,36 @@ static void pack_avx512(const mf_cpu_pack *p, const float *x, int64_t first, int
     }
 }
 
+static void turn_panel_avx512(const uint16_t *const rows[MF_CPU_PANEL], int64_t n, void *panel)
+{
+    enum { COLUMNS = 32 };
+    const int64_t all = mf_cpu_round_columns(n);
+    uint8_t *to = panel;
+    __m512i v[MF_CPU_PANEL];
+    for (int64_t k = 0; k < all; k += COLUMNS, to += sizeof v) {
+        if (k + COLUMNS <= n) {
+            UNROLL(16) for (int r = 0; r < MF_CPU_PANEL; r++)
+            {
+                v[r] = _mm512_loadu_si512(rows[r] + k);
+            }
+        } else {
+            const __mmask32 mask = k < n ? (1u << (n - k)) - 1 : 0;
+            UNROLL(16) for (int r = 0; r < MF_CPU_PANEL; r++)
+            {
+                v[r] = _mm512_maskz_loadu_epi16(mask, rows[r] + k);
+            }
+        }
+        turn16(v);
+        UNROLL(16) for (int i = 0; i < MF_CPU_PANEL; i++)
+        {
+            _mm512_storeu_si512(to + i * (int64_t)sizeof v[0], v[i]);
+        }
+    }
+}
+
 void mf_cpu_pack_fill_avx512(mf_cpu_kernels *kernels)
 {
     kernels->split = SPLIT;
     kernels->pack = pack_avx512;
+    kernels->turn_panel = turn_panel_avx512;
 }

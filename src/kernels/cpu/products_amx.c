@@ -1,9 +1,13 @@
 /* products_amx.c - products with AMX: bf16 inputs with weights whose codes bf16 holds exactly (amx_product.h says how).
  */
 #include "base/cpu_features.h"
+#include "kernels/cpu/amx_few.h"
 #include "kernels/cpu/amx_product.h"
 
 enum { STEP = 32 }; /* columns of a tile: 64 bytes of bf16 */
+
+/* Most tokens for which vectors (products_amx_few.c) are faster than tiles. */
+enum { MOST_INT8 = 4, MOST_INT4 = 4, MOST_MXFP4 = 4, MOST_FP8 = 4 };
 
 /* ---- codes of one row as bf16 ---- */
 
@@ -234,6 +238,42 @@ AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .steps = 8), decode_i
 AMX_TILE(tile_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .steps = 8), decode_int4)
 AMX_TILE(tile_mxfp4, KIND(.format = MF_FORMAT_MXFP4, .steps = 8), decode_mxfp4)
 
+/* Few tokens by vectors as far as they reach, the rows they leave by tiles. */
+static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
+{
+    while (tile.num_rows > 0) {
+        bool rest;
+        const int64_t done = mf_cpu_amx_few(&tile, &rest);
+        tile.first_row += done;
+        tile.num_rows -= done;
+        tile.out += done;
+        if (tile.num_rows == 0) {
+            return;
+        }
+        mf_cpu_tile part = tile;
+        part.num_rows = rest ? tile.num_rows : AMX_SIDE;
+        tiles(&part);
+        tile.first_row += part.num_rows;
+        tile.num_rows -= part.num_rows;
+        tile.out += part.num_rows;
+    }
+}
+
+#define FEW_OR(name, tiles, most)                                                                                      \
+    static void name(const mf_cpu_tile *tile)                                                                          \
+    {                                                                                                                  \
+        if (tile->num_tokens <= (most)) {                                                                              \
+            few_then(tiles, *tile);                                                                                    \
+        } else {                                                                                                       \
+            tiles(tile);                                                                                               \
+        }                                                                                                              \
+    }
+FEW_OR(few_fp8_block, tile_fp8_block, MOST_FP8)
+FEW_OR(few_fp8_channel, tile_fp8_channel, MOST_FP8)
+FEW_OR(few_int8, tile_int8, MOST_INT8)
+FEW_OR(few_int4, tile_int4, MOST_INT4)
+FEW_OR(few_mxfp4, tile_mxfp4, MOST_MXFP4)
+
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated
 #define FILL_INT8 mf_cpu_products_fill_amx_int8_emulated
@@ -248,11 +288,11 @@ void FILL(mf_cpu_kernels *k)
 {
     static const mf_cpu_tile_fn tiles[MF_FORMAT_COUNT] = {
         [MF_FORMAT_BF16] = tile_bf16,
-        [MF_FORMAT_FP8_BLOCK] = tile_fp8_block,
-        [MF_FORMAT_FP8_CHANNEL] = tile_fp8_channel,
-        [MF_FORMAT_INT8_CHANNEL] = tile_int8,
-        [MF_FORMAT_INT4_GROUP] = tile_int4,
-        [MF_FORMAT_MXFP4] = tile_mxfp4,
+        [MF_FORMAT_FP8_BLOCK] = few_fp8_block,
+        [MF_FORMAT_FP8_CHANNEL] = few_fp8_channel,
+        [MF_FORMAT_INT8_CHANNEL] = few_int8,
+        [MF_FORMAT_INT4_GROUP] = few_int4,
+        [MF_FORMAT_MXFP4] = few_mxfp4,
     };
     k->isa = ISA;
     k->tile_tokens = MF_CPU_MOST_TILE_TOKENS; /* codes are decoded once for all of them */

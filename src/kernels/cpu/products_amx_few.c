@@ -1,0 +1,488 @@
+/* products_amx_few.c - bf16 inputs of one to four tokens times 4-bit and int8 codes, with vectors: the bits of tiles.
+ *
+ * For few tokens a tile of sums costs as much as for sixteen, and so do the codes on their way into it.  Here sixteen
+ * rows are the lanes of a vector: their next 64 bytes are turned round, so that a vector holds the same columns of
+ * each, and each code becomes a float that meets its input, broadcast.
+ *
+ * A lane's sums are those of the tile product (amx_tiles.h): the even columns of 32 in one chain of fma and the odd
+ * ones in another, both added, then added to the sum before them, or, where a scale ends there, through it to the
+ * total.  What the tile product does to subnormals does not arise: inputs outside [2^-80, 2^80), other than zero, and
+ * scales of mxfp4 outside [2^-37, 2^37] are left to tiles.  So are groups and rows that do not fit. */
+#include "kernels/cpu/amx_few.h"
+#include "kernels/cpu/avx512.h"
+
+enum {
+    LANES = 16,
+    SIDE = 16,          /* vectors of a block: 64 bytes of sixteen rows */
+    STEP = 32,          /* columns of a tile */
+    SPAN_STEPS = 64,    /* whose scales are converted at a time */
+    AHEAD = 16,         /* rows */
+    STREAMS = 2,        /* in which memory is asked for them */
+    MOST_INPUTS = 16384 /* floats */
+};
+
+/* What is known when the compiler unfolds a product. */
+typedef struct few_kind {
+    mf_format format;
+    int tokens;
+    int group_steps; /* tiles under one scale; 0: none finer than a row */
+    mf_dtype scale_dtype;
+} few_kind;
+
+typedef struct few_work {
+    _Alignas(64) uint32_t block[SIDE][LANES];
+    _Alignas(64) float scale[SPAN_STEPS + LANES][LANES];
+    _Alignas(64) float even[MOST_INPUTS / 2], odd[MOST_INPUTS / 2]; /* [k / 2][tokens] */
+    float block_scale[MOST_INPUTS / MF_FP8_BLOCK_SIZE];             /* of a row of fp8 blocks */
+    const mf_cpu_tile *tile;
+    int64_t row; /* the first of sixteen */
+} few_work;
+
+INLINE bool is_fp8(mf_format format)
+{
+    return format == MF_FORMAT_FP8_BLOCK || format == MF_FORMAT_FP8_CHANNEL;
+}
+
+INLINE bool has_row_scale(mf_format format)
+{
+    return format == MF_FORMAT_FP8_CHANNEL || format == MF_FORMAT_INT8_CHANNEL;
+}
+
+INLINE int block_columns(mf_format format)
+{
+    return mf_format_is_4bit(format) ? 128 : 64;
+}
+
+/* ---- inputs ---- */
+
+/* Panel words to floats; false: values that sums might lose. */
+static bool widen_inputs(few_work *work, int64_t words)
+{
+    enum { LEAST = (127 - 80) << 7, END = (127 + 80) << 7 };
+    const uint8_t *p = work->tile->x[0];
+    __mmask32 fits = ~(__mmask32)0;
+    for (int64_t i = 0; i < words; i += LANES) {
+        const __m512i v = _mm512_loadu_si512(p + 4 * i);
+        const __m512i size = _mm512_and_si512(v, _mm512_set1_epi16(0x7fff));
+        const __mmask32 in = _mm512_cmplt_epu16_mask(_mm512_sub_epi16(size, _mm512_set1_epi16(LEAST)),
+                                                     _mm512_set1_epi16((short)(END - LEAST)));
+        fits &= in | _mm512_testn_epi16_mask(size, size);
+        _mm512_store_si512(work->even + i, _mm512_slli_epi32(v, 16));
+        _mm512_store_si512(work->odd + i, _mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000u)));
+    }
+    return fits == ~(__mmask32)0;
+}
+
+/* ---- blocks ---- */
+
+/* `bytes` <= 64 at p of each of sixteen rows, turned round; zeros behind them. */
+INLINE void load_block(const uint8_t *p, int64_t stride, int64_t bytes, __m512i v[SIDE])
+{
+    if (bytes >= 64) {
+        UNROLL(16) for (int r = 0; r < LANES; r++, p += stride)
+        {
+            v[r] = _mm512_loadu_si512(p);
+        }
+    } else {
+        const __mmask64 mask = ((__mmask64)1 << bytes) - 1;
+        UNROLL(16) for (int r = 0; r < LANES; r++, p += stride)
+        {
+            v[r] = _mm512_maskz_loadu_epi8(mask, p);
+        }
+    }
+    turn16(v);
+}
+
+/* ---- what comes next ---- */
+
+/* Bytes that memory is asked for, some lines per tile of columns, from the start and from the middle on. */
+typedef struct ahead {
+    const uint8_t *p, *end;
+    int64_t half, lines;
+} ahead;
+
+INLINE void ask(ahead *a)
+{
+    for (int64_t i = 0; i < a->lines && a->p < a->end; i++, a->p += 64) {
+        UNROLL(8) for (int s = 0; s < STREAMS; s++)
+        {
+            __builtin_prefetch(a->p + s * a->half, 0, 2);
+        }
+    }
+}
+
+/* The sixteen rows AHEAD rows after the ones at hand, in the order of addresses: their codes, or their scales where
+ * those of the matrix start at `scales`. */
+INLINE ahead ahead_at(const few_work *work, int64_t row_bytes, const uint8_t *scales, int64_t steps)
+{
+    const mf_cpu_tile *tile = work->tile;
+    const mf_matrix *w = tile->w;
+    int64_t row = work->row + AHEAD;
+    if (row >= tile->first_row + tile->num_rows) {
+        if (!tile->next || tile->next->format != w->format) {
+            return (ahead){ 0 };
+        }
+        w = tile->next;
+        row += tile->next_row - tile->first_row - tile->num_rows;
+        scales = scales ? w->scale : NULL;
+    }
+    const uint8_t *p = scales ? scales + row * row_bytes : (const uint8_t *)w->data + row * row_bytes;
+    const int64_t half = LANES / STREAMS * row_bytes;
+    return (ahead){ .p = p, .end = p + half, .half = half, .lines = (half / 64 + steps - 1) / steps };
+}
+
+/* ---- scales ---- */
+
+/* `count` <= SPAN_STEPS scales from number `first` on of each row; false: outside what sums keep. */
+INLINE bool load_scales(const few_kind kind, few_work *work, int64_t first, int64_t count)
+{
+    const mf_matrix *w = work->tile->w;
+    const int size = kind.scale_dtype == MF_F32 ? 4 : kind.scale_dtype == MF_F8_E8M0 ? 1 : 2;
+    const int per_block = 64 / size;
+    const uint8_t *p = (const uint8_t *)w->scale + (work->row * w->scale_row_stride + first) * size;
+    __mmask16 fits = 0xffff;
+    for (int64_t g = 0; g < count; g += per_block, p += 64) {
+        __m512i v[SIDE];
+        load_block(p, w->scale_row_stride * size, (count - g) * size, v);
+        const int64_t left = count - g < per_block ? count - g : per_block;
+        UNROLL(16) for (int j = 0; j < SIDE; j++)
+        {
+            if (j * (4 / size) >= left) {
+                break;
+            }
+            float(*out)[LANES] = work->scale + g + j * (4 / size);
+            switch (kind.scale_dtype) {
+            case MF_BF16:
+                _mm512_store_si512(out[0], _mm512_slli_epi32(v[j], 16));
+                _mm512_store_si512(out[1], _mm512_and_si512(v[j], _mm512_set1_epi32((int)0xffff0000u)));
+                break;
+            case MF_F16:
+                _mm512_store_ps(out[0], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v[j])));
+                _mm512_store_ps(out[1], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v[j], 16))));
+                break;
+            case MF_F8_E8M0:
+                UNROLL(4) for (int i = 0; i < 4; i++)
+                {
+                    const __m512i code =
+                        _mm512_and_si512(_mm512_srli_epi32(v[j], (unsigned)(8 * i)), _mm512_set1_epi32(255));
+                    if (j * 4 + i < left) {
+                        fits &= _mm512_cmple_epu32_mask(_mm512_sub_epi32(code, _mm512_set1_epi32(127 - 37)),
+                                                        _mm512_set1_epi32(2 * 37));
+                    }
+                    _mm512_store_si512(out[i], _mm512_slli_epi32(code, 23));
+                }
+                break;
+            default:
+                _mm512_store_si512(out[0], v[j]);
+                break;
+            }
+        }
+    }
+    return fits == 0xffff;
+}
+
+/* ---- codes as floats ---- */
+
+/* How much too large, as a power of two, what code_at gives is. */
+INLINE int shift_of(mf_format format)
+{
+    return format == MF_FORMAT_INT8_CHANNEL ? 24 : is_fp8(format) ? 8 : 0;
+}
+
+/* Whether all of 1024 e4m3 codes are numbers with a leading one; the sign is shifted out. */
+INLINE bool are_normal(const __m512i v[SIDE])
+{
+    enum { LEAST = 8 };
+    __m512i least = _mm512_set1_epi8(127);
+    UNROLL(16) for (int r = 0; r < LANES; r++) /* NaN, 127, becomes 0 */
+    {
+        const __m512i next = _mm512_and_si512(_mm512_add_epi8(v[r], _mm512_set1_epi8(1)), _mm512_set1_epi8(127));
+        least = _mm512_min_epu8(least, next);
+    }
+    return _mm512_cmple_epu8_mask(least, _mm512_set1_epi8(LEAST)) == 0;
+}
+
+/* An e4m3 code in the upper half of each word of 32 bits, spread so that its exponent's place is a float's (bias 120 -
+ * 128) and nothing below it: a float times 2^8.  Where not all are_normal(), that is mended. */
+INLINE __m512 fp8_value(__m512i bits, bool normal)
+{
+    __m512 v = _mm512_castsi512_ps(bits);
+    if (!normal) {
+        const __mmask16 small = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x07800000));
+        const __mmask16 nan = _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)),
+                                                      _mm512_set1_epi32(0x47f00000));
+        /* 4 with the sign */
+        const __m512i one =
+            _mm512_or_si512(_mm512_and_si512(bits, _mm512_set1_epi32((int)0x80000000u)), _mm512_set1_epi32(0x40800000));
+        v = _mm512_mask_sub_ps(v, small, _mm512_add_ps(v, v), _mm512_castsi512_ps(one));
+        v = _mm512_mask_mov_ps(v, nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+    }
+    return v;
+}
+
+/* Codes i (0 or 2) and i + 1 of each lane's word. */
+INLINE void fp8_pair(__m512i word, int i, bool normal, __m512 *a, __m512 *b)
+{
+    const __m512i fields = _mm512_set1_epi16((short)0x87f0), bias = _mm512_set1_epi16(0x4000);
+    /* bytes 0 and 2, then 1 and 3, as words */
+    const __m512i even =
+        _mm512_ternarylogic_epi32(_mm512_srai_epi16(_mm512_slli_epi16(word, 8), 4), fields, bias, 0xea);
+    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srai_epi16(word, 4), fields, bias, 0xea); /* a & b | c */
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+    *a = fp8_value(i == 0 ? _mm512_slli_epi32(even, 16) : _mm512_and_si512(even, high), normal);
+    *b = fp8_value(i == 0 ? _mm512_slli_epi32(odd, 16) : _mm512_and_si512(odd, high), normal);
+}
+
+INLINE __m512 four_bit_table(mf_format format)
+{
+    return format == MF_FORMAT_MXFP4 ? _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                                      -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f)
+                                     : _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+/* Code i of each lane's word, not of fp8. */
+INLINE __m512 code_at(mf_format format, __m512i word, int i, __m512 table)
+{
+    if (mf_format_is_4bit(format)) { /* the permutation looks at four bits */
+        return _mm512_permutexvar_ps(i == 0 ? word : _mm512_srli_epi32(word, (unsigned)(4 * i)), table);
+    }
+    switch (i) { /* shifts and shuffles have a port each */
+    case 0:
+        return _mm512_cvtepi32_ps(_mm512_slli_epi32(word, 24));
+    case 3:
+        return _mm512_cvtepi32_ps(_mm512_and_si512(word, _mm512_set1_epi32((int)0xff000000u)));
+    default: {
+        const int byte = i; /* zero where the high bit is set */
+        const __m128i order = _mm_setr_epi8(-1, -1, -1, (char)byte, -1, -1, -1, (char)(4 + byte), -1, -1, -1,
+                                            (char)(8 + byte), -1, -1, -1, (char)(12 + byte));
+        return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(word, _mm512_broadcast_i32x4(order)));
+    }
+    }
+}
+
+/* ---- products ---- */
+
+/* One tile's columns from k on, their codes in words from `block` on. */
+INLINE void multiply_step(const few_kind kind, const bool normal, const few_work *work, const uint32_t (*block)[LANES],
+                          int64_t k, __m512 table, __m512 *sums)
+{
+    const int per_word = mf_format_is_4bit(kind.format) ? 8 : 4;
+    const float *even_x = work->even + k / 2 * kind.tokens, *odd_x = work->odd + k / 2 * kind.tokens;
+    __m512 even[MF_CPU_AMX_FEW], odd[MF_CPU_AMX_FEW];
+    UNROLL(16) for (int i = 0; i < STEP; i += 2)
+    {
+        const __m512i word = _mm512_load_si512(block[i / per_word]);
+        __m512 a, b;
+        if (is_fp8(kind.format)) {
+            fp8_pair(word, i % per_word, normal, &a, &b);
+        } else {
+            a = code_at(kind.format, word, i % per_word, table);
+            b = code_at(kind.format, word, i % per_word + 1, table);
+        }
+        UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+        {
+            const __m512 x = _mm512_set1_ps(even_x[i / 2 * kind.tokens + t]);
+            const __m512 y = _mm512_set1_ps(odd_x[i / 2 * kind.tokens + t]);
+            even[t] = i == 0 ? _mm512_mul_ps(a, x) : _mm512_fmadd_ps(a, x, even[t]);
+            odd[t] = i == 0 ? _mm512_mul_ps(b, y) : _mm512_fmadd_ps(b, y, odd[t]);
+        }
+    }
+    UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+    {
+        sums[t] = _mm512_add_ps(even[t], odd[t]);
+    }
+}
+
+typedef struct few_sums {
+    __m512 total[MF_CPU_AMX_FEW], part[MF_CPU_AMX_FEW];
+} few_sums;
+
+INLINE __m512 true_size(mf_format format, __m512 v)
+{
+    return _mm512_mul_ps(v, _mm512_set1_ps(1.0f / (float)(1 << shift_of(format))));
+}
+
+/* Of group g: sixteen rows of a block of fp8 share theirs. */
+INLINE __m512 scale_at(const few_kind kind, const few_work *work, int64_t g)
+{
+    if (kind.format == MF_FORMAT_FP8_BLOCK) {
+        return _mm512_set1_ps(work->block_scale[g]);
+    }
+    return _mm512_load_ps(work->scale[g % SPAN_STEPS]);
+}
+
+/* `steps` tiles of a block, the first of them number `step` of the row. */
+INLINE void multiply_block(const few_kind kind, const bool normal, const few_work *work, int64_t step, int64_t steps,
+                           __m512 table, few_sums *s, ahead *next, ahead *next_scales)
+{
+    const int words = SIDE * STEP / block_columns(kind.format);
+    for (int64_t i = 0; i < steps; i++) {
+        __m512 sums[MF_CPU_AMX_FEW];
+        ask(next);
+        ask(next_scales);
+        multiply_step(kind, normal, work, work->block + i * words, (step + i) * STEP, table, sums);
+        UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+        {
+            if (kind.group_steps == 0) {
+                s->total[t] = _mm512_add_ps(s->total[t], sums[t]);
+            } else if (kind.group_steps == 1) {
+                const __m512 scale = _mm512_load_ps(work->scale[(step + i) % SPAN_STEPS]);
+                s->total[t] = _mm512_fmadd_ps(scale, sums[t], s->total[t]);
+            } else {
+                s->part[t] = (step + i) % kind.group_steps == 0 ? sums[t] : _mm512_add_ps(s->part[t], sums[t]);
+            }
+        }
+        if (kind.group_steps > 1 &&
+            ((step + i) % kind.group_steps == kind.group_steps - 1 || (step + i + 1) * STEP == work->tile->w->k)) {
+            const __m512 scale = scale_at(kind, work, (step + i) / kind.group_steps);
+            UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+            {
+                const __m512 part =
+                    kind.format == MF_FORMAT_FP8_BLOCK ? true_size(kind.format, s->part[t]) : s->part[t];
+                s->total[t] = _mm512_fmadd_ps(scale, part, s->total[t]);
+            }
+        }
+    }
+}
+
+/* Sixteen rows; false: left to tiles. */
+INLINE bool multiply_rows(const few_kind kind, few_work *work)
+{
+    const mf_matrix *w = work->tile->w;
+    const int64_t bits = mf_format_bits(kind.format), stride = w->row_stride * bits / 8;
+    const int64_t block_steps = block_columns(kind.format) / STEP, all = w->k / STEP;
+    const int64_t span = kind.group_steps ? SPAN_STEPS * kind.group_steps : all;
+    const uint8_t *p = mf_matrix_row(w, work->row);
+    const __m512 table = four_bit_table(kind.format);
+    ahead next = ahead_at(work, w->row_stride * bits / 8, NULL, all);
+    ahead next_scales = { 0 };
+    if (kind.group_steps && kind.format == MF_FORMAT_FP8_BLOCK) {
+        if (work->row / MF_FP8_BLOCK_SIZE != (work->row + LANES - 1) / MF_FP8_BLOCK_SIZE) {
+            return false; /* rows of two blocks */
+        }
+        const int64_t first = mf_matrix_scale_row(w, work->row);
+        for (int64_t g = 0; g * MF_FP8_BLOCK_SIZE < w->k; g++) {
+            work->block_scale[g] = mf_matrix_scale_at(w, first + g);
+        }
+    } else if (kind.group_steps) {
+        next_scales = ahead_at(work, w->scale_row_stride * (int64_t)mf_dtype_size(kind.scale_dtype), w->scale, all);
+    }
+    few_sums s;
+    UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+    {
+        s.total[t] = s.part[t] = _mm512_setzero_ps();
+    }
+    for (int64_t step = 0; step < all; step += block_steps, p += 64) {
+        const int64_t steps = all - step < block_steps ? all - step : block_steps;
+        __m512i v[SIDE];
+        if (kind.group_steps && kind.format != MF_FORMAT_FP8_BLOCK && step % span == 0) {
+            const int64_t groups = (all - step + kind.group_steps - 1) / kind.group_steps;
+            if (!load_scales(kind, work, step / kind.group_steps, groups < SPAN_STEPS ? groups : SPAN_STEPS)) {
+                return false;
+            }
+        }
+        load_block(p, stride, steps * STEP * bits / 8, v);
+        const bool normal = !is_fp8(kind.format) || are_normal(v);
+        UNROLL(16) for (int j = 0; j < SIDE; j++)
+        {
+            _mm512_store_si512(work->block[j], v[j]);
+        }
+        if (steps == block_steps && normal) {
+            multiply_block(kind, true, work, step, block_steps, table, &s, &next, &next_scales);
+        } else {
+            multiply_block(kind, false, work, step, steps, table, &s, &next, &next_scales);
+        }
+    }
+    __m512 row_scale = _mm512_set1_ps(1.0f);
+    if (has_row_scale(kind.format)) {
+        float scale[LANES];
+        for (int r = 0; r < LANES; r++) {
+            scale[r] = mf_matrix_scale_at(w, mf_matrix_scale_row(w, work->row + r));
+        }
+        row_scale = _mm512_loadu_ps(scale);
+    }
+    float *out = work->tile->out + (work->row - work->tile->first_row);
+    UNROLL(4) for (int t = 0; t < kind.tokens; t++, out += work->tile->out_stride)
+    {
+        __m512 v = s.total[t];
+        if (has_row_scale(kind.format)) {
+            v = _mm512_mul_ps(true_size(kind.format, v), row_scale);
+        }
+        _mm512_storeu_ps(out, v);
+    }
+    return true;
+}
+
+INLINE int64_t multiply_tile(const few_kind kind, few_work *work)
+{
+    int64_t done = 0;
+    while (work->tile->num_rows - done >= LANES) {
+        work->row = work->tile->first_row + done;
+        if (!multiply_rows(kind, work)) {
+            break;
+        }
+        done += LANES;
+    }
+    return done;
+}
+
+typedef int64_t (*few_fn)(few_work *work);
+
+#define ONE(name, n, ...)                                                                                              \
+    static int64_t name##_##n(few_work *work)                                                                          \
+    {                                                                                                                  \
+        return multiply_tile((few_kind){ .tokens = n, __VA_ARGS__ }, work);                                            \
+    }
+#define FEW(name, ...)                                                                                                 \
+    ONE(name, 1, __VA_ARGS__)                                                                                          \
+    ONE(name, 2, __VA_ARGS__)                                                                                          \
+    ONE(name, 3, __VA_ARGS__)                                                                                          \
+    ONE(name, 4, __VA_ARGS__)                                                                                          \
+    static const few_fn name[MF_CPU_AMX_FEW] = { name##_1, name##_2, name##_3, name##_4 };
+
+FEW(int8, .format = MF_FORMAT_INT8_CHANNEL)
+FEW(fp8_channel, .format = MF_FORMAT_FP8_CHANNEL)
+FEW(fp8_block, .format = MF_FORMAT_FP8_BLOCK, .group_steps = 4)
+FEW(mxfp4, .format = MF_FORMAT_MXFP4, .group_steps = 1, .scale_dtype = MF_F8_E8M0)
+FEW(int4_32_f16, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1, .scale_dtype = MF_F16)
+FEW(int4_32_bf16, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1, .scale_dtype = MF_BF16)
+FEW(int4_128_f16, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4, .scale_dtype = MF_F16)
+FEW(int4_128_bf16, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4, .scale_dtype = MF_BF16)
+
+static const few_fn *few_for(const mf_matrix *w)
+{
+    if (w->format == MF_FORMAT_INT8_CHANNEL) {
+        return int8;
+    }
+    if (w->format == MF_FORMAT_MXFP4) {
+        return mxfp4;
+    }
+    if (is_fp8(w->format)) {
+        return w->format == MF_FORMAT_FP8_CHANNEL ? fp8_channel : fp8_block;
+    }
+    if (w->format != MF_FORMAT_INT4_GROUP || w->zero || (w->group_size != 32 && w->group_size != 128)) {
+        return NULL;
+    }
+    return w->scale_dtype == MF_F16    ? w->group_size == 32 ? int4_32_f16 : int4_128_f16
+           : w->scale_dtype == MF_BF16 ? w->group_size == 32 ? int4_32_bf16 : int4_128_bf16
+                                       : NULL;
+}
+
+int64_t mf_cpu_amx_few(const mf_cpu_tile *tile, bool *rest)
+{
+    const mf_matrix *w = tile->w;
+    const few_fn *fns = few_for(w);
+    *rest = true;
+    if (!fns || tile->num_tokens > MF_CPU_AMX_FEW || tile->num_rows < LANES || w->k % STEP != 0 ||
+        mf_cpu_round_columns(w->k) * tile->num_tokens > MOST_INPUTS) {
+        return 0;
+    }
+    few_work work;
+    work.tile = tile;
+    if (!widen_inputs(&work, mf_cpu_round_columns(w->k) / 2 * tile->num_tokens)) {
+        return 0;
+    }
+    const int64_t done = fns[tile->num_tokens - 1](&work);
+    *rest = tile->num_rows - done < LANES;
+    return done;
+}
