@@ -22,6 +22,7 @@ typedef struct layer_run {
     int64_t num_shared; /* S, in whichever mode */
     int64_t chunk;      /* tokens between gate and out at a time */
     bool is_slot, scales_input, has_shared_weights;
+    bool masks_rows;    /* some rows may not take part: row_valid is made */
     bool is_combined;   /* experts and combine are one operation of the backend: no y */
     mf_gate_config config;
     mf_gate_args gate;
@@ -88,6 +89,8 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
             run->hidden = carve_2d(base, total, args->y_dtype, tokens, hidden);
         }
     }
+    run->masks_rows = run->config.hash || mf_tensor_present(&run->gate.num_valid_tokens) ||
+                      mf_tensor_present(&run->gate.row_valid);
     run->row_valid = mf_tensor_1d(mf_carve(base, total, tokens, 1), MF_U8, tokens);
     if (run->scales_input) {
         run->input_scale = carve_2d(base, total, MF_F32, tokens, columns);
@@ -376,7 +379,7 @@ static mf_sum_reduce_args combine_args(const layer_run *run, int64_t first, int6
         .routed_scaling_factor = run->config.fold_scale ? 1.0f : (float)run->config.routed_scaling_factor,
         .num_shared_columns = run->is_slot ? (int32_t)run->num_shared : 0,
         .residual = rows_of(&args->residual, first, count),
-        .row_valid = rows_of(&run->row_valid, first, count),
+        .row_valid = run->masks_rows ? rows_of(&run->row_valid, first, count) : (mf_tensor){ 0 },
         .out = rows_of(&args->out, first, count),
     };
     sum.x.shape[0] = count;
@@ -433,6 +436,10 @@ static mf_status run_chunk(mf_device *device, const layer_run *run, int64_t firs
 static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error *err)
 {
     const bool widens = run->config.num_zero_experts > 0 && run->args->x.dtype != run->args->y_dtype;
+    const bool separate = !run->is_slot && run->num_shared > 0;
+    if (device->ops->layer_rows && !run->masks_rows && !run->scales_input && !widens && !separate) {
+        return MF_OK;
+    }
     if (device->ops->layer_rows) {
         const mf_layer_rows_call call = { .gate = &run->gate,
                                           .config = &run->config,
@@ -458,7 +465,7 @@ static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error 
     if (widens) {
         widen_hidden(run);
     }
-    if (!run->is_slot && run->num_shared > 0) {
+    if (separate) {
         write_shared_columns(run);
     }
     return MF_OK;

@@ -75,6 +75,47 @@ static bool is_host(const mf_device *device)
     return inside || !device || mf_device_uses_host_memory(device);
 }
 
+static void must(mf_status status, const mf_error *err)
+{
+    if (status != MF_OK) {
+        fail_msg("staging: %s", err->message);
+    }
+}
+
+/* ---- memory of one operation: from one block, because asking the device for each view takes longer than the operation ---- */
+
+enum { POOL_BYTES = 64 << 20 };
+
+static char *pool;
+static size_t pool_used;
+static mf_device *pool_device;
+
+static char *take(mf_device *device, size_t bytes)
+{
+    mf_error err = { 0 };
+    void *block;
+    if (pool_device != device) {
+        must(mf_device_malloc(device, POOL_BYTES, &block, &err), &err);
+        pool = block; /* of an earlier device: gone with it */
+        pool_device = device;
+        pool_used = 0;
+    }
+    const size_t whole = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (whole <= POOL_BYTES - pool_used) {
+        pool_used += whole;
+        return pool + pool_used - whole;
+    }
+    must(mf_device_malloc(device, bytes, &block, &err), &err);
+    return block;
+}
+
+static void give(mf_device *device, char *block)
+{
+    if (block < pool || block >= pool + POOL_BYTES) {
+        mf_device_free(device, block);
+    }
+}
+
 /* ---- views ---- */
 
 typedef struct range {
@@ -88,13 +129,6 @@ typedef struct stage {
     range ranges[MAX_VIEWS];
     int num_ranges;
 } stage;
-
-static void must(mf_status status, const mf_error *err)
-{
-    if (status != MF_OK) {
-        fail_msg("staging: %s", err->message);
-    }
-}
 
 static void add_range(stage *s, const void *data, size_t bytes, bool is_output)
 {
@@ -136,7 +170,7 @@ static void to_device(stage *s)
         size_t bytes = r->end - r->first, whole = bytes + 2 * GUARD_BYTES + ALIGN;
         char *image = malloc(whole);
         assert_non_null(image);
-        must(mf_device_malloc(s->device, whole, (void **)&r->block, &err), &err);
+        r->block = take(s->device, whole);
         r->at = r->block + GUARD_BYTES + r->first % ALIGN;
         memset(image, CONF_POISON, whole);
         memcpy(image + (r->at - r->block), (const void *)r->first, bytes);
@@ -167,8 +201,9 @@ static void from_device(stage *s)
             fail_msg("staging: an input of %zu bytes was written on the device", bytes);
         }
         free(image);
-        mf_device_free(s->device, r->block);
+        give(s->device, r->block);
     }
+    pool_used = 0;
 }
 
 static void *moved(const stage *s, const void *p)
@@ -192,8 +227,7 @@ static void move(const stage *s, mf_tensor *t)
 static void *open_workspace(mf_device *device, size_t bytes)
 {
     mf_error err = { 0 };
-    void *block;
-    must(mf_device_malloc(device, bytes + GUARD_BYTES, &block, &err), &err);
+    char *block = take(device, bytes + GUARD_BYTES);
     char *poison = malloc(bytes + GUARD_BYTES);
     assert_non_null(poison);
     memset(poison, CONF_POISON, bytes + GUARD_BYTES);
@@ -212,7 +246,7 @@ static void close_workspace(mf_device *device, void *block, size_t bytes)
             fail_msg("staging: byte %d past a workspace of %zu bytes was written", i, bytes);
         }
     }
-    mf_device_free(device, block);
+    give(device, block);
 }
 
 /* ---- the operations ---- */

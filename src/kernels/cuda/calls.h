@@ -160,12 +160,15 @@ typedef struct mf_cuda_experts {
     int32_t *sorted, *block_slots, *total; /* pairs by slot in blocks of tile_tokens; only in tile launches */
     int64_t num_blocks;
     int32_t tile_tokens;
+    int32_t quantises_itself; /* one token: FP8 kernels for few tokens make x's and the intermediate's codes themselves */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_experts;
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);
 int mf_cuda_launch_quantise_h(const mf_cuda_experts *call, void *stream);
 int mf_cuda_launch_plain(const mf_cuda_experts *call, int second, void *stream);
+int mf_cuda_launch_zero_rows(const mf_cuda_experts *call, void *stream); /* y of ids past the last slot */
 int mf_cuda_launch_few_up(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
 int mf_cuda_launch_few_down(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
 int mf_cuda_launch_few_combine(const mf_cuda_experts *call, mf_cuda_path path, const mf_cuda_sum *sum, void *stream);

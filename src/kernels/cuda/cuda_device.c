@@ -249,7 +249,7 @@ static mf_status launch_up(mf_device *device, const mf_cuda_experts_plan *plan, 
         wide.x = plan->x_copy;
         wide.x_stride = call->hidden_size;
     }
-    if (takes(paths->w13, MF_CUDA_PATH_FP8)) {
+    if (takes(paths->w13, MF_CUDA_PATH_FP8) && !call->quantises_itself) {
         MF_TRY(check(device, mf_cuda_launch_quantise_x(call, stream), "experts' quantised x", err));
     }
     if (takes(paths->w13, MF_CUDA_PATH_PLAIN)) {
@@ -261,7 +261,7 @@ static mf_status launch_up(mf_device *device, const mf_cuda_experts_plan *plan, 
                                               : mf_cuda_launch_tile_up(&wide, path, stream), "experts' w13", err));
         }
     }
-    if (takes(paths->w2, MF_CUDA_PATH_FP8)) {
+    if (takes(paths->w2, MF_CUDA_PATH_FP8) && !call->quantises_itself) {
         MF_TRY(check(device, mf_cuda_launch_quantise_h(call, stream), "experts' quantised intermediate", err));
     }
     return MF_OK;
@@ -277,9 +277,10 @@ static mf_status launch_down(mf_device *device, const mf_cuda_experts_plan *plan
                                               : mf_cuda_launch_tile_down(call, path, stream), "experts' w2", err));
         }
     }
-    /* It also zeroes the rows of ids past the last slot, which the tiles do not see. */
-    if (takes(paths->w2, MF_CUDA_PATH_PLAIN) || !plan->is_few) {
+    if (takes(paths->w2, MF_CUDA_PATH_PLAIN)) {
         MF_TRY(check(device, mf_cuda_launch_plain(call, 1, stream), "experts' w2", err));
+    } else if (!plan->is_few) { /* tiles do not see ids past the last slot */
+        MF_TRY(check(device, mf_cuda_launch_zero_rows(call, stream), "experts' rows without a slot", err));
     }
     return MF_OK;
 }

@@ -99,7 +99,38 @@ MF_DEV void add_unit(float (&acc)[4], const unit_chunks &c, const unit_scales &s
     }
 }
 
-constexpr int AHEAD = 2; /* units whose weights are in flight */
+#ifndef FEW_AHEAD
+#define FEW_AHEAD 2
+#endif
+#ifndef FEW_UP_BLOCKS
+#define FEW_UP_BLOCKS 2
+#endif
+constexpr int AHEAD = FEW_AHEAD; /* units whose weights are in flight */
+
+/* Unit u of a row of activations to 128 codes and a scale, by one warp: as quantise_rows does. */
+MF_DEV void quantise_unit(const mf_cuda_experts &p, const void *row, int64_t offset, int u, uint8_t *codes, float *scales)
+{
+    const int lane = threadIdx.x & 31;
+    float v[4];
+    uint32_t amax = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        v[k] = load_float(row, p.act_dtype, offset + u * 128 + 4 * lane + k, p.bytewise);
+        const uint32_t a = __float_as_uint(v[k]) & 0x7fffffffu;
+        amax = a > amax ? a : amax;
+    }
+    amax = __reduce_max_sync(MF_FULL_WARP, amax);
+    const float scale = quant_scale(QUANT_FP8_GROUP, 0.0f, p.e8m0, __uint_as_float(amax));
+    uint32_t packed = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        packed |= (uint32_t)quant_e4m3(v[k], scale) << (8 * k);
+    }
+    ((uint32_t *)codes)[u * 32 + lane] = packed;
+    if (lane == 0) {
+        scales[u] = scale;
+    }
+}
 
 /* Units [first, end) of two rows and a token. */
 template <int PATH>
@@ -140,8 +171,11 @@ MF_DEV int64_t scale_row_of(const mf_cuda_matrix &m, int64_t row)
     return row / 128 * m.scale_row_stride;
 }
 
-template <int PATH> __global__ void __launch_bounds__(SEGMENTS * 32, 2) few_up(const __grid_constant__ mf_cuda_experts p)
+/* OWN: one token, quantised by each block for itself: cheaper than a launch. */
+template <int PATH, bool OWN>
+__global__ void __launch_bounds__(SEGMENTS * 32, FEW_UP_BLOCKS) few_up(const __grid_constant__ mf_cuda_experts p)
 {
+    extern __shared__ uint4 own[];
     __shared__ int32_t ids[MAX_PAIRS];
     __shared__ uint8_t list[MAX_PAIRS];
     __shared__ float parts[SEGMENTS][16][TOKENS];
@@ -182,10 +216,20 @@ template <int PATH> __global__ void __launch_bounds__(SEGMENTS * 32, 2) few_up(c
         s.low_row = slot.gate.data ? scale_row_of(slot.gate, i0) : 0;
         s.high_row = scale_row_of(slot.up, i0);
     }
+    uint8_t *own_codes = (uint8_t *)own;
+    float *own_scales = (float *)(own_codes + p.hidden_size);
+    if (OWN) {
+        for (int u = first; u < end; u++) {
+            quantise_unit(p, p.x, 0, u, own_codes, own_scales);
+        }
+        __syncwarp();
+    }
     for (int base = 0; base < count; base += TOKENS) {
         const uint8_t *token = NULL;
         float token_scale = 1.0f;
-        if (base + g < count) {
+        if (OWN) {
+            token = base + g < count ? own_codes + q * 16 : NULL;
+        } else if (base + g < count) {
             const int64_t row = pair_token(p, list[base + g]);
             token = PATH == MF_CUDA_PATH_FP8 ? p.x_codes + row * p.hidden_size + q * 16
                                              : (const uint8_t *)p.x + row * p.x_stride * SIZE + q * 16;
@@ -195,7 +239,7 @@ template <int PATH> __global__ void __launch_bounds__(SEGMENTS * 32, 2) few_up(c
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 const int n = base + 2 * q + k;
-                s.token[k] = n < count ? p.x_scales + pair_token(p, list[n]) * units : NULL;
+                s.token[k] = n >= count ? NULL : OWN ? own_scales : p.x_scales + pair_token(p, list[n]) * units;
             }
         }
         if (base > 0) {
@@ -227,9 +271,9 @@ template <int PATH> __global__ void __launch_bounds__(SEGMENTS * 32, 2) few_up(c
 
 /* The 16 rows from h0 of w2 times the intermediates of every pair, given to `take(pair, row in tile, value)` by the lane
  * that has it. */
-template <int PATH, typename TAKE>
+template <int PATH, bool OWN, typename TAKE>
 MF_DEV void down_rows(const mf_cuda_experts &p, const int32_t *ids, const uint8_t *leaders, int num_leaders,
-                      uint8_t *list, int64_t h0, int warp, int warps, int lane, TAKE take)
+                      uint8_t *list, uint8_t *own, int64_t h0, int warp, int warps, int lane, TAKE take)
 {
     constexpr int SIZE = product_of<PATH>::SIZE;
     const int g = lane >> 2, q = lane & 3;
@@ -261,22 +305,31 @@ MF_DEV void down_rows(const mf_cuda_experts &p, const int32_t *ids, const uint8_
             wait_for_previous();
             waited = true;
         }
+        const int64_t groups = (p.max_width + 127) / 128;
+        float *own_scales = (float *)(own + groups * 128);
+        if (OWN) { /* a slot that one token chose twice has the same intermediate twice */
+            for (int u = 0; u < units; u++) {
+                quantise_unit(p, p.h, (int64_t)list[0] * p.h_stride, u, own, own_scales);
+            }
+            __syncwarp();
+        }
         unit_scales s = { &m, &m, 0, 0, { NULL, NULL } };
         if (PATH == MF_CUDA_PATH_FP8) {
             s.low_row = s.high_row = scale_row_of(m, h0);
         }
         for (int base = 0; base < count; base += TOKENS) {
             const uint8_t *token = NULL;
-            if (base + g < count) {
+            if (OWN) {
+                token = base + g < count ? own + q * 16 : NULL;
+            } else if (base + g < count) {
                 const int64_t at = (int64_t)list[base + g] * p.h_stride * SIZE + q * 16;
                 token = (PATH == MF_CUDA_PATH_FP8 ? p.h_codes : (const uint8_t *)p.h) + at;
             }
             if (PATH == MF_CUDA_PATH_FP8) {
-                const int64_t groups = (p.max_width + 127) / 128;
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const int n = base + 2 * q + k;
-                    s.token[k] = n < count ? p.h_scales + list[n] * groups : NULL;
+                    s.token[k] = n >= count ? NULL : OWN ? own_scales : p.h_scales + list[n] * groups;
                 }
             }
             if (base > 0) {
@@ -331,6 +384,12 @@ MF_DEV int find_leaders(const mf_cuda_experts &p, int32_t *ids, uint8_t *leaders
 
 constexpr int DOWN_WARPS = 16;
 
+/* Codes and scales of one row of `width`. */
+__host__ __device__ inline int64_t own_row_bytes(int64_t width)
+{
+    return (width + 127) / 128 * 144;
+}
+
 template <int PATH> __global__ void __launch_bounds__(DOWN_WARPS * 32) few_down(const __grid_constant__ mf_cuda_experts p)
 {
     __shared__ int32_t ids[MAX_PAIRS];
@@ -340,7 +399,7 @@ template <int PATH> __global__ void __launch_bounds__(DOWN_WARPS * 32) few_down(
     let_next_start();
     const int count = find_leaders(p, ids, leaders, &num_leaders);
     const int64_t h0 = (int64_t)blockIdx.x * 16;
-    down_rows<PATH>(p, ids, leaders, count, lists[warp], h0, warp, blockDim.x >> 5, lane,
+    down_rows<PATH, false>(p, ids, leaders, count, lists[warp], NULL, h0, warp, blockDim.x >> 5, lane,
                     [&](int pair, int row, float v) {
                         if (h0 + row < p.hidden_size) {
                             store_float(p.y, p.y_dtype, y_offset(p, pair) + h0 + row, v, p.bytewise);
@@ -349,7 +408,7 @@ template <int PATH> __global__ void __launch_bounds__(DOWN_WARPS * 32) few_down(
 }
 
 /* The same, with the combine of the block's 16 columns behind it: y is rounded to its dtype but never written. */
-template <int PATH>
+template <int PATH, bool OWN>
 __global__ void __launch_bounds__(DOWN_WARPS * 32)
     few_combine(const __grid_constant__ mf_cuda_experts p, const __grid_constant__ mf_cuda_sum sum)
 {
@@ -357,11 +416,13 @@ __global__ void __launch_bounds__(DOWN_WARPS * 32)
     __shared__ uint8_t leaders[MAX_PAIRS], lists[DOWN_WARPS][MAX_PAIRS];
     __shared__ int num_leaders;
     __shared__ float y[MAX_PAIRS][16];
+    extern __shared__ uint4 own[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     let_next_start();
     const int count = find_leaders(p, ids, leaders, &num_leaders);
     const int64_t h0 = (int64_t)blockIdx.x * 16;
-    down_rows<PATH>(p, ids, leaders, count, lists[warp], h0, warp, blockDim.x >> 5, lane,
+    const int64_t own_bytes = OWN ? own_row_bytes(p.max_width) : 0;
+    down_rows<PATH, OWN>(p, ids, leaders, count, lists[warp], (uint8_t *)own + warp * own_bytes, h0, warp, blockDim.x >> 5, lane,
                     [&](int pair, int row, float v) { y[pair][row] = round_to_dtype(v, p.y_dtype); });
     __syncthreads();
     const int columns = (int)p.num_columns, routed = columns - sum.num_shared;
@@ -398,18 +459,27 @@ __global__ void __launch_bounds__(DOWN_WARPS * 32)
 }
 
 /* A launch that may begin before the one ahead of it has ended; the kernels wait themselves. */
-template <typename... ARGS> int launch_early(void (*kernel)(ARGS...), dim3 grid, unsigned threads, void *stream, ARGS... args)
+template <typename... ARGS>
+int launch_early(void (*kernel)(mf_cuda_experts, ARGS...), dim3 grid, unsigned threads, int64_t shared_bytes, void *stream,
+                 const mf_cuda_experts &call, ARGS... args)
 {
+    if (shared_bytes > 32 * 1024) { /* beside what the kernels declare */
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+        if (error != cudaSuccess) {
+            return (int)error;
+        }
+    }
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
     config.stream = (cudaStream_t)stream;
     config.attrs = &attribute;
-    config.numAttrs = 1;
-    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+    config.numAttrs = call.starts_early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, call, args...);
 }
 
 unsigned down_threads(const mf_cuda_experts *call)
@@ -428,21 +498,29 @@ dim3 down_grid(const mf_cuda_experts *call)
 int mf_cuda_launch_few_up(const mf_cuda_experts *call, mf_cuda_path path, void *stream)
 {
     const dim3 grid((unsigned)((call->max_width + 7) / 8), (unsigned)call->num_pairs);
-    return path == MF_CUDA_PATH_FP8
-               ? launch_early(few_up<MF_CUDA_PATH_FP8>, grid, SEGMENTS * 32, stream, *call)
-               : launch_early(few_up<MF_CUDA_PATH_BF16>, grid, SEGMENTS * 32, stream, *call);
+    if (path == MF_CUDA_PATH_FP8 && call->quantises_itself) {
+        const int64_t bytes = call->hidden_size + call->hidden_size / 32;
+        return launch_early(few_up<MF_CUDA_PATH_FP8, true>, grid, SEGMENTS * 32, bytes, stream, *call);
+    }
+    return path == MF_CUDA_PATH_FP8 ? launch_early(few_up<MF_CUDA_PATH_FP8, false>, grid, SEGMENTS * 32, 0, stream, *call)
+                                    : launch_early(few_up<MF_CUDA_PATH_BF16, false>, grid, SEGMENTS * 32, 0, stream, *call);
 }
 
 int mf_cuda_launch_few_down(const mf_cuda_experts *call, mf_cuda_path path, void *stream)
 {
     return path == MF_CUDA_PATH_FP8
-               ? launch_early(few_down<MF_CUDA_PATH_FP8>, down_grid(call), down_threads(call), stream, *call)
-               : launch_early(few_down<MF_CUDA_PATH_BF16>, down_grid(call), down_threads(call), stream, *call);
+               ? launch_early(few_down<MF_CUDA_PATH_FP8>, down_grid(call), down_threads(call), 0, stream, *call)
+               : launch_early(few_down<MF_CUDA_PATH_BF16>, down_grid(call), down_threads(call), 0, stream, *call);
 }
 
 int mf_cuda_launch_few_combine(const mf_cuda_experts *call, mf_cuda_path path, const mf_cuda_sum *sum, void *stream)
 {
+    const unsigned threads = down_threads(call);
+    if (path == MF_CUDA_PATH_FP8 && call->quantises_itself) {
+        const int64_t bytes = threads / 32 * own_row_bytes(call->max_width);
+        return launch_early(few_combine<MF_CUDA_PATH_FP8, true>, down_grid(call), threads, bytes, stream, *call, *sum);
+    }
     return path == MF_CUDA_PATH_FP8
-               ? launch_early(few_combine<MF_CUDA_PATH_FP8>, down_grid(call), down_threads(call), stream, *call, *sum)
-               : launch_early(few_combine<MF_CUDA_PATH_BF16>, down_grid(call), down_threads(call), stream, *call, *sum);
+               ? launch_early(few_combine<MF_CUDA_PATH_FP8, false>, down_grid(call), threads, 0, stream, *call, *sum)
+               : launch_early(few_combine<MF_CUDA_PATH_BF16, false>, down_grid(call), threads, 0, stream, *call, *sum);
 }

@@ -304,6 +304,18 @@ __global__ void __launch_bounds__(256) copy_rows(const __grid_constant__ mf_cuda
     }
 }
 
+__global__ void __launch_bounds__(256) zero_rows(const __grid_constant__ mf_cuda_experts p)
+{
+    const int64_t warps = (int64_t)gridDim.x * 8;
+    for (int64_t pair = ((int64_t)blockIdx.x * 256 + threadIdx.x) / 32; pair < p.num_pairs; pair += warps) {
+        if (pair_id(p, pair) >= p.num_slots) {
+            for (int64_t i = threadIdx.x & 31; i < p.hidden_size; i += 32) {
+                store_float(p.y, p.y_dtype, y_offset(p, pair) + i, 0.0f, p.bytewise);
+            }
+        }
+    }
+}
+
 int quantise_launch(const mf_cuda_experts *call, int second, cudaStream_t stream)
 {
     const int64_t columns = second ? call->max_width : call->hidden_size;
@@ -329,6 +341,13 @@ int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream)
 {
     const int64_t blocks = (call->num_tokens * call->hidden_size + 255) / 256;
     copy_rows<<<(unsigned)(blocks < 8192 ? blocks : 8192), 256, 0, (cudaStream_t)stream>>>(*call, (uint16_t *)copy);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_zero_rows(const mf_cuda_experts *call, void *stream)
+{
+    const int64_t blocks = (call->num_pairs + 7) / 8;
+    zero_rows<<<(unsigned)(blocks < 4096 ? blocks : 4096), 256, 0, (cudaStream_t)stream>>>(*call);
     return (int)cudaGetLastError();
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/format.h"
 #include "kernels/quantise.h"
 
+enum { OWN_QUANT_MAX_WIDTH = 1024, OWN_QUANT_MAX_HIDDEN = 24576 };
 enum { TILE_FEW = 32, TILE_MANY = 128, MANY_PER_SLOT = 48 };
 
 /* experts.cuh repeats the numbers. */
@@ -192,6 +193,7 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     e->ids_stride = a->topk_ids.stride[0];
     e->input_scale = a->input_scale.data;
     e->input_scale_stride = a->input_scale.stride[0];
+    e->starts_early = gpu->capability >= 90;
     e->act_dtype = (int32_t)experts->act_dtype;
     e->y_dtype = (int32_t)y_dtype;
     e->e8m0 = experts->act_quant == MF_ACT_QUANT_W8A8_E8M0;
@@ -205,6 +207,8 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         e->y_column_stride = a->y.stride[1];
     }
     e->bytewise = is_odd(&a->x) || is_odd(&a->topk_ids) || is_odd(&a->input_scale) || (!combine && is_odd(&a->y));
+    e->quantises_itself = out->is_combined && call->num_tokens == 1 && e->max_width <= OWN_QUANT_MAX_WIDTH &&
+                          e->hidden_size <= OWN_QUANT_MAX_HIDDEN && paths->w13 == 1u << MF_CUDA_PATH_FP8;
     out->copies_x = takes(paths->w13, MF_CUDA_PATH_BF16) &&
                     ((uintptr_t)e->x % 16 != 0 || (call->num_tokens > 1 && e->x_stride % 8 != 0));
     out->sorts = e->sorted != NULL;

@@ -4,6 +4,7 @@
  * floats' (0: not allowed), so a choice is two warp reductions: the largest key, then the lowest id that has it.  What
  * follows the choice touches C columns and takes a lane each.  Counts are integers, so their order is free. */
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/sm90.cuh"
 
 namespace
 {
@@ -586,6 +587,7 @@ template <int VALUES, int STAGE>
 __global__ void __launch_bounds__(256) gate_kernel(const __grid_constant__ mf_cuda_gate p)
 {
     extern __shared__ __align__(16) uint8_t shared[];
+    let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const bool keys = VALUES == 0 || p.n_group > 1;
     const int width = keys ? (p.width + 31) / 32 * 32 : 0, groups = p.n_group > 1 ? (p.n_group + 31) / 32 * 32 : 0;
