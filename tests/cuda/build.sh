@@ -10,12 +10,12 @@ cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 jobs=${JOBS:-$(nproc)}
 mkdir -p "$out/o"
 c_flags="-std=c11 -O2 -g1 -fPIC -ffp-contract=off -D_GNU_SOURCE -I$root/src -I$root/include -I$root/tests -I$root/tests/conformance -isystem $cuda/include $*"
-cu_flags="-O3 -std=c++17 -fmad=false -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden -I$root/src -I$root/include -gencode=arch=compute_90a,code=sm_90a"
+cu_flags="${CU_DEFINES:-} -O3 -std=c++17 -fmad=false -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden -I$root/src -I$root/include -gencode=arch=compute_90a,code=sm_90a"
 base="error sys memory threads topology huge cpu_features arena buffer"
 kernels="device tensor tensor_check format api_gate api_align api_experts api_sum_reduce api_layer cuda/cuda_load
   ref/ref_device ref/gate ref/gate_unfused ref/align ref/sum_reduce ref/experts ref/dense ref/attention"
 support="conf staging gate_case gate_random gate_oracle gate_events experts_case experts_batch"
-programs="gate gate_api align sum_reduce invariants traps experts experts_bits experts_units layer layer_chunks int4_groups"
+programs="gate gate_api align sum_reduce invariants traps experts experts_bits experts_units layer layer_chunks"
 {
     for f in experts_tile gate experts_few sum_reduce experts_plain align layer_rows; do
         echo "$nvcc $cu_flags -c $root/src/kernels/cuda/$f.cu -o $out/o/cu_$f.o"
@@ -31,8 +31,8 @@ programs="gate gate_api align sum_reduce invariants traps experts experts_bits e
     echo "cc $c_flags -c $root/bench/cuda_bench.c -o $out/o/x_cuda_bench.o"
 } | xargs -P "$jobs" -I{} sh -c '{} || exit 255'
 runtime="$cuda/lib64/libcudart_static.a"
-cc -shared -o "$out/libmoefuse_cuda.so" "$out"/o/cu_*.o "$out"/o/d_*.o "$out"/o/k_tensor.o "$out"/o/b_*.o "$runtime" \
-    -Wl,--exclude-libs,ALL -lstdc++ -ldl -lpthread -lrt -lm
+cc -shared -o "$out/libmoefuse_cuda.so" "$out"/o/cu_*.o "$out"/o/d_*.o "$out"/o/k_tensor.o "$out"/o/b_*.o "$out/o/n_stand_ins.o" "$runtime" \
+    -Wl,--exclude-libs,ALL,--no-undefined -lstdc++ -ldl -lpthread -lrt -lm
 wraps=
 for f in mf_moe_fused_gate mf_moe_gate_unfused mf_moe_align_block_size mf_moe_sum_reduce mf_experts_create mf_experts_destroy \
     mf_fused_experts mf_moe_layer; do wraps="$wraps -Wl,--wrap=$f"; done

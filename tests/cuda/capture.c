@@ -183,6 +183,6 @@ TEST(a_bad_pointer_is_an_error_with_text_and_stays_one)
     CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
     CHECK_EQ(mf_device_synchronize(p.device, &err), MF_ERR_DEVICE);
     CHECK_HAS(err.message, "illegal memory access");
-    CHECK_EQ(mf_moe_fused_gate(p.device, &p.gate, &err), MF_ERR_DEVICE);
+    CHECK_EQ(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), MF_ERR_DEVICE);
     CHECK_HAS(err.message, "illegal memory access");
 }

@@ -48,7 +48,6 @@ tests() {
     start experts_units ${LIMIT:-170} "$out/experts_units"
     start layer ${LIMIT:-170} "$out/layer"
     start layer_chunks ${LIMIT:-170} "$out/layer_chunks" -workspace_does_not_grow
-    start int4_groups ${LIMIT:-170} "$out/int4_groups"
     start capture ${LIMIT:-170} "$out/capture"
     finish
 }
@@ -71,6 +70,7 @@ for part in $what; do
     case $part in
     tests) tests ;;
     sanitizer) sanitizer ;;
+    few) "$out/cuda_bench" experts --few 2>&1 ;;
     bench) "$out/cuda_bench" ${BENCH_FLAGS:-} 2>&1 | tee "$logs/bench.log" ;;
     esac
 done

@@ -198,7 +198,7 @@ int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
     const unsigned threads = call->num_pairs > 512 || call->num_slots > 2048 ? 1024 : 256;
     cudaError_t error = cudaSuccess;
     if (call->chunks > 1) {
-        if (counts > 48 * 1024) {
+        if (counts > 32 * 1024) {
             error = cudaFuncSetAttribute(count_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)counts);
         }
         if (error == cudaSuccess) {
@@ -206,7 +206,7 @@ int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
             error = cudaGetLastError();
         }
     }
-    if (error == cudaSuccess && bytes > 48 * 1024) {
+    if (error == cudaSuccess && bytes > 32 * 1024) {
         error = cudaFuncSetAttribute(align_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     }
     if (error == cudaSuccess) {

@@ -357,7 +357,7 @@ int mf_cuda_launch_plain(const mf_cuda_experts *call, int second, void *stream)
     const size_t bytes = (size_t)(columns + (columns + 127) / 128) * 4;
     const dim3 grid((unsigned)((rows + ROWS - 1) / ROWS), (unsigned)(call->num_pairs < 65535 ? call->num_pairs : 65535));
     cudaError_t error = cudaSuccess;
-    if (bytes > 48 * 1024) {
+    if (bytes > 32 * 1024) {
         error = cudaFuncSetAttribute(second ? plain_down : plain_up, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     }
     if (error == cudaSuccess) {

@@ -8,7 +8,7 @@
 #include "kernels/quantise.h"
 
 enum { OWN_QUANT_MAX_WIDTH = 1024, OWN_QUANT_MAX_HIDDEN = 24576 };
-enum { TILE_FEW = 32, TILE_MANY = 128, MANY_PER_SLOT = 48 };
+enum { TILE_FEW = 32, TILE_SOME = 64, TILE_MANY = 128, SOME_PER_SLOT = 28, MANY_PER_SLOT = 96 };
 
 /* experts.cuh repeats the numbers. */
 _Static_assert(MF_QUANT_FP8_GROUP == 1 && MF_QUANT_FP8_TOKEN == 2 && MF_QUANT_FP8_STATIC == 3 && MF_QUANT_INT8_TOKEN == 4,
@@ -121,7 +121,8 @@ static size_t lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int
     }
     if (!is_few(pairs) && (tensor & ~(int64_t)(1u << MF_CUDA_PATH_PLAIN))) {
         const int64_t slots = pairs < experts->num_slots ? pairs : experts->num_slots;
-        call->tile_tokens = pairs / slots >= MANY_PER_SLOT ? TILE_MANY : TILE_FEW;
+        const int64_t per_slot = pairs / slots;
+        call->tile_tokens = per_slot >= MANY_PER_SLOT ? TILE_MANY : per_slot >= SOME_PER_SLOT ? TILE_SOME : TILE_FEW;
         /* Room for either tile, so that fewer tokens never need more. */
         const int64_t padded = pairs + slots * (TILE_MANY - 1);
         call->sorted = mf_carve(base, &total, padded, 4);

@@ -17,9 +17,17 @@ template <int TOKENS> struct tile_shape; /* warps over rows and tokens; m16 and 
 template <> struct tile_shape<128> {
     static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 8;
 };
+template <> struct tile_shape<64> {
+    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 4;
+};
 template <> struct tile_shape<32> {
     static constexpr int WARPS_M = 8, WARPS_N = 1, M = 1, N = 4;
 };
+
+template <int PATH, int TOKENS> __host__ __device__ constexpr int stage_bytes()
+{
+    return (ROWS + TOKENS) * UNIT_BYTES + (product_of<PATH>::SCALED ? TOKENS * 4 : 0);
+}
 
 MF_DEV int swap_halves(int row, int chunk)
 {
@@ -31,7 +39,8 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 {
     using shape = tile_shape<TOKENS>;
     constexpr int SIZE = product_of<PATH>::SIZE, M = shape::M, N = shape::N;
-    constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS, STAGE = (ROWS + TOKENS) * 8;
+    constexpr bool SCALED = product_of<PATH>::SCALED;
+    constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS, STAGE = stage_bytes<PATH, TOKENS>() / 16;
     static_assert(A_COPIES * THREADS == ROWS * 8 && B_COPIES * THREADS == TOKENS * 8, "every thread copies the same");
     static_assert(shape::WARPS_M * M * 16 == ROWS && shape::WARPS_N * N * 8 == TOKENS, "warps cover the tile");
     extern __shared__ __align__(128) uint4 stages[];
@@ -83,6 +92,12 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
         b_from[k] = from + chunk * 16;
         there |= (uint32_t)is_there << (A_COPIES + k);
     }
+    /* FP8: the scales of the stage's tokens lie behind its rows, one word a token. */
+    const int32_t scale_pair_id = SCALED && tid < TOKENS ? pairs[tid] : 0;
+    const bool scale_there = SCALED && tid < TOKENS && scale_pair_id < (int32_t)p.num_pairs;
+    const int64_t scale_row = scale_there ? (UP ? pair_token(p, scale_pair_id) : scale_pair_id) : 0;
+    const float *scale_from =
+        (UP ? p.x_scales : p.h_scales) + scale_row * (UP ? units : (p.max_width + 127) / 128);
     auto copy_unit = [&](int unit) {
         if (unit < units) {
             uint4 *stage = stages + unit % STAGES * STAGE;
@@ -95,6 +110,9 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
             for (int k = 0; k < B_COPIES; k++) {
                 copy_async(stage + ROWS * 8 + swap_halves((tid + k * THREADS) >> 3, tid & 7),
                            b_from[k] + (int64_t)unit * UNIT_BYTES, there >> (A_COPIES + k) & 1);
+            }
+            if (SCALED && tid < TOKENS) {
+                copy_word_async((float *)(stage + (ROWS + TOKENS) * 8) + tid, scale_from + unit, scale_there);
             }
         }
         copy_commit();
@@ -115,27 +133,26 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
             }
         }
     }
-    /* FP8: where the scales of this thread's tokens lie, as offsets in units. */
-    int32_t token_scales[PATH == MF_CUDA_PATH_FP8 ? N * 2 : 1];
-    float input_scales[PATH == MF_CUDA_PATH_FP8 || !UP ? 1 : N];
-    const float *scales = UP ? p.x_scales : p.h_scales;
-    const int64_t scale_stride = UP ? units : (p.max_width + 127) / 128;
-    if (PATH == MF_CUDA_PATH_FP8) {
-#pragma unroll
-        for (int n = 0; n < N * 2; n++) {
-            const int32_t pair = pairs[(n0 + n / 2) * 8 + 2 * q + n % 2];
-            const int64_t row = pair < (int32_t)p.num_pairs ? (UP ? pair_token(p, pair) : pair) : 0;
-            token_scales[PATH == MF_CUDA_PATH_FP8 ? n : 0] = (int32_t)row;
-        }
-    } else if (UP && p.input_scale) {
+    float input_scales[SCALED || !UP ? 1 : N];
+    if (!SCALED && UP && p.input_scale) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int32_t pair = pairs[(n0 + n) * 8 + g];
-            input_scales[PATH == MF_CUDA_PATH_FP8 || !UP ? 0 : n] =
-                pair < (int32_t)p.num_pairs ? input_scale_of(p, pair) : 1.0f;
+            input_scales[SCALED || !UP ? 0 : n] = pair < (int32_t)p.num_pairs ? input_scale_of(p, pair) : 1.0f;
         }
     }
+    /* A tile's rows are inside one block of scales: 64 gate and 64 up rows, or 128 of w2. */
+    const int64_t w_scales = row0 / 128 * w.scale_row_stride, gate_scales = row0 / 128 * slot.gate.scale_row_stride;
+    const bool has_gate = !UP || slot.gate.data;
+    float low_next = 0.0f, high_next = 0.0f;
+    auto read_scales = [&](int unit) {
+        if (SCALED && unit < units) {
+            high_next = scale_at(w, w_scales + unit);
+            low_next = !UP ? high_next : has_gate ? scale_at(slot.gate, gate_scales + unit) : 0.0f;
+        }
+    };
 
+    read_scales(0);
     for (int u = 0; u < STAGES - 1; u++) {
         copy_unit(u);
     }
@@ -144,7 +161,10 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
         copy_wait<STAGES - 2>();
         __syncthreads();
         copy_unit(u + STAGES - 1);
+        const float low_scale = low_next, high_scale = high_next;
+        read_scales(u + 1);
         const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
+        const float *token_scales = (const float *)(a_rows + (ROWS + TOKENS) * 8);
         if (UP) { /* a segment may be empty */
             while (segment < SEGMENTS && segment_start(segment, units) <= u) {
 #pragma unroll
@@ -162,52 +182,66 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
                 segment++;
             }
         }
-        uint4 low[M][2], high[M][2];
-        float low_scale[M], high_scale[M];
+        /* Products of a step are independent of each other: a group of token tiles by all row tiles. */
+        constexpr int GROUP = SCALED ? (N < 4 ? N : 4) : N;
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-            const int row = (m0 + m) * 16 + g;
+        for (int first = 0; first < N; first += GROUP) {
+            float part[M][GROUP][4];
+            if (SCALED) {
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+#pragma unroll
+                    for (int n = 0; n < GROUP; n++) {
+                        part[m][n][0] = part[m][n][1] = part[m][n][2] = part[m][n][3] = 0.0f;
+                    }
+                }
+            }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                low[m][half] = a_rows[swap_halves(row, q + 4 * half)];
-                high[m][half] = a_rows[swap_halves(row + 8, q + 4 * half)];
-            }
-            if (PATH == MF_CUDA_PATH_FP8) {
-                const int64_t r = UP ? row0 + (m0 + m) * 8 : row0 + (m0 + m) * 16;
-                const int64_t at = r / 128;
-                const bool inside = r < w.n;
-                high_scale[m] = inside ? scale_at(w, at * w.scale_row_stride + u) : 0.0f;
-                low_scale[m] = !UP              ? high_scale[m]
-                               : slot.gate.data ? scale_at(slot.gate, at * slot.gate.scale_row_stride + u)
-                                                : 0.0f;
-            }
-        }
+                uint4 low[M], high[M], token[GROUP];
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            const int row = (n0 + n) * 8 + g;
-            uint4 token[2] = { b_rows[swap_halves(row, q)], b_rows[swap_halves(row, q + 4)] };
-            if (PATH == MF_CUDA_PATH_BF16 && UP && p.input_scale) {
-                token[0] = scale_chunk(token[0], input_scales[PATH == MF_CUDA_PATH_FP8 || !UP ? 0 : n]);
-                token[1] = scale_chunk(token[1], input_scales[PATH == MF_CUDA_PATH_FP8 || !UP ? 0 : n]);
-            }
-            float t0 = 0.0f, t1 = 0.0f;
-            if (PATH == MF_CUDA_PATH_FP8) {
-                t0 = scales[token_scales[PATH == MF_CUDA_PATH_FP8 ? 2 * n : 0] * scale_stride + u];
-                t1 = scales[token_scales[PATH == MF_CUDA_PATH_FP8 ? 2 * n + 1 : 0] * scale_stride + u];
-            }
+                for (int m = 0; m < M; m++) {
+                    low[m] = a_rows[swap_halves((m0 + m) * 16 + g, q + 4 * half)];
+                    high[m] = a_rows[swap_halves((m0 + m) * 16 + g + 8, q + 4 * half)];
+                }
 #pragma unroll
-            for (int m = 0; m < M; m++) {
-                if (PATH == MF_CUDA_PATH_FP8) {
-                    float part[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-                    add_half<PATH>(part, low[m][0], high[m][0], token[0]);
-                    add_half<PATH>(part, low[m][1], high[m][1], token[1]);
-                    acc[m][n][0] = __fmaf_rn(part[0], __fmul_rn(t0, low_scale[m]), acc[m][n][0]);
-                    acc[m][n][1] = __fmaf_rn(part[1], __fmul_rn(t1, low_scale[m]), acc[m][n][1]);
-                    acc[m][n][2] = __fmaf_rn(part[2], __fmul_rn(t0, high_scale[m]), acc[m][n][2]);
-                    acc[m][n][3] = __fmaf_rn(part[3], __fmul_rn(t1, high_scale[m]), acc[m][n][3]);
-                } else {
-                    add_half<PATH>(acc[m][n], low[m][0], high[m][0], token[0]);
-                    add_half<PATH>(acc[m][n], low[m][1], high[m][1], token[1]);
+                for (int n = 0; n < GROUP; n++) {
+                    token[n] = b_rows[swap_halves((n0 + first + n) * 8 + g, q + 4 * half)];
+                    if (!SCALED && UP && p.input_scale) {
+                        token[n] = scale_chunk(token[n], input_scales[SCALED || !UP ? 0 : first + n]);
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < GROUP; n++) {
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        float(&c)[4] = SCALED ? part[m][n] : acc[m][first + n];
+                        product_of<PATH>::mma(c, low[m].x, high[m].x, low[m].y, high[m].y, token[n].x, token[n].y);
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < GROUP; n++) {
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        float(&c)[4] = SCALED ? part[m][n] : acc[m][first + n];
+                        product_of<PATH>::mma(c, low[m].z, high[m].z, low[m].w, high[m].w, token[n].z, token[n].w);
+                    }
+                }
+            }
+            if (SCALED) {
+#pragma unroll
+                for (int n = 0; n < GROUP; n++) {
+                    const float2 t = *(const float2 *)(token_scales + (n0 + first + n) * 8 + 2 * q);
+                    const float low0 = __fmul_rn(t.x, low_scale), low1 = __fmul_rn(t.y, low_scale);
+                    const float high0 = __fmul_rn(t.x, high_scale), high1 = __fmul_rn(t.y, high_scale);
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        float(&c)[4] = acc[m][first + n];
+                        c[0] = __fmaf_rn(part[m][n][0], low0, c[0]);
+                        c[1] = __fmaf_rn(part[m][n][1], low1, c[1]);
+                        c[2] = __fmaf_rn(part[m][n][2], high0, c[2]);
+                        c[3] = __fmaf_rn(part[m][n][3], high1, c[3]);
+                    }
                 }
             }
         }
@@ -248,7 +282,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 
 template <int PATH, int TOKENS, bool UP> int launch(const mf_cuda_experts *call, cudaStream_t stream)
 {
-    constexpr int BYTES = STAGES * (ROWS + TOKENS) * UNIT_BYTES;
+    constexpr int BYTES = STAGES * stage_bytes<PATH, TOKENS>();
     const int64_t rows = UP ? call->max_width : call->hidden_size, tile = UP ? ROWS / 2 : ROWS;
     const cudaError_t error =
         cudaFuncSetAttribute(tile_kernel<PATH, TOKENS, UP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
@@ -267,11 +301,13 @@ template <bool UP> int launch_path(const mf_cuda_experts *call, mf_cuda_path pat
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (path == MF_CUDA_PATH_FP8) {
-        return call->tile_tokens == 128 ? launch<MF_CUDA_PATH_FP8, 128, UP>(call, s)
-                                        : launch<MF_CUDA_PATH_FP8, 32, UP>(call, s);
+        return call->tile_tokens == 128  ? launch<MF_CUDA_PATH_FP8, 128, UP>(call, s)
+               : call->tile_tokens == 64 ? launch<MF_CUDA_PATH_FP8, 64, UP>(call, s)
+                                         : launch<MF_CUDA_PATH_FP8, 32, UP>(call, s);
     }
-    return call->tile_tokens == 128 ? launch<MF_CUDA_PATH_BF16, 128, UP>(call, s)
-                                    : launch<MF_CUDA_PATH_BF16, 32, UP>(call, s);
+    return call->tile_tokens == 128  ? launch<MF_CUDA_PATH_BF16, 128, UP>(call, s)
+           : call->tile_tokens == 64 ? launch<MF_CUDA_PATH_BF16, 64, UP>(call, s)
+                                     : launch<MF_CUDA_PATH_BF16, 32, UP>(call, s);
 }
 
 } // namespace

@@ -435,7 +435,9 @@ MF_DEV void run_row(const mf_cuda_gate &p, const row_memory &mem, uint32_t *bloc
             if (!GENERAL) {
 #pragma unroll UNROLL
                 for (int j = 0; j < values; j++) {
-                    mem.key[j * 32 + lane] = key[j];
+                    if (j * 32 < p.width) { /* shared memory holds the width, not all that registers could */
+                        mem.key[j * 32 + lane] = key[j];
+                    }
                 }
             }
             __syncwarp();
@@ -618,7 +620,7 @@ __global__ void __launch_bounds__(256) gate_kernel(const __grid_constant__ mf_cu
 
 template <int VALUES, int STAGE> int launch(const mf_cuda_gate *call, const mf_cuda_grid *grid, cudaStream_t stream)
 {
-    if (grid->shared_bytes > 48 * 1024) {
+    if (grid->shared_bytes > 32 * 1024) { /* beside what the kernel declares */
         const cudaError_t error = cudaFuncSetAttribute(gate_kernel<VALUES, STAGE>,
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, (int)grid->shared_bytes);
         if (error != cudaSuccess) {
