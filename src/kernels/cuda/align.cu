@@ -123,12 +123,12 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
 
     /* Exclusive sums over the slots of padded counts (high half) and of counts (low half). */
     const int each = (slots + blockDim.x - 1) / blockDim.x;
-    const int64_t b = p.block_size;
+    const uint32_t b = (uint32_t)p.block_size; /* the capacity is below 2^31, so it is */
     uint64_t mine = 0;
     for (int k = 0; k < each; k++) {
         const int s = threadIdx.x * each + k;
-        if (s < slots) {
-            mine += (uint64_t)((totals[s] + b - 1) / b * b) << 32 | totals[s];
+        if (s < slots && totals[s] > 0) {
+            mine += (uint64_t)(((totals[s] - 1) / b + 1) * b) << 32 | totals[s];
         }
     }
     uint64_t all;
@@ -140,7 +140,9 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
             if (p.offsets && blockIdx.x == 0) {
                 store_at<int32_t>(p.offsets, s, (int32_t)(uint32_t)sum, p.bytewise);
             }
-            sum += (uint64_t)((totals[s] + b - 1) / b * b) << 32 | totals[s];
+            if (totals[s] > 0) {
+                sum += (uint64_t)(((totals[s] - 1) / b + 1) * b) << 32 | totals[s];
+            }
         }
     }
     const int64_t padded = (int64_t)(all >> 32);
@@ -155,12 +157,16 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
     const int32_t fill = (int32_t)p.num_pairs;
     const int warps = blockDim.x >> 5;
     for (int s = blockIdx.x * warps + warp; s < slots; s += gridDim.x * warps) {
-        const int64_t n = totals[s], start = starts[s], blocks = (n + b - 1) / b;
-        for (int64_t k = lane; k < blocks; k += 32) {
-            store_at<int32_t>(p.experts, start / b + k, s, p.bytewise);
+        const uint32_t n = totals[s];
+        if (n == 0) {
+            continue;
         }
-        for (int64_t k = n + lane; k < blocks * b; k += 32) {
-            store_at<int32_t>(p.sorted, start + k, fill, p.bytewise);
+        const uint32_t start = starts[s], blocks = (n - 1) / b + 1, first_block = start / b;
+        for (uint32_t k = lane; k < blocks; k += 32) {
+            store_at<int32_t>(p.experts, (int64_t)first_block + k, s, p.bytewise);
+        }
+        for (uint32_t k = n + lane; k < blocks * b; k += 32) {
+            store_at<int32_t>(p.sorted, (int64_t)start + k, fill, p.bytewise);
         }
     }
     const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;

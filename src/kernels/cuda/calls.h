@@ -160,6 +160,7 @@ typedef struct mf_cuda_experts {
     int32_t *sorted, *block_slots, *total; /* pairs by slot in blocks of tile_tokens; only in tile launches */
     int64_t num_blocks;
     int32_t tile_tokens;
+    int32_t y_is_wide;        /* eight 2-byte elements of y can be stored at once */
     int32_t quantises_itself; /* one token: FP8 kernels for few tokens make x's and the intermediate's codes themselves */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_experts;

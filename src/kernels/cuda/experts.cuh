@@ -48,7 +48,8 @@ MF_DEV float act_sigmoid(float x)
     return __fdiv_rn(1.0f, 1.0f + expf(-x));
 }
 
-MF_DEV float activate(const mf_cuda_slot &slot, float g, float u)
+/* Not inlined: a kernel calls it in unrolled code, and one copy of eight activations is enough. */
+static __device__ __noinline__ float activate(const mf_cuda_slot &slot, float g, float u)
 {
     const float limit = slot.limit;
     switch (slot.activation) {

@@ -99,13 +99,12 @@ MF_DEV void add_unit(float (&acc)[4], const unit_chunks &c, const unit_scales &s
     }
 }
 
-#ifndef FEW_AHEAD
-#define FEW_AHEAD 2
+/* Units whose weights are in flight, and blocks a multiprocessor: more of one leaves fewer registers for the other. */
+#ifndef FEW_TUNING
+#define FEW_TUNING 2, 3, 1, 3
 #endif
-#ifndef FEW_UP_BLOCKS
-#define FEW_UP_BLOCKS 2
-#endif
-constexpr int AHEAD = FEW_AHEAD; /* units whose weights are in flight */
+constexpr int TUNING[] = { FEW_TUNING };
+constexpr int UP_AHEAD = TUNING[0], UP_BLOCKS = TUNING[1], DOWN_AHEAD = TUNING[2], DOWN_BLOCKS = TUNING[3];
 
 /* Unit u of a row of activations to 128 codes and a scale, by one warp: as quantise_rows does. */
 MF_DEV void quantise_unit(const mf_cuda_experts &p, const void *row, int64_t offset, int u, uint8_t *codes, float *scales)
@@ -133,7 +132,7 @@ MF_DEV void quantise_unit(const mf_cuda_experts &p, const void *row, int64_t off
 }
 
 /* Units [first, end) of two rows and a token. */
-template <int PATH>
+template <int PATH, int AHEAD>
 MF_DEV void run_units(float (&acc)[4], const uint8_t *low, const uint8_t *high, const uint8_t *token, float token_scale,
                       bool scale_input, const unit_scales &s, int first, int end, unit_chunks (&ahead)[AHEAD])
 {
@@ -156,6 +155,7 @@ MF_DEV void run_units(float (&acc)[4], const uint8_t *low, const uint8_t *high, 
     }
 }
 
+template <int AHEAD>
 MF_DEV void load_ahead(unit_chunks (&ahead)[AHEAD], const uint8_t *low, const uint8_t *high, int first, int end)
 {
 #pragma unroll
@@ -173,7 +173,7 @@ MF_DEV int64_t scale_row_of(const mf_cuda_matrix &m, int64_t row)
 
 /* OWN: one token, quantised by each block for itself: cheaper than a launch. */
 template <int PATH, bool OWN>
-__global__ void __launch_bounds__(SEGMENTS * 32, FEW_UP_BLOCKS) few_up(const __grid_constant__ mf_cuda_experts p)
+__global__ void __launch_bounds__(SEGMENTS * 32, UP_BLOCKS) few_up(const __grid_constant__ mf_cuda_experts p)
 {
     extern __shared__ uint4 own[];
     __shared__ int32_t ids[MAX_PAIRS];
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(SEGMENTS * 32, FEW_UP_BLOCKS) few_up(const __g
     const uint8_t *high = slot.up.data + (i0 + g) * slot.up.row_stride * SIZE + q * 16;
     const int units = (int)(p.hidden_size / product_of<PATH>::UNIT);
     const int first = segment_start(warp, units), end = segment_start(warp + 1, units);
-    unit_chunks ahead[AHEAD];
+    unit_chunks ahead[UP_AHEAD];
     load_ahead(ahead, low, high, first, end);
 
     if (warp == 0) {
@@ -299,7 +299,7 @@ MF_DEV void down_rows(const mf_cuda_experts &p, const int32_t *ids, const uint8_
         const uint8_t *low = low_row < p.hidden_size ? m.data + low_row * m.row_stride * SIZE + q * 16 : NULL;
         const uint8_t *high = high_row < p.hidden_size ? m.data + high_row * m.row_stride * SIZE + q * 16 : NULL;
         const int units = (int)(m.k / product_of<PATH>::UNIT);
-        unit_chunks ahead[AHEAD];
+        unit_chunks ahead[DOWN_AHEAD];
         load_ahead(ahead, low, high, 0, units);
         if (!waited) { /* the weights above are on their way while w13 still runs */
             wait_for_previous();
@@ -382,7 +382,7 @@ MF_DEV int find_leaders(const mf_cuda_experts &p, int32_t *ids, uint8_t *leaders
     return *num_leaders;
 }
 
-constexpr int DOWN_WARPS = 16;
+constexpr int DOWN_WARPS = 16, FEW_DOWN_WARPS = 10; /* the fewer for one token: three such blocks share a multiprocessor */
 
 /* Codes and scales of one row of `width`. */
 __host__ __device__ inline int64_t own_row_bytes(int64_t width)
@@ -408,17 +408,21 @@ template <int PATH> __global__ void __launch_bounds__(DOWN_WARPS * 32) few_down(
 }
 
 /* The same, with the combine of the block's 16 columns behind it: y is rounded to its dtype but never written. */
-template <int PATH, bool OWN>
-__global__ void __launch_bounds__(DOWN_WARPS * 32)
+template <int PATH, bool OWN, int WARPS>
+__global__ void __launch_bounds__(WARPS * 32, WARPS < DOWN_WARPS ? DOWN_BLOCKS : 1)
     few_combine(const __grid_constant__ mf_cuda_experts p, const __grid_constant__ mf_cuda_sum sum)
 {
     __shared__ int32_t ids[MAX_PAIRS];
-    __shared__ uint8_t leaders[MAX_PAIRS], lists[DOWN_WARPS][MAX_PAIRS];
+    __shared__ uint8_t leaders[MAX_PAIRS], lists[WARPS][MAX_PAIRS];
     __shared__ int num_leaders;
+    __shared__ float weights[MAX_PAIRS];
     __shared__ float y[MAX_PAIRS][16];
     extern __shared__ uint4 own[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     let_next_start();
+    for (int i = threadIdx.x; i < (int)p.num_pairs; i += blockDim.x) { /* written before w13 began, as the ids were */
+        weights[i] = sum_weight(sum, i / (int)p.num_columns, i % (int)p.num_columns);
+    }
     const int count = find_leaders(p, ids, leaders, &num_leaders);
     const int64_t h0 = (int64_t)blockIdx.x * 16;
     const int64_t own_bytes = OWN ? own_row_bytes(p.max_width) : 0;
@@ -440,7 +444,7 @@ __global__ void __launch_bounds__(DOWN_WARPS * 32)
                                   load_float(sum.hidden, sum.dtype, t * sum.hidden_stride + h, sum.bytewise), r);
                 }
                 if (c < columns && ids[t * columns + c] >= 0) {
-                    const float w = sum_weight(sum, t, c), v = y[t * columns + c][row];
+                    const float w = weights[t * columns + c], v = y[t * columns + c][row];
                     r = c < routed ? __fmaf_rn(w, v, r) : r;
                     s = c < routed ? s : __fmaf_rn(w, v, s);
                 }
@@ -513,14 +517,21 @@ int mf_cuda_launch_few_down(const mf_cuda_experts *call, mf_cuda_path path, void
                : launch_early(few_down<MF_CUDA_PATH_BF16>, down_grid(call), down_threads(call), 0, stream, *call);
 }
 
-int mf_cuda_launch_few_combine(const mf_cuda_experts *call, mf_cuda_path path, const mf_cuda_sum *sum, void *stream)
+namespace
+{
+template <int PATH, bool OWN> int launch_combine(const mf_cuda_experts *call, const mf_cuda_sum *sum, void *stream)
 {
     const unsigned threads = down_threads(call);
-    if (path == MF_CUDA_PATH_FP8 && call->quantises_itself) {
-        const int64_t bytes = threads / 32 * own_row_bytes(call->max_width);
-        return launch_early(few_combine<MF_CUDA_PATH_FP8, true>, down_grid(call), threads, bytes, stream, *call, *sum);
-    }
-    return path == MF_CUDA_PATH_FP8
-               ? launch_early(few_combine<MF_CUDA_PATH_FP8, false>, down_grid(call), threads, 0, stream, *call, *sum)
-               : launch_early(few_combine<MF_CUDA_PATH_BF16, false>, down_grid(call), threads, 0, stream, *call, *sum);
+    const int64_t bytes = OWN ? threads / 32 * own_row_bytes(call->max_width) : 0;
+    return threads <= FEW_DOWN_WARPS * 32
+               ? launch_early(few_combine<PATH, OWN, FEW_DOWN_WARPS>, down_grid(call), threads, bytes, stream, *call, *sum)
+               : launch_early(few_combine<PATH, OWN, DOWN_WARPS>, down_grid(call), threads, bytes, stream, *call, *sum);
+}
+} // namespace
+
+int mf_cuda_launch_few_combine(const mf_cuda_experts *call, mf_cuda_path path, const mf_cuda_sum *sum, void *stream)
+{
+    return path == MF_CUDA_PATH_BF16  ? launch_combine<MF_CUDA_PATH_BF16, false>(call, sum, stream)
+           : call->quantises_itself ? launch_combine<MF_CUDA_PATH_FP8, true>(call, sum, stream)
+                                    : launch_combine<MF_CUDA_PATH_FP8, false>(call, sum, stream);
 }

@@ -207,6 +207,8 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         e->y_stride = a->y.stride[0];
         e->y_column_stride = a->y.stride[1];
     }
+    const int64_t y_size = (int64_t)mf_dtype_size(y_dtype);
+    e->y_is_wide = (uintptr_t)e->y % 16 == 0 && e->y_stride * y_size % 16 == 0 && e->y_column_stride * y_size % 16 == 0;
     e->bytewise = is_odd(&a->x) || is_odd(&a->topk_ids) || is_odd(&a->input_scale) || (!combine && is_odd(&a->y));
     e->quantises_itself = out->is_combined && call->num_tokens == 1 && e->max_width <= OWN_QUANT_MAX_WIDTH &&
                           e->hidden_size <= OWN_QUANT_MAX_HIDDEN && paths->w13 == 1u << MF_CUDA_PATH_FP8;

@@ -12,6 +12,7 @@ namespace
 constexpr int THREADS = 256;
 constexpr int ROWS = 128;
 constexpr int STAGES = 4;
+constexpr int PITCH = ROWS + 4; /* of a token's sums: eight rows by four pairs of tokens meet all banks */
 
 template <int TOKENS> struct tile_shape; /* warps over rows and tokens; m16 and n8 tiles of a warp */
 template <> struct tile_shape<128> {
@@ -35,7 +36,7 @@ MF_DEV int swap_halves(int row, int chunk)
 }
 
 template <int PATH, int TOKENS, bool UP>
-__global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(const __grid_constant__ mf_cuda_experts p)
+__global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && product_of<PATH>::SCALED) ? 1 : 2) tile_kernel(const __grid_constant__ mf_cuda_experts p)
 {
     using shape = tile_shape<TOKENS>;
     constexpr int SIZE = product_of<PATH>::SIZE, M = shape::M, N = shape::N;
@@ -246,35 +247,66 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
             }
         }
     }
+    /* Sums go through shared memory, so that a thread has eight neighbours of one pair: whole sectors are written, and the
+     * code for one element stands once. */
     copy_wait<0>();
-
+    __syncthreads();
+    float *sums = (float *)stages; /* [TOKENS][PITCH] */
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const int32_t pair = pairs[(n0 + n) * 8 + 2 * q + k];
-                if (pair >= (int32_t)p.num_pairs) {
-                    continue;
-                }
-                if (UP) {
-                    const int64_t i = row0 + (m0 + m) * 8 + g;
-                    const float gate = __fadd_rn(total[UP ? m : 0][UP ? n : 0][k], acc[m][n][k]);
-                    const float up = __fadd_rn(total[UP ? m : 0][UP ? n : 0][k + 2], acc[m][n][k + 2]);
-                    if (i < w.n) {
-                        store_float(p.h, p.act_dtype, pair * p.h_stride + i, finish_up(slot, i, gate, up), false);
-                    }
-                } else {
+            for (int k = 0; k < 4; k++) {
+                const int row = (m0 + m) * 16 + g + (k >> 1) * 8, token = (n0 + n) * 8 + 2 * q + (k & 1);
+                const float v = UP ? __fadd_rn(total[UP ? m : 0][UP ? n : 0][k], acc[m][n][k]) : acc[m][n][k];
+                sums[token * PITCH + row] = v;
+            }
+        }
+    }
+    __syncthreads();
+    constexpr int EIGHTS = (UP ? ROWS / 2 : ROWS) / 8;
+#pragma unroll 1
+    for (int i = tid; i < TOKENS * EIGHTS; i += THREADS) {
+        const int token = i / EIGHTS, eight = i % EIGHTS;
+        const int32_t pair = pairs[token];
+        const int64_t row = row0 + eight * 8;
+        if (pair >= (int32_t)p.num_pairs || row >= (UP ? w.n : p.hidden_size)) {
+            continue;
+        }
+        /* w13: eight gate rows, then their eight up rows. */
+        const float *from = sums + token * PITCH + eight * (UP ? 16 : 8);
+        float v[8];
+        if (UP) {
+#pragma unroll 1
+            for (int k = 0; k < 8; k++) {
+                sums[token * PITCH + eight * 16 + k] = finish_up(slot, row + k, from[k], from[k + 8]);
+            }
+        } else if (slot.down_bias) {
+#pragma unroll 1
+            for (int k = 0; k < 8; k++) {
+                sums[token * PITCH + eight * 8 + k] = finish_down(slot, row + k, from[k]);
+            }
+        }
 #pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const int64_t i = row0 + (m0 + m) * 16 + g + 8 * half;
-                        if (i < p.hidden_size) {
-                            store_float(p.y, p.y_dtype, y_offset(p, pair) + i,
-                                        finish_down(slot, i, acc[m][n][k + 2 * half]), p.bytewise);
-                        }
-                    }
-                }
+        for (int k = 0; k < 8; k++) {
+            v[k] = from[k];
+        }
+        void *to = UP ? p.h : p.y;
+        const int dtype = UP ? p.act_dtype : p.y_dtype;
+        const int64_t at = UP ? pair * p.h_stride + row : y_offset(p, pair) + row;
+        if (dtype != MF_F32 && (UP || p.y_is_wide)) {
+            uint32_t packed[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                packed[k] = dtype == MF_BF16 ? f32_to_bf16(v[2 * k]) | (uint32_t)f32_to_bf16(v[2 * k + 1]) << 16
+                                             : f32_to_f16(v[2 * k]) | (uint32_t)f32_to_f16(v[2 * k + 1]) << 16;
+            }
+            *(uint4 *)((uint16_t *)to + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        } else {
+#pragma unroll 1
+            for (int k = 0; k < 8; k++) {
+                store_float(to, dtype, at + k, from[k], !UP && p.bytewise);
             }
         }
     }
@@ -283,6 +315,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 template <int PATH, int TOKENS, bool UP> int launch(const mf_cuda_experts *call, cudaStream_t stream)
 {
     constexpr int BYTES = STAGES * stage_bytes<PATH, TOKENS>();
+    static_assert(TOKENS * PITCH * 4 <= BYTES, "sums fit where the stages were");
     const int64_t rows = UP ? call->max_width : call->hidden_size, tile = UP ? ROWS / 2 : ROWS;
     const cudaError_t error =
         cudaFuncSetAttribute(tile_kernel<PATH, TOKENS, UP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);

@@ -63,6 +63,29 @@ MF_DEV float read_logit(const mf_cuda_gate &p, int64_t t, bool alt, int i, bool 
     return x;
 }
 
+/* A row's columns j * 32 + lane as f32 bits, from aligned memory. */
+template <int VALUES>
+MF_DEV void load_values(const void *base, int dtype, int64_t first, int width, int lane, uint32_t *values)
+{
+    if (dtype == MF_F32) {
+        const uint32_t *from = (const uint32_t *)base + first;
+#pragma unroll
+        for (int j = 0; j < VALUES; j++) {
+            values[j] = j * 32 + lane < width ? from[j * 32 + lane] : 0u;
+        }
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)base + first;
+#pragma unroll
+    for (int j = 0; j < VALUES; j++) {
+        values[j] = j * 32 + lane < width ? from[j * 32 + lane] : 0u;
+    }
+#pragma unroll
+    for (int j = 0; j < VALUES; j++) {
+        values[j] = dtype == MF_BF16 ? values[j] << 16 : __float_as_uint(f16_to_f32((uint16_t)values[j]));
+    }
+}
+
 MF_DEV float score_of(const mf_cuda_gate &p, float x, float m, float sum)
 {
     if (p.scoring == MF_SCORING_SOFTMAX) {
@@ -361,12 +384,30 @@ MF_DEV void run_row(const mf_cuda_gate &p, const row_memory &mem, uint32_t *bloc
         if (STAGE != MF_CUDA_GATE_CHOOSE) {
             bool nan = false;
             float most = -FLT_MAX;
+            constexpr int KEPT = VALUES <= 16 ? VALUES : 0; /* biases in registers too */
+            float bias[KEPT > 0 ? KEPT : 1];
+            if (!GENERAL) { /* all loads before the first use */
+                load_values<VALUES>(p.logits, p.logits_dtype, t * p.logits_stride, p.width, lane, &key[0]);
+                if (KEPT > 0 && p.bias_domain != MF_BIAS_NONE) {
+                    load_values<KEPT>(alt ? p.bias_alt : p.bias, alt ? p.bias_alt_dtype : p.bias_dtype, 0, p.width, lane,
+                                      (uint32_t *)bias);
+                }
+            }
 #pragma unroll UNROLL
             for (int j = 0; j < values; j++) {
                 const int i = j * 32 + lane;
                 float x = 0.0f;
                 if (i < p.width) {
-                    x = read_logit(p, t, alt, i, bytewise);
+                    if (GENERAL) {
+                        x = read_logit(p, t, alt, i, bytewise);
+                    } else {
+                        x = __uint_as_float(key[j]);
+                        if (p.bias_domain == MF_BIAS_LOGIT && !is_nan(x)) {
+                            x = canon_input(__fadd_rn(canon_input(x), KEPT > 0 ? canon_bias(bias[KEPT > 0 ? j : 0])
+                                                                               : bias_of(p, alt, i)));
+                        }
+                        x = is_nan(x) ? x : canon_input(x);
+                    }
                     nan |= is_nan(x);
                     most = x > most ? x : most;
                 }
@@ -379,9 +420,8 @@ MF_DEV void run_row(const mf_cuda_gate &p, const row_memory &mem, uint32_t *bloc
 #pragma unroll UNROLL
                 for (int j = 0; j < values; j++) {
                     const float x = __uint_as_float(key[j]);
-                    if (j * 32 + lane < p.width && !is_nan(x)) {
-                        part = __fadd_rn(part, gate_exp(__fsub_rn(x, m)));
-                    }
+                    const float e = gate_exp(__fsub_rn(x, m));
+                    part = j * 32 + lane < p.width && !is_nan(x) ? __fadd_rn(part, e) : part;
                 }
 #pragma unroll
                 for (int d = 16; d > 0; d /= 2) {
@@ -392,22 +432,29 @@ MF_DEV void run_row(const mf_cuda_gate &p, const row_memory &mem, uint32_t *bloc
             const bool by_logit = p.bias_domain != MF_BIAS_SCORE &&
                                   (p.scoring == MF_SCORING_SOFTMAX || p.scoring == MF_SCORING_TOPK_SOFTMAX ||
                                    p.scoring == MF_SCORING_TOPK_SIGMOID);
+            auto make_keys = [&](auto score) { /* one scoring's code is run, not all of them around a choice */
 #pragma unroll UNROLL
-            for (int j = 0; j < values; j++) {
-                const int i = j * 32 + lane;
-                const float x = __uint_as_float(key[j]);
-                uint32_t k = 0;
-                if (i < p.width) {
-                    float a = x;
-                    if (!by_logit) {
-                        a = score_of(p, x, m, sum);
-                        if (p.bias_domain == MF_BIAS_SCORE) {
-                            a = canon_zero(__fadd_rn(a, bias_of(p, alt, i)));
-                        }
+                for (int j = 0; j < values; j++) {
+                    const int i = j * 32 + lane;
+                    const float x = __uint_as_float(key[j]);
+                    float a = score(x);
+                    if (p.bias_domain == MF_BIAS_SCORE) {
+                        const float b = KEPT > 0              ? canon_bias(bias[KEPT > 0 ? j : 0])
+                                        : i < p.width ? bias_of(p, alt, i)
+                                                      : 0.0f;
+                        a = canon_zero(__fadd_rn(a, b));
                     }
-                    k = is_nan(x) ? BAD_KEY : ordered(a);
+                    key[j] = i >= p.width ? 0u : is_nan(x) ? BAD_KEY : ordered(a);
                 }
-                key[j] = k;
+            };
+            if (by_logit) {
+                make_keys([&](float x) { return x; });
+            } else if (p.scoring == MF_SCORING_SIGMOID) {
+                make_keys([&](float x) { return canon_zero(gate_sigmoid(x)); });
+            } else if (p.scoring == MF_SCORING_SOFTMAX) {
+                make_keys([&](float x) { return score_of(p, x, m, sum); });
+            } else {
+                make_keys([&](float x) { return canon_zero(gate_sqrtsoftplus(x)); });
             }
         }
         if (STAGE == MF_CUDA_GATE_KEYS) {

@@ -193,7 +193,7 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
                             .errors = a->error_count.data,
                             .num_pairs = pairs,
                             .num_columns = call->num_columns,
-                            .block_size = call->block_size,
+                            .block_size = min_i64(call->block_size, INT32_MAX), /* more only without pairs */
                             .capacity = call->capacity,
                             .num_slots = (int32_t)call->num_slots,
                             .chunks = (int32_t)chunks,

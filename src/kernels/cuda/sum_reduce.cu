@@ -135,6 +135,89 @@ MF_DEV void add_terms(const mf_cuda_sum &p, int64_t t, int64_t h, SUM (&r)[V], S
     }
 }
 
+/* The last steps of a row's V elements, and their store. */
+template <int V> MF_DEV void finish_row(const mf_cuda_sum &p, int64_t t, int64_t h, const float (&r)[V], const float (&s)[V])
+{
+    float out[V];
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        out[e] = __fmaf_rn(p.factor, r[e], s[e]);
+    }
+    if (p.residual) {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            out[e] = __fadd_rn(out[e], load_float(p.residual, p.out_dtype, t * p.residual_stride + h + e, p.bytewise));
+        }
+    }
+    const int64_t at = t * p.out_stride + h;
+    if (V == 8 && p.out_dtype != MF_F32) {
+        uint32_t packed[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const uint32_t low = p.out_dtype == MF_BF16 ? f32_to_bf16(out[2 * e % V]) : f32_to_f16(out[2 * e % V]);
+            const uint32_t high =
+                p.out_dtype == MF_BF16 ? f32_to_bf16(out[(2 * e + 1) % V]) : f32_to_f16(out[(2 * e + 1) % V]);
+            packed[e] = low | high << 16;
+        }
+        *(uint4 *)((uint16_t *)p.out + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            store_float(p.out, p.out_dtype, at + e, out[e], p.bytewise);
+        }
+    }
+}
+
+/* The usual combine - x and weights alone, at most MOST columns, aligned: every load of a row before the first sum. */
+template <typename T, int V, int MOST>
+__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ mf_cuda_sum p)
+{
+    const int64_t h = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    if (h >= p.hidden_size) {
+        return;
+    }
+    const int routed = p.num_columns - p.num_shared;
+    for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
+        const T *x = (const T *)p.x + t * p.x_stride + h;
+        const float *weights = (const float *)p.weights + t * p.weights_stride;
+        const int32_t *ids = (const int32_t *)p.ids + t * p.ids_stride;
+        pack<T, V> v[MOST];
+        float w[MOST];
+        bool use[MOST];
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            use[c] = c < p.num_columns && (!p.ids || ids[c] >= 0);
+        }
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            if (use[c]) {
+                v[c] = stream_pack<T, V>(x, c * p.column_stride, false);
+            }
+            w[c] = c < p.num_columns && p.weights ? weights[c] : 1.0f;
+        }
+        float r[V], s[V];
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            r[e] = s[e] = 0.0f;
+        }
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            if (use[c] && c < routed) {
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
+                }
+            } else if (use[c]) {
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
+                }
+            }
+        }
+        finish_row<V>(p, t, h, r, s);
+    }
+}
+
 template <typename T, int V> __global__ void __launch_bounds__(THREADS) sum_kernel(const __grid_constant__ mf_cuda_sum p)
 {
     const int64_t chunks = (p.hidden_size + V * THREADS - 1) / (V * THREADS), work = p.num_tokens * chunks;
@@ -151,34 +234,7 @@ template <typename T, int V> __global__ void __launch_bounds__(THREADS) sum_kern
         if (sum_row_valid(p, t)) {
             add_terms<T, V, float>(p, t, h, r, s);
         }
-        float out[V];
-#pragma unroll
-        for (int e = 0; e < V; e++) {
-            out[e] = __fmaf_rn(p.factor, r[e], s[e]);
-        }
-        if (p.residual) {
-#pragma unroll
-            for (int e = 0; e < V; e++) {
-                out[e] = __fadd_rn(out[e], load_float(p.residual, p.out_dtype, t * p.residual_stride + h + e, p.bytewise));
-            }
-        }
-        const int64_t at = t * p.out_stride + h;
-        if (V == 8 && p.out_dtype != MF_F32) {
-            uint32_t packed[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const uint32_t low = p.out_dtype == MF_BF16 ? f32_to_bf16(out[2 * e % V]) : f32_to_f16(out[2 * e % V]);
-                const uint32_t high =
-                    p.out_dtype == MF_BF16 ? f32_to_bf16(out[(2 * e + 1) % V]) : f32_to_f16(out[(2 * e + 1) % V]);
-                packed[e] = low | high << 16;
-            }
-            *(uint4 *)((uint16_t *)p.out + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-        } else {
-#pragma unroll
-            for (int e = 0; e < V; e++) {
-                store_float(p.out, p.out_dtype, at + e, out[e], p.bytewise);
-            }
-        }
+        finish_row<V>(p, t, h, r, s);
     }
 }
 
@@ -199,6 +255,25 @@ __global__ void __launch_bounds__(THREADS) sum_f64_kernel(const __grid_constant_
     }
 }
 
+/* sum_plain_kernel can do it with MOST columns. */
+bool is_plain(const mf_cuda_sum *call, int most)
+{
+    return call->vector > 1 && call->num_columns <= most && !call->identity && !call->num_addends && !call->num_valid &&
+           !call->row_valid;
+}
+
+template <typename T, int V> int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
+{
+    const dim3 grid((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
+                    (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
+    if (is_plain(call, 6)) {
+        sum_plain_kernel<T, V, 6><<<grid, THREADS, 0, stream>>>(*call);
+    } else {
+        sum_plain_kernel<T, V, 10><<<grid, THREADS, 0, stream>>>(*call);
+    }
+    return (int)cudaGetLastError();
+}
+
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
 {
     const int64_t chunks = (call->hidden_size + V * THREADS - 1) / (V * THREADS), work = call->num_tokens * chunks;
@@ -215,6 +290,9 @@ int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream)
         const int64_t blocks = (call->num_tokens * call->hidden_size + THREADS - 1) / THREADS;
         sum_f64_kernel<<<(unsigned)(blocks < 1 << 20 ? blocks : 1 << 20), THREADS, 0, s>>>(*call);
         return (int)cudaGetLastError();
+    }
+    if (is_plain(call, 10) && call->dtype != MF_F16) {
+        return call->dtype == MF_F32 ? launch_plain<float, 4>(call, s) : launch_plain<bf16_bits, 8>(call, s);
     }
     if (call->vector > 1) {
         return call->dtype == MF_F32    ? launch<float, 4>(call, s)
