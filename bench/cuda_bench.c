@@ -1,9 +1,9 @@
 /* cuda_bench.c - the operations of device cuda over the shapes of models, from captured graphs, timed by events.
  *
- *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few]
+ *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once]
  *
  * Weights rotate over four layers and the L2 cache is swept before each replay, so that nothing is met warm that a model
- * would meet cold.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
+ * would meet cold; --once runs each call once, for a profiler.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
  * empty kernel's place in a graph) are measured in the same run. */
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -21,7 +21,7 @@ static mf_device *device;
 static cudaStream_t stream;
 static mf_error err;
 static void *sweep_block;
-static bool quick, few;
+static bool quick, few, once;
 static double copy_gbs;
 static const size_t sweep_bytes = (size_t)256 << 20;
 
@@ -102,10 +102,13 @@ static double measure(work_fn work, void *context, int count)
     cudaGraphExec_t exec;
     cudaEvent_t start, stop;
     float times[REPLAYS];
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < (once ? 1 : 2); i++) {
         work(context, i);
     }
     OK(mf_device_synchronize(device, &err));
+    if (once) {
+        return 1;
+    }
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (int i = 0; i < count; i++) {
         work(context, i);
@@ -530,6 +533,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         quick |= strcmp(argv[i], "--quick") == 0;
         few |= strcmp(argv[i], "--few") == 0;
+        once |= strcmp(argv[i], "--once") == 0;
     }
     sweep_block = room(sweep_bytes);
     printf("%s\n", mf_device_description(device));

@@ -56,12 +56,12 @@ sanitizer() {
     local check="compute-sanitizer --error-exitcode 9"
     export MOEFUSE_CUDA_REPEATS=3 MOEFUSE_CUDA_NO_FAULTS=1
     for tool in memcheck racecheck synccheck; do
-        start $tool-capture 140 $check --tool $tool "$out/capture"
-        start $tool-units 140 $check --tool $tool "$out/experts_units" experts_of_whole
-        start $tool-gate 140 $check --tool $tool "$out/gate" worked_row
-        start $tool-align 140 $check --tool $tool "$out/align" worked_example wrong_histogram
-        start $tool-combine 140 $check --tool $tool "$out/sum_reduce" every_hidden
-        start $tool-layer 140 $check --tool $tool "$out/layer" layer_bits_do_not_depend
+        start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture"
+        start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
+        start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row
+        start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
+        start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
+        start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend
     done
     finish
 }

@@ -9,6 +9,8 @@
 namespace
 {
 
+constexpr int KEPT = 4; /* steps of 32 pairs that a warp keeps in registers */
+
 /* The slot of flat pair i, or -1; ids past the last slot are counted by the caller. */
 MF_DEV int32_t slot_at(const mf_cuda_align &p, uint32_t i)
 {
@@ -89,9 +91,28 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
         table[i] = 0;
     }
     __syncthreads();
-    for (int64_t base = from; warp < walkers && base < to; base += 32) {
-        const int64_t i = base + lane;
-        const int32_t slot = i < to ? slot_at(p, (uint32_t)i) : -1;
+    int32_t own[KEPT]; /* short runs are read once */
+    const bool is_short = to - from <= KEPT * 32;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = from + k * 32 + lane;
+        own[k] = is_short && warp < walkers && i < to ? slot_at(p, (uint32_t)i) : -1;
+    }
+    auto walk = [&](auto step) {
+        if (warp < walkers && is_short) {
+#pragma unroll
+            for (int k = 0; k < KEPT; k++) {
+                if (from + k * 32 < to) {
+                    step(from + k * 32 + lane, own[k]);
+                }
+            }
+        } else if (warp < walkers) {
+            for (int64_t base = from; base < to; base += 32) {
+                step(base + lane, base + lane < to ? slot_at(p, (uint32_t)(base + lane)) : -1);
+            }
+        }
+    };
+    walk([&](int64_t, int32_t slot) {
         const bool is_past = slot >= slots;
         if (single && is_past && p.errors) {
             atomicAdd((int32_t *)p.errors, 1);
@@ -102,7 +123,7 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
             table[warp * slots + slot] += __popc(same);
         }
         __syncwarp();
-    }
+    });
     __syncthreads();
     for (int s = threadIdx.x; s < slots; s += blockDim.x) {
         uint32_t total = 0, before = 0;
@@ -177,9 +198,7 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
         store_at<int32_t>(p.experts, i, -1, p.bytewise);
     }
 
-    for (int64_t base = from; warp < walkers && base < to; base += 32) {
-        const int64_t i = base + lane;
-        const int32_t slot = i < to ? slot_at(p, (uint32_t)i) : -1;
+    walk([&](int64_t i, int32_t slot) {
         const bool kept = slot >= 0 && slot < slots;
         const uint32_t same = __match_any_sync(MF_FULL_WARP, kept ? slot : -1);
         uint32_t *next = table + warp * slots + (kept ? slot : 0);
@@ -192,7 +211,7 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
             }
         }
         __syncwarp();
-    }
+    });
 }
 
 } // namespace

@@ -153,9 +153,9 @@ typedef struct mf_cuda_experts {
     /* workspace */
     void *h;           /* [num_pairs, h_stride] act_dtype, aligned rows */
     int64_t h_stride;
-    uint8_t *x_codes;  /* e4m3 [T, H] with x_scales [T, ceil(H / 128)] */
+    uint16_t *x_codes; /* e4m3 codes as f16 [T, H] with x_scales [T, ceil(H / 128)] */
     float *x_scales;
-    uint8_t *h_codes;  /* e4m3 [num_pairs, h_stride] with h_scales [num_pairs, ceil(max_width / 128)] */
+    uint16_t *h_codes; /* the same [num_pairs, h_stride] with h_scales [num_pairs, ceil(max_width / 128)] */
     float *h_scales;
     int32_t *sorted, *block_slots, *total; /* pairs by slot in blocks of tile_tokens; only in tile launches */
     int64_t num_blocks;

@@ -98,6 +98,18 @@ MF_DEV uint8_t quant_e4m3(float x, float scale)
     return (uint8_t)__nv_cvt_float_to_fp8(__fdiv_rn(x, scale), __NV_SATFINITE, __NV_E4M3);
 }
 
+/* Four codes as f16 numbers. */
+MF_DEV uint2 quant_e4m3_as_f16(const float (&v)[4], float scale)
+{
+    uint32_t h[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const __half_raw raw = __nv_cvt_fp8_to_halfraw(quant_e4m3(v[k], scale), __NV_E4M3);
+        h[k] = raw.x;
+    }
+    return make_uint2(h[0] | h[1] << 16, h[2] | h[3] << 16);
+}
+
 MF_DEV float quant_code(int quant, float x, float scale)
 {
     if (quant == QUANT_INT8_TOKEN) {

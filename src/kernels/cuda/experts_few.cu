@@ -10,6 +10,9 @@
 namespace
 {
 
+/* Bytes between the columns that neighbouring lanes q hold of a token. */
+template <int PATH> constexpr int TOKEN_LANE_BYTES = TOKEN_CHUNKS<PATH> * 16;
+
 constexpr int MAX_PAIRS = 128; /* FEW_PAIRS of experts_plan.h */
 constexpr int TOKENS = 8;
 
@@ -52,7 +55,7 @@ MF_DEV int first_pair(const pair_set &set)
 }
 
 struct unit_chunks {
-    uint4 low[2], high[2], token[2];
+    uint4 low[2], high[2];
 };
 
 /* Chunks q and q + 4 of a unit; a NULL row is zeros. */
@@ -66,11 +69,17 @@ MF_DEV void load_weights(unit_chunks &c, const uint8_t *low, const uint8_t *high
     c.high[1] = high ? load_stream(high + at + 64) : zero;
 }
 
-MF_DEV void load_token(unit_chunks &c, const uint8_t *token, int64_t unit)
+/* A token's columns of half a unit; `token` is where the lane's chunk of the first half of unit 0 is. */
+template <int PATH> MF_DEV token_chunk<PATH> load_token(const uint8_t *token, int64_t unit, int half)
 {
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    c.token[0] = token ? *(const uint4 *)(token + unit * UNIT_BYTES) : zero;
-    c.token[1] = token ? *(const uint4 *)(token + unit * UNIT_BYTES + 64) : zero;
+    const uint4 *from = (const uint4 *)(token + unit * TOKEN_UNIT_BYTES<PATH> + half * (TOKEN_UNIT_BYTES<PATH> / 2));
+    token_chunk<PATH> c;
+#pragma unroll
+    for (int k = 0; k < TOKEN_CHUNKS<PATH>; k++) {
+        c.v[k] = token ? from[k] : zero;
+    }
+    return c;
 }
 
 /* Scales of the two halves of a tile's rows and of the lane's two tokens, per unit. */
@@ -81,12 +90,12 @@ struct unit_scales {
 };
 
 template <int PATH>
-MF_DEV void add_unit(float (&acc)[4], const unit_chunks &c, const unit_scales &s, int unit)
+MF_DEV void add_unit(float (&acc)[4], const unit_chunks &c, const token_chunk<PATH> (&token)[2], const unit_scales &s, int unit)
 {
     if (product_of<PATH>::SCALED) {
         float part[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        add_half<PATH>(part, c.low[0], c.high[0], c.token[0]);
-        add_half<PATH>(part, c.low[1], c.high[1], c.token[1]);
+        add_half<PATH>(part, c.low[0], c.high[0], token[0]);
+        add_half<PATH>(part, c.low[1], c.high[1], token[1]);
         const float low = s.low ? scale_at(*s.low, s.low_row + unit) : 0.0f, high = scale_at(*s.high, s.high_row + unit);
         const float t0 = s.token[0] ? s.token[0][unit] : 0.0f, t1 = s.token[1] ? s.token[1][unit] : 0.0f;
         acc[0] = __fmaf_rn(part[0], __fmul_rn(t0, low), acc[0]);
@@ -94,17 +103,13 @@ MF_DEV void add_unit(float (&acc)[4], const unit_chunks &c, const unit_scales &s
         acc[2] = __fmaf_rn(part[2], __fmul_rn(t0, high), acc[2]);
         acc[3] = __fmaf_rn(part[3], __fmul_rn(t1, high), acc[3]);
     } else {
-        add_half<PATH>(acc, c.low[0], c.high[0], c.token[0]);
-        add_half<PATH>(acc, c.low[1], c.high[1], c.token[1]);
+        add_half<PATH>(acc, c.low[0], c.high[0], token[0]);
+        add_half<PATH>(acc, c.low[1], c.high[1], token[1]);
     }
 }
 
 /* Units whose weights are in flight, and blocks a multiprocessor: more of one leaves fewer registers for the other. */
-#ifndef FEW_TUNING
-#define FEW_TUNING 2, 3, 1, 3
-#endif
-constexpr int TUNING[] = { FEW_TUNING };
-constexpr int UP_AHEAD = TUNING[0], UP_BLOCKS = TUNING[1], DOWN_AHEAD = TUNING[2], DOWN_BLOCKS = TUNING[3];
+constexpr int UP_AHEAD = 2, UP_BLOCKS = 3, DOWN_AHEAD = 1, DOWN_BLOCKS = 2;
 
 /* Unit u of a row of activations to 128 codes and a scale, by one warp: as quantise_rows does. */
 MF_DEV void quantise_unit(const mf_cuda_experts &p, const void *row, int64_t offset, int u, uint8_t *codes, float *scales)
@@ -120,12 +125,7 @@ MF_DEV void quantise_unit(const mf_cuda_experts &p, const void *row, int64_t off
     }
     amax = __reduce_max_sync(MF_FULL_WARP, amax);
     const float scale = quant_scale(QUANT_FP8_GROUP, 0.0f, p.e8m0, __uint_as_float(amax));
-    uint32_t packed = 0;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        packed |= (uint32_t)quant_e4m3(v[k], scale) << (8 * k);
-    }
-    ((uint32_t *)codes)[u * 32 + lane] = packed;
+    ((uint2 *)codes)[u * 32 + lane] = quant_e4m3_as_f16(v, scale);
     if (lane == 0) {
         scales[u] = scale;
     }
@@ -140,16 +140,16 @@ MF_DEV void run_units(float (&acc)[4], const uint8_t *low, const uint8_t *high, 
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             if (u + k < end) {
-                unit_chunks now = ahead[k];
+                const unit_chunks now = ahead[k];
                 if (u + k + AHEAD < end) {
                     load_weights(ahead[k], low, high, u + k + AHEAD);
                 }
-                load_token(now, token, u + k);
-                if (scale_input) {
-                    now.token[0] = scale_chunk(now.token[0], token_scale);
-                    now.token[1] = scale_chunk(now.token[1], token_scale);
+                token_chunk<PATH> columns[2] = { load_token<PATH>(token, u + k, 0), load_token<PATH>(token, u + k, 1) };
+                if (PATH == MF_CUDA_PATH_BF16 && scale_input) {
+                    columns[0].v[0] = scale_chunk(columns[0].v[0], token_scale);
+                    columns[1].v[0] = scale_chunk(columns[1].v[0], token_scale);
                 }
-                add_unit<PATH>(acc, now, s, u + k);
+                add_unit<PATH>(acc, now, columns, s, u + k);
             }
         }
     }
@@ -184,8 +184,17 @@ __global__ void __launch_bounds__(SEGMENTS * 32, UP_BLOCKS) few_up(const __grid_
     const int64_t i0 = (int64_t)blockIdx.x * 8;
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */
+    const int units = (int)(p.hidden_size / product_of<PATH>::UNIT);
+    const int first = segment_start(warp, units), end = segment_start(warp + 1, units);
+    uint8_t *own_codes = (uint8_t *)own;
+    float *own_scales = (float *)(own_codes + p.hidden_size * 2);
     if ((int)threadIdx.x < num_pairs) {
         ids[threadIdx.x] = pair_id(p, threadIdx.x);
+    }
+    if (OWN) { /* while the ids are on their way */
+        for (int u = first; u < end; u++) {
+            quantise_unit(p, p.x, 0, u, own_codes, own_scales);
+        }
     }
     __syncthreads();
     const int32_t id = ids[pair];
@@ -201,8 +210,6 @@ __global__ void __launch_bounds__(SEGMENTS * 32, UP_BLOCKS) few_up(const __grid_
     const uint8_t *low =
         slot.gate.data ? slot.gate.data + (i0 + g) * slot.gate.row_stride * SIZE + q * 16 : NULL;
     const uint8_t *high = slot.up.data + (i0 + g) * slot.up.row_stride * SIZE + q * 16;
-    const int units = (int)(p.hidden_size / product_of<PATH>::UNIT);
-    const int first = segment_start(warp, units), end = segment_start(warp + 1, units);
     unit_chunks ahead[UP_AHEAD];
     load_ahead(ahead, low, high, first, end);
 
@@ -216,23 +223,16 @@ __global__ void __launch_bounds__(SEGMENTS * 32, UP_BLOCKS) few_up(const __grid_
         s.low_row = slot.gate.data ? scale_row_of(slot.gate, i0) : 0;
         s.high_row = scale_row_of(slot.up, i0);
     }
-    uint8_t *own_codes = (uint8_t *)own;
-    float *own_scales = (float *)(own_codes + p.hidden_size);
-    if (OWN) {
-        for (int u = first; u < end; u++) {
-            quantise_unit(p, p.x, 0, u, own_codes, own_scales);
-        }
-        __syncwarp();
-    }
     for (int base = 0; base < count; base += TOKENS) {
         const uint8_t *token = NULL;
         float token_scale = 1.0f;
         if (OWN) {
-            token = base + g < count ? own_codes + q * 16 : NULL;
+            token = base + g < count ? own_codes + q * TOKEN_LANE_BYTES<PATH> : NULL;
         } else if (base + g < count) {
             const int64_t row = pair_token(p, list[base + g]);
-            token = PATH == MF_CUDA_PATH_FP8 ? p.x_codes + row * p.hidden_size + q * 16
-                                             : (const uint8_t *)p.x + row * p.x_stride * SIZE + q * 16;
+            token = (PATH == MF_CUDA_PATH_FP8 ? (const uint8_t *)(p.x_codes + row * p.hidden_size)
+                                              : (const uint8_t *)p.x + row * p.x_stride * SIZE) +
+                    q * TOKEN_LANE_BYTES<PATH>;
             token_scale = p.input_scale ? input_scale_of(p, list[base + g]) : 1.0f;
         }
         if (PATH == MF_CUDA_PATH_FP8) {
@@ -306,7 +306,7 @@ MF_DEV void down_rows(const mf_cuda_experts &p, const int32_t *ids, const uint8_
             waited = true;
         }
         const int64_t groups = (p.max_width + 127) / 128;
-        float *own_scales = (float *)(own + groups * 128);
+        float *own_scales = (float *)(own + groups * 256);
         if (OWN) { /* a slot that one token chose twice has the same intermediate twice */
             for (int u = 0; u < units; u++) {
                 quantise_unit(p, p.h, (int64_t)list[0] * p.h_stride, u, own, own_scales);
@@ -320,10 +320,10 @@ MF_DEV void down_rows(const mf_cuda_experts &p, const int32_t *ids, const uint8_
         for (int base = 0; base < count; base += TOKENS) {
             const uint8_t *token = NULL;
             if (OWN) {
-                token = base + g < count ? own + q * 16 : NULL;
+                token = base + g < count ? own + q * TOKEN_LANE_BYTES<PATH> : NULL;
             } else if (base + g < count) {
-                const int64_t at = (int64_t)list[base + g] * p.h_stride * SIZE + q * 16;
-                token = (PATH == MF_CUDA_PATH_FP8 ? p.h_codes : (const uint8_t *)p.h) + at;
+                token = (const uint8_t *)(PATH == MF_CUDA_PATH_FP8 ? p.h_codes : (const uint16_t *)p.h) +
+                        (int64_t)list[base + g] * p.h_stride * 2 + q * TOKEN_LANE_BYTES<PATH>;
             }
             if (PATH == MF_CUDA_PATH_FP8) {
 #pragma unroll
@@ -387,7 +387,7 @@ constexpr int DOWN_WARPS = 16, FEW_DOWN_WARPS = 10; /* the fewer for one token: 
 /* Codes and scales of one row of `width`. */
 __host__ __device__ inline int64_t own_row_bytes(int64_t width)
 {
-    return (width + 127) / 128 * 144;
+    return (width + 127) / 128 * 272;
 }
 
 template <int PATH> __global__ void __launch_bounds__(DOWN_WARPS * 32) few_down(const __grid_constant__ mf_cuda_experts p)
@@ -503,7 +503,7 @@ int mf_cuda_launch_few_up(const mf_cuda_experts *call, mf_cuda_path path, void *
 {
     const dim3 grid((unsigned)((call->max_width + 7) / 8), (unsigned)call->num_pairs);
     if (path == MF_CUDA_PATH_FP8 && call->quantises_itself) {
-        const int64_t bytes = call->hidden_size + call->hidden_size / 32;
+        const int64_t bytes = call->hidden_size * 2 + call->hidden_size / 32;
         return launch_early(few_up<MF_CUDA_PATH_FP8, true>, grid, SEGMENTS * 32, bytes, stream, *call);
     }
     return path == MF_CUDA_PATH_FP8 ? launch_early(few_up<MF_CUDA_PATH_FP8, false>, grid, SEGMENTS * 32, 0, stream, *call)

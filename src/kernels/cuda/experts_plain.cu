@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(WARPS * 32) plain_down(const __grid_constant__
     }
 }
 
-/* e4m3 codes and one scale per 128 columns of rows that meet FP8_BLOCK weights; a warp per group. */
+/* e4m3 codes, as f16, and one scale per 128 columns of rows that meet FP8_BLOCK weights; a warp per group. */
 __global__ void __launch_bounds__(256) quantise_rows(const __grid_constant__ mf_cuda_experts p, const int second)
 {
     const int lane = threadIdx.x & 31;
@@ -282,13 +282,8 @@ __global__ void __launch_bounds__(256) quantise_rows(const __grid_constant__ mf_
         }
         amax = __reduce_max_sync(MF_FULL_WARP, amax);
         const float scale = quant_scale(QUANT_FP8_GROUP, 0.0f, p.e8m0, __uint_as_float(amax));
-        uint32_t codes = 0;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            codes |= (uint32_t)quant_e4m3(v[k], scale) << (8 * k);
-        }
         const int64_t at = row * (second ? p.h_stride : p.hidden_size) + g * 128 + 4 * lane;
-        *(uint32_t *)((second ? p.h_codes : p.x_codes) + at) = codes;
+        *(uint2 *)((second ? p.h_codes : p.x_codes) + at) = quant_e4m3_as_f16(v, scale);
         if (lane == 0) {
             (second ? p.h_scales : p.x_scales)[row * groups + g] = scale;
         }

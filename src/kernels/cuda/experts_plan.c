@@ -109,14 +109,14 @@ static size_t lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int
     call->h_stride = round_up(width, 128);
     call->h = mf_carve(base, &total, mf_carve_count(pairs, call->h_stride, 1), mf_dtype_size(experts->act_dtype));
     if (takes(paths->w13, MF_CUDA_PATH_FP8)) {
-        call->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
+        call->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2);
         call->x_scales = mf_carve(base, &total, mf_carve_count(num_tokens, (hidden + 127) / 128, 1), 4);
     }
     if (takes(paths->w13, MF_CUDA_PATH_BF16)) { /* for an x that is not aligned */
         plan->x_copy = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), mf_dtype_size(experts->act_dtype));
     }
     if (takes(paths->w2, MF_CUDA_PATH_FP8)) {
-        call->h_codes = mf_carve(base, &total, mf_carve_count(pairs, call->h_stride, 1), 1);
+        call->h_codes = mf_carve(base, &total, mf_carve_count(pairs, call->h_stride, 1), 2);
         call->h_scales = mf_carve(base, &total, mf_carve_count(pairs, (width + 127) / 128, 1), 4);
     }
     if (!is_few(pairs) && (tensor & ~(int64_t)(1u << MF_CUDA_PATH_PLAIN))) {
@@ -215,6 +215,9 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     out->copies_x = takes(paths->w13, MF_CUDA_PATH_BF16) &&
                     ((uintptr_t)e->x % 16 != 0 || (call->num_tokens > 1 && e->x_stride % 8 != 0));
     out->sorts = e->sorted != NULL;
+    if (e->input_scale) {
+        e->tile_tokens = TILE_FEW; /* the one tile that scales its input; the bits are those of all */
+    }
     if (out->sorts) {
         const int64_t used = pairs < e->num_slots ? pairs : e->num_slots;
         const int64_t capacity = (pairs + used * (e->tile_tokens - 1)) / e->tile_tokens * e->tile_tokens;

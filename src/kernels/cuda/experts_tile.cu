@@ -27,7 +27,7 @@ template <> struct tile_shape<32> {
 
 template <int PATH, int TOKENS> __host__ __device__ constexpr int stage_bytes()
 {
-    return (ROWS + TOKENS) * UNIT_BYTES + (product_of<PATH>::SCALED ? TOKENS * 4 : 0);
+    return ROWS * UNIT_BYTES + TOKENS * TOKEN_UNIT_BYTES<PATH> + (product_of<PATH>::SCALED ? TOKENS * 4 : 0);
 }
 
 MF_DEV int swap_halves(int row, int chunk)
@@ -35,14 +35,23 @@ MF_DEV int swap_halves(int row, int chunk)
     return row * 8 + (chunk ^ ((row & 1) << 2));
 }
 
-template <int PATH, int TOKENS, bool UP>
+/* The place of a token's chunk: as above, or, where a unit is 256 bytes and a lane reads two neighbours, with those swapped. */
+template <int PATH> MF_DEV int token_place(int token, int chunk)
+{
+    return TOKEN_CHUNKS<PATH> == 1 ? swap_halves(token, chunk) : token * 16 + (chunk ^ (token & 1));
+}
+
+/* SCALES_INPUT: each pair has a factor for its input (bf16 only). */
+template <int PATH, int TOKENS, bool UP, bool SCALES_INPUT>
 __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && product_of<PATH>::SCALED) ? 1 : 2) tile_kernel(const __grid_constant__ mf_cuda_experts p)
 {
     using shape = tile_shape<TOKENS>;
     constexpr int SIZE = product_of<PATH>::SIZE, M = shape::M, N = shape::N;
     constexpr bool SCALED = product_of<PATH>::SCALED;
-    constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS, STAGE = stage_bytes<PATH, TOKENS>() / 16;
-    static_assert(A_COPIES * THREADS == ROWS * 8 && B_COPIES * THREADS == TOKENS * 8, "every thread copies the same");
+    constexpr int ROW_CHUNKS = TOKEN_UNIT_BYTES<PATH> / 16; /* of a token */
+    constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * ROW_CHUNKS / THREADS;
+    constexpr int STAGE = stage_bytes<PATH, TOKENS>() / 16, SCALES = ROWS * 8 + TOKENS * ROW_CHUNKS;
+    static_assert(A_COPIES * THREADS == ROWS * 8 && B_COPIES * THREADS == TOKENS * ROW_CHUNKS, "every thread copies the same");
     static_assert(shape::WARPS_M * M * 16 == ROWS && shape::WARPS_N * N * 8 == TOKENS, "warps cover the tile");
     extern __shared__ __align__(128) uint4 stages[];
     __shared__ int32_t pairs[TOKENS];
@@ -83,14 +92,14 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
     }
 #pragma unroll
     for (int k = 0; k < B_COPIES; k++) {
-        const int n = (tid + k * THREADS) >> 3, chunk = tid & 7;
+        const int n = (tid + k * THREADS) / ROW_CHUNKS, chunk = tid % ROW_CHUNKS;
         const int32_t pair = pairs[n];
         const bool is_there = pair < (int32_t)p.num_pairs;
         const int64_t r = is_there ? (UP ? pair_token(p, pair) : pair) : 0;
-        const uint8_t *from = UP ? (PATH == MF_CUDA_PATH_FP8 ? p.x_codes + r * p.hidden_size
-                                                             : (const uint8_t *)p.x + r * p.x_stride * SIZE)
-                                 : (PATH == MF_CUDA_PATH_FP8 ? p.h_codes : (const uint8_t *)p.h) + r * p.h_stride * SIZE;
-        b_from[k] = from + chunk * 16;
+        const uint16_t *from = UP ? (PATH == MF_CUDA_PATH_FP8 ? p.x_codes + r * p.hidden_size
+                                                              : (const uint16_t *)p.x + r * p.x_stride)
+                                  : (PATH == MF_CUDA_PATH_FP8 ? p.h_codes : (const uint16_t *)p.h) + r * p.h_stride;
+        b_from[k] = (const uint8_t *)from + chunk * 16;
         there |= (uint32_t)is_there << (A_COPIES + k);
     }
     /* FP8: the scales of the stage's tokens lie behind its rows, one word a token. */
@@ -109,11 +118,11 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
             }
 #pragma unroll
             for (int k = 0; k < B_COPIES; k++) {
-                copy_async(stage + ROWS * 8 + swap_halves((tid + k * THREADS) >> 3, tid & 7),
-                           b_from[k] + (int64_t)unit * UNIT_BYTES, there >> (A_COPIES + k) & 1);
+                copy_async(stage + ROWS * 8 + token_place<PATH>((tid + k * THREADS) / ROW_CHUNKS, tid % ROW_CHUNKS),
+                           b_from[k] + (int64_t)unit * TOKEN_UNIT_BYTES<PATH>, there >> (A_COPIES + k) & 1);
             }
             if (SCALED && tid < TOKENS) {
-                copy_word_async((float *)(stage + (ROWS + TOKENS) * 8) + tid, scale_from + unit, scale_there);
+                copy_word_async((float *)(stage + SCALES) + tid, scale_from + unit, scale_there);
             }
         }
         copy_commit();
@@ -134,12 +143,12 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
             }
         }
     }
-    float input_scales[SCALED || !UP ? 1 : N];
-    if (!SCALED && UP && p.input_scale) {
+    float input_scales[SCALES_INPUT ? N : 1];
+    if (SCALES_INPUT) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int32_t pair = pairs[(n0 + n) * 8 + g];
-            input_scales[SCALED || !UP ? 0 : n] = pair < (int32_t)p.num_pairs ? input_scale_of(p, pair) : 1.0f;
+            input_scales[SCALES_INPUT ? n : 0] = pair < (int32_t)p.num_pairs ? input_scale_of(p, pair) : 1.0f;
         }
     }
     /* A tile's rows are inside one block of scales: 64 gate and 64 up rows, or 128 of w2. */
@@ -165,7 +174,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
         const float low_scale = low_next, high_scale = high_next;
         read_scales(u + 1);
         const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
-        const float *token_scales = (const float *)(a_rows + (ROWS + TOKENS) * 8);
+        const float *token_scales = (const float *)(a_rows + SCALES);
         if (UP) { /* a segment may be empty */
             while (segment < SEGMENTS && segment_start(segment, units) <= u) {
 #pragma unroll
@@ -199,33 +208,32 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
             }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                uint4 low[M], high[M], token[GROUP];
+                row_chunk<PATH> low[M], high[M];
+                token_chunk<PATH> token[GROUP];
 #pragma unroll
                 for (int m = 0; m < M; m++) {
-                    low[m] = a_rows[swap_halves((m0 + m) * 16 + g, q + 4 * half)];
-                    high[m] = a_rows[swap_halves((m0 + m) * 16 + g + 8, q + 4 * half)];
+                    low[m] = widen_row<PATH>(a_rows[swap_halves((m0 + m) * 16 + g, q + 4 * half)]);
+                    high[m] = widen_row<PATH>(a_rows[swap_halves((m0 + m) * 16 + g + 8, q + 4 * half)]);
                 }
 #pragma unroll
                 for (int n = 0; n < GROUP; n++) {
-                    token[n] = b_rows[swap_halves((n0 + first + n) * 8 + g, q + 4 * half)];
-                    if (!SCALED && UP && p.input_scale) {
-                        token[n] = scale_chunk(token[n], input_scales[SCALED || !UP ? 0 : first + n]);
+#pragma unroll
+                    for (int k = 0; k < TOKEN_CHUNKS<PATH>; k++) {
+                        const int chunk = (q + 4 * half) * TOKEN_CHUNKS<PATH> + k;
+                        token[n].v[k] = b_rows[token_place<PATH>((n0 + first + n) * 8 + g, chunk)];
+                    }
+                    if (SCALES_INPUT) {
+                        token[n].v[0] = scale_chunk(token[n].v[0], input_scales[SCALES_INPUT ? first + n : 0]);
                     }
                 }
 #pragma unroll
-                for (int n = 0; n < GROUP; n++) {
+                for (int step = 0; step < STEPS<PATH>; step++) {
 #pragma unroll
-                    for (int m = 0; m < M; m++) {
-                        float(&c)[4] = SCALED ? part[m][n] : acc[m][first + n];
-                        product_of<PATH>::mma(c, low[m].x, high[m].x, low[m].y, high[m].y, token[n].x, token[n].y);
-                    }
-                }
+                    for (int n = 0; n < GROUP; n++) {
 #pragma unroll
-                for (int n = 0; n < GROUP; n++) {
-#pragma unroll
-                    for (int m = 0; m < M; m++) {
-                        float(&c)[4] = SCALED ? part[m][n] : acc[m][first + n];
-                        product_of<PATH>::mma(c, low[m].z, high[m].z, low[m].w, high[m].w, token[n].z, token[n].w);
+                        for (int m = 0; m < M; m++) {
+                            add_step<PATH>(SCALED ? part[m][n] : acc[m][first + n], low[m], high[m], token[n], step);
+                        }
                     }
                 }
             }
@@ -312,13 +320,13 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 || (TOKENS == 64 && pro
     }
 }
 
-template <int PATH, int TOKENS, bool UP> int launch(const mf_cuda_experts *call, cudaStream_t stream)
+template <int PATH, int TOKENS, bool UP, bool SCALES_INPUT> int launch(const mf_cuda_experts *call, cudaStream_t stream)
 {
     constexpr int BYTES = STAGES * stage_bytes<PATH, TOKENS>();
     static_assert(TOKENS * PITCH * 4 <= BYTES, "sums fit where the stages were");
+    const auto kernel = tile_kernel<PATH, TOKENS, UP, SCALES_INPUT>;
     const int64_t rows = UP ? call->max_width : call->hidden_size, tile = UP ? ROWS / 2 : ROWS;
-    const cudaError_t error =
-        cudaFuncSetAttribute(tile_kernel<PATH, TOKENS, UP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (error != cudaSuccess) {
         return (int)error;
     }
@@ -326,31 +334,32 @@ template <int PATH, int TOKENS, bool UP> int launch(const mf_cuda_experts *call,
     if (grid > INT32_MAX) {
         return (int)cudaErrorInvalidConfiguration;
     }
-    tile_kernel<PATH, TOKENS, UP><<<(unsigned)grid, THREADS, BYTES, stream>>>(*call);
+    kernel<<<(unsigned)grid, THREADS, BYTES, stream>>>(*call);
     return (int)cudaGetLastError();
 }
 
-template <bool UP> int launch_path(const mf_cuda_experts *call, mf_cuda_path path, void *stream)
+template <int PATH, bool UP> int launch_tokens(const mf_cuda_experts *call, cudaStream_t stream)
 {
-    cudaStream_t s = (cudaStream_t)stream;
-    if (path == MF_CUDA_PATH_FP8) {
-        return call->tile_tokens == 128  ? launch<MF_CUDA_PATH_FP8, 128, UP>(call, s)
-               : call->tile_tokens == 64 ? launch<MF_CUDA_PATH_FP8, 64, UP>(call, s)
-                                         : launch<MF_CUDA_PATH_FP8, 32, UP>(call, s);
-    }
-    return call->tile_tokens == 128  ? launch<MF_CUDA_PATH_BF16, 128, UP>(call, s)
-           : call->tile_tokens == 64 ? launch<MF_CUDA_PATH_BF16, 64, UP>(call, s)
-                                     : launch<MF_CUDA_PATH_BF16, 32, UP>(call, s);
+    return call->tile_tokens == 128  ? launch<PATH, 128, UP, false>(call, stream)
+           : call->tile_tokens == 64 ? launch<PATH, 64, UP, false>(call, stream)
+                                     : launch<PATH, 32, UP, false>(call, stream);
 }
 
 } // namespace
 
 int mf_cuda_launch_tile_up(const mf_cuda_experts *call, mf_cuda_path path, void *stream)
 {
-    return launch_path<true>(call, path, stream);
+    cudaStream_t s = (cudaStream_t)stream;
+    if (call->input_scale) { /* tiles of 32 tokens, as planned */
+        return launch<MF_CUDA_PATH_BF16, 32, true, true>(call, s);
+    }
+    return path == MF_CUDA_PATH_FP8 ? launch_tokens<MF_CUDA_PATH_FP8, true>(call, s)
+                                    : launch_tokens<MF_CUDA_PATH_BF16, true>(call, s);
 }
 
 int mf_cuda_launch_tile_down(const mf_cuda_experts *call, mf_cuda_path path, void *stream)
 {
-    return launch_path<false>(call, path, stream);
+    cudaStream_t s = (cudaStream_t)stream;
+    return path == MF_CUDA_PATH_FP8 ? launch_tokens<MF_CUDA_PATH_FP8, false>(call, s)
+                                    : launch_tokens<MF_CUDA_PATH_BF16, false>(call, s);
 }

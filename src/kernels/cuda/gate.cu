@@ -117,19 +117,18 @@ MF_DEV int group_of(const mf_cuda_gate &p, int i)
 MF_DEV void drop_groups(const mf_cuda_gate &p, const row_memory &mem, int lane)
 {
     const int groups = p.n_group, size = p.group_size;
-    int lanes = 1; /* per group */
-    while (lanes * 2 * groups <= 32) {
-        lanes *= 2;
+    int shift = 0; /* of the lanes per group */
+    while ((2 << shift) * groups <= 32) {
+        shift++;
     }
-    for (int first = 0; first < groups; first += 32 / lanes) {
-        const int g = first + lane / lanes, part = lane % lanes;
+    const int lanes = 1 << shift, part = lane & (lanes - 1);
+    for (int first = 0; first < groups; first += 32 >> shift) {
+        const int g = first + (lane >> shift);
         uint32_t best = BAD_KEY, second = BAD_KEY;
         if (g < groups) {
             const uint32_t *keys = mem.key + g * size;
-            int at = lane % size; /* lanes start apart so that they meet different banks */
-            at -= at % lanes;
-            at += part;
-            at = at < size ? at : part;
+            /* Groups of a power of two start apart, so that lanes meet different banks. */
+            int at = part + (p.group_shift >= 0 && lanes <= size ? (g << shift) & (size - 1) : 0);
             for (int n = part; n < size; n += lanes) {
                 const uint32_t k = keys[at];
                 if (k > best) {

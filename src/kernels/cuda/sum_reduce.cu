@@ -3,6 +3,7 @@
  *
  * The order of the chain is the contract's whatever the vector width, so narrow and unaligned views take the same code with
  * one element a thread. */
+#include "kernels/cuda/sm90.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
 namespace
@@ -62,7 +63,7 @@ template <typename T, int V> MF_DEV pack<T, V> stream_pack(const void *base, int
 {
     if (V * sizeof(T) == 16) {
         pack<T, V> r;
-        const uint4 q = __ldcs((const uint4 *)((const T *)base + i));
+        const uint4 q = load_stream((const T *)base + i);
         memcpy(&r, &q, 16);
         return r;
     }
