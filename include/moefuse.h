@@ -1,7 +1,7 @@
 /* moefuse.h - the kernel library's C interface: the operations of one mixture-of-experts layer.
  *
  * Four operations (gate, align, experts, sum-reduce) and the whole layer composed of them, on a device ("ref", "cpu",
- * later "cuda:N").  Ids, weights, alignments and combines have the same bits on every device; matrix products agree within
+ * "cuda:N").  Ids, weights, alignments and combines have the same bits on every device; matrix products agree within
  * a stated bound.
  *
  * Rules that hold for every function:
@@ -112,14 +112,34 @@ typedef struct mf_device_options {
                             node after the other */
 } mf_device_options;
 
-/* Opens "ref" (the specification in plain C, one thread) or "cpu" (the fastest code this machine's ISA allows; the
- * environment variable MOEFUSE_ISA = c | avx2 lowers it).  options may be NULL.  A device may be used from one thread at a
- * time.  mf_device_close accepts NULL and sets *device to NULL. */
+/* Opens "ref" (the specification in plain C, one thread), "cpu" (the fastest code this machine's ISA allows; the
+ * environment variable MOEFUSE_ISA = c | avx2 lowers it) or "cuda" or "cuda:N" (the N-th NVIDIA GPU, compute capability 8.0
+ * or later, by a shared object that is looked for at that moment: libmoefuse_cuda.so beside this library or program, or
+ * what MOEFUSE_CUDA_LIBRARY names).  options may be NULL.  A device may be used from one thread at a time.  mf_device_close
+ * accepts NULL and sets *device to NULL. */
 MF_API mf_status mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 MF_API void mf_device_close(mf_device **device);
 MF_API const char *mf_device_name(const mf_device *device);        /* "ref", "cpu" */
 MF_API const char *mf_device_description(const mf_device *device); /* "cpu avx2+fma+f16c, 2 threads" */
 MF_API int32_t mf_device_num_threads(const mf_device *device);
+
+/* Memory of a device.  "ref" and "cpu" work in the process's own.  A CUDA device works in its own: all pointers in tensors,
+ * matrices, slots' biases and workspaces are then device pointers, num_valid_tokens and the counters included; structs and
+ * the arrays of them (slots, addends) stay in the host's memory.
+ *
+ * There, operations are put on the device's stream and return before they are done: they allocate nothing, wait for nothing
+ * and may be captured into a graph.  Operations of one device must run in the order in which they were called (one stream,
+ * or streams that the caller orders), because they share the device's own counters.  What a kernel did wrong shows at the
+ * next call that waits; from then on every operation of the device returns MF_ERR_DEVICE with the first failure's text. */
+MF_API int32_t mf_device_uses_host_memory(const mf_device *device); /* 1: the process's own */
+MF_API mf_status mf_device_malloc(mf_device *device, size_t bytes, void **block, mf_error *err); /* 64-byte aligned */
+MF_API void mf_device_free(mf_device *device, void *block);
+/* Copies in any direction, after all operations so far, and waits for it. */
+MF_API mf_status mf_device_copy(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err);
+MF_API mf_status mf_device_synchronize(mf_device *device, mf_error *err);
+/* The stream (cudaStream_t) that operations go to; NULL = the device's own.  UNSUPPORTED on devices without streams. */
+MF_API mf_status mf_device_set_stream(mf_device *device, void *stream, mf_error *err);
+MF_API void *mf_device_stream(const mf_device *device);
 
 /* ---- the gate ----------------------------------------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* test.h - a test reads as a claim: TEST(gate_ties_go_to_the_lower_id) { CHECK_EQ(ids[0], 3); }
  *
  * A thin layer over cmocka: tests register themselves, test_main.c runs them.  A program's arguments are substrings of test
- * names to run. */
+ * names to run; with a dash in front, not to run. */
 #ifndef MF_TEST_H
 #define MF_TEST_H
 

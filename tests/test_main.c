@@ -23,10 +23,15 @@ int main(int argc, char **argv)
     static struct CMUnitTest chosen[MAX_TESTS];
     size_t n = 0;
     for (size_t i = 0; i < num_tests; i++) {
-        int wanted = argc < 2;
+        int wanted = 0, any = 0, unwanted = 0;
         for (int a = 1; a < argc; a++) {
-            wanted |= strstr(tests[i].name, argv[a]) != NULL;
+            const int leaves_out = argv[a][0] == '-';
+            const int found = strstr(tests[i].name, argv[a] + leaves_out) != NULL;
+            any |= !leaves_out;
+            wanted |= found && !leaves_out;
+            unwanted |= found && leaves_out;
         }
+        wanted = (wanted || !any) && !unwanted;
         if (wanted) {
             chosen[n++] = tests[i];
         }

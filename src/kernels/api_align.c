@@ -1,5 +1,6 @@
 /* api_align.c - mf_moe_align_block_size: arguments checked once, then the device. */
 #include "base/sys.h"
+#include "kernels/align_chunks.h"
 #include "kernels/ops.h"
 #include "kernels/ref/ref_gate.h"
 #include "kernels/tensor_check.h"
@@ -24,7 +25,12 @@ size_t mf_moe_align_workspace_bytes(const mf_align_args *args)
     if (!args || args->num_slots < 1 || args->num_slots > INT32_MAX) {
         return 0;
     }
-    return mf_ref_align_workspace_bytes(args->num_slots);
+    /* One count per slot and chunk: what a device that counts chunks side by side needs; others use the first chunk's. */
+    int64_t pairs = 0;
+    if (args->topk_ids.ndim == 2 && !mf_mul_ok(args->topk_ids.shape[0], args->topk_ids.shape[1], &pairs)) {
+        pairs = 0;
+    }
+    return mf_ref_align_workspace_bytes(args->num_slots) * (size_t)mf_align_chunks(pairs, args->num_slots);
 }
 
 /* An output of at least `needed` entries. */

@@ -133,6 +133,9 @@ mf_status mf_experts_create(mf_device *device, const mf_experts_desc *desc, mf_e
     for (int64_t s = 0; s < desc->num_slots; s++) {
         MF_TRY_GOTO(check_slot(experts, s, err), fail);
     }
+    if (device->ops->experts_open) {
+        MF_TRY_GOTO(device->ops->experts_open(device, experts, err), fail);
+    }
     *out = experts;
     return MF_OK;
 fail:
@@ -144,6 +147,9 @@ void mf_experts_destroy(mf_experts **out)
 {
     if (!out || !*out) {
         return;
+    }
+    if ((*out)->backend) {
+        (*out)->device->ops->experts_close(*out);
     }
     mf_free((*out)->slots);
     mf_free(*out);

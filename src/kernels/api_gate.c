@@ -298,7 +298,7 @@ static mf_status check_bias_shape(mf_tensor *t, const char *name, int64_t n, mf_
     return mf_check_optional_1d(t, name, MF_DT_FLOAT3, n, err);
 }
 
-static mf_status check_inputs(mf_gate_args *a, mf_gate_call *call, mf_error *err)
+static mf_status check_inputs(const mf_device *device, mf_gate_args *a, mf_gate_call *call, mf_error *err)
 {
     const mf_gate_config *c = &call->cfg;
     const uint32_t u8 = MF_DT(MF_U8), i32 = MF_DT(MF_I32);
@@ -329,7 +329,7 @@ static mf_status check_inputs(mf_gate_args *a, mf_gate_call *call, mf_error *err
             MF_TRY(mf_check_optional_1d(&a->expert_copies, "expert_copies", i32, c->num_experts, err));
         }
     }
-    return mf_check_rows(&a->num_valid_tokens, &a->row_valid, t, &call->num_valid_tokens, err);
+    return mf_check_rows(&a->num_valid_tokens, &a->row_valid, t, !device->ops->memory, &call->num_valid_tokens, err);
 }
 
 static mf_status check_outputs(const mf_gate_args *a, const mf_gate_call *call, mf_error *err)
@@ -353,7 +353,7 @@ static mf_status check_outputs(const mf_gate_args *a, const mf_gate_call *call, 
 }
 
 /* The configuration first, tensors second.  *args is the caller's struct, copied so that views can be normalised. */
-static mf_status check(mf_gate_args *args, mf_gate_call *call, mf_error *err)
+static mf_status check(const mf_device *device, mf_gate_args *args, mf_gate_call *call, mf_error *err)
 {
     const mf_gate_config *c = args->config;
     if (!c) {
@@ -378,7 +378,7 @@ static mf_status check(mf_gate_args *args, mf_gate_call *call, mf_error *err)
         return mf_fail(err, MF_ERR_INVALID, "row_base %lld + %lld rows exceeds 63 bits", (long long)args->row_base,
                        (long long)call->num_tokens);
     }
-    MF_TRY(check_inputs(args, call, err));
+    MF_TRY(check_inputs(device, args, call, err));
     return check_outputs(args, call, err);
 }
 
@@ -388,7 +388,7 @@ static MF_NOINLINE mf_status run_gate(mf_device *device, const mf_gate_args *cal
 {
     mf_gate_args args = *caller_args;
     mf_gate_call call;
-    MF_TRY(check(&args, &call, err));
+    MF_TRY(check(device, &args, &call, err));
     if (fused) {
         return device->ops->gate(device, &call, err);
     }
@@ -398,7 +398,8 @@ static MF_NOINLINE mf_status run_gate(mf_device *device, const mf_gate_args *cal
                        (long long)call.num_tokens);
     }
     MF_TRY(mf_check_workspace(workspace, workspace_bytes, needed, err));
-    return mf_ref_gate_unfused(device, &call, workspace, err);
+    return device->ops->gate_unfused ? device->ops->gate_unfused(device, &call, workspace, err)
+                                     : mf_ref_gate_unfused(device, &call, workspace, err);
 }
 
 static mf_status enter_gate(mf_device *device, const mf_gate_args *args, bool fused, void *workspace, size_t bytes,

@@ -22,6 +22,7 @@ typedef struct layer_run {
     int64_t num_shared; /* S, in whichever mode */
     int64_t chunk;      /* tokens between gate and out at a time */
     bool is_slot, scales_input, has_shared_weights;
+    bool masks_rows;    /* some rows may not take part: row_valid is made */
     bool is_combined;   /* experts and combine are one operation of the backend: no y */
     mf_gate_config config;
     mf_gate_args gate;
@@ -88,6 +89,8 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
             run->hidden = carve_2d(base, total, args->y_dtype, tokens, hidden);
         }
     }
+    run->masks_rows = run->config.hash || mf_tensor_present(&run->gate.num_valid_tokens) ||
+                      mf_tensor_present(&run->gate.row_valid);
     run->row_valid = mf_tensor_1d(mf_carve(base, total, tokens, 1), MF_U8, tokens);
     if (run->scales_input) {
         run->input_scale = carve_2d(base, total, MF_F32, tokens, columns);
@@ -95,7 +98,8 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
     }
     const mf_device_ops *ops = args->experts->device->ops;
     run->is_combined = ops->experts_combine != NULL;
-    run->chunk = run->is_combined && tokens > CHUNK_TOKENS ? CHUNK_TOKENS : tokens;
+    const int64_t chunk = ops->layer_chunk_tokens ? ops->layer_chunk_tokens : CHUNK_TOKENS;
+    run->chunk = run->is_combined && tokens > chunk ? chunk : tokens;
     size_t scratch = 0;
     if (run->is_combined) {
         run->y = mf_tensor_3d(NULL, args->y_dtype, run->chunk, columns, hidden);
@@ -375,7 +379,7 @@ static mf_sum_reduce_args combine_args(const layer_run *run, int64_t first, int6
         .routed_scaling_factor = run->config.fold_scale ? 1.0f : (float)run->config.routed_scaling_factor,
         .num_shared_columns = run->is_slot ? (int32_t)run->num_shared : 0,
         .residual = rows_of(&args->residual, first, count),
-        .row_valid = rows_of(&run->row_valid, first, count),
+        .row_valid = run->masks_rows ? rows_of(&run->row_valid, first, count) : (mf_tensor){ 0 },
         .out = rows_of(&args->out, first, count),
     };
     sum.x.shape[0] = count;
@@ -420,7 +424,7 @@ static mf_status run_chunk(mf_device *device, const layer_run *run, int64_t firs
         return mf_moe_sum_reduce(device, &sum, err);
     }
     mf_sum_reduce_call sum_call;
-    MF_TRY(mf_sum_reduce_check(&sum, false, &sum_call, err));
+    MF_TRY(mf_sum_reduce_check(device, &sum, false, &sum_call, err));
     const mf_experts_call call = { .experts = args->experts,
                                    .args = &routed,
                                    .num_tokens = count,
@@ -429,11 +433,47 @@ static mf_status run_chunk(mf_device *device, const layer_run *run, int64_t firs
     return device->ops->experts_combine(device, &call, &sum_call, err);
 }
 
-static mf_status run_chunks(mf_device *device, const layer_run *run, mf_error *err)
+static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error *err)
 {
-    if (!run->is_slot && run->num_shared > 0) {
+    const bool widens = run->config.num_zero_experts > 0 && run->args->x.dtype != run->args->y_dtype;
+    const bool separate = !run->is_slot && run->num_shared > 0;
+    if (device->ops->layer_rows && !run->masks_rows && !run->scales_input && !widens && !separate) {
+        return MF_OK;
+    }
+    if (device->ops->layer_rows) {
+        const mf_layer_rows_call call = { .gate = &run->gate,
+                                          .config = &run->config,
+                                          .num_tokens = run->num_tokens,
+                                          .num_columns = run->y.shape[1],
+                                          .num_routed = run->num_routed,
+                                          .num_shared = run->num_shared,
+                                          .hidden_size = run->hidden_size,
+                                          .x = run->args->x,
+                                          .shared_gate = run->args->shared_gate_weight,
+                                          .row_valid = run->row_valid,
+                                          .shared_ids = run->shared_ids,
+                                          .shared_weights = run->shared_weights,
+                                          .input_scale = run->input_scale,
+                                          .combine_weights = run->combine_weights,
+                                          .hidden = widens ? run->hidden : (mf_tensor){ 0 } };
+        return device->ops->layer_rows(device, &call, err);
+    }
+    find_valid_rows(run);
+    if (run->scales_input) {
+        split_weights(run);
+    }
+    if (widens) {
+        widen_hidden(run);
+    }
+    if (separate) {
         write_shared_columns(run);
     }
+    return MF_OK;
+}
+
+static mf_status run_chunks(mf_device *device, const layer_run *run, mf_error *err)
+{
+    MF_TRY(prepare_rows(device, run, err));
     for (int64_t first = 0; first < run->num_tokens; first += run->chunk) {
         const int64_t left = run->num_tokens - first;
         MF_TRY(run_chunk(device, run, first, left < run->chunk ? left : run->chunk, err));
@@ -474,13 +514,6 @@ mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *works
     }
     if (run.num_tokens == 0) {
         return MF_OK;
-    }
-    find_valid_rows(&run);
-    if (run.scales_input) {
-        split_weights(&run);
-    }
-    if (run.config.num_zero_experts > 0 && args->x.dtype != args->y_dtype) {
-        widen_hidden(&run);
     }
     mf_fp_env saved = mf_fp_enter();
     mf_status status = run_chunks(device, &run, err);

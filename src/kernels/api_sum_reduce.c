@@ -71,19 +71,21 @@ static mf_status check_out(const mf_sum_reduce_args *a, mf_error *err)
     return MF_OK;
 }
 
-mf_status mf_sum_reduce_check(const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call, mf_error *err)
+mf_status mf_sum_reduce_check(const mf_device *device, const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call,
+                              mf_error *err)
 {
     MF_TRY(check_terms(args, has_x, err));
     *call = (mf_sum_reduce_call){ .args = args, .num_tokens = args->x.shape[0], .num_columns = args->x.shape[1],
                                   .hidden_size = args->x.shape[2] };
-    MF_TRY(mf_check_rows(&args->num_valid_tokens, &args->row_valid, call->num_tokens, &call->num_valid_tokens, err));
+    MF_TRY(mf_check_rows(&args->num_valid_tokens, &args->row_valid, call->num_tokens, !device->ops->memory,
+                         &call->num_valid_tokens, err));
     return check_out(args, err);
 }
 
 static MF_NOINLINE mf_status sum_reduce(mf_device *device, const mf_sum_reduce_args *args, mf_error *err)
 {
     mf_sum_reduce_call call;
-    MF_TRY(mf_sum_reduce_check(args, true, &call, err));
+    MF_TRY(mf_sum_reduce_check(device, args, true, &call, err));
     return device->ops->sum_reduce(device, &call, err);
 }
 

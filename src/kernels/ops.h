@@ -1,7 +1,7 @@
 /* ops.h - the contract between a device's backend and everything above it.
  *
  * api_*.c validates arguments once, resolves defaults into the *_call structs below and goes through mf_device_ops.  A
- * backend (ref/, cpu/, later cuda/) fills that table and may trust every field.  The MoE operations are public
+ * backend (ref/, cpu/, cuda/) fills that table and may trust every field.  The MoE operations are public
  * (moefuse.h); the dense operations in the second half exist for model/forward.c and take f32 activations.
  *
  * Every result row depends on its own inputs alone, summed in an order fixed by (format, sizes): not on T, on the row's
@@ -44,6 +44,7 @@ struct mf_experts {
     mf_act_quant act_quant;
     mf_slot *slots;                /* [num_slots], owned */
     uint32_t quants13, quants2;    /* bit q set: some slot's w13 / w2 takes activations quantised by mf_quant q */
+    void *backend;                 /* what ops->experts_open made; NULL: nothing */
 };
 
 typedef struct mf_experts_call {
@@ -58,6 +59,33 @@ typedef struct mf_sum_reduce_call {
     int64_t num_tokens, num_columns, hidden_size;
     int64_t num_valid_tokens;
 } mf_sum_reduce_call;
+
+/* What the layer needs of each row between its gate and its combine, for a device whose memory the host cannot read.
+ * Absent outputs are not wanted.  The values are those of the loops in api_layer.c. */
+typedef struct mf_layer_rows_call {
+    const mf_gate_args *gate;      /* resolved: its outputs are written */
+    const mf_gate_config *config;
+    int64_t num_tokens, num_columns, num_routed, num_shared, hidden_size;
+    mf_tensor x;
+    mf_tensor shared_gate;         /* f32 [T]; with shared_weights */
+    mf_tensor row_valid;           /* u8 [T] */
+    mf_tensor shared_ids;          /* i32 [T, S] */
+    mf_tensor shared_weights;      /* f32 [T, S] */
+    mf_tensor input_scale;         /* f32 [T, C], with combine_weights f32 [T, C] */
+    mf_tensor combine_weights;
+    mf_tensor hidden;              /* f32 [T, H]: x widened */
+} mf_layer_rows_call;
+
+/* Memory and order of a device of its own: pointers in tensors, slots and workspaces are then the device's.  Operations run
+ * in the order of its stream and return before they are done. */
+typedef struct mf_device_memory_ops {
+    mf_status (*alloc)(mf_device *device, size_t bytes, void **out, mf_error *err);
+    void (*release)(mf_device *device, void *block);
+    mf_status (*copy)(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err); /* waits */
+    mf_status (*synchronize)(mf_device *device, mf_error *err);
+    mf_status (*set_stream)(mf_device *device, void *stream, mf_error *err);
+    void *(*stream)(const mf_device *device);
+} mf_device_memory_ops;
 
 /* ---- dense operations, f32 activations ---- */
 
@@ -179,7 +207,16 @@ typedef struct mf_device_ops {
     const char *name;
     void (*close)(mf_device *device); /* frees backend state; may be NULL */
 
+    const mf_device_memory_ops *memory; /* NULL: the process's own */
+    int64_t layer_chunk_tokens;         /* tokens that go through experts and combine together; 0 = api_layer.c's */
+
     mf_status (*gate)(mf_device *device, const mf_gate_call *call, mf_error *err);
+    /* NULL: the reference's steps on the host. */
+    mf_status (*gate_unfused)(mf_device *device, const mf_gate_call *call, void *workspace, mf_error *err);
+    mf_status (*layer_rows)(mf_device *device, const mf_layer_rows_call *call, mf_error *err); /* NULL: on the host */
+    /* After the table was checked: what the backend keeps of it, in experts->backend.  Both or neither. */
+    mf_status (*experts_open)(mf_device *device, mf_experts *experts, mf_error *err);
+    void (*experts_close)(mf_experts *experts);
     mf_status (*align)(mf_device *device, const mf_align_call *call, mf_error *err);
     size_t (*experts_workspace_bytes)(const mf_experts *experts, int64_t num_tokens, int64_t num_columns);
     mf_status (*experts)(mf_device *device, const mf_experts_call *call, mf_error *err);
@@ -233,6 +270,9 @@ struct mf_device {
     void *scratch;       /* cpu: inputs of dense products */
     size_t scratch_bytes;
     bool prefers_bf16;   /* products of bf16 are faster than those of f32 */
+    int32_t ordinal;     /* which of several: the N of "cuda:N" */
+    void *backend;       /* cuda: its state */
+    void *library;       /* cuda: the shared object that the ops come from */
     char name[16];
     char description[120];
 };
@@ -240,6 +280,8 @@ struct mf_device {
 /* Backends, found by name in device.c. */
 mf_status mf_ref_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
 mf_status mf_cpu_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
+mf_status mf_cuda_device_init(mf_device *device, const mf_device_options *options, mf_error *err);
+void mf_cuda_library_close(mf_device *device); /* after ops->close */
 
 /* The rungs of "cpu", lowest first, as MOEFUSE_ISA names them. */
 typedef struct mf_isa_level {
@@ -253,7 +295,8 @@ typedef struct mf_isa_level {
 mf_isa_level mf_cpu_isa_level(size_t i);
 
 /* Checks a combine's arguments and fills its call; has_x false: x has dtype and shape only (experts_combine). */
-mf_status mf_sum_reduce_check(const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call, mf_error *err);
+mf_status mf_sum_reduce_check(const mf_device *device, const mf_sum_reduce_args *args, bool has_x, mf_sum_reduce_call *call,
+                              mf_error *err);
 
 /* ---- matrices of any format (format.c) ---- */
 

@@ -186,13 +186,13 @@ mf_status mf_check_disjoint(const mf_tensor *a, const char *a_name, const mf_ten
     return MF_OK;
 }
 
-mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens,
+mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens, bool is_readable,
                         int64_t *num_valid, mf_error *err)
 {
     MF_TRY(mf_check_optional_1d(num_valid_tokens, "num_valid_tokens", MF_DT(MF_I32), 1, err));
     MF_TRY(mf_check_optional_1d(row_valid, "row_valid", MF_DT(MF_U8), num_tokens, err));
     *num_valid = num_tokens;
-    if (num_valid_tokens->data) {
+    if (num_valid_tokens->data && is_readable) {
         int32_t n;
         memcpy(&n, num_valid_tokens->data, sizeof n);
         *num_valid = n < 0 ? 0 : n < num_tokens ? n : num_tokens;

@@ -39,8 +39,9 @@ mf_status mf_check_aligned(const mf_tensor *t, const char *name, mf_error *err);
 mf_status mf_check_disjoint(const mf_tensor *a, const char *a_name, const mf_tensor *b, const char *b_name, mf_error *err);
 
 /* The optional pair that says which of num_tokens rows take part: num_valid_tokens i32 [1], whose value is clamped to
- * [0, num_tokens] into *num_valid, and row_valid u8 [num_tokens]. */
-mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens,
+ * [0, num_tokens] into *num_valid, and row_valid u8 [num_tokens].  Where the host cannot read the device's memory
+ * *num_valid is num_tokens and the device clamps. */
+mf_status mf_check_rows(const mf_tensor *num_valid_tokens, const mf_tensor *row_valid, int64_t num_tokens, bool is_readable,
                         int64_t *num_valid, mf_error *err);
 
 /* The workspace is there, 64-byte aligned and large enough. */

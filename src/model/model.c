@@ -265,6 +265,11 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     model->max_batch_tokens = options->max_batch_tokens;
     model->max_len = options->max_model_len ? options->max_model_len : model->config->max_position_embeddings;
     MF_TRY_GOTO(mf_device_open(options->device, &device_options, &model->device, err), fail);
+    if (!model->device->ops->linear) {
+        status = mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: has the MoE layer's operations only, not a whole model's; "
+                         "expected cpu or ref", options->device);
+        goto fail;
+    }
     choose_dtypes(model, options);
     MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
     MF_TRY_GOTO(mf_plan_make(model->config, model->weights, &options->plan, &model->plan, err), fail);

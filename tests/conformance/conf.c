@@ -63,8 +63,12 @@ const conf_device *conf_devices(int *count)
         char wanted[64] = "";
         const char *set = getenv("MOEFUSE_ISA");
         snprintf(wanted, sizeof wanted, "%s", set ? set : "");
+        const char *only = getenv("MOEFUSE_CONFORMANCE_DEVICE");
         open_device("ref", NULL, 1);
-        for (size_t i = 0; mf_cpu_isa_level(i).name; i++) {
+        if (only) {
+            open_device(only, NULL, 0);
+        }
+        for (size_t i = 0; !only && mf_cpu_isa_level(i).name; i++) {
             if (mf_cpu_isa_level(i).is_available && !is_left_out(mf_cpu_isa_level(i).name)) {
                 open_device("cpu", mf_cpu_isa_level(i).name, 1);
                 open_device("cpu", mf_cpu_isa_level(i).name, 3);

@@ -3,7 +3,8 @@
  * Every op runs on every device that this machine can open and must give the bits that "ref" gives; "ref" itself is held
  * against oracles that are written here, in double or from the definition, without its code.
  *
- * MOEFUSE_CONFORMANCE=full runs the whole grid instead of a sample of it. */
+ * MOEFUSE_CONFORMANCE=full runs the whole grid instead of a sample of it; MOEFUSE_CONFORMANCE_DEVICE=cuda holds that device
+ * alone against "ref" (staging.c copies what the tests keep in the host's memory). */
 #ifndef MF_TESTS_CONF_H
 #define MF_TESTS_CONF_H
 

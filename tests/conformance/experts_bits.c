@@ -509,7 +509,7 @@ TEST(device_names_known_backends_and_isas)
     mf_error err = { 0 };
     mf_device *device = NULL;
     CHECK_EQ(mf_device_open("gpu", NULL, &device, &err), MF_ERR_INVALID);
-    CHECK_HAS(err.message, "device \"gpu\": unknown; expected cpu or ref");
+    CHECK_HAS(err.message, "device \"gpu\": unknown; expected cpu, ref, cuda or cuda:N");
     CHECK(device == NULL);
     setenv("MOEFUSE_ISA", "sse9", 1);
     CHECK_EQ(mf_device_open("cpu", NULL, &device, &err), MF_ERR_INVALID);

@@ -1,0 +1,182 @@
+/* calls.h - what the host hands to kernels: plain structs passed by value, and the functions that launch them.
+ *
+ * Included by C11 and by CUDA C++, so it holds no type of either side alone.  Pointers are device pointers; strides count
+ * elements.  Each launch function returns the runtime's error code (0 = cudaSuccess) and neither allocates nor waits. */
+#ifndef MF_KERNELS_CUDA_CALLS_H
+#define MF_KERNELS_CUDA_CALLS_H
+
+#include <stdint.h>
+
+#include "moefuse.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- gate ---- */
+
+enum { MF_CUDA_HISTOGRAM_SLOTS = 65536, MF_CUDA_BLOCK_HISTOGRAM = 4096, MF_CUDA_GATE_COLUMNS = 80 };
+
+typedef enum mf_cuda_gate_stage {
+    MF_CUDA_GATE_FUSED = 0,
+    MF_CUDA_GATE_KEYS,   /* logits -> ordered keys and the softmax's maximum and sum */
+    MF_CUDA_GATE_CHOOSE, /* keys -> ids */
+    MF_CUDA_GATE_EMIT    /* ids -> weights, shared columns, maps, outputs */
+} mf_cuda_gate_stage;
+
+typedef struct mf_cuda_gate {
+    /* inputs */
+    const void *logits, *bias, *bias_alt, *scale, *shared_gate, *hash_table, *token_ids, *map, *copies, *num_valid;
+    const uint8_t *row_is_alt, *mask, *row_valid;
+    int64_t logits_stride, hash_stride, hash_rows, map_stride;
+    /* outputs */
+    void *ids, *weights, *identity, *packed, *histogram, *load, *bad_rows, *errors;
+    int64_t ids_stride, weights_stride, packed_stride;
+    /* sizes and choices */
+    int64_t num_tokens, row_base, window_first, window_count;
+    int32_t width, num_experts, top_k, num_shared, num_columns, num_slots, num_replicas, num_physical;
+    int32_t shared_base, shared_stride, ep_size, ep_rank, n_group, topk_group, group_size, group_shift; /* shift -1: divide */
+    int32_t scoring, bias_domain, renorm, group_score, shared_weight, fold, by_id, hash, map_copies;
+    int32_t logits_dtype, bias_dtype, bias_alt_dtype, shared_gate_dtype, token_i64;
+    float renorm_eps, factor;
+    int32_t bytewise;   /* some view is not aligned to its elements */
+    int32_t counts_to_output; /* the histogram is zeroed already and takes the counts itself */
+    /* the device's: all zero between launches */
+    uint32_t *counts, *ticket;
+    /* separate steps: keys [T, N], stats [T, 2], flags [T], ids [T, K] */
+    uint32_t *ws_keys;
+    float *ws_stats;
+    int32_t *ws_flags, *ws_ids;
+} mf_cuda_gate;
+
+typedef struct mf_cuda_grid {
+    int64_t blocks;
+    int32_t warps, values; /* values a lane holds in registers; 0 = the general kernel, keys in shared memory */
+    int64_t shared_bytes;
+} mf_cuda_grid;
+
+int mf_cuda_launch_gate(const mf_cuda_gate *call, const mf_cuda_grid *grid, mf_cuda_gate_stage stage, void *stream);
+
+/* ---- align ---- */
+
+typedef struct mf_cuda_align {
+    const void *ids;
+    int64_t ids_stride;
+    void *sorted, *experts, *total, *offsets, *errors;
+    int64_t num_pairs, num_columns, block_size, capacity;
+    int32_t num_slots, chunks, warps, bytewise;
+    int64_t chunk; /* pairs of a chunk */
+    uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
+} mf_cuda_align;
+
+int mf_cuda_launch_align(const mf_cuda_align *call, void *stream);
+
+/* ---- sum-reduce ---- */
+
+enum { MF_CUDA_MAX_ADDENDS = 16 };
+
+typedef struct mf_cuda_sum {
+    const void *x, *ids, *weights, *identity, *hidden, *addend_weights, *residual, *num_valid;
+    const uint8_t *row_valid;
+    const void *addends[MF_CUDA_MAX_ADDENDS];
+    int64_t addend_strides[MF_CUDA_MAX_ADDENDS];
+    void *out;
+    int64_t x_stride, column_stride, ids_stride, weights_stride, hidden_stride, addend_weights_stride, residual_stride,
+        out_stride;
+    int64_t num_tokens, hidden_size;
+    int32_t num_columns, num_shared, num_addends;
+    int32_t dtype, out_dtype;
+    int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
+    int32_t bytewise;
+    float factor;
+} mf_cuda_sum;
+
+int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream);
+
+/* ---- the layer's rows between gate and combine ---- */
+
+typedef struct mf_cuda_layer_rows {
+    int64_t num_tokens, num_columns, num_routed, num_shared, hidden_size, row_width, num_experts;
+    const void *num_valid, *token_ids, *weights, *shared_gate, *logits, *x, *hash_table;
+    const uint8_t *row_valid_in;
+    int64_t weights_stride, x_stride, logits_stride, hash_rows, hash_stride;
+    int32_t hash, token_i64, logits_dtype, x_dtype, top_k;
+    uint8_t *row_valid;
+    float *input_scale, *combine_weights, *shared_weights, *hidden; /* each may be absent */
+    int32_t *shared_ids;
+    void *bad_rows;
+} mf_cuda_layer_rows;
+
+int mf_cuda_launch_layer_rows(const mf_cuda_layer_rows *call, void *stream);
+
+/* ---- experts ---- */
+
+/* One matrix and one slot as kernels see them. */
+typedef struct mf_cuda_matrix {
+    const uint8_t *data;
+    const uint8_t *scale;
+    const uint8_t *zero;
+    int64_t row_stride, scale_row_stride, group_size;
+    int64_t n, k;
+    int32_t format, scale_dtype;
+    int32_t quant; /* mf_quant of what meets it */
+    int32_t reserved;
+} mf_cuda_matrix;
+
+/* Which kernel computes a slot's w13 or w2: a property of the slot, never of the batch. */
+typedef enum mf_cuda_path {
+    MF_CUDA_PATH_PLAIN = 0, /* f32 arithmetic, any format, any size */
+    MF_CUDA_PATH_BF16,      /* mma.sync, bf16 weights and activations */
+    MF_CUDA_PATH_F16,
+    MF_CUDA_PATH_FP8,       /* mma.sync e4m3, FP8_BLOCK with W8A8 */
+    MF_CUDA_PATH_COUNT
+} mf_cuda_path;
+
+typedef struct mf_cuda_slot {
+    mf_cuda_matrix gate, up, down; /* gate.data NULL: none */
+    const float *gate_bias, *up_bias, *down_bias;
+    float limit, alpha, beta, lbeta, input_scale13, input_scale2;
+    int32_t activation;
+    int32_t path13, path2;
+    int32_t reserved;
+} mf_cuda_slot;
+
+typedef struct mf_cuda_experts {
+    const mf_cuda_slot *slots;
+    int64_t num_slots, hidden_size, max_width;
+    int64_t num_tokens, num_columns, num_pairs;
+    const void *x, *ids, *input_scale; /* views of the caller */
+    int64_t x_stride, ids_stride, input_scale_stride;
+    void *y;
+    int64_t y_stride, y_column_stride;
+    int32_t act_dtype, y_dtype, e8m0, bytewise;
+    /* workspace */
+    void *h;           /* [num_pairs, h_stride] act_dtype, aligned rows */
+    int64_t h_stride;
+    uint16_t *x_codes; /* e4m3 codes as f16 [T, H] with x_scales [T, ceil(H / 128)] */
+    float *x_scales;
+    uint16_t *h_codes; /* the same [num_pairs, h_stride] with h_scales [num_pairs, ceil(max_width / 128)] */
+    float *h_scales;
+    int32_t *sorted, *block_slots, *total; /* pairs by slot in blocks of tile_tokens; only in tile launches */
+    int64_t num_blocks;
+    int32_t tile_tokens;
+    int32_t y_is_wide;        /* eight 2-byte elements of y can be stored at once */
+    int32_t quantises_itself; /* one token: FP8 kernels for few tokens make x's and the intermediate's codes themselves */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
+} mf_cuda_experts;
+
+int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
+int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);
+int mf_cuda_launch_quantise_h(const mf_cuda_experts *call, void *stream);
+int mf_cuda_launch_plain(const mf_cuda_experts *call, int second, void *stream);
+int mf_cuda_launch_zero_rows(const mf_cuda_experts *call, void *stream); /* y of ids past the last slot */
+int mf_cuda_launch_few_up(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
+int mf_cuda_launch_few_down(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
+int mf_cuda_launch_few_combine(const mf_cuda_experts *call, mf_cuda_path path, const mf_cuda_sum *sum, void *stream);
+int mf_cuda_launch_tile_up(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
+int mf_cuda_launch_tile_down(const mf_cuda_experts *call, mf_cuda_path path, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

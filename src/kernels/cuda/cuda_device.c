@@ -1,0 +1,423 @@
+/* cuda_device.c - "cuda:N": an NVIDIA GPU behind the table of operations.  The one file that speaks with the CUDA runtime
+ * on the host's side, and the shared object's only entry.
+ *
+ * An operation plans (plan.c, experts_plan.c), launches on the device's stream and returns; it allocates nothing and waits
+ * for nothing.  Every call is checked.  A failure that the runtime keeps reporting (a kernel's bad access) is kept as the
+ * device's own: its text is what every later operation returns. */
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/sys.h"
+#include "kernels/cuda/backend.h"
+#include "kernels/cuda/plan.h"
+
+typedef struct cuda_state {
+    mf_cuda_gpu gpu;
+    cudaStream_t own, stream;
+    uint32_t *counts; /* [MF_CUDA_HISTOGRAM_SLOTS + 1]: zero between launches of the gate; the last is its ticket */
+    mf_error failure; /* status MF_OK: none so far */
+} cuda_state;
+
+typedef struct cuda_experts {
+    mf_cuda_slot *slots; /* on the device */
+    mf_cuda_paths paths;
+} cuda_experts;
+
+static cuda_state *state_of(const mf_device *device)
+{
+    return device->backend;
+}
+
+static mf_status failed(const mf_device *device, int code, const char *what, mf_error *err)
+{
+    const cudaError_t error = (cudaError_t)code;
+    return mf_fail(err, MF_ERR_DEVICE, "device %s: %s: %s (%s)", device->name, what, cudaGetErrorString(error),
+                   cudaGetErrorName(error));
+}
+
+/* Errors of a call whose failure leaves the device in doubt. */
+static mf_status check(mf_device *device, int code, const char *what, mf_error *err)
+{
+    if (code == cudaSuccess) {
+        return MF_OK;
+    }
+    cuda_state *state = state_of(device);
+    if (state->failure.status == MF_OK) {
+        failed(device, code, what, &state->failure);
+    }
+    return failed(device, code, what, err);
+}
+
+/* Makes the device current; refuses after a failure. */
+static mf_status enter(mf_device *device, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    if (state->failure.status != MF_OK) {
+        return mf_fail(err, MF_ERR_DEVICE, "%s", state->failure.message);
+    }
+    return check(device, cudaSetDevice(device->ordinal), "cudaSetDevice", err);
+}
+
+#define MF_CUDA(device, call, err) MF_TRY(check(device, (int)(call), #call, err))
+
+/* ---- memory and order ---- */
+
+static mf_status memory_alloc(mf_device *device, size_t bytes, void **out, mf_error *err)
+{
+    MF_TRY(enter(device, err));
+    cudaError_t error = cudaMalloc(out, bytes > 0 ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        *out = NULL;
+        return mf_fail(err, MF_ERR_NOMEM, "device %s: no memory for %zu bytes", device->name, bytes);
+    }
+    return check(device, error, "cudaMalloc", err);
+}
+
+static void memory_release(mf_device *device, void *block)
+{
+    mf_error ignored;
+    if (block && enter(device, &ignored) == MF_OK) {
+        check(device, cudaFree(block), "cudaFree", &ignored);
+    }
+}
+
+static mf_status synchronize(mf_device *device, mf_error *err)
+{
+    MF_TRY(enter(device, err));
+    MF_CUDA(device, cudaStreamSynchronize(state_of(device)->stream), err);
+    return MF_OK;
+}
+
+static mf_status memory_copy(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err)
+{
+    MF_TRY(enter(device, err));
+    cudaStream_t stream = state_of(device)->stream;
+    if (bytes > 0) {
+        MF_CUDA(device, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), err);
+    }
+    MF_CUDA(device, cudaStreamSynchronize(stream), err);
+    return MF_OK;
+}
+
+static mf_status set_stream(mf_device *device, void *stream, mf_error *err)
+{
+    MF_TRY(enter(device, err));
+    cuda_state *state = state_of(device);
+    state->stream = stream ? (cudaStream_t)stream : state->own;
+    return MF_OK;
+}
+
+static void *get_stream(const mf_device *device)
+{
+    return state_of(device)->stream;
+}
+
+static const mf_device_memory_ops memory_ops = { .alloc = memory_alloc,
+                                                 .release = memory_release,
+                                                 .copy = memory_copy,
+                                                 .synchronize = synchronize,
+                                                 .set_stream = set_stream,
+                                                 .stream = get_stream };
+
+/* ---- gate, align, combine ---- */
+
+static mf_status gate(mf_device *device, const mf_gate_call *call, bool fused, void *workspace, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    mf_cuda_gate g;
+    mf_cuda_grid grid;
+    bool zero_first;
+    MF_TRY(enter(device, err));
+    MF_TRY(mf_cuda_plan_gate(&state->gpu, call, &g, &grid, &zero_first, err));
+    if (g.histogram && (zero_first || g.num_tokens == 0)) {
+        MF_CUDA(device, cudaMemsetAsync(g.histogram, 0, (size_t)g.num_slots * 4, state->stream), err);
+    }
+    if (g.num_tokens == 0) {
+        return MF_OK;
+    }
+    g.counts = state->counts;
+    g.ticket = state->counts + MF_CUDA_HISTOGRAM_SLOTS;
+    if (fused) {
+        return check(device, mf_cuda_launch_gate(&g, &grid, MF_CUDA_GATE_FUSED, state->stream), "gate", err);
+    }
+    mf_cuda_plan_gate_steps(&state->gpu, call, workspace, &g, &grid);
+    MF_TRY(check(device, mf_cuda_launch_gate(&g, &grid, MF_CUDA_GATE_KEYS, state->stream), "gate keys", err));
+    MF_TRY(check(device, mf_cuda_launch_gate(&g, &grid, MF_CUDA_GATE_CHOOSE, state->stream), "gate choice", err));
+    return check(device, mf_cuda_launch_gate(&g, &grid, MF_CUDA_GATE_EMIT, state->stream), "gate output", err);
+}
+
+static mf_status gate_fused(mf_device *device, const mf_gate_call *call, mf_error *err)
+{
+    return gate(device, call, true, NULL, err);
+}
+
+static mf_status gate_unfused(mf_device *device, const mf_gate_call *call, void *workspace, mf_error *err)
+{
+    return gate(device, call, false, workspace, err);
+}
+
+static mf_status align(mf_device *device, const mf_align_call *call, mf_error *err)
+{
+    mf_cuda_align a;
+    MF_TRY(enter(device, err));
+    MF_TRY(mf_cuda_plan_align(&state_of(device)->gpu, call, &a, err));
+    return check(device, mf_cuda_launch_align(&a, state_of(device)->stream), "align", err);
+}
+
+static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err)
+{
+    mf_cuda_sum sum;
+    MF_TRY(enter(device, err));
+    MF_TRY(mf_cuda_plan_sum(call, true, &sum, err));
+    if (sum.num_tokens == 0 || sum.hidden_size == 0) {
+        return MF_OK;
+    }
+    return check(device, mf_cuda_launch_sum_reduce(&sum, state_of(device)->stream), "sum-reduce", err);
+}
+
+static mf_status layer_rows(mf_device *device, const mf_layer_rows_call *call, mf_error *err)
+{
+    mf_cuda_layer_rows rows;
+    MF_TRY(enter(device, err));
+    mf_cuda_plan_layer_rows(call, &rows);
+    return check(device, mf_cuda_launch_layer_rows(&rows, state_of(device)->stream), "layer rows", err);
+}
+
+/* ---- experts ---- */
+
+static void experts_close(mf_experts *experts)
+{
+    cuda_experts *own = experts->backend;
+    memory_release(experts->device, own->slots);
+    mf_free(own);
+    experts->backend = NULL;
+}
+
+static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *err)
+{
+    mf_status status = MF_OK;
+    const size_t bytes = (size_t)experts->num_slots * sizeof(mf_cuda_slot);
+    mf_cuda_slot *slots = mf_alloc_array((size_t)experts->num_slots, sizeof *slots);
+    cuda_experts *own = mf_alloc_zero(sizeof *own);
+    experts->backend = own;
+    if (!slots || !own) {
+        status = mf_fail(err, MF_ERR_NOMEM, "experts: no memory for %lld slots", (long long)experts->num_slots);
+        goto done;
+    }
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        mf_cuda_plan_slot(&state_of(device)->gpu, experts, &experts->slots[s], &slots[s]);
+        own->paths.w13 |= 1u << slots[s].path13;
+        own->paths.w2 |= 1u << slots[s].path2;
+    }
+    MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
+    status = memory_copy(device, own->slots, slots, bytes, err);
+done:
+    mf_free(slots);
+    return status; /* the caller closes what there is */
+}
+
+static size_t experts_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns)
+{
+    const cuda_experts *own = experts->backend;
+    return mf_cuda_experts_bytes(experts, &own->paths, num_tokens, num_columns);
+}
+
+static size_t experts_combine_bytes(const mf_experts *experts, int64_t num_tokens, int64_t num_columns, mf_dtype y_dtype)
+{
+    const cuda_experts *own = experts->backend;
+    return mf_cuda_experts_combine_bytes(experts, &own->paths, num_tokens, num_columns, y_dtype);
+}
+
+static bool takes(uint32_t set, mf_cuda_path path)
+{
+    return (set >> path & 1) != 0;
+}
+
+/* Everything up to the intermediate. */
+static mf_status launch_up(mf_device *device, const mf_cuda_experts_plan *plan, const mf_cuda_paths *paths,
+                           cudaStream_t stream, mf_error *err)
+{
+    const mf_cuda_experts *call = &plan->call;
+    if (plan->sorts) {
+        MF_TRY(check(device, mf_cuda_launch_align(&plan->align, stream), "experts' alignment", err));
+    }
+    mf_cuda_experts wide = *call;
+    if (plan->copies_x) {
+        MF_TRY(check(device, mf_cuda_launch_copy_x(call, plan->x_copy, stream), "experts' copy of x", err));
+        wide.x = plan->x_copy;
+        wide.x_stride = call->hidden_size;
+    }
+    if (takes(paths->w13, MF_CUDA_PATH_FP8) && !call->quantises_itself) {
+        MF_TRY(check(device, mf_cuda_launch_quantise_x(call, stream), "experts' quantised x", err));
+    }
+    if (takes(paths->w13, MF_CUDA_PATH_PLAIN)) {
+        MF_TRY(check(device, mf_cuda_launch_plain(call, 0, stream), "experts' w13", err));
+    }
+    for (mf_cuda_path path = MF_CUDA_PATH_BF16; path < MF_CUDA_PATH_COUNT; path = (mf_cuda_path)(path + 1)) {
+        if (takes(paths->w13, path)) {
+            MF_TRY(check(device, plan->is_few ? mf_cuda_launch_few_up(&wide, path, stream)
+                                              : mf_cuda_launch_tile_up(&wide, path, stream), "experts' w13", err));
+        }
+    }
+    if (takes(paths->w2, MF_CUDA_PATH_FP8) && !call->quantises_itself) {
+        MF_TRY(check(device, mf_cuda_launch_quantise_h(call, stream), "experts' quantised intermediate", err));
+    }
+    return MF_OK;
+}
+
+static mf_status launch_down(mf_device *device, const mf_cuda_experts_plan *plan, const mf_cuda_paths *paths,
+                             cudaStream_t stream, mf_error *err)
+{
+    const mf_cuda_experts *call = &plan->call;
+    for (mf_cuda_path path = MF_CUDA_PATH_BF16; path < MF_CUDA_PATH_COUNT; path = (mf_cuda_path)(path + 1)) {
+        if (takes(paths->w2, path)) {
+            MF_TRY(check(device, plan->is_few ? mf_cuda_launch_few_down(call, path, stream)
+                                              : mf_cuda_launch_tile_down(call, path, stream), "experts' w2", err));
+        }
+    }
+    if (takes(paths->w2, MF_CUDA_PATH_PLAIN)) {
+        MF_TRY(check(device, mf_cuda_launch_plain(call, 1, stream), "experts' w2", err));
+    } else if (!plan->is_few) { /* tiles do not see ids past the last slot */
+        MF_TRY(check(device, mf_cuda_launch_zero_rows(call, stream), "experts' rows without a slot", err));
+    }
+    return MF_OK;
+}
+
+static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)
+{
+    const cuda_experts *own = call->experts->backend;
+    cuda_state *state = state_of(device);
+    mf_cuda_experts_plan plan;
+    MF_TRY(enter(device, err));
+    MF_TRY(mf_cuda_plan_experts(&state->gpu, call, own->slots, &own->paths, false, call->args->y.dtype, &plan, err));
+    MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
+    return launch_down(device, &plan, &own->paths, state->stream, err);
+}
+
+static mf_status experts_combine(mf_device *device, const mf_experts_call *call, const mf_sum_reduce_call *sum_call,
+                                 mf_error *err)
+{
+    const cuda_experts *own = call->experts->backend;
+    cuda_state *state = state_of(device);
+    mf_cuda_experts_plan plan;
+    mf_cuda_sum sum;
+    const mf_dtype y_dtype = sum_call->args->x.dtype;
+    MF_TRY(enter(device, err));
+    MF_TRY(mf_cuda_plan_experts(&state->gpu, call, own->slots, &own->paths, true, y_dtype, &plan, err));
+    mf_sum_reduce_args args = *sum_call->args;
+    mf_sum_reduce_call over_y = *sum_call;
+    over_y.args = &args;
+    if (!plan.is_combined) {
+        args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
+    }
+    MF_TRY(mf_cuda_plan_sum(&over_y, !plan.is_combined, &sum, err));
+    MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
+    if (plan.is_combined) {
+        const mf_cuda_path path = takes(own->paths.w2, MF_CUDA_PATH_FP8) ? MF_CUDA_PATH_FP8 : MF_CUDA_PATH_BF16;
+        return check(device, mf_cuda_launch_few_combine(&plan.call, path, &sum, state->stream), "experts' w2 and combine", err);
+    }
+    MF_TRY(launch_down(device, &plan, &own->paths, state->stream, err));
+    return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+}
+
+/* ---- opening ---- */
+
+static void close_device(mf_device *device)
+{
+    cuda_state *state = state_of(device);
+    if (!state) {
+        return;
+    }
+    (void)cudaSetDevice(device->ordinal);
+    if (state->own) {
+        (void)cudaStreamSynchronize(state->own);
+        (void)cudaStreamDestroy(state->own);
+    }
+    (void)cudaFree(state->counts);
+    mf_free(state);
+    device->backend = NULL;
+}
+
+static const mf_device_ops cuda_ops = {
+    .name = "cuda",
+    .close = close_device,
+    .memory = &memory_ops,
+    .layer_chunk_tokens = 16384,
+    .gate = gate_fused,
+    .gate_unfused = gate_unfused,
+    .layer_rows = layer_rows,
+    .experts_open = experts_open,
+    .experts_close = experts_close,
+    .align = align,
+    .experts_workspace_bytes = experts_bytes,
+    .experts = experts,
+    .experts_combine_workspace_bytes = experts_combine_bytes,
+    .experts_combine = experts_combine,
+    .sum_reduce = sum_reduce,
+};
+
+static mf_status find_gpu(mf_device *device, struct cudaDeviceProp *prop, mf_error *err)
+{
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaErrorInsufficientDriver) {
+        return mf_fail(err, MF_ERR_DEVICE, "device %s: no NVIDIA driver, or one older than CUDA %d.%d", device->name,
+                       CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    }
+    if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
+        return mf_fail(err, MF_ERR_DEVICE, "device %s: this machine has no NVIDIA GPU", device->name);
+    }
+    if (error != cudaSuccess) {
+        return failed(device, error, "cudaGetDeviceCount", err);
+    }
+    if (device->ordinal >= count) {
+        return mf_fail(err, MF_ERR_INVALID, "device %s: this machine has %d NVIDIA GPU%s; expected cuda:0 to cuda:%d",
+                       device->name, count, count == 1 ? "" : "s", count - 1);
+    }
+    error = cudaGetDeviceProperties(prop, device->ordinal);
+    if (error != cudaSuccess) {
+        return failed(device, error, "cudaGetDeviceProperties", err);
+    }
+    if (prop->major < 8) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s has compute capability %d.%d; expected 8.0 or later",
+                       device->name, prop->name, prop->major, prop->minor);
+    }
+    return MF_OK;
+}
+
+static mf_status init(mf_device *device, mf_error *err)
+{
+    struct cudaDeviceProp prop;
+    MF_TRY(find_gpu(device, &prop, err));
+    cuda_state *state = mf_alloc_zero(sizeof *state);
+    if (!state) {
+        return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", device->name);
+    }
+    device->backend = state;
+    device->ops = &cuda_ops;
+    device->prefers_bf16 = true;
+    state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
+                                .num_multiprocessors = prop.multiProcessorCount,
+                                .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
+    const size_t bytes = (MF_CUDA_HISTOGRAM_SLOTS + 1) * sizeof *state->counts;
+    MF_CUDA(device, cudaSetDevice(device->ordinal), err);
+    MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);
+    state->stream = state->own;
+    MF_CUDA(device, cudaMalloc((void **)&state->counts, bytes), err);
+    MF_CUDA(device, cudaMemsetAsync(state->counts, 0, bytes, state->stream), err);
+    MF_CUDA(device, cudaStreamSynchronize(state->stream), err);
+    snprintf(device->description, sizeof device->description, "cuda %.60s sm_%d, %lld GiB", prop.name,
+             (int)state->gpu.capability, (long long)(prop.totalGlobalMem >> 30));
+    return MF_OK;
+}
+
+const mf_cuda_backend *mf_cuda_backend_get(void)
+{
+    static const mf_cuda_backend backend = { .version = MF_VERSION_STRING,
+                                             .device_bytes = sizeof(mf_device),
+                                             .ops_bytes = sizeof(mf_device_ops),
+                                             .init = init };
+    return &backend;
+}

@@ -1,0 +1,62 @@
+/* plan.h - from a validated call to what is launched: sizes, grids, paths, workspace.  Plain C: no CUDA, no device.
+ *
+ * Whatever decides a bit of the result (a slot's path) depends on the slot alone; grids and tiles depend on the batch and
+ * change no bit. */
+#ifndef MF_KERNELS_CUDA_PLAN_H
+#define MF_KERNELS_CUDA_PLAN_H
+
+#include "kernels/cuda/calls.h"
+#include "kernels/ops.h"
+
+/* What a plan needs to know of the GPU. */
+typedef struct mf_cuda_gpu {
+    int32_t capability;     /* 80, 90: major * 10 + minor */
+    int32_t num_multiprocessors;
+    int64_t shared_bytes;   /* a block may have */
+} mf_cuda_gpu;
+
+/* histogram_memset: zero the histogram first; it then takes the counts itself. */
+mf_status mf_cuda_plan_gate(const mf_cuda_gpu *gpu, const mf_gate_call *call, mf_cuda_gate *out, mf_cuda_grid *grid,
+                            bool *histogram_memset, mf_error *err);
+/* The grid of the separate steps and their buffers over the caller's workspace. */
+void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, void *workspace, mf_cuda_gate *out,
+                             mf_cuda_grid *grid);
+
+mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, mf_cuda_align *out, mf_error *err);
+
+/* has_x: false in experts_combine, where x is never in memory. */
+mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
+
+void mf_cuda_plan_layer_rows(const mf_layer_rows_call *call, mf_cuda_layer_rows *out);
+
+/* ---- experts ---- */
+
+enum { MF_CUDA_FEW_PAIRS = 128 }; /* up to here a slot's weights are streamed once past all its tokens, without sorting */
+
+/* Paths that a table's slots take, as sets of 1 << mf_cuda_path. */
+typedef struct mf_cuda_paths {
+    uint32_t w13, w2;
+} mf_cuda_paths;
+
+/* A slot as kernels see it, its paths chosen. */
+void mf_cuda_plan_slot(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_slot *slot, mf_cuda_slot *out);
+
+typedef struct mf_cuda_experts_plan {
+    bool is_few;       /* no sorting */
+    bool is_combined;  /* one launch does w2 and the combine */
+    bool copies_x;     /* x is not aligned for the tensor cores: a copy is */
+    bool sorts;
+    void *x_copy, *y;  /* in the workspace; y [T, C, H] where experts_combine needs it */
+    mf_cuda_experts call;
+    mf_cuda_align align;
+} mf_cuda_experts_plan;
+
+size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns);
+/* The same and room for y where w2 and the combine are two launches. */
+size_t mf_cuda_experts_combine_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
+                                     int64_t num_columns, mf_dtype y_dtype);
+mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_slot *slots,
+                               const mf_cuda_paths *paths, bool combine, mf_dtype y_dtype, mf_cuda_experts_plan *out,
+                               mf_error *err);
+
+#endif

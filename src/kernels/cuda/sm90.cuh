@@ -1,0 +1,86 @@
+/* sm90.cuh - every instruction that is written as PTX, one function each.  Those past sm_80 say so. */
+#ifndef MF_KERNELS_CUDA_SM90_CUH
+#define MF_KERNELS_CUDA_SM90_CUH
+
+#include <stdint.h>
+
+#define MF_PTX static __device__ __forceinline__
+
+/* 16 bytes that are read once: weights streamed past few tokens. */
+MF_PTX uint4 load_stream(const void *p)
+{
+    uint4 r;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p));
+    return r;
+}
+
+/* c[16 x 8] += a[16 x 16] b[16 x 8], bf16 in, f32 sums. */
+MF_PTX void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+MF_PTX void mma_f16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Two e4m3 codes to the f16 numbers that they are; sm_89 on. */
+MF_PTX uint32_t e4m3_pair_to_f16(uint32_t codes)
+{
+#if __CUDA_ARCH__ >= 890
+    uint32_t pair;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((uint16_t)codes));
+    return pair;
+#else
+    return codes; /* the plan never comes here */
+#endif
+}
+
+/* 16 bytes to shared memory, or 16 zeros. */
+MF_PTX void copy_async(void *shared, const void *global, bool is_there)
+{
+    const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(is_there ? 16 : 0) : "memory");
+}
+
+/* One word, or zero. */
+MF_PTX void copy_word_async(void *shared, const void *global, bool is_there)
+{
+    const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(is_there ? 4 : 0) : "memory");
+}
+
+MF_PTX void copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most PENDING of this thread's groups are not there yet. */
+template <int PENDING> MF_PTX void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Programmatic dependent launch (sm_90): what kernels before this one wrote is there; the next one may start. */
+MF_PTX void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+MF_PTX void let_next_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#endif

@@ -1,0 +1,306 @@
+/* sum_reduce.cu - the combine: 16 bytes of every column a thread, all columns' loads before the first sum; bit-equal to
+ * ref/sum_reduce.c.
+ *
+ * The order of the chain is the contract's whatever the vector width, so narrow and unaligned views take the same code with
+ * one element a thread. */
+#include "kernels/cuda/sm90.cuh"
+#include "kernels/cuda/sum_reduce.cuh"
+
+namespace
+{
+
+constexpr int THREADS = 128;
+constexpr int BATCH = 8; /* columns whose loads are in flight together */
+
+struct bf16_bits {
+    uint16_t u;
+};
+struct f16_bits {
+    uint16_t u;
+};
+
+MF_DEV float widen(float v)
+{
+    return v;
+}
+MF_DEV float widen(bf16_bits v)
+{
+    return bf16_to_f32(v.u);
+}
+MF_DEV float widen(f16_bits v)
+{
+    return f16_to_f32(v.u);
+}
+MF_DEV double widen(double v)
+{
+    return v;
+}
+
+MF_DEV float fused(float w, float v, float acc)
+{
+    return __fmaf_rn(w, v, acc);
+}
+MF_DEV double fused(float w, double v, double acc)
+{
+    return __fma_rn((double)w, v, acc);
+}
+
+template <typename T, int V> struct __align__(V * sizeof(T) == 16 ? 16 : sizeof(T)) pack {
+    T v[V];
+};
+
+template <typename T, int V> MF_DEV pack<T, V> load_pack(const void *base, int64_t i, bool bytewise)
+{
+    if (V == 1) {
+        pack<T, V> one;
+        one.v[0] = load_at<T>(base, i, bytewise);
+        return one;
+    }
+    return *(const pack<T, V> *)((const T *)base + i);
+}
+
+template <typename T, int V> MF_DEV pack<T, V> stream_pack(const void *base, int64_t i, bool bytewise)
+{
+    if (V * sizeof(T) == 16) {
+        pack<T, V> r;
+        const uint4 q = load_stream((const T *)base + i);
+        memcpy(&r, &q, 16);
+        return r;
+    }
+    return load_pack<T, V>(base, i, bytewise);
+}
+
+/* Sum: float, or double for f64. */
+template <typename T, int V, typename SUM>
+MF_DEV void add_terms(const mf_cuda_sum &p, int64_t t, int64_t h, SUM (&r)[V], SUM (&s)[V])
+{
+    const int routed = p.num_columns - p.num_shared;
+    const int64_t x = t * p.x_stride + h;
+    for (int c0 = 0; c0 < p.num_columns; c0 += BATCH) {
+        float w[BATCH];
+        bool use[BATCH];
+        pack<T, V> v[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            const int c = c0 + k;
+            use[k] = c < p.num_columns && (!p.ids || load_at<int32_t>(p.ids, t * p.ids_stride + c, p.bytewise) >= 0);
+            w[k] = use[k] ? sum_weight(p, t, c) : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (use[k]) {
+                v[k] = stream_pack<T, V>(p.x, x + (c0 + k) * p.column_stride, p.bytewise);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            const int c = c0 + k;
+            if (c == routed && p.identity) {
+                const float iw = load_at<float>(p.identity, t, p.bytewise);
+                const pack<T, V> hidden = load_pack<T, V>(p.hidden, t * p.hidden_stride + h, p.bytewise);
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    r[e] = fused(iw, widen(hidden.v[e]), r[e]);
+                }
+            }
+            if (use[k]) {
+                if (c < routed) {
+#pragma unroll
+                    for (int e = 0; e < V; e++) {
+                        r[e] = fused(w[k], widen(v[k].v[e]), r[e]);
+                    }
+                } else {
+#pragma unroll
+                    for (int e = 0; e < V; e++) {
+                        s[e] = fused(w[k], widen(v[k].v[e]), s[e]);
+                    }
+                }
+            }
+        }
+    }
+    if (p.identity && p.num_columns % BATCH == 0 && routed == p.num_columns) { /* the loop above ended at it */
+        const float iw = load_at<float>(p.identity, t, p.bytewise);
+        const pack<T, V> hidden = load_pack<T, V>(p.hidden, t * p.hidden_stride + h, p.bytewise);
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            r[e] = fused(iw, widen(hidden.v[e]), r[e]);
+        }
+    }
+    for (int a = 0; a < p.num_addends; a++) {
+        const float w = addend_weight(p, t, a);
+        const pack<T, V> v = load_pack<T, V>(p.addends[a], t * p.addend_strides[a] + h, p.bytewise);
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            s[e] = fused(w, widen(v.v[e]), s[e]);
+        }
+    }
+}
+
+/* The last steps of a row's V elements, and their store. */
+template <int V> MF_DEV void finish_row(const mf_cuda_sum &p, int64_t t, int64_t h, const float (&r)[V], const float (&s)[V])
+{
+    float out[V];
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        out[e] = __fmaf_rn(p.factor, r[e], s[e]);
+    }
+    if (p.residual) {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            out[e] = __fadd_rn(out[e], load_float(p.residual, p.out_dtype, t * p.residual_stride + h + e, p.bytewise));
+        }
+    }
+    const int64_t at = t * p.out_stride + h;
+    if (V == 8 && p.out_dtype != MF_F32) {
+        uint32_t packed[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const uint32_t low = p.out_dtype == MF_BF16 ? f32_to_bf16(out[2 * e % V]) : f32_to_f16(out[2 * e % V]);
+            const uint32_t high =
+                p.out_dtype == MF_BF16 ? f32_to_bf16(out[(2 * e + 1) % V]) : f32_to_f16(out[(2 * e + 1) % V]);
+            packed[e] = low | high << 16;
+        }
+        *(uint4 *)((uint16_t *)p.out + at) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            store_float(p.out, p.out_dtype, at + e, out[e], p.bytewise);
+        }
+    }
+}
+
+/* The usual combine - x and weights alone, at most MOST columns, aligned: every load of a row before the first sum. */
+template <typename T, int V, int MOST>
+__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ mf_cuda_sum p)
+{
+    const int64_t h = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    if (h >= p.hidden_size) {
+        return;
+    }
+    const int routed = p.num_columns - p.num_shared;
+    for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
+        const T *x = (const T *)p.x + t * p.x_stride + h;
+        const float *weights = (const float *)p.weights + t * p.weights_stride;
+        const int32_t *ids = (const int32_t *)p.ids + t * p.ids_stride;
+        pack<T, V> v[MOST];
+        float w[MOST];
+        bool use[MOST];
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            use[c] = c < p.num_columns && (!p.ids || ids[c] >= 0);
+        }
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            if (use[c]) {
+                v[c] = stream_pack<T, V>(x, c * p.column_stride, false);
+            }
+            w[c] = c < p.num_columns && p.weights ? weights[c] : 1.0f;
+        }
+        float r[V], s[V];
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            r[e] = s[e] = 0.0f;
+        }
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            if (use[c] && c < routed) {
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
+                }
+            } else if (use[c]) {
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
+                }
+            }
+        }
+        finish_row<V>(p, t, h, r, s);
+    }
+}
+
+template <typename T, int V> __global__ void __launch_bounds__(THREADS) sum_kernel(const __grid_constant__ mf_cuda_sum p)
+{
+    const int64_t chunks = (p.hidden_size + V * THREADS - 1) / (V * THREADS), work = p.num_tokens * chunks;
+    for (int64_t i = blockIdx.x; i < work; i += gridDim.x) {
+        const int64_t t = i / chunks, h = (i % chunks) * (V * THREADS) + threadIdx.x * V;
+        if (h >= p.hidden_size) {
+            continue;
+        }
+        float r[V], s[V];
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            r[e] = s[e] = 0.0f;
+        }
+        if (sum_row_valid(p, t)) {
+            add_terms<T, V, float>(p, t, h, r, s);
+        }
+        finish_row<V>(p, t, h, r, s);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) sum_f64_kernel(const __grid_constant__ mf_cuda_sum p)
+{
+    const int64_t work = p.num_tokens * p.hidden_size;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < work; i += (int64_t)gridDim.x * THREADS) {
+        const int64_t t = i / p.hidden_size, h = i % p.hidden_size;
+        double r[1] = { 0.0 }, s[1] = { 0.0 };
+        if (sum_row_valid(p, t)) {
+            add_terms<double, 1, double>(p, t, h, r, s);
+        }
+        double v = __fma_rn((double)p.factor, r[0], s[0]);
+        if (p.residual) {
+            v = __dadd_rn(v, load_at<double>(p.residual, t * p.residual_stride + h, p.bytewise));
+        }
+        store_at<double>(p.out, t * p.out_stride + h, v, p.bytewise);
+    }
+}
+
+/* sum_plain_kernel can do it with MOST columns. */
+bool is_plain(const mf_cuda_sum *call, int most)
+{
+    return call->vector > 1 && call->num_columns <= most && !call->identity && !call->num_addends && !call->num_valid &&
+           !call->row_valid;
+}
+
+template <typename T, int V> int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
+{
+    const dim3 grid((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
+                    (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
+    if (is_plain(call, 6)) {
+        sum_plain_kernel<T, V, 6><<<grid, THREADS, 0, stream>>>(*call);
+    } else {
+        sum_plain_kernel<T, V, 10><<<grid, THREADS, 0, stream>>>(*call);
+    }
+    return (int)cudaGetLastError();
+}
+
+template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
+{
+    const int64_t chunks = (call->hidden_size + V * THREADS - 1) / (V * THREADS), work = call->num_tokens * chunks;
+    sum_kernel<T, V><<<(unsigned)(work < 1 << 30 ? work : 1 << 30), THREADS, 0, stream>>>(*call);
+    return (int)cudaGetLastError();
+}
+
+} // namespace
+
+int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    if (call->dtype == MF_F64) {
+        const int64_t blocks = (call->num_tokens * call->hidden_size + THREADS - 1) / THREADS;
+        sum_f64_kernel<<<(unsigned)(blocks < 1 << 20 ? blocks : 1 << 20), THREADS, 0, s>>>(*call);
+        return (int)cudaGetLastError();
+    }
+    if (is_plain(call, 10) && call->dtype != MF_F16) {
+        return call->dtype == MF_F32 ? launch_plain<float, 4>(call, s) : launch_plain<bf16_bits, 8>(call, s);
+    }
+    if (call->vector > 1) {
+        return call->dtype == MF_F32    ? launch<float, 4>(call, s)
+               : call->dtype == MF_BF16 ? launch<bf16_bits, 8>(call, s)
+                                        : launch<f16_bits, 8>(call, s);
+    }
+    return call->dtype == MF_F32    ? launch<float, 1>(call, s)
+           : call->dtype == MF_BF16 ? launch<bf16_bits, 1>(call, s)
+                                    : launch<f16_bits, 1>(call, s);
+}

@@ -1,0 +1,206 @@
+/* experts_units.c - experts whose sizes are whole units of matrix hardware: right, and the same bits for one token alone, a
+ * few, and many, in every way a device may tile them. */
+#include "experts_batch.h"
+
+#include <stdlib.h>
+
+enum { SLOTS = 5, COLUMNS = 2, MAX_TOKENS = 330 };
+
+typedef struct unit_case {
+    mf_format format;
+    mf_act_quant act_quant;
+    int variant;
+    int64_t hidden, width, shared_width;
+    mf_dtype act_dtype, y_dtype;
+    bool has_bias, scales_input;
+    mf_activation activation;
+} unit_case;
+
+static const unit_case cases[] = {
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 128, 64, 64, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 576, 192, 320, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 64, 128, 192, MF_BF16, MF_BF16, false, true, MF_ACT_SILU },
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 192, 64, 128, MF_BF16, MF_F32, true, false, MF_ACT_RELU2 },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 128, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 640, 256, 384, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8_E8M0, 3, 256, 384, 128, MF_F16, MF_F32, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 3, 384, 128, 256, MF_F32, MF_F32, false, false, MF_ACT_GELU_TANH },
+};
+
+/* Slots 0..3 of one width, slot 4 wider: a shared one. */
+static void make_table(case_table *table, const unit_case *c, uint64_t *seed)
+{
+    *table = (case_table){ .hidden_size = c->hidden };
+    for (int s = 0; s < SLOTS; s++) {
+        case_slot_spec spec = silu(c->format, c->variant, s == SLOTS - 1 ? c->shared_width : c->width);
+        spec.has_bias = c->has_bias;
+        spec.activation = c->activation;
+        spec.limit = 3.0f;
+        spec.alpha = 1.702f;
+        case_table_add(table, seed, &spec);
+    }
+}
+
+static const void *row_of(const batch *b, int64_t t)
+{
+    return (const char *)b->x + (size_t)(t * b->hidden) * mf_dtype_size(b->act_dtype);
+}
+
+static int64_t y_row(const batch *b)
+{
+    return b->num_columns * b->hidden;
+}
+
+/* `count` tokens from `first` as a batch of their own: the bits of the whole. */
+static void check_part(const conf_device *d, const mf_experts *experts, const batch *b, const float *scale, int64_t first,
+                       int64_t count, void *y, const char *what)
+{
+    case_run(d->device, experts, row_of(b, first), b->act_dtype, b->ids + first * b->num_columns,
+             scale ? scale + first * b->num_columns : NULL, count, b->num_columns, b->hidden, b->y_dtype, y);
+    for (int64_t i = 0; i < count * b->num_columns; i++) {
+        if (b->ids[first * b->num_columns + i] < 0) {
+            continue;
+        }
+        const size_t bytes = (size_t)b->hidden * mf_dtype_size(b->y_dtype);
+        const char *whole = (const char *)b->y + (size_t)(first * b->num_columns + i) * bytes;
+        if (conf_difference(whole, (const char *)y + (size_t)i * bytes, b->y_dtype, b->hidden) >= 0) {
+            fail_msg("%s: %s: token %lld of %lld has other bits in a batch of %lld", d->label, what,
+                     (long long)(first + i / b->num_columns), (long long)b->num_tokens, (long long)count);
+        }
+    }
+}
+
+static void check_case(const unit_case *c, int64_t num_tokens)
+{
+    uint64_t seed = 900 + (uint64_t)(c - cases);
+    case_table table;
+    batch b;
+    make_table(&table, c, &seed);
+    make_batch(&b, &seed, num_tokens, COLUMNS, c->hidden, c->act_dtype, c->y_dtype, SLOTS);
+    for (int64_t i = 0; i < num_tokens * COLUMNS; i++) {
+        if (i % 17 == 3) {
+            b.ids[i] = -1;
+        }
+    }
+    float *scale = c->scales_input ? malloc((size_t)(num_tokens * COLUMNS) * sizeof *scale) : NULL;
+    for (int64_t i = 0; scale && i < num_tokens * COLUMNS; i++) {
+        scale[i] = (float)(0.5 + mf_random_unit(&seed));
+    }
+    double *expected = scale ? NULL : expect(&table, &b, c->act_quant);
+    void *y = conf_alloc((size_t)(num_tokens * y_row(&b)) * mf_dtype_size(c->y_dtype));
+    const char *what = label("%s H %d I %d T %d", mf_format_name(c->format), (int)c->hidden, (int)c->width, (int)num_tokens);
+    char name[200];
+    snprintf(name, sizeof name, "%s", what);
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        mf_experts *experts = case_experts(devices[d].device, &table, c->act_dtype, c->act_quant);
+        case_run(devices[d].device, experts, b.x, b.act_dtype, b.ids, scale, num_tokens, COLUMNS, c->hidden, c->y_dtype, b.y);
+        if (expected) {
+            check_nmse(&b, expected, c->act_quant == MF_ACT_QUANT_NONE ? 2e-5 : 1e-5, devices[d].label, name);
+        }
+        for (int64_t t = 0; t < num_tokens; t += num_tokens / 5 + 1) {
+            check_part(&devices[d], experts, &b, scale, t, 1, y, name);
+        }
+        if (num_tokens > 40) {
+            check_part(&devices[d], experts, &b, scale, 7, 30, y, name);
+            check_part(&devices[d], experts, &b, scale, 1, num_tokens - 30, y, name);
+        }
+        mf_experts_destroy(&experts);
+    }
+    conf_free(y);
+    free(expected);
+    free(scale);
+    free_batch(&b);
+    case_table_free(&table);
+}
+
+TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_company)
+{
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        check_case(&cases[i], 3);
+        check_case(&cases[i], 150);
+        if (conf_full() || i % 3 == 1) {
+            check_case(&cases[i], MAX_TOKENS);
+        }
+    }
+}
+
+/* One layer's rows from batches of every size: the ways of gate, experts and combine meet. */
+static void run_layer(mf_device *device, const unit_case *c, const case_table *table, const float *logits, const batch *b,
+                      int64_t first, int64_t count, mf_layer_mode mode, void *out)
+{
+    const bool slot = mode == MF_MODE_SLOT;
+    mf_gate_config config = MF_GATE_CONFIG_INIT;
+    config.num_experts = SLOTS - 1;
+    config.top_k = 2;
+    config.num_shared_slots = slot;
+    config.scoring = MF_SCORING_SIGMOID;
+    config.bias_domain = MF_BIAS_NONE;
+    config.renorm = MF_RENORM_SUM;
+    config.routed_scaling_factor = 2.5;
+    case_table routed = *table, shared = *table;
+    routed.num_slots = slot ? SLOTS : SLOTS - 1;
+    shared.num_slots = 1;
+    shared.list[0] = table->list[SLOTS - 1];
+    mf_experts *experts = case_experts(device, &routed, c->act_dtype, c->act_quant);
+    mf_experts *apart = slot ? NULL : case_experts(device, &shared, c->act_dtype, c->act_quant);
+    mf_gate_args gate = { .config = &config,
+                          .router_logits = mf_tensor_2d(logits + first * (SLOTS - 1), MF_F32, count, SLOTS - 1) };
+    mf_layer_args args = { .gate = &gate,
+                           .experts = experts,
+                           .shared = apart,
+                           .mode = mode,
+                           .y_dtype = c->y_dtype,
+                           .x = mf_tensor_2d(row_of(b, first), c->act_dtype, count, c->hidden),
+                           .out = mf_tensor_2d(out, MF_F32, count, c->hidden) };
+    mf_error err = { 0 };
+    size_t bytes = mf_moe_layer_workspace_bytes(&args);
+    void *workspace = conf_alloc(bytes);
+    CHECK_OK(mf_moe_layer(device, &args, workspace, bytes, &err), err);
+    conf_free(workspace);
+    mf_experts_destroy(&experts);
+    mf_experts_destroy(&apart);
+}
+
+TEST(layer_of_whole_units_has_the_same_bits_in_every_mode_and_batch)
+{
+    enum { TOKENS = 150 };
+    static const int64_t parts[][2] = { { 0, 1 }, { 5, 8 }, { 20, 42 }, { 9, 100 } };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i += 2) {
+        const unit_case *c = &cases[i];
+        if (c->scales_input) {
+            continue;
+        }
+        uint64_t seed = 70 + i;
+        case_table table;
+        batch b;
+        make_table(&table, c, &seed);
+        make_batch(&b, &seed, TOKENS, 1, c->hidden, c->act_dtype, c->y_dtype, SLOTS);
+        float *logits = conf_alloc(TOKENS * (SLOTS - 1) * sizeof *logits);
+        for (int64_t k = 0; k < TOKENS * (SLOTS - 1); k++) {
+            logits[k] = (float)conf_normal(&seed);
+        }
+        float *whole = conf_alloc((size_t)(TOKENS * c->hidden) * 4), *part = conf_alloc((size_t)(TOKENS * c->hidden) * 4);
+        for (int d = 0; d < count; d++) {
+            run_layer(devices[d].device, c, &table, logits, &b, 0, TOKENS, MF_MODE_SLOT, whole);
+            for (size_t p = 0; p < sizeof parts / sizeof parts[0]; p++) {
+                for (int mode = MF_MODE_SLOT; mode <= MF_MODE_SERIAL; mode++) {
+                    run_layer(devices[d].device, c, &table, logits, &b, parts[p][0], parts[p][1], (mf_layer_mode)mode, part);
+                    if (conf_difference(whole + parts[p][0] * c->hidden, part, MF_F32, parts[p][1] * c->hidden) >= 0) {
+                        fail_msg("%s: %s H %d I %d: tokens %d to %d, mode %s: other bits", devices[d].label,
+                                 mf_format_name(c->format), (int)c->hidden, (int)c->width, (int)parts[p][0],
+                                 (int)(parts[p][0] + parts[p][1]), mf_layer_mode_name((mf_layer_mode)mode));
+                    }
+                }
+            }
+        }
+        conf_free(whole);
+        conf_free(part);
+        conf_free(logits);
+        free_batch(&b);
+        case_table_free(&table);
+    }
+}

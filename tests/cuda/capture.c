@@ -1,0 +1,184 @@
+/* capture.c - the layer on a caller's stream, captured into a graph: a replay has the bits of the call, a thousand in a row
+ * have the same, and an operation between two streams' worth of work allocates and waits for nothing.
+ *
+ * Needs a GPU; tests/cuda/run.sh runs it. */
+#include <cuda_runtime_api.h>
+#include <stdlib.h>
+
+#include "base/random.h"
+#include "moefuse.h"
+#include "test.h"
+
+enum { EXPERTS = 16, SHARED = 1, TOP_K = 4, HIDDEN = 256, WIDTH = 128, MAX_TOKENS = 200 };
+
+#define CUDA_OK(call)                                                               \
+    do {                                                                            \
+        cudaError_t cuda_error = (call);                                            \
+        if (cuda_error != cudaSuccess) {                                            \
+            fail_msg("%s: %s", #call, cudaGetErrorString(cuda_error));              \
+        }                                                                           \
+    } while (0)
+
+typedef struct problem {
+    mf_device *device;
+    mf_experts *experts;
+    mf_gate_config config;
+    mf_gate_args gate;
+    mf_layer_args layer;
+    void *workspace;
+    size_t workspace_bytes;
+    float *out;
+    int32_t *histogram;
+} problem;
+
+static mf_error err;
+
+static void *on_device(mf_device *device, const void *data, size_t bytes)
+{
+    void *block;
+    CHECK_OK(mf_device_malloc(device, bytes, &block, &err), err);
+    if (data) {
+        CHECK_OK(mf_device_copy(device, block, data, bytes, &err), err);
+    }
+    return block;
+}
+
+static void *random_bf16(mf_device *device, uint64_t *seed, size_t count)
+{
+    uint16_t *v = malloc(count * 2);
+    for (size_t i = 0; i < count; i++) { /* +-[0.03, 0.12) */
+        v[i] = (uint16_t)(0x3d00 + mf_random_below(seed, 256) + (mf_random_below(seed, 2) << 15));
+    }
+    void *block = on_device(device, v, count * 2);
+    free(v);
+    return block;
+}
+
+static void open_problem(problem *p, int64_t tokens)
+{
+    enum { SLOTS = EXPERTS + SHARED };
+    static mf_slot slots[SLOTS];
+    uint64_t seed = 5;
+    memset(p, 0, sizeof *p);
+    CHECK_OK(mf_device_open("cuda", NULL, &p->device, &err), err);
+    for (int s = 0; s < SLOTS; s++) {
+        const mf_matrix up = { .data = random_bf16(p->device, &seed, WIDTH * HIDDEN), .n = WIDTH, .k = HIDDEN,
+                               .row_stride = HIDDEN, .format = MF_FORMAT_BF16 };
+        mf_matrix gate = up, down = up;
+        gate.data = random_bf16(p->device, &seed, WIDTH * HIDDEN);
+        down.data = random_bf16(p->device, &seed, WIDTH * HIDDEN);
+        down.n = HIDDEN;
+        down.k = down.row_stride = WIDTH;
+        slots[s] = (mf_slot){ .gate = gate, .up = up, .down = down };
+    }
+    const mf_experts_desc desc = { .num_slots = SLOTS, .hidden_size = HIDDEN, .slots = slots, .act_dtype = MF_BF16 };
+    CHECK_OK(mf_experts_create(p->device, &desc, &p->experts, &err), err);
+    float *logits = malloc((size_t)tokens * EXPERTS * sizeof *logits);
+    for (int64_t i = 0; i < tokens * EXPERTS; i++) {
+        logits[i] = (float)(mf_random_unit(&seed) * 6 - 3);
+    }
+    p->config = (mf_gate_config)MF_GATE_CONFIG_INIT;
+    p->config.num_experts = EXPERTS;
+    p->config.top_k = TOP_K;
+    p->config.num_shared_slots = SHARED;
+    p->config.scoring = MF_SCORING_SIGMOID;
+    p->config.bias_domain = MF_BIAS_NONE;
+    p->config.renorm = MF_RENORM_SUM;
+    p->config.routed_scaling_factor = 2.5;
+    p->histogram = on_device(p->device, NULL, SLOTS * 4);
+    p->gate = (mf_gate_args){ .config = &p->config,
+                              .router_logits = mf_tensor_2d(on_device(p->device, logits, (size_t)tokens * EXPERTS * 4), MF_F32,
+                                                            tokens, EXPERTS),
+                              .histogram = mf_tensor_1d(p->histogram, MF_I32, SLOTS) };
+    free(logits);
+    p->out = on_device(p->device, NULL, (size_t)tokens * HIDDEN * 4);
+    p->layer = (mf_layer_args){ .gate = &p->gate,
+                                .experts = p->experts,
+                                .y_dtype = MF_BF16,
+                                .x = mf_tensor_2d(random_bf16(p->device, &seed, (size_t)tokens * HIDDEN), MF_BF16, tokens, HIDDEN),
+                                .out = mf_tensor_2d(p->out, MF_F32, tokens, HIDDEN) };
+    p->workspace_bytes = mf_moe_layer_workspace_bytes(&p->layer);
+    p->workspace = on_device(p->device, NULL, p->workspace_bytes);
+}
+
+static void close_problem(problem *p)
+{
+    mf_experts_destroy(&p->experts);
+    mf_device_close(&p->device); /* the test's blocks go with the process */
+}
+
+static void fetch(problem *p, int64_t tokens, float *out, int32_t *histogram)
+{
+    CHECK_OK(mf_device_copy(p->device, out, p->out, (size_t)tokens * HIDDEN * 4, &err), err);
+    CHECK_OK(mf_device_copy(p->device, histogram, p->histogram, (EXPERTS + SHARED) * 4, &err), err);
+    CUDA_OK(cudaMemset(p->out, 0xa5, (size_t)tokens * HIDDEN * 4));
+    CUDA_OK(cudaDeviceSynchronize());
+}
+
+static void check_replays(int64_t tokens, int replays)
+{
+    static float want[MAX_TOKENS * HIDDEN], got[MAX_TOKENS * HIDDEN];
+    int32_t want_counts[EXPERTS + SHARED], got_counts[EXPERTS + SHARED];
+    problem p;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    open_problem(&p, tokens);
+    CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+    fetch(&p, tokens, want, want_counts);
+    CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CHECK_OK(mf_device_set_stream(p.device, stream, &err), err);
+    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal)); /* a wait or an allocation would break it */
+    CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+    CUDA_OK(cudaStreamEndCapture(stream, &graph));
+    CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
+    for (int i = 0; i < replays; i++) {
+        CUDA_OK(cudaGraphLaunch(exec, stream));
+        if (i % 50 == 0 || i == replays - 1) {
+            fetch(&p, tokens, got, got_counts);
+            CHECK_MEM(got, want, (size_t)tokens * HIDDEN * 4);
+            CHECK_MEM(got_counts, want_counts, sizeof want_counts);
+        }
+    }
+    CUDA_OK(cudaGraphExecDestroy(exec));
+    CUDA_OK(cudaGraphDestroy(graph));
+    CHECK_OK(mf_device_set_stream(p.device, NULL, &err), err);
+    CUDA_OK(cudaStreamDestroy(stream));
+    close_problem(&p);
+}
+
+static int repeats(void)
+{
+    const char *v = getenv("MOEFUSE_CUDA_REPEATS");
+    return v ? (int)strtol(v, NULL, 10) : 1000;
+}
+
+TEST(a_captured_layer_of_one_token_replays_with_the_same_bits)
+{
+    check_replays(1, repeats());
+}
+
+TEST(a_captured_layer_of_a_few_tokens_replays_with_the_same_bits)
+{
+    check_replays(9, repeats());
+}
+
+TEST(a_captured_layer_of_many_tokens_replays_with_the_same_bits)
+{
+    check_replays(MAX_TOKENS, repeats());
+}
+
+TEST(a_bad_pointer_is_an_error_with_text_and_stays_one)
+{
+    if (getenv("MOEFUSE_CUDA_NO_FAULTS")) {
+        return; /* compute-sanitizer would report it, rightly */
+    }
+    problem p;
+    open_problem(&p, 3);
+    p.layer.x.data = (void *)(uintptr_t)0x1000;
+    CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+    CHECK_EQ(mf_device_synchronize(p.device, &err), MF_ERR_DEVICE);
+    CHECK_HAS(err.message, "illegal memory access");
+    CHECK_EQ(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), MF_ERR_DEVICE);
+    CHECK_HAS(err.message, "illegal memory access");
+}

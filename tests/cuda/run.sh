@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go, over what build.sh made:  run.sh BUILD [tests] [sanitizer] [bench]
+# Programs run side by side; a line says how each ended, failures show their first lines.  Logs are left in BUILD/logs.
+set -uo pipefail
+out=$(cd "$1" && pwd)
+shift
+what=${*:-tests sanitizer bench}
+logs=$out/logs
+mkdir -p "$logs"
+export MOEFUSE_CONFORMANCE_DEVICE=cuda MOEFUSE_CUDA_LIBRARY=$out/libmoefuse_cuda.so CMOCKA_MESSAGE_OUTPUT=TAP
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$out
+failed=0
+
+# name seconds command...
+start() {
+    local name=$1 limit=$2
+    shift 2
+    ( began=$SECONDS; timeout "$limit" "$@" >"$logs/$name.log" 2>&1; echo "$? $((SECONDS - began))" >"$logs/$name.rc" ) &
+    names+=("$name")
+}
+
+finish() {
+    wait
+    for name in "${names[@]}"; do
+        read -r rc took <"$logs/$name.rc"
+        ok=$(grep -c '^ok ' "$logs/$name.log")
+        bad=$(grep -c '^not ok ' "$logs/$name.log")
+        echo "$name: $ok passed, $bad failed, status $rc, $took s"
+        if [ "$rc" != 0 ]; then
+            failed=1
+            grep -v '^ok ' "$logs/$name.log" | cut -c1-400 | head -${SHOW:-14} | sed 's/^/    /'
+        fi
+    done
+    names=()
+}
+names=()
+
+# What the copies of staging.c cannot hold (tensors of 8 GiB and more), and what opens device cpu.
+tests() {
+    start gate ${LIMIT:-170} "$out/gate"
+    start gate_api ${LIMIT:-170} "$out/gate_api"
+    start align ${LIMIT:-170} "$out/align"
+    start sum_reduce ${LIMIT:-170} "$out/sum_reduce"
+    start invariants ${LIMIT:-170} "$out/invariants"
+    start traps ${LIMIT:-170} "$out/traps" -offsets_are_64_bit
+    start experts ${LIMIT:-170} "$out/experts"
+    start experts_bits ${LIMIT:-170} "$out/experts_bits" -threads -experts_run_names -device_names
+    start experts_units ${LIMIT:-170} "$out/experts_units"
+    start layer ${LIMIT:-170} "$out/layer"
+    start layer_chunks ${LIMIT:-170} "$out/layer_chunks" -workspace_does_not_grow
+    start capture ${LIMIT:-170} "$out/capture"
+    finish
+}
+
+sanitizer() {
+    local check="compute-sanitizer --error-exitcode 9"
+    export MOEFUSE_CUDA_REPEATS=3 MOEFUSE_CUDA_NO_FAULTS=1
+    for tool in memcheck racecheck synccheck; do
+        start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture"
+        start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
+        start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row
+        start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
+        start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
+        start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend
+    done
+    finish
+}
+
+for part in $what; do
+    case $part in
+    tests) tests ;;
+    sanitizer) sanitizer ;;
+    few) "$out/cuda_bench" experts --few 2>&1 ;;
+    bench) "$out/cuda_bench" ${BENCH_FLAGS:-} 2>&1 | tee "$logs/bench.log" ;;
+    esac
+done
+exit $failed

@@ -1,0 +1,363 @@
+/* cuda_plan_test.c - what device cuda would launch, without a GPU: grids, paths, workspaces, refusals; and that asking for
+ * it where it cannot be had is an error with text. */
+#include <stdlib.h>
+
+#include "kernels/align_chunks.h"
+#include "kernels/cuda/plan.h"
+#include "test.h"
+
+static const mf_cuda_gpu h200 = { .capability = 90, .num_multiprocessors = 132, .shared_bytes = 232448 };
+static const mf_cuda_gpu a100 = { .capability = 80, .num_multiprocessors = 108, .shared_bytes = 166912 };
+
+static mf_error err;
+
+/* ---- gate ---- */
+
+typedef struct gate_problem {
+    mf_gate_args args;
+    mf_gate_call call;
+    mf_cuda_gate gate;
+    mf_cuda_grid grid;
+    bool memset;
+} gate_problem;
+
+static char memory[64] __attribute__((aligned(64)));
+
+static void make_gate(gate_problem *p, int64_t tokens, int32_t width, int32_t groups, int32_t slots)
+{
+    memset(p, 0, sizeof *p);
+    p->args.router_logits = mf_tensor_2d(memory, MF_F32, tokens, width);
+    p->args.topk_ids = mf_tensor_2d(memory, MF_I32, tokens, 9);
+    p->args.topk_weights = mf_tensor_2d(memory, MF_F32, tokens, 9);
+    p->args.histogram = mf_tensor_1d(memory, MF_I32, slots);
+    p->call = (mf_gate_call){ .cfg = MF_GATE_CONFIG_INIT, .args = &p->args, .num_tokens = tokens, .num_valid_tokens = tokens,
+                              .num_columns = 9, .row_width = width };
+    p->call.cfg.num_experts = width;
+    p->call.cfg.top_k = 8;
+    p->call.cfg.num_shared_slots = 1;
+    p->call.cfg.n_group = groups;
+    p->call.cfg.num_slots = slots;
+}
+
+static mf_status plan(gate_problem *p)
+{
+    return mf_cuda_plan_gate(&h200, &p->call, &p->gate, &p->grid, &p->memset, &err);
+}
+
+TEST(gate_holds_a_row_in_registers_up_to_1024_columns)
+{
+    static const int32_t widths[][2] = { { 1, 1 },    { 32, 1 },   { 33, 2 },   { 128, 4 },  { 160, 8 },
+                                         { 256, 8 },  { 384, 12 }, { 512, 16 }, { 513, 32 }, { 1024, 32 },
+                                         { 1025, 0 }, { 4096, 0 } };
+    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
+        gate_problem p;
+        make_gate(&p, 4096, widths[i][0], 1, 300);
+        CHECK_OK(plan(&p), err);
+        CHECK_EQ(p.grid.values, widths[i][1]);
+        CHECK(p.grid.blocks * p.grid.warps <= 4096 + p.grid.warps && p.grid.blocks >= 1);
+        CHECK(p.grid.shared_bytes <= 48 * 1024);
+    }
+}
+
+TEST(gate_spreads_few_rows_over_the_multiprocessors)
+{
+    static const int64_t tokens[] = { 1, 7, 132, 500, 4096, 65536, (int64_t)1 << 31 };
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+        gate_problem p;
+        make_gate(&p, tokens[i], 256, 8, 257);
+        CHECK_OK(plan(&p), err);
+        CHECK(p.grid.blocks <= 132 * 64);
+        CHECK(p.grid.blocks * p.grid.warps >= tokens[i] || p.grid.blocks * p.grid.warps >= 132 * 32);
+        CHECK(tokens[i] > 132 || p.grid.warps == 1);
+    }
+}
+
+TEST(gate_with_an_unaligned_view_takes_the_general_kernel)
+{
+    gate_problem p;
+    make_gate(&p, 5, 64, 1, 65);
+    p.args.router_logits.data = memory + 1;
+    CHECK_OK(plan(&p), err);
+    CHECK_EQ(p.grid.values, 0);
+    CHECK_EQ(p.gate.bytewise, 1);
+    make_gate(&p, 5, 64, 1, 65);
+    p.args.load = mf_tensor_1d(memory + 2, MF_I32, 3);
+    CHECK_EQ(plan(&p), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "load: not 4-byte aligned");
+}
+
+TEST(gate_needs_a_second_launch_for_a_histogram_of_more_than_65536_slots_only)
+{
+    gate_problem p;
+    make_gate(&p, 5, 64, 1, 65536);
+    CHECK_OK(plan(&p), err);
+    CHECK(!p.memset);
+    make_gate(&p, 5, 64, 1, 65537);
+    CHECK_OK(plan(&p), err);
+    CHECK(p.memset && p.gate.counts_to_output);
+}
+
+TEST(gate_groups_of_a_power_of_two_are_found_by_a_shift)
+{
+    gate_problem p;
+    make_gate(&p, 5, 256, 8, 257);
+    CHECK_OK(plan(&p), err);
+    CHECK_EQ(p.gate.group_shift, 5);
+    make_gate(&p, 5, 60, 5, 61);
+    CHECK_OK(plan(&p), err);
+    CHECK_EQ(p.gate.group_size, 12);
+    CHECK_EQ(p.gate.group_shift, -1);
+}
+
+/* ---- align ---- */
+
+static mf_cuda_align plan_align(const mf_cuda_gpu *gpu, int64_t tokens, int64_t slots)
+{
+    mf_align_args args = { .topk_ids = mf_tensor_2d(memory, MF_I32, tokens, 9) };
+    mf_align_call call = { .args = &args, .num_tokens = tokens, .num_columns = 9, .block_size = 64, .num_slots = slots };
+    mf_cuda_align out;
+    CHECK_OK(mf_cuda_plan_align(gpu, &call, &out, &err), err);
+    return out;
+}
+
+TEST(align_is_one_launch_up_to_4096_pairs_and_its_tables_fit)
+{
+    static const int64_t tokens[] = { 0, 1, 64, 455, 456, 8192, 200000000 };
+    static const int64_t slots[] = { 1, 257, 1025, 8192, 16384 };
+    const mf_cuda_gpu *gpus[] = { &h200, &a100 };
+    for (size_t t = 0; t < 7; t++) {
+        for (size_t s = 0; s < 5; s++) {
+            for (size_t g = 0; g < 2; g++) {
+                mf_cuda_align a = plan_align(gpus[g], tokens[t], slots[s]);
+                CHECK_EQ(a.chunks == 1, tokens[t] * 9 <= 4096);
+                CHECK(a.chunks * a.chunk >= a.num_pairs && a.warps >= 1 && a.warps <= 32);
+                CHECK((2 + a.warps) * slots[s] * 4 + 1024 <= gpus[g]->shared_bytes);
+            }
+        }
+    }
+}
+
+TEST(align_workspace_holds_a_count_per_slot_and_chunk)
+{
+    static const int64_t tokens[] = { 1, 455, 456, 8192, 238609294 };
+    for (size_t t = 0; t < 5; t++) {
+        mf_cuda_align a = plan_align(&h200, tokens[t], 257);
+        mf_align_args args = { .topk_ids = mf_tensor_2d(memory, MF_I32, tokens[t], 9), .num_slots = 257 };
+        CHECK(mf_moe_align_workspace_bytes(&args) >= (size_t)a.chunks * 257 * 4);
+    }
+    CHECK_EQ(mf_align_chunks(4096, 5), 1);
+    CHECK_EQ(mf_align_chunks(4097, 5), 2);
+    CHECK_EQ(mf_align_chunks(INT32_MAX, 16384), 64);
+}
+
+/* ---- combine ---- */
+
+TEST(combine_takes_16_bytes_a_thread_where_every_row_allows_it)
+{
+    mf_sum_reduce_args args = { .x = mf_tensor_3d(memory, MF_BF16, 3, 2, 64), .routed_scaling_factor = 1,
+                                .out = mf_tensor_2d(memory, MF_F32, 3, 64) };
+    mf_sum_reduce_call call = { .args = &args, .num_tokens = 3, .num_columns = 2, .hidden_size = 64 };
+    mf_cuda_sum sum;
+    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_EQ(sum.vector, 8);
+    args.x.stride[0] += 4; /* 8 bytes */
+    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_EQ(sum.vector, 1);
+    CHECK_EQ(sum.bytewise, 0);
+    args.x.stride[0] += 4;
+    args.out.data = memory + 1;
+    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_EQ(sum.vector, 1);
+    CHECK_EQ(sum.bytewise, 1);
+    args.num_addends = MF_CUDA_MAX_ADDENDS + 1;
+    CHECK_EQ(mf_cuda_plan_sum(&call, true, &sum, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "num_addends 17");
+}
+
+/* ---- experts ---- */
+
+static mf_slot slot_of(mf_format format, int64_t hidden, int64_t width)
+{
+    mf_matrix up = { .data = memory, .n = width, .k = hidden, .row_stride = hidden, .format = format };
+    up.scale = format >= MF_FORMAT_FP8_BLOCK ? memory : NULL;
+    mf_matrix down = up;
+    down.n = hidden;
+    down.k = down.row_stride = width;
+    return (mf_slot){ .gate = up, .up = up, .down = down };
+}
+
+static mf_cuda_slot planned(const mf_cuda_gpu *gpu, mf_slot slot, mf_dtype act_dtype, mf_act_quant act_quant)
+{
+    mf_experts experts = { .hidden_size = slot.up.k, .act_dtype = act_dtype, .act_quant = act_quant };
+    mf_cuda_slot out;
+    mf_cuda_plan_slot(gpu, &experts, &slot, &out);
+    return out;
+}
+
+TEST(a_slots_path_follows_its_format_sizes_and_alignment)
+{
+    const mf_act_quant none = MF_ACT_QUANT_NONE, w8a8 = MF_ACT_QUANT_W8A8;
+    mf_slot bf16 = slot_of(MF_FORMAT_BF16, 2048, 768), fp8 = slot_of(MF_FORMAT_FP8_BLOCK, 7168, 256);
+    CHECK_EQ(planned(&h200, bf16, MF_BF16, none).path13, MF_CUDA_PATH_BF16);
+    CHECK_EQ(planned(&a100, bf16, MF_BF16, none).path2, MF_CUDA_PATH_BF16);
+    CHECK_EQ(planned(&h200, bf16, MF_F32, none).path13, MF_CUDA_PATH_PLAIN); /* f32 inputs keep f32 products */
+    CHECK_EQ(planned(&h200, fp8, MF_BF16, w8a8).path13, MF_CUDA_PATH_FP8);
+    CHECK_EQ(planned(&h200, fp8, MF_F16, w8a8).path2, MF_CUDA_PATH_FP8);
+    CHECK_EQ(planned(&a100, fp8, MF_BF16, w8a8).path13, MF_CUDA_PATH_PLAIN); /* no e4m3 instruction */
+    CHECK_EQ(planned(&h200, fp8, MF_BF16, none).path13, MF_CUDA_PATH_PLAIN); /* weight only */
+    CHECK_EQ(planned(&h200, slot_of(MF_FORMAT_BF16, 2048, 100), MF_BF16, none).path13, MF_CUDA_PATH_PLAIN);
+    CHECK_EQ(planned(&h200, slot_of(MF_FORMAT_FP8_BLOCK, 7168, 192), MF_BF16, w8a8).path13, MF_CUDA_PATH_PLAIN);
+    CHECK_EQ(planned(&h200, slot_of(MF_FORMAT_INT4_GROUP, 2048, 768), MF_BF16, none).path13, MF_CUDA_PATH_PLAIN);
+    bf16.down.data = memory + 2;
+    CHECK_EQ(planned(&h200, bf16, MF_BF16, none).path13, MF_CUDA_PATH_BF16);
+    CHECK_EQ(planned(&h200, bf16, MF_BF16, none).path2, MF_CUDA_PATH_PLAIN);
+    bf16.gate.row_stride += 1;
+    CHECK_EQ(planned(&h200, bf16, MF_BF16, none).path13, MF_CUDA_PATH_PLAIN);
+}
+
+typedef struct experts_problem {
+    mf_experts experts;
+    mf_cuda_paths paths;
+    mf_experts_args args;
+    mf_experts_call call;
+    mf_cuda_experts_plan plan;
+} experts_problem;
+
+static void make_experts(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens, void *workspace)
+{
+    memset(p, 0, sizeof *p);
+    p->experts = (mf_experts){ .num_slots = slots, .hidden_size = 2048, .max_intermediate_size = 768, .act_dtype = MF_BF16 };
+    p->paths = (mf_cuda_paths){ 1u << path, 1u << path };
+    p->args = (mf_experts_args){ .experts = &p->experts, .x = mf_tensor_2d(memory, MF_BF16, tokens, 2048),
+                                 .topk_ids = mf_tensor_2d(memory, MF_I32, tokens, 8),
+                                 .y = mf_tensor_3d(memory, MF_BF16, tokens, 8, 2048) };
+    p->call = (mf_experts_call){ .experts = &p->experts, .args = &p->args, .num_tokens = tokens, .num_columns = 8,
+                                 .workspace = workspace };
+}
+
+TEST(few_pairs_are_not_sorted_and_end_with_the_combine)
+{
+    experts_problem p;
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 16, memory);
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK(p.plan.is_few && p.plan.is_combined && !p.plan.sorts);
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 17, memory);
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK(!p.plan.is_few && !p.plan.is_combined && p.plan.sorts);
+    CHECK_EQ(p.plan.call.tile_tokens, 32);
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 8192, memory);
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK_EQ(p.plan.call.tile_tokens, 128);
+    CHECK_EQ(p.plan.align.block_size, 128);
+    CHECK(p.plan.call.num_blocks * 128 == p.plan.align.capacity);
+    p.paths.w2 |= 1u << MF_CUDA_PATH_PLAIN; /* mixed: y goes through memory */
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 1, memory);
+    p.paths.w2 |= 1u << MF_CUDA_PATH_PLAIN;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK(p.plan.is_few && !p.plan.is_combined && p.plan.y);
+}
+
+TEST(an_x_that_is_not_aligned_to_16_bytes_is_copied_for_the_tensor_cores)
+{
+    experts_problem p;
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 3, memory);
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, false, MF_BF16, &p.plan, &err), err);
+    CHECK(!p.plan.copies_x);
+    p.args.x.stride[0] += 1;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, false, MF_BF16, &p.plan, &err), err);
+    CHECK(p.plan.copies_x && p.plan.x_copy);
+}
+
+TEST(fewer_tokens_never_need_more_workspace)
+{
+    for (int path = MF_CUDA_PATH_PLAIN; path < MF_CUDA_PATH_COUNT; path++) {
+        experts_problem p;
+        size_t before = 0;
+        make_experts(&p, 128, (mf_cuda_path)path, 1, NULL);
+        for (int64_t t = 1; t < 3000; t += 1 + t / 9) {
+            size_t bytes = mf_cuda_experts_bytes(&p.experts, &p.paths, t, 8);
+            CHECK(bytes >= before);
+            before = bytes;
+        }
+        CHECK(mf_cuda_experts_bytes(&p.experts, &p.paths, (int64_t)1 << 61, 8) == SIZE_MAX);
+    }
+}
+
+TEST(input_scales_of_fp8_slots_are_unsupported)
+{
+    experts_problem p;
+    make_experts(&p, 4, MF_CUDA_PATH_FP8, 3, memory);
+    p.args.input_scale = mf_tensor_2d(memory, MF_F32, 3, 8);
+    CHECK_EQ(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, false, MF_BF16, &p.plan, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "input_scale");
+}
+
+/* ---- opening ---- */
+
+TEST(a_missing_shared_object_is_an_error_that_says_so)
+{
+    mf_device *device = NULL;
+    setenv("MOEFUSE_CUDA_LIBRARY", "/nonexistent/libmoefuse_cuda.so", 1);
+    CHECK_EQ(mf_device_open("cuda", NULL, &device, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "device cuda: libmoefuse_cuda.so cannot be opened");
+    CHECK_HAS(err.message, "/nonexistent/");
+    CHECK(device == NULL);
+    unsetenv("MOEFUSE_CUDA_LIBRARY");
+}
+
+TEST(a_library_without_the_entry_point_is_refused)
+{
+    mf_device *device = NULL;
+    setenv("MOEFUSE_CUDA_LIBRARY", "libm.so.6", 1);
+    CHECK_EQ(mf_device_open("cuda:0", NULL, &device, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "device cuda:0: libmoefuse_cuda.so is of another build");
+    unsetenv("MOEFUSE_CUDA_LIBRARY");
+}
+
+TEST(odd_ordinals_are_refused)
+{
+    static const char *const names[] = { "cuda:", "cuda:x", "cuda:-1", "cuda:1000", "cuda:0 ", "cudax", "ref:0", "cpu:1" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        mf_device *device = NULL;
+        CHECK_EQ(mf_device_open(names[i], NULL, &device, &err), MF_ERR_INVALID);
+        CHECK_HAS(err.message, "unknown; expected cpu, ref, cuda or cuda:N");
+    }
+}
+
+/* Where the shared object was built: it opens, and says what this machine lacks or offers. */
+TEST(the_shared_object_opens_without_a_gpu)
+{
+    mf_device *device = NULL;
+    const char *path = MF_CUDA_LIBRARY;
+    if (!path[0]) {
+        return;
+    }
+    setenv("MOEFUSE_CUDA_LIBRARY", path, 1);
+    mf_status status = mf_device_open("cuda", NULL, &device, &err);
+    if (status == MF_OK) {
+        CHECK_STR(mf_device_name(device), "cuda");
+        CHECK_EQ(mf_device_uses_host_memory(device), 0);
+        mf_device_close(&device);
+    } else {
+        CHECK(status == MF_ERR_DEVICE || status == MF_ERR_UNSUPPORTED);
+        CHECK(strstr(err.message, "no NVIDIA") || strstr(err.message, "compute capability"));
+    }
+    unsetenv("MOEFUSE_CUDA_LIBRARY");
+}
+
+TEST(devices_of_the_hosts_memory_allocate_and_copy_there)
+{
+    mf_device *device = NULL;
+    void *block;
+    CHECK_OK(mf_device_open("ref", NULL, &device, &err), err);
+    CHECK_EQ(mf_device_uses_host_memory(device), 1);
+    CHECK_OK(mf_device_malloc(device, 100, &block, &err), err);
+    CHECK_EQ((uintptr_t)block % 64, 0);
+    CHECK_OK(mf_device_copy(device, block, "text", 5, &err), err);
+    CHECK_STR((char *)block, "text");
+    CHECK_OK(mf_device_synchronize(device, &err), err);
+    CHECK_EQ(mf_device_set_stream(device, block, &err), MF_ERR_UNSUPPORTED);
+    CHECK(mf_device_stream(device) == NULL);
+    mf_device_free(device, block);
+    mf_device_close(&device);
+}
