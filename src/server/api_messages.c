@@ -8,7 +8,6 @@
 #include "base/buffer.h"
 #include "base/json.h"
 #include "base/json_walk.h"
-#include "server/tool_format.h"
 
 enum { MAX_TOOL_CALLS = 128, PLACE_BYTES = 64 };
 
@@ -349,16 +348,6 @@ static bool bool_or(const mf_field_value *value, bool otherwise)
     return value->json ? value->integer != 0 : otherwise;
 }
 
-static bool calls_are_special(const mf_serve_model *model)
-{
-    size_t size = 0;
-    const char *source =
-        model->prompt->chat_template ? mf_chat_template_source(model->prompt->chat_template, &size) : NULL;
-    const mf_tool_format *format = mf_tool_format_find(model->family, source, size);
-    const mf_tokenizer *tok = model->prompt->tokenizer;
-    return format->written_by_specials && mf_tokenizer_is_special(tok, mf_tokenizer_token_id(tok, format->call_begin));
-}
-
 mf_status mf_api_read_chat(mf_api_request *q, const mf_serve_model *model, const mf_field_value *values,
                            mf_api_error *error)
 {
@@ -388,9 +377,5 @@ mf_status mf_api_read_chat(mf_api_request *q, const mf_serve_model *model, const
         q->tools = (json_t *)values[MF_FIELD_ID_TOOLS].json;
         MF_TRY(mf_api_check_tools(q->tools, error));
     }
-    MF_TRY(read_tool_choice(q, values[MF_FIELD_ID_TOOL_CHOICE].json, error));
-    if (q->tool_choice == MF_TOOLS_AUTO && calls_are_special(model)) {
-        q->skip_special_tokens = false; /* else the answer's parser would not see them */
-    }
-    return MF_OK;
+    return read_tool_choice(q, values[MF_FIELD_ID_TOOL_CHOICE].json, error);
 }

@@ -75,7 +75,8 @@ mf_status mf_sequence_open_parser(mf_call *call, mf_sequence *s)
     if (!o.calls && !o.reasoning && !forced) {
         return MF_OK;
     }
-    s->specials = o.calls && o.format->written_by_specials ? o.format : NULL;
+    bool reads_marks = o.format->syntax == MF_CALL_CHANNELS ? o.reasoning : o.calls;
+    s->specials = reads_marks && o.format->written_by_specials ? o.format : NULL;
     return mf_answer_parser_open(&o, take_piece, s, &s->parser);
 }
 

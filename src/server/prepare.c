@@ -216,18 +216,21 @@ static mf_status make_echo(const preparation *p, int32_t index, bool cut)
 /* A template that opens the reasoning leaves its tag, and at most some white space, at the end. */
 static mf_status look_for_reasoning(const preparation *p, mf_prepared_prompt *out)
 {
-    static const char tag[] = "<think>";
+    static const char *const tags[] = { "<think>", "<|channel|>analysis<|message|>" };
     size_t n = out->ids.size < 16 ? out->ids.size : 16;
     mf_buffer tail = { 0 };
     mf_error err = { 0 };
     mf_status status =
         mf_tokenizer_decode(p->model->prompt->tokenizer, out->ids.data + out->ids.size - n, n, false, &tail, &err);
     if (status == MF_OK) {
-        size_t end = tail.size, size = sizeof tag - 1;
+        size_t end = tail.size;
         while (end > 0 && tail.data[end - 1] && strchr(" \t\r\n", tail.data[end - 1])) {
             end--;
         }
-        out->opens_reasoning = end >= size && memcmp(tail.data + end - size, tag, size) == 0;
+        for (size_t i = 0; i < 2; i++) {
+            size_t size = strlen(tags[i]);
+            out->opens_reasoning |= end >= size && memcmp(tail.data + end - size, tags[i], size) == 0;
+        }
     }
     mf_buffer_close(&tail);
     return status == MF_OK ? MF_OK : forward(p, "messages", &err);

@@ -10,7 +10,7 @@
 typedef struct mf_prepared_prompt {
     mf_ids ids;
     int32_t max_tokens; /* for this prompt: what it asked for, or the rest of the context */
-    bool opens_reasoning; /* chat: it ends with <think>, so the answer begins inside */
+    bool opens_reasoning; /* chat: it ends with <think>, or harmony's header of it, so the answer begins inside */
     char *echo_text;    /* with echo: the prompt's text, owned */
     size_t echo_size;
 } mf_prepared_prompt;

@@ -34,8 +34,9 @@ typedef mf_status (*mf_answer_emit)(void *context, const mf_answer_piece *piece)
 typedef struct mf_answer_options {
     const mf_tool_format *format;
     bool calls;            /* look for calls; else they are content */
-    bool reasoning;        /* <think>...</think> at the text's beginning is reasoning */
-    bool opens_reasoning;  /* the prompt ended with <think> */
+    bool reasoning;        /* <think>...</think> at the text's beginning is reasoning; with a format of channels: the
+                              text is in channels, else all of it is content */
+    bool opens_reasoning;  /* the prompt ended with <think>, or with the header of reasoning */
     mf_tool_choice choice; /* REQUIRED: the text is a list of calls; NAMED: the arguments of tool_name */
     const char *tool_name;
     const json_t *tools; /* borrowed: types of arguments, where the format does not show them */

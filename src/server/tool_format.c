@@ -33,6 +33,12 @@ static const mf_tool_format formats[] = {
       .written_by_specials = true,
       .marker = "<｜tool▁calls▁begin｜>",
       .families = { "deepseek_v2", "deepseek_v3", "deepseek_v32" } },
+    { .name = "harmony",
+      .syntax = MF_CALL_CHANNELS,
+      .written_by_specials = true,
+      .others = { "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>" },
+      .marker = "<|channel|>",
+      .families = { "gpt_oss" } },
     { .name = "hermes",
       .syntax = MF_CALL_OBJECT,
       .call_begin = "<tool_call>",
@@ -70,13 +76,23 @@ bool mf_template_has_reasoning(const char *template_source, size_t template_size
     return holds(template_source, template_size, "</think>");
 }
 
+static bool is_text(const char *marker, const char *text, size_t size)
+{
+    return marker && strlen(marker) == size && memcmp(marker, text, size) == 0;
+}
+
 bool mf_tool_format_is_marker(const mf_tool_format *format, const char *text, size_t size)
 {
     const char *const markers[] = { format->call_begin,  format->call_end,  format->section_begin,
                                     format->section_end, format->separator, "<think>",
                                     "</think>" };
     for (size_t i = 0; i < sizeof markers / sizeof *markers; i++) {
-        if (markers[i] && strlen(markers[i]) == size && memcmp(markers[i], text, size) == 0) {
+        if (is_text(markers[i], text, size)) {
+            return true;
+        }
+    }
+    for (const char *const *other = format->others; *other; other++) {
+        if (is_text(*other, text, size)) {
             return true;
         }
     }

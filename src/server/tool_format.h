@@ -8,7 +8,8 @@
 typedef enum mf_call_syntax {
     MF_CALL_OBJECT = 0, /* BEGIN {"name": NAME, "arguments": {...}} END */
     MF_CALL_SEPARATED,  /* BEGIN HEAD SEPARATOR {...} END; the head holds the name */
-    MF_CALL_ARG_KEYS    /* BEGIN NAME <arg_key>KEY</arg_key> <arg_value>VALUE</arg_value> ... END */
+    MF_CALL_ARG_KEYS,   /* BEGIN NAME <arg_key>KEY</arg_key> <arg_value>VALUE</arg_value> ... END */
+    MF_CALL_CHANNELS    /* calls, reasoning and content are messages with headers: harmony.c; no markers but `others` */
 } mf_call_syntax;
 
 typedef struct mf_tool_format {
@@ -20,6 +21,7 @@ typedef struct mf_tool_format {
     bool fenced;              /* SEPARATED: "function" SEPARATOR NAME \n```json\n {...} \n``` is read too */
     bool head_is_id;          /* SEPARATED: the head is functions.NAME:INDEX, and the call's id */
     bool written_by_specials; /* the markers may be special tokens: they must not be skipped in the text */
+    const char *others[8];    /* more markers that may be special tokens; NULL ends */
     const char *marker;       /* a template that holds it asks for this format */
     const char *families[8];  /* model_type; NULL ends */
 } mf_tool_format;

@@ -57,17 +57,17 @@ static void run(const mf_answer_options *options, const uint8_t *data, size_t si
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char *const templates[] = { "<tool_call>", "<arg_key>", "<｜tool▁calls▁begin｜>",
-                                             "<|tool_calls_section_begin|>" };
+                                             "<|tool_calls_section_begin|>", "<|channel|>" };
     static const mf_tool_choice choices[] = { MF_TOOLS_AUTO, MF_TOOLS_REQUIRED, MF_TOOLS_NAMED };
     if (size < 4) {
         return 0;
     }
-    for (int format = 0; format < 4; format++) {
+    for (int format = 0; format < 5; format++) {
         for (int choice = 0; choice < 3; choice++) {
             mf_answer_options options = { .format =
                                               mf_tool_format_find(NULL, templates[format], strlen(templates[format])),
                                           .calls = true,
-                                          .reasoning = data[0] & 1,
+                                          .reasoning = data[0] & 1 || format == 4,
                                           .opens_reasoning = data[0] & 2,
                                           .choice = choices[choice],
                                           .tool_name = "f" };
