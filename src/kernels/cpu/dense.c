@@ -14,6 +14,7 @@ typedef struct linear_call {
     mf_dtype act_dtype;
     const float *x;
     int64_t x_stride, num_tokens;
+    int64_t num_threads;
     uint8_t *rows; /* packed */
     int64_t row_bytes;
     float *out;
@@ -56,6 +57,7 @@ static void run_linear(void *context, int64_t task, int32_t thread)
     const linear_call *call = context;
     const int64_t first = task * LINEAR_ROWS;
     const int64_t rows = call->w->n - first < LINEAR_ROWS ? call->w->n - first : LINEAR_ROWS;
+    const int64_t next = first + call->num_threads * LINEAR_ROWS; /* of this thread when all are equally fast */
     for (int64_t t = 0; t < call->num_tokens; t += call->kernels->tile_tokens) {
         const void *x[MF_CPU_MOST_TILE_TOKENS];
         const int64_t left = call->num_tokens - t;
@@ -67,7 +69,9 @@ static void run_linear(void *context, int64_t task, int32_t thread)
                              .num_tokens = n,
                              .x = x,
                              .out = call->out + t * call->out_stride + first,
-                             .out_stride = call->out_stride };
+                             .out_stride = call->out_stride,
+                             .next = t + n == call->num_tokens && next < call->w->n ? call->w : NULL,
+                             .next_row = next };
         call->source.fn(&tile);
         for (int64_t j = 0; call->bias && j < n; j++) {
             for (int64_t r = 0; r < rows; r++) {
@@ -86,6 +90,7 @@ void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
                          .bias = bias,
                          .act_dtype = act_dtype,
                          .x_stride = x_stride,
+                         .num_threads = mf_pool_num_threads(device->pool),
                          .rows = (uint8_t *)(((uintptr_t)device->scratch + 63) & ~(uintptr_t)63),
                          .out_stride = out_stride };
     call.source = mf_cpu_source_for(call.kernels, w->format, act_dtype, MF_QUANT_NONE);

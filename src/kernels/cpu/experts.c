@@ -607,8 +607,8 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
         const bool is_last = a + 1 == p->num_active;
-        const mf_matrix *next = is_last ? NULL : &p->experts->slots[p->active[a + 1]].down;
-        multiply_down(p, thread, a, first, rows, next, first, store_block);
+        const mf_matrix *next = &p->experts->slots[p->active[is_last ? 0 : a + 1]].down;
+        multiply_down(p, thread, a, first, rows, next, is_last ? first + p->num_threads * p->down_rows : first, store_block);
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */

@@ -7,7 +7,7 @@
 enum { STEP = 32 }; /* columns of a tile: 64 bytes of bf16 */
 
 /* Most tokens for which vectors (products_amx_few.c) are faster than tiles. */
-enum { MOST_INT8 = 4, MOST_INT4 = 4, MOST_MXFP4 = 4, MOST_FP8 = 4 };
+enum { MOST_INT8 = 2, MOST_INT4 = 4, MOST_MXFP4 = 3, MOST_FP8 = 3 };
 
 /* ---- codes of one row as bf16 ---- */
 

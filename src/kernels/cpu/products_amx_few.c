@@ -1,4 +1,4 @@
-/* products_amx_few.c - bf16 inputs of one to four tokens times 4-bit and int8 codes, with vectors: the bits of tiles.
+/* products_amx_few.c - bf16 inputs of few tokens times fp8, int8 and 4-bit codes with vectors: the bits of tiles.
  *
  * For few tokens a tile of sums costs as much as for sixteen, and so do the codes on their way into it.  Here sixteen
  * rows are the lanes of a vector: their next 64 bytes are turned round, so that a vector holds the same columns of
