@@ -7,6 +7,8 @@ PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
 .PHONY: help run serve build wheel test test-python test-page test-api test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-gpu bench-gpu test-page test-api test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build test test-page test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
@@ -18,6 +20,7 @@ help:
 	@echo "make wheel    the Python package with the library inside, in build/wheel; test-python tests it (torch: 1 to 3 GB once)"
 	@echo "make test-load  the server under load on the release build: its goals in figures, about 15 minutes; LOAD='GROUP...' chooses"
 	@echo "make test-clients  vLLM's and SGLang's benchmark clients and lm-eval against the server; 1.5 GB of downloads once"
+	@echo "make test-gpu   device cuda: conformance, graph replays and compute-sanitizer; bench-gpu: its figures (nvcc, an NVIDIA GPU)"
 	@echo "make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make asan-kernels  the products' files under the sanitizers too: minutes of compiling"
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
@@ -106,6 +109,15 @@ test-aarch64: setup-test
 	@cmake --preset aarch64 $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset aarch64 -j $(JOBS) -- --no-print-directory
 	@$(VENV_PYTHON) tests/run_tests.py aarch64
+
+# On a machine with an NVIDIA GPU and nvcc; needs neither our libraries nor CMake.
+test-gpu:
+	@tests/cuda/build.sh build/gpu
+	@tests/cuda/run.sh build/gpu tests sanitizer
+
+bench-gpu:
+	@tests/cuda/build.sh build/gpu
+	@tests/cuda/run.sh build/gpu bench
 
 test-clients: build setup-test
 	@tools/setup.sh clients

@@ -123,7 +123,7 @@ static mf_cuda_align plan_align(const mf_cuda_gpu *gpu, int64_t tokens, int64_t 
 TEST(align_is_one_launch_up_to_4096_pairs_and_its_tables_fit)
 {
     static const int64_t tokens[] = { 0, 1, 64, 455, 456, 8192, 200000000 };
-    static const int64_t slots[] = { 1, 257, 1025, 8192, 16384 };
+    static const int64_t slots[] = { 1, 257, 1025, 8192, 13824 };
     const mf_cuda_gpu *gpus[] = { &h200, &a100 };
     for (size_t t = 0; t < 7; t++) {
         for (size_t s = 0; s < 5; s++) {
@@ -134,6 +134,21 @@ TEST(align_is_one_launch_up_to_4096_pairs_and_its_tables_fit)
                 CHECK((2 + a.warps) * slots[s] * 4 + 1024 <= gpus[g]->shared_bytes);
             }
         }
+    }
+}
+
+TEST(align_refuses_more_slots_than_shared_memory_holds)
+{
+    const int64_t most[] = { 16384, 13824 };
+    const mf_cuda_gpu *gpus[] = { &h200, &a100 };
+    for (int g = 0; g < 2; g++) {
+        mf_align_args args = { .topk_ids = mf_tensor_2d(memory, MF_I32, 3, 9) };
+        mf_align_call call = { .args = &args, .num_tokens = 3, .num_columns = 9, .block_size = 64, .num_slots = most[g] };
+        mf_cuda_align out;
+        CHECK_OK(mf_cuda_plan_align(gpus[g], &call, &out, &err), err);
+        call.num_slots++;
+        CHECK_EQ(mf_cuda_plan_align(gpus[g], &call, &out, &err), MF_ERR_UNSUPPORTED);
+        CHECK_HAS(err.message, "num_slots");
     }
 }
 

@@ -3,12 +3,13 @@
  *
  * An operation plans (plan.c, experts_plan.c), launches on the device's stream and returns; it allocates nothing and waits
  * for nothing.  Every call is checked.  A failure that the runtime keeps reporting (a kernel's bad access) is kept as the
- * device's own: its text is what every later operation returns. */
+ * device's own: its text is what every later operation returns.  Host memory comes from calloc: the shared object has its
+ * own copy of what it needs of base/, and one table of memory functions per process is enough. */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "base/sys.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/plan.h"
 
@@ -191,7 +192,7 @@ static void experts_close(mf_experts *experts)
 {
     cuda_experts *own = experts->backend;
     memory_release(experts->device, own->slots);
-    mf_free(own);
+    free(own);
     experts->backend = NULL;
 }
 
@@ -199,8 +200,8 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
 {
     mf_status status = MF_OK;
     const size_t bytes = (size_t)experts->num_slots * sizeof(mf_cuda_slot);
-    mf_cuda_slot *slots = mf_alloc_array((size_t)experts->num_slots, sizeof *slots);
-    cuda_experts *own = mf_alloc_zero(sizeof *own);
+    mf_cuda_slot *slots = calloc((size_t)experts->num_slots, sizeof *slots);
+    cuda_experts *own = calloc(1, sizeof *own);
     experts->backend = own;
     if (!slots || !own) {
         status = mf_fail(err, MF_ERR_NOMEM, "experts: no memory for %lld slots", (long long)experts->num_slots);
@@ -214,7 +215,7 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
     MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
     status = memory_copy(device, own->slots, slots, bytes, err);
 done:
-    mf_free(slots);
+    free(slots);
     return status; /* the caller closes what there is */
 }
 
@@ -336,7 +337,7 @@ static void close_device(mf_device *device)
         (void)cudaStreamDestroy(state->own);
     }
     (void)cudaFree(state->counts);
-    mf_free(state);
+    free(state);
     device->backend = NULL;
 }
 
@@ -391,7 +392,7 @@ static mf_status init(mf_device *device, mf_error *err)
 {
     struct cudaDeviceProp prop;
     MF_TRY(find_gpu(device, &prop, err));
-    cuda_state *state = mf_alloc_zero(sizeof *state);
+    cuda_state *state = calloc(1, sizeof *state);
     if (!state) {
         return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", device->name);
     }

@@ -13,7 +13,7 @@ namespace
 /* Bytes between the columns that neighbouring lanes q hold of a token. */
 template <int PATH> constexpr int TOKEN_LANE_BYTES = TOKEN_CHUNKS<PATH> * 16;
 
-constexpr int MAX_PAIRS = 128; /* FEW_PAIRS of experts_plan.h */
+constexpr int MAX_PAIRS = 128; /* MF_CUDA_FEW_PAIRS of plan.h */
 constexpr int TOKENS = 8;
 
 /* The pairs whose slot is `id`, ascending, as a 128-bit set that every lane of the warp holds. */

@@ -178,9 +178,11 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, mf_cuda_align *out, mf_error *err)
 {
     const mf_align_args *a = call->args;
-    if (call->num_slots > ALIGN_MAX_SLOTS) {
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "num_slots %lld: device cuda aligns at most %d", (long long)call->num_slots,
-                       ALIGN_MAX_SLOTS);
+    /* Totals, starts and one warp's table lie in shared memory. */
+    const int64_t most = min_i64(ALIGN_MAX_SLOTS, (gpu->shared_bytes - 1024) / 12);
+    if (call->num_slots > most) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "num_slots %lld: this GPU aligns at most %lld", (long long)call->num_slots,
+                       (long long)most);
     }
     MF_TRY(check_counter(&a->error_count, "error_count", err));
     const int64_t pairs = call->num_tokens * call->num_columns, chunks = mf_align_chunks(pairs, call->num_slots);
