@@ -110,6 +110,7 @@ def load():
         "mf_version": (ctypes.c_char_p, []),
         "mf_device_open": (enum, [ctypes.c_char_p, ctypes.POINTER(DeviceOptions), ctypes.POINTER(ptr), error]),
         "mf_device_description": (ctypes.c_char_p, [ptr]),
+        "mf_device_set_stream": (enum, [ptr, ptr, error]),
         "mf_moe_fused_gate": (enum, [ptr, ctypes.POINTER(GateArgs), error]),
         "mf_moe_align_capacity": (i64, [i64, i64, i64, i64]),
         "mf_moe_align_workspace_bytes": (size, [ctypes.POINTER(AlignArgs)]),

@@ -60,17 +60,37 @@ class Device:
         self.lock = threading.Lock()
         self.torch_device = torch_device
         self.handle = ctypes.c_void_p()
-        self.workspace = None
+        self.workspaces = {}  # by stream: what waits on one stream may still be using its own
+        self.stream = None
         options = _abi.DeviceOptions(num_threads=torch.get_num_threads())
         error = _abi.Error()
         name = "cpu" if torch_device.type == "cpu" else f"cuda:{torch_device.index}"
         check(lib.mf_device_open(name.encode(), ctypes.byref(options), ctypes.byref(self.handle), ctypes.byref(error)), error)
 
+    def __enter__(self):
+        """The device is this thread's, and its calls go to torch's current stream."""
+        self.lock.acquire()
+        try:
+            if self.torch_device.type == "cuda":
+                stream = torch.cuda.current_stream(self.torch_device).cuda_stream or 1  # cudaStreamLegacy: 0 would be the library's own
+                if stream != self.stream:
+                    error = _abi.Error()
+                    check(lib.mf_device_set_stream(self.handle, stream, ctypes.byref(error)), error)
+                    self.stream = stream
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.lock.release()
+
     def scratch(self, num_bytes):
-        """(pointer, bytes), 64-byte aligned, kept for the next call."""
-        if self.workspace is None or self.workspace.numel() < num_bytes + 64:
-            self.workspace = torch.empty(num_bytes + 64, dtype=torch.uint8, device=self.torch_device)
-        address = (self.workspace.data_ptr() + 63) & ~63
+        """(pointer, bytes), 64-byte aligned, kept for the stream's next call."""
+        kept = self.workspaces.get(self.stream)
+        if kept is None or kept.numel() < num_bytes + 64:
+            kept = self.workspaces[self.stream] = torch.empty(num_bytes + 64, dtype=torch.uint8, device=self.torch_device)
+        address = (kept.data_ptr() + 63) & ~63
         return ctypes.c_void_p(address), num_bytes
 
 

@@ -17,7 +17,7 @@ def _moe_sum_reduce(input_tensor: torch.Tensor, output_tensor: torch.Tensor, rou
     args.x, args.out = view(input_tensor, "input_tensor", device), view(output_tensor, "output_tensor", device)
     args.topk_weights, args.topk_ids = view(topk_weights, "topk_weights", device), view(topk_ids, "topk_ids", device)
     error = _abi.Error()
-    with d.lock:
+    with d:
         check(lib.mf_moe_sum_reduce(d.handle, ctypes.byref(args), ctypes.byref(error)), error)
 
 

@@ -115,7 +115,7 @@ class Experts:
                                 act_dtype=dtype_of(self.act_dtype, "act_dtype"), act_quant=_abi.ACT_QUANT[act_quant])
         self.handle = ctypes.c_void_p()
         error = _abi.Error()
-        with self.device.lock:
+        with self.device:
             check(lib.mf_experts_create(self.device.handle, ctypes.byref(desc), ctypes.byref(self.handle), ctypes.byref(error)), error)
         self._end = weakref.finalize(self, lib.mf_experts_destroy, ctypes.byref(self.handle))
 
@@ -127,7 +127,7 @@ class Experts:
         args.x, args.topk_ids, args.y = view(x, "x", where), view(topk_ids, "topk_ids", where), view(y, "y", where)
         args.input_scale = view(input_scale, "input_scale", where)
         error = _abi.Error()
-        with self.device.lock:
+        with self.device:
             space, num_bytes = self.device.scratch(lib.mf_fused_experts_workspace_bytes(self.handle, *topk_ids.shape))
             check(lib.mf_fused_experts(self.device.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
         return y
@@ -172,7 +172,7 @@ def moe_layer(x, router_logits, experts, config, *, e_score_correction_bias=None
     args.x, args.out, args.residual = view(x, "x", where), view(out, "out", where), view(residual, "residual", where)
     error = _abi.Error()
     d = experts.device
-    with d.lock:
+    with d:
         space, num_bytes = d.scratch(lib.mf_moe_layer_workspace_bytes(ctypes.byref(args)))
         check(lib.mf_moe_layer(d.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
     return out

@@ -49,7 +49,7 @@ def run_gate(config, router_logits, bias=None, shared_gate=None, num_valid_token
     args = gate_args(router_logits.device, config, router_logits, bias, shared_gate, num_valid_tokens)
     args.topk_ids, args.topk_weights = view(ids, "topk_ids", ids.device), view(weights, "topk_weights", ids.device)
     error = _abi.Error()
-    with d.lock:
+    with d:
         check(lib.mf_moe_fused_gate(d.handle, ctypes.byref(args), ctypes.byref(error)), error)
     return weights, ids
 
