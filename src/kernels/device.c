@@ -19,10 +19,10 @@ static const backend backends[] = {
 enum { NUM_BACKENDS = sizeof backends / sizeof backends[0] };
 
 /* "cuda" is also "cuda:N" with up to three digits. */
-static bool is_named(const char *name, const char *backend, int32_t *ordinal)
+static bool is_named(const char *name, const char *known, int32_t *ordinal)
 {
-    size_t n = strlen(backend);
-    if (strncmp(name, backend, n) != 0 || (name[n] != '\0' && strcmp(backend, "cuda") != 0)) {
+    size_t n = strlen(known);
+    if (strncmp(name, known, n) != 0 || (name[n] != '\0' && strcmp(known, "cuda") != 0)) {
         return false;
     }
     if (name[n] == '\0') {

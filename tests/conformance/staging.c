@@ -15,6 +15,7 @@ enum { MAX_VIEWS = 64, ALIGN = 256, GUARD_BYTES = 256 };
 
 #define REAL(result, name, ...)            \
     result __real_##name(__VA_ARGS__);     \
+    result __wrap_##name(__VA_ARGS__);     \
     result __wrap_##name(__VA_ARGS__)
 
 /* ---- a device that checks and does nothing ---- */
