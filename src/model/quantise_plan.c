@@ -86,7 +86,7 @@ static mf_status plan_wanted(void *context, const mf_wanted *x)
     if (x->kind == MF_WANT_VECTOR || x->role == MF_ROLE_EMBED) {
         return MF_OK;
     }
-    if (x->kind != MF_WANT_LINEAR || x->role == MF_ROLE_KV_B_PROJ || x->role == MF_ROLE_LINEAR_BA) {
+    if (!mf_weights_may_quantise(p->plan->config, x, p->options->format)) {
         return keep_module(p, x);
     }
     const mf_st_tensor *t = source_of(p, x);

@@ -33,6 +33,9 @@ mf_status mf_weights_match(mf_weights *weights, const mf_match_options *options,
 mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **weights,
                                 mf_error *err);
 
+/* Whether a linear layer's matrix may become codes of `format`. */
+bool mf_weights_may_quantise(const mf_model_config *config, const mf_wanted *wanted, mf_format format);
+
 /* Replaces what options->quantization chooses; the checkpoint's pages that are then unused are given back. */
 mf_status mf_weights_quantise(mf_weights *weights, const mf_weights_options *options, mf_error *err);
 

@@ -55,13 +55,22 @@ static mf_format format_for(mf_quantization quantization, const mf_wanted *x)
     return quantization == MF_QUANTIZATION_INT4 ? MF_FORMAT_INT4_GROUP : MF_FORMAT_FP8_BLOCK;
 }
 
-/* What becomes codes: not the embedding (rows are read one by one), not the router (it chooses), not kv_b (attention takes
- * it apart), not what is quantised already. */
+/* Not kv_b (attention takes it apart), not decay and learning rate of linear layers' heads (a few rows, and sensitive), not
+ * fused queries, keys and values whose parts do not begin where a block of scales does. */
+bool mf_weights_may_quantise(const mf_model_config *config, const mf_wanted *x, mf_format format)
+{
+    const int64_t kv_rows = config->num_kv_heads * config->head_dim;
+    const bool cuts_blocks = x->role == MF_ROLE_QKV_PROJ && format == MF_FORMAT_FP8_BLOCK &&
+                             (mf_model_config_q_size(config) % 128 != 0 || kv_rows % 128 != 0);
+    return x->kind == MF_WANT_LINEAR && x->role != MF_ROLE_KV_B_PROJ && x->role != MF_ROLE_LINEAR_BA && !cuts_blocks;
+}
+
+/* What becomes codes: not the embedding (rows are read one by one), not the router (it chooses), not what is quantised
+ * already. */
 static bool is_chosen(const quantiser *q, const mf_wanted *x)
 {
     const bool tied = x->role == MF_ROLE_LM_HEAD && x->matrix->data == q->weights->embed_tokens.data;
-    const bool linear = x->kind == MF_WANT_LINEAR && x->role != MF_ROLE_KV_B_PROJ &&
-                        x->role != MF_ROLE_LINEAR_BA; /* decay and learning rate of each head: a few rows, and sensitive */
+    const bool linear = mf_weights_may_quantise(q->weights->config, x, format_for(q->quantization, x));
     return (linear || x->role == MF_ROLE_LM_HEAD) && !tied && x->matrix->data && x->matrix->format <= MF_FORMAT_F16;
 }
 

@@ -225,6 +225,35 @@ static bool stop_after(void *context, const mf_progress_info *info)
     return --*calls > 0;
 }
 
+/* 144 rows of queries: a block of 128 rows would cross into the keys, so the projection stays and the config says so. */
+TEST(a_fused_projection_that_blocks_would_cross_stays_as_it_is)
+{
+    char in[512], out[330];
+    cw *w = cw_new(CW_QWEN3);
+    output_of(w, out, sizeof out);
+    snprintf(in, sizeof in, "%s/tests/model/goldens/bailing", MF_SOURCE_DIR);
+    mf_error err = { 0 };
+    mf_quantise_report report;
+    const mf_quantise_options options = { .format = MF_FORMAT_FP8_BLOCK, .num_threads = 1 };
+    CHECK_OK(mf_checkpoint_quantise(in, out, &options, &report, &err), err);
+    mf_quantise_report_close(&report);
+    loaded written, direct;
+    load(out, MF_QUANTIZATION_NONE, &written);
+    load(in, MF_QUANTIZATION_FP8, &direct);
+    collection a = { .count = 0 }, b = { .count = 0 };
+    mf_tensor_map_walk(written.config, written.weights, collect, &a);
+    mf_tensor_map_walk(direct.config, direct.weights, collect, &b);
+    CHECK_EQ(a.count, b.count);
+    for (int k = 0; k < a.count; k++) {
+        CHECK_EQ(a.matrices[k]->format, a.roles[k] == MF_ROLE_QKV_PROJ ? MF_FORMAT_BF16 : MF_FORMAT_FP8_BLOCK);
+        check_same_bits(a.matrices[k], b.matrices[k]);
+    }
+    close_loaded(&written);
+    close_loaded(&direct);
+    cw_remove_dir(out);
+    cw_free(w);
+}
+
 TEST(a_cancelled_run_leaves_no_output)
 {
     cw *w = cw_new(CW_V3);
