@@ -3,17 +3,9 @@ import re
 import subprocess
 import sys
 
+from tap import claim, plan
+
 PROGRAM = sys.argv[1]
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}")
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()))
 
 
 def readelf(*flags):
@@ -34,5 +26,4 @@ if "X86-64" in header:
     code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", PROGRAM], stdout=subprocess.PIPE, text=True, check=True).stdout
     landings = len(re.findall(r"\bendbr64\b", code))
     claim("indirect branches land on marks", landings > 500, f"{landings} endbr64")
-print(f"1..{count}")
-sys.exit(failures > 0)
+sys.exit(plan())

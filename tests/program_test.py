@@ -15,20 +15,12 @@ import sys
 import tempfile
 import time
 
+from tap import claim, plan
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
 MODEL = str(ROOT / "models" / "word-problems")
 PROMPT = "Tom has 3 boxes with 12 pens each. He gives 5 pens to Anna. How many pens are left?"
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}", flush=True)
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()), flush=True)
 
 
 class Result:
@@ -502,5 +494,4 @@ def shrinking_weights():
 
 for part in (shrinking_weights, help_and_usage, run_verb, info_and_check, quantize_verb, doctor, bench_kernels, bench_models, broken_models, tiktoken_folder, dummy_weights, interruption, terminal_chat):
     part()
-print(f"1..{count}")
-sys.exit(failures > 0)
+sys.exit(plan())

@@ -17,7 +17,9 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from mock_server import MockServer  # noqa: E402
+from tap import claim, plan, skip  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
@@ -26,16 +28,6 @@ FIXTURES = ROOT / "tests" / "client" / "fixtures"
 WORD_PROBLEMS = ROOT / "models" / "word-problems" / "eval" / "word_problems.jsonl"
 CHOICES = ROOT / "models" / "word-problems" / "eval" / "word_problems_choice.jsonl"
 TEMP = pathlib.Path(tempfile.mkdtemp(prefix="moefuse-client-"))
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}", flush=True)
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()), flush=True)
 
 
 class Result:
@@ -410,12 +402,6 @@ def in_process():
 
 # ---- a server of one's own ----
 
-def skip(text):
-    global count
-    count += 1
-    print(f"not ok {count} # SKIP {text}", flush=True)
-
-
 def own_server():
     if moefuse("serve", "--help").code != 0:
         return skip("bench serve starts its own server (this program has no verb serve)")
@@ -462,5 +448,4 @@ def own_server():
 
 for part in (usage, timings, rates, faults, kinds, results, generate, choices, in_process, own_server):
     part()
-print(f"1..{count}")
-sys.exit(failures > 0)
+sys.exit(plan())

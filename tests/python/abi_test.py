@@ -6,6 +6,9 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from tap import claim, plan  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 spec = importlib.util.spec_from_file_location("_abi", ROOT / "python" / "moefuse" / "_abi.py")
 abi = importlib.util.module_from_spec(spec)
@@ -15,16 +18,6 @@ PREFIXES = (("MF_SCORING_", abi.SCORING), ("MF_BIAS_", abi.BIAS_DOMAIN), ("MF_RE
             ("MF_SHARED_", abi.SHARED_WEIGHT), ("MF_FORMAT_", abi.FORMAT), ("MF_ACT_QUANT_", abi.ACT_QUANT), ("MF_MODE_", abi.MODE))
 OTHER_NAMES = {"MF_ACT_" + name.upper(): number for name, number in abi.ACTIVATION.items()}
 OTHER_NAMES["MF_ACT_GELU_ERF"] = OTHER_NAMES.pop("MF_ACT_GELU")  # torch calls the exact one gelu
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}")
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()))
 
 
 def main():
@@ -59,8 +52,7 @@ def main():
         claim(f"{name} has no field that the mirror lacks", names == fields, f"{names}\n{fields}")
     version = re.search(r'MF_VERSION_STRING "(.*)"', header).group(1)
     claim("the package has the header's version", version == abi.__version__, version)
-    print(f"1..{count}")
-    sys.exit(1 if failures else 0)
+    sys.exit(plan())
 
 
 main()

@@ -4,23 +4,17 @@
 import concurrent.futures
 import gc
 import itertools
+import pathlib
 import sys
 
 import torch
 
 import moefuse
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from tap import claim, counts, plan  # noqa: E402
+
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}", flush=True)
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()), flush=True)
 
 
 def normal(*shape, seed, dtype=torch.float32, scale=1.0):
@@ -290,9 +284,9 @@ def main():
     print(f"# {moefuse.device_description(DEVICE)}, torch {torch.__version__}")
     for group in (fused_gate, sum_reduce, align, experts, layer, torch_side, refusals):
         group()
-    print(f"1..{count}")
-    print(f"{count - failures} passed, {failures} failed")
-    sys.exit(1 if failures else 0)
+    status = plan()
+    print(f"{counts['claims'] - counts['failures']} passed, {counts['failures']} failed")
+    sys.exit(status)
 
 
 main()

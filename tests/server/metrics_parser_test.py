@@ -1,20 +1,13 @@
 """Prometheus' own parser reads the exposition back: metrics_parser_test.py PATH/TO/metrics_dump.  Prints TAP."""
 import math
+import pathlib
 import subprocess
 import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}")
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from tap import claim, plan  # noqa: E402
 
 
 def families(*arguments):
@@ -51,5 +44,4 @@ for s in next(f for f in found if f.name == "moefuse:expert_tokens").samples:
     key = tuple(s.labels[k] for k in ("layer", "kind"))
     each[key] = each.get(key, 0) + s.value
 claim("series per expert add up to the sums", one == each, f"{one}\n{each}")
-print(f"1..{count}")
-sys.exit(failures > 0)
+sys.exit(plan())

@@ -13,20 +13,13 @@ import time
 import browser
 import page_mock
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from tap import claim, plan, skip  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DUMP = sys.argv[1]
 SHOTS = pathlib.Path(sys.argv[sys.argv.index("--shots") + 1]) if "--shots" in sys.argv else None
 QUESTION = "Tom has 3 boxes with 12 pens each. He gives 5 pens to Anna. How many pens are left?"
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}", flush=True)
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()), flush=True)
 
 
 def static_claims():
@@ -184,11 +177,10 @@ def main():
     static_claims()
     if "--static" not in sys.argv:
         if not browser.find():
-            print(f"not ok {count + 1} # SKIP the page in a browser: Chromium is not installed")
+            skip("the page in a browser: Chromium is not installed")
         else:
             in_browser()
-    print(f"1..{count}")
-    sys.exit(failures > 0)
+    sys.exit(plan())
 
 
 def in_browser():

@@ -16,17 +16,10 @@ import time
 
 import page_mock
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from tap import claim, plan  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-count = failures = 0
-
-
-def claim(text, ok, detail=""):
-    global count, failures
-    count += 1
-    failures += not ok
-    print(f"{'ok' if ok else 'not ok'} {count} - {text}", flush=True)
-    if not ok:
-        print("\n".join("# " + line for line in str(detail).splitlines()), flush=True)
 
 
 def free_port():
@@ -65,8 +58,7 @@ def main():
             process.wait(10)
         log = (pathlib.Path(temp) / "error.log").read_text()
         claim("nginx logs no error of the server's", "upstream" not in log.replace("access forbidden", ""), log)
-    print(f"1..{count}")
-    sys.exit(failures > 0)
+    sys.exit(plan())
 
 
 def claims(mock, port):
