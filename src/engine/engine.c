@@ -33,11 +33,20 @@ mf_status mf_engine_options_check(const mf_engine_options *o, mf_error *err)
         { "max_num_queued_tokens", o->max_num_queued_tokens, 0, (int64_t)1 << 40 },
         { "num_sampled_ids", o->num_sampled_ids, 0, INT32_MAX },
         { "num_shared_expert_replicas", o->num_shared_expert_replicas, 1, 64 },
+        { "num_stop_token_ids", o->num_stop_token_ids, 0, MF_MAX_STOP_IDS },
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
         if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max) {
             return mf_fail(err, MF_ERR_INVALID, "%s: expected %lld to %lld; got %lld", ranges[i].name,
                            (long long)ranges[i].min, (long long)ranges[i].max, (long long)ranges[i].value);
+        }
+    }
+    if (o->num_stop_token_ids > 0 && !o->stop_token_ids) {
+        return mf_fail(err, MF_ERR_INVALID, "stop_token_ids: expected %d ids; got NULL", o->num_stop_token_ids);
+    }
+    for (int32_t i = 0; i < o->num_stop_token_ids; i++) {
+        if (o->stop_token_ids[i] < 0) {
+            return mf_fail(err, MF_ERR_INVALID, "stop_token_ids[%d]: expected 0 or more; got %d", i, o->stop_token_ids[i]);
         }
     }
     return MF_OK;

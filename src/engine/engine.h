@@ -12,6 +12,8 @@
 mf_status mf_engine_open_model(const mf_engine_model *model, const mf_engine_options *options, int32_t num_kv_blocks,
                                mf_engine **engine, mf_error *err);
 
+enum { MF_MAX_STOP_IDS = 16 }; /* of the options */
+
 /* Ranges of the options, before anything is opened. */
 mf_status mf_engine_options_check(const mf_engine_options *options, mf_error *err);
 

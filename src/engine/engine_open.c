@@ -7,12 +7,10 @@
 #include "engine/host_memory.h"
 #include "kernels/ops.h"
 
-enum { MAX_STOP_IDS = 16 };
-
 /* What the callbacks need. */
 typedef struct model_context {
     mf_model *model;
-    int32_t eos_token_ids[MF_MAX_EOS_IDS + MAX_STOP_IDS]; /* the model's, then those of the options */
+    int32_t eos_token_ids[MF_MAX_EOS_IDS + MF_MAX_STOP_IDS]; /* the model's, then those of the options */
     int32_t num_eos_token_ids;
     mf_kv_store *store;
     int32_t *step_load;   /* [num_layers, num_experts] of one forward */
@@ -186,23 +184,6 @@ static void add_eos(model_context *c, const int32_t *ids, int32_t count)
     }
 }
 
-static mf_status check_stops(const mf_engine_options *o, mf_error *err)
-{
-    if (o->num_stop_token_ids < 0 || o->num_stop_token_ids > MAX_STOP_IDS) {
-        return mf_fail(err, MF_ERR_INVALID, "num_stop_token_ids: expected 0 to %d; got %d", MAX_STOP_IDS,
-                       o->num_stop_token_ids);
-    }
-    if (o->num_stop_token_ids > 0 && !o->stop_token_ids) {
-        return mf_fail(err, MF_ERR_INVALID, "stop_token_ids: expected %d ids; got NULL", o->num_stop_token_ids);
-    }
-    for (int32_t i = 0; i < o->num_stop_token_ids; i++) {
-        if (o->stop_token_ids[i] < 0) {
-            return mf_fail(err, MF_ERR_INVALID, "stop_token_ids[%d]: expected 0 or more; got %d", i, o->stop_token_ids[i]);
-        }
-    }
-    return MF_OK;
-}
-
 static mf_status open_engine(model_context *c, const mf_engine_options *options, mf_engine **engine, mf_error *err)
 {
     mf_engine_options settled = *options, *o = &settled;
@@ -242,7 +223,6 @@ mf_status mf_engine_open(const mf_engine_options *options, mf_engine **engine, m
 {
     *engine = NULL;
     MF_TRY(mf_engine_options_check(options, err));
-    MF_TRY(check_stops(options, err));
     if (!options->model_dir) {
         return mf_fail(err, MF_ERR_INVALID, "model_dir: expected a directory; got NULL");
     }

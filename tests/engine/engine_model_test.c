@@ -177,6 +177,42 @@ TEST(greedy_tokens_equal_transformers)
     }
 }
 
+/* What a tokenizer or a built-in chat template ends its turns with counts as the config's own end does. */
+TEST(stop_token_ids_of_the_options_end_a_sequence)
+{
+    golden g;
+    golden_open("v3", &g);
+    const int32_t *made = g.ids + g.num_prompt;
+    int32_t num_before = 1; /* until a token that the text does not begin with */
+    while (num_before < 9 && made[num_before] == made[0]) {
+        num_before++;
+    }
+    const int32_t stop = made[num_before];
+    CHECK(stop != made[0]);
+    mf_engine_options o = options_for(g.dir);
+    o.stop_token_ids = &stop;
+    o.num_stop_token_ids = 1;
+    mf_engine *engine = open_engine(&o);
+    const int32_t num_eos = mf_engine_num_eos_token_ids(engine);
+    CHECK_EQ(mf_engine_eos_token_ids(engine)[num_eos - 1], stop);
+    static text t;
+    memset(&t, 0, sizeof t);
+    mf_request request = MF_REQUEST_INIT;
+    request.prompt_token_ids = g.ids;
+    request.num_prompt_tokens = g.num_prompt;
+    request.user_data = &t;
+    request.sampling.temperature = 0.0;
+    request.sampling.max_tokens = 10;
+    request.sampling.logprobs = NUM_TOP;
+    mf_error err = { 0 };
+    CHECK_OK(mf_engine_submit(engine, &request, &t.id, &err), err);
+    run_engine(engine);
+    CHECK_EQ(t.end.finish_reason, MF_FINISH_STOP);
+    CHECK_EQ(t.end.completion_tokens, num_before + 1);
+    mf_engine_close(&engine);
+    golden_close(&g);
+}
+
 TEST(answers_have_the_same_bits_in_any_company)
 {
     static text alone[NUM_REQUESTS], other[NUM_REQUESTS];

@@ -424,13 +424,16 @@ TEST(options_are_refused_just_outside_their_range)
         { &o.max_num_queued_reqs, 1, 1 << 19, "max_num_queued_reqs" },
         { &o.num_sampled_ids, 0, FAKE_VOCAB, "num_sampled_ids" },
         { &o.num_shared_expert_replicas, 1, 64, "num_shared_expert_replicas" },
+        { &o.num_stop_token_ids, 0, 16, "num_stop_token_ids" },
     };
+    static const int32_t stops[17] = { 0 };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const int64_t values[] = { rows[i].min - 1, rows[i].min, rows[i].max, rows[i].max + 1 };
         for (int k = 0; k < 4; k++) {
             mf_error err = { 0 };
             int64_t len;
             o = small_options();
+            o.stop_token_ids = stops;
             *rows[i].field = (int32_t)values[k];
             mf_status status = try_open(&o, 4096, 4096, &len, &err);
             if (k == 1 || k == 2) {
@@ -441,6 +444,20 @@ TEST(options_are_refused_just_outside_their_range)
             }
         }
     }
+}
+
+TEST(stop_token_ids_of_the_options_are_ids)
+{
+    static const int32_t ids[] = { 3, -1 };
+    mf_error err = { 0 };
+    int64_t len;
+    mf_engine_options o = small_options();
+    o.num_stop_token_ids = 2;
+    CHECK_EQ(try_open(&o, 4096, 4096, &len, &err), MF_ERR_INVALID);
+    CHECK_HAS(err.message, "stop_token_ids: expected 2 ids; got NULL");
+    o.stop_token_ids = ids;
+    CHECK_EQ(try_open(&o, 4096, 4096, &len, &err), MF_ERR_INVALID);
+    CHECK_HAS(err.message, "stop_token_ids[1]: expected 0 or more; got -1");
 }
 
 TEST(a_step_takes_no_more_tokens_than_the_model_can)
