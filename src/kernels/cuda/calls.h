@@ -166,6 +166,7 @@ typedef struct mf_cuda_experts {
 } mf_cuda_experts;
 
 /* Both grouped products of a table on Hopper (grouped.cu), with what prepares them (grouped_prepare.cu). */
+enum { MF_CUDA_FEW_GROUPED_TOKENS = 8, MF_CUDA_FEW_GROUPED_PAIRS = 128 }; /* grouped_few.cu takes */
 enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUPED_TILES = 65536 };
 
 /* Words of the device's own counters, all zero between calls. */
@@ -193,6 +194,8 @@ typedef struct mf_cuda_grouped {
     int64_t x_groups, h_groups;
     int32_t fp8, x_is_wide, clears_counts;
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
+    int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
+    int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 16, 32 or 64; 0: grouped.cu */
     int64_t blocks;
 } mf_cuda_grouped;
 
@@ -202,8 +205,15 @@ static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
     return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
 }
 
+/* The same of grouped_few.cu. */
+static inline int64_t mf_cuda_few_stage_bytes(int rows)
+{
+    return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
+}
+
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

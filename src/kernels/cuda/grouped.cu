@@ -10,47 +10,13 @@
 namespace
 {
 
-constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int STAGE_ROWS = 4 * SUBTILE;
 constexpr int STAGING = 9216;  /* results on their way out: see write_up, write_down */
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_OWN = 2 }; /* OWN + warpgroup */
 
 template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
     return STAGE_ROWS + MAX * LINE + (FP8 ? SCALE_BYTES : 0);
 }
-
-/* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
-struct unit {
-    int32_t slot;   /* -1: no more work */
-    int32_t is_down, first, count; /* its tokens: sorted[first ..] */
-    int32_t row;    /* first row: of gate and of up, or of down */
-    int32_t tile;   /* of tokens: its counter */
-    int32_t lines;  /* of K: stages */
-};
-
-constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in each stage */
-
-struct shared_state {
-    uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
-    unit units[UNITS];
-    int32_t sums[THREADS / 32];
-};
-
-typedef const volatile unit *unit_ref;
-
-struct stage_cursor {
-    int stage, stages;
-    uint32_t parity;
-    MF_DEV_MEMBER void next(stage_cursor &c)
-    {
-        if (++c.stage == c.stages) {
-            c.stage = 0;
-            c.parity ^= 1;
-        }
-    }
-};
 
 MF_DEV int tiles_of(int count, int most)
 {
@@ -65,16 +31,6 @@ MF_DEV int tile_size(int count, int tiles)
 
 /* ---- what goes out ---- */
 
-/* Of one warpgroup. */
-MF_DEV void own_barrier(int group)
-{
-    if (group == 0) {
-        named_barrier<BARRIER_OWN, 128>();
-    } else {
-        named_barrier<BARRIER_OWN + 1, 128>();
-    }
-}
-
 /* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
 template <bool FP8, int N>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
@@ -82,7 +38,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
     const int row = u->row + 64 * group; /* this warpgroup's */
-    constexpr int CHUNK = N < 32 ? N : 32, PITCH = FP8 ? 136 : 72;
+    constexpr int CHUNK = N < 32 ? N : 32, PITCH = 136;
     const bool is_there = FP8 || row < slot.up.n;
     const swiglu act = swiglu_of(slot);
     float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
@@ -93,39 +49,41 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         gb[i] = slot.gate_bias && r < slot.up.n ? slot.gate_bias[r] : 0.0f;
         ub[i] = slot.up_bias && r < slot.up.n ? slot.up_bias[r] : 0.0f;
     }
-    uint8_t *place = staging + (FP8 ? 0 : group * (STAGING / 2));
-#pragma unroll
-    for (int c = 0; c < N / CHUNK; c++) {
-        if (c * CHUNK >= u->count) {
-            break;
+    /* Two tokens' results for one row: sums i and i + 1. */
+    auto value = [&](int i) {
+        const int half = i >> 1 & 1;
+        float g0 = gate[i], g1 = gate[i + 1], u0 = up[i], u1 = up[i + 1];
+        if (has_bias) {
+            g0 = __fadd_rn(g0, gb[half]);
+            g1 = __fadd_rn(g1, gb[half]);
+            u0 = __fadd_rn(u0, ub[half]);
+            u1 = __fadd_rn(u1, ub[half]);
         }
+        return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+    };
+    if (FP8) {
 #pragma unroll
-        for (int pair = 0; pair < CHUNK / 16; pair++) {
-            uint32_t v[4];
-#pragma unroll
-            for (int k = 0; k < 4; k++) { /* eight tokens by rows 0-7, by rows 8-15, the next eight tokens */
-                const int at = 4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1), half = k & 1;
-                float g0 = gate[at], g1 = gate[at + 1], u0 = up[at], u1 = up[at + 1];
-                if (has_bias) {
-                    g0 = __fadd_rn(g0, gb[half]);
-                    g1 = __fadd_rn(g1, gb[half]);
-                    u0 = __fadd_rn(u0, ub[half]);
-                    u1 = __fadd_rn(u1, ub[half]);
-                }
-                v[k] = pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+        for (int c = 0; c < N / CHUNK; c++) {
+            if (c * CHUNK >= u->count) {
+                break;
             }
-            const int m = lane >> 3, token = pair * 16 + (m >> 1) * 8 + (lane & 7);
-            const int chunk = (FP8 ? group * 8 : 0) + warp * 2 + (m & 1);
-            store_transposed(place + (token * PITCH + chunk * 8) * 2, v[0], v[1], v[2], v[3]);
-        }
-        if (FP8) {
+#pragma unroll
+            for (int pair = 0; pair < CHUNK / 16; pair++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) { /* eight tokens by rows 0-7, by rows 8-15, the next eight tokens */
+                    v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
+                }
+                const int m = lane >> 3, token = pair * 16 + (m >> 1) * 8 + (lane & 7);
+                store_transposed(staging + (token * PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1], v[2], v[3]);
+            }
             named_barrier<BARRIER_BOTH, 256>();
             const int token = tid >> 3, at = (tid & 7) * 16, t = c * CHUNK + token;
             if (token < CHUNK) { /* whole warps */
-                const uint4 *from = (const uint4 *)(place + (token * PITCH + at) * 2);
+                const uint4 *from = (const uint4 *)(staging + (token * PITCH + at) * 2);
                 const uint4 raw[2] = { from[0], from[1] };
                 float scale;
-                const uint4 codes = quantise_16(raw, p.e.e8m0, scale);
+                const uint4 codes = quantise_16<false>(raw, p.e.e8m0, scale);
                 if (t < u->count) {
                     const int64_t pos = u->first + t;
                     *(uint4 *)(p.h_codes + pos * p.e.h_stride + u->row + at) = codes;
@@ -135,17 +93,29 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
                 }
             }
             named_barrier<BARRIER_BOTH, 256>();
-        } else {
-            own_barrier(group);
+        }
+    } else {
+        /* A warp turns its own 16 rows over, 16 tokens at a time. */
+        constexpr int OWN_PITCH = 24;
+        uint8_t *place = staging + (tid >> 5) * (STAGING / 8);
 #pragma unroll
-            for (int i = 0; i < CHUNK * 8 / 128; i++) {
-                const int token = (own >> 3) + 16 * i, t = c * CHUNK + token;
-                if (t < u->count && is_there) {
-                    *(uint4 *)((uint16_t *)p.e.h + (int64_t)(u->first + t) * p.e.h_stride + row + (own & 7) * 8) =
-                        *(const uint4 *)(place + (token * PITCH + (own & 7) * 8) * 2);
-                }
+        for (int c = 0; c < N / 16; c++) {
+            if (c * 16 >= u->count) {
+                break;
             }
-            own_barrier(group);
+            uint32_t v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                v[k] = value(4 * (2 * c + k / 2) + 2 * (k & 1));
+            }
+            const int m = lane >> 3, token = lane >> 1, t = c * 16 + token;
+            __syncwarp();
+            store_transposed(place + (((m >> 1) * 8 + (lane & 7)) * OWN_PITCH + (m & 1) * 8) * 2, v[0], v[1], v[2], v[3]);
+            __syncwarp();
+            if (t < u->count && is_there) {
+                *(uint4 *)((uint16_t *)p.e.h + (int64_t)(u->first + t) * p.e.h_stride + row + warp * 16 + (lane & 1) * 8) =
+                    *(const uint4 *)(place + (token * OWN_PITCH + (lane & 1) * 8) * 2);
+            }
         }
     }
     named_barrier<BARRIER_BOTH, 256>();
@@ -156,13 +126,13 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
 
 /* 128 rows of the output by N tokens. */
 template <int N>
-MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging)
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
-    const int row = u->row + 128 * group, hidden = (int)p.e.hidden_size;
-    constexpr int PITCH = 136;
-    uint8_t *place = staging + group * (STAGING / 2);
+    const int row = first_row + 128 * group, hidden = (int)p.e.hidden_size;
+    constexpr int PITCH = 40; /* of a token's 16 low and 16 high rows */
+    uint8_t *place = staging + (group * 4 + warp) * (STAGING / 8);
     if (slot.down_bias) {
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -176,60 +146,53 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, float (&low)[N / 2]
             }
         }
     }
+    /* A warp has 16 rows of each half: it turns them over in shared memory of its own. */
+    const int at = row + warp * 16;
     if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
+        const int token = lane >> 2, chunk = lane & 3, r = at + (chunk >> 1) * 64 + (chunk & 1) * 8;
 #pragma unroll
-        for (int c = 0; c < N / 16; c++) {
-            if (c * 16 >= u->count) {
+        for (int c = 0; c < N / 8; c++) {
+            if (c * 8 >= u->count) {
                 break;
             }
-#pragma unroll
-            for (int t = 0; t < 2; t++) {
-                float(&s)[N / 2] = t ? high : low;
-                uint32_t v[4];
-#pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    const int at = 4 * (2 * c + k / 2) + 2 * (k & 1);
-                    v[k] = pack_bf16(s[at], s[at + 1]);
-                }
-                const int m = lane >> 3, token = (m >> 1) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (m & 1);
-                store_transposed(place + (token * PITCH + chunk * 8) * 2, v[0], v[1], v[2], v[3]);
+            __syncwarp();
+            /* eight tokens by rows 0-7 and 8-15 of the low half, then of the high one */
+            store_transposed(place + ((lane & 7) * PITCH + (lane >> 3) * 8) * 2, pack_bf16(low[4 * c], low[4 * c + 1]),
+                             pack_bf16(low[4 * c + 2], low[4 * c + 3]), pack_bf16(high[4 * c], high[4 * c + 1]),
+                             pack_bf16(high[4 * c + 2], high[4 * c + 3]));
+            __syncwarp();
+            const int t = c * 8 + token;
+            if (t < u->count && r < hidden) {
+                const int64_t pair = __ldg(p.sorted + u->first + t);
+                *(uint4 *)((uint16_t *)p.e.y + y_offset(p.e, pair) + r) =
+                    *(const uint4 *)(place + (token * PITCH + chunk * 8) * 2);
             }
-            own_barrier(group);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
-                if (t < u->count && r < hidden) {
-                    const int64_t pair = __ldg(p.sorted + u->first + t);
-                    *(uint4 *)((uint16_t *)p.e.y + y_offset(p.e, pair) + r) =
-                        *(const uint4 *)(place + (token * PITCH + (own & 15) * 8) * 2);
-                }
-            }
-            own_barrier(group);
         }
         return;
     }
     /* Any dtype and place: eight tokens of f32 at a time. */
 #pragma unroll
-    for (int i = 0; i < N / 8; i++) {
-        if (i * 8 >= u->count) {
+    for (int c = 0; c < N / 8; c++) {
+        if (c * 8 >= u->count) {
             break;
         }
-        float *to = (float *)place;
+        float *to = (float *)place; /* [8][33] */
         const int q = lane & 3, g = lane >> 2;
+        __syncwarp();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            to[(2 * q + (k & 1)) * PITCH + warp * 16 + g + 8 * (k >> 1)] = low[4 * i + k];
-            to[(2 * q + (k & 1)) * PITCH + 64 + warp * 16 + g + 8 * (k >> 1)] = high[4 * i + k];
+            to[(2 * q + (k & 1)) * 33 + g + 8 * (k >> 1)] = low[4 * c + k];
+            to[(2 * q + (k & 1)) * 33 + 16 + g + 8 * (k >> 1)] = high[4 * c + k];
         }
-        own_barrier(group);
+        __syncwarp();
+        const int r = at + (lane >> 4) * 64 + (lane & 15);
 #pragma unroll 1
-        for (int token = 0; token < 8 && i * 8 + token < u->count; token++) {
-            const int64_t pair = __ldg(p.sorted + u->first + i * 8 + token);
-            if (row + own < hidden) {
-                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + row + own, to[token * PITCH + own], p.e.bytewise);
+        for (int token = 0; token < 8 && c * 8 + token < u->count; token++) {
+            const int64_t pair = __ldg(p.sorted + u->first + c * 8 + token);
+            if (r < hidden) {
+                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + r, to[token * 33 + lane], p.e.bytewise);
             }
         }
-        own_barrier(group);
     }
 }
 
@@ -241,6 +204,9 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>();
     const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
+    const int lines = u->lines, steps = u->steps;
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
     float acc[2][N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; i++) {
@@ -251,7 +217,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     float next0 = 0.0f, next1 = 0.0f;
     if (FP8) {
         const mf_cuda_slot &slot = p.e.slots[u->slot];
-        const int64_t row = u->is_down ? u->row + 128 * group : u->row;
+        const int64_t row = u->is_down ? u->row + 256 * step + 128 * group : u->row;
         const mf_cuda_matrix &first = u->is_down ? slot.down : slot.gate, &second = u->is_down ? slot.down : slot.up;
         if (row < second.n) {
             scales0 = (const float *)first.scale + row / 128 * first.scale_row_stride;
@@ -260,7 +226,6 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             next1 = *scales1++;
         }
     }
-    const int lines = u->lines;
     int previous = -1;
 #pragma unroll 1
     for (int line = 0; line < lines; line++) {
@@ -313,19 +278,22 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         }
     }
     if (u->is_down) {
-        write_down<N>(p, u, acc[0], acc[1], staging);
+        write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging);
     } else {
         write_up<FP8, N>(p, u, acc[0], acc[1], staging);
     }
 }
+}
 
-template <bool FP8, int MAX> MF_DEV void consume(const mf_cuda_grouped &p, uint8_t *stages, shared_state *s, uint8_t *staging)
+template <bool FP8, int MAX>
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int i = 0;; i++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
         if (u->slot < 0) {
+            leave_counters(p, tiles, s);
             return;
         }
         if (u->count <= 16) {
@@ -353,7 +321,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
-    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_tiles;
+    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
     int64_t next = blockIdx.x;
     int made = 0;
@@ -361,7 +329,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
         const bool is_down = next >= ups;
         const int64_t local = is_down ? next - ups : next;
-        const int row_tiles = is_down ? p.down_tiles : p.up_tiles;
+        const int row_tiles = is_down ? p.down_units : p.up_tiles;
         int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
         const int tile_unit = (int)(local / row_tiles);
         while (high - low > 1) {
@@ -381,14 +349,18 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.is_down = is_down;
         u.first = begin + tile * size;
         u.count = min(size, count - tile * size);
-        u.row = row_tile * (is_down ? 256 : 128);
+        const int width = (int)slot.up.n;
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
+        u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
+        u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
         u.tile = prefix[low] + tile;
-        u.lines = (int)(is_down ? slot.down.k : slot.up.k) / COLUMNS;
-        if (u.count > 0 && u.row < (is_down ? slot.down.n : slot.up.n)) {
+        u.need = (width + 127) / 128;
+        if (u.count > 0 && (is_down || u.row < width)) {
             const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, 0), *m1 = map_of(p, low, is_down ? 2 : 1, 0);
-            for (int line = 0; line < u.lines; line++) {
+            const int stages_used = u.steps * u.lines;
+            for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
-                if (line == 0) {
+                if (i == 0) {
                     s->units[made++ % UNITS] = u;
                 }
                 uint64_t *full = &s->full[cursor.stage];
@@ -396,11 +368,14 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_arrive(&s->announced[cursor.stage]);
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int row = is_down ? u.row + 64 * i : u.row + 64 * (i >> 1);
-                    copy_box(to + i * SUBTILE, i & 1 ? m1 : m0, line * COLUMNS, row, full);
+                for (int k = 0; k < 4; k++) {
+                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, line * COLUMNS, first + 64 * (is_down ? k : k >> 1), full);
                 }
                 stage_cursor::next(cursor);
+                if (++line == u.lines) {
+                    line = 0;
+                    first += 256;
+                }
             }
         }
         next = (int64_t)gridDim.x + claimed;
@@ -409,17 +384,6 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
     s->units[made % UNITS].slot = -1;
     barrier_arrive(&s->announced[cursor.stage]);
     barrier_arrive(&s->full[cursor.stage]);
-    /* The last block to have no more work leaves the counters as it found them. */
-    __threadfence();
-    if (atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1) {
-        for (int i = 0; i < tiles; i++) {
-            p.work[MF_CUDA_WORK_TILES + i] = 0;
-        }
-        for (int i = 0; p.clears_counts && i < slots; i++) {
-            p.work[MF_CUDA_WORK_COUNTS + i] = p.work[MF_CUDA_WORK_CURSORS + i] = 0;
-        }
-        p.work[MF_CUDA_WORK_NEXT] = p.work[MF_CUDA_WORK_DONE] = 0;
-    }
 }
 
 /* ---- the warps that gather tokens ---- */
@@ -438,8 +402,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
             return;
         }
         if (u.is_down) {
-            const uint32_t need = (uint32_t)((p.e.slots[u.slot].up.n + 127) / 128);
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < need) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
         }
 #pragma unroll
@@ -454,27 +417,29 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
             scale_rows[i] = !FP8 || t >= u.count ? 0 : u.is_down ? u.first + t
                                      : (int32_t)((uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns);
         }
-        const uint8_t *from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
-        const float *scales = u.is_down ? p.h_scales : p.x_scales;
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
         const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = u.is_down ? p.h_groups : p.x_groups;
-        for (int line = 0; line < u.lines; line++, from += LINE, scales++) {
-            if (line > 0) {
+        for (int i = 0, line = 0; i < u.steps * u.lines; i++, line = line + 1 == u.lines ? 0 : line + 1) {
+            if (i > 0) {
                 barrier_wait(&s->announced[cursor.stage], cursor.parity);
             }
+            const uint8_t *from = rows_from + line * LINE;
+            const float *scales = scales_from + line;
             uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
 #pragma unroll
-            for (int i = 0; i < PASSES; i++) {
-                const int t = first_row + 12 * i;
+            for (int k = 0; k < PASSES; k++) {
+                const int t = first_row + 12 * k;
                 if (t < u.count) {
-                    copy_async(to + swizzled(t, chunk), from + rows[i] * pitch, true);
+                    copy_async(to + swizzled(t, chunk), from + rows[k] * pitch, true);
                 }
             }
             if (FP8) {
 #pragma unroll
-                for (int i = 0; i < SCALES; i++) {
-                    const int t = tid + GATHERERS * i;
+                for (int k = 0; k < SCALES; k++) {
+                    const int t = tid + GATHERERS * k;
                     if (t < u.count) {
-                        copy_word_async((float *)(to + MAX * LINE) + t, scales + scale_rows[i] * groups, true);
+                        copy_word_async((float *)(to + MAX * LINE) + t, scales + scale_rows[k] * groups, true);
                     }
                 }
             }
@@ -522,20 +487,6 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
-/* y of ids past the last slot: no tile sees them. */
-MF_DEV void zero_strangers(const mf_cuda_grouped &p)
-{
-    const int tid = threadIdx.x - PRODUCERS;
-    for (int64_t base = (int64_t)blockIdx.x * 256; base < p.e.num_pairs; base += (int64_t)gridDim.x * 256) {
-        const int64_t pair = base + tid;
-        if (pair < p.e.num_pairs && pair_id(p.e, pair) >= p.e.num_slots) {
-            for (int64_t i = 0; i < p.e.hidden_size; i++) {
-                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + i, 0.0f, p.e.bytewise);
-            }
-        }
-    }
-}
-
 template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
 #if MF_HAS_WGMMA
@@ -563,7 +514,7 @@ template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) group
     } else {
         take_registers<CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX>(p, stages, s, staging);
+        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 #endif
 }

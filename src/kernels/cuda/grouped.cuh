@@ -14,6 +14,69 @@ constexpr int LINE = 128;                 /* bytes of K in a stage's rows */
 constexpr int SUBTILE = 64 * LINE;        /* 64 weight rows: one product's */
 constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, whole swizzle atoms */
 
+/* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
+constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+enum { BARRIER_BOTH = 1, BARRIER_ONE = 2 };
+
+/* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
+struct unit {
+    int32_t slot;   /* -1: no more work */
+    int32_t is_down, first, count; /* its tokens: sorted[first ..] */
+    int32_t row;    /* first row: of gate and of up, or of down */
+    int32_t steps;  /* tiles of rows, one after the other */
+    int32_t lines;  /* of K: stages of a step */
+    int32_t tile;   /* of tokens: its counter */
+    int32_t need;   /* what the counter must have reached */
+};
+
+constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in each stage */
+
+struct shared_state {
+    uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
+    unit units[UNITS];
+    int32_t sums[THREADS / 32];
+    int32_t is_last;
+};
+
+typedef const volatile unit *unit_ref;
+
+struct stage_cursor {
+    int stage, stages;
+    uint32_t parity;
+    MF_DEV_MEMBER void next(stage_cursor &c)
+    {
+        if (++c.stage == c.stages) {
+            c.stage = 0;
+            c.parity ^= 1;
+        }
+    }
+};
+
+/* The last block whose work is written leaves the counters as it found them. */
+MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
+{
+    const int tid = threadIdx.x - PRODUCERS;
+    named_barrier<BARRIER_BOTH, 256>();
+    if (tid == 0) {
+        __threadfence();
+        s->is_last = atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1;
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    if (!s->is_last) {
+        return;
+    }
+    for (int i = tid; i < tiles; i += 256) {
+        p.work[MF_CUDA_WORK_TILES + i] = 0;
+    }
+    for (int i = tid; p.clears_counts && i < p.e.num_slots; i += 256) {
+        p.work[MF_CUDA_WORK_COUNTS + i] = p.work[MF_CUDA_WORK_CURSORS + i] = 0;
+    }
+    if (tid == 0) {
+        p.work[MF_CUDA_WORK_NEXT] = p.work[MF_CUDA_WORK_DONE] = 0;
+    }
+}
+
 /* The place of a 16-byte chunk in swizzled rows. */
 MF_DEV uint32_t swizzled(int row, int chunk)
 {
@@ -69,9 +132,10 @@ MF_DEV uint32_t pack_bf16(float low, float high)
     return r;
 }
 
-/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale. */
-MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
+/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are elsewhere. */
+template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
 {
+    const uint32_t lanes = ALONE ? 0xffu << (threadIdx.x & 24) : MF_FULL_WARP;
     float x[16];
     uint32_t amax = 0;
     const uint32_t words[8] = { v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w };
@@ -85,7 +149,7 @@ MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
     }
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) {
-        const uint32_t other = __shfl_xor_sync(MF_FULL_WARP, amax, d);
+        const uint32_t other = __shfl_xor_sync(lanes, amax, d);
         amax = other > amax ? other : amax;
     }
     scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0, __uint_as_float(amax));
@@ -124,6 +188,20 @@ template <bool FP8, int N> MF_DEV void add_line(float (&sums)[N / 2], uint64_t r
             products<N>::e4m3(sums, rows + 2 * k, tokens + 2 * k, add || k > 0);
         } else {
             products<N>::bf16(sums, rows + 2 * k, tokens + 2 * k, add || k > 0);
+        }
+    }
+}
+
+/* y of ids past the last slot: no tile sees them. */
+MF_DEV void zero_strangers(const mf_cuda_grouped &p)
+{
+    const int tid = threadIdx.x - PRODUCERS;
+    for (int64_t base = (int64_t)blockIdx.x * 256; base < p.e.num_pairs; base += (int64_t)gridDim.x * 256) {
+        const int64_t pair = base + tid;
+        if (pair < p.e.num_pairs && pair_id(p.e, pair) >= p.e.num_slots) {
+            for (int64_t i = 0; i < p.e.hidden_size; i++) {
+                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + i, 0.0f, p.e.bytewise);
+            }
         }
     }
 }

@@ -145,12 +145,12 @@ __global__ void __launch_bounds__(THREADS) prepare_kernel(const __grid_constant_
     extern __shared__ uint32_t counts[];
     wait_for_previous();
     let_next_start();
-    const bool is_small = p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
+    const bool sorts = !p.few_rows, is_small = sorts && p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
     if (is_small && blockIdx.x == 0) {
         sort_in_block(p, counts);
         return;
     }
-    if (!is_small) {
+    if (sorts && !is_small) {
         const int64_t chunk = (p.e.num_pairs + gridDim.x - 1) / gridDim.x, first = blockIdx.x * chunk;
         count_chunk(p, counts, first, min(first + chunk, p.e.num_pairs));
         for (int i = threadIdx.x; i < p.e.num_slots; i += THREADS) {
@@ -220,7 +220,7 @@ int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
     const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
     const int64_t groups = call->fp8 ? (call->e.num_tokens * call->x_groups + 31) / 32 : 0;
-    int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
+    int64_t blocks = call->few_rows ? groups : is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
     blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
     const size_t bytes = ((size_t)call->e.num_slots + 1) * 4;
     const int error = launch(prepare_kernel, (unsigned)blocks, bytes, call, (cudaStream_t)stream);

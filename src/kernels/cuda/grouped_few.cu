@@ -1,0 +1,457 @@
+/* grouped_few.cu - grouped.cu's products for few tokens: the same sums, cut so that all multiprocessors stream weights.
+ *
+ * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the matching
+ * up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever lies behind the
+ * rows; nobody reads those sums.  Blocks sort the pairs themselves, so that weights are on their way before the tokens' codes
+ * are ready; the intermediate is quantised by those who gather it. */
+#include "kernels/cuda/grouped.cuh"
+
+namespace
+{
+
+constexpr int TOKENS = 8, PAIRS = MF_CUDA_FEW_GROUPED_PAIRS;
+constexpr int TOKEN_LINE = TOKENS * LINE;
+
+template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
+template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
+
+/* Of a stage: weights [line][warpgroup][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
+constexpr int STAGE_WEIGHTS = 2 * 128 * LINE;
+template <int ROWS> __host__ __device__ constexpr int scales_at()
+{
+    return STAGE_WEIGHTS + 128 / ROWS * TOKEN_LINE;
+}
+template <int ROWS> __host__ __device__ constexpr int few_stage_bytes()
+{
+    return scales_at<ROWS>() + SCALE_BYTES;
+}
+constexpr int BEHIND = 64 * LINE; /* the last rows' operand reads on */
+
+struct few_lists {
+    int32_t num_tiles;
+    int32_t slot[PAIRS], first[PAIRS + 1]; /* of tiles */
+    int32_t pair[PAIRS], token[PAIRS];     /* sorted by slot */
+    int32_t ids[PAIRS];
+    uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
+    float up[2][64 * TOKENS];
+};
+
+/* Pairs in the order (slot, pair), cut into tiles. */
+MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
+{
+    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots;
+    if (tid < PAIRS) {
+        const int32_t id = tid < pairs ? pair_id(p.e, tid) : -1;
+        l->ids[tid] = id >= 0 && id < slots ? id : -1;
+        if (tid < PAIRS / 32) {
+            l->starts[tid] = 0;
+        }
+    }
+    __syncthreads();
+    if (tid < pairs && l->ids[tid] >= 0) {
+        const int32_t id = l->ids[tid];
+        int place = 0, same = 0;
+        for (int j = 0; j < pairs; j++) {
+            const int32_t other = l->ids[j];
+            same += other == id && j < tid;
+            place += other >= 0 && (other < id || (other == id && j < tid));
+        }
+        l->pair[place] = tid;
+        l->token[place] = tid / (int)p.e.num_columns;
+        if (same % TOKENS == 0) {
+            atomicOr(&l->starts[place >> 5], 1u << (place & 31));
+        }
+    }
+    __syncthreads();
+    if (tid < PAIRS) {
+        int before = 0;
+        for (int w = 0; w < tid >> 5; w++) {
+            before += __popc(l->starts[w]);
+        }
+        const uint32_t word = l->starts[tid >> 5];
+        const int tile = before + __popc(word & ((1u << (tid & 31)) - 1u));
+        if (word >> (tid & 31) & 1) {
+            l->first[tile] = tid;
+            l->slot[tile] = l->ids[l->pair[tid]];
+        }
+        if (tid == PAIRS - 1) {
+            const int tiles = before + __popc(word);
+            l->num_tiles = tiles;
+        }
+    }
+    int valid = __syncthreads_count(tid < pairs && l->ids[tid < PAIRS ? tid : 0] >= 0);
+    if (tid == 0) {
+        l->first[l->num_tiles] = valid;
+    }
+    __syncthreads();
+}
+
+/* ---- weights ---- */
+
+template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+{
+    constexpr int COLUMNS = FP8 ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
+    const int tiles = l->num_tiles, ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
+    stage_cursor cursor = { 0, p.stages, 1 };
+    int made = 0;
+    for (int next = blockIdx.x; next < units;) {
+        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const bool is_down = next >= ups;
+        const int local = is_down ? next - ups : next, row_units = is_down ? p.down_units : p.up_tiles;
+        const int tile = local / row_units, row_unit = local % row_units;
+        const int slot_id = l->slot[tile];
+        const int width = (int)p.e.slots[slot_id].up.n;
+        unit u;
+        u.slot = slot_id;
+        u.is_down = is_down;
+        u.first = l->first[tile];
+        u.count = l->first[tile + 1] - u.first;
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_unit * p.down_steps) : 1;
+        u.row = row_unit * (is_down ? 2 * ROWS * p.down_steps : ROWS);
+        u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
+        u.tile = tile;
+        u.need = (width + ROWS - 1) / ROWS;
+        if (is_down || u.row < width) {
+            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, 1), *m1 = map_of(p, slot_id, is_down ? 2 : 1, 1);
+            for (int step = 0; step < u.steps; step++) {
+                const int row0 = u.row + step * 2 * ROWS, row1 = is_down ? row0 + ROWS : row0;
+                for (int line = 0; line < u.lines; line += LINES<ROWS>) {
+                    const int lines = min(LINES<ROWS>, u.lines - line);
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+                    if (step == 0 && line == 0) {
+                        s->units[made++ % UNITS] = u;
+                    }
+                    uint64_t *full = &s->full[cursor.stage];
+                    uint8_t *to = stages + cursor.stage * STAGE;
+                    barrier_arrive(&s->announced[cursor.stage]);
+                    barrier_expect(full, (uint32_t)(lines * 2 * ROW_LINE<ROWS>));
+                    for (int k = 0; k < lines; k++, to += 2 * ROW_LINE<ROWS>) {
+#pragma unroll
+                        for (int r = 0; r < ROWS; r += 16) {
+                            copy_box(to + r * LINE, m0, (line + k) * COLUMNS, row0 + r, full);
+                            copy_box(to + ROW_LINE<ROWS> + r * LINE, m1, (line + k) * COLUMNS, row1 + r, full);
+                        }
+                    }
+                    stage_cursor::next(cursor);
+                }
+            }
+        }
+        next = (int)(gridDim.x + claimed);
+    }
+    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+    s->units[made % UNITS].slot = -1;
+    barrier_arrive(&s->announced[cursor.stage]);
+    barrier_arrive(&s->full[cursor.stage]);
+}
+
+/* ---- tokens ---- */
+
+MF_DEV uint4 load_fresh(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
+template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = few_stage_bytes<ROWS>(), TEAMS = GATHERERS / 8;
+    const int tid = threadIdx.x - 32, chunk = tid & 7, team = tid >> 3;
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+            }
+        }
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        bool is_first = true;
+        for (int step = 0; step < u.steps; step++) {
+            /* One thread a weight scale: lines of warpgroup 0, then of 1. */
+            const float *weight_scale = nullptr;
+            const int scale_group = tid / LINES<ROWS>, scale_line = tid % LINES<ROWS>;
+            if (FP8 && tid < 2 * LINES<ROWS>) {
+                const mf_cuda_matrix &m = u.is_down ? slot.down : scale_group ? slot.up : slot.gate;
+                const int64_t row = u.row + (u.is_down ? step * 2 * ROWS + scale_group * ROWS : 0);
+                weight_scale = row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride + scale_line : nullptr;
+            }
+            for (int line = 0; line < u.lines; line += LINES<ROWS>) {
+                if (!is_first) {
+                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
+                }
+                is_first = false;
+                const int lines = min(LINES<ROWS>, u.lines - line);
+                uint8_t *stage = stages + cursor.stage * STAGE, *to = stage + STAGE_WEIGHTS;
+                float *scales = (float *)(stage + scales_at<ROWS>());
+                for (int task = team; task < lines * u.count; task += TEAMS) {
+                    const int k = task / u.count, t = task - k * u.count;
+                    uint8_t *place = to + k * TOKEN_LINE + swizzled(t, chunk);
+                    if (FP8 && u.is_down) {
+                        const uint16_t *from = (const uint16_t *)p.e.h + (int64_t)(u.first + t) * p.e.h_stride +
+                                               (line + k) * 128 + chunk * 16;
+                        const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
+                        float scale;
+                        *(uint4 *)place = quantise_16<true>(raw, p.e.e8m0, scale);
+                        if (chunk == 0) {
+                            scales[k * TOKENS + t] = scale;
+                        }
+                    } else {
+                        const int64_t row = u.is_down ? u.first + t : l->token[u.first + t];
+                        copy_async(place, (u.is_down ? p.h_bytes : p.x_bytes) + row * (u.is_down ? p.h_pitch : p.x_pitch) +
+                                              (line + k) * LINE + chunk * 16, true);
+                        if (FP8 && chunk == 0) {
+                            copy_word_async(scales + k * TOKENS + t, p.x_scales + row * p.x_groups + line + k, true);
+                        }
+                    }
+                }
+                if (FP8 && weight_scale && scale_line < lines) {
+                    copy_word_async(scales + LINES<ROWS> * TOKENS + tid, weight_scale + line, true);
+                }
+                if (FP8 && u.is_down) { /* codes were stored, not copied */
+                    copy_commit();
+                    copy_wait<0>();
+                    fence_shared_for_products();
+                    barrier_arrive(&s->full[cursor.stage]);
+                } else {
+                    barrier_arrive_after_copies(&s->full[cursor.stage]);
+                }
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+/* ---- products ---- */
+
+/* w13: one warpgroup has the gates' sums, the other the ups'. */
+template <int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const float (&acc)[4], few_lists *l, int turn)
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    float *up = l->up[turn & 1];
+    if (group == 1 && warp * 16 < ROWS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            up[(warp * 16 + g + 8 * (k >> 1)) * TOKENS + 2 * q + (k & 1)] = acc[k];
+        }
+    }
+    named_barrier<BARRIER_BOTH, 256>(); /* the buffer's last reader was there one turn ago */
+    if (group == 1) {
+        return;
+    }
+    const mf_cuda_slot &slot = p.e.slots[u.slot];
+    const swiglu act = swiglu_of(slot);
+    if (warp * 16 < ROWS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int r = warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1), row = u.row + r;
+            if (t < u.count && row < slot.up.n) {
+                float a = acc[k], b = up[r * TOKENS + t];
+                a = slot.gate_bias || slot.up_bias ? __fadd_rn(a, slot.gate_bias ? slot.gate_bias[row] : 0.0f) : a;
+                b = slot.gate_bias || slot.up_bias ? __fadd_rn(b, slot.up_bias ? slot.up_bias[row] : 0.0f) : b;
+                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] = (uint16_t)pack_bf16(apply(act, a, b), 0.0f);
+            }
+        }
+    }
+    named_barrier<BARRIER_ONE, 128>();
+    if (tid == 0) {
+        add_release(p.work + MF_CUDA_WORK_TILES + u.tile, 1);
+    }
+}
+
+template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, int first_row, const float (&acc)[4], const few_lists *l)
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    const float *bias = p.e.slots[u.slot].down_bias;
+    if (warp * 16 >= ROWS) {
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int row = first_row + group * ROWS + warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1);
+        if (t < u.count && row < p.e.hidden_size) {
+            const int64_t pair = l->pair[u.first + t];
+            const float v = bias ? __fadd_rn(acc[k], bias[row]) : acc[k];
+            if (p.e.y_dtype == MF_BF16) {
+                store_at<uint16_t>(p.e.y, y_offset(p.e, pair) + row, (uint16_t)pack_bf16(v, 0.0f), p.e.bytewise);
+            } else {
+                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + row, v, p.e.bytewise);
+            }
+        }
+    }
+}
+
+template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, int lines, float (&acc)[4])
+{
+    const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
+    const uint64_t rows = product_operand(stage + group * ROW_LINE<ROWS>), tokens = product_operand(stage + STAGE_WEIGHTS);
+    if (!FP8) {
+        if (lines == LINES<ROWS>) {
+            pin(acc);
+            products_begin();
+#pragma unroll
+            for (int k = 0; k < LINES<ROWS>; k++) {
+                add_line<FP8, TOKENS>(acc, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
+            }
+            products_commit();
+            products_wait<0>();
+            pin(acc);
+            return;
+        }
+#pragma unroll 1
+        for (int k = 0; k < lines; k++) {
+            pin(acc);
+            products_begin();
+            add_line<FP8, TOKENS>(acc, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
+            products_commit();
+            products_wait<0>();
+            pin(acc);
+        }
+        return;
+    }
+    const float *scales = (const float *)(stage + scales_at<ROWS>());
+    auto add = [&](const float (&part)[4], int k) {
+        const float2 t = *(const float2 *)(scales + k * TOKENS + 2 * q);
+        const float w = scales[LINES<ROWS> * TOKENS + group * LINES<ROWS> + k];
+        const float low = __fmul_rn(t.x, w), high = __fmul_rn(t.y, w);
+        acc[0] = __fmaf_rn(part[0], low, acc[0]);
+        acc[1] = __fmaf_rn(part[1], high, acc[1]);
+        acc[2] = __fmaf_rn(part[2], low, acc[2]);
+        acc[3] = __fmaf_rn(part[3], high, acc[3]);
+    };
+    if (lines == LINES<ROWS>) {
+        float part[LINES<ROWS>][4];
+#pragma unroll
+        for (int k = 0; k < LINES<ROWS>; k++) {
+            part[k][0] = part[k][1] = part[k][2] = part[k][3] = 0.0f;
+        }
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < LINES<ROWS>; k++) {
+            add_line<FP8, TOKENS>(part[k], rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
+        }
+        products_commit();
+        products_wait<0>();
+#pragma unroll
+        for (int k = 0; k < LINES<ROWS>; k++) {
+            pin(part[k]);
+            add(part[k], k);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < lines; k++) {
+        float part[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        products_begin();
+        add_line<FP8, TOKENS>(part, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
+        products_commit();
+        products_wait<0>();
+        pin(part);
+        add(part, k);
+    }
+}
+
+template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    const int lane = threadIdx.x & 31;
+    for (int n = 0;; n++) {
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            leave_counters(p, l->num_tiles, s);
+            return;
+        }
+#pragma unroll 1
+        for (int step = 0; step < u.steps; step++) {
+            float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+#pragma unroll 1
+            for (int line = 0; line < u.lines; line += LINES<ROWS>) {
+                barrier_wait(&s->full[cursor.stage], cursor.parity);
+                fence_shared_for_products();
+                multiply_stage<FP8, ROWS>(stages + cursor.stage * few_stage_bytes<ROWS>(), min(LINES<ROWS>, u.lines - line), acc);
+                __syncwarp();
+                if (lane == 0) {
+                    barrier_arrive(&s->empty[cursor.stage]);
+                }
+                stage_cursor::next(cursor);
+            }
+            if (u.is_down) {
+                write_down<ROWS>(p, u, u.row + 2 * ROWS * step, acc, l);
+            } else {
+                write_up<ROWS>(p, u, acc, l, n);
+            }
+        }
+    }
+}
+
+template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+#if MF_HAS_WGMMA
+    extern __shared__ __align__(1024) uint8_t stages[];
+    shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
+    few_lists *l = (few_lists *)(s + 1);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(&s->full[i], 1 + GATHERERS);
+            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->announced[i], 1);
+        }
+        barrier_init_fence();
+    }
+    if (!FP8) { /* else the launch before this one, which waited, makes the codes; what it waited for is there */
+        wait_for_previous();
+    }
+    make_lists(p, l);
+    if (threadIdx.x == 0) {
+        bring_weights<FP8, ROWS>(p, l, stages, s);
+    } else if (threadIdx.x >= 32 && threadIdx.x < PRODUCERS) {
+        if (FP8) {
+            wait_for_previous();
+        }
+        gather<FP8, ROWS>(p, l, stages, s);
+    } else if (threadIdx.x >= PRODUCERS) {
+        zero_strangers(p);
+        consume<FP8, ROWS>(p, l, stages, s);
+    }
+#endif
+}
+
+template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    const auto kernel = few_kernel<FP8, ROWS>;
+    static_assert(few_stage_bytes<ROWS>() == 32768 + 128 / ROWS * 1024 + 1024, "mf_cuda_few_stage_bytes");
+    const size_t bytes = (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) {
+        return (int)error;
+    }
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)call->blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+}
+
+} // namespace
+
+int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    if (call->fp8) {
+        return call->few_rows == 16 ? launch<true, 16>(call, s) : call->few_rows == 32 ? launch<true, 32>(call, s)
+                                                                                       : launch<true, 64>(call, s);
+    }
+    return call->few_rows == 16 ? launch<false, 16>(call, s) : call->few_rows == 32 ? launch<false, 32>(call, s)
+                                                                                    : launch<false, 64>(call, s);
+}
