@@ -179,9 +179,12 @@ enum {
     MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
 };
 
+/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 16, 32, 64 rows by 8, 4, 2 lines. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_16, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
+
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
-    const void *maps; /* CUtensorMap [num_slots][gate, up, down][boxes of 64 rows, of 16 rows] */
+    const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
     uint32_t *work;   /* the device's counters */
     int32_t *offsets; /* [num_slots + 1] of each slot's pairs in sorted */
     int32_t *sorted;  /* [num_pairs] */
@@ -195,6 +198,7 @@ typedef struct mf_cuda_grouped {
     int32_t fp8, x_is_wide, clears_counts;
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
+    int32_t width;    /* of every slot; 0: they differ */
     int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 16, 32 or 64; 0: grouped.cu */
     int64_t blocks;
 } mf_cuda_grouped;

@@ -31,6 +31,16 @@ MF_DEV int tile_size(int count, int tiles)
 
 /* ---- what goes out ---- */
 
+/* Of one warpgroup. */
+MF_DEV void own_barrier(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_OWN, 128>();
+    } else {
+        named_barrier<BARRIER_OWN + 1, 128>();
+    }
+}
+
 /* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
 template <bool FP8, int N>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
@@ -38,7 +48,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
     const int row = u->row + 64 * group; /* this warpgroup's */
-    constexpr int CHUNK = N < 32 ? N : 32, PITCH = 136;
+    constexpr int CHUNK = N < 32 ? N : 32;
     const bool is_there = FP8 || row < slot.up.n;
     const swiglu act = swiglu_of(slot);
     float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
@@ -62,6 +72,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
     };
     if (FP8) {
+        constexpr int PITCH = 136;
 #pragma unroll
         for (int c = 0; c < N / CHUNK; c++) {
             if (c * CHUNK >= u->count) {
@@ -95,26 +106,32 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
             named_barrier<BARRIER_BOTH, 256>();
         }
     } else {
-        /* A warp turns its own 16 rows over, 16 tokens at a time. */
-        constexpr int OWN_PITCH = 24;
-        uint8_t *place = staging + (tid >> 5) * (STAGING / 8);
+        constexpr int OWN_PITCH = 72; /* 32 tokens by the warpgroup's 64 rows at a time */
+        uint8_t *place = staging + group * (STAGING / 2);
 #pragma unroll
-        for (int c = 0; c < N / 16; c++) {
-            if (c * 16 >= u->count) {
+        for (int c = 0; c < N / CHUNK; c++) {
+            if (c * CHUNK >= u->count) {
                 break;
             }
-            uint32_t v[4];
+            own_barrier(group);
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                v[k] = value(4 * (2 * c + k / 2) + 2 * (k & 1));
+            for (int pair = 0; pair < CHUNK / 16; pair++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
+                }
+                const int token = pair * 16 + (lane >> 4) * 8 + (lane & 7), chunk = warp * 2 + (lane >> 3 & 1);
+                store_transposed(place + (token * OWN_PITCH + chunk * 8) * 2, v[0], v[1], v[2], v[3]);
             }
-            const int m = lane >> 3, token = lane >> 1, t = c * 16 + token;
-            __syncwarp();
-            store_transposed(place + (((m >> 1) * 8 + (lane & 7)) * OWN_PITCH + (m & 1) * 8) * 2, v[0], v[1], v[2], v[3]);
-            __syncwarp();
-            if (t < u->count && is_there) {
-                *(uint4 *)((uint16_t *)p.e.h + (int64_t)(u->first + t) * p.e.h_stride + row + warp * 16 + (lane & 1) * 8) =
-                    *(const uint4 *)(place + (token * OWN_PITCH + (lane & 1) * 8) * 2);
+            own_barrier(group);
+#pragma unroll
+            for (int i = 0; i < CHUNK / 16; i++) {
+                const int token = (own >> 3) + 16 * i, t = c * CHUNK + token;
+                if (t < u->count && is_there) {
+                    *(uint4 *)((uint16_t *)p.e.h + (int64_t)(u->first + t) * p.e.h_stride + row + (own & 7) * 8) =
+                        *(const uint4 *)(place + (token * OWN_PITCH + (own & 7) * 8) * 2);
+                }
             }
         }
     }
@@ -146,28 +163,37 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             }
         }
     }
-    /* A warp has 16 rows of each half: it turns them over in shared memory of its own. */
+    /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece. */
     const int at = row + warp * 16;
     if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
-        const int token = lane >> 2, chunk = lane & 3, r = at + (chunk >> 1) * 64 + (chunk & 1) * 8;
+        constexpr int WHOLE = 136;
+        uint8_t *whole = staging + group * (STAGING / 2);
 #pragma unroll
-        for (int c = 0; c < N / 8; c++) {
-            if (c * 8 >= u->count) {
+        for (int c = 0; c < N / 16; c++) {
+            if (c * 16 >= u->count) {
                 break;
             }
-            __syncwarp();
-            /* eight tokens by rows 0-7 and 8-15 of the low half, then of the high one */
-            store_transposed(place + ((lane & 7) * PITCH + (lane >> 3) * 8) * 2, pack_bf16(low[4 * c], low[4 * c + 1]),
-                             pack_bf16(low[4 * c + 2], low[4 * c + 3]), pack_bf16(high[4 * c], high[4 * c + 1]),
-                             pack_bf16(high[4 * c + 2], high[4 * c + 3]));
-            __syncwarp();
-            const int t = c * 8 + token;
-            if (t < u->count && r < hidden) {
-                const int64_t pair = __ldg(p.sorted + u->first + t);
-                *(uint4 *)((uint16_t *)p.e.y + y_offset(p.e, pair) + r) =
-                    *(const uint4 *)(place + (token * PITCH + chunk * 8) * 2);
+            own_barrier(group);
+#pragma unroll
+            for (int t = 0; t < 2; t++) {
+                float(&v)[N / 2] = t ? high : low;
+                const int token = (lane >> 4) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (lane >> 3 & 1);
+                store_transposed(whole + (token * WHOLE + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
+                                 pack_bf16(v[8 * c + 2], v[8 * c + 3]), pack_bf16(v[8 * c + 4], v[8 * c + 5]),
+                                 pack_bf16(v[8 * c + 6], v[8 * c + 7]));
+            }
+            own_barrier(group);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
+                if (t < u->count && r < hidden) {
+                    const int64_t pair = __ldg(p.sorted + u->first + t);
+                    *(uint4 *)((uint16_t *)p.e.y + y_offset(p.e, pair) + r) =
+                        *(const uint4 *)(whole + (token * WHOLE + (own & 15) * 8) * 2);
+                }
             }
         }
+        own_barrier(group);
         return;
     }
     /* Any dtype and place: eight tokens of f32 at a time. */
@@ -212,20 +238,6 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     for (int i = 0; i < N / 2; i++) {
         acc[0][i] = acc[1][i] = 0.0f;
     }
-    /* Scales of this warpgroup's rows; rows past the last have none. */
-    const float *scales0 = nullptr, *scales1 = nullptr;
-    float next0 = 0.0f, next1 = 0.0f;
-    if (FP8) {
-        const mf_cuda_slot &slot = p.e.slots[u->slot];
-        const int64_t row = u->is_down ? u->row + 256 * step + 128 * group : u->row;
-        const mf_cuda_matrix &first = u->is_down ? slot.down : slot.gate, &second = u->is_down ? slot.down : slot.up;
-        if (row < second.n) {
-            scales0 = (const float *)first.scale + row / 128 * first.scale_row_stride;
-            scales1 = (const float *)second.scale + row / 128 * second.scale_row_stride;
-            next0 = *scales0++;
-            next1 = *scales1++;
-        }
-    }
     int previous = -1;
 #pragma unroll 1
     for (int line = 0; line < lines; line++) {
@@ -234,11 +246,6 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         fence_shared_for_products();
         const uint64_t rows = product_operand(stage + 2 * group * SUBTILE), tokens = product_operand(stage + STAGE_ROWS);
         if (FP8) {
-            const float scale0 = next0, scale1 = next1;
-            if (scales0 && line + 1 < lines) {
-                next0 = *scales0++;
-                next1 = *scales1++;
-            }
             const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
 #pragma unroll
             for (int t = 0; t < 2; t++) {
@@ -248,7 +255,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 products_commit();
                 products_wait<0>();
                 pin(part);
-                promote<N>(acc[t], part, token_scales, t ? scale1 : scale0);
+                promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
             }
             __syncwarp();
             if (lane == 0) {
@@ -349,14 +356,14 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.is_down = is_down;
         u.first = begin + tile * size;
         u.count = min(size, count - tile * size);
-        const int width = (int)slot.up.n;
+        const int width = p.width > 0 ? p.width : (int)slot.up.n;
         u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
         u.tile = prefix[low] + tile;
         u.need = (width + 127) / 128;
         if (u.count > 0 && (is_down || u.row < width)) {
-            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, 0), *m1 = map_of(p, low, is_down ? 2 : 1, 0);
+            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG), *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
             const int stages_used = u.steps * u.lines;
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -369,7 +376,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, line * COLUMNS, first + 64 * (is_down ? k : k >> 1), full);
+                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {
@@ -388,12 +395,20 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
 
 /* ---- the warps that gather tokens ---- */
 
-template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *stages, shared_state *s)
+/* Scales of a warpgroup's rows: of gate and up, or of w2's, one per line; NULL: rows past the last. */
+MF_DEV const float *weight_scales(const mf_cuda_grouped &p, const unit &u, int step, int group, int half)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), PASSES = (MAX + 11) / 12, SCALES = FP8 ? (MAX + GATHERERS - 1) / GATHERERS : 1;
+    const mf_cuda_slot &slot = p.e.slots[u.slot];
+    const mf_cuda_matrix &m = u.is_down ? slot.down : half ? slot.up : slot.gate;
+    const int64_t row = u.is_down ? u.row + 256 * step + 128 * group : u.row;
+    return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
+}
+
+template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<FP8, MAX>();
     const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
     stage_cursor cursor = { 0, p.stages, 0 };
-    int32_t rows[PASSES], scale_rows[SCALES];
     for (int n = 0;; n++) {
         barrier_wait(&s->announced[cursor.stage], cursor.parity);
         const unit u = s->units[n % UNITS];
@@ -405,46 +420,39 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
             while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
         }
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            const int t = first_row + 12 * i;
-            rows[i] = t >= u.count ? 0 : u.is_down ? u.first + t
-                                     : (int32_t)((uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns);
+        named_barrier<BARRIER_GATHER, GATHERERS>(); /* nobody reads the last unit's rows any more */
+        for (int t = tid; t < u.count; t += GATHERERS) {
+            rows[t] = u.is_down ? (uint32_t)(u.first + t) : (uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns;
         }
-#pragma unroll
-        for (int i = 0; i < SCALES; i++) {
-            const int t = tid + GATHERERS * i;
-            scale_rows[i] = !FP8 || t >= u.count ? 0 : u.is_down ? u.first + t
-                                     : (int32_t)((uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns);
-        }
+        named_barrier<BARRIER_GATHER, GATHERERS>();
         const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
         const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
-        const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = u.is_down ? p.h_groups : p.x_groups;
-        for (int i = 0, line = 0; i < u.steps * u.lines; i++, line = line + 1 == u.lines ? 0 : line + 1) {
-            if (i > 0) {
-                barrier_wait(&s->announced[cursor.stage], cursor.parity);
-            }
-            const uint8_t *from = rows_from + line * LINE;
-            const float *scales = scales_from + line;
-            uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
-#pragma unroll
-            for (int k = 0; k < PASSES; k++) {
-                const int t = first_row + 12 * k;
-                if (t < u.count) {
-                    copy_async(to + swizzled(t, chunk), from + rows[k] * pitch, true);
+        const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
+        const uint32_t groups = (uint32_t)(u.is_down ? p.h_groups : p.x_groups);
+        for (int step = 0; step < u.steps; step++) {
+            const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
+            for (int line = 0; line < u.lines; line++) {
+                if (step + line > 0) {
+                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
                 }
-            }
-            if (FP8) {
-#pragma unroll
-                for (int k = 0; k < SCALES; k++) {
-                    const int t = tid + GATHERERS * k;
-                    if (t < u.count) {
-                        copy_word_async((float *)(to + MAX * LINE) + t, scales + scale_rows[k] * groups, true);
+                uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
+                const uint8_t *from = rows_from + line * LINE;
+#pragma unroll 4
+                for (int t = first_row; t < u.count; t += GATHERERS / 8) {
+                    copy_async(to + swizzled(t, chunk), from + (uint64_t)rows[t] * pitch, true);
+                }
+                if (FP8) {
+                    float *scales = (float *)(to + MAX * LINE);
+                    for (int t = tid; t < u.count; t += GATHERERS) {
+                        copy_word_async(scales + t, scales_from + line + (uint64_t)rows[t] * groups, true);
+                    }
+                    if (weight_scale) {
+                        copy_word_async(scales + MAX + tid, weight_scale + line, true);
                     }
                 }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
+                stage_cursor::next(cursor);
             }
-            barrier_arrive_after_copies(&s->full[cursor.stage]);
-            stage_cursor::next(cursor);
         }
     }
 }
@@ -509,7 +517,7 @@ template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) group
         if (threadIdx.x == 0) {
             bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
         } else if (threadIdx.x >= 32) {
-            gather<FP8, MAX>(p, stages, s);
+            gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
@@ -523,7 +531,7 @@ template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_
 {
     const auto kernel = grouped_kernel<FP8, MAX>;
     const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + sizeof(shared_state) +
-                         ((size_t)call->e.num_slots + 1) * 8;
+                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) {
         return (int)error;

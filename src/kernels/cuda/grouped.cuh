@@ -17,7 +17,7 @@ constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, who
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_ONE = 2 };
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_OWN }; /* OWN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
@@ -83,9 +83,9 @@ MF_DEV uint32_t swizzled(int row, int chunk)
     return (uint32_t)(row * LINE + ((chunk ^ (row & 7)) << 4));
 }
 
-MF_DEV const CUtensorMap *map_of(const mf_cuda_grouped &p, int slot, int matrix, int is_short)
+MF_DEV const CUtensorMap *map_of(const mf_cuda_grouped &p, int slot, int matrix, int box)
 {
-    return (const CUtensorMap *)p.maps + ((int64_t)slot * 3 + matrix) * 2 + is_short;
+    return (const CUtensorMap *)p.maps + ((int64_t)slot * 3 + matrix) * MF_CUDA_BOXES + box;
 }
 
 /* g * sigmoid(g) from the fast exponential and division; three units in the last place of f32, rounded to bf16 next. */

@@ -3,7 +3,7 @@
  * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the matching
  * up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever lies behind the
  * rows; nobody reads those sums.  Blocks sort the pairs themselves, so that weights are on their way before the tokens' codes
- * are ready; the intermediate is quantised by those who gather it. */
+ * are ready. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -14,8 +14,10 @@ constexpr int TOKEN_LINE = TOKENS * LINE;
 
 template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
 template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
+template <int ROWS> constexpr int BOX = ROWS == 16 ? MF_CUDA_BOX_16 : ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
+constexpr int BOX_BYTES = 128 * LINE; /* whatever its ROWS and LINES are */
 
-/* Of a stage: weights [line][warpgroup][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
+/* Of a stage: weights [warpgroup][line][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
 constexpr int STAGE_WEIGHTS = 2 * 128 * LINE;
 template <int ROWS> __host__ __device__ constexpr int scales_at()
 {
@@ -34,6 +36,7 @@ struct few_lists {
     int32_t ids[PAIRS];
     uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
     float up[2][64 * TOKENS];
+    int32_t is_last;
 };
 
 /* Pairs in the order (slot, pair), cut into tiles. */
@@ -100,7 +103,7 @@ template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p
         const int local = is_down ? next - ups : next, row_units = is_down ? p.down_units : p.up_tiles;
         const int tile = local / row_units, row_unit = local % row_units;
         const int slot_id = l->slot[tile];
-        const int width = (int)p.e.slots[slot_id].up.n;
+        const int width = p.width > 0 ? p.width : (int)p.e.slots[slot_id].up.n;
         unit u;
         u.slot = slot_id;
         u.is_down = is_down;
@@ -112,11 +115,10 @@ template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p
         u.tile = tile;
         u.need = (width + ROWS - 1) / ROWS;
         if (is_down || u.row < width) {
-            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, 1), *m1 = map_of(p, slot_id, is_down ? 2 : 1, 1);
+            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, BOX<ROWS>), *m1 = map_of(p, slot_id, is_down ? 2 : 1, BOX<ROWS>);
             for (int step = 0; step < u.steps; step++) {
                 const int row0 = u.row + step * 2 * ROWS, row1 = is_down ? row0 + ROWS : row0;
                 for (int line = 0; line < u.lines; line += LINES<ROWS>) {
-                    const int lines = min(LINES<ROWS>, u.lines - line);
                     barrier_wait(&s->empty[cursor.stage], cursor.parity);
                     if (step == 0 && line == 0) {
                         s->units[made++ % UNITS] = u;
@@ -124,14 +126,9 @@ template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p
                     uint64_t *full = &s->full[cursor.stage];
                     uint8_t *to = stages + cursor.stage * STAGE;
                     barrier_arrive(&s->announced[cursor.stage]);
-                    barrier_expect(full, (uint32_t)(lines * 2 * ROW_LINE<ROWS>));
-                    for (int k = 0; k < lines; k++, to += 2 * ROW_LINE<ROWS>) {
-#pragma unroll
-                        for (int r = 0; r < ROWS; r += 16) {
-                            copy_box(to + r * LINE, m0, (line + k) * COLUMNS, row0 + r, full);
-                            copy_box(to + ROW_LINE<ROWS> + r * LINE, m1, (line + k) * COLUMNS, row1 + r, full);
-                        }
-                    }
+                    barrier_expect(full, 2 * BOX_BYTES);
+                    copy_box(to, m0, row0, line, full);
+                    copy_box(to + BOX_BYTES, m1, row1, line, full);
                     stage_cursor::next(cursor);
                 }
             }
@@ -166,9 +163,12 @@ template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const
             return;
         }
         if (u.is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need + FP8) {
             }
         }
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
+        const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = u.is_down ? p.h_groups : p.x_groups;
         const mf_cuda_slot &slot = p.e.slots[u.slot];
         bool is_first = true;
         for (int step = 0; step < u.steps; step++) {
@@ -191,35 +191,16 @@ template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const
                 for (int task = team; task < lines * u.count; task += TEAMS) {
                     const int k = task / u.count, t = task - k * u.count;
                     uint8_t *place = to + k * TOKEN_LINE + swizzled(t, chunk);
-                    if (FP8 && u.is_down) {
-                        const uint16_t *from = (const uint16_t *)p.e.h + (int64_t)(u.first + t) * p.e.h_stride +
-                                               (line + k) * 128 + chunk * 16;
-                        const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
-                        float scale;
-                        *(uint4 *)place = quantise_16<true>(raw, p.e.e8m0, scale);
-                        if (chunk == 0) {
-                            scales[k * TOKENS + t] = scale;
-                        }
-                    } else {
-                        const int64_t row = u.is_down ? u.first + t : l->token[u.first + t];
-                        copy_async(place, (u.is_down ? p.h_bytes : p.x_bytes) + row * (u.is_down ? p.h_pitch : p.x_pitch) +
-                                              (line + k) * LINE + chunk * 16, true);
-                        if (FP8 && chunk == 0) {
-                            copy_word_async(scales + k * TOKENS + t, p.x_scales + row * p.x_groups + line + k, true);
-                        }
+                    const int64_t row = u.is_down ? u.first + t : l->token[u.first + t];
+                    copy_async(place, rows_from + row * pitch + (line + k) * LINE, true);
+                    if (FP8 && chunk == 0) {
+                        copy_word_async(scales + k * TOKENS + t, scales_from + row * groups + line + k, true);
                     }
                 }
                 if (FP8 && weight_scale && scale_line < lines) {
                     copy_word_async(scales + LINES<ROWS> * TOKENS + tid, weight_scale + line, true);
                 }
-                if (FP8 && u.is_down) { /* codes were stored, not copied */
-                    copy_commit();
-                    copy_wait<0>();
-                    fence_shared_for_products();
-                    barrier_arrive(&s->full[cursor.stage]);
-                } else {
-                    barrier_arrive_after_copies(&s->full[cursor.stage]);
-                }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
                 stage_cursor::next(cursor);
             }
         }
@@ -229,7 +210,7 @@ template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const
 /* ---- products ---- */
 
 /* w13: one warpgroup has the gates' sums, the other the ups'. */
-template <int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const float (&acc)[4], few_lists *l, int turn)
+template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const float (&acc)[4], few_lists *l, int turn)
 {
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
     float *up = l->up[turn & 1];
@@ -257,9 +238,37 @@ template <int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u
             }
         }
     }
-    named_barrier<BARRIER_ONE, 128>();
+    named_barrier<BARRIER_OWN, 128>();
+    uint32_t *counter = p.work + MF_CUDA_WORK_TILES + u.tile;
+    if (!FP8) {
+        if (tid == 0) { /* released for all: the barrier put their stores before it */
+            add_release(counter, 1);
+        }
+        return;
+    }
+    /* The last of a tile's units makes its codes: groups of 128 cross units. */
     if (tid == 0) {
-        add_release(p.work + MF_CUDA_WORK_TILES + u.tile, 1);
+        l->is_last = add_acquire_release(counter, 1) + 1 == (uint32_t)u.need;
+    }
+    named_barrier<BARRIER_OWN, 128>();
+    if (!l->is_last) {
+        return;
+    }
+    const int groups = (int)slot.up.n / 128;
+    for (int i = tid >> 3; i < u.count * groups; i += 16) {
+        const int t = i / groups, group_of = i - t * groups;
+        const int64_t place = (int64_t)(u.first + t) * p.e.h_stride + group_of * 128 + (tid & 7) * 16;
+        const uint16_t *from = (const uint16_t *)p.e.h + place;
+        const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
+        float scale;
+        *(uint4 *)(p.h_codes + place) = quantise_16<true>(raw, p.e.e8m0, scale);
+        if ((tid & 7) == 0) {
+            p.h_scales[(int64_t)(u.first + t) * p.h_groups + group_of] = scale;
+        }
+    }
+    named_barrier<BARRIER_OWN, 128>();
+    if (tid == 0) {
+        add_release(counter, 1);
     }
 }
 
@@ -288,14 +297,14 @@ template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit 
 template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, int lines, float (&acc)[4])
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
-    const uint64_t rows = product_operand(stage + group * ROW_LINE<ROWS>), tokens = product_operand(stage + STAGE_WEIGHTS);
+    const uint64_t rows = product_operand(stage + group * BOX_BYTES), tokens = product_operand(stage + STAGE_WEIGHTS);
     if (!FP8) {
         if (lines == LINES<ROWS>) {
             pin(acc);
             products_begin();
 #pragma unroll
             for (int k = 0; k < LINES<ROWS>; k++) {
-                add_line<FP8, TOKENS>(acc, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
+                add_line<FP8, TOKENS>(acc, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
             }
             products_commit();
             products_wait<0>();
@@ -306,7 +315,7 @@ template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, i
         for (int k = 0; k < lines; k++) {
             pin(acc);
             products_begin();
-            add_line<FP8, TOKENS>(acc, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
+            add_line<FP8, TOKENS>(acc, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
             products_commit();
             products_wait<0>();
             pin(acc);
@@ -332,7 +341,7 @@ template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, i
         products_begin();
 #pragma unroll
         for (int k = 0; k < LINES<ROWS>; k++) {
-            add_line<FP8, TOKENS>(part[k], rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
+            add_line<FP8, TOKENS>(part[k], rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
         }
         products_commit();
         products_wait<0>();
@@ -347,7 +356,7 @@ template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, i
     for (int k = 0; k < lines; k++) {
         float part[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
         products_begin();
-        add_line<FP8, TOKENS>(part, rows + k * (2 * ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
+        add_line<FP8, TOKENS>(part, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
         products_commit();
         products_wait<0>();
         pin(part);
@@ -383,7 +392,7 @@ template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_
             if (u.is_down) {
                 write_down<ROWS>(p, u, u.row + 2 * ROWS * step, acc, l);
             } else {
-                write_up<ROWS>(p, u, acc, l, n);
+                write_up<FP8, ROWS>(p, u, acc, l, n);
             }
         }
     }

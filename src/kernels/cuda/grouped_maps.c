@@ -10,21 +10,23 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
                               const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
                               CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-/* Boxes of `rows` rows by 128 bytes, swizzled as the products read them. */
-static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, CUtensorMap *out)
+/* A matrix as lines of 128 bytes: [line][row][128 bytes]; boxes of `lines` lines by `rows` rows, swizzled as the products read
+ * them.  What lies past the last row or line arrives as zeros. */
+static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, uint32_t lines, CUtensorMap *out)
 {
     const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
-    const cuuint64_t size = fp8 ? 1 : 2, sizes[2] = { (cuuint64_t)m->k, (cuuint64_t)m->n };
-    const cuuint64_t pitch[1] = { (cuuint64_t)m->row_stride * size };
-    const cuuint32_t box[2] = { (cuuint32_t)(128 / size), rows }, every[2] = { 1, 1 };
-    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)m->data, sizes, pitch, box,
+    const cuuint64_t size = fp8 ? 1 : 2, columns = 128 / size;
+    const cuuint64_t sizes[3] = { columns, (cuuint64_t)m->n, (cuuint64_t)m->k / columns };
+    const cuuint64_t pitch[2] = { (cuuint64_t)m->row_stride * size, 128 };
+    const cuuint32_t box[3] = { (cuuint32_t)columns, rows, lines }, every[3] = { 1, 1, 1 };
+    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->data, sizes, pitch, box,
                 every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 size_t mf_cuda_grouped_maps_bytes(int64_t num_slots)
 {
-    return (size_t)num_slots * 3 * 2 * sizeof(CUtensorMap);
+    return (size_t)num_slots * 3 * MF_CUDA_BOXES * sizeof(CUtensorMap);
 }
 
 mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err)
@@ -41,13 +43,15 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, voi
     CUtensorMap *out = maps;
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
-        for (int i = 0; i < 3; i++, out += 2) {
-            const CUresult long_result = encode(make, of[i], 64, &out[0]), short_result = encode(make, of[i], 16, &out[1]);
-            if (long_result != CUDA_SUCCESS || short_result != CUDA_SUCCESS) {
-                static const char *const names[3] = { "gate", "up", "down" };
-                return mf_fail(err, MF_ERR_DEVICE, "slot %lld, %s [%lld, %lld]: the driver makes no tensor map (error %d)",
-                               (long long)s, names[i], (long long)of[i]->n, (long long)of[i]->k,
-                               (int)(long_result != CUDA_SUCCESS ? long_result : short_result));
+        for (int i = 0; i < 3; i++) {
+            for (int k = 0; k < MF_CUDA_BOXES; k++, out++) {
+                const uint32_t rows = k == MF_CUDA_BOX_LONG ? 64 : 16u << (k - 1), lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
+                const CUresult made = encode(make, of[i], rows, lines, out);
+                if (made != CUDA_SUCCESS) {
+                    static const char *const names[3] = { "gate", "up", "down" };
+                    return mf_fail(err, MF_ERR_DEVICE, "slot %lld, %s [%lld, %lld]: the driver makes no tensor map (error %d)",
+                                   (long long)s, names[i], (long long)of[i]->n, (long long)of[i]->k, (int)made);
+                }
             }
         }
     }

@@ -93,10 +93,6 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->down_units = (int32_t)((g->down_tiles + steps - 1) / steps);
     const int64_t stages = (gpu->shared_bytes - 20 * 1024) / mf_cuda_few_stage_bytes(rows);
     g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
-    if (!g->fp8) {
-        return;
-    }
-    g->h_pitch = g->e.h_stride * 2; /* bf16 until it is gathered */
 }
 
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
@@ -120,6 +116,10 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t lines = width * (fp8 ? 1 : 2) / 128;
     g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    g->width = (int32_t)width;
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        g->width = experts->slots[s].up.n == width ? g->width : 0;
+    }
     g->blocks = gpu->num_multiprocessors;
     g->clears_counts = pairs > MF_CUDA_PREPARE_PAIRS;
     g->e.h_stride = stride;

@@ -85,13 +85,13 @@ MF_PTX void prefetch_map(const CUtensorMap *map)
 #endif
 }
 
-/* A box of a matrix [rows, columns] to shared memory; the barrier counts its bytes. */
-MF_PTX void copy_box(void *shared, const CUtensorMap *map, int column, int row, uint64_t *barrier)
+/* A box of a matrix [lines][rows][128 bytes] to shared memory; the barrier counts its bytes. */
+MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
 {
 #if MF_HAS_WGMMA
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
                      shared_address(shared)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line)
                  : "memory");
 #endif
 }
@@ -120,6 +120,13 @@ MF_PTX uint32_t load_acquire(const uint32_t *p)
 {
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+MF_PTX uint32_t add_acquire_release(uint32_t *p, uint32_t n)
+{
+    uint32_t v;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "r"(n) : "memory");
     return v;
 }
 
