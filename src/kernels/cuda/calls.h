@@ -179,8 +179,8 @@ enum {
     MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
 };
 
-/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 16, 32, 64 rows by 8, 4, 2 lines. */
-enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_16, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
+/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
 
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
@@ -199,7 +199,7 @@ typedef struct mf_cuda_grouped {
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
     int32_t width;    /* of every slot; 0: they differ */
-    int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 16, 32 or 64; 0: grouped.cu */
+    int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
     int64_t blocks;
 } mf_cuda_grouped;
 

@@ -323,7 +323,7 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     if (plan->copies_x) {
         MF_TRY(check(device, mf_cuda_launch_copy_x(&call.e, plan->x_copy, state->stream), "experts' copy of x", err));
     }
-    if (!call.few_rows || call.fp8) { /* few tokens are sorted where they are multiplied */
+    if (!call.few_rows) { /* few tokens are sorted, and their codes made, where they are multiplied */
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
     }
     return check(device, call.few_rows ? mf_cuda_launch_grouped_few(&call, state->stream)

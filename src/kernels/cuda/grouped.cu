@@ -71,7 +71,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         }
         return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
     };
-    if (FP8) {
+    if constexpr (FP8) {
         constexpr int PITCH = 136;
 #pragma unroll
         for (int c = 0; c < N / CHUNK; c++) {
@@ -224,6 +224,26 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 
 /* ---- the two warpgroups that multiply ---- */
 
+/* The warpgroups' products take turns, so that one adds up its last products while the other's are on the tensor cores;
+ * left alone they would do everything at the same time. */
+MF_DEV void wait_turn(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_TURN, 256>();
+    } else {
+        named_barrier<BARRIER_TURN + 1, 256>();
+    }
+}
+
+MF_DEV void give_turn(int group)
+{
+    if (group == 0) {
+        named_barrier_arrive<BARRIER_TURN + 1, 256>();
+    } else {
+        named_barrier_arrive<BARRIER_TURN, 256>();
+    }
+}
+
 template <bool FP8, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      uint8_t *staging)
@@ -250,9 +270,11 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 #pragma unroll
             for (int t = 0; t < 2; t++) {
                 float part[N / 2];
+                wait_turn(group);
                 products_begin();
                 add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
                 products_commit();
+                give_turn(group);
                 products_wait<0>();
                 pin(part);
                 promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
@@ -296,10 +318,16 @@ template <bool FP8, int MAX>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
+    if (FP8 && threadIdx.x >= PRODUCERS + 128) {
+        give_turn(1); /* the first is the first warpgroup's */
+    }
     for (int i = 0;; i++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
         if (u->slot < 0) {
+            if (FP8 && threadIdx.x < PRODUCERS + 128) {
+                wait_turn(0); /* the last one given */
+            }
             leave_counters(p, tiles, s);
             return;
         }

@@ -17,7 +17,7 @@ constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, who
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_OWN }; /* OWN + warpgroup */
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_OWN, BARRIER_TURN = BARRIER_OWN + 2 }; /* OWN, TURN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
@@ -165,8 +165,37 @@ template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, f
     return make_uint4(codes[0], codes[1], codes[2], codes[3]);
 }
 
+/* Codes and scales of groups first, first + step, .. below `groups` of x, groups of 128 columns; eight lanes each. */
+MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t groups)
+{
+    const uint32_t per_row = (uint32_t)p.x_groups, at = (threadIdx.x & 7) * 16;
+    for (int64_t i = first; i < groups; i += step) {
+        const int64_t row = (uint32_t)i / per_row, column = (int64_t)((uint32_t)i % per_row) * 128 + at;
+        const int64_t from = row * p.e.x_stride + column;
+        uint4 raw[2];
+        if (p.x_is_wide) {
+            raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
+            raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
+        } else {
+            uint32_t words[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
+                           (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
+            }
+            raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
+            raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
+        }
+        float scale;
+        *(uint4 *)(p.x_codes + row * p.e.hidden_size + column) = quantise_16<true>(raw, p.e.e8m0, scale);
+        if (at == 0) {
+            p.x_scales_out[i] = scale;
+        }
+    }
+}
+
 /* acc += part * (token scale * weight scale), for a lane's two tokens of every eight. */
-template <int N> MF_DEV void promote(float (&acc)[N / 2], const float (&part)[N / 2], const float *token_scales, float scale)
+template <int N> MF_DEV void promote(float *acc, const float (&part)[N / 2], const float *token_scales, float scale)
 {
     const int q = threadIdx.x & 3;
 #pragma unroll

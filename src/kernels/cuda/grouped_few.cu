@@ -2,8 +2,8 @@
  *
  * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the matching
  * up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever lies behind the
- * rows; nobody reads those sums.  Blocks sort the pairs themselves, so that weights are on their way before the tokens' codes
- * are ready. */
+ * rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for FP8, makes all tokens'
+ * codes while its first weights are on the way.  All write the same codes to the same place. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -14,7 +14,7 @@ constexpr int TOKEN_LINE = TOKENS * LINE;
 
 template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
 template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
-template <int ROWS> constexpr int BOX = ROWS == 16 ? MF_CUDA_BOX_16 : ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
+template <int ROWS> constexpr int BOX = ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
 constexpr int BOX_BYTES = 128 * LINE; /* whatever its ROWS and LINES are */
 
 /* Of a stage: weights [warpgroup][line][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
@@ -34,6 +34,7 @@ struct few_lists {
     int32_t slot[PAIRS], first[PAIRS + 1]; /* of tiles */
     int32_t pair[PAIRS], token[PAIRS];     /* sorted by slot */
     int32_t ids[PAIRS];
+    int64_t y[PAIRS];                      /* where a sorted pair's row of y begins */
     uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
     float up[2][64 * TOKENS];
     int32_t is_last;
@@ -61,6 +62,7 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
         }
         l->pair[place] = tid;
         l->token[place] = tid / (int)p.e.num_columns;
+        l->y[place] = y_offset(p.e, tid);
         if (same % TOKENS == 0) {
             atomicOr(&l->starts[place >> 5], 1u << (place & 31));
         }
@@ -209,8 +211,15 @@ template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const
 
 /* ---- products ---- */
 
+/* What ends a slot's products, read before they begin. */
+struct slot_end {
+    swiglu act;
+    const float *gate_bias, *up_bias, *down_bias;
+    int width;
+};
+
 /* w13: one warpgroup has the gates' sums, the other the ups'. */
-template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const float (&acc)[4], few_lists *l, int turn)
+template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &end, const float (&acc)[4], few_lists *l, int turn)
 {
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
     float *up = l->up[turn & 1];
@@ -224,17 +233,17 @@ template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, con
     if (group == 1) {
         return;
     }
-    const mf_cuda_slot &slot = p.e.slots[u.slot];
-    const swiglu act = swiglu_of(slot);
     if (warp * 16 < ROWS) {
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int r = warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1), row = u.row + r;
-            if (t < u.count && row < slot.up.n) {
+            if (t < u.count && row < end.width) {
                 float a = acc[k], b = up[r * TOKENS + t];
-                a = slot.gate_bias || slot.up_bias ? __fadd_rn(a, slot.gate_bias ? slot.gate_bias[row] : 0.0f) : a;
-                b = slot.gate_bias || slot.up_bias ? __fadd_rn(b, slot.up_bias ? slot.up_bias[row] : 0.0f) : b;
-                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] = (uint16_t)pack_bf16(apply(act, a, b), 0.0f);
+                if (end.gate_bias || end.up_bias) {
+                    a = __fadd_rn(a, end.gate_bias ? end.gate_bias[row] : 0.0f);
+                    b = __fadd_rn(b, end.up_bias ? end.up_bias[row] : 0.0f);
+                }
+                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] = (uint16_t)pack_bf16(apply(end.act, a, b), 0.0f);
             }
         }
     }
@@ -254,7 +263,7 @@ template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, con
     if (!l->is_last) {
         return;
     }
-    const int groups = (int)slot.up.n / 128;
+    const int groups = end.width / 128;
     for (int i = tid >> 3; i < u.count * groups; i += 16) {
         const int t = i / groups, group_of = i - t * groups;
         const int64_t place = (int64_t)(u.first + t) * p.e.h_stride + group_of * 128 + (tid & 7) * 16;
@@ -272,10 +281,9 @@ template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, con
     }
 }
 
-template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, int first_row, const float (&acc)[4], const few_lists *l)
+template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, const float *bias, int first_row, const float (&acc)[4], const few_lists *l)
 {
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
-    const float *bias = p.e.slots[u.slot].down_bias;
     if (warp * 16 >= ROWS) {
         return;
     }
@@ -283,116 +291,123 @@ template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit 
     for (int k = 0; k < 4; k++) {
         const int row = first_row + group * ROWS + warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1);
         if (t < u.count && row < p.e.hidden_size) {
-            const int64_t pair = l->pair[u.first + t];
+            const int64_t at = l->y[u.first + t] + row;
             const float v = bias ? __fadd_rn(acc[k], bias[row]) : acc[k];
             if (p.e.y_dtype == MF_BF16) {
-                store_at<uint16_t>(p.e.y, y_offset(p.e, pair) + row, (uint16_t)pack_bf16(v, 0.0f), p.e.bytewise);
+                store_at<uint16_t>(p.e.y, at, (uint16_t)pack_bf16(v, 0.0f), p.e.bytewise);
             } else {
-                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + row, v, p.e.bytewise);
+                store_float(p.e.y, p.e.y_dtype, at, v, p.e.bytewise);
             }
         }
     }
 }
 
-template <bool FP8, int ROWS> MF_DEV void multiply_stage(const uint8_t *stage, int lines, float (&acc)[4])
+/* COUNT lines of each of STAGES stages. */
+template <bool FP8, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
-    const uint64_t rows = product_operand(stage + group * BOX_BYTES), tokens = product_operand(stage + STAGE_WEIGHTS);
-    if (!FP8) {
-        if (lines == LINES<ROWS>) {
-            pin(acc);
-            products_begin();
+    auto rows = [&](int i) { return product_operand(stage[i / COUNT] + group * BOX_BYTES + i % COUNT * ROW_LINE<ROWS>); };
+    auto tokens = [&](int i) { return product_operand(stage[i / COUNT] + STAGE_WEIGHTS + i % COUNT * TOKEN_LINE); };
+    if constexpr (!FP8) {
+        pin(acc);
+        products_begin();
 #pragma unroll
-            for (int k = 0; k < LINES<ROWS>; k++) {
-                add_line<FP8, TOKENS>(acc, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
-            }
-            products_commit();
-            products_wait<0>();
-            pin(acc);
-            return;
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            add_line<FP8, TOKENS>(acc, rows(i), tokens(i), true);
         }
-#pragma unroll 1
-        for (int k = 0; k < lines; k++) {
-            pin(acc);
-            products_begin();
-            add_line<FP8, TOKENS>(acc, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), true);
-            products_commit();
-            products_wait<0>();
-            pin(acc);
-        }
-        return;
-    }
-    const float *scales = (const float *)(stage + scales_at<ROWS>());
-    auto add = [&](const float (&part)[4], int k) {
-        const float2 t = *(const float2 *)(scales + k * TOKENS + 2 * q);
-        const float w = scales[LINES<ROWS> * TOKENS + group * LINES<ROWS> + k];
-        const float low = __fmul_rn(t.x, w), high = __fmul_rn(t.y, w);
-        acc[0] = __fmaf_rn(part[0], low, acc[0]);
-        acc[1] = __fmaf_rn(part[1], high, acc[1]);
-        acc[2] = __fmaf_rn(part[2], low, acc[2]);
-        acc[3] = __fmaf_rn(part[3], high, acc[3]);
-    };
-    if (lines == LINES<ROWS>) {
-        float part[LINES<ROWS>][4];
+        products_commit();
+        products_wait<0>();
+        pin(acc);
+    } else {
+        float part[STAGES * COUNT][4];
 #pragma unroll
-        for (int k = 0; k < LINES<ROWS>; k++) {
-            part[k][0] = part[k][1] = part[k][2] = part[k][3] = 0.0f;
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            part[i][0] = part[i][1] = part[i][2] = part[i][3] = 0.0f;
+            pin(part[i]);
         }
         products_begin();
 #pragma unroll
-        for (int k = 0; k < LINES<ROWS>; k++) {
-            add_line<FP8, TOKENS>(part[k], rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            add_line<FP8, TOKENS>(part[i], rows(i), tokens(i), false);
         }
         products_commit();
         products_wait<0>();
 #pragma unroll
-        for (int k = 0; k < LINES<ROWS>; k++) {
-            pin(part[k]);
-            add(part[k], k);
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            pin(part[i]);
+            const float *scales = (const float *)(stage[i / COUNT] + scales_at<ROWS>());
+            const int k = i % COUNT;
+            const float2 t = *(const float2 *)(scales + k * TOKENS + 2 * q);
+            const float w = scales[LINES<ROWS> * TOKENS + group * LINES<ROWS> + k];
+            const float low = __fmul_rn(t.x, w), high = __fmul_rn(t.y, w);
+            acc[0] = __fmaf_rn(part[i][0], low, acc[0]);
+            acc[1] = __fmaf_rn(part[i][1], high, acc[1]);
+            acc[2] = __fmaf_rn(part[i][2], low, acc[2]);
+            acc[3] = __fmaf_rn(part[i][3], high, acc[3]);
         }
-        return;
     }
-#pragma unroll 1
-    for (int k = 0; k < lines; k++) {
-        float part[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        products_begin();
-        add_line<FP8, TOKENS>(part, rows + k * (ROW_LINE<ROWS> >> 4), tokens + k * (TOKEN_LINE >> 4), false);
-        products_commit();
-        products_wait<0>();
-        pin(part);
-        add(part, k);
+}
+
+/* The next STAGES stages of COUNT lines each. */
+template <bool FP8, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &cursor, float (&acc)[4])
+{
+    const uint8_t *stage[STAGES];
+    uint64_t *empty[STAGES];
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) {
+        stage[i] = stages + cursor.stage * few_stage_bytes<ROWS>();
+        empty[i] = &s->empty[cursor.stage];
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        stage_cursor::next(cursor);
+    }
+    fence_shared_for_products();
+    multiply<FP8, ROWS, STAGES, COUNT>(stage, acc);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+#pragma unroll
+        for (int i = 0; i < STAGES; i++) {
+            barrier_arrive(empty[i]);
+        }
     }
 }
 
 template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
-    const int lane = threadIdx.x & 31;
     for (int n = 0;; n++) {
-        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
         const unit u = s->units[n % UNITS];
         if (u.slot < 0) {
             leave_counters(p, l->num_tiles, s);
             return;
         }
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        const slot_end end = { swiglu_of(slot), slot.gate_bias, slot.up_bias, slot.down_bias, (int)slot.up.n };
 #pragma unroll 1
         for (int step = 0; step < u.steps; step++) {
             float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+            int line = 0;
 #pragma unroll 1
-            for (int line = 0; line < u.lines; line += LINES<ROWS>) {
-                barrier_wait(&s->full[cursor.stage], cursor.parity);
-                fence_shared_for_products();
-                multiply_stage<FP8, ROWS>(stages + cursor.stage * few_stage_bytes<ROWS>(), min(LINES<ROWS>, u.lines - line), acc);
-                __syncwarp();
-                if (lane == 0) {
-                    barrier_arrive(&s->empty[cursor.stage]);
-                }
-                stage_cursor::next(cursor);
+            for (; line + 2 * LINES<ROWS> <= u.lines; line += 2 * LINES<ROWS>) {
+                multiply_stages<FP8, ROWS, 2, LINES<ROWS>>(stages, s, cursor, acc);
+            }
+            if (line + LINES<ROWS> <= u.lines) {
+                multiply_stages<FP8, ROWS, 1, LINES<ROWS>>(stages, s, cursor, acc);
+                line += LINES<ROWS>;
+            }
+            if (line + 3 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 3>(stages, s, cursor, acc);
+            } else if (line + 2 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 2>(stages, s, cursor, acc);
+            } else if (line + 1 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 1>(stages, s, cursor, acc);
             }
             if (u.is_down) {
-                write_down<ROWS>(p, u, u.row + 2 * ROWS * step, acc, l);
+                write_down<ROWS>(p, u, end.down_bias, u.row + 2 * ROWS * step, acc, l);
             } else {
-                write_up<FP8, ROWS>(p, u, acc, l, n);
+                write_up<FP8, ROWS>(p, u, end, acc, l, n);
             }
         }
     }
@@ -412,18 +427,21 @@ template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_
         }
         barrier_init_fence();
     }
-    if (!FP8) { /* else the launch before this one, which waited, makes the codes; what it waited for is there */
-        wait_for_previous();
-    }
+    wait_for_previous();
     make_lists(p, l);
     if (threadIdx.x == 0) {
         bring_weights<FP8, ROWS>(p, l, stages, s);
     } else if (threadIdx.x >= 32 && threadIdx.x < PRODUCERS) {
         if (FP8) {
-            wait_for_previous();
+            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
         }
         gather<FP8, ROWS>(p, l, stages, s);
     } else if (threadIdx.x >= PRODUCERS) {
+        if (FP8) {
+            const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
+            quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);
+            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+        }
         zero_strangers(p);
         consume<FP8, ROWS>(p, l, stages, s);
     }
@@ -458,9 +476,7 @@ int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (call->fp8) {
-        return call->few_rows == 16 ? launch<true, 16>(call, s) : call->few_rows == 32 ? launch<true, 32>(call, s)
-                                                                                       : launch<true, 64>(call, s);
+        return call->few_rows == 32 ? launch<true, 32>(call, s) : launch<true, 64>(call, s);
     }
-    return call->few_rows == 16 ? launch<false, 16>(call, s) : call->few_rows == 32 ? launch<false, 32>(call, s)
-                                                                                    : launch<false, 64>(call, s);
+    return call->few_rows == 32 ? launch<false, 32>(call, s) : launch<false, 64>(call, s);
 }

@@ -45,7 +45,7 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, voi
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
             for (int k = 0; k < MF_CUDA_BOXES; k++, out++) {
-                const uint32_t rows = k == MF_CUDA_BOX_LONG ? 64 : 16u << (k - 1), lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
+                const uint32_t rows = k == MF_CUDA_BOX_32 ? 32 : 64, lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
                 const CUresult made = encode(make, of[i], rows, lines, out);
                 if (made != CUDA_SUCCESS) {
                     static const char *const names[3] = { "gate", "up", "down" };

@@ -75,10 +75,7 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
         return;
     }
     const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size, sms = gpu->num_multiprocessors;
-    int32_t rows = 64;
-    while (rows > 16 && g->e.num_pairs * ((width + rows - 1) / rows) < 2 * sms) {
-        rows /= 2;
-    }
+    int32_t rows = g->e.num_pairs * ((width + 63) / 64) < sms / 2 ? 32 : 64;
     const char *chosen = getenv("MF_FEW_ROWS");
     rows = chosen ? atoi(chosen) : rows;
     g->few_rows = rows;
@@ -135,7 +132,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         g->x_scales = g->x_scales_out;
         g->h_bytes = g->h_codes;
         g->h_pitch = stride;
-        g->x_is_wide = (uintptr_t)g->e.x % 8 == 0 && (g->e.num_tokens <= 1 || g->e.x_stride % 4 == 0);
+        g->x_is_wide = (uintptr_t)g->e.x % 16 == 0 && (g->e.num_tokens <= 1 || g->e.x_stride % 8 == 0);
     } else {
         plan->copies_x = (uintptr_t)g->e.x % 16 != 0 || (g->e.num_tokens > 1 && g->e.x_stride % 8 != 0);
         g->x_bytes = plan->copies_x ? plan->x_copy : g->e.x;

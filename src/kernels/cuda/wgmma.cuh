@@ -76,6 +76,11 @@ template <int ID, int THREADS> MF_PTX void named_barrier()
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
+template <int ID, int THREADS> MF_PTX void named_barrier_arrive()
+{
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+}
+
 /* ---- copies ---- */
 
 MF_PTX void prefetch_map(const CUtensorMap *map)
@@ -202,6 +207,10 @@ template <int N> struct products;
 #define MF_SUMS_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 
+#define MF_SUMS_48 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23"
+
 #define MF_SUMS_64 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -240,6 +249,9 @@ template <int N> struct products;
 
 #define MF_OPERANDS_32 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12)
+
+#define MF_OPERANDS_48 \
+      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20)
 
 #define MF_OPERANDS_64 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28)
@@ -320,6 +332,27 @@ template <> struct products<32> {
         asm volatile("{ .reg .pred p; setp.ne.b32 p, %18, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" MF_SUMS_32 "}, %16, %17, p, 1, 1; }"
                      : MF_OPERANDS_32
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+template <> struct products<48> {
+    static __device__ __forceinline__ void bf16(float (&sums)[24], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %26, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {" MF_SUMS_48 "}, %24, %25, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_48
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+    static __device__ __forceinline__ void e4m3(float (&sums)[24], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %26, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n48k32.f32.e4m3.e4m3 {" MF_SUMS_48 "}, %24, %25, p, 1, 1; }"
+                     : MF_OPERANDS_48
                      : "l"(rows), "l"(tokens), "r"(add));
 #endif
     }
