@@ -4,7 +4,10 @@
  * engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.  Work is units
  * (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits until w13's of its
  * tokens have been written, while its weights are on the way already.  As units are claimed in order and those of w13 wait
- * for nothing, any number of resident blocks comes to an end. */
+ * for nothing, any number of resident blocks comes to an end.
+ *
+ * Where a slot has many tokens, blocks work in pairs (PAIR): both have the same weight rows and a tile of the slot's tokens
+ * each; each brings half of the weights, to both, so that they cross from the L2 cache once. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -18,9 +21,9 @@ template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
     return STAGE_ROWS + MAX * LINE + (FP8 ? SCALE_BYTES : 0);
 }
 
-MF_DEV int tiles_of(int count, int most)
+template <bool PAIR> MF_DEV int tiles_of(int count, int most)
 {
-    return (count + most - 1) / most;
+    return PAIR ? (count + 2 * most - 1) / (2 * most) * 2 : (count + most - 1) / most;
 }
 
 /* Tokens of each of a slot's tiles but the last: all nearly alike. */
@@ -224,6 +227,17 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 
 /* ---- the two warpgroups that multiply ---- */
 
+/* A warp has read a stage; a pair's stages are one. */
+template <bool PAIR> MF_DEV void release(uint64_t *empty)
+{
+    if ((threadIdx.x & 31) == 0) {
+        barrier_arrive(empty);
+        if (PAIR) {
+            barrier_arrive_in(cluster_rank() ^ 1, empty);
+        }
+    }
+}
+
 /* The warpgroups' products take turns, so that one adds up its last products while the other's are on the tensor cores;
  * left alone they would do everything at the same time. */
 MF_DEV void wait_turn(int group)
@@ -244,12 +258,12 @@ MF_DEV void give_turn(int group)
     }
 }
 
-template <bool FP8, int MAX, int N>
+template <bool FP8, int MAX, bool PAIR, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      uint8_t *staging)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>();
-    const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
+    const int group = (threadIdx.x - PRODUCERS) >> 7;
     const int lines = u->lines, steps = u->steps;
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -280,9 +294,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
             }
             __syncwarp();
-            if (lane == 0) {
-                barrier_arrive(&s->empty[cursor.stage]);
-            }
+            release<PAIR>(&s->empty[cursor.stage]);
         } else {
             pin(acc[0]);
             pin(acc[1]);
@@ -291,8 +303,8 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
             products_commit();
             products_wait<1>();
-            if (previous >= 0 && lane == 0) {
-                barrier_arrive(&s->empty[previous]);
+            if (previous >= 0) {
+                release<PAIR>(&s->empty[previous]);
             }
             previous = cursor.stage;
         }
@@ -302,9 +314,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         products_wait<0>();
         pin(acc[0]);
         pin(acc[1]);
-        if (lane == 0) {
-            barrier_arrive(&s->empty[previous]);
-        }
+        release<PAIR>(&s->empty[previous]);
     }
     if (u->is_down) {
         write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging);
@@ -314,7 +324,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 }
 }
 
-template <bool FP8, int MAX>
+template <bool FP8, int MAX, bool PAIR>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
@@ -331,42 +341,59 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
             leave_counters(p, tiles, s);
             return;
         }
-        if (u->count <= 16) {
-            multiply<FP8, MAX, 16>(p, u, stages, s, cursor, staging);
+        if (PAIR && u->count == 0) { /* the pair's other tile has all tokens */
+            for (int i = u->steps * u->lines; i > 0; i--) {
+                barrier_wait(&s->full[cursor.stage], cursor.parity);
+                release<PAIR>(&s->empty[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        } else if (u->count <= 16) {
+            multiply<FP8, MAX, PAIR, 16>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 32) {
-            multiply<FP8, MAX, 32>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, 32>(p, u, stages, s, cursor, staging);
         } else if (MAX == 64 || u->count <= 64) {
-            multiply<FP8, MAX, 64>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, 64>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 96) {
-            multiply<FP8, MAX, MAX < 96 ? 64 : 96>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, MAX < 96 ? 64 : 96>(p, u, stages, s, cursor, staging);
         } else if (MAX <= 128 || u->count <= 128) {
-            multiply<FP8, MAX, MAX < 128 ? 64 : 128>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, MAX < 128 ? 64 : 128>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 160) {
-            multiply<FP8, MAX, MAX < 160 ? 64 : 160>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, MAX < 160 ? 64 : 160>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, MAX < 192 ? 64 : 192>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, PAIR, MAX < 192 ? 64 : 192>(p, u, stages, s, cursor, staging);
         }
     }
 }
 
 /* ---- the warp that brings weights, and gives out work ---- */
 
-template <bool FP8, int MAX>
+template <bool FP8, int MAX, bool PAIR>
 MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
-    const int slots = (int)p.e.num_slots, tiles = prefix[slots];
-    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
+    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64, TILES = PAIR ? 2 : 1; /* of a unit */
+    const int slots = (int)p.e.num_slots, tiles = prefix[slots] / TILES, rank = PAIR ? (int)cluster_rank() : 0;
+    const int ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
-    int64_t next = blockIdx.x;
-    int made = 0;
-    while (next < units) {
-        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+    int next = (int)blockIdx.x / TILES, made = 0;
+    for (int n = 0;; n++) {
+        uint32_t claimed = 0;
+        if (PAIR && rank == 1) {
+            barrier_wait_cluster(&s->mailed[n % UNITS], n / UNITS & 1);
+            next = *(volatile int32_t *)&s->mail[n % UNITS];
+        } else if (PAIR) { /* the second block is less than UNITS units behind: stages are shared */
+            store_in(1, &s->mail[n % UNITS], next);
+            barrier_arrive_release_in(1, &s->mailed[n % UNITS]);
+        }
+        if (next >= units) {
+            break;
+        }
+        if (rank == 0) {
+            claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        }
         const bool is_down = next >= ups;
-        const int64_t local = is_down ? next - ups : next;
-        const int row_tiles = is_down ? p.down_units : p.up_tiles;
-        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
-        const int tile_unit = (int)(local / row_tiles);
+        const int local = is_down ? next - ups : next, row_tiles = is_down ? p.down_units : p.up_tiles;
+        const int tile_unit = local / row_tiles * TILES;
+        int low = 0, high = slots; /* prefix[low] <= tile_unit < prefix[high] */
         while (high - low > 1) {
             const int middle = (low + high) / 2;
             if (prefix[middle] <= tile_unit) {
@@ -375,23 +402,23 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 high = middle;
             }
         }
-        const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
-        const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
+        const int slot_tiles = prefix[low + 1] - prefix[low], inside = local - prefix[low] / TILES * row_tiles;
+        const int row_tile = inside / (slot_tiles / TILES), tile = inside % (slot_tiles / TILES) * TILES + rank;
         const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);
-        const mf_cuda_slot &slot = p.e.slots[low];
+        const int width = p.width > 0 ? p.width : (int)p.e.slots[low].up.n;
         unit u;
         u.slot = low;
         u.is_down = is_down;
         u.first = begin + tile * size;
-        u.count = min(size, count - tile * size);
-        const int width = p.width > 0 ? p.width : (int)slot.up.n;
+        u.count = max(0, min(size, count - tile * size));
         u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
         u.tile = prefix[low] + tile;
         u.need = (width + 127) / 128;
-        if (u.count > 0 && (is_down || u.row < width)) {
-            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG), *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+        if (is_down || u.row < width) {
+            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG);
+            const CUtensorMap *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
             const int stages_used = u.steps * u.lines;
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -404,7 +431,13 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
+                    const CUtensorMap *map = k & 1 ? m1 : m0;
+                    const int row = first + 64 * (is_down ? k : k >> 1);
+                    if (!PAIR) {
+                        copy_box(to + k * SUBTILE, map, row, line, full);
+                    } else if (k >> 1 == rank) {
+                        copy_box_to_all(to + k * SUBTILE, map, row, line, full, 3);
+                    }
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {
@@ -413,7 +446,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 }
             }
         }
-        next = (int64_t)gridDim.x + claimed;
+        next = (int)(gridDim.x / TILES + claimed);
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
     s->units[made % UNITS].slot = -1;
@@ -444,7 +477,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
             barrier_arrive(&s->full[cursor.stage]);
             return;
         }
-        if (u.is_down) {
+        if (u.is_down && u.count > 0) {
             while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
         }
@@ -487,7 +520,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
 
 /* ---- before everything: where each slot's tiles begin ---- */
 
-MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
+template <bool PAIR> MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
 {
     const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     for (int i = tid; i <= slots; i += THREADS) {
@@ -497,7 +530,7 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
     int32_t mine = 0;
     for (int i = from; i < to; i++) {
-        mine += tiles_of(offsets[i + 1] - offsets[i], most);
+        mine += tiles_of<PAIR>(offsets[i + 1] - offsets[i], most);
     }
     int32_t sum = mine;
 #pragma unroll
@@ -515,7 +548,7 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     }
     for (int i = from; i < to; i++) {
         prefix[i] = before;
-        before += tiles_of(offsets[i + 1] - offsets[i], most);
+        before += tiles_of<PAIR>(offsets[i + 1] - offsets[i], most);
     }
     if (tid == THREADS - 1) {
         prefix[slots] = before;
@@ -523,7 +556,8 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
-template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
+template <bool FP8, int MAX, bool PAIR>
+__global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
 #if MF_HAS_WGMMA
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
@@ -533,47 +567,59 @@ template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) group
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 1 + GATHERERS);
-            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->empty[i], PAIR ? 16 : 8);
             barrier_init(&s->announced[i], 1);
+        }
+        for (int i = 0; PAIR && i < UNITS; i++) {
+            barrier_init(&s->mailed[i], 1);
         }
         barrier_init_fence();
     }
     wait_for_previous();
-    scan_tiles(p, MAX, offsets, prefix, s->sums);
+    scan_tiles<PAIR>(p, MAX, offsets, prefix, s->sums);
+    if (PAIR) {
+        cluster_barrier();
+    }
     if (threadIdx.x < PRODUCERS) {
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
+            bring_weights<FP8, MAX, PAIR>(p, offsets, prefix, stages, s);
         } else if (threadIdx.x >= 32) {
             gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
+        consume<FP8, MAX, PAIR>(p, prefix[p.e.num_slots], stages, s, staging);
+    }
+    if (PAIR) { /* neither leaves while the other may still reach into its shared memory */
+        cluster_barrier();
     }
 #endif
 }
 
-template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+template <bool FP8, int MAX, bool PAIR> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    const auto kernel = grouped_kernel<FP8, MAX>;
+    const auto kernel = grouped_kernel<FP8, MAX, PAIR>;
     const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) {
         return (int)error;
     }
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = 2;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)call->blocks);
+    config.gridDim = dim3((unsigned)(PAIR ? call->blocks / 2 * 2 : call->blocks));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
+    config.attrs = attributes;
+    config.numAttrs = PAIR ? 2 : 1;
     return (int)cudaLaunchKernelEx(&config, kernel, *call);
 }
 
@@ -583,7 +629,11 @@ int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (call->fp8) {
-        return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
+        return call->max_tokens == 64 ? launch<true, 64, false>(call, s)
+               : call->pairs          ? launch<true, 128, true>(call, s)
+                                      : launch<true, 128, false>(call, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 192>(call, s);
+    return call->max_tokens == 64 ? launch<false, 64, false>(call, s)
+           : call->pairs          ? launch<false, 192, true>(call, s)
+                                  : launch<false, 192, false>(call, s);
 }

@@ -17,7 +17,7 @@ constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, who
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_OWN, BARRIER_TURN = BARRIER_OWN + 2 }; /* OWN, TURN + warpgroup */
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_OWN, BARRIER_TURN = BARRIER_OWN + 2 }; /* OWN, TURN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
@@ -35,6 +35,8 @@ constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in 
 struct shared_state {
     uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
     unit units[UNITS];
+    uint64_t mailed[UNITS]; /* of a pair's second block: the first one has said what is next */
+    int32_t mail[UNITS];
     int32_t sums[THREADS / 32];
     int32_t is_last;
 };
@@ -169,25 +171,33 @@ template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, f
 MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t groups)
 {
     const uint32_t per_row = (uint32_t)p.x_groups, at = (threadIdx.x & 7) * 16;
-    for (int64_t i = first; i < groups; i += step) {
-        const int64_t row = (uint32_t)i / per_row, column = (int64_t)((uint32_t)i % per_row) * 128 + at;
-        const int64_t from = row * p.e.x_stride + column;
-        uint4 raw[2];
+    auto load = [&](int64_t i, uint4(&raw)[2]) {
+        const int64_t from = (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
         if (p.x_is_wide) {
             raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
             raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
-        } else {
-            uint32_t words[8];
+            return;
+        }
+        uint32_t words[8];
 #pragma unroll
-            for (int k = 0; k < 8; k++) {
-                words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
-                           (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
-            }
-            raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
-            raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
+        for (int k = 0; k < 8; k++) {
+            words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
+                       (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
+        }
+        raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
+        raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
+    };
+    uint4 next[2];
+    if (first < groups) {
+        load(first, next);
+    }
+    for (int64_t i = first; i < groups; i += step) {
+        const uint4 raw[2] = { next[0], next[1] };
+        if (i + step < groups) { /* on its way while these become codes */
+            load(i + step, next);
         }
         float scale;
-        *(uint4 *)(p.x_codes + row * p.e.hidden_size + column) = quantise_16<true>(raw, p.e.e8m0, scale);
+        *(uint4 *)(p.x_codes + i * 128 + at) = quantise_16<true>(raw, p.e.e8m0, scale);
         if (at == 0) {
             p.x_scales_out[i] = scale;
         }

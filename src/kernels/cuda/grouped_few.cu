@@ -10,6 +10,7 @@ namespace
 {
 
 constexpr int TOKENS = 8, PAIRS = MF_CUDA_FEW_GROUPED_PAIRS;
+static_assert(PAIRS == PRODUCERS, "make_lists: a thread a pair");
 constexpr int TOKEN_LINE = TOKENS * LINE;
 
 template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
@@ -36,24 +37,24 @@ struct few_lists {
     int32_t ids[PAIRS];
     int64_t y[PAIRS];                      /* where a sorted pair's row of y begins */
     uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
+    int32_t valid[PAIRS / 32];             /* pairs with a slot, by warp */
     float up[2][64 * TOKENS];
     int32_t is_last;
 };
 
-/* Pairs in the order (slot, pair), cut into tiles. */
+/* Pairs in the order (slot, pair), cut into tiles; by the producers, while the others make codes. */
 MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
 {
-    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots;
-    if (tid < PAIRS) {
-        const int32_t id = tid < pairs ? pair_id(p.e, tid) : -1;
-        l->ids[tid] = id >= 0 && id < slots ? id : -1;
-        if (tid < PAIRS / 32) {
-            l->starts[tid] = 0;
-        }
+    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots, warp = tid >> 5, lane = tid & 31;
+    const int32_t given = tid < pairs ? pair_id(p.e, tid) : -1, id = given >= 0 && given < slots ? given : -1;
+    l->ids[tid] = id;
+    const uint32_t there = __ballot_sync(MF_FULL_WARP, id >= 0);
+    if (lane == 0) {
+        l->starts[warp] = 0;
+        l->valid[warp] = __popc(there);
     }
-    __syncthreads();
-    if (tid < pairs && l->ids[tid] >= 0) {
-        const int32_t id = l->ids[tid];
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
+    if (id >= 0) {
         int place = 0, same = 0;
         for (int j = 0; j < pairs; j++) {
             const int32_t other = l->ids[j];
@@ -65,30 +66,28 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
         l->y[place] = y_offset(p.e, tid);
         if (same % TOKENS == 0) {
             atomicOr(&l->starts[place >> 5], 1u << (place & 31));
+            for (int i = 0; i < (int)sizeof(mf_cuda_slot); i += 128) { /* who works on it will ask for it next */
+                prefetch_line((const uint8_t *)(p.e.slots + id) + i);
+            }
         }
     }
-    __syncthreads();
-    if (tid < PAIRS) {
-        int before = 0;
-        for (int w = 0; w < tid >> 5; w++) {
-            before += __popc(l->starts[w]);
-        }
-        const uint32_t word = l->starts[tid >> 5];
-        const int tile = before + __popc(word & ((1u << (tid & 31)) - 1u));
-        if (word >> (tid & 31) & 1) {
-            l->first[tile] = tid;
-            l->slot[tile] = l->ids[l->pair[tid]];
-        }
-        if (tid == PAIRS - 1) {
-            const int tiles = before + __popc(word);
-            l->num_tiles = tiles;
-        }
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
+    int before = 0;
+    for (int w = 0; w < warp; w++) {
+        before += __popc(l->starts[w]);
     }
-    int valid = __syncthreads_count(tid < pairs && l->ids[tid < PAIRS ? tid : 0] >= 0);
-    if (tid == 0) {
-        l->first[l->num_tiles] = valid;
+    const uint32_t word = l->starts[warp];
+    const int tile = before + __popc(word & ((1u << lane) - 1u));
+    if (word >> lane & 1) {
+        l->first[tile] = tid;
+        l->slot[tile] = l->ids[l->pair[tid]];
     }
-    __syncthreads();
+    if (tid == PRODUCERS - 1) {
+        const int tiles = before + __popc(word);
+        l->num_tiles = tiles;
+        l->first[tiles] = l->valid[0] + l->valid[1] + l->valid[2] + l->valid[3];
+    }
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
 }
 
 /* ---- weights ---- */
@@ -427,16 +426,19 @@ template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_
         }
         barrier_init_fence();
     }
+    __syncthreads();
     wait_for_previous();
-    make_lists(p, l);
-    if (threadIdx.x == 0) {
-        bring_weights<FP8, ROWS>(p, l, stages, s);
-    } else if (threadIdx.x >= 32 && threadIdx.x < PRODUCERS) {
-        if (FP8) {
-            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+    if (threadIdx.x < PRODUCERS) {
+        make_lists(p, l);
+        if (threadIdx.x == 0) {
+            bring_weights<FP8, ROWS>(p, l, stages, s);
+        } else if (threadIdx.x >= 32) {
+            if (FP8) {
+                named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+            }
+            gather<FP8, ROWS>(p, l, stages, s);
         }
-        gather<FP8, ROWS>(p, l, stages, s);
-    } else if (threadIdx.x >= PRODUCERS) {
+    } else {
         if (FP8) {
             const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
             quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);

@@ -113,6 +113,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t lines = width * (fp8 ? 1 : 2) / 128;
     g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    g->pairs = used > 0 && pairs / used > g->max_tokens && getenv("MF_NO_PAIRS") == NULL;
     g->width = (int32_t)width;
     for (int64_t s = 0; s < experts->num_slots; s++) {
         g->width = experts->slots[s].up.n == width ? g->width : 0;

@@ -90,6 +90,11 @@ MF_PTX void prefetch_map(const CUtensorMap *map)
 #endif
 }
 
+MF_PTX void prefetch_line(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 /* A box of a matrix [lines][rows][128 bytes] to shared memory; the barrier counts its bytes. */
 MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
 {
@@ -97,6 +102,79 @@ MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, ui
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
                      shared_address(shared)),
                  "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line)
+                 : "memory");
+#endif
+}
+
+/* ---- two blocks of a cluster ---- */
+
+MF_PTX uint32_t cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+MF_PTX void cluster_barrier()
+{
+#if MF_HAS_WGMMA
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+/* The same place in another block's shared memory. */
+MF_PTX uint32_t address_in(uint32_t rank, const void *p)
+{
+    uint32_t r = 0;
+#if MF_HAS_WGMMA
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank));
+#endif
+    return r;
+}
+
+MF_PTX void barrier_arrive_in(uint32_t rank, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, barrier)) : "memory");
+#endif
+}
+
+/* The same, and what this thread stored before is seen by who waits there. */
+MF_PTX void barrier_arrive_release_in(uint32_t rank, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, barrier)) : "memory");
+#endif
+}
+
+MF_PTX void store_in(uint32_t rank, int32_t *p, int32_t v)
+{
+#if MF_HAS_WGMMA
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address_in(rank, p)), "r"(v) : "memory");
+#endif
+}
+
+MF_PTX void barrier_wait_cluster(uint64_t *barrier, uint32_t parity)
+{
+#if MF_HAS_WGMMA
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+                 "@p bra done;\n"
+                 "bra again;\n"
+                 "done:\n"
+                 "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+}
+
+/* copy_box to the same place of every block in `blocks`, each of whose barriers counts its bytes. */
+MF_PTX void copy_box_to_all(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier, uint16_t blocks)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, "
+                 "%5}], [%2], %6;" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"(blocks)
                  : "memory");
 #endif
 }
