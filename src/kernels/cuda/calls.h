@@ -198,7 +198,6 @@ typedef struct mf_cuda_grouped {
     int32_t fp8, x_is_wide, clears_counts;
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
-    int32_t pairs;    /* blocks share their weights, two by two */
     int32_t width;    /* of every slot; 0: they differ */
     int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
     int64_t blocks;

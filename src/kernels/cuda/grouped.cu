@@ -4,10 +4,7 @@
  * engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.  Work is units
  * (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits until w13's of its
  * tokens have been written, while its weights are on the way already.  As units are claimed in order and those of w13 wait
- * for nothing, any number of resident blocks comes to an end.
- *
- * Where a slot has many tokens, blocks work in pairs (PAIR): both have the same weight rows and a tile of the slot's tokens
- * each; each brings half of the weights, to both, so that they cross from the L2 cache once. */
+ * for nothing, any number of resident blocks comes to an end. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -21,9 +18,9 @@ template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
     return STAGE_ROWS + MAX * LINE + (FP8 ? SCALE_BYTES : 0);
 }
 
-template <bool PAIR> MF_DEV int tiles_of(int count, int most)
+MF_DEV int tiles_of(int count, int most)
 {
-    return PAIR ? (count + 2 * most - 1) / (2 * most) * 2 : (count + most - 1) / most;
+    return (count + most - 1) / most;
 }
 
 /* Tokens of each of a slot's tiles but the last: all nearly alike. */
@@ -51,7 +48,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
     const int row = u->row + 64 * group; /* this warpgroup's */
-    constexpr int CHUNK = N < 32 ? N : 32;
+    constexpr int CHUNK = N % 32 ? 16 : 32;
     const bool is_there = FP8 || row < slot.up.n;
     const swiglu act = swiglu_of(slot);
     float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
@@ -146,7 +143,8 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
 
 /* 128 rows of the output by N tokens. */
 template <int N>
-MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging)
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging,
+                       const int64_t *places)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
@@ -190,8 +188,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             for (int i = 0; i < 2; i++) {
                 const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
                 if (t < u->count && r < hidden) {
-                    const int64_t pair = __ldg(p.sorted + u->first + t);
-                    *(uint4 *)((uint16_t *)p.e.y + y_offset(p.e, pair) + r) =
+                    *(uint4 *)((uint16_t *)p.e.y + places[t] + r) =
                         *(const uint4 *)(whole + (token * WHOLE + (own & 15) * 8) * 2);
                 }
             }
@@ -200,6 +197,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
         return;
     }
     /* Any dtype and place: eight tokens of f32 at a time. */
+    own_barrier(group);
 #pragma unroll
     for (int c = 0; c < N / 8; c++) {
         if (c * 8 >= u->count) {
@@ -217,54 +215,30 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
         const int r = at + (lane >> 4) * 64 + (lane & 15);
 #pragma unroll 1
         for (int token = 0; token < 8 && c * 8 + token < u->count; token++) {
-            const int64_t pair = __ldg(p.sorted + u->first + c * 8 + token);
             if (r < hidden) {
-                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + r, to[token * 33 + lane], p.e.bytewise);
+                store_float(p.e.y, p.e.y_dtype, places[c * 8 + token] + r, to[token * 33 + lane], p.e.bytewise);
             }
         }
     }
+    own_barrier(group);
 }
 
 /* ---- the two warpgroups that multiply ---- */
 
-/* A warp has read a stage; a pair's stages are one. */
-template <bool PAIR> MF_DEV void release(uint64_t *empty)
-{
-    if ((threadIdx.x & 31) == 0) {
-        barrier_arrive(empty);
-        if (PAIR) {
-            barrier_arrive_in(cluster_rank() ^ 1, empty);
-        }
-    }
-}
-
-/* The warpgroups' products take turns, so that one adds up its last products while the other's are on the tensor cores;
- * left alone they would do everything at the same time. */
-MF_DEV void wait_turn(int group)
-{
-    if (group == 0) {
-        named_barrier<BARRIER_TURN, 256>();
-    } else {
-        named_barrier<BARRIER_TURN + 1, 256>();
-    }
-}
-
-MF_DEV void give_turn(int group)
-{
-    if (group == 0) {
-        named_barrier_arrive<BARRIER_TURN + 1, 256>();
-    } else {
-        named_barrier_arrive<BARRIER_TURN, 256>();
-    }
-}
-
-template <bool FP8, int MAX, bool PAIR, int N>
+template <bool FP8, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      uint8_t *staging)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>();
-    const int group = (threadIdx.x - PRODUCERS) >> 7;
+    const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
     const int lines = u->lines, steps = u->steps;
+    int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
+    if (u->is_down) { /* its last readers have passed a barrier since */
+        for (int t = (threadIdx.x - PRODUCERS) & 127; t < u->count; t += 128) {
+            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
+        }
+        own_barrier(group);
+    }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
     float acc[2][N / 2];
@@ -284,17 +258,17 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 #pragma unroll
             for (int t = 0; t < 2; t++) {
                 float part[N / 2];
-                wait_turn(group);
                 products_begin();
                 add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
                 products_commit();
-                give_turn(group);
                 products_wait<0>();
                 pin(part);
                 promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
             }
             __syncwarp();
-            release<PAIR>(&s->empty[cursor.stage]);
+            if (lane == 0) {
+                barrier_arrive(&s->empty[cursor.stage]);
+            }
         } else {
             pin(acc[0]);
             pin(acc[1]);
@@ -303,8 +277,8 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
             products_commit();
             products_wait<1>();
-            if (previous >= 0) {
-                release<PAIR>(&s->empty[previous]);
+            if (previous >= 0 && lane == 0) {
+                barrier_arrive(&s->empty[previous]);
             }
             previous = cursor.stage;
         }
@@ -314,86 +288,77 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         products_wait<0>();
         pin(acc[0]);
         pin(acc[1]);
-        release<PAIR>(&s->empty[previous]);
+        if (lane == 0) {
+            barrier_arrive(&s->empty[previous]);
+        }
     }
     if (u->is_down) {
-        write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging);
+        write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
     } else {
         write_up<FP8, N>(p, u, acc[0], acc[1], staging);
     }
 }
 }
 
-template <bool FP8, int MAX, bool PAIR>
+template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
+
+template <bool FP8, int MAX>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
-    if (FP8 && threadIdx.x >= PRODUCERS + 128) {
-        give_turn(1); /* the first is the first warpgroup's */
-    }
     for (int i = 0;; i++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
         if (u->slot < 0) {
-            if (FP8 && threadIdx.x < PRODUCERS + 128) {
-                wait_turn(0); /* the last one given */
-            }
             leave_counters(p, tiles, s);
             return;
         }
-        if (PAIR && u->count == 0) { /* the pair's other tile has all tokens */
-            for (int i = u->steps * u->lines; i > 0; i--) {
-                barrier_wait(&s->full[cursor.stage], cursor.parity);
-                release<PAIR>(&s->empty[cursor.stage]);
-                stage_cursor::next(cursor);
-            }
-        } else if (u->count <= 16) {
-            multiply<FP8, MAX, PAIR, 16>(p, u, stages, s, cursor, staging);
+        if (u->count <= 16) {
+            multiply<FP8, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 32) {
-            multiply<FP8, MAX, PAIR, 32>(p, u, stages, s, cursor, staging);
-        } else if (MAX == 64 || u->count <= 64) {
-            multiply<FP8, MAX, PAIR, 64>(p, u, stages, s, cursor, staging);
-        } else if (u->count <= 96) {
-            multiply<FP8, MAX, PAIR, MAX < 96 ? 64 : 96>(p, u, stages, s, cursor, staging);
-        } else if (MAX <= 128 || u->count <= 128) {
-            multiply<FP8, MAX, PAIR, MAX < 128 ? 64 : 128>(p, u, stages, s, cursor, staging);
-        } else if (u->count <= 160) {
-            multiply<FP8, MAX, PAIR, MAX < 160 ? 64 : 160>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
+        } else if (u->count <= 48) {
+            multiply<FP8, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 64 ? u->count <= 64 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 80 ? u->count <= 80 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 96 ? u->count <= 96 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 112 ? u->count <= 112 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 128 ? u->count <= 128 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 144 ? u->count <= 144 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 160 ? u->count <= 160 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 176 ? u->count <= 176 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 176>>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, PAIR, MAX < 192 ? 64 : 192>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 192>>(p, u, stages, s, cursor, staging);
         }
     }
 }
 
 /* ---- the warp that brings weights, and gives out work ---- */
 
-template <bool FP8, int MAX, bool PAIR>
+template <bool FP8, int MAX>
 MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64, TILES = PAIR ? 2 : 1; /* of a unit */
-    const int slots = (int)p.e.num_slots, tiles = prefix[slots] / TILES, rank = PAIR ? (int)cluster_rank() : 0;
-    const int ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
+    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
+    const int slots = (int)p.e.num_slots, tiles = prefix[slots];
+    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
-    int next = (int)blockIdx.x / TILES, made = 0;
-    for (int n = 0;; n++) {
-        uint32_t claimed = 0;
-        if (PAIR && rank == 1) {
-            barrier_wait_cluster(&s->mailed[n % UNITS], n / UNITS & 1);
-            next = *(volatile int32_t *)&s->mail[n % UNITS];
-        } else if (PAIR) { /* the second block is less than UNITS units behind: stages are shared */
-            store_in(1, &s->mail[n % UNITS], next);
-            barrier_arrive_release_in(1, &s->mailed[n % UNITS]);
-        }
-        if (next >= units) {
-            break;
-        }
-        if (rank == 0) {
-            claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
-        }
+    int64_t next = blockIdx.x;
+    int made = 0;
+    while (next < units) {
+        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
         const bool is_down = next >= ups;
-        const int local = is_down ? next - ups : next, row_tiles = is_down ? p.down_units : p.up_tiles;
-        const int tile_unit = local / row_tiles * TILES;
-        int low = 0, high = slots; /* prefix[low] <= tile_unit < prefix[high] */
+        const int64_t local = is_down ? next - ups : next;
+        const int row_tiles = is_down ? p.down_units : p.up_tiles;
+        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
+        const int tile_unit = (int)(local / row_tiles);
         while (high - low > 1) {
             const int middle = (low + high) / 2;
             if (prefix[middle] <= tile_unit) {
@@ -402,23 +367,23 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 high = middle;
             }
         }
-        const int slot_tiles = prefix[low + 1] - prefix[low], inside = local - prefix[low] / TILES * row_tiles;
-        const int row_tile = inside / (slot_tiles / TILES), tile = inside % (slot_tiles / TILES) * TILES + rank;
+        const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
+        const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
         const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);
-        const int width = p.width > 0 ? p.width : (int)p.e.slots[low].up.n;
+        const mf_cuda_slot &slot = p.e.slots[low];
         unit u;
         u.slot = low;
         u.is_down = is_down;
         u.first = begin + tile * size;
-        u.count = max(0, min(size, count - tile * size));
+        u.count = min(size, count - tile * size);
+        const int width = p.width > 0 ? p.width : (int)slot.up.n;
         u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
         u.tile = prefix[low] + tile;
         u.need = (width + 127) / 128;
-        if (is_down || u.row < width) {
-            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG);
-            const CUtensorMap *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+        if (u.count > 0 && (is_down || u.row < width)) {
+            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG), *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
             const int stages_used = u.steps * u.lines;
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -431,13 +396,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    const CUtensorMap *map = k & 1 ? m1 : m0;
-                    const int row = first + 64 * (is_down ? k : k >> 1);
-                    if (!PAIR) {
-                        copy_box(to + k * SUBTILE, map, row, line, full);
-                    } else if (k >> 1 == rank) {
-                        copy_box_to_all(to + k * SUBTILE, map, row, line, full, 3);
-                    }
+                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {
@@ -446,7 +405,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 }
             }
         }
-        next = (int)(gridDim.x / TILES + claimed);
+        next = (int64_t)gridDim.x + claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
     s->units[made % UNITS].slot = -1;
@@ -477,7 +436,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
             barrier_arrive(&s->full[cursor.stage]);
             return;
         }
-        if (u.is_down && u.count > 0) {
+        if (u.is_down) {
             while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
         }
@@ -494,11 +453,11 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
             const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
-                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
                 const uint8_t *from = rows_from + line * LINE;
-#pragma unroll 4
+#pragma unroll 8
                 for (int t = first_row; t < u.count; t += GATHERERS / 8) {
                     copy_async(to + swizzled(t, chunk), from + (uint64_t)rows[t] * pitch, true);
                 }
@@ -520,7 +479,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
 
 /* ---- before everything: where each slot's tiles begin ---- */
 
-template <bool PAIR> MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
+MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
 {
     const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     for (int i = tid; i <= slots; i += THREADS) {
@@ -530,7 +489,7 @@ template <bool PAIR> MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, 
     const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
     int32_t mine = 0;
     for (int i = from; i < to; i++) {
-        mine += tiles_of<PAIR>(offsets[i + 1] - offsets[i], most);
+        mine += tiles_of(offsets[i + 1] - offsets[i], most);
     }
     int32_t sum = mine;
 #pragma unroll
@@ -548,7 +507,7 @@ template <bool PAIR> MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, 
     }
     for (int i = from; i < to; i++) {
         prefix[i] = before;
-        before += tiles_of<PAIR>(offsets[i + 1] - offsets[i], most);
+        before += tiles_of(offsets[i + 1] - offsets[i], most);
     }
     if (tid == THREADS - 1) {
         prefix[slots] = before;
@@ -556,70 +515,57 @@ template <bool PAIR> MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, 
     __syncthreads();
 }
 
-template <bool FP8, int MAX, bool PAIR>
-__global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
+template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
 #if MF_HAS_WGMMA
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
     uint8_t *staging = stages + p.stages * stage_bytes<FP8, MAX>();
-    shared_state *s = (shared_state *)(staging + STAGING);
+    shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 1 + GATHERERS);
-            barrier_init(&s->empty[i], PAIR ? 16 : 8);
+            barrier_init(&s->empty[i], 8);
             barrier_init(&s->announced[i], 1);
-        }
-        for (int i = 0; PAIR && i < UNITS; i++) {
-            barrier_init(&s->mailed[i], 1);
         }
         barrier_init_fence();
     }
     wait_for_previous();
-    scan_tiles<PAIR>(p, MAX, offsets, prefix, s->sums);
-    if (PAIR) {
-        cluster_barrier();
-    }
+    scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights<FP8, MAX, PAIR>(p, offsets, prefix, stages, s);
+            bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
         } else if (threadIdx.x >= 32) {
             gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX, PAIR>(p, prefix[p.e.num_slots], stages, s, staging);
-    }
-    if (PAIR) { /* neither leaves while the other may still reach into its shared memory */
-        cluster_barrier();
+        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 #endif
 }
 
-template <bool FP8, int MAX, bool PAIR> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    const auto kernel = grouped_kernel<FP8, MAX, PAIR>;
-    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + sizeof(shared_state) +
+    const auto kernel = grouped_kernel<FP8, MAX>;
+    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) {
         return (int)error;
     }
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = 2;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(PAIR ? call->blocks / 2 * 2 : call->blocks));
+    config.gridDim = dim3((unsigned)call->blocks);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = PAIR ? 2 : 1;
+    config.attrs = &early;
+    config.numAttrs = 1;
     return (int)cudaLaunchKernelEx(&config, kernel, *call);
 }
 
@@ -629,11 +575,7 @@ int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (call->fp8) {
-        return call->max_tokens == 64 ? launch<true, 64, false>(call, s)
-               : call->pairs          ? launch<true, 128, true>(call, s)
-                                      : launch<true, 128, false>(call, s);
+        return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64, false>(call, s)
-           : call->pairs          ? launch<false, 192, true>(call, s)
-                                  : launch<false, 192, false>(call, s);
+    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 192>(call, s);
 }

@@ -17,7 +17,7 @@ constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, who
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_OWN, BARRIER_TURN = BARRIER_OWN + 2 }; /* OWN, TURN + warpgroup */
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_OWN }; /* OWN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
@@ -35,8 +35,6 @@ constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in 
 struct shared_state {
     uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
     unit units[UNITS];
-    uint64_t mailed[UNITS]; /* of a pair's second block: the first one has said what is next */
-    int32_t mail[UNITS];
     int32_t sums[THREADS / 32];
     int32_t is_last;
 };

@@ -5,7 +5,7 @@
 #include "kernels/cuda/plan.h"
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 192, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6, UNIT_LINES = 8 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 12 * 1024 }; /* of shared memory: staging, barriers, units */
+enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -113,7 +113,6 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t lines = width * (fp8 ? 1 : 2) / 128;
     g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
-    g->pairs = used > 0 && pairs / used > g->max_tokens && getenv("MF_NO_PAIRS") == NULL;
     g->width = (int32_t)width;
     for (int64_t s = 0; s < experts->num_slots; s++) {
         g->width = experts->slots[s].up.n == width ? g->width : 0;

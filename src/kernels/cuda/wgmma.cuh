@@ -76,11 +76,6 @@ template <int ID, int THREADS> MF_PTX void named_barrier()
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
-template <int ID, int THREADS> MF_PTX void named_barrier_arrive()
-{
-    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
-}
-
 /* ---- copies ---- */
 
 MF_PTX void prefetch_map(const CUtensorMap *map)
@@ -102,79 +97,6 @@ MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, ui
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
                      shared_address(shared)),
                  "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line)
-                 : "memory");
-#endif
-}
-
-/* ---- two blocks of a cluster ---- */
-
-MF_PTX uint32_t cluster_rank()
-{
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-MF_PTX void cluster_barrier()
-{
-#if MF_HAS_WGMMA
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-
-/* The same place in another block's shared memory. */
-MF_PTX uint32_t address_in(uint32_t rank, const void *p)
-{
-    uint32_t r = 0;
-#if MF_HAS_WGMMA
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank));
-#endif
-    return r;
-}
-
-MF_PTX void barrier_arrive_in(uint32_t rank, uint64_t *barrier)
-{
-#if MF_HAS_WGMMA
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, barrier)) : "memory");
-#endif
-}
-
-/* The same, and what this thread stored before is seen by who waits there. */
-MF_PTX void barrier_arrive_release_in(uint32_t rank, uint64_t *barrier)
-{
-#if MF_HAS_WGMMA
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, barrier)) : "memory");
-#endif
-}
-
-MF_PTX void store_in(uint32_t rank, int32_t *p, int32_t v)
-{
-#if MF_HAS_WGMMA
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address_in(rank, p)), "r"(v) : "memory");
-#endif
-}
-
-MF_PTX void barrier_wait_cluster(uint64_t *barrier, uint32_t parity)
-{
-#if MF_HAS_WGMMA
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra done;\n"
-                 "bra again;\n"
-                 "done:\n"
-                 "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
-#endif
-}
-
-/* copy_box to the same place of every block in `blocks`, each of whose barriers counts its bytes. */
-MF_PTX void copy_box_to_all(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier, uint16_t blocks)
-{
-#if MF_HAS_WGMMA
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, "
-                 "%5}], [%2], %6;" ::"r"(shared_address(shared)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"(blocks)
                  : "memory");
 #endif
 }
@@ -293,10 +215,21 @@ template <int N> struct products;
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 
+#define MF_SUMS_80 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39"
+
 #define MF_SUMS_96 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+
+#define MF_SUMS_112 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55"
 
 #define MF_SUMS_128 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -304,12 +237,27 @@ template <int N> struct products;
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+#define MF_SUMS_144 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71"
+
 #define MF_SUMS_160 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+
+#define MF_SUMS_176 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87"
 
 #define MF_SUMS_192 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -334,18 +282,36 @@ template <int N> struct products;
 #define MF_OPERANDS_64 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28)
 
+#define MF_OPERANDS_80 \
+      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
+      MF_SUM4(32), MF_SUM4(36)
+
 #define MF_OPERANDS_96 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
       MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44)
+
+#define MF_OPERANDS_112 \
+      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
+      MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52)
 
 #define MF_OPERANDS_128 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
       MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60)
 
+#define MF_OPERANDS_144 \
+      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
+      MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
+      MF_SUM4(64), MF_SUM4(68)
+
 #define MF_OPERANDS_160 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
       MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
       MF_SUM4(64), MF_SUM4(68), MF_SUM4(72), MF_SUM4(76)
+
+#define MF_OPERANDS_176 \
+      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
+      MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
+      MF_SUM4(64), MF_SUM4(68), MF_SUM4(72), MF_SUM4(76), MF_SUM4(80), MF_SUM4(84)
 
 #define MF_OPERANDS_192 \
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
@@ -457,6 +423,27 @@ template <> struct products<64> {
     }
 };
 
+template <> struct products<80> {
+    static __device__ __forceinline__ void bf16(float (&sums)[40], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %42, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {" MF_SUMS_80 "}, %40, %41, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_80
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+    static __device__ __forceinline__ void e4m3(float (&sums)[40], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %42, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n80k32.f32.e4m3.e4m3 {" MF_SUMS_80 "}, %40, %41, p, 1, 1; }"
+                     : MF_OPERANDS_80
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
 template <> struct products<96> {
     static __device__ __forceinline__ void bf16(float (&sums)[48], uint64_t rows, uint64_t tokens, int add)
     {
@@ -473,6 +460,27 @@ template <> struct products<96> {
         asm volatile("{ .reg .pred p; setp.ne.b32 p, %50, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n96k32.f32.e4m3.e4m3 {" MF_SUMS_96 "}, %48, %49, p, 1, 1; }"
                      : MF_OPERANDS_96
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+template <> struct products<112> {
+    static __device__ __forceinline__ void bf16(float (&sums)[56], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %58, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {" MF_SUMS_112 "}, %56, %57, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_112
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+    static __device__ __forceinline__ void e4m3(float (&sums)[56], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %58, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n112k32.f32.e4m3.e4m3 {" MF_SUMS_112 "}, %56, %57, p, 1, 1; }"
+                     : MF_OPERANDS_112
                      : "l"(rows), "l"(tokens), "r"(add));
 #endif
     }
@@ -499,6 +507,27 @@ template <> struct products<128> {
     }
 };
 
+template <> struct products<144> {
+    static __device__ __forceinline__ void bf16(float (&sums)[72], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %74, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n144k16.f32.bf16.bf16 {" MF_SUMS_144 "}, %72, %73, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_144
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+    static __device__ __forceinline__ void e4m3(float (&sums)[72], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %74, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n144k32.f32.e4m3.e4m3 {" MF_SUMS_144 "}, %72, %73, p, 1, 1; }"
+                     : MF_OPERANDS_144
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
 template <> struct products<160> {
     static __device__ __forceinline__ void bf16(float (&sums)[80], uint64_t rows, uint64_t tokens, int add)
     {
@@ -515,6 +544,27 @@ template <> struct products<160> {
         asm volatile("{ .reg .pred p; setp.ne.b32 p, %82, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n160k32.f32.e4m3.e4m3 {" MF_SUMS_160 "}, %80, %81, p, 1, 1; }"
                      : MF_OPERANDS_160
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+template <> struct products<176> {
+    static __device__ __forceinline__ void bf16(float (&sums)[88], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %90, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {" MF_SUMS_176 "}, %88, %89, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_176
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+    static __device__ __forceinline__ void e4m3(float (&sums)[88], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %90, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n176k32.f32.e4m3.e4m3 {" MF_SUMS_176 "}, %88, %89, p, 1, 1; }"
+                     : MF_OPERANDS_176
                      : "l"(rows), "l"(tokens), "r"(add));
 #endif
     }
