@@ -16,7 +16,7 @@
 typedef struct cuda_state {
     mf_cuda_gpu gpu;
     cudaStream_t own, stream;
-    uint32_t *counts; /* [MF_CUDA_HISTOGRAM_SLOTS + 1]: zero between launches of the gate; the last is its ticket */
+    uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
     mf_error failure; /* status MF_OK: none so far */
 } cuda_state;
 
@@ -402,7 +402,7 @@ static mf_status init(mf_device *device, mf_error *err)
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
-    const size_t bytes = (MF_CUDA_HISTOGRAM_SLOTS + 1) * sizeof *state->counts;
+    const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);
     state->stream = state->own;

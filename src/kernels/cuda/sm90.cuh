@@ -68,6 +68,48 @@ template <int PENDING> MF_PTX void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+/* 1 / d within an ulp; subnormals are zero. */
+MF_PTX float reciprocal_approx(float d)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    return r;
+}
+
+/* v with subnormals and -0 as +0; infinities and NaNs stay. */
+MF_PTX float flush_to_zero(float v)
+{
+    float r;
+    asm("add.ftz.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
+    return r;
+}
+
+/* Words that blocks of one launch share. */
+MF_PTX uint32_t load_relaxed(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+MF_PTX uint32_t load_acquire(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+/* After what this block's threads wrote before its last barrier. */
+MF_PTX void store_release(uint32_t *p, uint32_t v)
+{
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
+{
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
 /* Programmatic dependent launch (sm_90): what kernels before this one wrote is there; the next one may start. */
 MF_PTX void wait_for_previous()
 {
