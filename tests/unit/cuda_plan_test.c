@@ -173,19 +173,19 @@ TEST(combine_takes_16_bytes_a_thread_where_every_row_allows_it)
                                 .out = mf_tensor_2d(memory, MF_F32, 3, 64) };
     mf_sum_reduce_call call = { .args = &args, .num_tokens = 3, .num_columns = 2, .hidden_size = 64 };
     mf_cuda_sum sum;
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 8);
     args.x.stride[0] += 4; /* 8 bytes */
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 1);
     CHECK_EQ(sum.bytewise, 0);
     args.x.stride[0] += 4;
     args.out.data = memory + 1;
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 1);
     CHECK_EQ(sum.bytewise, 1);
     args.num_addends = MF_CUDA_MAX_ADDENDS + 1;
-    CHECK_EQ(mf_cuda_plan_sum(&call, true, &sum, &err), MF_ERR_UNSUPPORTED);
+    CHECK_EQ(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), MF_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "num_addends 17");
 }
 

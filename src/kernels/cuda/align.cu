@@ -235,7 +235,7 @@ template <int WARPS> struct slot_row {
 
 template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_kernel(const __grid_constant__ mf_cuda_align p)
 {
-    constexpr int THREADS = WARPS * 32, STEPS = 4, WORDS = slot_row<WARPS>::WORDS, STRIDE = slot_row<WARPS>::STRIDE;
+    constexpr int THREADS = WARPS * 32, STEPS = WARPS == 32 ? 4 : 2, WORDS = slot_row<WARPS>::WORDS, STRIDE = slot_row<WARPS>::STRIDE;
     static_assert(MF_CUDA_ALIGN_PAIRS < 65536 && WARPS <= 32, "counts of 16 bits, one sum a lane");
     extern __shared__ __align__(16) uint32_t shared[];
     __shared__ uint32_t sums[32];
@@ -265,29 +265,42 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
     }
     __syncthreads(); /* the zeros */
-    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
+    uint32_t same[STEPS]; /* lanes with this lane's slot */
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
-        if (k >= steps) {
-            break;
-        }
         if (slot[k] >= slots) {
             slot[k] = -1;
             if (p.errors && blockIdx.x == 0) {
                 atomicAdd((int32_t *)p.errors, 1);
             }
         }
-        const uint32_t same = __match_any_sync(MF_FULL_WARP, slot[k]);
-        uint32_t before = 0;
-        if (slot[k] >= 0) {
-            before = mine[slot[k] * (STRIDE * 2)];
+        same[k] = __ballot_sync(MF_FULL_WARP, slot[k] >= 0);
+    }
+    /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
+    for (int bit = 0; bit < p.slot_bits; bit++) {
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const bool is_one = (slot[k] >> bit & 1) != 0;
+            const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
+            same[k] &= is_one ? ones : ~ones;
         }
-        rank[k] = before + __popc(same & ((1u << lane) - 1u));
-        __syncwarp();
-        if (slot[k] >= 0 && lane == __ffs(same) - 1) {
-            mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same));
+    }
+    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps) {
+            uint32_t before = 0;
+            if (slot[k] >= 0) {
+                before = mine[slot[k] * (STRIDE * 2)];
+            }
+            const uint32_t of_lane = __popc(same[k] & ((1u << lane) - 1u));
+            rank[k] = before + of_lane;
+            __syncwarp();
+            if (slot[k] >= 0 && of_lane == 0) {
+                mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same[k]));
+            }
+            __syncwarp();
         }
-        __syncwarp();
     }
     __syncthreads();
 

@@ -78,6 +78,8 @@ typedef struct mf_cuda_align {
     uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
     int32_t slice;        /* entries of sorted that a block makes in shared memory; 0: the way of many pairs or slots */
     int32_t block_shift;  /* block_size is 1 << block_shift; -1: no power of two */
+    int32_t slot_bits;    /* of num_slots - 1 */
+    int32_t reserved;
     int32_t wide;         /* four entries of sorted can be stored at once */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_align;
@@ -102,6 +104,8 @@ typedef struct mf_cuda_sum {
     int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
     int32_t bytewise;
     float factor;
+    int32_t wide_residual; /* its rows are aligned, too */
+    int32_t starts_early;  /* the GPU knows programmatic dependent launch */
 } mf_cuda_sum;
 
 int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream);

@@ -171,7 +171,7 @@ static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
 {
     mf_cuda_sum sum;
     MF_TRY(enter(device, err));
-    MF_TRY(mf_cuda_plan_sum(call, true, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state_of(device)->gpu, call, true, &sum, err));
     if (sum.num_tokens == 0 || sum.hidden_size == 0) {
         return MF_OK;
     }
@@ -313,7 +313,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     if (!plan.is_combined) {
         args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
     }
-    MF_TRY(mf_cuda_plan_sum(&over_y, !plan.is_combined, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {
         const mf_cuda_path path = takes(own->paths.w2, MF_CUDA_PATH_FP8) ? MF_CUDA_PATH_FP8 : MF_CUDA_PATH_BF16;

@@ -158,6 +158,20 @@ template <int V> MF_DEV void store_row(float *to, const float (&v)[V], int lane)
     }
 }
 
+template <int N> MF_DEV void load_part(const float *from, float (&v)[N])
+{
+    if constexpr (N == 2) {
+        const float2 q = *(const float2 *)from;
+        v[0] = q.x;
+        v[1] = q.y;
+    } else {
+#pragma unroll
+        for (int e = 0; e < N; e++) {
+            v[e] = from[e];
+        }
+    }
+}
+
 /* ---- shared memory of a warp ---- */
 
 struct choice {
@@ -341,14 +355,17 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
     }
     /* Which of its lane's keys a pick was: four lanes a pick. */
     const pick mine = own->picks[lane >> 2];
+    const float value = unordered(mine.key);
     constexpr int PART = V < 4 ? 1 : V / 4;
+    const int i = mine.lane * V + (V < 4 ? lane & (V - 1) : (lane & 3) * PART);
+    float part[PART];
+    load_part<PART>(own->key + i, part);
     int found = 0;
 #pragma unroll
     for (int e = 0; e < PART; e++) {
-        const int j = (lane & 3) * PART + e, i = mine.lane * V + j;
-        if ((V >= 4 || j < V) && ordered(own->key[i % (V * 32)]) == mine.key) {
+        if (part[e] == value && (V >= 4 || (lane & 3) < V)) {
             found++;
-            own->chosen[row][lane >> 2] = choice{ i, SOFTMAX ? own->key[i] : own->score[i] };
+            own->chosen[row][lane >> 2] = choice{ i + e, SOFTMAX ? value : own->score[i + e] };
         }
     }
     const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);

@@ -280,6 +280,9 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
             out->block_shift = s;
         }
     }
+    while (out->num_slots - 1 >> out->slot_bits > 0) {
+        out->slot_bits++;
+    }
     plan_align_slice(gpu, out);
     return MF_OK;
 }
@@ -300,7 +303,7 @@ static bool has_wide_rows(const mf_tensor *t)
     return ok;
 }
 
-mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err)
+mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err)
 {
     const mf_sum_reduce_args *a = call->args;
     if (a->num_addends > MF_CUDA_MAX_ADDENDS) {
@@ -347,6 +350,8 @@ mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_s
     }
     out->vector = wide && !odd ? (int32_t)vector : 1;
     out->bytewise = odd;
+    out->wide_residual = has_wide_rows(&a->residual);
+    out->starts_early = gpu->capability >= 90;
     return MF_OK;
 }
 

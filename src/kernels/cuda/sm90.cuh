@@ -84,6 +84,14 @@ MF_PTX float flush_to_zero(float v)
     return r;
 }
 
+/* Two f32 to the nearest bf16, the first in the low half. */
+MF_PTX uint32_t pack_bf16(float low, float high)
+{
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
 /* Words that blocks of one launch share. */
 MF_PTX uint32_t load_relaxed(const uint32_t *p)
 {

@@ -169,32 +169,103 @@ template <int V> MF_DEV void finish_row(const mf_cuda_sum &p, int64_t t, int64_t
     }
 }
 
-/* The usual combine - x and weights alone, at most MOST columns, aligned: every load of a row before the first sum. */
-template <typename T, int V, int MOST>
-__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ mf_cuda_sum p)
+/* ---- the usual combine: x, weights, ids and a residual, aligned; every load of a row before the first sum ----
+ *
+ * Plain loads: hints to stream past the caches cost more than they save, since what is combined was just written. */
+
+/* What it needs, close together. */
+struct plain_call {
+    const void *x;
+    const int32_t *ids;
+    const float *weights;
+    const void *residual;
+    void *out;
+    int64_t x_stride, column_stride, ids_stride, weights_stride, residual_stride, out_stride, num_tokens;
+    int32_t hidden_size, num_columns, routed, out_dtype;
+    float factor;
+};
+
+MF_DEV uint32_t pair_of(int dtype, float low, float high)
 {
-    const int64_t h = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    return dtype == MF_BF16 ? pack_bf16(low, high) : (uint32_t)f32_to_f16(low) | (uint32_t)f32_to_f16(high) << 16;
+}
+
+/* V aligned elements of `out`'s type as f32. */
+template <int V> MF_DEV void load_elements(const void *base, int dtype, int64_t at, float (&v)[V])
+{
+    if (dtype == MF_F32) {
+#pragma unroll
+        for (int e = 0; e < V; e += 4) {
+            const float4 q = *(const float4 *)((const float *)base + at + e);
+            v[e] = q.x;
+            v[e + 1] = q.y;
+            v[e + 2] = q.z;
+            v[e + 3] = q.w;
+        }
+        return;
+    }
+    uint32_t pairs[V / 2];
+#pragma unroll
+    for (int e = 0; e < V / 2; e += 2) {
+        const uint2 q = *(const uint2 *)((const uint16_t *)base + at + 2 * e);
+        pairs[e] = q.x;
+        pairs[e + 1] = q.y;
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        const uint16_t h = (uint16_t)(pairs[e / 2] >> (e % 2 * 16));
+        v[e] = dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    }
+}
+
+template <int V> MF_DEV void store_elements(void *base, int dtype, int64_t at, const float (&v)[V])
+{
+    if (dtype == MF_F32) {
+#pragma unroll
+        for (int e = 0; e < V; e += 4) {
+            *(float4 *)((float *)base + at + e) = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+        }
+    } else if (V == 8) {
+        *(uint4 *)((uint16_t *)base + at) = make_uint4(pair_of(dtype, v[0], v[1]), pair_of(dtype, v[2], v[3]),
+                                                       pair_of(dtype, v[4 % V], v[5 % V]), pair_of(dtype, v[6 % V], v[7 % V]));
+    } else {
+        *(uint2 *)((uint16_t *)base + at) = make_uint2(pair_of(dtype, v[0], v[1]), pair_of(dtype, v[2], v[3]));
+    }
+}
+
+/* EXACT: there are C columns; otherwise at most C.  IDS: those with a negative id are skipped, unread. */
+template <typename T, int V, int C, bool EXACT, bool IDS>
+__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ plain_call p)
+{
+    static_assert(sizeof(pack<T, V>) == 16, "16 bytes a load");
+    const int h = (int)(blockIdx.x * THREADS + threadIdx.x) * V;
+    let_next_start();
+    wait_for_previous();
     if (h >= p.hidden_size) {
         return;
     }
-    const int routed = p.num_columns - p.num_shared;
     for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
         const T *x = (const T *)p.x + t * p.x_stride + h;
-        const float *weights = (const float *)p.weights + t * p.weights_stride;
-        const int32_t *ids = (const int32_t *)p.ids + t * p.ids_stride;
-        pack<T, V> v[MOST];
-        float w[MOST];
-        bool use[MOST];
+        pack<T, V> v[C];
+        float w[C];
+        bool use[C];
 #pragma unroll
-        for (int c = 0; c < MOST; c++) {
-            use[c] = c < p.num_columns && (!p.ids || ids[c] >= 0);
+        for (int c = 0; c < C; c++) {
+            use[c] = (EXACT || c < p.num_columns) && (!IDS || p.ids[t * p.ids_stride + c] >= 0);
         }
 #pragma unroll
-        for (int c = 0; c < MOST; c++) {
+        for (int c = 0; c < C; c++) {
             if (use[c]) {
-                v[c] = stream_pack<T, V>(x, c * p.column_stride, false);
+                v[c] = *(const pack<T, V> *)(x + c * p.column_stride);
             }
-            w[c] = c < p.num_columns && p.weights ? weights[c] : 1.0f;
+        }
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            w[c] = (EXACT || c < p.num_columns) && p.weights ? p.weights[t * p.weights_stride + c] : 1.0f;
+        }
+        float residual[V];
+        if (p.residual) {
+            load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
         }
         float r[V], s[V];
 #pragma unroll
@@ -202,8 +273,8 @@ __global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constan
             r[e] = s[e] = 0.0f;
         }
 #pragma unroll
-        for (int c = 0; c < MOST; c++) {
-            if (use[c] && c < routed) {
+        for (int c = 0; c < C; c++) {
+            if (use[c] && c < p.routed) {
 #pragma unroll
                 for (int e = 0; e < V; e++) {
                     r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
@@ -215,7 +286,12 @@ __global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constan
                 }
             }
         }
-        finish_row<V>(p, t, h, r, s);
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            r[e] = __fmaf_rn(p.factor, r[e], s[e]);
+            r[e] = p.residual ? __fadd_rn(r[e], residual[e]) : r[e];
+        }
+        store_elements<V>(p.out, p.out_dtype, t * p.out_stride + h, r);
     }
 }
 
@@ -256,23 +332,64 @@ __global__ void __launch_bounds__(THREADS) sum_f64_kernel(const __grid_constant_
     }
 }
 
-/* sum_plain_kernel can do it with MOST columns. */
-bool is_plain(const mf_cuda_sum *call, int most)
+enum { PLAIN_COLUMNS = 10 };
+
+bool is_plain(const mf_cuda_sum *call)
 {
-    return call->vector > 1 && call->num_columns <= most && !call->identity && !call->num_addends && !call->num_valid &&
-           !call->row_valid;
+    return call->vector > 1 && call->hidden_size < 1 << 30 && call->num_columns <= PLAIN_COLUMNS && !call->identity && !call->num_addends &&
+           !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
+}
+
+template <typename T, int V, int C, bool EXACT> int launch_columns(const mf_cuda_sum *call, cudaStream_t stream)
+{
+    plain_call p = {};
+    p.x = call->x;
+    p.ids = (const int32_t *)call->ids;
+    p.weights = (const float *)call->weights;
+    p.residual = call->residual;
+    p.out = call->out;
+    p.x_stride = call->x_stride;
+    p.column_stride = call->column_stride;
+    p.ids_stride = call->ids_stride;
+    p.weights_stride = call->weights_stride;
+    p.residual_stride = call->residual_stride;
+    p.out_stride = call->out_stride;
+    p.num_tokens = call->num_tokens;
+    p.hidden_size = (int32_t)call->hidden_size;
+    p.num_columns = call->num_columns;
+    p.routed = call->num_columns - call->num_shared;
+    p.out_dtype = call->out_dtype;
+    p.factor = call->factor;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
+                          (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
+    config.blockDim = dim3(THREADS);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = call->starts_early ? 1 : 0;
+    return (int)(p.ids ? cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, true>, p)
+                       : cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, false>, p));
 }
 
 template <typename T, int V> int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
 {
-    const dim3 grid((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
-                    (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
-    if (is_plain(call, 6)) {
-        sum_plain_kernel<T, V, 6><<<grid, THREADS, 0, stream>>>(*call);
-    } else {
-        sum_plain_kernel<T, V, 10><<<grid, THREADS, 0, stream>>>(*call);
+    switch (call->num_columns) {
+    case 2:
+        return launch_columns<T, V, 2, true>(call, stream);
+    case 4:
+        return launch_columns<T, V, 4, true>(call, stream);
+    case 6:
+        return launch_columns<T, V, 6, true>(call, stream);
+    case 8:
+        return launch_columns<T, V, 8, true>(call, stream);
+    case 9:
+        return launch_columns<T, V, 9, true>(call, stream);
+    default:
+        return launch_columns<T, V, PLAIN_COLUMNS, false>(call, stream);
     }
-    return (int)cudaGetLastError();
 }
 
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
@@ -292,7 +409,7 @@ int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream)
         sum_f64_kernel<<<(unsigned)(blocks < 1 << 20 ? blocks : 1 << 20), THREADS, 0, s>>>(*call);
         return (int)cudaGetLastError();
     }
-    if (is_plain(call, 10) && call->dtype != MF_F16) {
+    if (is_plain(call) && call->dtype != MF_F16) {
         return call->dtype == MF_F32 ? launch_plain<float, 4>(call, s) : launch_plain<bf16_bits, 8>(call, s);
     }
     if (call->vector > 1) {
