@@ -56,7 +56,7 @@ typedef struct mf_cuda_grid {
     int32_t warps, values; /* values a lane holds in registers; 0 = the general kernel, keys in shared memory */
     int64_t shared_bytes;
     int32_t rows_width;   /* gate_rows.cu's kernel of this width; 0 = gate.cu's */
-    int32_t rows;         /* a warp takes together, up to 4; gate_rows.cu */
+    int32_t rows;         /* a warp takes together, up to 4, or 0: a block a row; gate_rows.cu */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
     int32_t reserved;
 } mf_cuda_grid;
@@ -104,6 +104,7 @@ typedef struct mf_cuda_sum {
     int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
     int32_t bytewise;
     float factor;
+    int32_t narrow;        /* the usual combine takes two elements a thread, not four */
     int32_t wide_residual; /* its rows are aligned, too */
     int32_t starts_early;  /* the GPU knows programmatic dependent launch */
 } mf_cuda_sum;

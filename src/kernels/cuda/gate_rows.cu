@@ -1,7 +1,8 @@
 /* gate_rows.cu - the gate of the usual models: SIGMOID with or without a SCORE bias, or SOFTMAX, 64 to 384 experts, up to 8
  * choices, no maps; bit-equal to ref/gate.c.  plan.c says what comes here.
  *
- * A warp takes a row; lane l holds experts l * V .. l * V + V - 1, so that the lowest lane of equals has the lowest id and
+ * Few rows: a block a row, a thread an expert - little code, because a launch finds none of it in the caches.  Many: a warp
+ * takes a row; lane l holds experts l * V .. l * V + V - 1, so that the lowest lane of equals has the lowest id and
  * four lanes are a group.  Each lane sorts its few largest keys and the choice is eight pops of the warp's largest.  A row
  * that the quick way cannot vouch for - a NaN, a logit past 64 in magnitude, a lane with more chosen than it has sorted -
  * takes gate_row.cuh's way instead; that decides no bit.  What follows the choice is done for up to four rows at once.
@@ -14,7 +15,7 @@
 namespace
 {
 
-constexpr int MAX_THREADS = 512, MAX_K = 8, MOST_ROWS = 4;
+constexpr int MAX_THREADS = 512, MAX_WARPS = MAX_THREADS / 32, MAX_K = 8, MOST_ROWS = 4;
 constexpr uint32_t ARRIVALS = 1u << 16; /* what the blocks of a launch add up to */
 
 /* What the usual row needs, close together; the general call lies behind it. */
@@ -66,6 +67,12 @@ MF_DEV float sigmoid_in_range(float x)
 #else
     return __fdiv_rn(a, d);
 #endif
+}
+
+/* Its branch is laid out of the way. */
+MF_DEV bool rarely(bool condition)
+{
+    return __builtin_expect(condition, 0);
 }
 
 MF_DEV float larger(float a, float b)
@@ -190,6 +197,8 @@ template <int V> struct warp_memory {
     choice chosen[MOST_ROWS][MAX_K];
     pick picks[MAX_K];
     float2 stats[MOST_ROWS]; /* softmax: maximum and sum */
+    bool done[MOST_ROWS];    /* by the general way */
+    uint8_t reserved[12];
     float group[32];
     uint8_t kept[32];
 };
@@ -242,7 +251,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         squares = __fmaf_rn(x, x, squares);
         key[e] = x;
     }
-    if (__any_sync(MF_FULL_WARP, !(squares <= (SOFTMAX ? 1e30f : 4096.0f)))) {
+    if (rarely(__any_sync(MF_FULL_WARP, !(squares <= (SOFTMAX ? 1e30f : 4096.0f))))) {
         float most = 0.0f; /* one by one; a NaN fails, too */
         bool bad = false;
 #pragma unroll
@@ -328,7 +337,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
     __syncwarp();
     if (DEPTH < V) { /* a lane that gave all it had sorted may have more */
         const bool is_out = kept && head[0] == 0;
-        if (__any_sync(MF_FULL_WARP, is_out)) {
+        if (rarely(__any_sync(MF_FULL_WARP, is_out))) {
             int above = 0;
 #pragma unroll
             for (int e = 0; e < V; e++) {
@@ -369,36 +378,23 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         }
     }
     const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);
-    if (__popc(once) != MAX_K || more != 0) {
+    if (rarely(__popc(once) != MAX_K || more != 0)) {
         __syncwarp();
         choose_among_equals<V, !SOFTMAX>(own, row, lane);
     }
     return true;
 }
 
-/* ---- weights and outputs of up to four rows, eight lanes a row ---- */
+/* ---- weights and outputs of four rows of a warp, eight lanes a row ---- */
 
-template <int V, bool SOFTMAX>
-MF_DEV void emit_rows(const rows_call &c, warp_memory<V> *own, uint32_t *counts, int64_t first, int64_t valid_rows,
-                      uint32_t done, int lane)
+/* Row t's choice k in this lane.  w: the score, or for SOFTMAX its e^(x - m), of which stats.y is the sum. */
+template <bool SOFTMAX, typename COUNT>
+MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice mine, float sum, COUNT count)
 {
-    const int row = lane >> 3, k = lane & 7;
-    const int64_t t = first + row;
-    const bool here = row < c.rows && t < c.num_tokens && (done >> row & 1) == 0;
-    const bool valid = here && t < valid_rows && (!c.row_valid || c.row_valid[t] != 0);
     const bool routed = valid && k < c.top_k;
-    choice mine = own->chosen[row][k];
-    mine.id = routed ? mine.id : -1;
-    if (c.histogram && routed) {
-        atomicAdd(counts + mine.id, 1u);
-    }
-    float w = 0.0f;
-    if (routed) {
-        w = mine.w;
-        if (SOFTMAX) {
-            const float2 stats = own->stats[row];
-            w = canon_zero(__fdiv_rn(gate_exp(__fsub_rn(w, stats.x)), stats.y));
-        }
+    float w = routed ? mine.w : 0.0f;
+    if (SOFTMAX && routed) {
+        w = canon_zero(__fdiv_rn(w, sum));
     }
     if (c.renorm != MF_RENORM_NONE) {
         float s = 0.0f;
@@ -406,34 +402,63 @@ MF_DEV void emit_rows(const rows_call &c, warp_memory<V> *own, uint32_t *counts,
         for (int o = 0; o < MAX_K; o++) { /* +0 past top_k changes nothing */
             s = __fadd_rn(s, __shfl_sync(MF_FULL_WARP, w, o, 8));
         }
-        s = c.renorm == MF_RENORM_SUM       ? (s > 0.0f ? s : 1.0f)
-            : c.renorm == MF_RENORM_SUM_EPS ? __fadd_rn(s, c.renorm_eps)
-            : s > c.renorm_eps              ? s
-                                            : c.renorm_eps;
+        if (c.renorm == MF_RENORM_SUM) {
+            s = s > 0.0f ? s : 1.0f;
+        } else if (c.renorm == MF_RENORM_SUM_EPS) {
+            s = __fadd_rn(s, c.renorm_eps);
+        } else {
+            s = s > c.renorm_eps ? s : c.renorm_eps;
+        }
         w = routed ? canon_zero(__fdiv_rn(w, s)) : 0.0f;
     }
     if (c.fold) {
         w = canon_zero(__fmul_rn(w, c.factor));
     }
-    int32_t *ids = c.ids + t * c.ids_stride;
-    float *weights = c.weights + t * c.weights_stride;
+    int32_t *ids = c.ids + (int64_t)t * c.ids_stride;
+    float *weights = c.weights + (int64_t)t * c.weights_stride;
     if (here && k < c.top_k) {
-        ids[k] = mine.id;
+        ids[k] = routed ? mine.id : -1;
         weights[k] = w;
+    }
+    if (here && k < c.num_shared) {
+        const int32_t id = c.shared_base + k * c.shared_stride;
+        float one = 1.0f;
+        if (rarely(c.reciprocal)) {
+            one = canon_zero(__fdiv_rn(1.0f, c.factor));
+        }
+        ids[c.top_k + k] = valid ? id : -1;
+        weights[c.top_k + k] = valid ? one : 0.0f;
+        if (valid) {
+            count(id);
+        }
+    }
+    if (routed) {
+        count(mine.id);
     }
     if (here && k == 0 && c.identity) { /* there are no zero experts */
         c.identity[t] = 0.0f;
     }
-    if (here && k < c.num_shared) {
-        const int32_t id = c.shared_base + k * c.shared_stride;
-        const float one = c.reciprocal ? canon_zero(__fdiv_rn(1.0f, c.factor)) : 1.0f;
-        ids[c.top_k + k] = valid ? id : -1;
-        weights[c.top_k + k] = valid ? one : 0.0f;
-        if (c.histogram && valid) {
+}
+
+/* of: the memory of the warp that chose for this lane's row, its row there; done: the general way has written it. */
+template <int V, bool SOFTMAX>
+MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint32_t *counts, int t, int valid_rows, int lane)
+{
+    const bool here = t < c.num_tokens && !of->done[row];
+    const bool valid = here && t < valid_rows && (!c.row_valid || c.row_valid[t] != 0);
+    choice mine = of->chosen[row][lane & 7];
+    float sum = 1.0f;
+    if (SOFTMAX) {
+        const float2 stats = of->stats[row];
+        const float d = __fsub_rn(mine.w, stats.x);
+        mine.w = d < -87.0f ? 0.0f : exp_in_range(d);
+        sum = stats.y;
+    }
+    emit<SOFTMAX>(c, t, lane & 7, here, valid, mine, sum, [&](int32_t id) {
+        if (c.histogram) {
             atomicAdd(counts + id, 1u);
         }
-    }
-    __syncwarp();
+    });
 }
 
 /* ---- the launch's histogram ----
@@ -480,78 +505,291 @@ MF_DEV void add_counts(const rows_call &c, const uint32_t *counts, uint32_t arri
     }
 }
 
+/* A lane's biases, canonical; odd ones are rare. */
+template <int V> MF_DEV void load_bias(const float *base, int lane, float (&bias)[V])
+{
+    raw_row<V, false> raw;
+    raw.load(base, 0, lane);
+    float squares = 0.0f;
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        bias[e] = flush_to_zero(raw.value(e));
+        squares = __fmaf_rn(bias[e], bias[e], squares);
+    }
+    if (rarely(!(squares < INFINITY))) {
+#pragma unroll 1
+        for (int e = 0; e < V; e++) {
+            const float b = canon_bias(base[lane * V + e]);
+#pragma unroll
+            for (int o = 0; o < V; o++) {
+                bias[o] = o == e ? b : bias[o];
+            }
+        }
+    }
+}
+
 template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_constant__ rows_call c)
 {
     extern __shared__ __align__(16) uint8_t shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    warp_memory<V> *own = (warp_memory<V> *)shared + warp;
-    uint32_t *counts = (uint32_t *)((warp_memory<V> *)shared + warps);
+    warp_memory<V> *all = (warp_memory<V> *)shared, *own = all + warp;
+    uint32_t *counts = (uint32_t *)(all + warps);
     let_next_start();
     const bool counting = c.histogram != nullptr;
     for (int i = threadIdx.x; counting && i < c.num_slots; i += blockDim.x) {
         counts[i] = 0;
     }
     wait_for_previous();
-    if (counting && gridDim.x > 1 && blockIdx.x == 0) {
+    const bool extra = counting && gridDim.x > 1; /* block 0 */
+    if (extra && blockIdx.x == 0) {
         clear_histogram(c);
         return;
     }
-    const bool extra = counting && gridDim.x > 1; /* block 0 */
+    const int block = (int)blockIdx.x - extra, blocks = (int)gridDim.x - extra;
+    int first = (block * warps + warp) * c.rows;
+    const int step = blocks * warps * c.rows, tokens = c.num_tokens;
+    int valid_rows = tokens;
+    if (c.num_valid) {
+        valid_rows = min(max(*c.num_valid, 0), tokens);
+    }
+    const auto is_valid = [&](int t) { return t < valid_rows && (!c.row_valid || c.row_valid[t] != 0); };
+    raw_row<V, BF16> next = {};
+    bool next_valid = is_valid(first);
+    if (next_valid) {
+        next.load(c.logits, (int64_t)first * c.logits_stride, lane);
+    }
     uint32_t arrivals = 0;
     if (extra && threadIdx.x == 0) {
         arrivals = load_relaxed(c.arrivals);
     }
-    const int64_t valid_rows = num_valid_rows(c.num_valid, c.num_tokens, false);
-    const auto is_valid = [&](int64_t t) { return t < valid_rows && (!c.row_valid || c.row_valid[t] != 0); };
-    int64_t first = ((int64_t)(blockIdx.x - (extra ? 1 : 0)) * warps + warp) * c.rows;
-    const int64_t step = (int64_t)(gridDim.x - (extra ? 1 : 0)) * warps * c.rows;
-    raw_row<V, BF16> next = {};
-    bool next_valid = first < c.num_tokens && is_valid(first);
-    if (next_valid) {
-        next.load(c.logits, first * c.logits_stride, lane);
-    }
     float bias[V];
     if (!SOFTMAX && c.bias) {
-        raw_row<V, false> b;
-        b.load(c.bias, 0, lane);
-#pragma unroll
-        for (int e = 0; e < V; e++) {
-            bias[e] = canon_bias(b.value(e));
-        }
+        load_bias<V>(c.bias, lane, bias);
     }
     if (counting) {
         __syncthreads(); /* the zeros of counts */
     }
-    for (; first < c.num_tokens; first += step) {
-        uint32_t done = 0;
-        for (int row = 0; row < c.rows && first + row < c.num_tokens; row++) {
+    const bool alone = c.rows == 1; /* the grid has a warp for every row */
+    do {
+        for (int row = 0; row < c.rows; row++) {
             const raw_row<V, BF16> raw = next;
             const bool valid = next_valid;
-            const int64_t after = row + 1 < c.rows ? first + row + 1 : first + step;
-            next_valid = after < c.num_tokens && is_valid(after);
-            if (next_valid) {
-                next.load(c.logits, after * c.logits_stride, lane);
+            if (!alone) {
+                const int after = row + 1 < c.rows ? first + row + 1 : first + step;
+                next_valid = is_valid(after);
+                if (next_valid) {
+                    next.load(c.logits, (int64_t)after * c.logits_stride, lane);
+                }
             }
-            if (valid && !choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane)) {
+            bool done = false;
+            if (valid && rarely(!choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane))) {
                 take_general_row<V>(c.general, own, counts, first + row, valid_rows, lane);
-                done |= 1u << row;
+                done = true;
+            }
+            if (lane == 0) {
+                own->done[row] = done;
             }
         }
+        if (alone) { /* four warps' rows by one */
+            __syncthreads();
+            const int of = warp * 4 + (lane >> 3);
+            if (warp * 4 < warps) {
+                emit_row<V, SOFTMAX>(c, all + min(of, warps - 1), 0, counts, of < warps ? block * warps + of : tokens, valid_rows,
+                                     lane);
+            }
+            break;
+        }
         __syncwarp();
-        emit_rows<V, SOFTMAX>(c, own, counts, first, valid_rows, done, lane);
-    }
+        const int row = lane >> 3;
+        emit_row<V, SOFTMAX>(c, own, row, counts, row < c.rows ? first + row : tokens, valid_rows, lane);
+        __syncwarp();
+        first += step;
+    } while (first < tokens);
     if (counting) {
         add_counts(c, counts, arrivals);
     }
 }
 
-template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
-int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
+/* ---- few rows: a block a row, a thread an expert ---- */
+
+struct candidate {
+    uint32_t key;
+    int32_t id;
+    float w;
+    int32_t reserved;
+};
+
+/* The general way, in the memory that the row no longer needs. */
+template <int N>
+static __device__ __noinline__ void take_general_row_alone(const mf_cuda_gate &p, candidate *list, int64_t t,
+                                                           int64_t valid_rows)
 {
-    const auto kernel = gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>;
-    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + (c.histogram ? (size_t)c.num_slots * 4 : 0);
-    if (bytes > 48 * 1024) {
+    static_assert(N * sizeof(candidate) >= COLUMNS * 8 + N * 4 + 160 || N == 64, "room for a general row");
+    row_memory mem;
+    mem.id = (int32_t *)list;
+    mem.w = (float *)(mem.id + COLUMNS);
+    mem.key = (uint32_t *)(mem.w + COLUMNS);
+    mem.group = (float *)(mem.key + N);
+    mem.kept = (uint8_t *)(mem.group + 32);
+    run_row<0, MF_CUDA_GATE_FUSED>(p, mem, nullptr, t, valid_rows, threadIdx.x & 31);
+}
+
+/* A bound that at least 8 of the keys that may be chosen reach, from each warp's two largest; and whether this warp's may. */
+template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, uint2 top, int lane, int warp, bool *kept)
+{
+    *kept = true;
+    if (GROUPS) { /* a warp is a group */
+        const float score = __fadd_rn(unordered(top.x), unordered(top.y)), mine = __shfl_sync(MF_FULL_WARP, score, lane >> 2);
+        const int group = lane >> 2, other = (lane & 3) * 2;
+        const float o0 = __shfl_sync(MF_FULL_WARP, score, other), o1 = __shfl_sync(MF_FULL_WARP, score, other + 1);
+        const uint32_t b0 = __ballot_sync(MF_FULL_WARP, o0 > mine || (o0 == mine && other < group));
+        const uint32_t b1 = __ballot_sync(MF_FULL_WARP, o1 > mine || (o1 == mine && other + 1 < group));
+        const int of = 4 * (lane & 7);
+        const bool keeps = __popc(b0 >> of & 15u) + __popc(b1 >> of & 15u) < c.topk_group;
+        *kept = __ballot_sync(MF_FULL_WARP, keeps) >> warp & 1u;
+        return c.topk_group < 4 ? 0u : __reduce_min_sync(MF_FULL_WARP, keeps ? top.y : UINT32_MAX);
+    }
+    if (WARPS < 4) {
+        return 0u;
+    }
+    return __reduce_min_sync(MF_FULL_WARP, WARPS < 8 ? (lane < WARPS ? top.y : UINT32_MAX) : lane < 8 ? top.x : UINT32_MAX);
+}
+
+template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
+__global__ void __launch_bounds__(WARPS * 32) gate_row_kernel(const __grid_constant__ rows_call c)
+{
+    constexpr int N = WARPS * 32;
+    __shared__ candidate list[N == 64 ? 128 : N];
+    __shared__ float parts[SOFTMAX ? N : 1];
+    __shared__ uint2 tops[WARPS];
+    __shared__ choice chosen[MAX_K];
+    __shared__ int num_candidates;
+    const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
+    let_next_start();
+    if (i == 0) {
+        num_candidates = 0;
+    }
+    const bool extra = c.histogram && gridDim.x > 1; /* block 0 */
+    wait_for_previous();
+    if (extra && blockIdx.x == 0) {
+        clear_histogram(c);
+        return;
+    }
+    const int t = (int)blockIdx.x - extra;
+    const bool valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
+    bool general = false;
+    float m = 0.0f;
+    if (valid) {
+        float b = 0.0f, x;
+        if (BF16) {
+            x = bf16_to_f32(((const uint16_t *)c.logits)[(int64_t)t * c.logits_stride + i]);
+        } else {
+            x = ((const float *)c.logits)[(int64_t)t * c.logits_stride + i];
+        }
+        if (!SOFTMAX && c.bias) {
+            b = c.bias[i];
+        }
+        if (c.histogram && !extra) {
+            for (int s = i; s < c.num_slots; s += N) {
+                c.histogram[s] = 0;
+            }
+        }
+        const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f));
+        const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
+        const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, canon_bias(b)));
+        const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
+        const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
+        const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
+        if (lane == 0) {
+            tops[warp] = make_uint2(best, second);
+        }
+        general = __syncthreads_or(odd);
+        if (!general) {
+            const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
+            float w = score;
+            if (SOFTMAX) {
+                m = unordered(__reduce_max_sync(MF_FULL_WARP, top.x));
+                const float d = __fsub_rn(score, m);
+                w = d < -87.0f ? 0.0f : exp_in_range(d);
+                parts[i] = w;
+            }
+            bool kept;
+            const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
+            const bool is_candidate = kept && key >= bound;
+            const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
+            int at = 0;
+            if (lane == 0 && has != 0) {
+                at = atomicAdd(&num_candidates, __popc(has));
+            }
+            at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
+            if (is_candidate) {
+                list[at] = candidate{ key, i, w, 0 };
+            }
+        }
+    } else if (c.histogram && !extra) {
+        for (int s = i; s < c.num_slots; s += N) {
+            c.histogram[s] = 0;
+        }
+    }
+    __syncthreads();
+    if (warp == WARPS - 1 && lane == 0 && extra) { /* the zeros, awaited beside the choice */
+        const uint32_t awaited = (load_relaxed(c.arrivals) / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
+        while (load_acquire(c.generation) != awaited) {
+        }
+        add_relaxed(c.arrivals, 1);
+    }
+    float sum = 1.0f;
+    if (valid && !general && warp == 0) {
+        const int n = num_candidates;
+#pragma unroll 1
+        for (int base = 0; base < n; base += 32) {
+            if (base + lane < n) {
+                const candidate mine = list[base + lane];
+                int rank = 0;
+#pragma unroll 4
+                for (int o = 0; o < n; o++) {
+                    const uint2 other = *(const uint2 *)&list[o];
+                    rank += other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
+                }
+                if (rank < MAX_K) {
+                    chosen[rank] = choice{ mine.id, mine.w };
+                }
+            }
+        }
+        if (SOFTMAX) {
+            sum = 0.0f;
+#pragma unroll
+            for (int j = 0; j < WARPS; j++) {
+                sum = __fadd_rn(sum, parts[j * 32 + lane]);
+            }
+#pragma unroll
+            for (int d = 16; d > 0; d /= 2) {
+                sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+            }
+        }
+        __syncwarp();
+    }
+    if (extra) {
+        __syncthreads(); /* the zeros are there */
+    }
+    if (warp == 0) {
+        if (rarely(general)) {
+            take_general_row_alone<N>(c.general, list, t, c.num_tokens);
+        } else {
+            emit<SOFTMAX>(c, t, lane & 7, lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
+                if (c.histogram) {
+                    add_relaxed(c.histogram + id, 1);
+                }
+            });
+        }
+    }
+}
+
+template <typename KERNEL>
+int start(KERNEL kernel, const rows_call &c, const mf_cuda_grid *grid, int threads, size_t bytes, cudaStream_t stream)
+{
+    if (bytes > 40 * 1024) { /* beside what the kernel declares */
         const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (error != cudaSuccess) {
             return (int)error;
@@ -562,12 +800,23 @@ int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)grid->blocks);
-    config.blockDim = dim3((unsigned)grid->warps * 32);
+    config.blockDim = dim3((unsigned)threads);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = grid->starts_early ? 1 : 0;
     return (int)cudaLaunchKernelEx(&config, kernel, c);
+}
+
+/* grid->rows 0: a block a row. */
+template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
+int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
+{
+    if (grid->rows == 0) {
+        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32, 0, stream);
+    }
+    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + (c.histogram ? (size_t)c.num_slots * 4 : 0);
+    return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);
 }
 
 template <bool BF16> int launch_shape(const rows_call &c, const mf_cuda_grid *grid, bool softmax, bool groups, cudaStream_t s)
@@ -618,6 +867,7 @@ int mf_cuda_launch_gate_rows(const mf_cuda_gate *g, const mf_cuda_grid *grid, vo
     c.renorm_eps = g->renorm_eps;
     c.factor = g->factor;
     c.general = *g;
+    c.general.counts_to_output = grid->rows == 0; /* there are no counts of a block */
     const bool softmax = g->scoring == MF_SCORING_SOFTMAX, groups = g->n_group > 1;
     return g->logits_dtype == MF_F32 ? launch_shape<false>(c, grid, softmax, groups, (cudaStream_t)stream)
                                      : launch_shape<true>(c, grid, softmax, groups, (cudaStream_t)stream);

@@ -6,7 +6,7 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 4, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -89,23 +89,26 @@ static bool has_usual_rows(const mf_cuda_gate *g, const mf_gate_call *call)
     return sizes && groups && scores && rows && plain && slots;
 }
 
-/* A warp a row while the GPU has warps enough, then up to four together; with a histogram block 0 has no rows. */
+/* A block a row while few are resident, a warp a row while the GPU has warps enough, then up to four rows a warp; with a
+ * histogram block 0 has no rows. */
 static void plan_gate_rows(const mf_cuda_gpu *gpu, const mf_cuda_gate *g, mf_cuda_grid *grid)
 {
-    const int64_t most = (int64_t)gpu->num_multiprocessors * 2;
+    const int64_t extra = g->histogram && g->num_tokens > 1, most = (int64_t)gpu->num_multiprocessors * 2;
     grid->rows_width = g->width;
-    grid->warps = GATE_ROWS_WARPS;
-    while (grid->warps > 1 && g->num_tokens <= (int64_t)grid->warps / 2 * gpu->num_multiprocessors) {
-        grid->warps /= 2;
+    grid->starts_early = gpu->capability >= 90;
+    grid->rows = 0;
+    if (g->num_tokens <= GATE_FEW_ROWS * gpu->num_multiprocessors) {
+        grid->warps = g->width / 32;
+        grid->blocks = g->num_tokens + extra;
+        return;
     }
+    grid->warps = GATE_ROWS_WARPS;
     grid->rows = 1;
-    while (grid->rows < 4 && g->num_tokens > most * grid->warps * grid->rows) {
+    while (grid->rows < 4 && g->num_tokens > (most - extra) * grid->warps * grid->rows) {
         grid->rows *= 2;
     }
-    const int64_t each = (int64_t)grid->warps * grid->rows, blocks = (g->num_tokens + each - 1) / each;
-    const bool extra = g->histogram && blocks > 1;
-    grid->blocks = min_i64(blocks + (extra ? 1 : 0), most);
-    grid->starts_early = gpu->capability >= 90;
+    const int64_t each = (int64_t)grid->warps * grid->rows;
+    grid->blocks = min_i64((g->num_tokens + each - 1) / each + extra, most);
 }
 
 mf_status mf_cuda_plan_gate(const mf_cuda_gpu *gpu, const mf_gate_call *call, mf_cuda_gate *g, mf_cuda_grid *grid,
@@ -232,7 +235,7 @@ static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
     const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
     const int64_t each = (a->capacity + most_blocks - 1) / most_blocks, slice = each > 2048 ? (each + 3) / 4 * 4 : 2048;
     const int64_t warps = a->num_pairs > 1024 ? 32 : 16;
-    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2) + 1024 <= gpu->shared_bytes) {
+    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2) + (16 + 1) * 1024 <= gpu->shared_bytes) {
         a->slice = (int32_t)slice;
         a->warps = (int32_t)warps;
     }
@@ -349,6 +352,9 @@ mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *cal
         odd = odd || is_odd(&a->addends[i]);
     }
     out->vector = wide && !odd ? (int32_t)vector : 1;
+    /* While all of it is in the L2 cache, more threads of less each find their data sooner. */
+    const int64_t bytes = call->num_tokens * call->num_columns * call->hidden_size * 2;
+    out->narrow = a->x.dtype == MF_BF16 && bytes <= SUM_NARROW_BYTES;
     out->bytewise = odd;
     out->wide_residual = has_wide_rows(&a->residual);
     out->starts_early = gpu->capability >= 90;

@@ -1,4 +1,4 @@
-/* sum_reduce.cu - the combine: 16 bytes of every column a thread, all columns' loads before the first sum; bit-equal to
+/* sum_reduce.cu - the combine: a few elements of every column a thread, all columns' loads before the first sum; bit-equal to
  * ref/sum_reduce.c.
  *
  * The order of the chain is the contract's whatever the vector width, so narrow and unaligned views take the same code with
@@ -11,6 +11,7 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int BATCH = 8; /* columns whose loads are in flight together */
+constexpr int PLAIN_THREADS = 256, PLAIN_COLUMNS = 10;
 
 struct bf16_bits {
     uint16_t u;
@@ -190,27 +191,20 @@ MF_DEV uint32_t pair_of(int dtype, float low, float high)
     return dtype == MF_BF16 ? pack_bf16(low, high) : (uint32_t)f32_to_f16(low) | (uint32_t)f32_to_f16(high) << 16;
 }
 
-/* V aligned elements of `out`'s type as f32. */
+/* V = 4 aligned elements of `out`'s type as f32. */
 template <int V> MF_DEV void load_elements(const void *base, int dtype, int64_t at, float (&v)[V])
 {
+    static_assert(V == 4, "one load");
     if (dtype == MF_F32) {
-#pragma unroll
-        for (int e = 0; e < V; e += 4) {
-            const float4 q = *(const float4 *)((const float *)base + at + e);
-            v[e] = q.x;
-            v[e + 1] = q.y;
-            v[e + 2] = q.z;
-            v[e + 3] = q.w;
-        }
+        const float4 q = *(const float4 *)((const float *)base + at);
+        v[0] = q.x;
+        v[1] = q.y;
+        v[2] = q.z;
+        v[3] = q.w;
         return;
     }
-    uint32_t pairs[V / 2];
-#pragma unroll
-    for (int e = 0; e < V / 2; e += 2) {
-        const uint2 q = *(const uint2 *)((const uint16_t *)base + at + 2 * e);
-        pairs[e] = q.x;
-        pairs[e + 1] = q.y;
-    }
+    const uint2 q = *(const uint2 *)((const uint16_t *)base + at);
+    const uint32_t pairs[2] = { q.x, q.y };
 #pragma unroll
     for (int e = 0; e < V; e++) {
         const uint16_t h = (uint16_t)(pairs[e / 2] >> (e % 2 * 16));
@@ -220,25 +214,25 @@ template <int V> MF_DEV void load_elements(const void *base, int dtype, int64_t 
 
 template <int V> MF_DEV void store_elements(void *base, int dtype, int64_t at, const float (&v)[V])
 {
+    static_assert(V == 4, "one store");
     if (dtype == MF_F32) {
-#pragma unroll
-        for (int e = 0; e < V; e += 4) {
-            *(float4 *)((float *)base + at + e) = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
-        }
-    } else if (V == 8) {
-        *(uint4 *)((uint16_t *)base + at) = make_uint4(pair_of(dtype, v[0], v[1]), pair_of(dtype, v[2], v[3]),
-                                                       pair_of(dtype, v[4 % V], v[5 % V]), pair_of(dtype, v[6 % V], v[7 % V]));
+        *(float4 *)((float *)base + at) = make_float4(v[0], v[1], v[2], v[3]);
     } else {
         *(uint2 *)((uint16_t *)base + at) = make_uint2(pair_of(dtype, v[0], v[1]), pair_of(dtype, v[2], v[3]));
     }
 }
 
-/* EXACT: there are C columns; otherwise at most C.  IDS: those with a negative id are skipped, unread. */
-template <typename T, int V, int C, bool EXACT, bool IDS>
-__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ plain_call p)
+/* V elements of a column: one load. */
+template <typename T, int V> struct __align__(V * sizeof(T)) column_pack {
+    T v[V];
+};
+
+/* EXACT: there are C columns; otherwise at most C.  IDS: those with a negative id are skipped, unread.  LEAN: weights, no
+ * residual, bf16 out - less code, which for few tokens is time, because a launch finds none of it in the caches. */
+template <typename T, int V, int C, bool EXACT, bool IDS, bool LEAN>
+__global__ void __launch_bounds__(PLAIN_THREADS, 6) sum_plain_kernel(const __grid_constant__ plain_call p)
 {
-    static_assert(sizeof(pack<T, V>) == 16, "16 bytes a load");
-    const int h = (int)(blockIdx.x * THREADS + threadIdx.x) * V;
+    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
     let_next_start();
     wait_for_previous();
     if (h >= p.hidden_size) {
@@ -246,7 +240,8 @@ __global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constan
     }
     for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
         const T *x = (const T *)p.x + t * p.x_stride + h;
-        pack<T, V> v[C];
+        const float *weights = p.weights + t * p.weights_stride;
+        column_pack<T, V> v[C];
         float w[C];
         bool use[C];
 #pragma unroll
@@ -256,16 +251,12 @@ __global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constan
 #pragma unroll
         for (int c = 0; c < C; c++) {
             if (use[c]) {
-                v[c] = *(const pack<T, V> *)(x + c * p.column_stride);
+                v[c] = *(const column_pack<T, V> *)(x + c * p.column_stride);
             }
         }
 #pragma unroll
         for (int c = 0; c < C; c++) {
-            w[c] = (EXACT || c < p.num_columns) && p.weights ? p.weights[t * p.weights_stride + c] : 1.0f;
-        }
-        float residual[V];
-        if (p.residual) {
-            load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
+            w[c] = (EXACT || c < p.num_columns) && (LEAN || p.weights) ? weights[c] : 1.0f;
         }
         float r[V], s[V];
 #pragma unroll
@@ -289,9 +280,23 @@ __global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constan
 #pragma unroll
         for (int e = 0; e < V; e++) {
             r[e] = __fmaf_rn(p.factor, r[e], s[e]);
-            r[e] = p.residual ? __fadd_rn(r[e], residual[e]) : r[e];
         }
-        store_elements<V>(p.out, p.out_dtype, t * p.out_stride + h, r);
+        const int64_t at = t * p.out_stride + h;
+        if constexpr (LEAN && V == 2) {
+            *(uint32_t *)((uint16_t *)p.out + at) = pack_bf16(r[0], r[1]);
+        } else if constexpr (LEAN) {
+            *(uint2 *)((uint16_t *)p.out + at) = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
+        } else {
+            if (p.residual) {
+                float residual[V];
+                load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
+#pragma unroll
+                for (int e = 0; e < V; e++) {
+                    r[e] = __fadd_rn(r[e], residual[e]);
+                }
+            }
+            store_elements<V>(p.out, p.out_dtype, at, r);
+        }
     }
 }
 
@@ -332,15 +337,46 @@ __global__ void __launch_bounds__(THREADS) sum_f64_kernel(const __grid_constant_
     }
 }
 
-enum { PLAIN_COLUMNS = 10 };
-
 bool is_plain(const mf_cuda_sum *call)
 {
     return call->vector > 1 && call->hidden_size < 1 << 30 && call->num_columns <= PLAIN_COLUMNS && !call->identity && !call->num_addends &&
            !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
 }
 
-template <typename T, int V, int C, bool EXACT> int launch_columns(const mf_cuda_sum *call, cudaStream_t stream)
+template <typename T, int V, int C, bool EXACT, bool LEAN>
+int launch_columns(const plain_call &p, int starts_early, cudaStream_t stream)
+{
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)((p.hidden_size + V * PLAIN_THREADS - 1) / (V * PLAIN_THREADS)),
+                          (unsigned)(p.num_tokens < 65535 ? p.num_tokens : 65535));
+    config.blockDim = dim3(PLAIN_THREADS);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = starts_early ? 1 : 0;
+    return (int)(p.ids ? cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, true, LEAN>, p)
+                       : cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, false, LEAN>, p));
+}
+
+template <typename T, int V, bool LEAN> int launch_exact(const plain_call &p, int starts_early, cudaStream_t stream)
+{
+    switch (p.num_columns) {
+    case 4:
+        return launch_columns<T, V, 4, true, LEAN>(p, starts_early, stream);
+    case 6:
+        return launch_columns<T, V, 6, true, LEAN>(p, starts_early, stream);
+    case 8:
+        return launch_columns<T, V, 8, true, LEAN>(p, starts_early, stream);
+    case 9:
+        return launch_columns<T, V, 9, true, LEAN>(p, starts_early, stream);
+    default:
+        return launch_columns<T, V, PLAIN_COLUMNS, false, LEAN>(p, starts_early, stream);
+    }
+}
+
+int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
 {
     plain_call p = {};
     p.x = call->x;
@@ -360,36 +396,15 @@ template <typename T, int V, int C, bool EXACT> int launch_columns(const mf_cuda
     p.routed = call->num_columns - call->num_shared;
     p.out_dtype = call->out_dtype;
     p.factor = call->factor;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
-                          (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
-    config.blockDim = dim3(THREADS);
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = call->starts_early ? 1 : 0;
-    return (int)(p.ids ? cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, true>, p)
-                       : cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, false>, p));
-}
-
-template <typename T, int V> int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
-{
-    switch (call->num_columns) {
-    case 2:
-        return launch_columns<T, V, 2, true>(call, stream);
-    case 4:
-        return launch_columns<T, V, 4, true>(call, stream);
-    case 6:
-        return launch_columns<T, V, 6, true>(call, stream);
-    case 8:
-        return launch_columns<T, V, 8, true>(call, stream);
-    case 9:
-        return launch_columns<T, V, 9, true>(call, stream);
-    default:
-        return launch_columns<T, V, PLAIN_COLUMNS, false>(call, stream);
+    const bool is_lean = p.weights && !p.residual && p.out_dtype == MF_BF16;
+    if (call->dtype == MF_F32) {
+        return launch_columns<float, 4, PLAIN_COLUMNS, false, false>(p, call->starts_early, stream);
     }
+    if (!is_lean) {
+        return launch_columns<bf16_bits, 4, PLAIN_COLUMNS, false, false>(p, call->starts_early, stream);
+    }
+    return call->narrow ? launch_exact<bf16_bits, 2, true>(p, call->starts_early, stream)
+                             : launch_exact<bf16_bits, 4, true>(p, call->starts_early, stream);
 }
 
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
@@ -410,7 +425,7 @@ int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream)
         return (int)cudaGetLastError();
     }
     if (is_plain(call) && call->dtype != MF_F16) {
-        return call->dtype == MF_F32 ? launch_plain<float, 4>(call, s) : launch_plain<bf16_bits, 8>(call, s);
+        return launch_plain(call, s);
     }
     if (call->vector > 1) {
         return call->dtype == MF_F32    ? launch<float, 4>(call, s)
