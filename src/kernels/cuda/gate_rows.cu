@@ -15,7 +15,7 @@
 namespace
 {
 
-constexpr int MAX_THREADS = 512, MAX_WARPS = MAX_THREADS / 32, MAX_K = 8, MOST_ROWS = 4;
+constexpr int MAX_THREADS = 512, MAX_K = 8, MOST_ROWS = 4;
 constexpr uint32_t ARRIVALS = 1u << 16; /* what the blocks of a launch add up to */
 
 /* What the usual row needs, close together; the general call lies behind it. */
@@ -238,10 +238,10 @@ template <int V, bool SCORES> static __device__ __noinline__ void choose_among_e
 
 /* ---- the choice ---- */
 
-/* false: the general way must do this row. */
-template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
-MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const float (&bias)[V], warp_memory<V> *own, int row,
-                       int lane)
+/* false: the general way must do this row.  used: called when raw has been. */
+template <int V, bool GROUPS, bool SOFTMAX, bool BF16, typename USED>
+MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const float *bias, warp_memory<V> *own, int row,
+                       int lane, USED used)
 {
     constexpr int DEPTH = V < 4 ? V : V == 4 ? 4 : 3;
     float key[V], squares = 0.0f;
@@ -260,6 +260,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
             bad |= is_nan(key[e]);
         }
         if (__any_sync(MF_FULL_WARP, bad || most > (SOFTMAX ? 1e15f : 64.0f))) {
+            used();
             return false;
         }
     }
@@ -268,16 +269,20 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         for (int e = 0; e < V; e++) {
             key[e] = flush_to_zero(key[e]);
         }
+        used();
     } else {
 #pragma unroll
         for (int e = 0; e < V; e++) {
             key[e] = sigmoid_in_range(key[e]);
         }
+        used();
         store_row<V>(own->score, key, lane);
         if (c.bias) {
+            raw_row<V, false> b;
+            b.load(bias, 0, lane);
 #pragma unroll
             for (int e = 0; e < V; e++) {
-                key[e] = __fadd_rn(key[e], bias[e]);
+                key[e] = __fadd_rn(key[e], b.value(e));
             }
         }
     }
@@ -470,6 +475,7 @@ MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint
 
 MF_DEV void clear_histogram(const rows_call &c)
 {
+#pragma unroll 1
     for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
         c.histogram[i] = 0;
     }
@@ -505,36 +511,16 @@ MF_DEV void add_counts(const rows_call &c, const uint32_t *counts, uint32_t arri
     }
 }
 
-/* A lane's biases, canonical; odd ones are rare. */
-template <int V> MF_DEV void load_bias(const float *base, int lane, float (&bias)[V])
-{
-    raw_row<V, false> raw;
-    raw.load(base, 0, lane);
-    float squares = 0.0f;
-#pragma unroll
-    for (int e = 0; e < V; e++) {
-        bias[e] = flush_to_zero(raw.value(e));
-        squares = __fmaf_rn(bias[e], bias[e], squares);
-    }
-    if (rarely(!(squares < INFINITY))) {
-#pragma unroll 1
-        for (int e = 0; e < V; e++) {
-            const float b = canon_bias(base[lane * V + e]);
-#pragma unroll
-            for (int o = 0; o < V; o++) {
-                bias[o] = o == e ? b : bias[o];
-            }
-        }
-    }
-}
-
+/* MAX_THREADS threads: there are as many as experts. */
 template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_constant__ rows_call c)
 {
     extern __shared__ __align__(16) uint8_t shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    static_assert(32 * V <= MAX_THREADS && sizeof(warp_memory<V>) % 16 == 0, "a thread an expert; bias aligned");
     warp_memory<V> *all = (warp_memory<V> *)shared, *own = all + warp;
-    uint32_t *counts = (uint32_t *)(all + warps);
+    float *bias = (float *)(all + warps);         /* [32 V], canonical */
+    uint32_t *counts = (uint32_t *)bias + 32 * V; /* [P] */
     let_next_start();
     const bool counting = c.histogram != nullptr;
     for (int i = threadIdx.x; counting && i < c.num_slots; i += blockDim.x) {
@@ -554,36 +540,36 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
         valid_rows = min(max(*c.num_valid, 0), tokens);
     }
     const auto is_valid = [&](int t) { return t < valid_rows && (!c.row_valid || c.row_valid[t] != 0); };
-    raw_row<V, BF16> next = {};
-    bool next_valid = is_valid(first);
-    if (next_valid) {
-        next.load(c.logits, (int64_t)first * c.logits_stride, lane);
+    raw_row<V, BF16> raw = {};
+    bool raw_valid = is_valid(first);
+    if (raw_valid) {
+        raw.load(c.logits, (int64_t)first * c.logits_stride, lane);
     }
     uint32_t arrivals = 0;
     if (extra && threadIdx.x == 0) {
         arrivals = load_relaxed(c.arrivals);
     }
-    float bias[V];
-    if (!SOFTMAX && c.bias) {
-        load_bias<V>(c.bias, lane, bias);
+    if (!SOFTMAX && c.bias && threadIdx.x < 32 * V) {
+        bias[threadIdx.x] = canon_bias(c.bias[threadIdx.x]);
     }
-    if (counting) {
-        __syncthreads(); /* the zeros of counts */
-    }
+    __syncthreads(); /* bias and the zeros of counts */
     const bool alone = c.rows == 1; /* the grid has a warp for every row */
     do {
         for (int row = 0; row < c.rows; row++) {
-            const raw_row<V, BF16> raw = next;
-            const bool valid = next_valid;
-            if (!alone) {
-                const int after = row + 1 < c.rows ? first + row + 1 : first + step;
-                next_valid = is_valid(after);
-                if (next_valid) {
-                    next.load(c.logits, (int64_t)after * c.logits_stride, lane);
+            const bool valid = raw_valid;
+            const auto load_next = [&] {
+                if (!alone) {
+                    const int after = row + 1 < c.rows ? first + row + 1 : first + step;
+                    raw_valid = is_valid(after);
+                    if (raw_valid) {
+                        raw.load(c.logits, (int64_t)after * c.logits_stride, lane);
+                    }
                 }
-            }
+            };
             bool done = false;
-            if (valid && rarely(!choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane))) {
+            if (!valid) {
+                load_next();
+            } else if (rarely(!choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane, load_next))) {
                 take_general_row<V>(c.general, own, counts, first + row, valid_rows, lane);
                 done = true;
             }
@@ -690,14 +676,9 @@ __global__ void __launch_bounds__(WARPS * 32) gate_row_kernel(const __grid_const
         if (!SOFTMAX && c.bias) {
             b = c.bias[i];
         }
-        if (c.histogram && !extra) {
-            for (int s = i; s < c.num_slots; s += N) {
-                c.histogram[s] = 0;
-            }
-        }
-        const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f));
+        const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
         const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
-        const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, canon_bias(b)));
+        const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
         const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
         const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
         const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
@@ -720,14 +701,16 @@ __global__ void __launch_bounds__(WARPS * 32) gate_row_kernel(const __grid_const
             const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
             int at = 0;
             if (lane == 0 && has != 0) {
-                at = atomicAdd(&num_candidates, __popc(has));
+                at = add_shared(&num_candidates, __popc(has));
             }
             at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
             if (is_candidate) {
                 list[at] = candidate{ key, i, w, 0 };
             }
         }
-    } else if (c.histogram && !extra) {
+    }
+    if (c.histogram && !extra) {
+#pragma unroll 1
         for (int s = i; s < c.num_slots; s += N) {
             c.histogram[s] = 0;
         }
@@ -815,7 +798,7 @@ int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
     if (grid->rows == 0) {
         return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32, 0, stream);
     }
-    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + (c.histogram ? (size_t)c.num_slots * 4 : 0);
+    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
     return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);
 }
 

@@ -118,6 +118,14 @@ MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+/* The sum before, in shared memory; plainer than what atomicAdd becomes. */
+MF_PTX int add_shared(int *p, int v)
+{
+    int before;
+    asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(before) : "r"((uint32_t)__cvta_generic_to_shared(p)), "r"(v) : "memory");
+    return before;
+}
+
 /* Programmatic dependent launch (sm_90): what kernels before this one wrote is there; the next one may start. */
 MF_PTX void wait_for_previous()
 {
