@@ -243,7 +243,6 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
     int32_t *piece = (int32_t *)shared;        /* [slice] this block's part of sorted */
     uint32_t *starts = shared + p.slice;       /* [P] */
     uint32_t *table = starts + slots;          /* [P, STRIDE] */
-    uint32_t *kept = table + slots * STRIDE;   /* [STEPS, THREADS] slot and rank of the threads' pairs */
     uint16_t *mine = (uint16_t *)table + warp; /* of slot s at s * STRIDE * 2 */
     const int64_t from = (int64_t)blockIdx.x * p.slice, to = from + p.slice < p.capacity ? from + p.slice : p.capacity;
     let_next_start();
@@ -266,39 +265,42 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
     }
     __syncthreads(); /* the zeros */
-#pragma unroll 1
-    for (int k = 0; k < steps; k++) {
-        int32_t s = slot[0];
+    uint32_t same[STEPS]; /* lanes with this lane's slot */
 #pragma unroll
-        for (int o = 1; o < STEPS; o++) {
-            s = k == o ? slot[o] : s;
-        }
-        if (s >= slots) {
-            s = -1;
+    for (int k = 0; k < STEPS; k++) {
+        if (slot[k] >= slots) {
+            slot[k] = -1;
             if (p.errors && blockIdx.x == 0) {
                 atomicAdd((int32_t *)p.errors, 1);
             }
         }
-        /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
-        uint32_t same = __ballot_sync(MF_FULL_WARP, s >= 0);
-#pragma unroll 2
-        for (int bit = 0; bit < p.slot_bits; bit++) {
-            const bool is_one = (s >> bit & 1) != 0;
+        same[k] = __ballot_sync(MF_FULL_WARP, slot[k] >= 0);
+    }
+    /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
+    for (int bit = 0; bit < p.slot_bits; bit++) {
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const bool is_one = (slot[k] >> bit & 1) != 0;
             const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
-            same &= is_one ? ones : ~ones;
+            same[k] &= is_one ? ones : ~ones;
         }
-        const uint32_t of_lane = __popc(same & ((1u << lane) - 1u));
-        uint32_t before = 0;
-        if (s >= 0) {
-            before = mine[s * (STRIDE * 2)];
+    }
+    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps) {
+            uint32_t before = 0;
+            if (slot[k] >= 0) {
+                before = mine[slot[k] * (STRIDE * 2)];
+            }
+            const uint32_t of_lane = __popc(same[k] & ((1u << lane) - 1u));
+            rank[k] = before + of_lane;
+            __syncwarp();
+            if (slot[k] >= 0 && of_lane == 0) {
+                mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same[k]));
+            }
+            __syncwarp();
         }
-        __syncwarp();
-        if (s >= 0 && of_lane == 0) {
-            mine[s * (STRIDE * 2)] = (uint16_t)(before + __popc(same));
-        }
-        __syncwarp();
-        /* Its place among the warp's pairs of that slot beside it. */
-        kept[k * THREADS + threadIdx.x] = s < 0 ? UINT32_MAX : (uint32_t)s << 16 | (before + of_lane);
     }
     __syncthreads();
 
@@ -353,16 +355,19 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
     for (int64_t i = blocks + blockIdx.x * THREADS + threadIdx.x; i < room; i += gridDim.x * THREADS) {
         store_at<int32_t>(p.experts, i, -1, p.bytewise);
     }
-#pragma unroll 1
-    for (int k = 0; k < steps; k++) {
-        const uint32_t pair = kept[k * THREADS + threadIdx.x], s = pair >> 16;
-        if (pair != UINT32_MAX) {
-            const uint32_t place = mine[s * (STRIDE * 2)] + (pair & 0xffffu), at = starts[s] + place;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps && slot[k] >= 0) {
+            const uint32_t place = mine[slot[k] * (STRIDE * 2)] + rank[k], at = starts[slot[k]] + place;
             if (at >= from && at < to) {
                 piece[at - from] = first + k * 32;
-                const uint32_t block = p.block_shift >= 0 ? at >> p.block_shift : at / (uint32_t)p.block_size;
-                if (block * (uint32_t)p.block_size == at) { /* a block's first entry names the block */
-                    store_at<int32_t>(p.experts, block, (int32_t)s, p.bytewise);
+                /* A block's first entry names the block. */
+                if (p.block_shift >= 0) {
+                    if ((place & ((uint32_t)p.block_size - 1)) == 0) {
+                        store_at<int32_t>(p.experts, at >> p.block_shift, slot[k], p.bytewise);
+                    }
+                } else if (place % (uint32_t)p.block_size == 0) {
+                    store_at<int32_t>(p.experts, at / (uint32_t)p.block_size, slot[k], p.bytewise);
                 }
             }
         }
@@ -411,9 +416,9 @@ int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
         const int64_t blocks = call->capacity > 0 ? (call->capacity - 1) / call->slice + 1 : 1;
         const size_t piece = (size_t)call->slice * 4;
         return call->warps <= 16 ? start(align_once_kernel<16>, call, (unsigned)blocks, 512,
-                                         piece + counts * (1 + slot_row<16>::STRIDE) + 2 * 512 * 4, s)
+                                         piece + counts * (1 + slot_row<16>::STRIDE), s)
                                  : start(align_once_kernel<32>, call, (unsigned)blocks, 1024,
-                                         piece + counts * (1 + slot_row<32>::STRIDE) + 4 * 1024 * 4, s);
+                                         piece + counts * (1 + slot_row<32>::STRIDE), s);
     }
     const unsigned threads = call->num_pairs > 512 || call->num_slots > 2048 ? 1024 : 256;
     int error = 0;

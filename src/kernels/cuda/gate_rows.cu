@@ -153,28 +153,39 @@ template <int V, bool BF16> struct raw_row {
     }
 };
 
+/* Where expert i of a row lies in shared memory: fours of all lanes, then their next fours, so that lanes meet no bank of
+ * each other's. */
+template <int V> MF_DEV int place_of(int i)
+{
+    return V <= 4 ? i : i % V / 4 * 128 + i / V * 4 + i % 4;
+}
+
 template <int V> MF_DEV void store_row(float *to, const float (&v)[V], int lane)
 {
+    if constexpr (V == 2) {
+        *(float2 *)(to + lane * V) = make_float2(v[0], v[1]);
+    } else {
 #pragma unroll
-    for (int i = 0; i < V; i += V == 2 ? 2 : 4) {
-        if (V == 2) {
-            *(float2 *)(to + lane * V) = make_float2(v[0], v[1]);
-        } else {
-            *(float4 *)(to + lane * V + i) = make_float4(v[i], v[i + 1], v[(i + 2) % V], v[(i + 3) % V]);
+        for (int i = 0; i < V; i += 4) {
+            *(float4 *)(to + i * 32 + lane * 4) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
         }
     }
 }
 
-template <int N> MF_DEV void load_part(const float *from, float (&v)[N])
+template <int V> MF_DEV void load_row(const float *from, float (&v)[V], int lane)
 {
-    if constexpr (N == 2) {
-        const float2 q = *(const float2 *)from;
+    if constexpr (V == 2) {
+        const float2 q = *(const float2 *)(from + lane * V);
         v[0] = q.x;
         v[1] = q.y;
     } else {
 #pragma unroll
-        for (int e = 0; e < N; e++) {
-            v[e] = from[e];
+        for (int i = 0; i < V; i += 4) {
+            const float4 q = *(const float4 *)(from + i * 32 + lane * 4);
+            v[i] = q.x;
+            v[i + 1] = q.y;
+            v[i + 2] = q.z;
+            v[i + 3] = q.w;
         }
     }
 }
@@ -228,8 +239,9 @@ template <int V, bool SCORES> static __device__ __noinline__ void choose_among_e
         }
         for (int e = 0; e < V; e++) {
             const int i = mine.lane * V + e;
-            if (ordered(own->key[i]) == mine.key && skip-- == 0) {
-                own->chosen[row][lane] = choice{ i, SCORES ? own->score[i] : own->key[i] };
+            const int at = place_of<V>(i);
+            if (ordered(own->key[at]) == mine.key && skip-- == 0) {
+                own->chosen[row][lane] = choice{ i, SCORES ? own->score[at] : own->key[at] };
             }
         }
     }
@@ -269,24 +281,23 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         for (int e = 0; e < V; e++) {
             key[e] = flush_to_zero(key[e]);
         }
-        used();
     } else {
 #pragma unroll
         for (int e = 0; e < V; e++) {
             key[e] = sigmoid_in_range(key[e]);
         }
-        used();
         store_row<V>(own->score, key, lane);
         if (c.bias) {
-            raw_row<V, false> b;
-            b.load(bias, 0, lane);
+            float b[V];
+            load_row<V>(bias, b, lane);
 #pragma unroll
             for (int e = 0; e < V; e++) {
-                key[e] = __fadd_rn(key[e], b.value(e));
+                key[e] = __fadd_rn(key[e], b[e]);
             }
         }
     }
     store_row<V>(own->key, key, lane);
+    used();
 
     const lane_list<V, DEPTH> list(key);
     bool kept = true;
@@ -320,7 +331,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
 #pragma unroll
         for (int e = 0; e < V; e++) {
             const float d = __fsub_rn(key[e], m);
-            part[e] = d < -87.0f ? 0.0f : exp_in_range(d);
+            part[e] = zero_if_below(d, -87.0f, exp_in_range(d));
         }
         store_row<V>(own->score, part, lane);
     }
@@ -357,7 +368,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            sum = __fadd_rn(sum, own->score[j * 32 + lane]);
+            sum = __fadd_rn(sum, own->score[place_of<V>(j * 32 + lane)]);
         }
 #pragma unroll
         for (int d = 16; d > 0; d /= 2) {
@@ -371,15 +382,14 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
     const pick mine = own->picks[lane >> 2];
     const float value = unordered(mine.key);
     constexpr int PART = V < 4 ? 1 : V / 4;
-    const int i = mine.lane * V + (V < 4 ? lane & (V - 1) : (lane & 3) * PART);
-    float part[PART];
-    load_part<PART>(own->key + i, part);
     int found = 0;
 #pragma unroll
-    for (int e = 0; e < PART; e++) {
-        if (part[e] == value && (V >= 4 || (lane & 3) < V)) {
+    for (int e = 0; e < PART; e++) { /* lane % 4 looks at one of each four */
+        const int q = V < 4 ? lane & (V - 1) : lane & 3, i = mine.lane * V + e * 4 + q;
+        const int at = V < 4 ? i : e * 128 + mine.lane * 4 + q;
+        if (own->key[at] == value && (V >= 4 || (lane & 3) < V)) {
             found++;
-            own->chosen[row][lane >> 2] = choice{ i + e, SOFTMAX ? value : own->score[i + e] };
+            own->chosen[row][lane >> 2] = choice{ i, SOFTMAX ? value : own->score[at] };
         }
     }
     const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);
@@ -398,7 +408,7 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
 {
     const bool routed = valid && k < c.top_k;
     float w = routed ? mine.w : 0.0f;
-    if (SOFTMAX && routed) {
+    if (SOFTMAX) {
         w = canon_zero(__fdiv_rn(w, sum));
     }
     if (c.renorm != MF_RENORM_NONE) {
@@ -414,7 +424,9 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
         } else {
             s = s > c.renorm_eps ? s : c.renorm_eps;
         }
-        w = routed ? canon_zero(__fdiv_rn(w, s)) : 0.0f;
+        w = canon_zero(__fdiv_rn(w, s));
+        keep_here(w); /* not around the division: see gate_row_kernel */
+        w = routed ? w : 0.0f;
     }
     if (c.fold) {
         w = canon_zero(__fmul_rn(w, c.factor));
@@ -456,7 +468,7 @@ MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint
     if (SOFTMAX) {
         const float2 stats = of->stats[row];
         const float d = __fsub_rn(mine.w, stats.x);
-        mine.w = d < -87.0f ? 0.0f : exp_in_range(d);
+        mine.w = zero_if_below(d, -87.0f, exp_in_range(d));
         sum = stats.y;
     }
     emit<SOFTMAX>(c, t, lane & 7, here, valid, mine, sum, [&](int32_t id) {
@@ -550,7 +562,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
         arrivals = load_relaxed(c.arrivals);
     }
     if (!SOFTMAX && c.bias && threadIdx.x < 32 * V) {
-        bias[threadIdx.x] = canon_bias(c.bias[threadIdx.x]);
+        bias[place_of<V>(threadIdx.x)] = canon_bias(c.bias[threadIdx.x]);
     }
     __syncthreads(); /* bias and the zeros of counts */
     const bool alone = c.rows == 1; /* the grid has a warp for every row */
@@ -634,7 +646,7 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
         const int of = 4 * (lane & 7);
         const bool keeps = __popc(b0 >> of & 15u) + __popc(b1 >> of & 15u) < c.topk_group;
         *kept = __ballot_sync(MF_FULL_WARP, keeps) >> warp & 1u;
-        return c.topk_group < 4 ? 0u : __reduce_min_sync(MF_FULL_WARP, keeps ? top.y : UINT32_MAX);
+        return c.topk_group < 4 ? 0u : __reduce_min_sync(MF_FULL_WARP, lane < 8 && keeps ? top.y : UINT32_MAX);
     }
     if (WARPS < 4) {
         return 0u;
@@ -643,7 +655,7 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
 }
 
 template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
-__global__ void __launch_bounds__(WARPS * 32) gate_row_kernel(const __grid_constant__ rows_call c)
+__global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_constant__ rows_call c)
 {
     constexpr int N = WARPS * 32;
     __shared__ candidate list[N == 64 ? 128 : N];
@@ -663,110 +675,112 @@ __global__ void __launch_bounds__(WARPS * 32) gate_row_kernel(const __grid_const
         return;
     }
     const int t = (int)blockIdx.x - extra;
-    const bool valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
-    bool general = false;
-    float m = 0.0f;
-    if (valid) {
-        float b = 0.0f, x;
-        if (BF16) {
-            x = bf16_to_f32(((const uint16_t *)c.logits)[(int64_t)t * c.logits_stride + i]);
-        } else {
-            x = ((const float *)c.logits)[(int64_t)t * c.logits_stride + i];
-        }
-        if (!SOFTMAX && c.bias) {
-            b = c.bias[i];
-        }
-        const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
-        const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
-        const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
-        const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
-        const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
-        const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
-        if (lane == 0) {
-            tops[warp] = make_uint2(best, second);
-        }
-        general = __syncthreads_or(odd);
-        if (!general) {
-            const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
-            float w = score;
-            if (SOFTMAX) {
-                m = unordered(__reduce_max_sync(MF_FULL_WARP, top.x));
-                const float d = __fsub_rn(score, m);
-                w = d < -87.0f ? 0.0f : exp_in_range(d);
-                parts[i] = w;
-            }
-            bool kept;
-            const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
-            const bool is_candidate = kept && key >= bound;
-            const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
-            int at = 0;
-            if (lane == 0 && has != 0) {
-                at = add_shared(&num_candidates, __popc(has));
-            }
-            at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
-            if (is_candidate) {
-                list[at] = candidate{ key, i, w, 0 };
-            }
-        }
-    }
-    if (c.histogram && !extra) {
-#pragma unroll 1
-        for (int s = i; s < c.num_slots; s += N) {
-            c.histogram[s] = 0;
-        }
-    }
-    __syncthreads();
-    if (warp == WARPS - 1 && lane == 0 && extra) { /* the zeros, awaited beside the choice */
-        const uint32_t awaited = (load_relaxed(c.arrivals) / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
-        while (load_acquire(c.generation) != awaited) {
-        }
-        add_relaxed(c.arrivals, 1);
-    }
+    bool valid = false;
     float sum = 1.0f;
-    if (valid && !general && warp == 0) {
-        const int n = num_candidates;
-#pragma unroll 1
-        for (int base = 0; base < n; base += 32) {
-            if (base + lane < n) {
-                const candidate mine = list[base + lane];
-                int rank = 0;
-#pragma unroll 4
-                for (int o = 0; o < n; o++) {
-                    const uint2 other = *(const uint2 *)&list[o];
-                    rank += other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
+    if (warp < WARPS) {
+        valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
+        bool general = false;
+        if (valid) {
+            float b = 0.0f, x;
+            if (BF16) {
+                x = bf16_to_f32(((const uint16_t *)c.logits)[(int64_t)t * c.logits_stride + i]);
+            } else {
+                x = ((const float *)c.logits)[(int64_t)t * c.logits_stride + i];
+            }
+            if (!SOFTMAX && c.bias) {
+                b = c.bias[i];
+            }
+            const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
+            const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
+            const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
+            const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
+            const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
+            const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
+            if (lane == 0) {
+                tops[warp] = make_uint2(best, second);
+            }
+            general = sync_threads_or(N, odd);
+            if (!general) {
+                const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
+                float w = score;
+                if (SOFTMAX) {
+                    const float m = unordered(__reduce_max_sync(MF_FULL_WARP, top.x)), d = __fsub_rn(score, m);
+                    w = zero_if_below(d, -87.0f, exp_in_range(d));
+                    parts[i] = w;
                 }
-                if (rank < MAX_K) {
+                bool kept;
+                const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
+                const bool is_candidate = kept && key >= bound;
+                const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
+                int at = 0;
+                if (lane == 0 && has != 0) {
+                    at = add_shared(&num_candidates, __popc(has));
+                }
+                at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
+                if (is_candidate) {
+                    list[at] = candidate{ key, i, w, 0 };
+                }
+            }
+        }
+        if (c.histogram && !extra) {
+#pragma unroll 1
+            for (int s = i; s < c.num_slots; s += N) {
+                c.histogram[s] = 0;
+            }
+        }
+        sync_threads(N);
+        if (warp == WARPS - 1 && lane == 0 && extra) { /* the zeros, awaited beside the choice */
+            const uint32_t awaited = (load_relaxed(c.arrivals) / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
+            while (load_acquire(c.generation) != awaited) {
+            }
+            add_relaxed(c.arrivals, 1);
+        }
+        if (valid && !general) { /* a warp a candidate: how many come before it */
+            const int n = num_candidates;
+#pragma unroll 1
+            for (int a = warp; a < n; a += WARPS) {
+                const candidate mine = list[a];
+                int rank = 0;
+#pragma unroll 1
+                for (int base = 0; base < n; base += 32) {
+                    bool before = false;
+                    if (base + lane < n) {
+                        const uint2 other = *(const uint2 *)&list[base + lane];
+                        before = other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
+                    }
+                    rank += __popc(__ballot_sync(MF_FULL_WARP, before));
+                }
+                if (lane == 0 && rank < MAX_K) {
                     chosen[rank] = choice{ mine.id, mine.w };
                 }
             }
-        }
-        if (SOFTMAX) {
-            sum = 0.0f;
+            if (SOFTMAX && warp == 0) {
+                sum = 0.0f;
 #pragma unroll
-            for (int j = 0; j < WARPS; j++) {
-                sum = __fadd_rn(sum, parts[j * 32 + lane]);
-            }
-#pragma unroll
-            for (int d = 16; d > 0; d /= 2) {
-                sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
-            }
-        }
-        __syncwarp();
-    }
-    if (extra) {
-        __syncthreads(); /* the zeros are there */
-    }
-    if (warp == 0) {
-        if (rarely(general)) {
-            take_general_row_alone<N>(c.general, list, t, c.num_tokens);
-        } else {
-            emit<SOFTMAX>(c, t, lane & 7, lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
-                if (c.histogram) {
-                    add_relaxed(c.histogram + id, 1);
+                for (int j = 0; j < WARPS; j++) {
+                    sum = __fadd_rn(sum, parts[j * 32 + lane]);
                 }
-            });
+#pragma unroll
+                for (int d = 16; d > 0; d /= 2) {
+                    sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+                }
+            }
+        }
+        sync_threads(N); /* the choice, and the histogram's zeros */
+        if (warp > 0) {
+            return;
+        }
+        if (general) {
+            take_general_row_alone<N>(c.general, list, t, c.num_tokens);
+            return;
         }
     }
+    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need. */
+    emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
+        if (c.histogram) {
+            add_relaxed(c.histogram + id, 1);
+        }
+    });
 }
 
 template <typename KERNEL>
@@ -796,7 +810,7 @@ template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
 {
     if (grid->rows == 0) {
-        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32, 0, stream);
+        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + 32, 0, stream);
     }
     const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
     return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);

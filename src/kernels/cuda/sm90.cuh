@@ -84,6 +84,14 @@ MF_PTX float flush_to_zero(float v)
     return r;
 }
 
+/* d < bound ? 0 : v, as a selection; left to itself the compiler branches around what v is made of. */
+MF_PTX float zero_if_below(float d, float bound, float v)
+{
+    float r;
+    asm("{ .reg .pred p; setp.lt.f32 p, %1, %2; selp.f32 %0, 0f00000000, %3, p; }" : "=f"(r) : "f"(d), "f"(bound), "f"(v));
+    return r;
+}
+
 /* Two f32 to the nearest bf16, the first in the low half. */
 MF_PTX uint32_t pack_bf16(float low, float high)
 {
@@ -116,6 +124,28 @@ MF_PTX void store_release(uint32_t *p, uint32_t v)
 MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
 {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+/* A barrier of the block's first n threads, and one that says whether any of them came with true. */
+MF_PTX void sync_threads(int n)
+{
+    asm volatile("bar.sync 1, %0;" ::"r"(n) : "memory");
+}
+
+MF_PTX bool sync_threads_or(int n, bool v)
+{
+    uint32_t any;
+    asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %2, 0; bar.red.or.pred q, 1, %1, p; selp.u32 %0, 1, 0, q; }"
+                 : "=r"(any)
+                 : "r"(n), "r"((uint32_t)v)
+                 : "memory");
+    return any != 0;
+}
+
+/* v is made here, whatever becomes of it. */
+MF_PTX void keep_here(float &v)
+{
+    asm volatile("" : "+f"(v));
 }
 
 /* The sum before, in shared memory; plainer than what atomicAdd becomes. */

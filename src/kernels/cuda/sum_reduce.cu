@@ -11,7 +11,7 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int BATCH = 8; /* columns whose loads are in flight together */
-constexpr int PLAIN_THREADS = 256, PLAIN_COLUMNS = 10;
+constexpr int PLAIN_THREADS = 256, PLAIN_COLUMNS = 10, MAX_Y = 65535;
 
 struct bf16_bits {
     uint16_t u;
@@ -227,10 +227,38 @@ template <typename T, int V> struct __align__(V * sizeof(T)) column_pack {
     T v[V];
 };
 
-/* EXACT: there are C columns; otherwise at most C.  IDS: those with a negative id are skipped, unread.  LEAN: weights, no
- * residual, bf16 out - less code, which for few tokens is time, because a launch finds none of it in the caches. */
-template <typename T, int V, int C, bool EXACT, bool IDS, bool LEAN>
-__global__ void __launch_bounds__(PLAIN_THREADS, 6) sum_plain_kernel(const __grid_constant__ plain_call p)
+/* The chain over the columns in use. */
+template <typename T, int V, int C>
+MF_DEV void chain(const plain_call &p, const column_pack<T, V> (&v)[C], const float (&w)[C], const bool (&use)[C], float (&r)[V])
+{
+    float s[V];
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = s[e] = 0.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        if (use[c] && c < p.routed) {
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
+            }
+        } else if (use[c]) {
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
+            }
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = __fmaf_rn(p.factor, r[e], s[e]);
+    }
+}
+
+/* bf16 in and out, weights, C columns, a block's row in grid.y: little code, which for few tokens is time, because a launch
+ * finds none of it in the caches.  IDS: columns with a negative id are skipped, unread. */
+template <int V, int C, bool IDS> __global__ void __launch_bounds__(PLAIN_THREADS) sum_lean_kernel(const __grid_constant__ plain_call p)
 {
     const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
     let_next_start();
@@ -238,65 +266,67 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 6) sum_plain_kernel(const __gri
     if (h >= p.hidden_size) {
         return;
     }
-    for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
+    const int64_t t = blockIdx.y;
+    const bf16_bits *x = (const bf16_bits *)p.x + t * p.x_stride + h;
+    const float *weights = p.weights + t * p.weights_stride;
+    column_pack<bf16_bits, V> v[C];
+    float w[C], r[V];
+    bool use[C];
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        use[c] = !IDS || p.ids[t * p.ids_stride + c] >= 0;
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        if (use[c]) {
+            v[c] = *(const column_pack<bf16_bits, V> *)(x + c * p.column_stride);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        w[c] = weights[c];
+    }
+    chain<bf16_bits, V, C>(p, v, w, use, r);
+    uint16_t *out = (uint16_t *)p.out + t * p.out_stride + h;
+    if constexpr (V == 2) {
+        *(uint32_t *)out = pack_bf16(r[0], r[1]);
+    } else {
+        *(uint2 *)out = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
+    }
+}
+
+template <typename T> __global__ void __launch_bounds__(PLAIN_THREADS) sum_plain_kernel(const __grid_constant__ plain_call p)
+{
+    constexpr int V = 4, C = PLAIN_COLUMNS;
+    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
+    let_next_start();
+    wait_for_previous();
+    for (int64_t t = blockIdx.y; h < p.hidden_size && t < p.num_tokens; t += gridDim.y) {
         const T *x = (const T *)p.x + t * p.x_stride + h;
-        const float *weights = p.weights + t * p.weights_stride;
         column_pack<T, V> v[C];
-        float w[C];
+        float w[C], r[V];
         bool use[C];
 #pragma unroll
         for (int c = 0; c < C; c++) {
-            use[c] = (EXACT || c < p.num_columns) && (!IDS || p.ids[t * p.ids_stride + c] >= 0);
+            use[c] = c < p.num_columns && (!p.ids || p.ids[t * p.ids_stride + c] >= 0);
         }
 #pragma unroll
         for (int c = 0; c < C; c++) {
             if (use[c]) {
                 v[c] = *(const column_pack<T, V> *)(x + c * p.column_stride);
             }
+            w[c] = use[c] && p.weights ? p.weights[t * p.weights_stride + c] : 1.0f;
         }
+        chain<T, V, C>(p, v, w, use, r);
+        if (p.residual) {
+            float residual[V];
+            load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
 #pragma unroll
-        for (int c = 0; c < C; c++) {
-            w[c] = (EXACT || c < p.num_columns) && (LEAN || p.weights) ? weights[c] : 1.0f;
-        }
-        float r[V], s[V];
-#pragma unroll
-        for (int e = 0; e < V; e++) {
-            r[e] = s[e] = 0.0f;
-        }
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            if (use[c] && c < p.routed) {
-#pragma unroll
-                for (int e = 0; e < V; e++) {
-                    r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
-                }
-            } else if (use[c]) {
-#pragma unroll
-                for (int e = 0; e < V; e++) {
-                    s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
-                }
+            for (int e = 0; e < V; e++) {
+                r[e] = __fadd_rn(r[e], residual[e]);
             }
         }
-#pragma unroll
-        for (int e = 0; e < V; e++) {
-            r[e] = __fmaf_rn(p.factor, r[e], s[e]);
-        }
-        const int64_t at = t * p.out_stride + h;
-        if constexpr (LEAN && V == 2) {
-            *(uint32_t *)((uint16_t *)p.out + at) = pack_bf16(r[0], r[1]);
-        } else if constexpr (LEAN) {
-            *(uint2 *)((uint16_t *)p.out + at) = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
-        } else {
-            if (p.residual) {
-                float residual[V];
-                load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
-#pragma unroll
-                for (int e = 0; e < V; e++) {
-                    r[e] = __fadd_rn(r[e], residual[e]);
-                }
-            }
-            store_elements<V>(p.out, p.out_dtype, at, r);
-        }
+        store_elements<V>(p.out, p.out_dtype, t * p.out_stride + h, r);
     }
 }
 
@@ -343,36 +373,40 @@ bool is_plain(const mf_cuda_sum *call)
            !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
 }
 
-template <typename T, int V, int C, bool EXACT, bool LEAN>
-int launch_columns(const plain_call &p, int starts_early, cudaStream_t stream)
+template <typename KERNEL> int start(KERNEL kernel, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
 {
+    const int each = vector * PLAIN_THREADS;
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((p.hidden_size + V * PLAIN_THREADS - 1) / (V * PLAIN_THREADS)),
-                          (unsigned)(p.num_tokens < 65535 ? p.num_tokens : 65535));
+    config.gridDim = dim3((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
     config.blockDim = dim3(PLAIN_THREADS);
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = starts_early ? 1 : 0;
-    return (int)(p.ids ? cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, true, LEAN>, p)
-                       : cudaLaunchKernelEx(&config, sum_plain_kernel<T, V, C, EXACT, false, LEAN>, p));
+    return (int)cudaLaunchKernelEx(&config, kernel, p);
 }
 
-template <typename T, int V, bool LEAN> int launch_exact(const plain_call &p, int starts_early, cudaStream_t stream)
+template <int V, int C> int start_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
+{
+    return p.ids ? start(sum_lean_kernel<V, C, true>, p, V, starts_early, stream)
+                 : start(sum_lean_kernel<V, C, false>, p, V, starts_early, stream);
+}
+
+template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
 {
     switch (p.num_columns) {
     case 4:
-        return launch_columns<T, V, 4, true, LEAN>(p, starts_early, stream);
+        return start_lean<V, 4>(p, starts_early, stream);
     case 6:
-        return launch_columns<T, V, 6, true, LEAN>(p, starts_early, stream);
+        return start_lean<V, 6>(p, starts_early, stream);
     case 8:
-        return launch_columns<T, V, 8, true, LEAN>(p, starts_early, stream);
+        return start_lean<V, 8>(p, starts_early, stream);
     case 9:
-        return launch_columns<T, V, 9, true, LEAN>(p, starts_early, stream);
+        return start_lean<V, 9>(p, starts_early, stream);
     default:
-        return launch_columns<T, V, PLAIN_COLUMNS, false, LEAN>(p, starts_early, stream);
+        return start(sum_plain_kernel<bf16_bits>, p, 4, starts_early, stream);
     }
 }
 
@@ -396,15 +430,14 @@ int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
     p.routed = call->num_columns - call->num_shared;
     p.out_dtype = call->out_dtype;
     p.factor = call->factor;
-    const bool is_lean = p.weights && !p.residual && p.out_dtype == MF_BF16;
+    const bool early = call->starts_early != 0;
     if (call->dtype == MF_F32) {
-        return launch_columns<float, 4, PLAIN_COLUMNS, false, false>(p, call->starts_early, stream);
+        return start(sum_plain_kernel<float>, p, 4, early, stream);
     }
-    if (!is_lean) {
-        return launch_columns<bf16_bits, 4, PLAIN_COLUMNS, false, false>(p, call->starts_early, stream);
+    if (!p.weights || p.residual || p.out_dtype != MF_BF16 || p.num_tokens > MAX_Y) {
+        return start(sum_plain_kernel<bf16_bits>, p, 4, early, stream);
     }
-    return call->narrow ? launch_exact<bf16_bits, 2, true>(p, call->starts_early, stream)
-                             : launch_exact<bf16_bits, 4, true>(p, call->starts_early, stream);
+    return call->narrow ? launch_lean<2>(p, early, stream) : launch_lean<4>(p, early, stream);
 }
 
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
