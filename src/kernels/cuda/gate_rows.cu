@@ -499,25 +499,24 @@ MF_DEV void clear_histogram(const rows_call &c)
     }
 }
 
-MF_DEV void add_counts(const rows_call &c, const uint32_t *counts, uint32_t arrivals)
+/* By one thread of a block; arrivals: read before. */
+MF_DEV void await_zeros(const rows_call &c, uint32_t arrivals)
 {
-    __syncthreads();
-    if (gridDim.x == 1) {
-        for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
-            c.histogram[i] = counts[i];
-        }
-        return;
+    const uint32_t awaited = (arrivals / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
+    while (load_acquire(c.generation) != awaited) {
     }
-    if (threadIdx.x == 0) {
-        const uint32_t awaited = (arrivals / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
-        while (load_acquire(c.generation) != awaited) {
-        }
-        add_relaxed(c.arrivals, 1);
-    }
+    add_relaxed(c.arrivals, 1);
+}
+
+/* The block's threads, when its counts are complete and, with more blocks than one, a thread of it has awaited the zeros. */
+MF_DEV void add_counts(const rows_call &c, const uint32_t *counts)
+{
     __syncthreads();
     for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
         const uint32_t n = counts[i];
-        if (n > 0) {
+        if (gridDim.x == 1) {
+            c.histogram[i] = n;
+        } else if (n > 0) {
             add_relaxed(c.histogram + i, n);
         }
     }
@@ -557,8 +556,9 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
     if (raw_valid) {
         raw.load(c.logits, (int64_t)first * c.logits_stride, lane);
     }
+    const bool is_last = threadIdx.x == blockDim.x - 1;
     uint32_t arrivals = 0;
-    if (extra && threadIdx.x == 0) {
+    if (extra && is_last) {
         arrivals = load_relaxed(c.arrivals);
     }
     if (!SOFTMAX && c.bias && threadIdx.x < 32 * V) {
@@ -589,7 +589,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
                 own->done[row] = done;
             }
         }
-        if (alone) { /* four warps' rows by one */
+        if (alone) { /* four warps' rows by one; the last of the others awaits the zeros meanwhile */
             __syncthreads();
             const int of = warp * 4 + (lane >> 3);
             if (warp * 4 < warps) {
@@ -604,8 +604,11 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
         __syncwarp();
         first += step;
     } while (first < tokens);
+    if (extra && is_last) {
+        await_zeros(c, arrivals);
+    }
     if (counting) {
-        add_counts(c, counts, arrivals);
+        add_counts(c, counts);
     }
 }
 
@@ -677,6 +680,10 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
     const int t = (int)blockIdx.x - extra;
     bool valid = false;
     float sum = 1.0f;
+    uint32_t arrivals = 0;
+    if (extra && i == N) {
+        arrivals = load_relaxed(c.arrivals);
+    }
     if (warp < WARPS) {
         valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
         bool general = false;
@@ -699,7 +706,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             if (lane == 0) {
                 tops[warp] = make_uint2(best, second);
             }
-            general = sync_threads_or(N, odd);
+            general = sync_threads_or(1, N, odd);
             if (!general) {
                 const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
                 float w = score;
@@ -728,13 +735,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
                 c.histogram[s] = 0;
             }
         }
-        sync_threads(N);
-        if (warp == WARPS - 1 && lane == 0 && extra) { /* the zeros, awaited beside the choice */
-            const uint32_t awaited = (load_relaxed(c.arrivals) / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
-            while (load_acquire(c.generation) != awaited) {
-            }
-            add_relaxed(c.arrivals, 1);
-        }
+        sync_threads(1, N);
         if (valid && !general) { /* a warp a candidate: how many come before it */
             const int n = num_candidates;
 #pragma unroll 1
@@ -766,7 +767,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
                 }
             }
         }
-        sync_threads(N); /* the choice, and the histogram's zeros */
+        sync_threads(2, extra ? N + 32 : N); /* the choice, and the histogram's zeros */
         if (warp > 0) {
             return;
         }
@@ -775,12 +776,20 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             return;
         }
     }
-    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need. */
+    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need.  Then it awaits the
+     * histogram's zeros. */
     emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
         if (c.histogram) {
             add_relaxed(c.histogram + id, 1);
         }
     });
+    if (extra && warp == WARPS) {
+        if (lane == 0) {
+            await_zeros(c, arrivals);
+        }
+        __syncwarp();
+        sync_threads(2, N + 32);
+    }
 }
 
 template <typename KERNEL>
