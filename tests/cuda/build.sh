@@ -25,6 +25,7 @@ programs="gate gate_api align sum_reduce invariants traps experts experts_bits e
     for f in plan experts_plan cuda_device; do echo "cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
     for f in $support; do echo "cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
     for f in $programs; do echo "cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
+    echo "$nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"
     echo "cc $c_flags -c $root/tests/cuda/capture.c -o $out/o/t_capture.o"
     echo "cc $c_flags -c $root/tests/cuda/stand_ins.c -o $out/o/n_stand_ins.o"
     echo "cc $c_flags -c $root/tests/test_main.c -o $out/o/m_test_main.o"
