@@ -299,12 +299,13 @@ static void bench_align(void)
 
 typedef struct sum_bench {
     mf_sum_reduce_args args[LAYERS];
+    int layers; /* in turn; 1: x is still in the L2 cache, where a layer's w2 has just written it */
 } sum_bench;
 
 static void sum_work(void *context, int i)
 {
     sum_bench *b = context;
-    OK(mf_moe_sum_reduce(device, &b->args[i % LAYERS], &err));
+    OK(mf_moe_sum_reduce(device, &b->args[i % b->layers], &err));
 }
 
 static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, int count)
@@ -312,7 +313,7 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
     printf("combine bf16 top %lld, H %lld          ", (long long)columns, (long long)hidden);
     for (int i = 0; i < count; i++) {
         const int64_t t = ts[i];
-        sum_bench b;
+        sum_bench b = { .layers = LAYERS };
         float *w = malloc((size_t)(t * columns) * 4);
         for (int64_t k = 0; k < t * columns; k++) {
             w[k] = 0.1f;
@@ -326,6 +327,10 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
         }
         const double us = measure(sum_work, &b, t <= 256 ? 80 : 8);
         printf("  T %lld %.2f", (long long)t, us);
+        if (t <= 256) {
+            b.layers = 1;
+            printf(" (from L2 %.2f)", measure(sum_work, &b, 80));
+        }
         if (t >= 1024) {
             printf(" (%.0f GB/s)", (double)(t * hidden * 2 * (columns + 1)) / us / 1e3);
         }

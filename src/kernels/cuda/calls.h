@@ -15,7 +15,8 @@ extern "C" {
 
 /* ---- gate ---- */
 
-enum { MF_CUDA_HISTOGRAM_SLOTS = 65536, MF_CUDA_BLOCK_HISTOGRAM = 4096, MF_CUDA_GATE_COLUMNS = 80 };
+enum { MF_CUDA_HISTOGRAM_SLOTS = 65536, MF_CUDA_GATE_WORDS = MF_CUDA_HISTOGRAM_SLOTS + 3, /* counts, ticket, two more */
+       MF_CUDA_BLOCK_HISTOGRAM = 4096, MF_CUDA_GATE_COLUMNS = 80 };
 
 typedef enum mf_cuda_gate_stage {
     MF_CUDA_GATE_FUSED = 0,
@@ -41,7 +42,8 @@ typedef struct mf_cuda_gate {
     float renorm_eps, factor;
     int32_t bytewise;   /* some view is not aligned to its elements */
     int32_t counts_to_output; /* the histogram is zeroed already and takes the counts itself */
-    /* the device's: all zero between launches */
+    /* the device's: counts [MF_CUDA_HISTOGRAM_SLOTS] and ticket are zero between launches, the two words behind the
+     * ticket are gate_rows.cu's */
     uint32_t *counts, *ticket;
     /* separate steps: keys [T, N], stats [T, 2], flags [T], ids [T, K] */
     uint32_t *ws_keys;
@@ -53,11 +55,18 @@ typedef struct mf_cuda_grid {
     int64_t blocks;
     int32_t warps, values; /* values a lane holds in registers; 0 = the general kernel, keys in shared memory */
     int64_t shared_bytes;
+    int32_t rows_width;   /* gate_rows.cu's kernel of this width; 0 = gate.cu's */
+    int32_t rows;         /* a warp takes together, up to 4, or 0: a block a row; gate_rows.cu */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
+    int32_t reserved;
 } mf_cuda_grid;
 
 int mf_cuda_launch_gate(const mf_cuda_gate *call, const mf_cuda_grid *grid, mf_cuda_gate_stage stage, void *stream);
+int mf_cuda_launch_gate_rows(const mf_cuda_gate *call, const mf_cuda_grid *grid, void *stream);
 
 /* ---- align ---- */
+
+enum { MF_CUDA_ALIGN_PAIRS = 4096 }; /* one launch up to here */
 
 typedef struct mf_cuda_align {
     const void *ids;
@@ -67,6 +76,12 @@ typedef struct mf_cuda_align {
     int32_t num_slots, chunks, warps, bytewise;
     int64_t chunk; /* pairs of a chunk */
     uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
+    int32_t slice;        /* entries of sorted that a block makes in shared memory; 0: the way of many pairs or slots */
+    int32_t block_shift;  /* block_size is 1 << block_shift; -1: no power of two */
+    int32_t slot_bits;    /* of num_slots - 1 */
+    int32_t reserved;
+    int32_t wide;         /* four entries of sorted can be stored at once */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_align;
 
 int mf_cuda_launch_align(const mf_cuda_align *call, void *stream);
@@ -89,6 +104,9 @@ typedef struct mf_cuda_sum {
     int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
     int32_t bytewise;
     float factor;
+    int32_t narrow;        /* the usual combine takes two elements a thread, not four */
+    int32_t wide_residual; /* its rows are aligned, too */
+    int32_t starts_early;  /* the GPU knows programmatic dependent launch */
 } mf_cuda_sum;
 
 int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream);

@@ -17,7 +17,7 @@
 typedef struct cuda_state {
     mf_cuda_gpu gpu;
     cudaStream_t own, stream;
-    uint32_t *counts; /* [MF_CUDA_HISTOGRAM_SLOTS + 1]: zero between launches of the gate; the last is its ticket */
+    uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
     uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
     mf_error failure; /* status MF_OK: none so far */
 } cuda_state;
@@ -174,7 +174,7 @@ static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
 {
     mf_cuda_sum sum;
     MF_TRY(enter(device, err));
-    MF_TRY(mf_cuda_plan_sum(call, true, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state_of(device)->gpu, call, true, &sum, err));
     if (sum.num_tokens == 0 || sum.hidden_size == 0) {
         return MF_OK;
     }
@@ -360,7 +360,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     if (!plan.is_combined) {
         args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
     }
-    MF_TRY(mf_cuda_plan_sum(&over_y, !plan.is_combined, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
     if (plan.is_grouped) {
         MF_TRY(launch_grouped(device, &plan, err));
         return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
@@ -454,7 +454,7 @@ static mf_status init(mf_device *device, mf_error *err)
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
-    const size_t bytes = (MF_CUDA_HISTOGRAM_SLOTS + 1) * sizeof *state->counts;
+    const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);
     state->stream = state->own;

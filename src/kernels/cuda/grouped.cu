@@ -72,7 +72,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
     };
     if constexpr (FP8) {
-        constexpr int PITCH = 136;
+        [[maybe_unused]] constexpr int PITCH = 136;
 #pragma unroll
         for (int c = 0; c < N / CHUNK; c++) {
             if (c * CHUNK >= u->count) {

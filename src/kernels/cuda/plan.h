@@ -25,7 +25,7 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, mf_cuda_align *out, mf_error *err);
 
 /* has_x: false in experts_combine, where x is never in memory. */
-mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
+mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
 
 void mf_cuda_plan_layer_rows(const mf_layer_rows_call *call, mf_cuda_layer_rows *out);
 
