@@ -41,6 +41,9 @@ mf_status mf_engine_options_check(const mf_engine_options *o, mf_error *err)
                            (long long)ranges[i].min, (long long)ranges[i].max, (long long)ranges[i].value);
         }
     }
+    if (!(o->gpu_memory_utilization >= 0.0 && o->gpu_memory_utilization <= 1.0)) {
+        return mf_fail(err, MF_ERR_INVALID, "gpu_memory_utilization: expected 0 (0.9) to 1; got %g", o->gpu_memory_utilization);
+    }
     if (o->num_stop_token_ids > 0 && !o->stop_token_ids) {
         return mf_fail(err, MF_ERR_INVALID, "stop_token_ids: expected %d ids; got NULL", o->num_stop_token_ids);
     }

@@ -1,0 +1,314 @@
+/* dense.cu - the operations of a model that work on rows and elements: embed, norm, rope, cache writes, and the like.
+ *
+ * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum is in double, in an order that its width alone
+ * decides. */
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/matrix.cuh"
+
+namespace
+{
+
+constexpr int THREADS = 256;
+
+int64_t blocks_for(int64_t n, int64_t each)
+{
+    return (n + each - 1) / each;
+}
+
+/* ---- embed ---- */
+
+template <int FORMAT>
+__global__ void embed_kernel(const mf_cuda_matrix table, const int32_t *ids, float *out, int64_t out_stride)
+{
+    const int64_t t = blockIdx.x, k = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (k < table.k) {
+        out[t * out_stride + k] = matrix_value<FORMAT>(table, ids[t], k);
+    }
+}
+
+/* ---- norm ---- */
+
+template <int WIDTH> MF_DEV double sum_of(double v)
+{
+#pragma unroll
+    for (int step = WIDTH / 2; step > 0; step /= 2) {
+        v += __shfl_xor_sync(MF_FULL_WARP, v, step);
+    }
+    return v;
+}
+
+/* WARPS warps take a row; one: eight rows share a block. */
+template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const mf_cuda_norm p)
+{
+    __shared__ double parts[WARPS];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int64_t t = WARPS == 1 ? (int64_t)blockIdx.x * (THREADS / 32) + warp : blockIdx.x;
+    const int first = WARPS == 1 ? lane : threadIdx.x;
+    if (WARPS == 1 && t >= p.num_tokens) {
+        return;
+    }
+    const float *row = p.x + t * p.x_stride;
+    double sum = 0.0;
+    for (int64_t i = first; i < p.n; i += WARPS * 32) {
+        float v = row[i];
+        if (p.add) {
+            v = __fadd_rn(v, p.add[t * p.n + i]);
+            p.acc[t * p.x_stride + i] = v;
+        }
+        sum = fma((double)v, (double)v, sum);
+    }
+    sum = sum_of<32>(sum);
+    if (WARPS > 1) {
+        if (lane == 0) {
+            parts[warp] = sum;
+        }
+        __syncthreads();
+        sum = 0.0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            sum += parts[w];
+        }
+    }
+    const float scale = (float)(1.0 / sqrt(sum / (double)p.n + (double)p.eps));
+    for (int64_t i = first; i < p.n; i += WARPS * 32) {
+        const float v = __fmul_rn(__fmul_rn(row[i], scale), p.weight[i]);
+        p.out[t * p.out_stride + i] = v;
+        if (p.rounded) {
+            p.rounded[t * p.n + i] = f32_to_bf16(v);
+        }
+    }
+}
+
+/* ---- rope ---- */
+
+__global__ void rope_kernel(float *x, int64_t row_stride, int num_vectors, int64_t vector_stride, int dim, int pair,
+                            const float *cos_sin, const int32_t *position, int64_t count)
+{
+    const int half = dim / 2;
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= count) {
+        return;
+    }
+    const int i = (int)(at % half);
+    const int64_t v = at / half % num_vectors, t = at / half / num_vectors;
+    const float *table = cos_sin + (int64_t)position[t] * dim;
+    float *vector = x + t * row_stride + v * vector_stride;
+    float *a = pair ? vector + 2 * i : vector + i, *b = pair ? vector + 2 * i + 1 : vector + i + half;
+    const float c = table[2 * i], s = table[2 * i + 1], a0 = *a, b0 = *b;
+    *a = __fsub_rn(__fmul_rn(a0, c), __fmul_rn(b0, s));
+    *b = __fadd_rn(__fmul_rn(b0, c), __fmul_rn(a0, s));
+}
+
+/* ---- cache ---- */
+
+__global__ void kv_write_kernel(const mf_cuda_kv_write p)
+{
+    const int64_t t = blockIdx.x, i = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (i >= p.row_size) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size + i;
+    const float v = p.rows[t * p.rows_stride + i];
+    if (p.is_bf16) {
+        ((uint16_t *)p.cache)[to] = f32_to_bf16(v);
+    } else {
+        ((float *)p.cache)[to] = v;
+    }
+}
+
+/* ---- elements ---- */
+
+__global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n, int64_t count)
+{
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        const int64_t r = at / n, i = at % n;
+        const float g = gate[r * gate_stride + i];
+        x[r * x_stride + i] = __fmul_rn(x[r * x_stride + i], __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-g))));
+    }
+}
+
+__global__ void convert_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, bool is_bf16, uint16_t *out)
+{
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        const float v = x[at / n * x_stride + at % n];
+        out[at] = is_bf16 ? f32_to_bf16(v) : f32_to_f16(v);
+    }
+}
+
+/* Four at a time: n is a multiple of 4, all aligned. */
+__global__ void convert_wide_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
+{
+    const int64_t at = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4;
+    if (at < count) {
+        const float4 v = *(const float4 *)(x + at / n * x_stride + at % n);
+        *(uint2 *)(out + at) = make_uint2((uint32_t)f32_to_bf16(v.x) | (uint32_t)f32_to_bf16(v.y) << 16,
+                                          (uint32_t)f32_to_bf16(v.z) | (uint32_t)f32_to_bf16(v.w) << 16);
+    }
+}
+
+__global__ void clip_kernel(float *x, int64_t n, float limit)
+{
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        const float v = x[i];
+        x[i] = v > limit ? limit : v < -limit ? -limit : v;
+    }
+}
+
+__global__ void scale_rows_kernel(float *x, int64_t n, const float *factors, const int32_t *position, int64_t count)
+{
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        x[at] = __fmul_rn(x[at], factors[position[at / n]]);
+    }
+}
+
+__global__ void add_kernel(float *acc, const float *x, int64_t n)
+{
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        acc[i] = __fadd_rn(acc[i], x[i]);
+    }
+}
+
+/* ---- random values: weights_dummy.c's next_sums, from any place of the sequence ---- */
+
+MF_DEV uint64_t random_mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* A thread makes the values of one random number: two, or one byte. */
+template <typename T, bool BYTES>
+__global__ void fill_kernel(T *data, int64_t count, int64_t chunk, uint64_t seed, const uint32_t *codes)
+{
+    constexpr int EACH = BYTES ? 1 : 2;
+    __shared__ uint32_t table[MF_CUDA_FILL_CODES];
+    if (!BYTES) {
+        for (int i = threadIdx.x; i < MF_CUDA_FILL_CODES; i += THREADS) {
+            table[i] = codes[i];
+        }
+        __syncthreads();
+    }
+    for (int64_t draw = (int64_t)blockIdx.x * THREADS + threadIdx.x; draw * EACH < count; draw += (int64_t)gridDim.x * THREADS) {
+        const int64_t at = draw * EACH, in_chunk = at % chunk / EACH; /* chunks are even */
+        const uint64_t start = random_mix(seed + (uint64_t)(at / chunk));
+        uint64_t u = random_mix(start + (uint64_t)(in_chunk + 1) * 0x9e3779b97f4a7c15u);
+        if (BYTES) {
+            data[at] = (T)(u >> 56);
+            continue;
+        }
+        const uint64_t bytes = 0x00ff00ff00ff00ffu, halves = 0x0000ffff0000ffffu;
+        u = (u & bytes) + (u >> 8 & bytes);
+        u = (u & halves) + (u >> 16 & halves);
+        data[at] = (T)table[(uint32_t)u];
+        if (at + 1 < count) {
+            data[at + 1] = (T)table[(uint32_t)(u >> 32)];
+        }
+    }
+}
+
+} // namespace
+
+int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,
+                         void *stream)
+{
+    const dim3 grid((unsigned)num_tokens, (unsigned)blocks_for(table->k, THREADS));
+    return with_format(table->format, [&](auto f) {
+        embed_kernel<decltype(f)::value><<<grid, THREADS, 0, (cudaStream_t)stream>>>(*table, ids, out, out_stride);
+        return (int)cudaGetLastError();
+    });
+}
+
+int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream)
+{
+    if (call->n <= 256) {
+        norm_kernel<1><<<(unsigned)blocks_for(call->num_tokens, THREADS / 32), THREADS, 0, (cudaStream_t)stream>>>(*call);
+    } else {
+        norm_kernel<8><<<(unsigned)call->num_tokens, THREADS, 0, (cudaStream_t)stream>>>(*call);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
+                        const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream)
+{
+    const int64_t count = num_tokens * num_vectors * (dim / 2);
+    if (count > 0) {
+        rope_kernel<<<(unsigned)blocks_for(count, THREADS), THREADS, 0, (cudaStream_t)stream>>>(
+            x, row_stride, (int)num_vectors, vector_stride, (int)dim, pair, cos_sin, position, count);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
+{
+    const dim3 grid((unsigned)call->num_tokens, (unsigned)blocks_for(call->row_size, THREADS));
+    kv_write_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*call);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
+                                void *stream)
+{
+    sigmoid_gate_kernel<<<(unsigned)blocks_for(num_rows * n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(
+        x, x_stride, gate, gate_stride, n, num_rows * n);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream)
+{
+    const int64_t count = num_rows * n;
+    const bool is_wide = n % 4 == 0 && x_stride % 4 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)out % 8 == 0;
+    if (dtype == MF_BF16 && is_wide) {
+        convert_wide_kernel<<<(unsigned)blocks_for(count, 4 * THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, x_stride, n, count,
+                                                                                                         (uint16_t *)out);
+    } else {
+        convert_kernel<<<(unsigned)blocks_for(count, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, x_stride, n, count,
+                                                                                                dtype == MF_BF16, (uint16_t *)out);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream)
+{
+    clip_kernel<<<(unsigned)blocks_for(n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, n, limit);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens, void *stream)
+{
+    scale_rows_kernel<<<(unsigned)blocks_for(num_tokens * n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, n, factors, position,
+                                                                                                        num_tokens * n);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
+{
+    add_kernel<<<(unsigned)blocks_for(n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(acc, x, n);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream)
+{
+    const int64_t wanted = blocks_for(count, 2 * THREADS);
+    const unsigned blocks = (unsigned)(wanted < 2048 ? wanted : 2048);
+    cudaStream_t s = (cudaStream_t)stream;
+    if (!codes) {
+        fill_kernel<uint8_t, true><<<blocks, THREADS, 0, s>>>((uint8_t *)data, count, chunk, seed, codes);
+    } else if (size == 1) {
+        fill_kernel<uint8_t, false><<<blocks, THREADS, 0, s>>>((uint8_t *)data, count, chunk, seed, codes);
+    } else if (size == 2) {
+        fill_kernel<uint16_t, false><<<blocks, THREADS, 0, s>>>((uint16_t *)data, count, chunk, seed, codes);
+    } else {
+        fill_kernel<uint32_t, false><<<blocks, THREADS, 0, s>>>((uint32_t *)data, count, chunk, seed, codes);
+    }
+    return (int)cudaGetLastError();
+}

@@ -1,0 +1,423 @@
+/* linear.cu - products of a model's dense layers: out[t, r] = w[r] . x[t] + bias[r].
+ *
+ * PLAIN takes any format in f32 arithmetic: a warp sums a row, lane l the columns 8l.. of each 256, one tree at the end.
+ * bf16 weights with bf16 inputs go through mma.sync in product.cuh's order (eight runs over k, each from zero, added in
+ * order), FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows: the same bits.  Which of the two
+ * orders is taken depends on the matrix alone. */
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/matrix.cuh"
+#include "kernels/cuda/product.cuh"
+
+namespace
+{
+
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
+
+MF_DEV int matrix_of(const mf_cuda_linear &p, int64_t block)
+{
+    int i = 0;
+    while (i + 1 < p.num && block >= p.first_block[i + 1]) {
+        i++;
+    }
+    return i;
+}
+
+/* ---- PLAIN ---- */
+
+MF_DEV void load_x8(const mf_cuda_linear &p, const float *x, int64_t k, int64_t columns, float (&v)[8])
+{
+    if (p.x_is_wide && k + 8 <= columns) {
+        const float4 a = *(const float4 *)(x + k), b = *(const float4 *)(x + k + 4);
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = k + i < columns ? x[k + i] : 0.0f;
+        }
+    }
+    if (p.round_x) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = bf16_to_f32(f32_to_bf16(v[i]));
+        }
+    }
+}
+
+/* A warp takes ROWS rows and TOKENS tokens; columns past the end count as zeros, which change no sum but the sign of a zero. */
+template <int FORMAT, int ROWS, int TOKENS> __global__ void __launch_bounds__(THREADS) plain_kernel(const mf_cuda_linear p)
+{
+    const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const mf_cuda_matrix &m = p.w[which];
+    const int64_t r0 = ((blockIdx.x - p.first_block[which]) * WARPS + warp) * ROWS, t0 = (int64_t)blockIdx.y * TOKENS;
+    const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n, row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
+    if (r0 >= num_rows) {
+        return;
+    }
+    const bool is_wide = m.quant != 0; /* the host has looked at pointers and strides */
+    const float *x = (const float *)p.x + (p.num_batches > 0 ? blockIdx.z * p.x_step : 0);
+    const uint8_t *rows[ROWS];
+    int64_t scale_rows[ROWS];
+    float acc[ROWS][TOKENS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const int64_t row = row_base + (r0 + r < num_rows ? r0 + r : num_rows - 1);
+        rows[r] = matrix_row<FORMAT>(m, row);
+        scale_rows[r] = matrix_scale_row<FORMAT>(m, row);
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            acc[r][t] = 0.0f;
+        }
+    }
+#pragma unroll 2
+    for (int64_t k = 8 * lane; k < m.k; k += 256) {
+        float w[ROWS][8];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            matrix_values8<FORMAT>(m, rows[r], scale_rows[r], k, is_wide, w[r]);
+        }
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            float v[8];
+            const int64_t token = t0 + t < p.num_tokens ? t0 + t : p.num_tokens - 1;
+            load_x8(p, x + token * p.x_stride, k, m.k, v);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    acc[r][t] = k + i < m.k ? __fmaf_rn(w[r][i], v[i], acc[r][t]) : acc[r][t];
+                }
+            }
+        }
+    }
+    float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
+    const float *bias = p.bias[which];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            float v = acc[r][t];
+#pragma unroll
+            for (int step = 16; step > 0; step /= 2) {
+                v = __fadd_rn(v, __shfl_xor_sync(MF_FULL_WARP, v, step));
+            }
+            if (lane == 0 && r0 + r < num_rows && t0 + t < p.num_tokens) {
+                out[(t0 + t) * p.out_stride[which] + r0 + r] = bias ? __fadd_rn(v, bias[r0 + r]) : v;
+            }
+        }
+    }
+}
+
+template <int ROWS, int TOKENS> int launch_plain(const mf_cuda_linear &call, cudaStream_t stream)
+{
+    mf_cuda_linear p = call;
+    int64_t blocks = 0;
+    for (int i = 0; i < p.num; i++) {
+        p.first_block[i] = blocks;
+        blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + WARPS * ROWS - 1) / (WARPS * ROWS);
+    }
+    p.first_block[p.num] = blocks;
+    const dim3 grid((unsigned)blocks, (unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    return with_format(p.w[0].format, [&](auto f) {
+        plain_kernel<decltype(f)::value, ROWS, TOKENS><<<grid, THREADS, 0, stream>>>(p);
+        return (int)cudaGetLastError();
+    });
+}
+
+/* ---- FEW: 16 rows a block, a run of k a warp ---- */
+
+MF_DEV uint32_t pack_bf16(float low, float high)
+{
+    return (uint32_t)f32_to_bf16(low) | (uint32_t)f32_to_bf16(high) << 16;
+}
+
+/* A token's chunk of eight columns; x NULL: zeros. */
+template <bool X_IS_F32> MF_DEV token_chunk<MF_CUDA_PATH_BF16> load_chunk(const uint8_t *x, int64_t chunk)
+{
+    token_chunk<MF_CUDA_PATH_BF16> c;
+    if (!x) {
+        c.v[0] = make_uint4(0, 0, 0, 0);
+    } else if (X_IS_F32) {
+        const float4 a = *(const float4 *)(x + chunk * 32), b = *(const float4 *)(x + chunk * 32 + 16);
+        c.v[0] = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+    } else {
+        c.v[0] = *(const uint4 *)(x + chunk * 16);
+    }
+    return c;
+}
+
+template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) few_kernel(const __grid_constant__ mf_cuda_linear p)
+{
+    __shared__ float sums[SEGMENTS][TILES * 8][17];
+    const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    const mf_cuda_matrix &m = p.w[which];
+    const int64_t r0 = (blockIdx.x - p.first_block[which]) * 16;
+    const int units = (int)(m.k / 64), end = segment_start(warp + 1, units);
+    const uint8_t *low = r0 + g < m.n ? m.data + ((r0 + g) * m.row_stride + q * 8) * 2 : NULL;
+    const uint8_t *high = r0 + g + 8 < m.n ? m.data + ((r0 + g + 8) * m.row_stride + q * 8) * 2 : NULL;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    const uint8_t *tokens[TILES];
+    float acc[TILES][4];
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        const int64_t t = n * 8 + g;
+        tokens[n] = t < p.num_tokens ? (const uint8_t *)p.x + t * p.x_stride * (X_IS_F32 ? 4 : 2) : NULL;
+        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
+    }
+    constexpr int AHEAD = 4; /* units whose loads are under way together */
+    for (int u0 = segment_start(warp, units); u0 < end; u0 += AHEAD) {
+        uint4 l[AHEAD][2], h[AHEAD][2];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const bool there = u0 + i < end;
+            const int64_t at = (int64_t)(u0 + i) * UNIT_BYTES;
+            l[i][0] = there && low ? load_stream(low + at) : zero;
+            l[i][1] = there && low ? load_stream(low + at + 64) : zero;
+            h[i][0] = there && high ? load_stream(high + at) : zero;
+            h[i][1] = there && high ? load_stream(high + at + 64) : zero;
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (u0 + i < end) {
+#pragma unroll
+                for (int n = 0; n < TILES; n++) {
+                    const int64_t chunk = (int64_t)(u0 + i) * 8 + q;
+                    const auto first = load_chunk<X_IS_F32>(tokens[n], chunk);
+                    const auto second = load_chunk<X_IS_F32>(tokens[n], chunk + 4);
+                    add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][0], h[i][0], first);
+                    add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][1], h[i][1], second);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        sums[warp][n * 8 + 2 * q][g] = acc[n][0];
+        sums[warp][n * 8 + 2 * q + 1][g] = acc[n][1];
+        sums[warp][n * 8 + 2 * q][g + 8] = acc[n][2];
+        sums[warp][n * 8 + 2 * q + 1][g + 8] = acc[n][3];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < TILES * 8 * 16; i += THREADS) {
+        const int t = i >> 4, r = i & 15;
+        if (t < p.num_tokens && r0 + r < m.n) {
+            float v = 0.0f;
+#pragma unroll
+            for (int s = 0; s < SEGMENTS; s++) {
+                v = __fadd_rn(v, sums[s][t][r]);
+            }
+            p.out[which][t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+        }
+    }
+}
+
+static_assert(WARPS == SEGMENTS, "a warp takes a run");
+
+template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream)
+{
+    const unsigned blocks = (unsigned)p.first_block[p.num];
+    if (p.x_is_f32) {
+        few_kernel<TILES, true><<<blocks, THREADS, 0, stream>>>(p);
+    } else {
+        few_kernel<TILES, false><<<blocks, THREADS, 0, stream>>>(p);
+    }
+    return (int)cudaGetLastError();
+}
+
+/* ---- TILE: 128 rows by TOKENS tokens ---- */
+
+constexpr int ROWS = 128;
+constexpr int STAGES = 4;
+
+MF_DEV int swap_halves(int row, int chunk)
+{
+    return row * 8 + (chunk ^ ((row & 1) << 2));
+}
+
+template <int TOKENS> struct tile_shape;
+template <> struct tile_shape<128> {
+    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 8;
+};
+template <> struct tile_shape<64> {
+    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 4;
+};
+template <> struct tile_shape<32> {
+    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 2;
+};
+
+template <int TOKENS>
+__global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(const __grid_constant__ mf_cuda_linear p)
+{
+    using shape = tile_shape<TOKENS>;
+    constexpr int M = shape::M, N = shape::N, STAGE = (ROWS + TOKENS) * 8;
+    constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS;
+    extern __shared__ __align__(128) uint4 stages[];
+    const int which = matrix_of(p, blockIdx.y), tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
+    const mf_cuda_matrix &m = p.w[which];
+    const int64_t r0 = (blockIdx.y - p.first_block[which]) * ROWS, t0 = (int64_t)blockIdx.x * TOKENS;
+    const int units = (int)(m.k / 64);
+    const uint8_t *a_from[A_COPIES], *b_from[B_COPIES];
+    uint32_t there = 0;
+#pragma unroll
+    for (int i = 0; i < A_COPIES; i++) {
+        const int64_t r = r0 + ((tid + i * THREADS) >> 3);
+        const bool is_there = r < m.n;
+        a_from[i] = m.data + (is_there ? r * m.row_stride * 2 : 0) + (tid & 7) * 16;
+        there |= (uint32_t)is_there << i;
+    }
+#pragma unroll
+    for (int i = 0; i < B_COPIES; i++) {
+        const int64_t t = t0 + ((tid + i * THREADS) >> 3);
+        const bool is_there = t < p.num_tokens;
+        b_from[i] = (const uint8_t *)p.x + (is_there ? t * p.x_stride * 2 : 0) + (tid & 7) * 16;
+        there |= (uint32_t)is_there << (A_COPIES + i);
+    }
+    auto copy_unit = [&](int unit) {
+        if (unit < units) {
+            uint4 *stage = stages + unit % STAGES * STAGE;
+#pragma unroll
+            for (int i = 0; i < A_COPIES; i++) {
+                copy_async(stage + swap_halves((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)unit * UNIT_BYTES,
+                           there >> i & 1);
+            }
+#pragma unroll
+            for (int i = 0; i < B_COPIES; i++) {
+                copy_async(stage + ROWS * 8 + swap_halves((tid + i * THREADS) >> 3, tid & 7),
+                           b_from[i] + (int64_t)unit * UNIT_BYTES, there >> (A_COPIES + i) & 1);
+            }
+        }
+        copy_commit();
+    };
+    const int m0 = warp / shape::WARPS_N * M, n0 = warp % shape::WARPS_N * N;
+    float acc[M][N][4], total[M][N][4];
+#pragma unroll
+    for (int i = 0; i < M * N * 4; i++) {
+        (&acc[0][0][0])[i] = 0.0f;
+        (&total[0][0][0])[i] = 0.0f;
+    }
+    auto end_run = [&]() {
+#pragma unroll
+        for (int i = 0; i < M * N * 4; i++) {
+            float &t = (&total[0][0][0])[i], &a = (&acc[0][0][0])[i];
+            t = __fadd_rn(t, a);
+            a = 0.0f;
+        }
+    };
+    for (int u = 0; u < STAGES - 1; u++) {
+        copy_unit(u);
+    }
+    int segment = 1;
+    for (int u = 0; u < units; u++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        copy_unit(u + STAGES - 1);
+        while (segment < SEGMENTS && segment_start(segment, units) <= u) {
+            end_run();
+            segment++;
+        }
+        const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint4 low[M], high[M];
+            token_chunk<MF_CUDA_PATH_BF16> token[N];
+#pragma unroll
+            for (int i = 0; i < M; i++) {
+                low[i] = a_rows[swap_halves((m0 + i) * 16 + g, half * 4 + q)];
+                high[i] = a_rows[swap_halves((m0 + i) * 16 + g + 8, half * 4 + q)];
+            }
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                token[n].v[0] = b_rows[swap_halves((n0 + n) * 8 + g, half * 4 + q)];
+            }
+#pragma unroll
+            for (int s = 0; s < STEPS<MF_CUDA_PATH_BF16>; s++) {
+#pragma unroll
+                for (int i = 0; i < M; i++) {
+                    const auto l = widen_row<MF_CUDA_PATH_BF16>(low[i]), h = widen_row<MF_CUDA_PATH_BF16>(high[i]);
+#pragma unroll
+                    for (int n = 0; n < N; n++) {
+                        add_step<MF_CUDA_PATH_BF16>(acc[i][n], l, h, token[n], s);
+                    }
+                }
+            }
+        }
+    }
+    for (; segment < SEGMENTS; segment++) { /* runs that are empty */
+        end_run();
+    }
+    end_run();
+    float *out = p.out[which];
+    const int64_t stride = p.out_stride[which];
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int64_t r = r0 + (m0 + i) * 16 + g + 8 * e;
+            const float bias = p.bias[which] && r < m.n ? p.bias[which][r] : 0.0f;
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const int64_t t = t0 + (n0 + n) * 8 + 2 * q + k;
+                    if (r < m.n && t < p.num_tokens) {
+                        const float v = total[i][n][2 * e + k];
+                        out[t * stride + r] = p.bias[which] ? __fadd_rn(v, bias) : v;
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <int TOKENS> int launch_tile(const mf_cuda_linear &p, cudaStream_t stream)
+{
+    constexpr int BYTES = STAGES * (ROWS + TOKENS) * 128;
+    const cudaError_t error = cudaFuncSetAttribute(tile_kernel<TOKENS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    if (error != cudaSuccess) {
+        return (int)error;
+    }
+    const dim3 grid((unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), (unsigned)p.first_block[p.num]);
+    tile_kernel<TOKENS><<<grid, THREADS, BYTES, stream>>>(p);
+    return (int)cudaGetLastError();
+}
+
+/* Blocks of `rows` rows of each matrix. */
+mf_cuda_linear cut(const mf_cuda_linear *call, int rows)
+{
+    mf_cuda_linear p = *call;
+    int64_t blocks = 0;
+    for (int i = 0; i < p.num; i++) {
+        p.first_block[i] = blocks;
+        blocks += (p.w[i].n + rows - 1) / rows;
+    }
+    p.first_block[p.num] = blocks;
+    return p;
+}
+
+} // namespace
+
+int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    return call->num_tokens == 1    ? launch_plain<1, 1>(*call, s)
+           : call->num_tokens <= 32 ? launch_plain<1, 4>(*call, s)
+                                    : launch_plain<4, 8>(*call, s);
+}
+
+int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream)
+{
+    const mf_cuda_linear p = cut(call, 16);
+    cudaStream_t s = (cudaStream_t)stream;
+    return p.num_tokens <= 8 ? launch_few<1>(p, s) : p.num_tokens <= 16 ? launch_few<2>(p, s) : launch_few<4>(p, s);
+}
+
+int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream)
+{
+    const mf_cuda_linear p = cut(call, ROWS);
+    cudaStream_t s = (cudaStream_t)stream;
+    const int64_t blocks = p.first_block[p.num];
+    return p.num_tokens <= 32 || (p.num_tokens + 31) / 32 * blocks <= 264 ? launch_tile<32>(p, s)
+           : p.num_tokens <= 64 || (p.num_tokens + 63) / 64 * blocks <= 264 ? launch_tile<64>(p, s)
+                                                                            : launch_tile<128>(p, s);
+}
