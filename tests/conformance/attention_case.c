@@ -101,6 +101,9 @@ bool attention_meets(const conf_device *devices, int i, int d, bool with_ref)
     if (conf_full() || d == 0) {
         return d > 0 || with_ref;
     }
+    if (!mf_device_uses_host_memory(devices[d].device)) {
+        return true;
+    }
     const mf_cpu_attention_kernels *of = &mf_cpu_kernels_of(devices[d].device)->attention;
     int rung = 0;
     for (int j = 1; j < d; j++) {

@@ -237,13 +237,13 @@ MF_DEV int swap_halves(int row, int chunk)
 
 template <int TOKENS> struct tile_shape;
 template <> struct tile_shape<128> {
-    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 8;
+    static constexpr int WARPS_N = 2, M = 2, N = 8;
 };
 template <> struct tile_shape<64> {
-    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 4;
+    static constexpr int WARPS_N = 2, M = 2, N = 4;
 };
 template <> struct tile_shape<32> {
-    static constexpr int WARPS_M = 4, WARPS_N = 2, M = 2, N = 2;
+    static constexpr int WARPS_N = 2, M = 2, N = 2;
 };
 
 template <int TOKENS>
