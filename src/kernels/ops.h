@@ -204,7 +204,7 @@ typedef struct mf_gqa_args {
 typedef struct mf_gqa_prepare_call {
     int64_t num_tokens, num_heads, num_kv_heads, head_dim, v_head_dim;
     float *q;                   /* [T, heads, head_dim], in place */
-    float *rows;                /* [T, row_size]: keys in place, then values */
+    float *rows;                /* [T, row_size]: keys, then values; scratch afterwards */
     const float *q_norm, *k_norm; /* [head_dim], of each head; NULL: none */
     float eps;
     int64_t rope_dim;           /* 0: none */

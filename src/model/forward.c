@@ -357,7 +357,7 @@ static bool prepare_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv
     const bool is_by_head = config->qk_norm == MF_QK_NORM_HEAD;
     const bool has_rope = !config->layer_has_no_rope[layer];
     if (!model->device->ops->gqa_prepare || config->has_attention_gate || config->qkv_clip > 0 || config->head_dim > 256 ||
-        (!is_by_head && config->qk_norm == MF_QK_NORM_WHOLE) || (!has_rope && (config->query_floor > 0 || config->qk_norm_after_rope))) {
+        config->qk_norm == MF_QK_NORM_WHOLE || (!has_rope && (config->query_floor > 0 || config->qk_norm_after_rope))) {
         return false;
     }
     const mf_gqa_prepare_call call = {

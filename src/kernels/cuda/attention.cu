@@ -193,40 +193,63 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
 
 /* ---- MLA: queries into the latent space ---- */
 
-constexpr int ABSORB_TOKENS = 8;
+constexpr int ABSORB_TOKENS = 4, ABSORB_COLUMNS = 64;
 
-/* A block takes a head, ABSORB_TOKENS rows and THREADS latent columns; sums by ascending j. */
+/* A block takes a head, ABSORB_TOKENS rows and 64 latent columns, two a lane; a warp a quarter of the j, ascending, and the
+ * quarters are added in order. */
 template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mf_cuda_absorb p)
 {
     extern __shared__ __align__(16) float queries[]; /* [ABSORB_TOKENS][nope] */
-    const int head = blockIdx.y, i = blockIdx.z * THREADS + threadIdx.x;
+    __shared__ float sums[WARPS][ABSORB_TOKENS][ABSORB_COLUMNS];
+    const int head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, i = blockIdx.z * ABSORB_COLUMNS + 2 * lane;
     const int64_t t0 = (int64_t)blockIdx.x * ABSORB_TOKENS;
     for (int k = threadIdx.x; k < ABSORB_TOKENS * p.nope; k += THREADS) {
         const int64_t t = t0 + k / p.nope;
         queries[k] = t < p.num_tokens ? p.q[t * p.q_stride + head * p.q_head_stride + k % p.nope] : 0.0f;
     }
     __syncthreads();
-    if (i >= p.rank) {
-        return;
-    }
-    float acc[ABSORB_TOKENS];
+    float acc[ABSORB_TOKENS][2];
 #pragma unroll
     for (int t = 0; t < ABSORB_TOKENS; t++) {
-        acc[t] = 0.0f;
+        acc[t][0] = acc[t][1] = 0.0f;
     }
     const int64_t row0 = (int64_t)head * (p.nope + p.v_dim);
-#pragma unroll 4
-    for (int j = 0; j < p.nope; j++) {
-        const float w = matrix_value<FORMAT>(p.kv_b, row0 + j, i);
+    const int begin = (int)((int64_t)warp * p.nope / WARPS), end = (int)((int64_t)(warp + 1) * p.nope / WARPS);
+    const bool is_wide = FORMAT == MF_FORMAT_BF16 && p.kv_b.quant && p.rank % 2 == 0;
+#pragma unroll 8
+    for (int j = begin; j < end; j++) {
+        float w[2] = { 0.0f, 0.0f };
+        if (is_wide) {
+            if (i < p.rank) {
+                const uint32_t pair = *(const uint32_t *)(matrix_row<FORMAT>(p.kv_b, row0 + j) + 2 * i);
+                w[0] = __uint_as_float(pair << 16);
+                w[1] = __uint_as_float(pair & 0xffff0000u);
+            }
+        } else {
+            w[0] = i < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i) : 0.0f;
+            w[1] = i + 1 < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i + 1) : 0.0f;
+        }
 #pragma unroll
         for (int t = 0; t < ABSORB_TOKENS; t++) {
-            acc[t] = __fmaf_rn(queries[t * p.nope + j], w, acc[t]);
+            acc[t][0] = __fmaf_rn(queries[t * p.nope + j], w[0], acc[t][0]);
+            acc[t][1] = __fmaf_rn(queries[t * p.nope + j], w[1], acc[t][1]);
         }
     }
 #pragma unroll
     for (int t = 0; t < ABSORB_TOKENS; t++) {
-        if (t0 + t < p.num_tokens) {
-            p.out[((t0 + t) * p.num_heads + head) * p.rank + i] = acc[t];
+        sums[warp][t][2 * lane] = acc[t][0];
+        sums[warp][t][2 * lane + 1] = acc[t][1];
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < ABSORB_TOKENS * ABSORB_COLUMNS; k += THREADS) {
+        const int t = k / ABSORB_COLUMNS, c = k % ABSORB_COLUMNS, column = blockIdx.z * ABSORB_COLUMNS + c;
+        if (t0 + t < p.num_tokens && column < p.rank) {
+            float v = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                v = __fadd_rn(v, sums[w][t][c]);
+            }
+            p.out[((t0 + t) * p.num_heads + head) * p.rank + column] = v;
         }
     }
 }
@@ -264,7 +287,7 @@ int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream)
 int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream)
 {
     const dim3 grid((unsigned)((call->num_tokens + ABSORB_TOKENS - 1) / ABSORB_TOKENS), (unsigned)call->num_heads,
-                    (unsigned)((call->rank + THREADS - 1) / THREADS));
+                    (unsigned)((call->rank + ABSORB_COLUMNS - 1) / ABSORB_COLUMNS));
     const size_t shared_bytes = (size_t)ABSORB_TOKENS * (size_t)call->nope * 4;
     return with_format(call->kv_b.format, [&](auto f) {
         absorb_kernel<decltype(f)::value><<<grid, THREADS, shared_bytes, (cudaStream_t)stream>>>(*call);

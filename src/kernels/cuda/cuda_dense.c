@@ -10,7 +10,7 @@
 #include "kernels/cuda/device_state.h"
 #include "kernels/format.h"
 
-enum { MAX_PARTIAL_BYTES = 64 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64 };
+enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
 
 static mf_cuda_stream stream_of(mf_device *device)
 {
@@ -233,6 +233,36 @@ static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows,
     }
 }
 
+static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
+{
+    if (call->num_tokens > 0 && begin(device)) {
+        const mf_kv_view *kv = &call->kv;
+        const mf_cuda_gqa_prepare p = { .num_tokens = call->num_tokens,
+                                        .num_heads = (int32_t)call->num_heads,
+                                        .num_kv_heads = (int32_t)call->num_kv_heads,
+                                        .head_dim = (int32_t)call->head_dim,
+                                        .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
+                                        .q = call->q,
+                                        .rows = call->rows,
+                                        .q_norm = call->q_norm,
+                                        .k_norm = call->k_norm,
+                                        .cos_sin = call->cos_sin,
+                                        .eps = call->eps,
+                                        .rope_dim = (int32_t)call->rope_dim,
+                                        .rope_pair = call->rope_pair,
+                                        .norm_after_rope = call->norm_after_rope,
+                                        .is_bf16 = kv->dtype == MF_BF16,
+                                        .cache = kv->cache,
+                                        .block_table = kv->block_table,
+                                        .sequence = kv->sequence,
+                                        .position = kv->position,
+                                        .row_size = kv->row_size,
+                                        .block_size = kv->block_size,
+                                        .max_blocks = kv->max_blocks };
+        done(device, mf_cuda_launch_gqa_prepare(&p, stream_of(device)), "queries and keys");
+    }
+}
+
 static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
                          int64_t n)
 {
@@ -276,9 +306,11 @@ static int64_t min_i64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Parts of a context whose results may lie in memory: spans of plain attention, the shorter pieces of tensor cores. */
 static int64_t num_spans(const mf_kv_view *kv)
 {
-    return (kv->max_context + MF_CUDA_SPAN - 1) / MF_CUDA_SPAN;
+    const int64_t size = kv->dtype == MF_BF16 ? MF_CUDA_PIECE : MF_CUDA_SPAN;
+    return (kv->max_context + size - 1) / size;
 }
 
 static int64_t partial_floats(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
@@ -286,16 +318,16 @@ static int64_t partial_floats(int64_t num_tokens, int64_t num_heads, int64_t spa
     return num_tokens * num_heads * spans * (v_dim + 2);
 }
 
-/* Rows are split over their spans where rows alone do not fill the GPU and the pieces fit. */
+/* Rows may be split over their spans where the results fit. */
 static bool may_split(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
 {
-    return spans > 1 && partial_floats(num_tokens, num_heads, spans, v_dim) * 4 <= MAX_PARTIAL_BYTES;
+    return partial_floats(num_tokens, num_heads, spans, v_dim) * 4 <= MAX_PARTIAL_BYTES;
 }
 
 /* Room for the pieces of the most rows that are ever split, of these sizes or smaller ones. */
 static size_t partial_room(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
 {
-    return (size_t)(spans > 1 ? min_i64(partial_floats(num_tokens, num_heads, spans, v_dim), MAX_PARTIAL_BYTES / 4) : 0);
+    return (size_t)min_i64(partial_floats(num_tokens, num_heads, spans, v_dim), MAX_PARTIAL_BYTES / 4);
 }
 
 static void set_view(mf_cuda_attention *p, const mf_kv_view *kv)
@@ -311,14 +343,36 @@ static void set_view(mf_cuda_attention *p, const mf_kv_view *kv)
     p->most_spans = num_spans(kv);
 }
 
+/* The tensor cores' path: sizes and the cache decide, never the batch. */
+static bool takes_mma_attention(const mf_device *device, const mf_cuda_attention *p)
+{
+    const bool is_aligned = p->cache_is_bf16 && on16(p->cache) && p->row_size % 8 == 0 && on16(p->q) && p->q_stride % 4 == 0 &&
+                            p->q_head_stride % 4 == 0;
+    if (p->q_tail) {
+        return is_aligned && p->head_dim == 576 && p->v_dim == 512 && on16(p->q_tail) && p->tail_stride % 4 == 0 &&
+               p->tail_head_stride % 4 == 0 && (p->num_heads <= 32 ? 32 % p->num_heads == 0 : p->num_heads % 32 == 0) &&
+               mf_cuda_attention_mla_shared() <= mf_cuda_state_of(device)->gpu.shared_bytes;
+    }
+    return is_aligned && p->head_dim == p->v_dim && (p->head_dim == 64 || p->head_dim == 128) && p->value_at % 8 == 0 &&
+           p->num_heads / p->num_kv_heads <= 128;
+}
+
 static void run_attention(mf_device *device, mf_cuda_attention *p, float *partial)
 {
-    const int64_t rows = p->num_tokens * p->num_kv_heads, wanted = 2 * mf_cuda_state_of(device)->gpu.num_multiprocessors;
-    p->num_splits = 1;
-    if (rows < wanted && may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim)) {
-        p->num_splits = (int32_t)min_i64(min_i64(p->most_spans, (wanted + rows - 1) / rows), MAX_SPLITS);
-        p->partial = partial;
+    const bool is_mma = takes_mma_attention(device, p);
+    const int64_t blocks = p->num_tokens * p->num_kv_heads * (p->q_tail ? (p->num_heads + 15) / 16 : 1);
+    const int64_t wanted = 2 * mf_cuda_state_of(device)->gpu.num_multiprocessors;
+    const bool fits = may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
+    p->num_splits = (int32_t)min_i64(min_i64(p->most_spans, (wanted + blocks - 1) / blocks), MAX_SPLITS);
+    p->partial = partial;
+    if (is_mma) {
+        const bool is_decode = p->num_tokens <= DECODE_TOKENS && fits;
+        done(device, p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
+                     : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
+                                 : mf_cuda_launch_attention_prefill(p, stream_of(device)), "attention");
+        return;
     }
+    p->num_splits = fits ? p->num_splits : 1;
     const int64_t bytes = mf_cuda_attention_plain_shared(0, p->head_dim, p->v_dim);
     done(device, mf_cuda_launch_attention_plain(p, bytes, stream_of(device)), "attention");
     if (p->num_splits > 1) {
@@ -613,6 +667,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->add = add;
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
+    ops->gqa_prepare = gqa_prepare;
     ops->reserve = reserve;
 }
 

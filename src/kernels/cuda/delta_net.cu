@@ -120,7 +120,7 @@ __global__ void recur_kernel(const __grid_constant__ mf_cuda_delta_net p, int in
             state[i * v_dim + j] = is_new ? 0.0f : stored[i * v_dim + j];
         }
     }
-    const float a_log = -expf(p.a_log[head]), dt_bias = p.dt_bias[head];
+    __shared__ float factors[2]; /* beta and decay of a row; in double, because a decay's error grows with each token */
     for (int at = p.start[run]; at < p.start[run + 1]; at++) {
         const int64_t row = p.rows[at];
         const float *y = p.y + row * channels;
@@ -129,10 +129,14 @@ __global__ void recur_kernel(const __grid_constant__ mf_cuda_delta_net p, int in
             q[i] = y[key_head * k_dim + i];
             k[i] = y[(p.num_k_heads + key_head) * k_dim + i];
         }
+        if (j == 0) {
+            const float *ba = p.ba + (row * p.num_k_heads + key_head) * 2 * ratio;
+            const double x = (double)__fadd_rn(ba[ratio + nth], p.dt_bias[head]);
+            factors[0] = sigmoid(ba[nth]);
+            factors[1] = (float)exp(-exp((double)p.a_log[head]) * (x > 20.0 ? x : log1p(exp(x))));
+        }
         __syncthreads();
-        const float *ba = p.ba + (row * p.num_k_heads + key_head) * 2 * ratio;
-        const float beta = sigmoid(ba[nth]), x = __fadd_rn(ba[ratio + nth], dt_bias);
-        const float decay = expf(__fmul_rn(a_log, x > 20.0f ? x : log1pf(expf(x))));
+        const float beta = factors[0], decay = factors[1];
         float o = 0.0f;
         if (is_mine) {
             float seen = 0.0f;

@@ -119,6 +119,105 @@ __global__ void kv_write_kernel(const mf_cuda_kv_write p)
     }
 }
 
+/* ---- between the projections and grouped-query attention ---- */
+
+constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
+
+MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float *weight, float eps, int lane)
+{
+    double sum = 0.0;
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        sum = k * 32 + lane < dim ? fma((double)v[k], (double)v[k], sum) : sum;
+    }
+    const float scale = (float)(1.0 / sqrt(sum_of<32>(sum) / (double)dim + (double)eps));
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k * 32 + lane]) : 0.0f;
+    }
+}
+
+/* Partners meet in shared memory: [HEAD_MOST] of the warp's own. */
+MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair, const float *table, int lane)
+{
+    const int half = dim / 2;
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        room[k * 32 + lane] = v[k];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        const int e = k * 32 + lane;
+        if (e < dim) {
+            const int i = pair ? e / 2 : e % half;
+            const bool is_second = pair ? e & 1 : e >= half;
+            const float c = table[2 * i], s = table[2 * i + 1];
+            const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
+            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s)) : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
+        }
+    }
+    __syncwarp();
+}
+
+MF_DEV void store_cached(const mf_cuda_gqa_prepare &p, int64_t at, float v)
+{
+    if (p.is_bf16) {
+        ((uint16_t *)p.cache)[at] = f32_to_bf16(v);
+    } else {
+        ((float *)p.cache)[at] = v;
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
+{
+    __shared__ float rooms[THREADS / 32][HEAD_MOST];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + p.num_kv_heads + 1;
+    const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
+    const int part = (int)(at % parts);
+    if (t >= p.num_tokens) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size;
+    const int keys = p.num_kv_heads * p.head_dim;
+    if (part == parts - 1) {
+        const float *values = p.rows + t * p.row_size + keys;
+        for (int i = lane; i < p.values; i += 32) {
+            store_cached(p, row + keys + i, values[i]);
+        }
+        return;
+    }
+    const bool is_query = part < p.num_heads;
+    const int key_head = part - p.num_heads;
+    float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
+    const float *norm = is_query ? p.q_norm : p.k_norm;
+    float v[HEAD_MOST / 32];
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        v[k] = k * 32 + lane < p.head_dim ? x[k * 32 + lane] : 0.0f;
+    }
+    if (norm && !p.norm_after_rope) {
+        norm_head(v, p.head_dim, norm, p.eps, lane);
+    }
+    if (p.rope_dim > 0) {
+        rotate_head(v, rooms[warp], p.rope_dim, p.rope_pair, p.cos_sin + position * p.rope_dim, lane);
+    }
+    if (norm && p.norm_after_rope) {
+        norm_head(v, p.head_dim, norm, p.eps, lane);
+    }
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        const int e = k * 32 + lane;
+        if (e < p.head_dim && is_query) {
+            x[e] = v[k];
+        } else if (e < p.head_dim) {
+            store_cached(p, row + (int64_t)key_head * p.head_dim + e, v[k]);
+        }
+    }
+}
+
 /* ---- elements ---- */
 
 __global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n, int64_t count)
@@ -252,6 +351,13 @@ int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
 {
     const dim3 grid((unsigned)call->num_tokens, (unsigned)blocks_for(call->row_size, THREADS));
     kv_write_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*call);
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
+{
+    const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
+    gqa_prepare_kernel<<<(unsigned)blocks_for(warps, THREADS / 32), THREADS, 0, (cudaStream_t)stream>>>(*call);
     return (int)cudaGetLastError();
 }
 

@@ -28,6 +28,20 @@ typedef struct mf_cuda_norm {
 int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream);
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
                         const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream);
+/* A warp takes a query's head, a key's head, or a row's values. */
+typedef struct mf_cuda_gqa_prepare {
+    int64_t num_tokens;
+    int32_t num_heads, num_kv_heads, head_dim, values; /* values: num_kv_heads * v_head_dim */
+    float *q, *rows;
+    const float *q_norm, *k_norm, *cos_sin;
+    float eps;
+    int32_t rope_dim, rope_pair, norm_after_rope, is_bf16;
+    void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks;
+} mf_cuda_gqa_prepare;
+
+int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream);
 int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
                                 void *stream);
 int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream);
@@ -93,6 +107,16 @@ typedef struct mf_cuda_attention {
 } mf_cuda_attention;
 
 enum { MF_CUDA_SPAN = 256 }; /* positions whose softmax is one piece: results of spans are merged in order */
+
+/* Heads of 64 or 128, keys and values alike, a bf16 cache with rows on 16 bytes; up to 128 heads of a kv head in prefill.
+ * Partial results are pieces of MF_CUDA_PIECE positions. */
+enum { MF_CUDA_PIECE = 64 };
+int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream); /* 2 kernels */
+int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream);
+int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream);
+/* MLA with a latent of 512 and a rotated part of 64. */
+int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream); /* decode: 2 kernels */
+int64_t mf_cuda_attention_mla_shared(void); /* bytes that a block needs */
 
 int mf_cuda_launch_attention_plain(const mf_cuda_attention *call, int64_t shared_bytes, void *stream);
 int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream);
