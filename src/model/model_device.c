@@ -233,9 +233,9 @@ static mf_status note(mf_model *model, mf_kv_store *store, const mf_batch *batch
 }
 
 /* Steps that only decode a few rows. */
-static bool may_be_noted(const mf_batch *batch)
+static bool may_be_noted(const mf_model *model, const mf_batch *batch)
 {
-    return batch->num_tokens <= GRAPH_TOKENS && batch->num_logit_rows == batch->num_tokens;
+    return memory_of(model)->graph_begin && batch->num_tokens <= GRAPH_TOKENS && batch->num_logit_rows == batch->num_tokens;
 }
 
 static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
@@ -243,7 +243,7 @@ static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batc
 {
     mf_model_device *own = model->on_device;
     const int32_t first = batch->num_logit_rows < own->logit_rows ? batch->num_logit_rows : own->logit_rows;
-    if (!may_be_noted(batch)) {
+    if (!may_be_noted(model, batch)) {
         return launch(model, store, batch, step, walk, head, first, err);
     }
     step_graph *g = find_graph(model, store, batch, step);
@@ -285,7 +285,7 @@ mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batc
     const size_t counted = own->num_counts - 1;
     mf_step there = *step;
     own->num_steps++;
-    if (may_be_noted(batch)) {
+    if (may_be_noted(model, batch)) {
         there.max_blocks = power_of_two(step->max_blocks);
         there.max_context = there.max_blocks * store->block_size;
         there.max_context = there.max_context < model->max_len ? there.max_context : model->max_len;

@@ -3,9 +3,8 @@
  *
  * A block takes one row of the batch, one kv head and up to HEADS of its queries' heads.  A warp sums a score: lane l takes
  * elements l, l + 32, .., one tree; values are summed by ascending position. */
-#include <cuda_runtime.h>
-
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 namespace
@@ -45,6 +44,7 @@ struct layout {
 
 template <bool BF16> __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    begin_early();
     extern __shared__ __align__(16) uint8_t shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int group = p.num_heads / p.num_kv_heads, tiles = (group + p.heads_at_once - 1) / p.heads_at_once;
@@ -176,6 +176,7 @@ template <bool BF16> __global__ void __launch_bounds__(THREADS) plain_kernel(con
 /* One row and head: pieces in ascending order. */
 __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    begin_early();
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
     const int head = blockIdx.y;
     for (int j = threadIdx.x; j < p.v_dim; j += THREADS) {
@@ -199,6 +200,7 @@ constexpr int ABSORB_TOKENS = 4, ABSORB_COLUMNS = 64;
  * quarters are added in order. */
 template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mf_cuda_absorb p)
 {
+    begin_early();
     extern __shared__ __align__(16) float queries[]; /* [ABSORB_TOKENS][nope] */
     __shared__ float sums[WARPS][ABSORB_TOKENS][ABSORB_COLUMNS];
     const int head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, i = blockIdx.z * ABSORB_COLUMNS + 2 * lane;
@@ -273,15 +275,13 @@ int mf_cuda_launch_attention_plain(const mf_cuda_attention *call, int64_t shared
     if (error != cudaSuccess) {
         return (int)error;
     }
-    kernel<<<grid, THREADS, (size_t)shared_bytes, (cudaStream_t)stream>>>(p);
-    return (int)cudaGetLastError();
+    return launch_early(kernel, grid, THREADS, (size_t)shared_bytes, stream, p);
 }
 
 int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream)
 {
     const dim3 grid((unsigned)call->num_tokens, (unsigned)call->num_heads);
-    merge_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*call);
-    return (int)cudaGetLastError();
+    return launch_early(merge_kernel, grid, THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream)
@@ -290,7 +290,6 @@ int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream)
                     (unsigned)((call->rank + ABSORB_COLUMNS - 1) / ABSORB_COLUMNS));
     const size_t shared_bytes = (size_t)ABSORB_TOKENS * (size_t)call->nope * 4;
     return with_format(call->kv_b.format, [&](auto f) {
-        absorb_kernel<decltype(f)::value><<<grid, THREADS, shared_bytes, (cudaStream_t)stream>>>(*call);
-        return (int)cudaGetLastError();
+        return launch_early(absorb_kernel<decltype(f)::value>, grid, THREADS, shared_bytes, stream, *call);
     });
 }

@@ -3,9 +3,8 @@
  *
  * A block takes TILES * 16 rows (heads of a token, or of several) and one piece at a time in shared memory.  Each of its eight
  * warps scores eight positions, all weigh the same scores, each sums 64 columns of the values. */
-#include <cuda_runtime.h>
-
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/early.cuh"
 
 namespace
 {
@@ -41,6 +40,7 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
 {
     constexpr int ROWS = TILES * 16, STAGES = STAGES_OF<DECODE>;
     extern __shared__ __align__(128) uint4 shared[];
+    begin_early();
     __shared__ int32_t sequences[ROWS], positions[ROWS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     uint4 *queries = shared + STAGES * PIECE * CHUNKS;
@@ -216,19 +216,18 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
             } while (!DECODE && only >= 0 && ++only < end);
             __syncthreads(); /* before rows and scores are overwritten */
         }
-        if (DECODE) {
-            continue;
-        }
+        if constexpr (!DECODE) {
 #pragma unroll
-        for (int i = 0; i < TILES; i++) {
+            for (int i = 0; i < TILES; i++) {
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                if (is_mine[i][e]) {
-                    float *to_row = p.out + ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
+                for (int e = 0; e < 2; e++) {
+                    if (is_mine[i][e]) {
+                        float *to_row = p.out + ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
 #pragma unroll
-                    for (int n = 0; n < 8; n++) {
-                        *(float2 *)(to_row + n * 8) = make_float2(__fdiv_rn(value[DECODE ? 0 : i][n][2 * e], sum[i][e]),
-                                                                  __fdiv_rn(value[DECODE ? 0 : i][n][2 * e + 1], sum[i][e]));
+                        for (int n = 0; n < 8; n++) {
+                            *(float2 *)(to_row + n * 8) = make_float2(__fdiv_rn(value[i][n][2 * e], sum[i][e]),
+                                                                      __fdiv_rn(value[i][n][2 * e + 1], sum[i][e]));
+                        }
                     }
                 }
             }
@@ -243,8 +242,7 @@ template <int TILES, bool DECODE> int launch(const mf_cuda_attention &p, dim3 gr
     if (error != cudaSuccess) {
         return (int)error;
     }
-    mla_kernel<TILES, DECODE><<<grid, THREADS, BYTES, stream>>>(p);
-    return (int)cudaGetLastError();
+    return launch_early(mla_kernel<TILES, DECODE>, grid, THREADS, (size_t)BYTES, stream, p);
 }
 
 } // namespace

@@ -1,8 +1,7 @@
 /* attention_mma.cu - grouped queries over a bf16 cache through the tensor cores, in attention_mma.cuh's arithmetic: DECODE
  * leaves pieces in memory and another kernel merges them, PREFILL merges in registers. */
-#include <cuda_runtime.h>
-
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/early.cuh"
 
 namespace
 {
@@ -71,6 +70,7 @@ constexpr int DECODE_WARPS = 2;
 /* A block takes one row of the batch and up to 16 heads of a kv head; a warp a piece at a time, into memory. */
 template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    begin_early();
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8;
     extern __shared__ __align__(128) uint4 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
@@ -118,6 +118,7 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
 /* One row and head: pieces in ascending order; those without weight change nothing, not even a sign. */
 __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    begin_early();
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
     const int head = blockIdx.y;
     for (int j = threadIdx.x; j < p.v_dim; j += 128) {
@@ -142,6 +143,7 @@ constexpr int PREFILL_ROWS = 16 * PREFILL_WARPS;
  * Tokens that follow one another in a sequence share pieces; others take their turn. */
 template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    begin_early();
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8, THREADS = 32 * PREFILL_WARPS, STAGE = 2 * PIECE * CHUNKS;
     extern __shared__ __align__(128) uint4 shared[];
     __shared__ int32_t sequences[PREFILL_ROWS], positions[PREFILL_ROWS];
@@ -286,8 +288,7 @@ template <int DIM> int launch_decode(const mf_cuda_attention &p, cudaStream_t st
     if (error != cudaSuccess) {
         return (int)error;
     }
-    decode_kernel<DIM><<<grid, 32 * DECODE_WARPS, BYTES, stream>>>(p);
-    return (int)cudaGetLastError();
+    return launch_early(decode_kernel<DIM>, grid, 32u * DECODE_WARPS, (size_t)BYTES, stream, p);
 }
 
 template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t stream)
@@ -299,16 +300,14 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
     if (error != cudaSuccess) {
         return (int)error;
     }
-    prefill_kernel<DIM><<<grid, 32 * PREFILL_WARPS, BYTES, stream>>>(p);
-    return (int)cudaGetLastError();
+    return launch_early(prefill_kernel<DIM>, grid, 32u * PREFILL_WARPS, (size_t)BYTES, stream, p);
 }
 
 } // namespace
 
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream)
 {
-    merge_kernel<<<dim3((unsigned)call->num_tokens, (unsigned)call->num_heads), 128, 0, (cudaStream_t)stream>>>(*call);
-    return (int)cudaGetLastError();
+    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads), 128, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream)

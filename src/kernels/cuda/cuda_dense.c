@@ -12,6 +12,8 @@
 
 enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
 
+int mf_cuda_starts_early;
+
 static mf_cuda_stream stream_of(mf_device *device)
 {
     return mf_cuda_state_of(device)->stream;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 
 typedef mf_cuda_state cuda_state;
@@ -410,6 +411,7 @@ static mf_status init(mf_device *device, mf_error *err)
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
+    mf_cuda_starts_early = state->gpu.capability >= 90;
     const size_t bytes = (MF_CUDA_HISTOGRAM_SLOTS + 1) * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);

@@ -2,8 +2,7 @@
  *
  * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum is in double, in an order that its width alone
  * decides. */
-#include <cuda_runtime.h>
-
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 namespace
@@ -21,6 +20,7 @@ int64_t blocks_for(int64_t n, int64_t each)
 template <int FORMAT>
 __global__ void embed_kernel(const mf_cuda_matrix table, const int32_t *ids, float *out, int64_t out_stride)
 {
+    begin_early();
     const int64_t t = blockIdx.x, k = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (k < table.k) {
         out[t * out_stride + k] = matrix_value<FORMAT>(table, ids[t], k);
@@ -41,6 +41,7 @@ template <int WIDTH> MF_DEV double sum_of(double v)
 /* WARPS warps take a row; one: eight rows share a block. */
 template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const mf_cuda_norm p)
 {
+    begin_early();
     __shared__ double parts[WARPS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int64_t t = WARPS == 1 ? (int64_t)blockIdx.x * (THREADS / 32) + warp : blockIdx.x;
@@ -85,6 +86,7 @@ template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(cons
 __global__ void rope_kernel(float *x, int64_t row_stride, int num_vectors, int64_t vector_stride, int dim, int pair,
                             const float *cos_sin, const int32_t *position, int64_t count)
 {
+    begin_early();
     const int half = dim / 2;
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (at >= count) {
@@ -104,6 +106,7 @@ __global__ void rope_kernel(float *x, int64_t row_stride, int num_vectors, int64
 
 __global__ void kv_write_kernel(const mf_cuda_kv_write p)
 {
+    begin_early();
     const int64_t t = blockIdx.x, i = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (i >= p.row_size) {
         return;
@@ -171,6 +174,7 @@ MF_DEV void store_cached(const mf_cuda_gqa_prepare &p, int64_t at, float v)
 
 __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
 {
+    begin_early();
     __shared__ float rooms[THREADS / 32][HEAD_MOST];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + p.num_kv_heads + 1;
     const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
@@ -222,6 +226,7 @@ __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_const
 
 __global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n, int64_t count)
 {
+    begin_early();
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (at < count) {
         const int64_t r = at / n, i = at % n;
@@ -232,6 +237,7 @@ __global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gat
 
 __global__ void convert_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, bool is_bf16, uint16_t *out)
 {
+    begin_early();
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (at < count) {
         const float v = x[at / n * x_stride + at % n];
@@ -242,6 +248,7 @@ __global__ void convert_kernel(const float *x, int64_t x_stride, int64_t n, int6
 /* Four at a time: n is a multiple of 4, all aligned. */
 __global__ void convert_wide_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
 {
+    begin_early();
     const int64_t at = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4;
     if (at < count) {
         const float4 v = *(const float4 *)(x + at / n * x_stride + at % n);
@@ -252,6 +259,7 @@ __global__ void convert_wide_kernel(const float *x, int64_t x_stride, int64_t n,
 
 __global__ void clip_kernel(float *x, int64_t n, float limit)
 {
+    begin_early();
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n) {
         const float v = x[i];
@@ -261,6 +269,7 @@ __global__ void clip_kernel(float *x, int64_t n, float limit)
 
 __global__ void scale_rows_kernel(float *x, int64_t n, const float *factors, const int32_t *position, int64_t count)
 {
+    begin_early();
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (at < count) {
         x[at] = __fmul_rn(x[at], factors[position[at / n]]);
@@ -269,6 +278,7 @@ __global__ void scale_rows_kernel(float *x, int64_t n, const float *factors, con
 
 __global__ void add_kernel(float *acc, const float *x, int64_t n)
 {
+    begin_early();
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n) {
         acc[i] = __fadd_rn(acc[i], x[i]);
@@ -288,6 +298,7 @@ MF_DEV uint64_t random_mix(uint64_t z)
 template <typename T, bool BYTES>
 __global__ void fill_kernel(T *data, int64_t count, int64_t chunk, uint64_t seed, const uint32_t *codes)
 {
+    begin_early();
     constexpr int EACH = BYTES ? 1 : 2;
     __shared__ uint32_t table[MF_CUDA_FILL_CODES];
     if (!BYTES) {
@@ -321,17 +332,16 @@ int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_
 {
     const dim3 grid((unsigned)num_tokens, (unsigned)blocks_for(table->k, THREADS));
     return with_format(table->format, [&](auto f) {
-        embed_kernel<decltype(f)::value><<<grid, THREADS, 0, (cudaStream_t)stream>>>(*table, ids, out, out_stride);
-        return (int)cudaGetLastError();
+        return launch_early(embed_kernel<decltype(f)::value>, grid, THREADS, (size_t)0, stream, *table, ids, out, out_stride);
     });
 }
 
 int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream)
 {
     if (call->n <= 256) {
-        norm_kernel<1><<<(unsigned)blocks_for(call->num_tokens, THREADS / 32), THREADS, 0, (cudaStream_t)stream>>>(*call);
+        return launch_early(norm_kernel<1>, dim3((unsigned)blocks_for(call->num_tokens, THREADS / 32)), THREADS, (size_t)0, stream, *call);
     } else {
-        norm_kernel<8><<<(unsigned)call->num_tokens, THREADS, 0, (cudaStream_t)stream>>>(*call);
+        return launch_early(norm_kernel<8>, dim3((unsigned)call->num_tokens), THREADS, (size_t)0, stream, *call);
     }
     return (int)cudaGetLastError();
 }
@@ -341,8 +351,7 @@ int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64
 {
     const int64_t count = num_tokens * num_vectors * (dim / 2);
     if (count > 0) {
-        rope_kernel<<<(unsigned)blocks_for(count, THREADS), THREADS, 0, (cudaStream_t)stream>>>(
-            x, row_stride, (int)num_vectors, vector_stride, (int)dim, pair, cos_sin, position, count);
+        return launch_early(rope_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, row_stride, (int)num_vectors, vector_stride, (int)dim, pair, cos_sin, position, count);
     }
     return (int)cudaGetLastError();
 }
@@ -350,23 +359,19 @@ int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64
 int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
 {
     const dim3 grid((unsigned)call->num_tokens, (unsigned)blocks_for(call->row_size, THREADS));
-    kv_write_kernel<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*call);
-    return (int)cudaGetLastError();
+    return launch_early(kv_write_kernel, grid, THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
     const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
-    gqa_prepare_kernel<<<(unsigned)blocks_for(warps, THREADS / 32), THREADS, 0, (cudaStream_t)stream>>>(*call);
-    return (int)cudaGetLastError();
+    return launch_early(gqa_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
                                 void *stream)
 {
-    sigmoid_gate_kernel<<<(unsigned)blocks_for(num_rows * n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(
-        x, x_stride, gate, gate_stride, n, num_rows * n);
-    return (int)cudaGetLastError();
+    return launch_early(sigmoid_gate_kernel, dim3((unsigned)blocks_for(num_rows * n, THREADS)), THREADS, (size_t)0, stream, x, x_stride, gate, gate_stride, n, num_rows * n);
 }
 
 int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream)
@@ -374,32 +379,26 @@ int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, i
     const int64_t count = num_rows * n;
     const bool is_wide = n % 4 == 0 && x_stride % 4 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)out % 8 == 0;
     if (dtype == MF_BF16 && is_wide) {
-        convert_wide_kernel<<<(unsigned)blocks_for(count, 4 * THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, x_stride, n, count,
-                                                                                                         (uint16_t *)out);
+        return launch_early(convert_wide_kernel, dim3((unsigned)blocks_for(count, 4 * THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, (uint16_t *)out);
     } else {
-        convert_kernel<<<(unsigned)blocks_for(count, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, x_stride, n, count,
-                                                                                                dtype == MF_BF16, (uint16_t *)out);
+        return launch_early(convert_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, dtype == MF_BF16, (uint16_t *)out);
     }
     return (int)cudaGetLastError();
 }
 
 int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream)
 {
-    clip_kernel<<<(unsigned)blocks_for(n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, n, limit);
-    return (int)cudaGetLastError();
+    return launch_early(clip_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, x, n, limit);
 }
 
 int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens, void *stream)
 {
-    scale_rows_kernel<<<(unsigned)blocks_for(num_tokens * n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(x, n, factors, position,
-                                                                                                        num_tokens * n);
-    return (int)cudaGetLastError();
+    return launch_early(scale_rows_kernel, dim3((unsigned)blocks_for(num_tokens * n, THREADS)), THREADS, (size_t)0, stream, x, n, factors, position, num_tokens * n);
 }
 
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
 {
-    add_kernel<<<(unsigned)blocks_for(n, THREADS), THREADS, 0, (cudaStream_t)stream>>>(acc, x, n);
-    return (int)cudaGetLastError();
+    return launch_early(add_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, acc, x, n);
 }
 
 int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream)

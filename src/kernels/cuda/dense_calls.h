@@ -8,6 +8,9 @@
 extern "C" {
 #endif
 
+/* Whether the GPUs at hand know programmatic dependent launch (sm_90 on): set once, when a device is opened. */
+extern int mf_cuda_starts_early;
+
 /* ---- rows and elements ---- */
 
 int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,

@@ -4,8 +4,7 @@
  * bf16 weights with bf16 inputs go through mma.sync in product.cuh's order (eight runs over k, each from zero, added in
  * order), FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows: the same bits.  Which of the two
  * orders is taken depends on the matrix alone. */
-#include <cuda_runtime.h>
-
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 #include "kernels/cuda/product.cuh"
 
@@ -46,11 +45,12 @@ MF_DEV void load_x8(const mf_cuda_linear &p, const float *x, int64_t k, int64_t 
 }
 
 /* A warp takes ROWS rows and TOKENS tokens; columns past the end count as zeros, which change no sum but the sign of a zero. */
-template <int FORMAT, int ROWS, int TOKENS> __global__ void __launch_bounds__(THREADS) plain_kernel(const mf_cuda_linear p)
+template <int FORMAT, int ROWS, int TOKENS> __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_linear p)
 {
+    begin_early();
     const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const mf_cuda_matrix &m = p.w[which];
-    const int64_t r0 = ((blockIdx.x - p.first_block[which]) * WARPS + warp) * ROWS, t0 = (int64_t)blockIdx.y * TOKENS;
+    const int64_t r0 = ((blockIdx.x - p.first_block[which]) * (blockDim.x / 32) + warp) * ROWS, t0 = (int64_t)blockIdx.y * TOKENS;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n, row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
     if (r0 >= num_rows) {
         return;
@@ -109,19 +109,23 @@ template <int FORMAT, int ROWS, int TOKENS> __global__ void __launch_bounds__(TH
     }
 }
 
+/* Small blocks where there are few rows: a multiprocessor each. */
 template <int ROWS, int TOKENS> int launch_plain(const mf_cuda_linear &call, cudaStream_t stream)
 {
     mf_cuda_linear p = call;
-    int64_t blocks = 0;
+    int64_t blocks = 0, rows = 0;
+    for (int i = 0; i < p.num; i++) {
+        rows += (p.num_batches > 0 ? p.rows * p.num_batches : p.w[i].n) * ((p.num_tokens + TOKENS - 1) / TOKENS);
+    }
+    const int warps = rows <= 256 * ROWS ? 1 : rows <= 1024 * ROWS ? 4 : WARPS;
     for (int i = 0; i < p.num; i++) {
         p.first_block[i] = blocks;
-        blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + WARPS * ROWS - 1) / (WARPS * ROWS);
+        blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + warps * ROWS - 1) / (warps * ROWS);
     }
     p.first_block[p.num] = blocks;
     const dim3 grid((unsigned)blocks, (unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return with_format(p.w[0].format, [&](auto f) {
-        plain_kernel<decltype(f)::value, ROWS, TOKENS><<<grid, THREADS, 0, stream>>>(p);
-        return (int)cudaGetLastError();
+        return launch_early(plain_kernel<decltype(f)::value, ROWS, TOKENS>, grid, 32u * (unsigned)warps, (size_t)0, stream, p);
     });
 }
 
@@ -166,8 +170,8 @@ template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) f
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
     }
     constexpr int AHEAD = 4; /* units whose loads are under way together */
-    for (int u0 = segment_start(warp, units); u0 < end; u0 += AHEAD) {
-        uint4 l[AHEAD][2], h[AHEAD][2];
+    uint4 l[AHEAD][2], h[AHEAD][2];
+    auto load_weights = [&](int u0) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const bool there = u0 + i < end;
@@ -176,6 +180,15 @@ template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) f
             l[i][1] = there && low ? load_stream(low + at + 64) : zero;
             h[i][0] = there && high ? load_stream(high + at) : zero;
             h[i][1] = there && high ? load_stream(high + at + 64) : zero;
+        }
+    };
+    const int start = segment_start(warp, units);
+    let_next_start();
+    load_weights(start); /* nobody writes weights: they need not wait for what comes before */
+    wait_for_previous();
+    for (int u0 = start; u0 < end; u0 += AHEAD) {
+        if (u0 > start) {
+            load_weights(u0);
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
@@ -217,12 +230,7 @@ static_assert(WARPS == SEGMENTS, "a warp takes a run");
 template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream)
 {
     const unsigned blocks = (unsigned)p.first_block[p.num];
-    if (p.x_is_f32) {
-        few_kernel<TILES, true><<<blocks, THREADS, 0, stream>>>(p);
-    } else {
-        few_kernel<TILES, false><<<blocks, THREADS, 0, stream>>>(p);
-    }
-    return (int)cudaGetLastError();
+    return launch_early(p.x_is_f32 ? few_kernel<TILES, true> : few_kernel<TILES, false>, dim3(blocks), THREADS, (size_t)0, stream, p);
 }
 
 /* ---- TILE: 128 rows by TOKENS tokens ---- */
@@ -253,6 +261,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     constexpr int M = shape::M, N = shape::N, STAGE = (ROWS + TOKENS) * 8;
     constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS;
     extern __shared__ __align__(128) uint4 stages[];
+    begin_early();
     const int which = matrix_of(p, blockIdx.y), tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
     const mf_cuda_matrix &m = p.w[which];
     const int64_t r0 = (blockIdx.y - p.first_block[which]) * ROWS, t0 = (int64_t)blockIdx.x * TOKENS;
@@ -378,8 +387,7 @@ template <int TOKENS> int launch_tile(const mf_cuda_linear &p, cudaStream_t stre
         return (int)error;
     }
     const dim3 grid((unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), (unsigned)p.first_block[p.num]);
-    tile_kernel<TOKENS><<<grid, THREADS, BYTES, stream>>>(p);
-    return (int)cudaGetLastError();
+    return launch_early(tile_kernel<TOKENS>, grid, THREADS, (size_t)BYTES, stream, p);
 }
 
 /* Blocks of `rows` rows of each matrix. */
