@@ -46,6 +46,16 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
     return MF_OK;
 }
 
+static void *alloc_logits(void *context, size_t bytes)
+{
+    return mf_model_alloc_logits(((model_context *)context)->model, bytes);
+}
+
+static void free_logits(void *context, void *logits)
+{
+    mf_model_free_logits(((model_context *)context)->model, logits);
+}
+
 static void close_context(void *context)
 {
     model_context *c = context;
@@ -232,6 +242,9 @@ static mf_status open_engine(model_context *c, const mf_engine_options *options,
         .kv_open = kv_open,
         .kv_close = kv_close,
         .forward = forward,
+        .picks_best = mf_model_picks_best(c->model),
+        .alloc_logits = alloc_logits,
+        .free_logits = free_logits,
         .expert_load = c->load_size ? c->expert_load : NULL,
         .num_bad_rows = &c->num_bad_rows,
         .num_layers = c->load_size ? (int32_t)config->num_layers : 0,

@@ -338,6 +338,9 @@ typedef struct mf_device_ops {
     void (*linear_many)(mf_device *device, const mf_linear_call *call);
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
+    /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
+     * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
+    void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);
     /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
      * it, or past it, it is taken when it is needed, which a graph cannot hold. */
     mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);

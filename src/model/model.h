@@ -78,9 +78,19 @@ typedef struct mf_batch {
                                     With linear layers each sequence's positions go on from its state's, or begin at 0 */
     int32_t num_logit_rows;      /* rows whose logits are wanted */
     const int32_t *logit_rows;   /* [num_logit_rows], ascending */
+    int32_t *best;               /* optional, where mf_model_picks_best: instead of logits, of each wanted row the id of the largest
+                                    among ids below num_best_ids, the lowest of equals; -1: a NaN, an infinity */
+    int32_t num_best_ids;
     void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */
     void *beat_context;
 } mf_batch;
+
+/* Whether the model's device finds the largest logits itself. */
+bool mf_model_picks_best(const mf_model *model);
+
+/* Memory for logits that come from the model's device fastest; NULL: there is none. */
+void *mf_model_alloc_logits(const mf_model *model, size_t bytes);
+void mf_model_free_logits(const mf_model *model, void *logits);
 
 /* Writes logits [num_logit_rows, vocab_size] f32.  Allocates nothing.  expert_load (optional) int32 [num_layers, E]
  * accumulates logical routed counts; bad_rows (optional) counts rows whose router logits hold a NaN. */

@@ -13,6 +13,7 @@ enum { GRAPH_TOKENS = 64, NUM_GRAPHS = 64, LOGIT_ROWS = 128 };
 
 typedef struct step_graph {
     int64_t num_tokens, num_sequences, max_blocks, num_runs, last_used;
+    int32_t num_best_ids;
     const mf_kv_store *store;
     void *graph; /* NULL: seen once */
     bool is_taken;
@@ -21,8 +22,8 @@ typedef struct step_graph {
 struct mf_model_device {
     uint8_t *host, *inputs; /* page-locked, and on the device */
     size_t bytes;
-    int32_t *counts, *host_counts; /* [num_counts]: layers * experts, then bad rows */
-    size_t num_counts;
+    int32_t *counts, *host_counts; /* [num_counts]: layers * experts, then bad rows; behind them keys of the largest logits */
+    size_t num_counts, key_offset; /* bytes to the keys, u64 [max_batch_tokens] */
     float *logits;          /* [logit_rows, vocab] */
     int32_t logit_rows;
     step_graph graphs[NUM_GRAPHS];
@@ -85,8 +86,10 @@ mf_status mf_model_device_open(mf_model *model, mf_error *err)
     own->logit_rows = model->max_batch_tokens < LOGIT_ROWS ? (int32_t)model->max_batch_tokens : LOGIT_ROWS;
     const size_t logits = (size_t)own->logit_rows * (size_t)config->vocab_size * sizeof(float);
     MF_TRY(mf_device_malloc(model->device, logits, (void **)&own->logits, err));
-    MF_TRY(mf_device_malloc(model->device, own->num_counts * sizeof(int32_t), (void **)&own->counts, err));
-    MF_TRY(memory_of(model)->alloc_host(model->device, own->num_counts * sizeof(int32_t), (void **)&own->host_counts, err));
+    own->key_offset = (own->num_counts * sizeof(int32_t) + 63) / 64 * 64;
+    const size_t counts = own->key_offset + (size_t)model->max_batch_tokens * sizeof(uint64_t);
+    MF_TRY(mf_device_malloc(model->device, counts, (void **)&own->counts, err));
+    MF_TRY(memory_of(model)->alloc_host(model->device, counts, (void **)&own->host_counts, err));
     model->scratch.total_bytes += (int64_t)logits;
     return grow_inputs(model, (size_t)model->max_batch_tokens * 64, err);
 }
@@ -177,6 +180,12 @@ static int64_t power_of_two(int64_t n)
     return p;
 }
 
+/* 0: logits are wanted. */
+static int32_t best_ids(const mf_batch *batch)
+{
+    return batch->best ? batch->num_best_ids : 0;
+}
+
 /* The graph of such steps; its place, taken from the one that was not used for longest, when there is none yet. */
 static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const mf_batch *batch, const mf_step *step)
 {
@@ -185,7 +194,7 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
     for (int i = 0; i < NUM_GRAPHS; i++) {
         step_graph *g = &own->graphs[i];
         if (g->is_taken && g->num_tokens == step->num_tokens && g->num_sequences == batch->num_sequences &&
-            g->max_blocks == step->max_blocks && g->num_runs == step->states.num_runs && g->store == store) {
+            g->max_blocks == step->max_blocks && g->num_best_ids == best_ids(batch) && g->num_runs == step->states.num_runs && g->store == store) {
             return g;
         }
         oldest = !g->is_taken || (oldest->is_taken && g->last_used < oldest->last_used) ? g : oldest;
@@ -194,8 +203,27 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
         memory_of(model)->graph_close(model->device, oldest->graph);
     }
     *oldest = (step_graph){ .num_tokens = step->num_tokens, .num_sequences = batch->num_sequences, .max_blocks = step->max_blocks,
-                            .num_runs = step->states.num_runs, .store = store };
+                            .num_runs = step->states.num_runs, .num_best_ids = best_ids(batch), .store = store };
     return oldest;
+}
+
+bool mf_model_picks_best(const mf_model *model)
+{
+    return model->on_device && model->device->ops->best;
+}
+
+void *mf_model_alloc_logits(const mf_model *model, size_t bytes)
+{
+    void *block;
+    mf_error ignored;
+    return model->on_device && memory_of(model)->alloc_host(model->device, bytes, &block, &ignored) == MF_OK ? block : NULL;
+}
+
+void mf_model_free_logits(const mf_model *model, void *logits)
+{
+    if (logits) {
+        memory_of(model)->release_host(model->device, logits);
+    }
 }
 
 void mf_model_device_forget(mf_model *model)
@@ -207,15 +235,40 @@ void mf_model_device_forget(mf_model *model)
 
 /* ---- a step ---- */
 
+/* Counts, and keys where they are wanted. */
+static size_t bytes_of_counts(const mf_model *model, const mf_batch *batch)
+{
+    const mf_model_device *own = model->on_device;
+    return batch->best ? own->key_offset + (size_t)batch->num_logit_rows * sizeof(uint64_t) : own->num_counts * sizeof(int32_t);
+}
+
+/* Logits of rows [first, first + count), and their largest. */
+static void run_head(mf_model *model, const mf_batch *batch, mf_head_fn head, int32_t first, int32_t count)
+{
+    mf_model_device *own = model->on_device;
+    if (count > 0) {
+        head(model, batch, first, count, own->logits);
+    }
+    if (count > 0 && batch->best) {
+        uint64_t *keys = (uint64_t *)(void *)((char *)own->counts + own->key_offset);
+        model->device->ops->best(model->device, own->logits, count, model->config->vocab_size, batch->num_best_ids, keys + first);
+    }
+}
+
+/* -1 where the key says that there is no largest number. */
+static int32_t id_of_key(uint64_t key)
+{
+    const uint32_t minus_infinity = 0x007fffffu; /* as the upper half has it */
+    return key == UINT64_MAX || (uint32_t)(key >> 32) <= minus_infinity ? -1 : (int32_t)(UINT32_MAX - (uint32_t)key);
+}
+
 static mf_status launch(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
                         mf_head_fn head, int32_t count, mf_error *err)
 {
     mf_model_device *own = model->on_device;
-    MF_TRY(memory_of(model)->zero(model->device, own->counts, own->num_counts * sizeof(int32_t), err));
+    MF_TRY(memory_of(model)->zero(model->device, own->counts, bytes_of_counts(model, batch), err));
     MF_TRY(walk(model, store, batch, step, err));
-    if (count > 0) {
-        head(model, batch, 0, count, own->logits);
-    }
+    run_head(model, batch, head, 0, count);
     return MF_OK;
 }
 
@@ -270,10 +323,12 @@ static mf_status finish_logits(mf_model *model, const mf_batch *batch, mf_head_f
     for (int32_t i = 0; i < batch->num_logit_rows; i += own->logit_rows) {
         const int32_t left = batch->num_logit_rows - i, count = left < own->logit_rows ? left : own->logit_rows;
         if (i > 0) {
-            head(model, batch, i, count, own->logits);
+            run_head(model, batch, head, i, count);
         }
-        MF_TRY(memory_of(model)->copy_async(model->device, logits + i * vocab, own->logits,
-                                            (size_t)count * (size_t)vocab * sizeof(float), err));
+        if (!batch->best) {
+            MF_TRY(memory_of(model)->copy_async(model->device, logits + i * vocab, own->logits,
+                                                (size_t)count * (size_t)vocab * sizeof(float), err));
+        }
     }
     return MF_OK;
 }
@@ -301,13 +356,17 @@ mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batc
     MF_TRY(memory_of(model)->copy_async(model->device, own->inputs, own->host, p.used, err));
     MF_TRY(run_launches(model, store, batch, &there, walk, head, err));
     MF_TRY(finish_logits(model, batch, head, logits, err));
-    MF_TRY(memory_of(model)->copy_async(model->device, own->host_counts, own->counts, own->num_counts * sizeof(int32_t), err));
+    MF_TRY(memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch), err));
     MF_TRY(mf_device_synchronize(model->device, err));
     for (size_t i = 0; step->load && i < counted; i++) {
         step->load[i] += own->host_counts[i];
     }
     if (step->bad_rows) {
         *step->bad_rows += own->host_counts[counted];
+    }
+    const uint64_t *keys = (const uint64_t *)(const void *)((const char *)own->host_counts + own->key_offset);
+    for (int32_t i = 0; batch->best && i < batch->num_logit_rows; i++) {
+        batch->best[i] = id_of_key(keys[i]);
     }
     return MF_OK;
 }

@@ -301,6 +301,13 @@ static void add(mf_device *device, float *acc, const float *x, int64_t n)
     }
 }
 
+static void best(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys)
+{
+    if (num_rows > 0 && begin(device)) {
+        done(device, mf_cuda_launch_best(logits, num_rows, n, num_ids, keys, stream_of(device)), "largest logits");
+    }
+}
+
 /* ---- attention ---- */
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -670,6 +677,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
     ops->gqa_prepare = gqa_prepare;
+    ops->best = best;
     ops->reserve = reserve;
 }
 

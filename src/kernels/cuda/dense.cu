@@ -285,6 +285,34 @@ __global__ void add_kernel(float *acc, const float *x, int64_t n)
     }
 }
 
+/* ---- the largest logit ---- */
+
+constexpr int BEST_EACH = 4096; /* columns of a block */
+
+/* Order of keys: the number's, the lower id first among equals; zeros are equal whatever their sign. */
+__global__ void __launch_bounds__(THREADS) best_kernel(const float *logits, int64_t n, int64_t num_ids, unsigned long long *keys)
+{
+    begin_early();
+    const float *row = logits + blockIdx.y * n;
+    const int64_t end = ((int64_t)blockIdx.x + 1) * BEST_EACH < n ? ((int64_t)blockIdx.x + 1) * BEST_EACH : n;
+    unsigned long long best = 0;
+    for (int64_t i = (int64_t)blockIdx.x * BEST_EACH + threadIdx.x; i < end; i += THREADS) {
+        const float v = row[i];
+        const bool is_bad = is_nan(v) || v == __uint_as_float(0x7f800000u);
+        const unsigned long long key =
+            is_bad ? ~0ull : i < num_ids ? (unsigned long long)ordered(__fadd_rn(v, 0.0f)) << 32 | (0xffffffffu - (uint32_t)i) : 0;
+        best = key > best ? key : best;
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const unsigned long long other = __shfl_xor_sync(MF_FULL_WARP, best, step);
+        best = other > best ? other : best;
+    }
+    if ((threadIdx.x & 31) == 0) {
+        atomicMax(keys + blockIdx.y, best);
+    }
+}
+
 /* ---- random values: weights_dummy.c's next_sums, from any place of the sequence ---- */
 
 MF_DEV uint64_t random_mix(uint64_t z)
@@ -399,6 +427,12 @@ int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const i
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
 {
     return launch_early(add_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, acc, x, n);
+}
+
+int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream)
+{
+    const dim3 grid((unsigned)blocks_for(n, BEST_EACH), (unsigned)num_rows);
+    return launch_early(best_kernel, grid, THREADS, (size_t)0, stream, logits, n, num_ids, (unsigned long long *)keys);
 }
 
 int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream)
