@@ -213,6 +213,18 @@ typedef struct mf_gqa_prepare_call {
     mf_kv_view kv;
 } mf_gqa_prepare_call;
 
+/* The same for multi-head latent attention: the latent's norm, rope of queries and keys, the cache's rows. */
+typedef struct mf_mla_prepare_call {
+    int64_t num_tokens, num_heads, qk_nope_head_dim, qk_rope_head_dim, kv_lora_rank;
+    float *q;                   /* [T, heads, nope + rope], its rope part in place */
+    const float *rows;          /* [T, rank + rope] */
+    const float *norm;          /* [rank] */
+    float eps;
+    bool rope_pair;
+    const float *cos_sin;
+    mf_kv_view kv;
+} mf_mla_prepare_call;
+
 /* The first position that a token at `position` sees. */
 static inline int64_t mf_gqa_first(int64_t window, int64_t chunk, int64_t position)
 {
@@ -338,6 +350,7 @@ typedef struct mf_device_ops {
     void (*linear_many)(mf_device *device, const mf_linear_call *call);
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
+    void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
     /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
      * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
     void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);

@@ -294,11 +294,27 @@ static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
         run_linear(model, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
     }
-    ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
-    ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
-              kv->position, num_tokens);
-    ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
-    ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    if (ops->mla_prepare) {
+        const mf_mla_prepare_call call = { .num_tokens = num_tokens,
+                                           .num_heads = config->num_heads,
+                                           .qk_nope_head_dim = nope,
+                                           .qk_rope_head_dim = rope,
+                                           .kv_lora_rank = latent,
+                                           .q = s->q,
+                                           .rows = s->kv,
+                                           .norm = w->kv_a_norm,
+                                           .eps = latent_eps,
+                                           .rope_pair = config->rope.pair,
+                                           .cos_sin = model->rope_table,
+                                           .kv = *kv };
+        ops->mla_prepare(device, &call);
+    } else {
+        ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
+        ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
+                  kv->position, num_tokens);
+        ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
+        ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    }
     mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->mla_attention(device, &args);

@@ -88,6 +88,9 @@ typedef struct mf_batch {
 /* Whether the model's device finds the largest logits itself. */
 bool mf_model_picks_best(const mf_model *model);
 
+/* Launches of a step that only decodes, on a device that notes such steps; 0: none was noted. */
+int64_t mf_model_step_launches(const mf_model *model);
+
 /* Memory for logits that come from the model's device fastest; NULL: there is none. */
 void *mf_model_alloc_logits(const mf_model *model, size_t bytes);
 void mf_model_free_logits(const mf_model *model, void *logits);

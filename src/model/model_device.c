@@ -212,6 +212,11 @@ bool mf_model_picks_best(const mf_model *model)
     return model->on_device && model->device->ops->best;
 }
 
+int64_t mf_model_step_launches(const mf_model *model)
+{
+    return model->on_device ? model->on_device->num_launches : 0;
+}
+
 void *mf_model_alloc_logits(const mf_model *model, size_t bytes)
 {
     void *block;

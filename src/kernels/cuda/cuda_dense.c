@@ -265,6 +265,33 @@ static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
     }
 }
 
+static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
+{
+    if (call->num_tokens > 0 && begin(device)) {
+        const mf_kv_view *kv = &call->kv;
+        const mf_cuda_mla_prepare p = { .num_tokens = call->num_tokens,
+                                        .num_heads = (int32_t)call->num_heads,
+                                        .nope = (int32_t)call->qk_nope_head_dim,
+                                        .rope = (int32_t)call->qk_rope_head_dim,
+                                        .rank = (int32_t)call->kv_lora_rank,
+                                        .rope_pair = call->rope_pair,
+                                        .is_bf16 = kv->dtype == MF_BF16,
+                                        .q = call->q,
+                                        .rows = call->rows,
+                                        .norm = call->norm,
+                                        .cos_sin = call->cos_sin,
+                                        .eps = call->eps,
+                                        .cache = kv->cache,
+                                        .block_table = kv->block_table,
+                                        .sequence = kv->sequence,
+                                        .position = kv->position,
+                                        .row_size = kv->row_size,
+                                        .block_size = kv->block_size,
+                                        .max_blocks = kv->max_blocks };
+        done(device, mf_cuda_launch_mla_prepare(&p, stream_of(device)), "latents");
+    }
+}
+
 static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
                          int64_t n)
 {
@@ -677,6 +704,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
     ops->gqa_prepare = gqa_prepare;
+    ops->mla_prepare = mla_prepare;
     ops->best = best;
     ops->reserve = reserve;
 }

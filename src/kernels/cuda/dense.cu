@@ -163,7 +163,7 @@ MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pa
     __syncwarp();
 }
 
-MF_DEV void store_cached(const mf_cuda_gqa_prepare &p, int64_t at, float v)
+template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
 {
     if (p.is_bf16) {
         ((uint16_t *)p.cache)[at] = f32_to_bf16(v);
@@ -219,6 +219,48 @@ __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_const
         } else if (e < p.head_dim) {
             store_cached(p, row + (int64_t)key_head * p.head_dim + e, v[k]);
         }
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_constant__ mf_cuda_mla_prepare p)
+{
+    begin_early();
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + 1, half = p.rope / 2;
+    const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
+    const int part = (int)(at % parts);
+    if (t >= p.num_tokens) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const float *table = p.cos_sin + position * p.rope;
+    const bool is_query = part < p.num_heads;
+    float *query = p.q + (t * p.num_heads + part) * (p.nope + p.rope) + p.nope;
+    const float *row = p.rows + t * p.row_size;
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size;
+    for (int i = lane; i < half; i += 32) {
+        const float *from = is_query ? query : row + p.rank;
+        const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
+        const float a = from[first], b = from[second], c = table[2 * i], s = table[2 * i + 1];
+        const float x = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)), y = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
+        if (is_query) {
+            query[first] = x;
+            query[second] = y;
+        } else {
+            store_cached(p, to + p.rank + first, x);
+            store_cached(p, to + p.rank + second, y);
+        }
+    }
+    if (is_query) {
+        return;
+    }
+    double sum = 0.0;
+    for (int i = lane; i < p.rank; i += 32) {
+        sum = fma((double)row[i], (double)row[i], sum);
+    }
+    const float scale = (float)(1.0 / sqrt(sum_of<32>(sum) / (double)p.rank + (double)p.eps));
+    for (int i = lane; i < p.rank; i += 32) {
+        store_cached(p, to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
     }
 }
 
@@ -394,6 +436,12 @@ int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
     const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
     return launch_early(gqa_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+}
+
+int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream)
+{
+    const int64_t warps = call->num_tokens * (call->num_heads + 1);
+    return launch_early(mla_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,

@@ -44,6 +44,19 @@ typedef struct mf_cuda_gqa_prepare {
     int64_t row_size, block_size, max_blocks;
 } mf_cuda_gqa_prepare;
 
+/* A warp takes a query's head, or a row's latent and key. */
+typedef struct mf_cuda_mla_prepare {
+    int64_t num_tokens;
+    int32_t num_heads, nope, rope, rank, rope_pair, is_bf16;
+    float *q;
+    const float *rows, *norm, *cos_sin;
+    float eps;
+    void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks;
+} mf_cuda_mla_prepare;
+
+int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream);
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream);
 int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
                                 void *stream);
