@@ -239,7 +239,9 @@ static mf_status open_scratch(mf_model *model, mf_error *err)
     }
     s->total_bytes += (int64_t)s->workspace_bytes;
     if (model->device->ops->reserve) {
-        const int64_t widest = widest_input(model->config);
+        /* An input that counts as f32 takes three numbers where one of bf16 takes one; the router's always does. */
+        const int64_t widest = larger(widest_input(model->config) * (model->act_dtype == MF_F32 ? 3 : 1),
+                                      3 * model->config->hidden_size);
         MF_TRY(model->device->ops->reserve(model->device, model->max_batch_tokens, widest, err));
         s->total_bytes += model->max_batch_tokens * widest * 2;
     }

@@ -129,10 +129,10 @@ TEST(dense_linear_bits_do_not_depend_on_the_batch)
     }
 }
 
-/* Inputs of bf16: what is rounded, and the same bits for a token alone and among any number of others. */
-TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch)
+/* Inputs of bf16 or f32: what is rounded, and the same bits for a token alone and among any number of others. */
+static void check_inputs(mf_dtype act_dtype)
 {
-    static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 }, { 17, 64 }, { 300, 1024 }, { 33, 100 } };
+    static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 }, { 17, 64 }, { 300, 1024 }, { 33, 100 }, { 40, 3136 } };
     static const int64_t counts[] = { 1, 4, 5, 8, 9, 17, 32, 33, 65, 130, 300 };
     enum { TOKENS = 300 };
     int count;
@@ -146,24 +146,26 @@ TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch
         for (int d = 0; d < count; d++) {
             mf_device *device = devices[d].device;
             float *all = conf_alloc((size_t)(TOKENS * n) * sizeof *all);
-            device->ops->linear(device, &w.m, bias, MF_BF16, x, stride, TOKENS, all, n);
+            device->ops->linear(device, &w.m, bias, act_dtype, x, stride, TOKENS, all, n);
             case_error e = { 0 };
             for (int64_t t = 0; t < TOKENS; t += 7) {
                 for (int64_t r = 0; r < n; r++) {
                     double sum = bias ? (double)bias[r] : 0;
                     for (int64_t c = 0; c < k; c++) {
-                        sum += w.value[r * k + c] * (double)mf_bf16_to_f32(mf_f32_to_bf16(x[t * stride + c]));
+                        const float v = x[t * stride + c];
+                        sum += w.value[r * k + c] * (double)(act_dtype == MF_BF16 ? mf_bf16_to_f32(mf_f32_to_bf16(v)) : v);
                     }
                     case_error_add(&e, (double)all[t * n + r], sum);
                 }
             }
             if (!(case_nmse(&e) <= 1e-12)) {
-                fail_msg("%s: linear of bf16 [%d, %d]: NMSE %g", devices[d].label, (int)n, (int)k, case_nmse(&e));
+                fail_msg("%s: linear of %s [%d, %d]: NMSE %g", devices[d].label, mf_dtype_name(act_dtype), (int)n, (int)k,
+                         case_nmse(&e));
             }
             for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
                 const int64_t tokens = counts[c], first = c % 2 ? TOKENS - tokens : 0;
                 float *some = conf_alloc((size_t)(tokens * n) * sizeof *some);
-                device->ops->linear(device, &w.m, bias, MF_BF16, x + first * stride, stride, tokens, some, n);
+                device->ops->linear(device, &w.m, bias, act_dtype, x + first * stride, stride, tokens, some, n);
                 CHECK_EQ(conf_difference(some, all + first * n, MF_F32, tokens * n), -1);
                 conf_free(some);
             }
@@ -173,6 +175,16 @@ TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch
         conf_free(bias);
         case_matrix_free(&w);
     }
+}
+
+TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch)
+{
+    check_inputs(MF_BF16);
+}
+
+TEST(dense_linear_of_f32_inputs_keeps_them_and_has_the_same_bits_for_any_batch)
+{
+    check_inputs(MF_F32);
 }
 
 TEST(dense_matrix_views_decode_to_the_parents_values)

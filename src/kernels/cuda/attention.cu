@@ -217,24 +217,34 @@ template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(c
     }
     const int64_t row0 = (int64_t)head * (p.nope + p.v_dim);
     const int begin = (int)((int64_t)warp * p.nope / WARPS), end = (int)((int64_t)(warp + 1) * p.nope / WARPS);
-    const bool is_wide = FORMAT == MF_FORMAT_BF16 && p.kv_b.quant && p.rank % 2 == 0;
-#pragma unroll 8
-    for (int j = begin; j < end; j++) {
-        float w[2] = { 0.0f, 0.0f };
-        if (is_wide) {
-            if (i < p.rank) {
-                const uint32_t pair = *(const uint32_t *)(matrix_row<FORMAT>(p.kv_b, row0 + j) + 2 * i);
-                w[0] = __uint_as_float(pair << 16);
-                w[1] = __uint_as_float(pair & 0xffff0000u);
-            }
-        } else {
-            w[0] = i < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i) : 0.0f;
-            w[1] = i + 1 < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i + 1) : 0.0f;
-        }
+    auto add_row = [&](int j, float low, float high) {
 #pragma unroll
         for (int t = 0; t < ABSORB_TOKENS; t++) {
-            acc[t][0] = __fmaf_rn(queries[t * p.nope + j], w[0], acc[t][0]);
-            acc[t][1] = __fmaf_rn(queries[t * p.nope + j], w[1], acc[t][1]);
+            acc[t][0] = __fmaf_rn(queries[t * p.nope + j], low, acc[t][0]);
+            acc[t][1] = __fmaf_rn(queries[t * p.nope + j], high, acc[t][1]);
+        }
+    };
+    if (FORMAT == MF_FORMAT_BF16 && p.kv_b.quant && p.rank % 2 == 0) { /* two columns at once, sixteen rows under way */
+        constexpr int AHEAD = 16;
+        const uint8_t *from = matrix_row<FORMAT>(p.kv_b, row0) + 2 * (i < p.rank ? i : 0);
+        const int64_t step = p.kv_b.row_stride * 2;
+        for (int j0 = begin; j0 < end; j0 += AHEAD) {
+            uint32_t pair[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                pair[k] = *(const uint32_t *)(from + (j0 + k < end ? j0 + k : end - 1) * step);
+            }
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                if (j0 + k < end) {
+                    add_row(j0 + k, __uint_as_float(pair[k] << 16), __uint_as_float(pair[k] & 0xffff0000u));
+                }
+            }
+        }
+    } else {
+        for (int j = begin; j < end; j++) {
+            add_row(j, i < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i) : 0.0f,
+                    i + 1 < p.rank ? matrix_value<FORMAT>(p.kv_b, row0 + j, i + 1) : 0.0f);
         }
     }
 #pragma unroll

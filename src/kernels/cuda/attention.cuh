@@ -42,7 +42,7 @@ MF_DEV void merge_factors(float &m, float next, float &of_old, float &of_next)
 
 MF_DEV float merged(float old, float of_old, float next, float of_next)
 {
-    return __fadd_rn(__fmul_rn(old, of_old), __fmul_rn(next, of_next));
+    return __fmaf_rn(next, of_next, __fmul_rn(old, of_old));
 }
 
 /* Before the first span: nothing, or the sink, which has a score and no value. */

@@ -26,6 +26,22 @@ MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, c
     }
 }
 
+/* The same of keys (part_at 0) or values alone. */
+template <int DIM, int THREADS>
+MF_DEV void copy_part(uint4 *rows, int part_at, const mf_cuda_attention &p, const int32_t *blocks, int kv_head, int64_t base,
+                      int64_t first, int64_t last, int thread)
+{
+    constexpr int CHUNKS = DIM / 8;
+#pragma unroll
+    for (int i = 0; i < PIECE * CHUNKS / THREADS; i++) {
+        const int at = i * THREADS + thread, row = at / CHUNKS, chunk = at % CHUNKS;
+        const int64_t position = base + row;
+        const bool is_there = position >= first && position <= last;
+        const uint16_t *from = (const uint16_t *)p.cache + (is_there ? row_offset(p, blocks, position) : 0);
+        copy_async(rows + place<CHUNKS>(row, chunk), from + part_at + kv_head * DIM + chunk * 8, is_there);
+    }
+}
+
 /* 16 rows of queries as operands: rows g and g + 8, chunks q and q + 4 of each unit. */
 template <int DIM> struct query_rows {
     uint4 low[DIM / 64][2], high[DIM / 64][2];
@@ -48,91 +64,156 @@ template <int DIM> MF_DEV void load_queries(query_rows<DIM> &r, const float *low
     }
 }
 
-template <int DIM> MF_DEV void score(scores &s, const query_rows<DIM> &r, const uint4 *keys, int g, int q)
+/* Positions [8 n, 8 n + 8). */
+template <int DIM> MF_DEV void score_tile(float (&acc)[4], const query_rows<DIM> &r, const uint4 *keys, int n, int g, int q)
 {
+    acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        s.v[n][0] = s.v[n][1] = s.v[n][2] = s.v[n][3] = 0.0f;
+    for (int u = 0; u < DIM / 64; u++) {
 #pragma unroll
-        for (int u = 0; u < DIM / 64; u++) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                token_chunk<MF_CUDA_PATH_BF16> key;
-                key.v[0] = keys[place<DIM / 8>(n * 8 + g, u * 8 + h * 4 + q)];
-                add_half<MF_CUDA_PATH_BF16>(s.v[n], r.low[u][h], r.high[u][h], key);
-            }
+        for (int h = 0; h < 2; h++) {
+            token_chunk<MF_CUDA_PATH_BF16> key;
+            key.v[0] = keys[place<DIM / 8>(n * 8 + g, u * 8 + h * 4 + q)];
+            add_half<MF_CUDA_PATH_BF16>(acc, r.low[u][h], r.high[u][h], key);
         }
     }
 }
 
-constexpr int DECODE_WARPS = 2;
+template <int DIM> MF_DEV void score(scores &s, const query_rows<DIM> &r, const uint4 *keys, int g, int q)
+{
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        score_tile<DIM>(s.v[n], r, keys, n, g, q);
+    }
+}
 
-/* A block takes one row of the batch and up to 16 heads of a kv head; a warp a piece at a time, into memory. */
+constexpr int DECODE_WARPS = 4;
+constexpr int SCORE_PITCH = PIECE + 8;
+
+/* A block takes one row of the batch and up to 16 heads of a kv head, a piece at a time, into memory: a warp scores 16
+ * positions, all weigh the same scores, each sums a quarter of the values' columns. */
 template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_constant__ mf_cuda_attention p)
 {
-    begin_early();
-    constexpr int CHUNKS = DIM / 8, TILES = DIM / 8;
+    constexpr int CHUNKS = DIM / 8, TILES = DIM / 8 / DECODE_WARPS, THREADS = 32 * DECODE_WARPS;
     extern __shared__ __align__(128) uint4 shared[];
+    __shared__ float all_scores[16][SCORE_PITCH];
+    begin_early();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     const int group = p.num_heads / p.num_kv_heads, tiles = (group + 15) / 16;
     const int kv_head = blockIdx.y / tiles, head0 = kv_head * group + blockIdx.y % tiles * 16;
     const int heads = (blockIdx.y % tiles + 1) * 16 < group ? 16 : group - blockIdx.y % tiles * 16;
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
     const int32_t *blocks = p.block_table + (int64_t)p.sequence[t] * p.max_blocks;
-    uint4 *keys = shared + warp * 2 * PIECE * CHUNKS, *values = keys + PIECE * CHUNKS;
+    uint4 *keys = shared, *values = keys + PIECE * CHUNKS;
     const float *queries = p.q + t * p.q_stride + head0 * p.q_head_stride;
     query_rows<DIM> r;
-    load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL, g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, q);
     const int64_t begins[2] = { first, first }, ends[2] = { position, position };
-    for (int64_t piece = first / PIECE + blockIdx.z * DECODE_WARPS + warp; piece <= position / PIECE;
-         piece += (int64_t)p.num_splits * DECODE_WARPS) {
-        __syncwarp();
-        copy_piece<DIM, 32>(keys, values, p, blocks, kv_head, piece * PIECE, first, position, lane);
+    bool is_loaded = false;
+    for (int64_t piece = first / PIECE + blockIdx.z; piece <= position / PIECE; piece += p.num_splits) {
+        __syncthreads();
+        copy_part<DIM, THREADS>(keys, 0, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
         copy_commit();
+        copy_part<DIM, THREADS>(values, p.value_at, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
+        copy_commit();
+        if (!is_loaded) {
+            load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL,
+                         g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, q);
+            is_loaded = true;
+        }
+        copy_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int n = warp * 2 + i;
+            float acc[4];
+            score_tile<DIM>(acc, r, keys, n, g, q);
+            *(float2 *)&all_scores[g][n * 8 + 2 * q] = make_float2(acc[0], acc[1]);
+            *(float2 *)&all_scores[g + 8][n * 8 + 2 * q] = make_float2(acc[2], acc[3]);
+        }
         copy_wait<0>();
-        __syncwarp();
+        __syncthreads();
         scores s;
         uint32_t packed[4][4];
         float most[2], sum[2], out[TILES][4];
-        score<DIM>(s, r, keys, g, q);
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const float2 low = *(const float2 *)&all_scores[g][n * 8 + 2 * q], high = *(const float2 *)&all_scores[g + 8][n * 8 + 2 * q];
+            s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
+        }
         mask(s, p.scale, piece * PIECE, q, begins, ends);
         weigh(s, packed, most, sum);
-        weigh_values<CHUNKS, TILES>(out, packed, values, 0, lane);
+        weigh_values<CHUNKS, TILES>(out, packed, values, warp * TILES, lane);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             if (g + 8 * e < heads) {
                 float *to = piece_of(p, t, head0 + g + 8 * e, piece);
-                if (q == 0) {
+                if (warp == 0 && q == 0) {
                     to[0] = most[e];
                     to[1] = sum[e];
                 }
 #pragma unroll
                 for (int n = 0; n < TILES; n++) {
-                    *(float2 *)(to + 2 + n * 8 + 2 * q) = make_float2(out[n][2 * e], out[n][2 * e + 1]);
+                    *(float2 *)(to + 2 + (warp * TILES + n) * 8 + 2 * q) = make_float2(out[n][2 * e], out[n][2 * e + 1]);
                 }
             }
         }
     }
 }
 
-/* One row and head: pieces in ascending order; those without weight change nothing, not even a sign. */
-__global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ mf_cuda_attention p)
+constexpr int MERGE_THREADS = 128;
+
+/* One row and head: pieces in ascending order; those without weight change nothing, not even a sign.  A thread has each
+ * piece's factors ready before the columns are summed, so that those loads do not wait for one another. */
+__global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    __shared__ float of_old[MERGE_THREADS], of_next[MERGE_THREADS], maxima[MERGE_THREADS], sums[MERGE_THREADS];
+    __shared__ float total;
+    constexpr int COLUMNS = 4; /* of a thread: 512 at most */
     begin_early();
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
     const int head = blockIdx.y;
-    for (int j = threadIdx.x; j < p.v_dim; j += 128) {
-        float m = start_maximum2(p, head), sum = start_sum(p), value = 0.0f;
-        for (int64_t piece = first / PIECE; piece <= position / PIECE; piece++) {
-            const float *from = piece_of(p, t, head, piece);
-            if (from[1] != 0.0f) {
-                float of_old, of_next;
-                merge_factors2(m, from[0], of_old, of_next);
-                sum = merged(sum, of_old, from[1], of_next);
-                value = merged(value, of_old, from[2 + j], of_next);
+    const float *pieces = piece_of(p, t, head, 0);
+    const int64_t size = p.v_dim + 2, end = position / PIECE + 1;
+    float m = start_maximum2(p, head), sum = start_sum(p), value[COLUMNS] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    for (int64_t base = first / PIECE; base < end; base += MERGE_THREADS) {
+        const int count = end - base < MERGE_THREADS ? (int)(end - base) : MERGE_THREADS;
+        __syncthreads();
+        if (threadIdx.x < count) {
+            maxima[threadIdx.x] = pieces[(base + threadIdx.x) * size];
+            sums[threadIdx.x] = pieces[(base + threadIdx.x) * size + 1];
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < count; i++) {
+                of_old[i] = 1.0f;
+                of_next[i] = 0.0f;
+                if (sums[i] != 0.0f) {
+                    merge_factors2(m, maxima[i], of_old[i], of_next[i]);
+                    sum = merged(sum, of_old[i], sums[i], of_next[i]);
+                }
+            }
+            total = sum;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            const int j = c * MERGE_THREADS + threadIdx.x;
+            if (j < p.v_dim) {
+#pragma unroll 8
+                for (int i = 0; i < count; i++) {
+                    const float next = pieces[(base + i) * size + 2 + j];
+                    value[c] = sums[i] != 0.0f ? merged(value[c], of_old[i], next, of_next[i]) : value[c];
+                }
             }
         }
-        p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value, sum);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        const int j = c * MERGE_THREADS + threadIdx.x;
+        if (j < p.v_dim) {
+            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value[c], total);
+        }
     }
 }
 
@@ -281,7 +362,7 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
 
 template <int DIM> int launch_decode(const mf_cuda_attention &p, cudaStream_t stream)
 {
-    constexpr int BYTES = DECODE_WARPS * 2 * PIECE * DIM * 2;
+    constexpr int BYTES = 2 * PIECE * DIM * 2;
     const int group = p.num_heads / p.num_kv_heads;
     const dim3 grid((unsigned)p.num_tokens, (unsigned)(p.num_kv_heads * ((group + 15) / 16)), (unsigned)p.num_splits);
     const cudaError_t error = cudaFuncSetAttribute(decode_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
@@ -307,7 +388,7 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
 
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream)
 {
-    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads), 128, (size_t)0, stream, *call);
+    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads), MERGE_THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream)

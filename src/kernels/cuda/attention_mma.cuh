@@ -23,11 +23,6 @@ template <int CHUNKS> MF_DEV int place(int row, int chunk)
     return row * CHUNKS + (chunk ^ (((row & 1) << 2) | ((row >> 1) & 3)));
 }
 
-MF_DEV uint32_t pack_bf16(float low, float high)
-{
-    return (uint32_t)f32_to_bf16(low) | (uint32_t)f32_to_bf16(high) << 16;
-}
-
 MF_DEV uint4 pack_chunk(const float *x)
 {
     return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
@@ -37,8 +32,8 @@ MF_DEV uint4 pack_chunk(const float *x)
 MF_DEV void merge_factors2(float &m, float next, float &of_old, float &of_next)
 {
     const float most = next > m || is_nan(m) ? next : m;
-    of_old = m == minus_infinity() ? 0.0f : exp2f(__fsub_rn(m, most));
-    of_next = next == minus_infinity() ? 0.0f : exp2f(__fsub_rn(next, most));
+    of_old = m == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(m, most));
+    of_next = next == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(next, most));
     m = most;
 }
 
@@ -71,7 +66,7 @@ MF_DEV void weigh(scores &s, uint32_t (&packed)[4][4], float (&most)[2], float (
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float &v = s.v[n][2 * e + k];
-                v = v == minus_infinity() ? 0.0f : exp2f(__fsub_rn(v, m));
+                v = v == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(v, m));
                 total = __fadd_rn(total, v);
             }
         }
@@ -119,7 +114,18 @@ MF_DEV void mask(scores &s, float scale, int64_t base, int q, const int64_t (&fi
     for (int e = 0; e < 2; e++) {
         const int64_t from = first[e] - base, to = last[e] - base;
         low[e] = (from < 0 ? 0 : from > PIECE ? PIECE : (int)from) - 2 * q;
-        high[e] = (to < 0 ? -1 : to > PIECE ? PIECE : (int)to) - 2 * q;
+        high[e] = (to < 0 ? -1 : to >= PIECE ? 2 * PIECE : (int)to) - 2 * q;
+    }
+    const bool sees_all = low[0] <= 0 && low[1] <= 0 && high[0] >= PIECE && high[1] >= PIECE;
+    if (__all_sync(MF_FULL_WARP, sees_all)) {
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                s.v[n][k] = __fmul_rn(s.v[n][k], scale);
+            }
+        }
+        return;
     }
 #pragma unroll
     for (int n = 0; n < 8; n++) {

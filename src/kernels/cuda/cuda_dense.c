@@ -60,10 +60,11 @@ static mf_cuda_matrix seen_matrix(const mf_matrix *m)
                              .reserved = codes_odd || scales_odd };
 }
 
-/* Whether a product with bf16 inputs goes through the tensor cores: the matrix alone decides. */
+/* Whether a product goes through the tensor cores: the matrix alone decides. */
 static bool takes_mma(const mf_matrix *m, mf_dtype act_dtype)
 {
-    return act_dtype == MF_BF16 && m->format == MF_FORMAT_BF16 && m->k % 64 == 0 && m->row_stride % 8 == 0 && on16(m->data);
+    return (act_dtype == MF_BF16 || act_dtype == MF_F32) && m->format == MF_FORMAT_BF16 && m->k % 64 == 0 && m->row_stride % 8 == 0 &&
+           on16(m->data);
 }
 
 /* ---- rounded inputs ---- */
@@ -101,6 +102,42 @@ void mf_cuda_dense_close(mf_device *device)
 
 /* ---- linear ---- */
 
+/* x of a product as planes of bf16: where it is already, or in the device's own memory. */
+static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
+{
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    mf_error err;
+    if (reserve_bytes(device, (size_t)(p->parts * p->num_tokens * width) * 2, &err) != MF_OK) {
+        state->failure = state->failure.status == MF_OK ? err : state->failure;
+        return false;
+    }
+    done(device, p->parts == 1 ? mf_cuda_launch_convert(p->x, p->x_stride, p->num_tokens, width, MF_BF16, state->rounded, state->stream)
+                               : mf_cuda_launch_split(p->x, p->x_stride, p->num_tokens, width, state->rounded, state->stream),
+         "linear's input");
+    p->x = state->rounded;
+    p->x_stride = width;
+    p->x_plane = p->num_tokens * width;
+    return true;
+}
+
+/* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
+static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
+{
+    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW &&
+                        mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <= mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
+    p->runs = k >= 3072 ? 16 : 8;
+    if (rounded && p->parts == 1) {
+        p->x = rounded;
+        p->x_stride = k;
+    } else if (is_few && p->num_tokens <= 8 && p->x_is_wide) {
+        p->x_is_f32 = 1;
+    } else if (!round_x(device, p, width)) {
+        return;
+    }
+    done(device, is_few ? mf_cuda_launch_linear_few(p, stream_of(device)) : mf_cuda_launch_linear_tile(p, stream_of(device)), "linear");
+}
+
 /* The products of `chosen` (a set of indices), all of one path and, if plain, of one format. */
 static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, bool is_mma)
 {
@@ -114,32 +151,13 @@ static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_
         }
     }
     p.x_is_wide = on16(call->x) && call->x_stride % 4 == 0;
-    if (!is_mma) {
+    if (is_mma) {
+        p.parts = call->act_dtype == MF_F32 ? 3 : 1;
+        launch_mma(device, &p, call->rounded);
+    } else {
         p.round_x = call->act_dtype == MF_BF16;
         done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "linear");
-        return;
     }
-    const int64_t k = p.w[0].k;
-    if (call->rounded) {
-        p.x = call->rounded;
-        p.x_stride = k;
-    } else if (call->num_tokens <= 4 && p.x_is_wide) {
-        p.x_is_f32 = 1;
-    } else {
-        mf_error err;
-        if (reserve_bytes(device, (size_t)(call->num_tokens * k) * 2, &err) != MF_OK) {
-            if (mf_cuda_state_of(device)->failure.status == MF_OK) {
-                mf_cuda_state_of(device)->failure = err;
-            }
-            return;
-        }
-        p.x = mf_cuda_state_of(device)->rounded;
-        p.x_stride = k;
-        done(device, mf_cuda_launch_convert(call->x, call->x_stride, call->num_tokens, k, MF_BF16,
-                                            mf_cuda_state_of(device)->rounded, stream_of(device)), "linear's input");
-    }
-    done(device, call->num_tokens <= MF_CUDA_LINEAR_FEW ? mf_cuda_launch_linear_few(&p, stream_of(device))
-                                                        : mf_cuda_launch_linear_tile(&p, stream_of(device)), "linear");
 }
 
 static void linear_many(mf_device *device, const mf_linear_call *call)
@@ -471,6 +489,7 @@ static void unabsorb(mf_device *device, const mf_mla_args *args, const float *la
                          .x = latent,
                          .x_stride = args->num_heads * args->kv_lora_rank,
                          .x_is_wide = on16(latent) && args->kv_lora_rank % 4 == 0,
+                         .parts = 1,
                          .num_tokens = num_tokens,
                          .num_batches = args->num_heads,
                          .batch_rows = args->qk_nope_head_dim + args->v_head_dim,
@@ -478,7 +497,11 @@ static void unabsorb(mf_device *device, const mf_mla_args *args, const float *la
                          .rows = args->v_head_dim,
                          .x_step = args->kv_lora_rank,
                          .out_step = args->v_head_dim };
-    done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "latent results");
+    if (args->kv.dtype == MF_BF16 && takes_mma(args->kv_b, MF_BF16)) { /* latent results may be rounded where the cache is */
+        launch_mma(device, &p, NULL);
+    } else {
+        done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "latent results");
+    }
 }
 
 static void mla_attention(mf_device *device, const mf_mla_args *args)

@@ -1,6 +1,6 @@
 /* dense.cu - the operations of a model that work on rows and elements: embed, norm, rope, cache writes, and the like.
  *
- * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum is in double, in an order that its width alone
+ * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum has an order that its width alone
  * decides. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
@@ -29,55 +29,92 @@ __global__ void embed_kernel(const mf_cuda_matrix table, const int32_t *ids, flo
 
 /* ---- norm ---- */
 
-template <int WIDTH> MF_DEV double sum_of(double v)
+MF_DEV float sum_of(float v)
 {
 #pragma unroll
-    for (int step = WIDTH / 2; step > 0; step /= 2) {
-        v += __shfl_xor_sync(MF_FULL_WARP, v, step);
+    for (int step = 16; step > 0; step /= 2) {
+        v = __fadd_rn(v, __shfl_xor_sync(MF_FULL_WARP, v, step));
     }
     return v;
 }
 
-/* WARPS warps take a row; one: eight rows share a block. */
-template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const mf_cuda_norm p)
+MF_DEV float norm_scale(float sum, int64_t n, float eps)
 {
-    begin_early();
-    __shared__ double parts[WARPS];
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), eps)));
+}
+
+/* WARPS warps take a row; one: eight rows share a block.  A thread keeps up to KEPT elements between the two passes. */
+template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const __grid_constant__ mf_cuda_norm p)
+{
+    constexpr int KEPT = 8;
+    __shared__ float parts[WARPS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int64_t t = WARPS == 1 ? (int64_t)blockIdx.x * (THREADS / 32) + warp : blockIdx.x;
     const int first = WARPS == 1 ? lane : threadIdx.x;
-    if (WARPS == 1 && t >= p.num_tokens) {
+    const bool is_mine = t < p.num_tokens;
+    float weight[KEPT], v[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        weight[k] = i < p.n ? p.weight[i] : 0.0f;
+    }
+    begin_early();
+    if (WARPS == 1 && !is_mine) {
         return;
     }
-    const float *row = p.x + t * p.x_stride;
-    double sum = 0.0;
-    for (int64_t i = first; i < p.n; i += WARPS * 32) {
-        float v = row[i];
-        if (p.add) {
-            v = __fadd_rn(v, p.add[t * p.n + i]);
-            p.acc[t * p.x_stride + i] = v;
-        }
-        sum = fma((double)v, (double)v, sum);
+    const float *row = p.x + t * p.x_stride, *add = p.add ? p.add + t * p.n : NULL;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        v[k] = i < p.n ? row[i] : 0.0f;
+        v[k] = add && i < p.n ? __fadd_rn(v[k], add[i]) : v[k];
     }
-    sum = sum_of<32>(sum);
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        if (add && i < p.n) {
+            p.acc[t * p.x_stride + i] = v[k];
+        }
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
+        float x = row[i];
+        if (add) {
+            x = __fadd_rn(x, add[i]);
+            p.acc[t * p.x_stride + i] = x;
+        }
+        sum = __fmaf_rn(x, x, sum);
+    }
+    sum = sum_of(sum);
     if (WARPS > 1) {
         if (lane == 0) {
             parts[warp] = sum;
         }
         __syncthreads();
-        sum = 0.0;
+        sum = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            sum += parts[w];
+            sum = __fadd_rn(sum, parts[w]);
         }
     }
-    const float scale = (float)(1.0 / sqrt(sum / (double)p.n + (double)p.eps));
-    for (int64_t i = first; i < p.n; i += WARPS * 32) {
-        const float v = __fmul_rn(__fmul_rn(row[i], scale), p.weight[i]);
-        p.out[t * p.out_stride + i] = v;
+    const float scale = norm_scale(sum, p.n, p.eps);
+    auto store = [&](int64_t i, float x, float w) {
+        const float y = __fmul_rn(__fmul_rn(x, scale), w);
+        p.out[t * p.out_stride + i] = y;
         if (p.rounded) {
-            p.rounded[t * p.n + i] = f32_to_bf16(v);
+            p.rounded[t * p.n + i] = f32_to_bf16(y);
         }
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        if (i < p.n) {
+            store(i, v[k], weight[k]);
+        }
+    }
+    for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
+        store(i, row[i], p.weight[i]);
     }
 }
 
@@ -128,12 +165,12 @@ constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element
 
 MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float *weight, float eps, int lane)
 {
-    double sum = 0.0;
+    float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
-        sum = k * 32 + lane < dim ? fma((double)v[k], (double)v[k], sum) : sum;
+        sum = k * 32 + lane < dim ? __fmaf_rn(v[k], v[k], sum) : sum;
     }
-    const float scale = (float)(1.0 / sqrt(sum_of<32>(sum) / (double)dim + (double)eps));
+    const float scale = norm_scale(sum_of(sum), dim, eps);
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
         v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k * 32 + lane]) : 0.0f;
@@ -254,11 +291,12 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
     if (is_query) {
         return;
     }
-    double sum = 0.0;
+    float sum = 0.0f;
+#pragma unroll 8
     for (int i = lane; i < p.rank; i += 32) {
-        sum = fma((double)row[i], (double)row[i], sum);
+        sum = __fmaf_rn(row[i], row[i], sum);
     }
-    const float scale = (float)(1.0 / sqrt(sum_of<32>(sum) / (double)p.rank + (double)p.eps));
+    const float scale = norm_scale(sum_of(sum), p.rank, p.eps);
     for (int i = lane; i < p.rank; i += 32) {
         store_cached(p, to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
     }

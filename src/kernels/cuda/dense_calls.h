@@ -88,15 +88,20 @@ typedef struct mf_cuda_linear {
     int64_t first_block[MF_CUDA_LINEAR_MOST + 1]; /* of a matrix's rows in the grid */
     const void *x;       /* f32 (PLAIN, or x_is_f32) or bf16 */
     int64_t x_stride, num_tokens;
-    int32_t x_is_f32;
+    int32_t x_is_f32;    /* FEW with up to 8 tokens takes it as it is */
+    int32_t parts;       /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
+    int32_t runs;        /* 8 or 16: of k, see linear.cu */
+    int64_t x_plane;     /* elements between planes */
     int32_t x_is_wide;   /* rows of x begin on 16 bytes */
-    /* Batches of PLAIN: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
+    /* Batches: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
     int64_t num_batches, batch_rows, first_row, rows, x_step, out_step;
 } mf_cuda_linear;
 
 int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);
 int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf16, up to MF_CUDA_LINEAR_FEW tokens */
 int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
+int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
+int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
 enum { MF_CUDA_LINEAR_FEW = 32 };
 
 /* ---- attention ---- */

@@ -1,9 +1,10 @@
 /* linear.cu - products of a model's dense layers: out[t, r] = w[r] . x[t] + bias[r].
  *
  * PLAIN takes any format in f32 arithmetic: a warp sums a row, lane l the columns 8l.. of each 256, one tree at the end.
- * bf16 weights with bf16 inputs go through mma.sync in product.cuh's order (eight runs over k, each from zero, added in
- * order), FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows: the same bits.  Which of the two
- * orders is taken depends on the matrix alone. */
+ * bf16 weights go through mma.sync in product.cuh's order, k cut into 8 or 16 runs, each from zero, added in order: FEW with
+ * the weights streamed once past all tokens, TILE by tiles of 128 rows, with the same bits.  Inputs are rounded to bf16, or,
+ * where they count as f32, split into three bf16 numbers that hold all their bits.  Which order is taken depends on the
+ * matrix alone. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 #include "kernels/cuda/product.cuh"
@@ -131,45 +132,78 @@ template <int ROWS, int TOKENS> int launch_plain(const mf_cuda_linear &call, cud
 
 /* ---- FEW: 16 rows a block, a run of k a warp ---- */
 
-MF_DEV uint32_t pack_bf16(float low, float high)
+/* Unit `u` of run `run` of a matrix whose k is cut into `runs`. */
+MF_DEV int run_start(int run, int units, int runs)
 {
-    return (uint32_t)f32_to_bf16(low) | (uint32_t)f32_to_bf16(high) << 16;
+    return (int)((int64_t)run * units / runs);
 }
 
-/* A token's chunk of eight columns; x NULL: zeros. */
-template <bool X_IS_F32> MF_DEV token_chunk<MF_CUDA_PATH_BF16> load_chunk(const uint8_t *x, int64_t chunk)
+/* x = high + middle + low: three bf16 numbers hold the 24 bits of an f32; what is no number goes into the first. */
+MF_DEV void split_bf16(float x, float (&part)[3])
 {
-    token_chunk<MF_CUDA_PATH_BF16> c;
-    if (!x) {
-        c.v[0] = make_uint4(0, 0, 0, 0);
-    } else if (X_IS_F32) {
-        const float4 a = *(const float4 *)(x + chunk * 32), b = *(const float4 *)(x + chunk * 32 + 16);
-        c.v[0] = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
-    } else {
-        c.v[0] = *(const uint4 *)(x + chunk * 16);
+    part[0] = bf16_to_f32(f32_to_bf16(x));
+    const bool is_number = (__float_as_uint(part[0]) & 0x7f800000u) != 0x7f800000u;
+    const float rest = is_number ? __fsub_rn(x, part[0]) : 0.0f;
+    part[1] = bf16_to_f32(f32_to_bf16(rest));
+    part[2] = __fsub_rn(rest, part[1]);
+}
+
+constexpr int ROW_PAD = 64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
+
+/* x [T, k] as planes of bf16 in shared memory, eight columns a thread at a time. */
+template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int64_t k, int64_t x_at)
+{
+    const int64_t pitch = k * 2 + ROW_PAD, chunks = k / 8;
+    for (int64_t i = threadIdx.x; i < p.num_tokens * chunks; i += blockDim.x) {
+        const int64_t t = i / chunks, c = i % chunks;
+        uint8_t *to = shared + t * pitch + c * 16;
+        if (!p.x_is_f32) {
+#pragma unroll
+            for (int n = 0; n < PARTS; n++) {
+                *(uint4 *)(to + n * p.num_tokens * pitch) =
+                    *(const uint4 *)((const uint16_t *)p.x + n * p.x_plane + x_at + t * p.x_stride + c * 8);
+            }
+            continue;
+        }
+        const float *from = (const float *)p.x + x_at + t * p.x_stride + c * 8;
+        const float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
+        const float v[8] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
+        if (PARTS == 1) {
+            *(uint4 *)to = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+            continue;
+        }
+        float part[8][3];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            split_bf16(v[e], part[e]);
+        }
+#pragma unroll
+        for (int n = 0; n < PARTS; n++) {
+            const int m = n % 3;
+            *(uint4 *)(to + n * p.num_tokens * pitch) = make_uint4(pack_bf16(part[0][m], part[1][m]), pack_bf16(part[2][m], part[3][m]),
+                                                                  pack_bf16(part[4][m], part[5][m]), pack_bf16(part[6][m], part[7][m]));
+        }
     }
-    return c;
+    __syncthreads();
 }
 
-template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) few_kernel(const __grid_constant__ mf_cuda_linear p)
+/* TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
+template <int TILES, int RUNS, int PARTS>
+__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 4 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
-    __shared__ float sums[SEGMENTS][TILES * 8][17];
+    constexpr int AHEAD = RUNS == 8 ? 2 : 4; /* units whose loads are under way together */
+    constexpr bool STAGED = TILES == 1;
+    extern __shared__ __align__(16) uint8_t staged[];
+    __shared__ float sums[RUNS][TILES * 8][17];
     const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     const mf_cuda_matrix &m = p.w[which];
-    const int64_t r0 = (blockIdx.x - p.first_block[which]) * 16;
-    const int units = (int)(m.k / 64), end = segment_start(warp + 1, units);
-    const uint8_t *low = r0 + g < m.n ? m.data + ((r0 + g) * m.row_stride + q * 8) * 2 : NULL;
-    const uint8_t *high = r0 + g + 8 < m.n ? m.data + ((r0 + g + 8) * m.row_stride + q * 8) * 2 : NULL;
+    const int64_t r0 = (blockIdx.x - p.first_block[which]) * 16, num_rows = p.num_batches > 0 ? p.rows : m.n;
+    const int64_t row0 = r0 + (p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0);
+    const int64_t x_at = p.num_batches > 0 ? blockIdx.z * p.x_step : 0;
+    const int units = (int)(m.k / 64), start = run_start(warp, units, RUNS), end = run_start(warp + 1, units, RUNS);
+    const uint8_t *low = r0 + g < num_rows ? m.data + ((row0 + g) * m.row_stride + q * 8) * 2 : NULL;
+    const uint8_t *high = r0 + g + 8 < num_rows ? m.data + ((row0 + g + 8) * m.row_stride + q * 8) * 2 : NULL;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    const uint8_t *tokens[TILES];
-    float acc[TILES][4];
-#pragma unroll
-    for (int n = 0; n < TILES; n++) {
-        const int64_t t = n * 8 + g;
-        tokens[n] = t < p.num_tokens ? (const uint8_t *)p.x + t * p.x_stride * (X_IS_F32 ? 4 : 2) : NULL;
-        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
-    }
-    constexpr int AHEAD = 4; /* units whose loads are under way together */
     uint4 l[AHEAD][2], h[AHEAD][2];
     auto load_weights = [&](int u0) {
 #pragma unroll
@@ -182,10 +216,19 @@ template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) f
             h[i][1] = there && high ? load_stream(high + at + 64) : zero;
         }
     };
-    const int start = segment_start(warp, units);
     let_next_start();
     load_weights(start); /* nobody writes weights: they need not wait for what comes before */
     wait_for_previous();
+    const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2, plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
+    if (STAGED) {
+        stage_x<PARTS>(staged, p, m.k, x_at);
+    }
+    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at);
+    float acc[TILES][4];
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
+    }
     for (int u0 = start; u0 < end; u0 += AHEAD) {
         if (u0 > start) {
             load_weights(u0);
@@ -194,12 +237,17 @@ template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) f
         for (int i = 0; i < AHEAD; i++) {
             if (u0 + i < end) {
 #pragma unroll
-                for (int n = 0; n < TILES; n++) {
-                    const int64_t chunk = (int64_t)(u0 + i) * 8 + q;
-                    const auto first = load_chunk<X_IS_F32>(tokens[n], chunk);
-                    const auto second = load_chunk<X_IS_F32>(tokens[n], chunk + 4);
-                    add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][0], h[i][0], first);
-                    add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][1], h[i][1], second);
+                for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+                    for (int n = 0; n < TILES; n++) {
+                        const int64_t t = n * 8 + g;
+                        const uint4 *chunk = (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
+                        token_chunk<MF_CUDA_PATH_BF16> first, second;
+                        first.v[0] = t < p.num_tokens ? chunk[0] : zero;
+                        second.v[0] = t < p.num_tokens ? chunk[4] : zero;
+                        add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][0], h[i][0], first);
+                        add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][1], h[i][1], second);
+                    }
                 }
             }
         }
@@ -212,25 +260,53 @@ template <int TILES, bool X_IS_F32> __global__ void __launch_bounds__(THREADS) f
         sums[warp][n * 8 + 2 * q + 1][g + 8] = acc[n][3];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < TILES * 8 * 16; i += THREADS) {
+    float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
+    for (int i = threadIdx.x; i < TILES * 8 * 16; i += 32 * RUNS) {
         const int t = i >> 4, r = i & 15;
-        if (t < p.num_tokens && r0 + r < m.n) {
+        if (t < p.num_tokens && r0 + r < num_rows) {
             float v = 0.0f;
 #pragma unroll
-            for (int s = 0; s < SEGMENTS; s++) {
+            for (int s = 0; s < RUNS; s++) {
                 v = __fadd_rn(v, sums[s][t][r]);
             }
-            p.out[which][t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+            out[t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
         }
     }
 }
 
-static_assert(WARPS == SEGMENTS, "a warp takes a run");
+template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear &p, cudaStream_t stream)
+{
+    auto kernel = few_kernel<TILES, RUNS, PARTS>;
+    const size_t bytes = TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD)) : 0;
+    if (bytes > 48 * 1024 - sizeof(float) * RUNS * TILES * 8 * 17) {
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        if (error != cudaSuccess) {
+            return (int)error;
+        }
+    }
+    const dim3 grid((unsigned)p.first_block[p.num], 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    return launch_early(kernel, grid, 32u * RUNS, bytes, stream, p);
+}
 
 template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream)
 {
-    const unsigned blocks = (unsigned)p.first_block[p.num];
-    return launch_early(p.x_is_f32 ? few_kernel<TILES, true> : few_kernel<TILES, false>, dim3(blocks), THREADS, (size_t)0, stream, p);
+    return p.runs == 8 ? p.parts == 1 ? launch_few_of<TILES, 8, 1>(p, stream) : launch_few_of<TILES, 8, 3>(p, stream)
+                       : p.parts == 1 ? launch_few_of<TILES, 16, 1>(p, stream) : launch_few_of<TILES, 16, 3>(p, stream);
+}
+
+/* Planes of x for the kernels that read them from device memory. */
+__global__ void __launch_bounds__(THREADS) split_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
+{
+    begin_early();
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        float part[3];
+        split_bf16(x[at / n * x_stride + at % n], part);
+#pragma unroll
+        for (int k = 0; k < 3; k++) {
+            out[k * count + at] = f32_to_bf16(part[k]);
+        }
+    }
 }
 
 /* ---- TILE: 128 rows by TOKENS tokens ---- */
@@ -265,35 +341,39 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     const int which = matrix_of(p, blockIdx.y), tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
     const mf_cuda_matrix &m = p.w[which];
     const int64_t r0 = (blockIdx.y - p.first_block[which]) * ROWS, t0 = (int64_t)blockIdx.x * TOKENS;
-    const int units = (int)(m.k / 64);
+    const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n;
+    const int64_t row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
+    const int real_units = (int)(m.k / 64), units = real_units * p.parts; /* each unit of weights meets every plane of x */
     const uint8_t *a_from[A_COPIES], *b_from[B_COPIES];
     uint32_t there = 0;
 #pragma unroll
     for (int i = 0; i < A_COPIES; i++) {
         const int64_t r = r0 + ((tid + i * THREADS) >> 3);
-        const bool is_there = r < m.n;
-        a_from[i] = m.data + (is_there ? r * m.row_stride * 2 : 0) + (tid & 7) * 16;
+        const bool is_there = r < num_rows;
+        a_from[i] = m.data + (is_there ? (row_base + r) * m.row_stride * 2 : 0) + (tid & 7) * 16;
         there |= (uint32_t)is_there << i;
     }
 #pragma unroll
     for (int i = 0; i < B_COPIES; i++) {
         const int64_t t = t0 + ((tid + i * THREADS) >> 3);
         const bool is_there = t < p.num_tokens;
-        b_from[i] = (const uint8_t *)p.x + (is_there ? t * p.x_stride * 2 : 0) + (tid & 7) * 16;
+        b_from[i] = (const uint8_t *)p.x + (p.num_batches > 0 ? blockIdx.z * p.x_step * 2 : 0) + (is_there ? t * p.x_stride * 2 : 0) +
+                    (tid & 7) * 16;
         there |= (uint32_t)is_there << (A_COPIES + i);
     }
     auto copy_unit = [&](int unit) {
         if (unit < units) {
             uint4 *stage = stages + unit % STAGES * STAGE;
+            const int at = p.parts == 1 ? unit : unit / 3, part = p.parts == 1 ? 0 : unit % 3;
 #pragma unroll
             for (int i = 0; i < A_COPIES; i++) {
-                copy_async(stage + swap_halves((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)unit * UNIT_BYTES,
+                copy_async(stage + swap_halves((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)at * UNIT_BYTES,
                            there >> i & 1);
             }
 #pragma unroll
             for (int i = 0; i < B_COPIES; i++) {
                 copy_async(stage + ROWS * 8 + swap_halves((tid + i * THREADS) >> 3, tid & 7),
-                           b_from[i] + (int64_t)unit * UNIT_BYTES, there >> (A_COPIES + i) & 1);
+                           b_from[i] + part * p.x_plane * 2 + (int64_t)at * UNIT_BYTES, there >> (A_COPIES + i) & 1);
             }
         }
         copy_commit();
@@ -316,14 +396,14 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     for (int u = 0; u < STAGES - 1; u++) {
         copy_unit(u);
     }
-    int segment = 1;
+    int run = 1;
     for (int u = 0; u < units; u++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         copy_unit(u + STAGES - 1);
-        while (segment < SEGMENTS && segment_start(segment, units) <= u) {
+        while (run < p.runs && run_start(run, real_units, p.runs) * p.parts <= u) {
             end_run();
-            segment++;
+            run++;
         }
         const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
 #pragma unroll
@@ -352,24 +432,24 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
             }
         }
     }
-    for (; segment < SEGMENTS; segment++) { /* runs that are empty */
+    for (; run < p.runs; run++) { /* runs that are empty */
         end_run();
     }
     end_run();
-    float *out = p.out[which];
+    float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
     const int64_t stride = p.out_stride[which];
 #pragma unroll
     for (int i = 0; i < M; i++) {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int64_t r = r0 + (m0 + i) * 16 + g + 8 * e;
-            const float bias = p.bias[which] && r < m.n ? p.bias[which][r] : 0.0f;
+            const float bias = p.bias[which] && r < num_rows ? p.bias[which][r] : 0.0f;
 #pragma unroll
             for (int n = 0; n < N; n++) {
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
                     const int64_t t = t0 + (n0 + n) * 8 + 2 * q + k;
-                    if (r < m.n && t < p.num_tokens) {
+                    if (r < num_rows && t < p.num_tokens) {
                         const float v = total[i][n][2 * e + k];
                         out[t * stride + r] = p.bias[which] ? __fadd_rn(v, bias) : v;
                     }
@@ -386,7 +466,8 @@ template <int TOKENS> int launch_tile(const mf_cuda_linear &p, cudaStream_t stre
     if (error != cudaSuccess) {
         return (int)error;
     }
-    const dim3 grid((unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), (unsigned)p.first_block[p.num]);
+    const dim3 grid((unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), (unsigned)p.first_block[p.num],
+                    p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return launch_early(tile_kernel<TOKENS>, grid, THREADS, (size_t)BYTES, stream, p);
 }
 
@@ -397,7 +478,7 @@ mf_cuda_linear cut(const mf_cuda_linear *call, int rows)
     int64_t blocks = 0;
     for (int i = 0; i < p.num; i++) {
         p.first_block[i] = blocks;
-        blocks += (p.w[i].n + rows - 1) / rows;
+        blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + rows - 1) / rows;
     }
     p.first_block[p.num] = blocks;
     return p;
@@ -413,6 +494,18 @@ int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream)
                                     : launch_plain<4, 8>(*call, s);
 }
 
+int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream)
+{
+    const int64_t count = num_rows * n;
+    return launch_early(split_kernel, dim3((unsigned)((count + THREADS - 1) / THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count,
+                        (uint16_t *)out);
+}
+
+int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts)
+{
+    return num_tokens <= 8 ? parts * num_tokens * (k * 2 + ROW_PAD) : 0;
+}
+
 int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream)
 {
     const mf_cuda_linear p = cut(call, 16);
@@ -424,7 +517,7 @@ int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream)
 {
     const mf_cuda_linear p = cut(call, ROWS);
     cudaStream_t s = (cudaStream_t)stream;
-    const int64_t blocks = p.first_block[p.num];
+    const int64_t blocks = p.first_block[p.num] * (p.num_batches > 0 ? p.num_batches : 1);
     return p.num_tokens <= 32 || (p.num_tokens + 31) / 32 * blocks <= 264 ? launch_tile<32>(p, s)
            : p.num_tokens <= 64 || (p.num_tokens + 63) / 64 * blocks <= 264 ? launch_tile<64>(p, s)
                                                                             : launch_tile<128>(p, s);

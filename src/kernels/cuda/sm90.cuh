@@ -68,6 +68,22 @@ template <int PENDING> MF_PTX void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+/* Two numbers rounded to bf16, a NaN to a NaN. */
+MF_PTX uint32_t pack_bf16(float low, float high)
+{
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/* 2^x; results below the smallest normal number are 0. */
+MF_PTX float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* Four 8 x 8 tiles of 16-bit elements, transposed: lane l names row l % 8 of tile l / 8; lane (g, q) gets rows 2q, 2q + 1 of
  * column g of each. */
 MF_PTX void load_transposed(uint32_t (&r)[4], const void *shared)
