@@ -351,6 +351,9 @@ typedef struct mf_device_ops {
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
     void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
+    /* Optional: gate[i] = silu(gate[i]) * up[i]: a dense MLP is then three products, whose kernels are faster than those of an
+     * expert that everybody picks. */
+    void (*glu)(mf_device *device, float *gate, const float *up, int64_t n);
     /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
      * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
     void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);

@@ -38,6 +38,11 @@ static int64_t larger(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+static size_t larger_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
 {
     const mf_model_config *config = model->config;
@@ -98,6 +103,8 @@ static size_t largest_workspace(const mf_model *model)
         largest = bytes > largest ? bytes : largest;
         if (model->layers[l].dense) {
             bytes = mf_fused_experts_workspace_bytes(model->layers[l].dense, model->max_batch_tokens, 1);
+            const size_t rows = (size_t)mf_model_dense_rows(model, l) * 2 * sizeof(float);
+            bytes = larger_size(bytes, rows * (size_t)model->weights->layers[l].dense.up.n);
         } else {
             mf_moe_call call;
             mf_model_moe_call(model, l, model->max_batch_tokens, &call);
@@ -209,6 +216,7 @@ static int64_t widest_input(const mf_model_config *config)
 {
     int64_t widest = larger(config->hidden_size, config->num_heads * config->v_head_dim);
     widest = larger(widest, config->q_lora_rank);
+    widest = larger(widest, config->num_moe_layers < config->num_layers ? config->intermediate_size : 0);
     return larger(widest, config->num_linear_layers > 0 ? mf_model_config_linear_v_size(config) : 0);
 }
 

@@ -84,6 +84,9 @@ typedef struct mf_moe_call {
     mf_layer_args layer;
 } mf_moe_call;
 
+/* Rows of a dense MLP that go through three products together; 0: it runs as an expert that every token picks. */
+int64_t mf_model_dense_rows(const mf_model *model, int64_t layer);
+
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);
 mf_delta_net_args mf_model_delta_net_args(const mf_model *model, int64_t layer, int64_t num_tokens);

@@ -346,6 +346,13 @@ static void add(mf_device *device, float *acc, const float *x, int64_t n)
     }
 }
 
+static void glu(mf_device *device, float *gate, const float *up, int64_t n)
+{
+    if (n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_glu(gate, up, n, stream_of(device)), "activation");
+    }
+}
+
 static void best(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys)
 {
     if (num_rows > 0 && begin(device)) {
@@ -728,6 +735,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->add_norm = add_norm;
     ops->gqa_prepare = gqa_prepare;
     ops->mla_prepare = mla_prepare;
+    ops->glu = glu;
     ops->best = best;
     ops->reserve = reserve;
 }

@@ -365,6 +365,16 @@ __global__ void add_kernel(float *acc, const float *x, int64_t n)
     }
 }
 
+__global__ void glu_kernel(float *gate, const float *up, int64_t n)
+{
+    begin_early();
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        const float g = gate[i];
+        gate[i] = __fmul_rn(__fmul_rn(g, __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-g)))), up[i]);
+    }
+}
+
 /* ---- the largest logit ---- */
 
 constexpr int BEST_EACH = 4096; /* columns of a block */
@@ -513,6 +523,11 @@ int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const i
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
 {
     return launch_early(add_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, acc, x, n);
+}
+
+int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream)
+{
+    return launch_early(glu_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, gate, up, n);
 }
 
 int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream)

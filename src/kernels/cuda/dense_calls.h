@@ -66,6 +66,7 @@ int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const i
                               void *stream);
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream);
 
+int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream);
 int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream);
 
 enum { MF_CUDA_FILL_CODES = 4 * 255 + 1 };
