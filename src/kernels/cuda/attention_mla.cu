@@ -52,6 +52,13 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
         sequences[threadIdx.x] = p.sequence[t0 + threadIdx.x];
         positions[threadIdx.x] = p.position[t0 + threadIdx.x];
     }
+    if (DECODE) { /* its first piece comes while the queries are rounded */
+        const int64_t position = p.position[t0], first = first_seen(p, position), piece = first / PIECE + blockIdx.z;
+        if (piece <= position / PIECE) {
+            copy_rows(shared, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first, position);
+            copy_commit();
+        }
+    }
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, chunk = i % CHUNKS, token = row / group, head = head0 + row % group;
         uint4 v = make_uint4(0, 0, 0, 0);
@@ -105,8 +112,10 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
         for (int64_t piece = from; piece <= to; piece += step) {
             uint4 *rows = shared + (DECODE ? 0 : (piece - from) % 2 * PIECE * CHUNKS);
             if (DECODE) {
-                copy_rows(rows, p, blocks, piece * PIECE, lowest, highest);
-                copy_commit();
+                if (piece > from) {
+                    copy_rows(rows, p, blocks, piece * PIECE, lowest, highest);
+                    copy_commit();
+                }
                 copy_wait<0>();
             } else {
                 if (piece < to) {

@@ -162,21 +162,28 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
 
 constexpr int MERGE_THREADS = 128;
 
-/* One row and head: pieces in ascending order; those without weight change nothing, not even a sign.  A thread has each
- * piece's factors ready before the columns are summed, so that those loads do not wait for one another. */
+/* One row, one head and 128 columns: pieces in ascending order; those without weight change nothing, not even a sign.  The
+ * factors of each are ready before columns are summed, so that loads do not wait for one another. */
 __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
+    constexpr int EARLY = 12; /* pieces whose values are loaded beside the factors */
     __shared__ float of_old[MERGE_THREADS], of_next[MERGE_THREADS], maxima[MERGE_THREADS], sums[MERGE_THREADS];
     __shared__ float total;
-    constexpr int COLUMNS = 4; /* of a thread: 512 at most */
     begin_early();
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
-    const int head = blockIdx.y;
+    const int head = blockIdx.y, j = blockIdx.z * MERGE_THREADS + threadIdx.x;
     const float *pieces = piece_of(p, t, head, 0);
     const int64_t size = p.v_dim + 2, end = position / PIECE + 1;
-    float m = start_maximum2(p, head), sum = start_sum(p), value[COLUMNS] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    const bool is_mine = j < p.v_dim;
+    float m = start_maximum2(p, head), sum = start_sum(p), value = 0.0f;
     for (int64_t base = first / PIECE; base < end; base += MERGE_THREADS) {
         const int count = end - base < MERGE_THREADS ? (int)(end - base) : MERGE_THREADS;
+        const float *column = pieces + base * size + 2 + (is_mine ? j : 0);
+        float early[EARLY];
+#pragma unroll
+        for (int i = 0; i < EARLY; i++) {
+            early[i] = i < count ? column[i * size] : 0.0f;
+        }
         __syncthreads();
         if (threadIdx.x < count) {
             maxima[threadIdx.x] = pieces[(base + threadIdx.x) * size];
@@ -196,24 +203,17 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
         }
         __syncthreads();
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            const int j = c * MERGE_THREADS + threadIdx.x;
-            if (j < p.v_dim) {
+        for (int i = 0; i < EARLY; i++) {
+            value = i < count && sums[i] != 0.0f ? merged(value, of_old[i], early[i], of_next[i]) : value;
+        }
 #pragma unroll 8
-                for (int i = 0; i < count; i++) {
-                    const float next = pieces[(base + i) * size + 2 + j];
-                    value[c] = sums[i] != 0.0f ? merged(value[c], of_old[i], next, of_next[i]) : value[c];
-                }
-            }
+        for (int i = EARLY; i < count; i++) {
+            const float next = column[i * size];
+            value = sums[i] != 0.0f ? merged(value, of_old[i], next, of_next[i]) : value;
         }
     }
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-        const int j = c * MERGE_THREADS + threadIdx.x;
-        if (j < p.v_dim) {
-            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value[c], total);
-        }
+    if (is_mine) {
+        p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value, total);
     }
 }
 
@@ -388,7 +388,8 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
 
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream)
 {
-    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads), MERGE_THREADS, (size_t)0, stream, *call);
+    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads,
+                                           (unsigned)((call->v_dim + MERGE_THREADS - 1) / MERGE_THREADS)), MERGE_THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream)

@@ -270,9 +270,17 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
     }
     const int64_t position = p.position[t];
     const float *table = p.cos_sin + position * p.rope;
+    constexpr int KEPT = 16;
     const bool is_query = part < p.num_heads;
     float *query = p.q + (t * p.num_heads + part) * (p.nope + p.rope) + p.nope;
     const float *row = p.rows + t * p.row_size;
+    float v[KEPT], weight[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = k * 32 + lane;
+        v[k] = !is_query && i < p.rank ? row[i] : 0.0f;
+        weight[k] = !is_query && i < p.rank ? p.norm[i] : 0.0f;
+    }
     const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
     const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size;
     for (int i = lane; i < half; i += 32) {
@@ -292,12 +300,21 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
         return;
     }
     float sum = 0.0f;
-#pragma unroll 8
-    for (int i = lane; i < p.rank; i += 32) {
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
         sum = __fmaf_rn(row[i], row[i], sum);
     }
     const float scale = norm_scale(sum_of(sum), p.rank, p.eps);
-    for (int i = lane; i < p.rank; i += 32) {
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (k * 32 + lane < p.rank) {
+            store_cached(p, to + k * 32 + lane, __fmul_rn(__fmul_rn(v[k], scale), weight[k]));
+        }
+    }
+    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
         store_cached(p, to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
     }
 }

@@ -189,7 +189,7 @@ template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &
 
 /* TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
 template <int TILES, int RUNS, int PARTS>
-__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 4 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
+__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     constexpr int AHEAD = RUNS == 8 ? 2 : 4; /* units whose loads are under way together */
     constexpr bool STAGED = TILES == 1;
@@ -205,19 +205,20 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
     const uint8_t *high = r0 + g + 8 < num_rows ? m.data + ((row0 + g + 8) * m.row_stride + q * 8) * 2 : NULL;
     const uint4 zero = make_uint4(0, 0, 0, 0);
     uint4 l[AHEAD][2], h[AHEAD][2];
-    auto load_weights = [&](int u0) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const bool there = u0 + i < end;
-            const int64_t at = (int64_t)(u0 + i) * UNIT_BYTES;
-            l[i][0] = there && low ? load_stream(low + at) : zero;
-            l[i][1] = there && low ? load_stream(low + at + 64) : zero;
-            h[i][0] = there && high ? load_stream(high + at) : zero;
-            h[i][1] = there && high ? load_stream(high + at + 64) : zero;
+    auto load_weights = [&](int slot, int u) {
+        const int64_t at = (int64_t)u * UNIT_BYTES;
+        if (u < end) {
+            l[slot][0] = low ? load_stream(low + at) : zero;
+            l[slot][1] = low ? load_stream(low + at + 64) : zero;
+            h[slot][0] = high ? load_stream(high + at) : zero;
+            h[slot][1] = high ? load_stream(high + at + 64) : zero;
         }
     };
     let_next_start();
-    load_weights(start); /* nobody writes weights: they need not wait for what comes before */
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) { /* nobody writes weights: they need not wait for what comes before */
+        load_weights(i, start + i);
+    }
     wait_for_previous();
     const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2, plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
     if (STAGED) {
@@ -230,12 +231,11 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
     }
     for (int u0 = start; u0 < end; u0 += AHEAD) {
-        if (u0 > start) {
-            load_weights(u0);
-        }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (u0 + i < end) {
+                const uint4 low_chunks[2] = { l[i][0], l[i][1] }, high_chunks[2] = { h[i][0], h[i][1] };
+                load_weights(i, u0 + i + AHEAD);
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
 #pragma unroll
@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
                         token_chunk<MF_CUDA_PATH_BF16> first, second;
                         first.v[0] = t < p.num_tokens ? chunk[0] : zero;
                         second.v[0] = t < p.num_tokens ? chunk[4] : zero;
-                        add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][0], h[i][0], first);
-                        add_half<MF_CUDA_PATH_BF16>(acc[n], l[i][1], h[i][1], second);
+                        add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[0], high_chunks[0], first);
+                        add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[1], high_chunks[1], second);
                     }
                 }
             }
@@ -330,7 +330,7 @@ template <> struct tile_shape<32> {
     static constexpr int WARPS_N = 2, M = 2, N = 2;
 };
 
-template <int TOKENS>
+template <int TOKENS, int PARTS>
 __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     using shape = tile_shape<TOKENS>;
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     const int64_t r0 = (blockIdx.y - p.first_block[which]) * ROWS, t0 = (int64_t)blockIdx.x * TOKENS;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n;
     const int64_t row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
-    const int real_units = (int)(m.k / 64), units = real_units * p.parts; /* each unit of weights meets every plane of x */
+    const int real_units = (int)(m.k / 64), units = real_units * PARTS; /* each unit of weights meets every plane of x */
     const uint8_t *a_from[A_COPIES], *b_from[B_COPIES];
     uint32_t there = 0;
 #pragma unroll
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     auto copy_unit = [&](int unit) {
         if (unit < units) {
             uint4 *stage = stages + unit % STAGES * STAGE;
-            const int at = p.parts == 1 ? unit : unit / 3, part = p.parts == 1 ? 0 : unit % 3;
+            const int at = unit / PARTS, part = unit % PARTS;
 #pragma unroll
             for (int i = 0; i < A_COPIES; i++) {
                 copy_async(stage + swap_halves((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)at * UNIT_BYTES,
@@ -373,7 +373,7 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 #pragma unroll
             for (int i = 0; i < B_COPIES; i++) {
                 copy_async(stage + ROWS * 8 + swap_halves((tid + i * THREADS) >> 3, tid & 7),
-                           b_from[i] + part * p.x_plane * 2 + (int64_t)at * UNIT_BYTES, there >> (A_COPIES + i) & 1);
+                           b_from[i] + (PARTS == 1 ? 0 : part * p.x_plane * 2) + (int64_t)at * UNIT_BYTES, there >> (A_COPIES + i) & 1);
             }
         }
         copy_commit();
@@ -396,14 +396,15 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     for (int u = 0; u < STAGES - 1; u++) {
         copy_unit(u);
     }
-    int run = 1;
+    int run = 1, next_run = run_start(1, real_units, p.runs) * PARTS; /* where the next one begins */
     for (int u = 0; u < units; u++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         copy_unit(u + STAGES - 1);
-        while (run < p.runs && run_start(run, real_units, p.runs) * p.parts <= u) {
+        while (run < p.runs && next_run <= u) {
             end_run();
             run++;
+            next_run = run_start(run, real_units, p.runs) * PARTS;
         }
         const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
 #pragma unroll
@@ -462,13 +463,14 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 template <int TOKENS> int launch_tile(const mf_cuda_linear &p, cudaStream_t stream)
 {
     constexpr int BYTES = STAGES * (ROWS + TOKENS) * 128;
-    const cudaError_t error = cudaFuncSetAttribute(tile_kernel<TOKENS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    auto kernel = p.parts == 1 ? tile_kernel<TOKENS, 1> : tile_kernel<TOKENS, 3>;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (error != cudaSuccess) {
         return (int)error;
     }
     const dim3 grid((unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), (unsigned)p.first_block[p.num],
                     p.num_batches > 0 ? (unsigned)p.num_batches : 1);
-    return launch_early(tile_kernel<TOKENS>, grid, THREADS, (size_t)BYTES, stream, p);
+    return launch_early(kernel, grid, THREADS, (size_t)BYTES, stream, p);
 }
 
 /* Blocks of `rows` rows of each matrix. */
