@@ -11,16 +11,11 @@
 #include <string.h>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/device_state.h"
 #include "kernels/cuda/grouped_maps.h"
-#include "kernels/cuda/plan.h"
 
-typedef struct cuda_state {
-    mf_cuda_gpu gpu;
-    cudaStream_t own, stream;
-    uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
-    uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
-    mf_error failure; /* status MF_OK: none so far */
-} cuda_state;
+typedef mf_cuda_state cuda_state;
 
 typedef struct cuda_experts {
     mf_cuda_slot *slots; /* on the device */
@@ -61,6 +56,16 @@ static mf_status enter(mf_device *device, mf_error *err)
         return mf_fail(err, MF_ERR_DEVICE, "%s", state->failure.message);
     }
     return check(device, cudaSetDevice(device->ordinal), "cudaSetDevice", err);
+}
+
+mf_status mf_cuda_check(mf_device *device, int code, const char *what, mf_error *err)
+{
+    return check(device, code, what, err);
+}
+
+mf_status mf_cuda_enter(mf_device *device, mf_error *err)
+{
+    return enter(device, err);
 }
 
 #define MF_CUDA(device, call, err) MF_TRY(check(device, (int)(call), #call, err))
@@ -118,7 +123,7 @@ static void *get_stream(const mf_device *device)
     return state_of(device)->stream;
 }
 
-static const mf_device_memory_ops memory_ops = { .alloc = memory_alloc,
+static mf_device_memory_ops memory_ops = { .alloc = memory_alloc,
                                                  .release = memory_release,
                                                  .copy = memory_copy,
                                                  .synchronize = synchronize,
@@ -389,11 +394,12 @@ static void close_device(mf_device *device)
     }
     (void)cudaFree(state->counts);
     (void)cudaFree(state->work);
+    mf_cuda_dense_close(device);
     free(state);
     device->backend = NULL;
 }
 
-static const mf_device_ops cuda_ops = {
+static mf_device_ops cuda_ops = {
     .name = "cuda",
     .close = close_device,
     .memory = &memory_ops,
@@ -448,12 +454,15 @@ static mf_status init(mf_device *device, mf_error *err)
     if (!state) {
         return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", device->name);
     }
+    mf_cuda_add_memory_ops(&memory_ops);
+    mf_cuda_add_dense_ops(&cuda_ops);
     device->backend = state;
     device->ops = &cuda_ops;
     device->prefers_bf16 = true;
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
+    mf_cuda_starts_early = state->gpu.capability >= 90;
     const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);

@@ -125,13 +125,6 @@ MF_DEV float apply(const swiglu &s, float g, float u)
     return __fmul_rn(r, __fadd_rn(u, s.beta));
 }
 
-MF_DEV uint32_t pack_bf16(float low, float high)
-{
-    uint32_t r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
-
 /* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are elsewhere. */
 template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
 {

@@ -121,13 +121,6 @@ MF_PTX void store_transposed(void *row, uint32_t a, uint32_t b, uint32_t c, uint
 
 /* ---- counters in device memory ---- */
 
-MF_PTX uint32_t load_acquire(const uint32_t *p)
-{
-    uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
 MF_PTX uint32_t add_acquire_release(uint32_t *p, uint32_t n)
 {
     uint32_t v;
