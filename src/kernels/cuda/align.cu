@@ -276,13 +276,16 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
         same[k] = __ballot_sync(MF_FULL_WARP, slot[k] >= 0);
     }
-    /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
-    for (int bit = 0; bit < p.slot_bits; bit++) {
+    /* A match instruction takes its time per different value; ballots of the numbers' bits do not wait for each other. */
 #pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            const bool is_one = (slot[k] >> bit & 1) != 0;
-            const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
-            same[k] &= is_one ? ones : ~ones;
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps) {
+#pragma unroll
+            for (int bit = 0; bit < MF_CUDA_ALIGN_SLOT_BITS; bit++) {
+                const bool is_one = (slot[k] & 1 << bit) != 0;
+                const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
+                same[k] &= is_one ? ones : ~ones;
+            }
         }
     }
     uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
@@ -345,14 +348,15 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
         __syncthreads();
     }
-    const int64_t blocks = carried >> 16, room = p.capacity / p.block_size;
+    const int blocks = (int)(carried >> 16);
     if (threadIdx.x == 0 && blockIdx.x == 0) {
         if (p.offsets) {
             store_at<int32_t>(p.offsets, slots, (int32_t)(carried & 0xffffu), p.bytewise);
         }
-        store_at<int32_t>(p.total, 0, (int32_t)(blocks * p.block_size), p.bytewise);
+        store_at<int32_t>(p.total, 0, (int32_t)((int64_t)blocks * p.block_size), p.bytewise);
     }
-    for (int64_t i = blocks + blockIdx.x * THREADS + threadIdx.x; i < room; i += gridDim.x * THREADS) {
+    #pragma unroll 1
+    for (int i = blocks + (int)(blockIdx.x * THREADS + threadIdx.x); i < (int)p.num_blocks; i += gridDim.x * THREADS) {
         store_at<int32_t>(p.experts, i, -1, p.bytewise);
     }
 #pragma unroll

@@ -257,6 +257,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
 {
     constexpr int DEPTH = V < 4 ? V : V == 4 ? 4 : 3;
     float key[V], squares = 0.0f;
+    __syncwarp(); /* all lanes have read what the last row left in shared memory */
 #pragma unroll
     for (int e = 0; e < V; e++) {
         const float x = raw.value(e);
@@ -410,6 +411,8 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
     float w = routed ? mine.w : 0.0f;
     if (SOFTMAX) {
         w = canon_zero(__fdiv_rn(w, sum));
+        keep_here(w); /* not around the division: see gate_row_kernel */
+        w = routed ? w : 0.0f;
     }
     if (c.renorm != MF_RENORM_NONE) {
         float s = 0.0f;
@@ -425,7 +428,7 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
             s = s > c.renorm_eps ? s : c.renorm_eps;
         }
         w = canon_zero(__fdiv_rn(w, s));
-        keep_here(w); /* not around the division: see gate_row_kernel */
+        keep_here(w);
         w = routed ? w : 0.0f;
     }
     if (c.fold) {
@@ -658,7 +661,7 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
 }
 
 template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
-__global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_constant__ rows_call c)
+__global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_constant__ rows_call c)
 {
     constexpr int N = WARPS * 32;
     __shared__ candidate list[N == 64 ? 128 : N];
@@ -680,9 +683,13 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
     const int t = (int)blockIdx.x - extra;
     bool valid = false;
     float sum = 1.0f;
-    uint32_t arrivals = 0;
-    if (extra && i == N) {
-        arrivals = load_relaxed(c.arrivals);
+    if (warp == WARPS + 1) { /* awaits the histogram's zeros; only where there are others to wait for */
+        if (lane == 0) {
+            await_zeros(c, load_relaxed(c.arrivals));
+        }
+        __syncwarp();
+        sync_threads(2, N + 32);
+        return;
     }
     if (warp < WARPS) {
         valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
@@ -736,22 +743,23 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             }
         }
         sync_threads(1, N);
-        if (valid && !general) { /* a warp a candidate: how many come before it */
-            const int n = num_candidates;
+        if (valid && !general) { /* eight lanes a candidate: how many come before it */
+            const int n = num_candidates, eighth = lane & 7;
 #pragma unroll 1
-            for (int a = warp; a < n; a += WARPS) {
-                const candidate mine = list[a];
+            for (int a = 0; a < n; a += WARPS * 4) {
+                const int own = a + warp * 4 + (lane >> 3);
+                const candidate mine = list[min(own, N - 1)];
                 int rank = 0;
-#pragma unroll 1
-                for (int base = 0; base < n; base += 32) {
-                    bool before = false;
-                    if (base + lane < n) {
-                        const uint2 other = *(const uint2 *)&list[base + lane];
-                        before = other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
-                    }
-                    rank += __popc(__ballot_sync(MF_FULL_WARP, before));
+#pragma unroll 4
+                for (int o = eighth; o < n; o += 8) {
+                    const uint2 other = *(const uint2 *)&list[o];
+                    rank += other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
                 }
-                if (lane == 0 && rank < MAX_K) {
+#pragma unroll
+                for (int d = 1; d < 8; d *= 2) {
+                    rank += __shfl_xor_sync(MF_FULL_WARP, rank, d);
+                }
+                if (eighth == 0 && own < n && rank < MAX_K) {
                     chosen[rank] = choice{ mine.id, mine.w };
                 }
             }
@@ -776,20 +784,12 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             return;
         }
     }
-    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need.  Then it awaits the
-     * histogram's zeros. */
+    /* The warp after those comes here at once and changes nothing: it fetches the code that the first will need. */
     emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
         if (c.histogram) {
             add_relaxed(c.histogram + id, 1);
         }
     });
-    if (extra && warp == WARPS) {
-        if (lane == 0) {
-            await_zeros(c, arrivals);
-        }
-        __syncwarp();
-        sync_threads(2, N + 32);
-    }
 }
 
 template <typename KERNEL>
@@ -819,7 +819,8 @@ template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
 {
     if (grid->rows == 0) {
-        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + 32, 0, stream);
+        const int helpers = c.histogram && grid->blocks > 1 ? 64 : 32;
+        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + helpers, 0, stream);
     }
     const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
     return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);

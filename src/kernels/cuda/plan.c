@@ -6,7 +6,7 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 4, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, ALIGN_MAX_SLOTS = 16384, SUM_NARROW_BYTES = 16 << 20 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -229,7 +229,7 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 /* Few pairs: a piece of the output a block, 8 KiB or, for huge capacities, more; and one table of counts. */
 static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
 {
-    if (a->num_pairs > MF_CUDA_ALIGN_PAIRS || a->num_slots > ALIGN_ONCE_SLOTS) {
+    if (a->num_pairs > MF_CUDA_ALIGN_PAIRS || a->num_slots > 1 << MF_CUDA_ALIGN_SLOT_BITS) {
         return;
     }
     const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
@@ -283,9 +283,7 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
             out->block_shift = s;
         }
     }
-    while (out->num_slots - 1 >> out->slot_bits > 0) {
-        out->slot_bits++;
-    }
+    out->num_blocks = out->capacity / out->block_size;
     plan_align_slice(gpu, out);
     return MF_OK;
 }
