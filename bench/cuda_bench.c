@@ -1,6 +1,6 @@
 /* cuda_bench.c - the operations of device cuda over the shapes of models, from captured graphs, timed by events.
  *
- *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once]
+ *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once] [--shape PREFIX] [--tokens T]
  *
  * Weights rotate over four layers and the L2 cache is swept before each replay, so that nothing is met warm that a model
  * would meet cold; --once runs each call once, for a profiler.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
@@ -22,6 +22,8 @@ static cudaStream_t stream;
 static mf_error err;
 static void *sweep_block;
 static bool quick, few, once;
+static const char *only_shape;
+static int64_t only_tokens;
 static double copy_gbs;
 static const size_t sweep_bytes = (size_t)256 << 20;
 
@@ -448,7 +450,7 @@ static void bench_shape(const shape *s, bool experts, bool layer)
     const size_t slot_bytes = (size_t)(3 * s->hidden * s->width) * (s->format == MF_FORMAT_FP8_BLOCK ? 1 : 2);
     for (int p = 0; p < 8 && s->points[p].t; p++) {
         const int64_t t = s->points[p].t;
-        if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16)) {
+        if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16) || (only_tokens && t != only_tokens)) {
             continue;
         }
         uint8_t *used = calloc((size_t)(s->experts + s->shared), 1);
@@ -539,6 +541,8 @@ int main(int argc, char **argv)
         quick |= strcmp(argv[i], "--quick") == 0;
         few |= strcmp(argv[i], "--few") == 0;
         once |= strcmp(argv[i], "--once") == 0;
+        only_shape = i + 1 < argc && strcmp(argv[i], "--shape") == 0 ? argv[i + 1] : only_shape;
+        only_tokens = i + 1 < argc && strcmp(argv[i], "--tokens") == 0 ? atoll(argv[i + 1]) : only_tokens;
     }
     sweep_block = room(sweep_bytes);
     printf("%s\n", mf_device_description(device));
@@ -557,7 +561,9 @@ int main(int argc, char **argv)
     }
     const bool experts = wants(argc, argv, "experts"), layer = wants(argc, argv, "layer");
     for (size_t i = 0; (experts || layer) && i < sizeof shapes / sizeof shapes[0]; i++) {
-        bench_shape(&shapes[i], experts, layer);
+        if (!only_shape || strncmp(shapes[i].name, only_shape, strlen(only_shape)) == 0) {
+            bench_shape(&shapes[i], experts, layer);
+        }
     }
     mf_device_close(&device);
     return 0;

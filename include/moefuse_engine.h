@@ -31,7 +31,7 @@ typedef struct mf_engine_progress {
 typedef struct mf_engine_options {
     size_t struct_size;             /* sizeof(mf_engine_options), set by MF_ENGINE_OPTIONS_INIT */
     const char *model_dir;          /* Hugging Face layout */
-    const char *device;             /* NULL = "cpu" */
+    const char *device;             /* NULL = "cpu"; "cuda" or "cuda:N": see mf_device_open */
     int32_t num_threads;            /* 0 = all */
     int32_t pin_threads;            /* 1: each thread stays on a CPU of its own; see mf_device_options */
     mf_numa numa;                   /* of the KV cache, scratch memory, and weights that are not mapped */
@@ -50,6 +50,8 @@ typedef struct mf_engine_options {
     int32_t block_size;             /* tokens of a KV block */
     int64_t kv_cache_memory_bytes;  /* 0 = half of what is free after the weights; with the states of linear layers, for which
                                        fewer than max_num_seqs may run */
+    double gpu_memory_utilization;  /* of a device with memory of its own: the part that weights, scratch memory and KV cache may
+                                       take beside what others have; 0 = 0.9.  There kv_cache_memory_bytes 0 = all that is left */
     int32_t enable_prefix_caching;  /* without effect on models with linear layers: a state cannot be shared */
     int32_t max_num_queued_reqs;
     int64_t max_num_queued_tokens;  /* prompt tokens waiting; 0 = 64 * max_num_batched_tokens */

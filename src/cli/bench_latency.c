@@ -117,7 +117,7 @@ static json_t *latency_json(const latency_flags *f, const mf_session *session, c
                      r->prefill_rate, "decode_tokens_per_second", r->decode_rate, "moefuse", about);
 }
 
-static void print_figures(const latency_flags *f, const figures *r)
+static void print_figures(const latency_flags *f, const mf_session *session, const figures *r)
 {
     printf("Avg latency: %g seconds\n", r->average);
     for (int p = 0; p < NUM_PERCENTS; p++) {
@@ -127,6 +127,10 @@ static void print_figures(const latency_flags *f, const figures *r)
            (long long)f->batch_size, (long long)f->common.input_len);
     if (r->decode_rate > 0) {
         printf("Decode: %.1f tok/s (after that)\n", r->decode_rate);
+    }
+    const int64_t launches = mf_model_step_launches(session->model), layers = session->config->num_layers;
+    if (launches > 0) {
+        printf("Launches: %lld per decode step, %.1f per layer\n", (long long)launches, (double)launches / (double)layers);
     }
 }
 
@@ -155,7 +159,7 @@ static mf_status run(const latency_flags *f, mf_session *session, mf_error *err)
         status = evaluate(f, all, &result, err);
     }
     if (status == MF_OK && !f->common.json) {
-        print_figures(f, &result);
+        print_figures(f, session, &result);
     }
     if (status == MF_OK && (f->common.json || f->common.output_json)) {
         status = mf_bench_write_json(&f->common, latency_json(f, session, all, &result), err);

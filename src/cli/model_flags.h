@@ -11,6 +11,7 @@ typedef struct mf_model_flags {
     const char *weights_memory, *numa;
     bool no_mmap, pin_threads;
     int64_t max_model_len, max_num_seqs, max_num_batched_tokens, block_size, kv_cache_memory_bytes;
+    double gpu_memory_utilization;
     bool no_enable_prefix_caching;
     int64_t tensor_parallel_size;
     bool enable_expert_parallel;
@@ -25,7 +26,7 @@ typedef struct mf_model_flags {
     bool help;
 } mf_model_flags;
 
-enum { MF_NUM_MODEL_FLAGS = 33 };
+enum { MF_NUM_MODEL_FLAGS = 34 };
 
 /* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
 void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);

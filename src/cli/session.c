@@ -95,6 +95,7 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     options.max_num_batched_tokens = (int32_t)flags->max_num_batched_tokens;
     options.block_size = (int32_t)flags->block_size;
     options.kv_cache_memory_bytes = flags->kv_cache_memory_bytes;
+    options.gpu_memory_utilization = flags->gpu_memory_utilization;
     options.enable_prefix_caching = !flags->no_enable_prefix_caching;
     options.num_sampled_ids = num_sampled_ids;
     options.stop_token_ids = session->prompt.stop_token_ids;

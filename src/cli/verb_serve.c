@@ -417,6 +417,7 @@ static int serve(const serve_flags *f, const key_list *keys, const item_list *pa
         .dev_endpoints = f->dev_endpoints,
         .trust_request_chat_template = f->trust_template,
         .sandbox = !f->no_sandbox,
+        .driver_makes_calls = strncmp(f->model.device, "cuda", 4) == 0,
         .model_dir = f->model.model,
     };
     mf_error err = { 0 };

@@ -41,6 +41,9 @@ mf_status mf_engine_options_check(const mf_engine_options *o, mf_error *err)
                            (long long)ranges[i].min, (long long)ranges[i].max, (long long)ranges[i].value);
         }
     }
+    if (!(o->gpu_memory_utilization >= 0.0 && o->gpu_memory_utilization <= 1.0)) {
+        return mf_fail(err, MF_ERR_INVALID, "gpu_memory_utilization: expected 0 (0.9) to 1; got %g", o->gpu_memory_utilization);
+    }
     if (o->num_stop_token_ids > 0 && !o->stop_token_ids) {
         return mf_fail(err, MF_ERR_INVALID, "stop_token_ids: expected %d ids; got NULL", o->num_stop_token_ids);
     }
@@ -92,9 +95,17 @@ static mf_status open_buffers(mf_engine *e, const mf_scheduler_limits *limits, m
     e->events = mf_alloc_array(rows, sizeof *e->events);
     /* Sized for the worst, written only as far as used: untouched pages cost nothing. */
     e->block_table = array_untouched((size_t)limits->max_num_seqs * num_blocks, sizeof *e->block_table);
-    e->logits = array_untouched(rows * (size_t)e->model.vocab_size, sizeof *e->logits);
+    size_t bytes;
+    if (e->model.alloc_logits && mf_mul_ok(rows, (size_t)e->model.vocab_size * sizeof *e->logits, &bytes)) {
+        e->logits = e->model.alloc_logits(e->model.context, bytes);
+        e->has_model_logits = e->logits != NULL;
+    }
+    if (!e->logits) {
+        e->logits = array_untouched(rows * (size_t)e->model.vocab_size, sizeof *e->logits);
+    }
+    e->best = mf_alloc_array(rows, sizeof *e->best);
     if (!e->token_ids || !e->positions || !e->sequences || !e->state_slots || !e->logit_rows || !e->uses || !e->top || !e->events ||
-        !e->block_table || !e->logits) {
+        !e->block_table || !e->logits || !e->best) {
         return mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for %d sequences and %d rows of %d logits",
                        limits->max_num_seqs, e->max_rows, e->model.vocab_size);
     }
@@ -116,6 +127,7 @@ static mf_status open_samplers(mf_engine *e, int32_t num_sampled_ids, mf_error *
         return mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for %d samplers", n);
     }
     e->num_samplers = n;
+    e->num_sampled_ids = num_sampled_ids;
     for (int32_t i = 0; i < n; i++) {
         MF_TRY(mf_sampler_open(e->model.vocab_size, num_sampled_ids, &e->samplers[i], err));
     }
@@ -163,7 +175,12 @@ static void close_parts(mf_engine *e)
     mf_free(e->state_slots);
     mf_free(e->logit_rows);
     mf_free(e->uses);
-    mf_free(e->logits);
+    if (e->has_model_logits) {
+        e->model.free_logits(e->model.context, e->logits);
+    } else {
+        mf_free(e->logits);
+    }
+    mf_free(e->best);
     mf_free(e->top);
     mf_free(e->events);
     mf_free(e);

@@ -35,6 +35,10 @@ struct mf_engine {
     int32_t *logit_rows;                        /* [max_rows] */
     logit_use *uses;                            /* [max_rows] */
     float *logits;                              /* [max_rows, vocab_size] */
+    bool has_model_logits;                      /* from the model's alloc_logits */
+    int32_t *best;                              /* [max_rows]: of steps whose rows only want the largest logit */
+    bool is_best;                               /* the step at hand is one */
+    int32_t num_sampled_ids;
     mf_logprob *top;                            /* [max_rows, MF_MAX_LOGPROBS] */
     mf_event *events;                           /* [max_rows]: token events of the last step */
     int32_t num_events, num_events_read;

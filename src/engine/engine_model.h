@@ -31,6 +31,12 @@ typedef struct mf_engine_model {
     /* Writes logits [num_logit_rows, vocab_size].  Rows of different sequences do not influence each other's bits. */
     mf_status (*forward)(void *context, const mf_batch *batch, float *logits, mf_error *err);
 
+    /* Optional: the model finds each row's largest logit itself (mf_batch.best), and has memory that logits come to fastest;
+     * alloc_logits may give NULL. */
+    bool picks_best;
+    void *(*alloc_logits)(void *context, size_t bytes);
+    void (*free_logits)(void *context, void *logits);
+
     /* Optional: logical expert counts since open, [num_layers, num_experts]. */
     const int64_t *expert_load;
     const int64_t *num_bad_rows;

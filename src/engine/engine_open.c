@@ -46,6 +46,16 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
     return MF_OK;
 }
 
+static void *alloc_logits(void *context, size_t bytes)
+{
+    return mf_model_alloc_logits(((model_context *)context)->model, bytes);
+}
+
+static void free_logits(void *context, void *logits)
+{
+    mf_model_free_logits(((model_context *)context)->model, logits);
+}
+
 static void close_context(void *context)
 {
     model_context *c = context;
@@ -83,6 +93,7 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
         .act_quant = o->act_quant,
         .max_batch_tokens = o->max_num_batched_tokens,
         .max_model_len = o->max_model_len,
+        .memory_utilization = o->gpu_memory_utilization,
         .plan = { .disable_shared_experts_fusion = o->disable_shared_experts_fusion != 0,
                   .disable_fused_gate = o->disable_fused_gate != 0,
                   .num_shared_expert_replicas = o->num_shared_expert_replicas },
@@ -104,6 +115,17 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
     return c->step_load && c->expert_load ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for expert counts");
 }
 
+/* No more than all sequences at full length can use, with their states. */
+static int64_t useful_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t block_bytes, int64_t state_bytes)
+{
+    int64_t blocks = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
+    int64_t most;
+    return mf_mul_ok(blocks, block_bytes, &most) && mf_add_ok(most, state_bytes, &most) &&
+                   mf_mul_ok(most, (int64_t)o->max_num_seqs, &most)
+               ? most
+               : INT64_MAX;
+}
+
 /* Half of what is free after the weights, and no more than all sequences at full length can use, with their states.  Mapped weights are page
  * cache, which the system calls available; they are wanted in memory, so they are not. */
 static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t block_bytes, int64_t state_bytes)
@@ -112,14 +134,24 @@ static int64_t automatic_kv_bytes(const mf_model *model, const mf_engine_options
     int64_t mapped = weights->checkpoint && !o->no_mmap ? weights->stats.bytes_total - weights->stats.bytes_converted : 0;
     int64_t available = mf_host_memory_available();
     int64_t free_bytes = available > mapped ? available - mapped : 0;
-    int64_t bytes = free_bytes / 2;
-    int64_t blocks = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
-    int64_t most;
-    if (mf_mul_ok(blocks, block_bytes, &most) && mf_add_ok(most, state_bytes, &most) &&
-        mf_mul_ok(most, (int64_t)o->max_num_seqs, &most) && bytes > most) {
-        bytes = most;
+    int64_t most = useful_kv_bytes(model, o, block_bytes, state_bytes);
+    return free_bytes / 2 < most ? free_bytes / 2 : most;
+}
+
+/* A device's own memory is there for this: all that is left, and a figure that was asked for must fit. */
+static mf_status device_kv_bytes(const mf_model *model, const mf_engine_options *o, int64_t budget, int64_t useful, int64_t *bytes,
+                                 mf_error *err)
+{
+    enum { KEPT_FREE = 64 << 20 }; /* graphs, inputs of longer tables */
+    const int64_t left = budget > KEPT_FREE ? budget - KEPT_FREE : 0;
+    if (o->kv_cache_memory_bytes > left) {
+        mf_status status = mf_fail(err, MF_ERR_NOMEM, "kv_cache_memory_bytes: %lld; weights and scratch memory leave %lld of device %s",
+                                   (long long)o->kv_cache_memory_bytes, (long long)left, mf_device_name(mf_model_get_device(model)));
+        mf_error_advise(err, "--gpu-memory-utilization allows more, --max-num-batched-tokens makes scratch memory smaller");
+        return status;
     }
-    return bytes;
+    *bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : left < useful ? left : useful;
+    return MF_OK;
 }
 
 /* A state is as large as the keys and values of thousands of tokens, so fewer sequences may run than were asked for: states
@@ -158,7 +190,12 @@ static mf_status choose_num_blocks(const mf_model *model, mf_engine_options *o, 
         return mf_fail(err, MF_ERR_INTERNAL, "KV cache: a block of %d tokens has %lld bytes", o->block_size,
                        (long long)block_bytes);
     }
-    int64_t bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes, state_bytes);
+    int64_t bytes, budget;
+    if (mf_model_device_budget(model, &budget)) {
+        MF_TRY(device_kv_bytes(model, o, budget, useful_kv_bytes(model, o, block_bytes, state_bytes), &bytes, err));
+    } else {
+        bytes = o->kv_cache_memory_bytes ? o->kv_cache_memory_bytes : automatic_kv_bytes(model, o, block_bytes, state_bytes);
+    }
     int64_t length_bytes = (mf_model_max_len(model) + o->block_size - 1) / o->block_size;
     length_bytes = mf_mul_ok(length_bytes, block_bytes, &length_bytes) ? length_bytes : INT64_MAX;
     MF_TRY(choose_num_states(state_bytes, length_bytes, o, &bytes, err));
@@ -205,6 +242,9 @@ static mf_status open_engine(model_context *c, const mf_engine_options *options,
         .kv_open = kv_open,
         .kv_close = kv_close,
         .forward = forward,
+        .picks_best = mf_model_picks_best(c->model),
+        .alloc_logits = alloc_logits,
+        .free_logits = free_logits,
         .expert_load = c->load_size ? c->expert_load : NULL,
         .num_bad_rows = &c->num_bad_rows,
         .num_layers = c->load_size ? (int32_t)config->num_layers : 0,

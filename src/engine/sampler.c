@@ -654,6 +654,11 @@ static bool changes_logits(const mf_sample_context *c)
            c->num_tokens - c->num_prompt_tokens < p->min_tokens;
 }
 
+bool mf_sampler_is_largest(const mf_sample_context *c)
+{
+    return c->params->temperature < GREEDY_BELOW && c->params->logprobs < 0 && !changes_logits(c);
+}
+
 bool mf_sampler_sample(mf_sampler *s, const float *logits, const mf_sample_context *c, mf_sample *sample, mf_logprob *top)
 {
     const mf_sampling_params *p = c->params;

@@ -39,6 +39,9 @@ typedef struct mf_sample {
 bool mf_sampler_sample(mf_sampler *sampler, const float *logits, const mf_sample_context *context, mf_sample *sample,
                        mf_logprob *top);
 
+/* Whether that is the lowest id of the largest logit, and nothing else is asked for. */
+bool mf_sampler_is_largest(const mf_sample_context *context);
+
 /* The log-probability and rank of token_id, and the num_top best ids.  false as above. */
 bool mf_sampler_logprobs(const mf_sampler *sampler, const float *logits, int32_t token_id, int32_t num_top, mf_sample *sample,
                          mf_logprob *top);

@@ -101,6 +101,28 @@ static void finish_if_done(mf_engine *e, mf_live_request *r, int64_t now_ns)
     }
 }
 
+static mf_sample_context context_of(const mf_engine *e, const mf_live_request *r)
+{
+    return (mf_sample_context){
+        .params = &r->sampling, .tokens = r->tokens, .num_prompt_tokens = r->num_prompt_tokens,
+        .num_tokens = r->num_tokens, .eos_token_ids = e->model.eos_token_ids,
+        .num_eos_token_ids = e->model.num_eos_token_ids, .seed = r->seed, .guide = r->guide.fill ? &r->guide : NULL,
+    };
+}
+
+/* Every row of the step wants the largest logit's id and no more: the model may find it. */
+static bool wants_largest(const mf_engine *e, int32_t num_uses)
+{
+    for (int32_t i = 0; i < num_uses; i++) {
+        const mf_live_request *r = e->uses[i].request;
+        const mf_sample_context c = context_of(e, r);
+        if (!e->uses[i].samples || (r->sampling.max_tokens > 0 && !mf_sampler_is_largest(&c))) {
+            return false;
+        }
+    }
+    return num_uses > 0;
+}
+
 /* Rows are sampled side by side: each looks at its own sequence only, which does not change meanwhile, and at its guide, which
  * no other row has.  A preempted request is sampled again only behind its last token, so no token is accepted twice. */
 static void sample_row(void *context, int64_t row, int32_t thread)
@@ -114,11 +136,7 @@ static void sample_row(void *context, int64_t row, int32_t thread)
         use->is_good = mf_sampler_logprobs(e->samplers[thread], logits, r->tokens[use->position + 1],
                                            r->sampling.prompt_logprobs, &use->sample, top);
     } else if (r->sampling.max_tokens > 0) {
-        mf_sample_context c = {
-            .params = &r->sampling, .tokens = r->tokens, .num_prompt_tokens = r->num_prompt_tokens,
-            .num_tokens = r->num_tokens, .eos_token_ids = e->model.eos_token_ids,
-            .num_eos_token_ids = e->model.num_eos_token_ids, .seed = r->seed, .guide = r->guide.fill ? &r->guide : NULL,
-        };
+        mf_sample_context c = context_of(e, r);
         use->is_good = mf_sampler_sample(e->samplers[thread], logits, &c, &use->sample, top);
         if (use->is_good && r->guide.fill) {
             r->guide.accept(r->guide.context, use->sample.token_id);
@@ -159,7 +177,14 @@ static void use_rows(mf_engine *e, int32_t num_uses)
         r->num_computed += r->num_scheduled;
         mf_kv_commit(e->kv, &r->kv, r->tokens, r->num_computed);
     }
-    mf_pool_run(e->model.pool, num_uses, sample_row, e);
+    if (e->is_best) {
+        for (int32_t i = 0; i < num_uses; i++) {
+            e->uses[i].sample = (mf_sample){ .token_id = e->best[i], .logprob = NAN };
+            e->uses[i].is_good = e->best[i] >= 0 || e->uses[i].request->sampling.max_tokens == 0;
+        }
+    } else {
+        mf_pool_run(e->model.pool, num_uses, sample_row, e);
+    }
     int64_t now_ns = mf_now_ns();
     for (int32_t i = 0; i < num_uses; i++) {
         take_row(e, &e->uses[i], e->top + (size_t)i * MF_MAX_LOGPROBS, now_ns);
@@ -171,6 +196,11 @@ static mf_status run_batch(mf_engine *e, mf_error *err)
     mf_scheduler *s = &e->scheduler;
     mf_batch batch;
     int32_t num_uses = make_batch(e, &batch);
+    e->is_best = e->model.picks_best && wants_largest(e, num_uses);
+    if (e->is_best) {
+        batch.best = e->best;
+        batch.num_best_ids = e->num_sampled_ids;
+    }
     e->num_steps++;
     e->computed_tokens += batch.num_tokens;
     e->last_decode_tokens = s->num_planned_decodes;

@@ -76,6 +76,17 @@ typedef struct mf_layer_rows_call {
     mf_tensor hidden;              /* f32 [T, H]: x widened */
 } mf_layer_rows_call;
 
+/* Many values of one distribution: weights_dummy.c's, made where they will lie.  Value i of `count` belongs to chunk
+ * i / chunk, whose generator (base/random.h) starts at mf_random_mix(seed + chunk number). */
+typedef struct mf_fill_call {
+    void *data;
+    int64_t count, chunk;
+    uint64_t seed;
+    int32_t size;           /* bytes of a value: 1, 2 or 4 */
+    bool is_bytes;          /* the top byte of each random number; else codes[sum of four random bytes] */
+    const uint32_t *codes;  /* [1021], in the host's memory */
+} mf_fill_call;
+
 /* Memory and order of a device of its own: pointers in tensors, slots and workspaces are then the device's.  Operations run
  * in the order of its stream and return before they are done. */
 typedef struct mf_device_memory_ops {
@@ -85,9 +96,57 @@ typedef struct mf_device_memory_ops {
     mf_status (*synchronize)(mf_device *device, mf_error *err);
     mf_status (*set_stream)(mf_device *device, void *stream, mf_error *err);
     void *(*stream)(const mf_device *device);
+
+    /* Bytes that nobody has, and all, of the device. */
+    mf_status (*info)(mf_device *device, int64_t *free_bytes, int64_t *total_bytes, mf_error *err);
+    /* Memory of the host that copies reach without a stop in between. */
+    mf_status (*alloc_host)(mf_device *device, size_t bytes, void **out, mf_error *err);
+    void (*release_host)(mf_device *device, void *block);
+    /* In the stream's order; does not wait.  The host's side is alloc_host's. */
+    mf_status (*copy_async)(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err);
+    mf_status (*zero)(mf_device *device, void *block, size_t bytes, mf_error *err); /* does not wait */
+    /* num_rows rows of row_bytes whose beginnings lie from_stride bytes apart, to rows without gaps; waits. */
+    mf_status (*copy_rows)(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
+                           mf_error *err);
+    mf_status (*fill)(mf_device *device, const mf_fill_call *call, mf_error *err); /* does not wait */
+
+    /* Between begin and end operations are noted and not run; what was noted is then run as often as wanted, with the same
+     * pointers and sizes.  end gives NULL when the noting failed. */
+    mf_status (*graph_begin)(mf_device *device, mf_error *err);
+    mf_status (*graph_end)(mf_device *device, void **graph, int64_t *num_launches, mf_error *err);
+    mf_status (*graph_run)(mf_device *device, void *graph, mf_error *err);
+    void (*graph_close)(mf_device *device, void *graph);
 } mf_device_memory_ops;
 
 /* ---- dense operations, f32 activations ---- */
+
+/* Several products of one input in one call; what `linear` would give for each. */
+enum { MF_LINEAR_MOST = 4 };
+
+typedef struct mf_linear_call {
+    int32_t num;
+    const mf_matrix *w[MF_LINEAR_MOST];
+    const float *bias[MF_LINEAR_MOST]; /* or NULL */
+    float *out[MF_LINEAR_MOST];
+    int64_t out_stride[MF_LINEAR_MOST];
+    mf_dtype act_dtype;
+    const float *x;                    /* [T, k] */
+    int64_t x_stride;
+    const void *rounded;               /* optional: x in act_dtype already, [T, k] without gaps */
+    int64_t num_tokens;
+} mf_linear_call;
+
+/* acc += add, then the norm of acc. */
+typedef struct mf_add_norm_call {
+    float *acc;          /* [T, n] */
+    const float *add;    /* [T, n] or NULL: nothing is added */
+    int64_t num_tokens, n;
+    const float *weight; /* [n] */
+    float eps;
+    float *out;          /* [T, n] */
+    void *rounded;       /* optional: the result rounded to rounded_dtype too, [T, n] */
+    mf_dtype rounded_dtype;
+} mf_add_norm_call;
 
 /* Rows of a batch and where their keys lie.  The cache of one layer is [num_blocks][block_size][row_size] of dtype; row r of
  * the batch is token `position[r]` of sequence `sequence[r]`, whose i-th block is block_table[sequence * max_blocks + i].
@@ -140,6 +199,31 @@ typedef struct mf_gqa_args {
     float *out;                 /* [T, heads, v_head_dim] */
     float *scratch;             /* gqa_scratch_floats() */
 } mf_gqa_args;
+
+/* What stands between grouped-query attention's projections and attention: norms of heads, rope, the cache's rows. */
+typedef struct mf_gqa_prepare_call {
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, v_head_dim;
+    float *q;                   /* [T, heads, head_dim], in place */
+    float *rows;                /* [T, row_size]: keys, then values; scratch afterwards */
+    const float *q_norm, *k_norm; /* [head_dim], of each head; NULL: none */
+    float eps;
+    int64_t rope_dim;           /* 0: none */
+    bool rope_pair, norm_after_rope;
+    const float *cos_sin;
+    mf_kv_view kv;
+} mf_gqa_prepare_call;
+
+/* The same for multi-head latent attention: the latent's norm, rope of queries and keys, the cache's rows. */
+typedef struct mf_mla_prepare_call {
+    int64_t num_tokens, num_heads, qk_nope_head_dim, qk_rope_head_dim, kv_lora_rank;
+    float *q;                   /* [T, heads, nope + rope], its rope part in place */
+    const float *rows;          /* [T, rank + rope] */
+    const float *norm;          /* [rank] */
+    float eps;
+    bool rope_pair;
+    const float *cos_sin;
+    mf_kv_view kv;
+} mf_mla_prepare_call;
 
 /* The first position that a token at `position` sees. */
 static inline int64_t mf_gqa_first(int64_t window, int64_t chunk, int64_t position)
@@ -261,6 +345,21 @@ typedef struct mf_device_ops {
                        int64_t num_tokens);
     /* acc += x, n floats */
     void (*add)(mf_device *device, float *acc, const float *x, int64_t n);
+
+    /* Optional, for a device where each call costs: the same bits as the operations above one by one. */
+    void (*linear_many)(mf_device *device, const mf_linear_call *call);
+    void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
+    void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
+    void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
+    /* Optional: gate[i] = silu(gate[i]) * up[i]: a dense MLP is then three products, whose kernels are faster than those of an
+     * expert that everybody picks. */
+    void (*glu)(mf_device *device, float *gate, const float *up, int64_t n);
+    /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
+     * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
+    void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);
+    /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
+     * it, or past it, it is taken when it is needed, which a graph cannot hold. */
+    mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);
 } mf_device_ops;
 
 struct mf_device {

@@ -3,7 +3,7 @@
  * It reads the same for every family and device: sizes and switches come from the config, decisions from the plan, arithmetic
  * from the device's table.  Between operations activations are f32; what enters a linear layer or an expert is rounded to the
  * model's act_dtype.  Nothing is allocated and no row's result depends on another row. */
-#include "model/model_impl.h"
+#include "model/model_device.h"
 
 /* ---- the batch, checked before any op sees it ---- */
 
@@ -208,6 +208,71 @@ static void run_linear(mf_model *model, const mf_matrix *w, const float *bias, c
     model->device->ops->linear(model->device, w, bias, model->act_dtype, x, x_stride, num_tokens, out, out_stride);
 }
 
+/* One of several products of h. */
+typedef struct h_product {
+    const mf_matrix *w;
+    const float *bias;
+    float *out;
+    int64_t out_stride;
+} h_product;
+
+/* Linear layers of the normed input h, in one call where the device has one; it has h in act_dtype, too, then. */
+static void run_linears_of_h(mf_model *model, const h_product *products, int32_t count, int64_t num_tokens)
+{
+    const mf_device_ops *ops = model->device->ops;
+    mf_model_scratch *s = &model->scratch;
+    const int64_t hidden = model->config->hidden_size;
+    if (!ops->linear_many) {
+        for (int32_t i = 0; i < count; i++) {
+            run_linear(model, products[i].w, products[i].bias, s->h, hidden, num_tokens, products[i].out, products[i].out_stride);
+        }
+        return;
+    }
+    mf_linear_call call = { .num = count,
+                            .act_dtype = model->act_dtype,
+                            .x = s->h,
+                            .x_stride = hidden,
+                            .rounded = model->act_dtype == MF_BF16 ? s->mlp_in : NULL,
+                            .num_tokens = num_tokens };
+    for (int32_t i = 0; i < count; i++) {
+        call.w[i] = products[i].w;
+        call.bias[i] = products[i].bias;
+        call.out[i] = products[i].out;
+        call.out_stride[i] = products[i].out_stride;
+    }
+    ops->linear_many(model->device, &call);
+}
+
+/* x += add (unless NULL); h = the norm of x, and mlp_in = h in act_dtype where somebody reads it there: the experts, and
+ * linear_many. */
+static void add_and_norm(mf_model *model, const float *add, const float *weight, int64_t num_tokens, bool for_experts)
+{
+    const mf_device_ops *ops = model->device->ops;
+    mf_model_scratch *s = &model->scratch;
+    const int64_t hidden = model->config->hidden_size;
+    const float eps = (float)model->config->rms_norm_eps;
+    if (ops->add_norm) {
+        const mf_add_norm_call call = { .acc = s->x,
+                                        .add = add,
+                                        .num_tokens = num_tokens,
+                                        .n = hidden,
+                                        .weight = weight,
+                                        .eps = eps,
+                                        .out = s->h,
+                                        .rounded = model->act_dtype == MF_F32 ? NULL : s->mlp_in,
+                                        .rounded_dtype = model->act_dtype };
+        ops->add_norm(model->device, &call);
+        return;
+    }
+    if (add) {
+        ops->add(model->device, s->x, add, num_tokens * hidden);
+    }
+    ops->rms_norm(model->device, s->x, hidden, num_tokens, hidden, weight, eps, s->h, hidden);
+    if (for_experts && model->act_dtype == MF_BF16) {
+        ops->convert(model->device, s->h, num_tokens * hidden, MF_BF16, s->mlp_in);
+    }
+}
+
 /* h [T, H] normed input -> attention [T, heads * v]: multi-head latent attention. */
 static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
@@ -216,24 +281,40 @@ static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     const mf_device_ops *ops = model->device->ops;
     mf_device *device = model->device;
     mf_model_scratch *s = &model->scratch;
-    int64_t hidden = config->hidden_size, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
+    int64_t nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     int64_t latent = config->kv_lora_rank, q_lora = config->q_lora_rank;
     int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
     float latent_eps = (float)config->latent_norm_eps;
 
+    const h_product latents = { &w->kv_a_proj, w->kv_a_bias, s->kv, kv_width };
+    const h_product first[2] = { q_lora > 0 ? (h_product){ &w->q_a_proj, w->q_a_bias, s->q_a, q_lora }
+                                            : (h_product){ &w->q_proj, NULL, s->q, q_width }, latents };
+    run_linears_of_h(model, first, 2, num_tokens);
     if (q_lora > 0) {
-        run_linear(model, &w->q_a_proj, w->q_a_bias, s->h, hidden, num_tokens, s->q_a, q_lora);
         ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
         run_linear(model, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
-    } else {
-        run_linear(model, &w->q_proj, NULL, s->h, hidden, num_tokens, s->q, q_width);
     }
-    run_linear(model, &w->kv_a_proj, w->kv_a_bias, s->h, hidden, num_tokens, s->kv, kv_width);
-    ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
-    ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
-              kv->position, num_tokens);
-    ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
-    ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    if (ops->mla_prepare) {
+        const mf_mla_prepare_call call = { .num_tokens = num_tokens,
+                                           .num_heads = config->num_heads,
+                                           .qk_nope_head_dim = nope,
+                                           .qk_rope_head_dim = rope,
+                                           .kv_lora_rank = latent,
+                                           .q = s->q,
+                                           .rows = s->kv,
+                                           .norm = w->kv_a_norm,
+                                           .eps = latent_eps,
+                                           .rope_pair = config->rope.pair,
+                                           .cos_sin = model->rope_table,
+                                           .kv = *kv };
+        ops->mla_prepare(device, &call);
+    } else {
+        ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
+        ops->rope(device, s->q + nope, q_width, config->num_heads, nope + rope, rope, config->rope.pair, model->rope_table,
+                  kv->position, num_tokens);
+        ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
+        ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+    }
     mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->mla_attention(device, &args);
@@ -283,8 +364,40 @@ static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, in
     }
 }
 
-/* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention. */
-static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+/* Norms, rope and the cache's rows in one call, where the device has one and nothing unusual stands in between. */
+static bool prepare_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    mf_model_scratch *s = &model->scratch;
+    const bool is_by_head = config->qk_norm == MF_QK_NORM_HEAD;
+    const bool has_rope = !config->layer_has_no_rope[layer];
+    if (!model->device->ops->gqa_prepare || config->has_attention_gate || config->qkv_clip > 0 || config->head_dim > 256 ||
+        config->qk_norm == MF_QK_NORM_WHOLE || (!has_rope && (config->query_floor > 0 || config->qk_norm_after_rope))) {
+        return false;
+    }
+    const mf_gqa_prepare_call call = {
+        .num_tokens = num_tokens,
+        .num_heads = config->num_heads,
+        .num_kv_heads = config->num_kv_heads,
+        .head_dim = config->head_dim,
+        .v_head_dim = config->v_head_dim,
+        .q = s->q,
+        .rows = s->kv,
+        .q_norm = !is_by_head ? NULL : config->qk_norm_unweighted ? s->ones : w->q_norm,
+        .k_norm = !is_by_head ? NULL : config->qk_norm_unweighted ? s->ones : w->k_norm,
+        .eps = (float)config->rms_norm_eps,
+        .rope_dim = has_rope ? config->rope.dim : 0,
+        .rope_pair = config->rope.pair,
+        .norm_after_rope = config->qk_norm_after_rope,
+        .cos_sin = model->rope_table,
+        .kv = *kv,
+    };
+    model->device->ops->gqa_prepare(model->device, &call);
+    return true;
+}
+
+static void prepare_step_by_step(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
@@ -292,14 +405,8 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     mf_device *device = model->device;
     mf_model_scratch *s = &model->scratch;
     const mf_rope_config *rope = &config->rope;
-    int64_t hidden = config->hidden_size, dim = config->head_dim;
+    int64_t dim = config->head_dim;
     int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
-    float *k = s->kv, *v = s->kv + config->num_kv_heads * dim;
-
-    const bool gated = config->has_attention_gate;
-    run_linear(model, &w->q_proj, w->q_bias, s->h, hidden, num_tokens, gated ? s->mixed : s->q, gated ? 2 * q_width : q_width);
-    run_linear(model, &w->k_proj, w->k_bias, s->h, hidden, num_tokens, k, kv_width);
-    run_linear(model, &w->v_proj, w->v_bias, s->h, hidden, num_tokens, v, kv_width);
     if (!config->qk_norm_after_rope) {
         norm_queries_and_keys(model, w, num_tokens);
     }
@@ -310,7 +417,7 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     if (!config->layer_has_no_rope[layer]) {
         ops->rope(device, s->q, q_width, config->num_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
                   num_tokens);
-        ops->rope(device, k, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
+        ops->rope(device, s->kv, kv_width, config->num_kv_heads, dim, rope->dim, rope->pair, model->rope_table, kv->position,
                   num_tokens);
         if (config->qk_norm_after_rope) {
             norm_queries_and_keys(model, w, num_tokens);
@@ -319,6 +426,28 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         ops->scale_rows(device, s->q, q_width, model->query_scales, kv->position, num_tokens);
     }
     ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
+}
+
+/* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention. */
+static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+{
+    const mf_model_config *config = model->config;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    const mf_device_ops *ops = model->device->ops;
+    mf_device *device = model->device;
+    mf_model_scratch *s = &model->scratch;
+    int64_t dim = config->head_dim;
+    int64_t q_width = mf_model_config_q_size(config), kv_width = mf_model_config_kv_size(config);
+    float *k = s->kv, *v = s->kv + config->num_kv_heads * dim;
+
+    const bool gated = config->has_attention_gate;
+    const h_product products[3] = { { &w->q_proj, w->q_bias, gated ? s->mixed : s->q, gated ? 2 * q_width : q_width },
+                                    { &w->k_proj, w->k_bias, k, kv_width },
+                                    { &w->v_proj, w->v_bias, v, kv_width } };
+    run_linears_of_h(model, products, 3, num_tokens);
+    if (!prepare_at_once(model, layer, kv, num_tokens)) {
+        prepare_step_by_step(model, layer, kv, num_tokens);
+    }
     mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
     ops->gqa_attention(device, &args);
@@ -334,8 +463,9 @@ static void run_delta_net(mf_model *model, int64_t layer, const mf_state_view *v
     const mf_layer_weights *w = &model->weights->layers[layer];
     mf_model_scratch *s = &model->scratch;
     const int64_t hidden = config->hidden_size;
-    run_linear(model, &w->linear_qkvz, NULL, s->h, hidden, num_tokens, s->mixed, mf_model_config_qkvz_size(config));
-    run_linear(model, &w->linear_ba, NULL, s->h, hidden, num_tokens, s->linear_ba, 2 * config->linear_num_v_heads);
+    const h_product products[2] = { { &w->linear_qkvz, NULL, s->mixed, mf_model_config_qkvz_size(config) },
+                                    { &w->linear_ba, NULL, s->linear_ba, 2 * config->linear_num_v_heads } };
+    run_linears_of_h(model, products, 2, num_tokens);
     mf_delta_net_args args = mf_model_delta_net_args(model, layer, num_tokens);
     args.state = *view;
     model->device->ops->delta_net(model->device, &args);
@@ -359,20 +489,52 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
 
 /* ---- the MLP half of a layer ---- */
 
-/* h -> mlp_in, once for the routed and the shared experts of a layer. */
-static void make_mlp_input(mf_model *model, int64_t num_tokens)
+int64_t mf_model_dense_rows(const mf_model *model, int64_t layer)
 {
+    enum { ROWS = 512 };
+    const mf_mlp_weights *mlp = &model->weights->layers[layer].dense;
+    const bool is_plain = mlp->gate.data && mlp->up.format == MF_FORMAT_BF16 && mlp->down.format == MF_FORMAT_BF16 && !mlp->gate_bias &&
+                          !mlp->up_bias && !mlp->down_bias;
+    return model->device->ops->glu && model->device->ops->linear_many && is_plain && model->config->activation == MF_ACT_SILU ? ROWS : 0;
+}
+
+/* mlp_out = MLP(h) by three products, some rows at a time. */
+static void run_products_of_dense(mf_model *model, int64_t layer, int64_t num_tokens, int64_t rows)
+{
+    const mf_mlp_weights *mlp = &model->weights->layers[layer].dense;
+    const mf_device_ops *ops = model->device->ops;
     mf_model_scratch *s = &model->scratch;
-    if (model->act_dtype == MF_BF16) {
-        model->device->ops->convert(model->device, s->h, num_tokens * model->config->hidden_size, MF_BF16, s->mlp_in);
+    const int64_t hidden = model->config->hidden_size, width = mlp->up.n;
+    float *gate = s->workspace, *up = gate + rows * width;
+    const size_t rounded_row = (size_t)hidden * mf_dtype_size(model->act_dtype);
+    for (int64_t t = 0; t < num_tokens; t += rows) {
+        const int64_t count = num_tokens - t < rows ? num_tokens - t : rows;
+        const mf_linear_call call = { .num = 2,
+                                      .w = { &mlp->gate, &mlp->up },
+                                      .out = { gate, up },
+                                      .out_stride = { width, width },
+                                      .act_dtype = model->act_dtype,
+                                      .x = s->h + t * hidden,
+                                      .x_stride = hidden,
+                                      .rounded = model->act_dtype == MF_BF16 ? (char *)s->mlp_in + (size_t)t * rounded_row : NULL,
+                                      .num_tokens = count };
+        ops->linear_many(model->device, &call);
+        ops->glu(model->device, gate, up, count * width);
+        run_linear(model, &mlp->down, NULL, gate, width, count, s->mlp_out + t * hidden, hidden);
     }
 }
 
-/* x += MLP(h), as an expert that every token picks. */
+/* x += MLP(h), as an expert that every token picks, or by products where the device has better ones. */
 static mf_status run_dense(mf_model *model, int64_t layer, int64_t num_tokens, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
     int64_t hidden = model->config->hidden_size;
+    const int64_t rows = mf_model_dense_rows(model, layer);
+    if (rows > 0) {
+        run_products_of_dense(model, layer, num_tokens, rows);
+        model->device->ops->add(model->device, s->x, s->mlp_out, num_tokens * hidden);
+        return MF_OK;
+    }
     mf_experts_args args = { .experts = model->layers[layer].dense,
                              .x = mf_tensor_2d(s->mlp_in, model->act_dtype, num_tokens, hidden),
                              .topk_ids = mf_tensor_2d(s->zero_ids, MF_I32, num_tokens, 1),
@@ -447,17 +609,17 @@ static void beat(const mf_batch *batch)
     }
 }
 
-/* Final norm and lm_head for the rows whose logits are wanted; neighbouring rows go together. */
-static void run_head(mf_model *model, const mf_batch *batch, float *logits)
+/* Final norm and lm_head for logit rows [first, first + count); neighbouring rows go together. */
+static void run_head(mf_model *model, const mf_batch *batch, int32_t first, int32_t count, float *logits)
 {
     const mf_device_ops *ops = model->device->ops;
     mf_model_scratch *s = &model->scratch;
     int64_t hidden = model->config->hidden_size;
-    int32_t count = batch->num_logit_rows;
+    const int32_t *rows = batch->logit_rows + first;
     for (int32_t i = 0, next; i < count; i = next) {
-        for (next = i + 1; next < count && batch->logit_rows[next] == batch->logit_rows[next - 1] + 1; next++) {
+        for (next = i + 1; next < count && rows[next] == rows[next - 1] + 1; next++) {
         }
-        ops->rms_norm(model->device, s->x + batch->logit_rows[i] * hidden, hidden, next - i, hidden, model->weights->norm,
+        ops->rms_norm(model->device, s->x + rows[i] * hidden, hidden, next - i, hidden, model->weights->norm,
                       (float)model->config->rms_norm_eps, s->h + i * hidden, hidden);
     }
     mf_matrix head = model->weights->lm_head;
@@ -465,36 +627,27 @@ static void run_head(mf_model *model, const mf_batch *batch, float *logits)
     run_linear(model, &head, NULL, s->h, hidden, count, logits, model->config->vocab_size);
 }
 
-mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,
-                           int32_t *bad_rows, mf_error *err)
+/* Embedding and layers. */
+static mf_status walk(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_error *err)
 {
     const mf_model_config *config = model->config;
     const mf_device_ops *ops = model->device->ops;
-    mf_device *device = model->device;
     mf_model_scratch *s = &model->scratch;
-    int64_t hidden = config->hidden_size, num_tokens = batch->num_tokens, max_context = 0;
-    float eps = (float)config->rms_norm_eps;
-    MF_TRY(check_batch(model, store, batch, &max_context, err));
-    if (num_tokens == 0) {
-        return MF_OK;
-    }
+    const int64_t num_tokens = step->num_tokens;
     mf_kv_view kv = { .dtype = store->dtype,
                       .row_size = store->row_size,
                       .block_size = store->block_size,
-                      .block_table = batch->block_table,
-                      .max_blocks = batch->max_blocks,
-                      .sequence = batch->sequence,
-                      .position = batch->position,
-                      .max_context = max_context };
-    mf_state_view states = { 0 };
+                      .block_table = step->block_table,
+                      .max_blocks = step->max_blocks,
+                      .sequence = step->sequence,
+                      .position = step->position,
+                      .max_context = step->max_context };
+    mf_state_view states = step->states;
     int64_t num_kv_layers = 0; /* so far: linear layers have no part of the cache, the others no state */
-    if (config->num_linear_layers > 0) {
-        MF_TRY(group_rows(model, store, batch, &states, err));
-    }
-    ops->embed(device, &model->weights->embed_tokens, batch->token_ids, num_tokens, s->x, hidden);
+    ops->embed(model->device, &model->weights->embed_tokens, step->token_ids, num_tokens, s->x, config->hidden_size);
     for (int64_t l = 0; l < config->num_layers; l++) {
         const mf_layer_weights *w = &model->weights->layers[l];
-        ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->input_norm, eps, s->h, hidden);
+        add_and_norm(model, NULL, w->input_norm, num_tokens, false);
         if (config->layer_is_linear[l]) {
             states.states = store->states + (l - num_kv_layers) * store->num_states * store->slot_floats;
             run_delta_net(model, l, &states, num_tokens);
@@ -503,19 +656,43 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
             run_attention(model, l, &kv, num_tokens);
         }
         beat(batch);
-        ops->add(device, s->x, s->h, num_tokens * hidden);
-        ops->rms_norm(device, s->x, hidden, num_tokens, hidden, w->post_attention_norm, eps, s->h, hidden);
-        make_mlp_input(model, num_tokens);
+        add_and_norm(model, s->h, w->post_attention_norm, num_tokens, true);
         if (config->layer_is_moe[l]) {
-            MF_TRY(run_moe(model, l, num_tokens, expert_load, bad_rows, err));
+            MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, err));
         } else {
             MF_TRY(run_dense(model, l, num_tokens, err));
         }
         beat(batch);
     }
-    keep_lengths(store, batch, &states);
-    if (batch->num_logit_rows > 0) {
-        run_head(model, batch, logits);
+    return MF_OK;
+}
+
+mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *batch, float *logits, int32_t *expert_load,
+                           int32_t *bad_rows, mf_error *err)
+{
+    mf_step step = { .num_tokens = batch->num_tokens,
+                     .token_ids = batch->token_ids,
+                     .position = batch->position,
+                     .sequence = batch->sequence,
+                     .block_table = batch->block_table,
+                     .max_blocks = batch->max_blocks,
+                     .load = expert_load,
+                     .bad_rows = bad_rows };
+    MF_TRY(check_batch(model, store, batch, &step.max_context, err));
+    if (batch->num_tokens == 0) {
+        return MF_OK;
     }
+    if (model->config->num_linear_layers > 0) {
+        MF_TRY(group_rows(model, store, batch, &step.states, err));
+    }
+    if (model->on_device) {
+        MF_TRY(mf_model_device_run(model, store, batch, &step, walk, run_head, logits, err));
+    } else {
+        MF_TRY(walk(model, store, batch, &step, err));
+        if (batch->num_logit_rows > 0) {
+            run_head(model, batch, 0, batch->num_logit_rows, logits);
+        }
+    }
+    keep_lengths(store, batch, &step.states);
     return MF_OK;
 }

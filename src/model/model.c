@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "base/sys.h"
-#include "model/model_impl.h"
+#include "model/model_device.h"
 #include "model/rope.h"
 
 enum { MAX_BATCH_TOKENS = 1 << 20, MAX_KV_BLOCK_SIZE = 4096 };
@@ -38,6 +38,11 @@ static int64_t larger(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+static size_t larger_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
 {
     const mf_model_config *config = model->config;
@@ -53,17 +58,23 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->mixed = carve(c, rows, larger(config->has_attention_gate ? 2 * mf_model_config_q_size(config) : 0,
                                      linear ? mf_model_config_qkvz_size(config) : 0), sizeof(float));
     s->linear_ba = carve(c, rows, linear ? 2 * config->linear_num_v_heads : 0, sizeof(float));
-    s->run_rows = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
-    s->run_start = carve(c, linear ? rows + 1 : 0, 1, sizeof(int32_t));
-    s->run_slot = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
-    s->run_cursor = carve(c, linear ? rows : 0, 1, sizeof(int32_t));
-    s->run_is_new = carve(c, linear ? rows : 0, 1, sizeof(uint8_t));
     s->mlp_in = model->act_dtype == MF_F32 ? s->h : carve(c, rows, config->hidden_size, mf_dtype_size(model->act_dtype));
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
     s->shared_gate = carve(c, rows, config->has_shared_gate ? 1 : 0, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
     s->ones = carve(c, config->qk_norm_unweighted ? 1 : 0, config->head_dim, sizeof(float));
+}
+
+/* What the host makes of a batch, wherever the model is. */
+static void carve_host_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
+{
+    const int64_t rows = model->config->num_linear_layers > 0 ? model->max_batch_tokens : 0;
+    s->run_rows = carve(c, rows, 1, sizeof(int32_t));
+    s->run_start = carve(c, rows + 1, 1, sizeof(int32_t));
+    s->run_slot = carve(c, rows, 1, sizeof(int32_t));
+    s->run_cursor = carve(c, rows, 1, sizeof(int32_t));
+    s->run_is_new = carve(c, rows, 1, sizeof(uint8_t));
 }
 
 static size_t attention_workspace(const mf_model *model, int64_t layer)
@@ -92,6 +103,8 @@ static size_t largest_workspace(const mf_model *model)
         largest = bytes > largest ? bytes : largest;
         if (model->layers[l].dense) {
             bytes = mf_fused_experts_workspace_bytes(model->layers[l].dense, model->max_batch_tokens, 1);
+            const size_t rows = (size_t)mf_model_dense_rows(model, l) * 2 * sizeof(float);
+            bytes = larger_size(bytes, rows * (size_t)model->weights->layers[l].dense.up.n);
         } else {
             mf_moe_call call;
             mf_model_moe_call(model, l, model->max_batch_tokens, &call);
@@ -107,33 +120,140 @@ static void *aligned(void *block)
     return (void *)(((uintptr_t)block + 63) / 64 * 64);
 }
 
+/* Memory where the model's device works; *out is on 64 bytes. */
+static mf_status take_memory(const mf_model *model, size_t bytes, void **block, void **out, mf_error *err)
+{
+    *block = NULL;
+    if (!mf_device_uses_host_memory(model->device)) {
+        MF_TRY(mf_device_malloc(model->device, bytes, block, err));
+        *out = *block;
+        return MF_OK;
+    }
+    *block = bytes > SIZE_MAX / 2 ? NULL : mf_alloc_huge(bytes + 64, model->numa);
+    *out = *block ? aligned(*block) : NULL;
+    return *block ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "out of memory");
+}
+
+static void give_memory(const mf_model *model, void *block)
+{
+    if (model->device && !mf_device_uses_host_memory(model->device)) {
+        mf_device_free(model->device, block);
+    } else {
+        mf_free_huge(block);
+    }
+}
+
+/* f32 values that the model's device reads. */
+static mf_status fill_constants(mf_model *model, mf_error *err)
+{
+    mf_model_scratch *s = &model->scratch;
+    const size_t zeros = (size_t)model->max_batch_tokens * sizeof(int32_t);
+    const int64_t num_ones = model->config->qk_norm_unweighted ? model->config->head_dim : 0;
+    const float one = 1.0f;
+    if (mf_device_uses_host_memory(model->device)) {
+        memset(s->zero_ids, 0, zeros);
+    } else {
+        MF_TRY(model->device->ops->memory->zero(model->device, s->zero_ids, zeros, err));
+    }
+    for (int64_t i = 0; i < num_ones; i++) {
+        MF_TRY(mf_device_copy(model->device, s->ones + i, &one, sizeof one, err));
+    }
+    return MF_OK;
+}
+
+/* A table of the host's moves to the device's own memory. */
+static mf_status move_table(const mf_model *model, float **table, int64_t count, mf_error *err)
+{
+    void *block;
+    if (mf_device_uses_host_memory(model->device) || !*table) {
+        return MF_OK;
+    }
+    mf_status status = mf_device_malloc(model->device, (size_t)count * sizeof(float), &block, err);
+    if (status == MF_OK) {
+        status = mf_device_copy(model->device, block, *table, (size_t)count * sizeof(float), err);
+    }
+    mf_free_aligned(*table);
+    *table = block; /* the device's from here on */
+    return status;
+}
+
+static void free_table(const mf_model *model, float *table)
+{
+    if (model->device && !mf_device_uses_host_memory(model->device)) {
+        mf_device_free(model->device, table);
+    } else {
+        mf_free_aligned(table);
+    }
+}
+
+static mf_status open_tables(mf_model *model, mf_error *err)
+{
+    const mf_model_config *config = model->config;
+    float *rope = NULL, *scales = NULL;
+    MF_TRY(mf_rope_table_make(&config->rope, model->max_len, &rope, err));
+    mf_status status = move_table(model, &rope, model->max_len * config->rope.dim, err);
+    model->rope_table = rope;
+    MF_TRY(status);
+    if (config->query_floor > 0) {
+        MF_TRY(mf_rope_query_scales_make(config->query_floor, config->query_scale, model->max_len, &scales, err));
+        status = move_table(model, &scales, model->max_len, err);
+        model->query_scales = scales;
+    }
+    return status;
+}
+
+/* Bytes of the activations, which are known before the weights are there. */
+static int64_t activation_bytes(const mf_model *model)
+{
+    mf_model_scratch ignored;
+    carver c = { 0 };
+    carve_scratch(model, &ignored, &c);
+    return c.overflow ? INT64_MAX : c.used;
+}
+
+/* The widest input of a linear layer. */
+static int64_t widest_input(const mf_model_config *config)
+{
+    int64_t widest = larger(config->hidden_size, config->num_heads * config->v_head_dim);
+    widest = larger(widest, config->q_lora_rank);
+    widest = larger(widest, config->num_moe_layers < config->num_layers ? config->intermediate_size : 0);
+    return larger(widest, config->num_linear_layers > 0 ? mf_model_config_linear_v_size(config) : 0);
+}
+
 /* Not filled but for zero_ids and ones: every value is written before it is read, and untouched pages cost no memory. */
 static mf_status open_scratch(mf_model *model, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
-    carver c = { 0 };
+    carver c = { 0 }, host = { 0 };
+    void *base;
     carve_scratch(model, s, &c);
-    s->block = c.overflow ? NULL : mf_alloc_huge((size_t)c.used + 64, model->numa);
-    if (!s->block) {
+    carve_host_scratch(model, s, &host);
+    mf_status status = c.overflow ? mf_fail(err, MF_ERR_NOMEM, "out of memory") : take_memory(model, (size_t)c.used, &s->block, &base, err);
+    s->host_block = status != MF_OK || host.overflow ? NULL : mf_alloc_huge((size_t)host.used + 64, model->numa);
+    if (!s->host_block) {
         return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for activations of %lld bytes",
                        (long long)model->max_batch_tokens, (long long)c.used);
     }
     s->total_bytes = c.used;
-    c = (carver){ .base = aligned(s->block) };
+    c = (carver){ .base = base };
     carve_scratch(model, s, &c);
-    memset(s->zero_ids, 0, (size_t)model->max_batch_tokens * sizeof(int32_t));
-    for (int64_t i = 0; model->config->qk_norm_unweighted && i < model->config->head_dim; i++) {
-        s->ones[i] = 1.0f;
-    }
+    host = (carver){ .base = aligned(s->host_block) };
+    carve_host_scratch(model, s, &host);
+    MF_TRY(fill_constants(model, err));
     s->workspace_bytes = largest_workspace(model); /* asked with the pointers that will be used */
-    s->workspace_block = s->workspace_bytes > SIZE_MAX / 2 ? NULL : mf_alloc_huge(s->workspace_bytes + 64, model->numa);
-    if (!s->workspace_block) {
+    if (take_memory(model, s->workspace_bytes, &s->workspace_block, &s->workspace, err) != MF_OK) {
         return mf_fail(err, MF_ERR_NOMEM, "--max-num-batched-tokens %lld: out of memory for a workspace of %zu bytes",
                        (long long)model->max_batch_tokens, s->workspace_bytes);
     }
     s->total_bytes += (int64_t)s->workspace_bytes;
-    s->workspace = aligned(s->workspace_block);
-    return MF_OK;
+    if (model->device->ops->reserve) {
+        /* An input that counts as f32 takes three numbers where one of bf16 takes one; the router's always does. */
+        const int64_t widest = larger(widest_input(model->config) * (model->act_dtype == MF_F32 ? 3 : 1),
+                                      3 * model->config->hidden_size);
+        MF_TRY(model->device->ops->reserve(model->device, model->max_batch_tokens, widest, err));
+        s->total_bytes += model->max_batch_tokens * widest * 2;
+    }
+    return mf_device_uses_host_memory(model->device) ? MF_OK : mf_model_device_open(model, err);
 }
 
 /* ---- layers ---- */
@@ -236,6 +356,66 @@ static void choose_dtypes(mf_model *model, const mf_model_options *options)
     model->kv_dtype = options->auto_kv_dtype ? model->act_dtype : options->kv_dtype;
 }
 
+/* Bytes of the weights as they will lie on the device, from headers alone; -1: not known (quantised while loading). */
+static mf_status foresee_weights(const mf_model *model, const char *dir, const mf_model_options *options, int64_t *bytes,
+                                 mf_error *err)
+{
+    *bytes = -1;
+    if (options->quantization != MF_QUANTIZATION_NONE) {
+        return MF_OK;
+    }
+    if (options->dummy) {
+        *bytes = mf_weights_dummy_bytes(model->config);
+        return MF_OK;
+    }
+    const mf_weights_options headers = { .headers_only = true, .use_map = true };
+    mf_weights *weights = NULL;
+    MF_TRY(mf_weights_load(dir, model->config, &headers, &weights, err));
+    *bytes = weights->stats.bytes_total;
+    mf_weights_close(&weights);
+    return MF_OK;
+}
+
+mf_status mf_model_check_memory(const mf_memory_plan *plan, const char *device, mf_error *err)
+{
+    const int64_t may = (int64_t)(plan->utilization * (double)plan->total), others = plan->total - plan->available;
+    if (plan->weights + plan->activations <= may - others) {
+        return MF_OK;
+    }
+    const double gib = 0x1p-30;
+    mf_status status = mf_fail(err, MF_ERR_NOMEM,
+                               "device %s: weights of %.1f GiB and activations of %.1f GiB do not fit: %.1f GiB in all, of which %.2f may "
+                               "be used and %.1f GiB are in use already",
+                               device, (double)plan->weights * gib, (double)plan->activations * gib, (double)plan->total * gib,
+                               plan->utilization, (double)others * gib);
+    mf_error_advise(err, "--quantization makes weights smaller, --max-num-batched-tokens activations; --gpu-memory-utilization allows more");
+    return status;
+}
+
+/* Before anything is loaded: does it fit? */
+static mf_status check_memory(const mf_model *model, const char *dir, const mf_model_options *options, mf_error *err)
+{
+    mf_memory_plan plan = { .utilization = model->memory_utilization, .activations = activation_bytes(model) };
+    if (mf_device_uses_host_memory(model->device)) {
+        return MF_OK;
+    }
+    MF_TRY(foresee_weights(model, dir, options, &plan.weights, err));
+    MF_TRY(model->device->ops->memory->info(model->device, &plan.available, &plan.total, err));
+    return plan.weights < 0 ? MF_OK : mf_model_check_memory(&plan, options->device, err);
+}
+
+bool mf_model_device_budget(const mf_model *model, int64_t *bytes)
+{
+    int64_t available, total;
+    mf_error err;
+    if (!model->on_device || model->device->ops->memory->info(model->device, &available, &total, &err) != MF_OK) {
+        return false;
+    }
+    *bytes = (int64_t)(model->memory_utilization * (double)total) - (total - available);
+    *bytes = *bytes > 0 ? *bytes : 0;
+    return true;
+}
+
 mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_model **out, mf_error *err)
 {
     *out = NULL;
@@ -249,6 +429,7 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     model->use_map = options->use_map;
     model->act_quant = options->act_quant;
     model->numa = options->numa;
+    model->memory_utilization = options->memory_utilization > 0 ? options->memory_utilization : MF_MEMORY_UTILIZATION;
     mf_device_options device_options = { .num_threads = options->num_threads,
                                          .pin_threads = options->pin_threads,
                                          .numa = options->numa };
@@ -265,23 +446,16 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     model->max_batch_tokens = options->max_batch_tokens;
     model->max_len = options->max_model_len ? options->max_model_len : model->config->max_position_embeddings;
     MF_TRY_GOTO(mf_device_open(options->device, &device_options, &model->device, err), fail);
-    if (!model->device->ops->linear) {
-        status = mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: has the MoE layer's operations only, not a whole model's; "
-                         "expected cpu or ref", options->device);
-        goto fail;
-    }
     choose_dtypes(model, options);
+    weights_options.device = mf_device_uses_host_memory(model->device) ? NULL : model->device;
+    MF_TRY_GOTO(check_memory(model, dir, options, err), fail);
     MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
     MF_TRY_GOTO(mf_plan_make(model->config, model->weights, &options->plan, &model->plan, err), fail);
     for (int32_t i = 0; i < model->plan->num_warnings; i++) {
         mf_log(MF_LOG_WARN, "%s", model->plan->warnings[i]);
     }
     MF_TRY_GOTO(open_layers(model, err), fail);
-    MF_TRY_GOTO(mf_rope_table_make(&model->config->rope, model->max_len, &model->rope_table, err), fail);
-    if (model->config->query_floor > 0) {
-        MF_TRY_GOTO(mf_rope_query_scales_make(model->config->query_floor, model->config->query_scale, model->max_len,
-                                              &model->query_scales, err), fail);
-    }
+    MF_TRY_GOTO(open_tables(model, err), fail);
     MF_TRY_GOTO(open_scratch(model, err), fail);
     *out = model;
     return MF_OK;
@@ -302,10 +476,12 @@ void mf_model_close(mf_model **out)
         mf_experts_destroy(&model->layers[l].shared);
     }
     mf_free(model->layers);
-    mf_free_huge(model->scratch.block);
-    mf_free_huge(model->scratch.workspace_block);
-    mf_free_aligned(model->rope_table);
-    mf_free_aligned(model->query_scales);
+    mf_model_device_close(model);
+    give_memory(model, model->scratch.block);
+    give_memory(model, model->scratch.workspace_block);
+    mf_free_huge(model->scratch.host_block);
+    free_table(model, model->rope_table);
+    free_table(model, model->query_scales);
     mf_plan_close(&model->plan);
     mf_weights_close(&model->weights);
     mf_device_close(&model->device);
@@ -372,17 +548,18 @@ static mf_status open_states(const mf_model *model, int32_t num_states, mf_kv_st
         return mf_fail(err, MF_ERR_INVALID, "states of linear layers: expected at least 1 that fits in 64 bits; got %d of %lld bytes",
                        (int)num_states, (long long)one);
     }
-    store->state_block = mf_alloc_huge((size_t)bytes + 64, model->numa);
+    void *states = NULL;
+    mf_status status = take_memory(model, (size_t)bytes, &store->state_block, &states, err);
     store->state_length = mf_alloc_array((size_t)num_states, sizeof *store->state_length);
     store->run_of_state = mf_alloc_array((size_t)num_states, sizeof *store->run_of_state);
-    if (!store->state_block || !store->state_length || !store->run_of_state) {
+    if (status != MF_OK || !store->state_length || !store->run_of_state) {
         return mf_fail(err, MF_ERR_NOMEM, "states of linear layers: %d of %lld bytes: out of memory", (int)num_states,
                        (long long)one);
     }
     for (int32_t i = 0; i < num_states; i++) {
         store->state_length[i] = store->run_of_state[i] = -1;
     }
-    store->states = aligned(store->state_block);
+    store->states = states;
     store->slot_floats = one / model->config->num_linear_layers / (int64_t)sizeof(float);
     store->num_states = num_states;
     return MF_OK;
@@ -403,15 +580,15 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
                        (int)block_size);
     }
     mf_kv_store *store = mf_alloc_zero(sizeof *store);
-    void *block = mf_alloc_huge((size_t)bytes + 64, model->numa);
-    if (!store || !block) {
+    void *block = NULL, *cache = NULL;
+    if (!store || take_memory(model, (size_t)bytes, &block, &cache, err) != MF_OK) {
         mf_free(store);
-        mf_free_huge(block);
         return mf_fail(err, MF_ERR_NOMEM, "KV cache of %d blocks x %d tokens needs %lld bytes: out of memory", (int)num_blocks,
                        (int)block_size, (long long)bytes);
     }
+    store->model = (mf_model *)(uintptr_t)model;
     store->block = block;
-    store->cache = (uint8_t *)aligned(block);
+    store->cache = cache;
     store->dtype = model->kv_dtype;
     store->row_size = mf_model_config_kv_size(model->config);
     store->num_layers = model->config->num_layers - model->config->num_linear_layers;
@@ -429,8 +606,9 @@ mf_status mf_kv_store_open(const mf_model *model, int32_t num_blocks, int32_t bl
 void mf_kv_store_close(mf_kv_store **store)
 {
     if (store && *store) {
-        mf_free_huge((*store)->block);
-        mf_free_huge((*store)->state_block);
+        mf_model_device_forget((*store)->model);
+        give_memory((*store)->model, (*store)->block);
+        give_memory((*store)->model, (*store)->state_block);
         mf_free((*store)->state_length);
         mf_free((*store)->run_of_state);
         mf_free(*store);
@@ -526,7 +704,7 @@ static mf_status print_memory_line(const mf_model *model, mf_buffer *out)
     for (int f = 1; f < MF_FORMAT_COUNT; f++) {
         most = stats->bytes_by_format[f] > stats->bytes_by_format[most] ? f : most;
     }
-    const char *how = model->dummy ? "dummy" : model->use_map ? "mapped" : "copied";
+    const char *how = model->dummy ? "dummy" : model->on_device ? "on the device" : model->use_map ? "mapped" : "copied";
     MF_TRY(mf_buffer_printf(out, "memory  weights %s (%s; %s", bytes_text(stats->bytes_total, text), how,
                             mf_format_name((mf_format)most)));
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
@@ -542,5 +720,6 @@ mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer 
     MF_TRY(print_model_line(model, out));
     MF_TRY(print_device_line(model, out));
     MF_TRY(print_memory_line(model, out));
+    MF_TRY(mf_model_device_print(model, out));
     return mf_plan_print(model->plan, mf_device_name(model->device), all_layers, out);
 }

@@ -7,7 +7,7 @@
 #include "model/weights.h"
 
 typedef struct mf_model_options {
-    const char *device;          /* "cpu", "ref" */
+    const char *device;          /* "cpu", "ref", "cuda" */
     int32_t num_threads;         /* 0 = all */
     bool pin_threads;            /* as in mf_device_options */
     mf_numa numa;                /* of the KV cache, the scratch memory, and weights that are not mapped */
@@ -25,9 +25,13 @@ typedef struct mf_model_options {
     mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default) or MF_ACT_QUANT_INT8 */
     int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */
     int64_t max_model_len;       /* 0 = the model's; positions per sequence: sizes the rope table and score rows */
+    double memory_utilization;   /* of a device with memory of its own: the part that weights, scratch memory and KV cache may
+                                    take, beside what others have; 0 = MF_MEMORY_UTILIZATION */
     mf_plan_options plan;
     mf_progress progress;
 } mf_model_options;
+
+#define MF_MEMORY_UTILIZATION 0.9
 
 typedef struct mf_model mf_model;
 
@@ -40,6 +44,17 @@ const mf_plan *mf_model_get_plan(const mf_model *model);
 const mf_device *mf_model_get_device(const mf_model *model);
 int64_t mf_model_max_len(const mf_model *model);
 int64_t mf_model_workspace_bytes(const mf_model *model);
+
+/* What a device with memory of its own has and a model wants there, in bytes. */
+typedef struct mf_memory_plan {
+    int64_t total, available, weights, activations;
+    double utilization;
+} mf_memory_plan;
+
+/* MF_ERR_NOMEM with the figures where it does not fit. */
+mf_status mf_model_check_memory(const mf_memory_plan *plan, const char *device, mf_error *err);
+/* Bytes of the device's own memory that are left to the KV cache; false: the device works in the host's memory. */
+bool mf_model_device_budget(const mf_model *model, int64_t *bytes);
 
 /* The paged store of keys and values: per layer of attention `num_blocks` blocks of `block_size` tokens; a block id names one
  * block of every layer.  Beside it, for models with linear layers, `num_states` states: what those layers keep of a whole
@@ -63,9 +78,22 @@ typedef struct mf_batch {
                                     With linear layers each sequence's positions go on from its state's, or begin at 0 */
     int32_t num_logit_rows;      /* rows whose logits are wanted */
     const int32_t *logit_rows;   /* [num_logit_rows], ascending */
+    int32_t *best;               /* optional, where mf_model_picks_best: instead of logits, of each wanted row the id of the largest
+                                    among ids below num_best_ids, the lowest of equals; -1: a NaN, an infinity */
+    int32_t num_best_ids;
     void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */
     void *beat_context;
 } mf_batch;
+
+/* Whether the model's device finds the largest logits itself. */
+bool mf_model_picks_best(const mf_model *model);
+
+/* Launches of a step that only decodes, on a device that notes such steps; 0: none was noted. */
+int64_t mf_model_step_launches(const mf_model *model);
+
+/* Memory for logits that come from the model's device fastest; NULL: there is none. */
+void *mf_model_alloc_logits(const mf_model *model, size_t bytes);
+void mf_model_free_logits(const mf_model *model, void *logits);
 
 /* Writes logits [num_logit_rows, vocab_size] f32.  Allocates nothing.  expert_load (optional) int32 [num_layers, E]
  * accumulates logical routed counts; bad_rows (optional) counts rows whose router logits hold a NaN. */

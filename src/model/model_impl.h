@@ -25,6 +25,7 @@ typedef struct mf_model_scratch {
     float *attention;         /* [T, heads * v], or of linear layers [T, value heads * v] */
     float *mixed;             /* [T, qkvz of a linear layer] or, with an attention gate, [T, heads, 2 * head_dim] q and gate */
     float *linear_ba;         /* [T, 2 * value heads] */
+    void *host_block;         /* owns the next five, which are the host's on every device */
     int32_t *run_rows, *run_start, *run_slot; /* [T], [T + 1], [T]: mf_state_view of a batch */
     int32_t *run_cursor;      /* [T] */
     uint8_t *run_is_new;      /* [T] */
@@ -38,6 +39,8 @@ typedef struct mf_model_scratch {
     size_t workspace_bytes;
     int64_t total_bytes;
 } mf_model_scratch;
+
+typedef struct mf_model_device mf_model_device;
 
 struct mf_model {
     char *name;               /* last part of the directory */
@@ -55,9 +58,12 @@ struct mf_model {
     mf_act_quant act_quant;
     bool dummy, use_map;
     mf_numa numa;
+    double memory_utilization; /* of a device's own memory */
+    mf_model_device *on_device; /* NULL: the device works in the host's memory */
 };
 
 struct mf_kv_store {
+    mf_model *model;          /* whose device has the memory */
     void *block;              /* owns cache */
     uint8_t *cache;           /* [num_layers][num_blocks][block_size][row_size] of dtype */
     mf_dtype dtype;
@@ -77,6 +83,9 @@ typedef struct mf_moe_call {
     mf_gate_args gate;
     mf_layer_args layer;
 } mf_moe_call;
+
+/* Rows of a dense MLP that go through three products together; 0: it runs as an expert that every token picks. */
+int64_t mf_model_dense_rows(const mf_model *model, int64_t layer);
 
 void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens, mf_moe_call *call);
 mf_mla_args mf_model_mla_args(const mf_model *model, int64_t layer, int64_t num_tokens);

@@ -141,6 +141,7 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     if (options->dummy) {
         MF_TRY(mf_weights_make_dummy(config, options, out, err));
         mf_status made = options->quantization ? mf_weights_quantise(*out, options, err) : MF_OK;
+        made = made == MF_OK && options->device && !(*out)->placed ? mf_weights_place(*out, options, err) : made;
         made = made == MF_OK ? split_qkv(*out, err) : made;
         if (made != MF_OK) {
             mf_weights_close(out);
@@ -163,8 +164,11 @@ mf_status mf_weights_load(const char *dir, const mf_model_config *config, const 
     }
     if (options->quantization) {
         MF_TRY_GOTO(mf_weights_quantise(w, options, err), fail);
-    } else if (options->touch && options->use_map) { /* what was read is in memory */
+    } else if (options->touch && options->use_map && !options->device) { /* what was read is in memory */
         MF_TRY_GOTO(touch_files(w->checkpoint, &options->progress, err), fail);
+    }
+    if (options->device) {
+        MF_TRY_GOTO(mf_weights_place(w, options, err), fail);
     }
     if (!options->headers_only) {
         MF_TRY_GOTO(split_qkv(w, err), fail);
@@ -182,6 +186,9 @@ void mf_weights_close(mf_weights **weights)
 {
     mf_weights *w = *weights;
     if (w) {
+        if (w->placed) {
+            mf_device_free(w->device, w->placed);
+        }
         mf_checkpoint_close(&w->checkpoint);
         if (w->arena) {
             mf_arena_clear(w->arena);

@@ -76,6 +76,8 @@ typedef struct mf_weights {
     void *quantised;                  /* owned: weights quantised while loading */
     void *converted;                  /* owned: weights whose stored layout no kernel reads */
     struct mf_conversion *conversions; /* in the arena; those weights */
+    mf_device *device;                /* borrowed: where the weights are, when it has memory of its own; else NULL */
+    void *placed;                     /* owned: all of them, there */
 } mf_weights;
 
 /* Quantising while loading: weights stored as f32, bf16 or f16 become codes in memory (weights_quantise.c). */
@@ -97,6 +99,7 @@ typedef struct mf_weights_options {
     bool use_map;
     mf_numa numa;      /* of weights in memory of our own: read, dummy or quantised */
     bool touch;        /* of mapped files: read every byte once, with progress, so that the first token does not wait for the disk */
+    mf_device *device; /* with memory of its own: where the weights go; NULL = they stay the host's */
     int32_t num_threads; /* that make dummy weights; 0 = one per core; the bytes do not depend on it */
     mf_progress progress; /* at most ten calls a second */
 } mf_weights_options;

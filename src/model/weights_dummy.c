@@ -265,6 +265,65 @@ static mf_status run_fills(maker *m, mf_error *err)
     return status;
 }
 
+/* The same bytes, made on the device. */
+static mf_status run_fills_there(const maker *m, mf_device *device, mf_error *err)
+{
+    const mf_progress *progress = &m->options->progress;
+    const int64_t start = mf_now_ns();
+    int64_t last = start - 1000000000;
+    for (int64_t i = 0; i < m->num_fills; i++) {
+        const fill *f = &m->fills[i];
+        uint32_t codes[NUM_SUMS] = { 0 };
+        if (f->kind != FILL_BYTES) {
+            encode_sums(f, codes);
+        }
+        const mf_fill_call call = { .data = f->data,
+                                    .count = f->count,
+                                    .chunk = CHUNK,
+                                    .seed = f->seed,
+                                    .size = (int32_t)mf_dtype_size(f->dtype),
+                                    .is_bytes = f->kind == FILL_BYTES,
+                                    .codes = codes };
+        MF_TRY(device->ops->memory->fill(device, &call, err));
+        const int64_t now = mf_now_ns();
+        if (progress->fn && (now - last >= 100000000 || i + 1 == m->num_fills)) {
+            last = now;
+            MF_TRY(mf_device_synchronize(device, err));
+            mf_progress_info info = { .what = "making dummy weights",
+                                      .bytes_total = (int64_t)m->bytes,
+                                      .bytes_done = i + 1 == m->num_fills ? (int64_t)m->bytes : (int64_t)(f->data - m->block),
+                                      .seconds = (double)(now - start) * 1e-9 };
+            if (!progress->fn(progress->context, &info)) {
+                return mf_fail(err, MF_ERR_CANCELLED, "making dummy weights was cancelled");
+            }
+        }
+    }
+    return mf_device_synchronize(device, err);
+}
+
+/* Where they are made: on the device, unless they become other codes first. */
+static mf_device *device_for(const mf_weights_options *options)
+{
+    return options->quantization == MF_QUANTIZATION_NONE ? options->device : NULL;
+}
+
+static mf_status take_block(maker *m, mf_weights *w, mf_error *err)
+{
+    mf_device *device = device_for(m->options);
+    if (device) {
+        w->device = device;
+        MF_TRY(mf_device_malloc(device, m->bytes, &w->placed, err));
+        m->block = w->placed;
+        return MF_OK;
+    }
+    w->memory = mf_alloc_huge(m->bytes + 64, m->options->numa);
+    if (!w->memory) {
+        return mf_fail(err, MF_ERR_NOMEM, "no memory for %.1f GiB of dummy weights", (double)m->bytes * 0x1p-30);
+    }
+    m->block = (uint8_t *)(((uintptr_t)w->memory + 63) & ~(uintptr_t)63);
+    return MF_OK;
+}
+
 mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_options *options, mf_weights **out,
                                 mf_error *err)
 {
@@ -275,7 +334,7 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     mf_status status;
     int64_t available = mf_available_memory();
     MF_TRY(mf_tensor_map_walk(config, NULL, add_wanted, &m)); /* cannot fail: only counts */
-    if (available > 0 && m.bytes > (uint64_t)available) {
+    if (!device_for(options) && available > 0 && m.bytes > (uint64_t)available) {
         return mf_fail(err, MF_ERR_NOMEM,
                        "dummy weights of this config take %.1f GiB; %.1f GiB of memory are available",
                        (double)m.bytes * 0x1p-30, (double)available * 0x1p-30);
@@ -283,18 +342,17 @@ mf_status mf_weights_make_dummy(const mf_model_config *config, const mf_weights_
     MF_TRY(mf_weights_alloc(config, 0, &w, err));
     m.weights = w;
     m.fills = mf_alloc_array((size_t)m.capacity, sizeof *m.fills);
-    w->memory = mf_alloc_huge(m.bytes + 64, options->numa);
-    if (!m.fills || !w->memory) {
-        status = mf_fail(err, MF_ERR_NOMEM, "no memory for %.1f GiB of dummy weights", (double)m.bytes * 0x1p-30);
+    if (!m.fills) {
+        status = mf_fail(err, MF_ERR_NOMEM, "no memory for the list of %lld dummy weights", (long long)m.capacity);
         goto done;
     }
-    m.block = (uint8_t *)(((uintptr_t)w->memory + 63) & ~(uintptr_t)63);
+    MF_TRY_GOTO(take_block(&m, w, err), done);
     m.bytes = 0;
     MF_TRY_GOTO(mf_tensor_map_walk(config, w, add_wanted, &m), done);
     if (config->tie_word_embeddings) {
         w->lm_head = w->embed_tokens;
     }
-    MF_TRY_GOTO(run_fills(&m, err), done);
+    MF_TRY_GOTO(w->placed ? run_fills_there(&m, w->device, err) : run_fills(&m, err), done);
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         w->stats.bytes_total += w->stats.bytes_by_format[f];
     }

@@ -63,6 +63,9 @@ typedef struct mf_conversion {
     size_t codes_at, scales_at, zeros_at; /* in the block */
 } mf_conversion;
 
+/* Copies all weights to the device, rows without gaps, and lets the host's go. */
+mf_status mf_weights_place(mf_weights *weights, const mf_weights_options *options, mf_error *err);
+
 /* Runs weights->conversions into memory of their own. */
 mf_status mf_weights_convert(mf_weights *weights, const mf_weights_options *options, mf_error *err);
 

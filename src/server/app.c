@@ -233,7 +233,8 @@ static mf_status enter_sandbox(mf_app *app, mf_error *err)
         return MF_OK;
     }
     const char *const sockets[] = { o->http.uds_path, o->takeover_path };
-    mf_sandbox_options sandbox = { .model_dir = o->model_dir, .removable = sockets, .num_removable = 2 };
+    mf_sandbox_options sandbox = { .model_dir = o->model_dir, .removable = sockets, .num_removable = 2,
+                                   .landlock_only = o->driver_makes_calls };
     return mf_sandbox_enter(&sandbox, NULL, err);
 }
 

@@ -35,6 +35,7 @@ typedef struct mf_app_options {
     double request_timeout_s, shutdown_timeout_s, sse_keep_alive_s;
     int32_t stream_interval;
     bool log_requests, metrics_per_expert, dev_endpoints, trust_request_chat_template, sandbox;
+    bool driver_makes_calls; /* the device's, of its own and at any time: the sandbox then keeps files only */
     const char *model_dir; /* for the sandbox, and never shown */
 } mf_app_options;
 

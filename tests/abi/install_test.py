@@ -108,7 +108,7 @@ with tempfile.TemporaryDirectory() as temp:
     claim("bash completes verbs", {"run", "info", "bench"} <= set(complete("")), complete(""))
     claim("bash completes flags", complete("run", "--max-model") == ["--max-model-len"], complete("run", "--max-model"))
     claim("bash completes choices, in both spellings", complete("run", "--device", "") == complete("run", "--device", "=", "")
-          == ["cpu", "ref"], complete("run", "--device", ""))
+          == ["cpu", "cuda", "ref"], complete("run", "--device", ""))
     claim("bash completes modes and their flags", "latency" in complete("bench", "")
           and complete("bench", "latency", "--batch") == ["--batch-size"], complete("bench", "latency", "--batch"))
 

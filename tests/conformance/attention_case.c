@@ -64,6 +64,22 @@ static const attention_shape shapes[] = {
       { 300, 131, 7 },
       .window = 50,
       .chunk = 131 },
+    { "12 heads on 2 of 64, window 100, sinks",
+      false,
+      12,
+      2,
+      64,
+      64,
+      0,
+      0,
+      16,
+      { 300, 129, 65 },
+      .window = 100,
+      .has_sinks = true },
+    { "10 heads on 2 of 64, chunks of 96, blocks of 17", false, 10, 2, 64, 64, 0, 0, 17, { 260, 97, 1 }, .chunk = 96 },
+    { "20 heads on one, 128", false, 20, 1, 128, 128, 0, 0, 16, { 200, 64, 3 } },
+    { "mla, 16 heads, 512 and 64", true, 16, 1, 32, 32, 64, 512, 16, { 140, 65, 1 }, MF_FORMAT_BF16 },
+    { "mla, 32 heads, 512 and 64, blocks of 17", true, 32, 1, 8, 8, 64, 512, 17, { 70, 30, 3 }, MF_FORMAT_BF16 },
     { "70 heads on one, window 100, sinks",
       false,
       70,
@@ -100,6 +116,9 @@ bool attention_meets(const conf_device *devices, int i, int d, bool with_ref)
 {
     if (conf_full() || d == 0) {
         return d > 0 || with_ref;
+    }
+    if (!mf_device_uses_host_memory(devices[d].device)) {
+        return true;
     }
     const mf_cpu_attention_kernels *of = &mf_cpu_kernels_of(devices[d].device)->attention;
     int rung = 0;

@@ -6,6 +6,7 @@
 
 #include "base/number.h"
 #include "kernels/ops.h"
+#include "staging.h"
 
 enum { GUARD = 64, MAX_DEVICES = 16 };
 
@@ -42,6 +43,7 @@ static void open_device(const char *name, const char *isa, int32_t num_threads)
     }
     conf_device *d = &devices[num_devices++];
     d->device = device;
+    stage_dense_operations(device);
     snprintf(d->label, sizeof d->label, "%s%s%s", mf_device_description(device), isa ? " MOEFUSE_ISA=" : "", isa ? isa : "");
 }
 

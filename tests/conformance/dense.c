@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/number.h"
 #include "kernels/ops.h"
 
 static float *normals(uint64_t *seed, int64_t n)
@@ -126,6 +127,64 @@ TEST(dense_linear_bits_do_not_depend_on_the_batch)
         conf_free(x);
         case_matrix_free(&w);
     }
+}
+
+/* Inputs of bf16 or f32: what is rounded, and the same bits for a token alone and among any number of others. */
+static void check_inputs(mf_dtype act_dtype)
+{
+    static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 }, { 17, 64 }, { 300, 1024 }, { 33, 100 }, { 40, 3136 } };
+    static const int64_t counts[] = { 1, 4, 5, 8, 9, 17, 32, 33, 65, 130, 300 };
+    enum { TOKENS = 300 };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const int64_t n = shapes[i][0], k = shapes[i][1], stride = k + 4 * (int64_t)(i % 2);
+        uint64_t seed = 900 + i;
+        case_matrix w;
+        case_matrix_make(&w, &seed, MF_FORMAT_BF16, 0, n, k);
+        float *x = normals(&seed, TOKENS * stride), *bias = i % 2 ? normals(&seed, n) : NULL;
+        for (int d = 0; d < count; d++) {
+            mf_device *device = devices[d].device;
+            float *all = conf_alloc((size_t)(TOKENS * n) * sizeof *all);
+            device->ops->linear(device, &w.m, bias, act_dtype, x, stride, TOKENS, all, n);
+            case_error e = { 0 };
+            for (int64_t t = 0; t < TOKENS; t += 7) {
+                for (int64_t r = 0; r < n; r++) {
+                    double sum = bias ? (double)bias[r] : 0;
+                    for (int64_t c = 0; c < k; c++) {
+                        const float v = x[t * stride + c];
+                        sum += w.value[r * k + c] * (double)(act_dtype == MF_BF16 ? mf_bf16_to_f32(mf_f32_to_bf16(v)) : v);
+                    }
+                    case_error_add(&e, (double)all[t * n + r], sum);
+                }
+            }
+            if (!(case_nmse(&e) <= 1e-12)) {
+                fail_msg("%s: linear of %s [%d, %d]: NMSE %g", devices[d].label, mf_dtype_name(act_dtype), (int)n, (int)k,
+                         case_nmse(&e));
+            }
+            for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+                const int64_t tokens = counts[c], first = c % 2 ? TOKENS - tokens : 0;
+                float *some = conf_alloc((size_t)(tokens * n) * sizeof *some);
+                device->ops->linear(device, &w.m, bias, act_dtype, x + first * stride, stride, tokens, some, n);
+                CHECK_EQ(conf_difference(some, all + first * n, MF_F32, tokens * n), -1);
+                conf_free(some);
+            }
+            conf_free(all);
+        }
+        conf_free(x);
+        conf_free(bias);
+        case_matrix_free(&w);
+    }
+}
+
+TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch)
+{
+    check_inputs(MF_BF16);
+}
+
+TEST(dense_linear_of_f32_inputs_keeps_them_and_has_the_same_bits_for_any_batch)
+{
+    check_inputs(MF_F32);
 }
 
 TEST(dense_matrix_views_decode_to_the_parents_values)

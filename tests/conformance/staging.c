@@ -7,11 +7,10 @@
  * refuses is never followed here. */
 #include <stdlib.h>
 
-#include "conf.h"
 #include "kernels/format.h"
-#include "kernels/ops.h"
+#include "staging.h"
 
-enum { MAX_VIEWS = 64, ALIGN = 256, GUARD_BYTES = 256 };
+enum { ALIGN = 256, GUARD_BYTES = 256 };
 
 #define REAL(result, name, ...)            \
     result __real_##name(__VA_ARGS__);     \
@@ -119,24 +118,13 @@ static void give(mf_device *device, char *block)
 
 /* ---- views ---- */
 
-typedef struct range {
-    uintptr_t first, end; /* of the host */
-    char *block, *at;     /* on the device: with guards; the byte that stands for `first` */
-    bool is_output;
-} range;
 
-typedef struct stage {
-    mf_device *device;
-    range ranges[MAX_VIEWS];
-    int num_ranges;
-} stage;
-
-static void add_range(stage *s, const void *data, size_t bytes, bool is_output)
+void stage_range(stage *s, const void *data, size_t bytes, bool is_output)
 {
     if (!data || bytes == 0) {
         return;
     }
-    assert_true(s->num_ranges < MAX_VIEWS);
+    assert_true(s->num_ranges < STAGE_VIEWS);
     range r = { (uintptr_t)data, (uintptr_t)data + bytes, NULL, NULL, is_output };
     for (int i = 0; i < s->num_ranges; i++) { /* overlapping ranges become one */
         range *o = &s->ranges[i];
@@ -151,7 +139,7 @@ static void add_range(stage *s, const void *data, size_t bytes, bool is_output)
     s->ranges[s->num_ranges++] = r;
 }
 
-static void add_view(stage *s, const mf_tensor *t, bool is_output)
+void stage_view(stage *s, const mf_tensor *t, bool is_output)
 {
     int64_t extent = 1;
     for (int32_t i = 0; i < t->ndim; i++) {
@@ -160,10 +148,10 @@ static void add_view(stage *s, const mf_tensor *t, bool is_output)
         }
         extent += (t->shape[i] - 1) * t->stride[i];
     }
-    add_range(s, t->data, t->ndim > 0 ? (size_t)extent * mf_dtype_size(t->dtype) : 0, is_output);
+    stage_range(s, t->data, t->ndim > 0 ? (size_t)extent * mf_dtype_size(t->dtype) : 0, is_output);
 }
 
-static void to_device(stage *s)
+void stage_to_device(stage *s)
 {
     mf_error err = { 0 };
     for (int i = 0; i < s->num_ranges; i++) {
@@ -181,7 +169,7 @@ static void to_device(stage *s)
 }
 
 /* Outputs back; a byte changed around a view or in an input fails the test. */
-static void from_device(stage *s)
+void stage_from_device(stage *s)
 {
     mf_error err = { 0 };
     for (int i = 0; i < s->num_ranges; i++) {
@@ -207,7 +195,7 @@ static void from_device(stage *s)
     pool_used = 0;
 }
 
-static void *moved(const stage *s, const void *p)
+void *stage_moved(const stage *s, const void *p)
 {
     for (int i = 0; p && i < s->num_ranges; i++) {
         const range *r = &s->ranges[i];
@@ -220,12 +208,12 @@ static void *moved(const stage *s, const void *p)
 
 static void move(const stage *s, mf_tensor *t)
 {
-    t->data = moved(s, t->data);
+    t->data = stage_moved(s, t->data);
 }
 
 /* ---- workspaces ---- */
 
-static void *open_workspace(mf_device *device, size_t bytes)
+void *stage_open_workspace(mf_device *device, size_t bytes)
 {
     mf_error err = { 0 };
     char *block = take(device, bytes + GUARD_BYTES);
@@ -237,7 +225,7 @@ static void *open_workspace(mf_device *device, size_t bytes)
     return block;
 }
 
-static void close_workspace(mf_device *device, void *block, size_t bytes)
+void stage_close_workspace(mf_device *device, void *block, size_t bytes)
 {
     mf_error err = { 0 };
     unsigned char guard[GUARD_BYTES];
@@ -271,7 +259,7 @@ static void stage_gate(stage *s, mf_gate_args *a)
     mf_tensor *views[NUM_GATE_VIEWS];
     gate_views(a, views);
     for (int i = 0; i < NUM_GATE_VIEWS; i++) {
-        add_view(s, views[i], i >= NUM_GATE_INPUTS);
+        stage_view(s, views[i], i >= NUM_GATE_INPUTS);
     }
 }
 
@@ -293,7 +281,7 @@ static mf_status finish(stage *s, mf_status status, mf_error *err)
         fail_msg("the device failed: %s", waiting.message);
     }
     (void)err;
-    from_device(s);
+    stage_from_device(s);
     return status;
 }
 
@@ -309,7 +297,7 @@ REAL(mf_status, mf_moe_fused_gate, mf_device *device, const mf_gate_args *args, 
     stage s = { .device = device };
     mf_gate_args a = *args;
     stage_gate(&s, &a);
-    to_device(&s);
+    stage_to_device(&s);
     move_gate(&s, &a);
     return finish(&s, __real_mf_moe_fused_gate(device, &a, err), err);
 }
@@ -326,11 +314,11 @@ REAL(mf_status, mf_moe_gate_unfused, mf_device *device, const mf_gate_args *args
     stage s = { .device = device };
     mf_gate_args a = *args;
     stage_gate(&s, &a);
-    to_device(&s);
+    stage_to_device(&s);
     move_gate(&s, &a);
-    void *room = open_workspace(device, bytes);
+    void *room = stage_open_workspace(device, bytes);
     status = __real_mf_moe_gate_unfused(device, &a, room, bytes, err);
-    close_workspace(device, room, bytes);
+    stage_close_workspace(device, room, bytes);
     return finish(&s, status, err);
 }
 
@@ -349,15 +337,15 @@ REAL(mf_status, mf_moe_align_block_size, mf_device *device, const mf_align_args 
     mf_tensor *const views[] = { &a.topk_ids, &a.histogram, &a.sorted_token_ids, &a.expert_ids, &a.num_tokens_post_padded,
                                  &a.offsets, &a.error_count };
     for (int i = 0; i < 7; i++) {
-        add_view(&s, views[i], i >= 2);
+        stage_view(&s, views[i], i >= 2);
     }
-    to_device(&s);
+    stage_to_device(&s);
     for (int i = 0; i < 7; i++) {
         move(&s, views[i]);
     }
-    void *room = open_workspace(device, bytes);
+    void *room = stage_open_workspace(device, bytes);
     status = __real_mf_moe_align_block_size(device, &a, room, bytes, err);
-    close_workspace(device, room, bytes);
+    stage_close_workspace(device, room, bytes);
     return finish(&s, status, err);
 }
 
@@ -366,13 +354,13 @@ static void stage_sum(stage *s, mf_sum_reduce_args *a, mf_tensor *addends)
     mf_tensor *const views[] = { &a->x, &a->topk_ids, &a->topk_weights, &a->identity_weight, &a->hidden,
                                  &a->addend_weights, &a->residual, &a->num_valid_tokens, &a->row_valid, &a->out };
     for (int i = 0; i < 10; i++) {
-        add_view(s, views[i], i == 9);
+        stage_view(s, views[i], i == 9);
     }
     for (int32_t i = 0; i < a->num_addends; i++) {
         addends[i] = a->addends[i];
-        add_view(s, &addends[i], false);
+        stage_view(s, &addends[i], false);
     }
-    to_device(s);
+    stage_to_device(s);
     for (int i = 0; i < 10; i++) {
         move(s, views[i]);
     }
@@ -393,8 +381,8 @@ REAL(mf_status, mf_moe_sum_reduce, mf_device *device, const mf_sum_reduce_args *
     }
     stage s = { .device = device };
     mf_sum_reduce_args a = *args;
-    mf_tensor addends[MAX_VIEWS];
-    assert_true(a.num_addends <= MAX_VIEWS / 2);
+    mf_tensor addends[STAGE_VIEWS];
+    assert_true(a.num_addends <= STAGE_VIEWS / 2);
     stage_sum(&s, &a, addends);
     return finish(&s, __real_mf_moe_sum_reduce(device, &a, err), err);
 }
@@ -520,15 +508,15 @@ REAL(mf_status, mf_fused_experts, mf_device *device, const mf_experts_args *args
     mf_tensor *const views[] = { &a.x, &a.topk_ids, &a.input_scale, &a.y };
     a.experts = args->experts;
     for (int i = 0; i < 4; i++) {
-        add_view(&s, views[i], i == 3);
+        stage_view(&s, views[i], i == 3);
     }
-    to_device(&s);
+    stage_to_device(&s);
     for (int i = 0; i < 4; i++) {
         move(&s, views[i]);
     }
-    void *room = open_workspace(device, bytes);
+    void *room = stage_open_workspace(device, bytes);
     status = __real_mf_fused_experts(device, &a, room, bytes, err);
-    close_workspace(device, room, bytes);
+    stage_close_workspace(device, room, bytes);
     return finish(&s, status, err);
 }
 
@@ -558,17 +546,17 @@ REAL(mf_status, mf_moe_layer, mf_device *device, const mf_layer_args *args, void
     stage_gate(&s, &gate);
     mf_tensor *const views[] = { &a.x, &a.shared_gate_weight, &a.residual, &a.out };
     for (int i = 0; i < 4; i++) {
-        add_view(&s, views[i], i == 3);
+        stage_view(&s, views[i], i == 3);
     }
-    to_device(&s);
+    stage_to_device(&s);
     move_gate(&s, &gate);
     for (int i = 0; i < 4; i++) {
         move(&s, views[i]);
     }
-    void *room = open_workspace(device, bytes);
+    void *room = stage_open_workspace(device, bytes);
     inside = true;
     status = __real_mf_moe_layer(device, &a, room, bytes, err);
     inside = false;
-    close_workspace(device, room, bytes);
+    stage_close_workspace(device, room, bytes);
     return finish(&s, status, err);
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go, over what build.sh made:  run.sh BUILD [tests] [sanitizer] [bench]
+# Everything that needs a GPU, in one go, over what build.sh made:  run.sh BUILD [tests] [models] [sanitizer] [bench]
+# models: whole models against the goldens, with golden_test, act_dtype_test and states_test of a CMake build copied to BUILD.
 # Programs run side by side; a line says how each ended, failures show their first lines.  Logs are left in BUILD/logs.
 set -uo pipefail
 out=$(cd "$1" && pwd)
@@ -50,6 +51,23 @@ tests() {
     start layer_chunks ${LIMIT:-170} "$out/layer_chunks" -workspace_does_not_grow
     start capture ${LIMIT:-170} "$out/capture"
     start sigmoid_sweep ${LIMIT:-170} "$out/sigmoid_sweep"
+    start dense ${LIMIT:-170} "$out/dense"
+    start attention ${LIMIT:-170} "$out/attention" -attention_needs_no_more
+    start attention_bits ${LIMIT:-170} "$out/attention_bits"
+    start delta_net ${LIMIT:-170} "$out/delta_net"
+    finish
+}
+
+models() {
+    export MOEFUSE_GOLDEN_DEVICE=cuda MOEFUSE_SOURCE_DIR=${MOEFUSE_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
+    [ -x "$out/golden_test" ] || { echo "models: no golden_test in $out"; return; }
+    start goldens ${LIMIT:-170} "$out/golden_test" logits_and_greedy
+    start goldens-chunks ${LIMIT:-170} "$out/golden_test" decoding_and_chunked
+    start goldens-company ${LIMIT:-170} "$out/golden_test" a_text_among
+    start goldens-fusion ${LIMIT:-170} "$out/golden_test" fused_and_unfused replicas
+    start goldens-counts ${LIMIT:-170} "$out/golden_test" a_row_of_nan expert_load
+    start dtypes ${LIMIT:-170} "$out/act_dtype_test"
+    start states ${LIMIT:-170} "$out/states_test"
     finish
 }
 
@@ -63,6 +81,9 @@ sanitizer() {
         start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
         start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
         start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend
+        start $tool-linear ${CHECK_LIMIT:-140} $check --tool $tool "$out/dense" dense_linear_of_bf16 dense_rms_norm
+        start $tool-attention ${CHECK_LIMIT:-140} $check --tool $tool "$out/attention_bits" attention_bits_do_not_depend_on_the_rest
+        start $tool-delta-net ${CHECK_LIMIT:-140} $check --tool $tool "$out/delta_net" delta_net_writes_no_state
     done
     finish
 }
@@ -70,6 +91,7 @@ sanitizer() {
 for part in $what; do
     case $part in
     tests) tests ;;
+    models) models ;;
     sanitizer) sanitizer ;;
     few) "$out/cuda_bench" experts --few 2>&1 ;;
     bench) "$out/cuda_bench" ${BENCH_FLAGS:-} 2>&1 | tee "$logs/bench.log" ;;

@@ -391,6 +391,43 @@ TEST(nan_logits_end_that_request_alone)
     close_setup(&s);
 }
 
+/* Greedy requests alone are the model's to choose; one that wants more beside them brings the logits back. */
+TEST(the_models_own_choice_is_the_samplers)
+{
+    mf_engine_options o = small_options();
+    for (int mixed = 0; mixed < 2; mixed++) {
+        setup s;
+        job jobs[5];
+        mf_error err = { 0 };
+        fake_model_init(&s.fake, 64);
+        s.fake.picks_best = true;
+        s.fake.poison_token = 2;
+        s.engine = open_fake_engine(&s.fake, &o, MAX_LEN, 60);
+        CHECK_OK(mf_sampler_open(FAKE_VOCAB, FAKE_SAMPLED, &s.sampler, &err), err);
+        for (int i = 0; i < 5; i++) {
+            job_text(&jobs[i], 9 + (uint64_t)i, 10, 20);
+            for (int k = 0; k < 10; k++) {
+                jobs[i].prompt[k] = jobs[i].prompt[k] == 2 ? 3 : jobs[i].prompt[k];
+            }
+        }
+        jobs[3].prompt[4] = 2; /* NaN */
+        if (mixed) {
+            jobs[1].request.sampling.logprobs = 2;
+        }
+        for (int i = 0; i < 5; i++) {
+            job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+            job_submit(&jobs[i], s.engine);
+        }
+        engine_run(s.engine);
+        for (int i = 0; i < 5; i++) {
+            job_compare(&jobs[i]);
+        }
+        CHECK(s.fake.num_picks > 0);
+        CHECK(mixed ? s.fake.num_picks < s.fake.num_forwards : s.fake.num_picks + 1 >= s.fake.num_forwards / 2);
+        close_setup(&s);
+    }
+}
+
 TEST(a_failing_device_ends_its_batch_and_not_the_engine)
 {
     mf_engine_options o = small_options();

@@ -130,6 +130,21 @@ static mf_status write_row(fake_model *fake, const mf_batch *batch, int32_t row,
     return MF_OK;
 }
 
+/* The lowest id of the largest number; the logits are then not given. */
+static void pick(const fake_model *fake, const mf_batch *batch, int32_t i, float *logits)
+{
+    int32_t best = 0;
+    bool is_good = true;
+    for (int32_t v = 0; v < fake->vocab_size; v++) {
+        is_good = is_good && logits[v] < INFINITY;
+        best = v < batch->num_best_ids && logits[v] > logits[best] ? v : best;
+    }
+    batch->best[i] = is_good ? best : -1;
+    for (int32_t v = 0; v < fake->vocab_size; v++) {
+        logits[v] = 0.0f;
+    }
+}
+
 static mf_status forward(void *context, const mf_batch *batch, float *logits, mf_error *err)
 {
     fake_model *fake = context;
@@ -171,8 +186,13 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
             digest = digest_next(digest, slot);
             poisoned = poisoned || slot->token == fake->poison_token;
         }
-        logits_of(fake, digest, poisoned, logits + (size_t)i * (size_t)fake->vocab_size);
+        float *out = logits + (size_t)i * (size_t)fake->vocab_size;
+        logits_of(fake, digest, poisoned, out);
+        if (batch->best) {
+            pick(fake, batch, i, out);
+        }
     }
+    fake->num_picks += batch->best != NULL;
     return MF_OK;
 }
 
@@ -180,7 +200,8 @@ mf_engine_model fake_model_table(fake_model *fake, int64_t max_model_len)
 {
     return (mf_engine_model){
         .context = fake, .vocab_size = fake->vocab_size, .max_model_len = max_model_len,
-        .max_batch_tokens = fake->max_batch_tokens, .eos_token_ids = eos_ids, .num_eos_token_ids = 1, .has_states = fake->has_states, .kv_open = kv_open,
+        .max_batch_tokens = fake->max_batch_tokens, .eos_token_ids = eos_ids, .num_eos_token_ids = 1, .has_states = fake->has_states,
+        .picks_best = fake->picks_best, .kv_open = kv_open,
         .kv_close = kv_close, .forward = forward, .close = close_model,
     };
 }

@@ -27,6 +27,8 @@ typedef struct fake_model {
     fake_slot *slots; /* [num_blocks, block_size] */
     int32_t num_blocks, block_size;
     int32_t max_batch_tokens;
+    bool picks_best;       /* set before the engine opens: finds the largest logits itself, and then gives none */
+    int64_t num_picks;     /* forwards that did */
     int32_t vocab_size;    /* FAKE_VOCAB unless changed before the engine opens */
     int32_t poison_token;  /* a sequence that holds it has NaN logits from there on; -1 = none */
     int32_t fail_countdown; /* > 0: the forward that brings it to 0 fails */

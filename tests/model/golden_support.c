@@ -13,7 +13,7 @@ const char *const golden_names[] = { "v3",         "v2_lite", "v2",           "v
                                      "minimax",    "dots1",   "hunyuan",      "kimi_k2_int4", "v3_mixed", "qwen3_int8", "mixtral_fp8", "qwen3_gptq", "qwen3_awq", "v3_mxfp4", "mixtral_window",
                                      "qwen2_window", "qwen3_window", "dots1_window", "dots1_layer_types", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_f32",
                                      "llama4", "llama4_dense", "llama4_vision", "qwen3_next", "qwen3_next_odd", "bailing", "bailing_fp8", NULL };
-const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", NULL };
+const char *const golden_devices[] = { "ref", "cpu", "cpu/c", "cpu/avx2", "cuda", NULL };
 
 void golden_open(const char *name, golden *out)
 {
@@ -26,7 +26,8 @@ void golden_open_file(const char *name, const char *file, golden *out)
     mf_error err;
     memset(out, 0, sizeof *out);
     out->name = name;
-    snprintf(out->dir, sizeof out->dir, "%s/tests/model/goldens/%s", MF_SOURCE_DIR, name);
+    const char *root = getenv("MOEFUSE_SOURCE_DIR"); /* a program built elsewhere */
+    snprintf(out->dir, sizeof out->dir, "%s/tests/model/goldens/%s", root ? root : MF_SOURCE_DIR, name);
     snprintf(path, sizeof path, "%s/%s", out->dir, file);
     CHECK_OK(mf_file_open(path, true, 0, &out->file, &err), err);
     CHECK(out->file.size > 20);
@@ -51,6 +52,10 @@ void golden_close(golden *g)
 
 bool golden_device_usable(const char *device)
 {
+    const char *only = getenv("MOEFUSE_GOLDEN_DEVICE");
+    if (only || strcmp(device, "cuda") == 0) {
+        return only && strcmp(device, only) == 0;
+    }
     return strcmp(device, "cpu/avx2") != 0 || mf_cpu_features_get()->avx2_fma_f16c;
 }
 
@@ -61,7 +66,7 @@ mf_model_options golden_options(const char *device)
     } else {
         unsetenv("MOEFUSE_ISA");
     }
-    return (mf_model_options){ .device = strcmp(device, "ref") == 0 ? "ref" : "cpu",
+    return (mf_model_options){ .device = strcmp(device, "ref") == 0 || strcmp(device, "cuda") == 0 ? device : "cpu",
                                .num_threads = 1,
                                .use_map = true,
                                .max_batch_tokens = 128,

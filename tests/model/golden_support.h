@@ -22,7 +22,8 @@ void golden_open(const char *name, golden *out);
 void golden_open_file(const char *name, const char *file, golden *out);
 void golden_close(golden *g);
 
-/* A device as tests name it: "ref", "cpu" (best ISA) or "cpu/c", "cpu/avx2". */
+/* A device as tests name it: "ref", "cpu" (best ISA) or "cpu/c", "cpu/avx2"; "cuda" only where MOEFUSE_GOLDEN_DEVICE, which
+ * leaves out all others, names it. */
 extern const char *const golden_devices[]; /* NULL-terminated; ISAs that this machine has not are left out at run time */
 bool golden_device_usable(const char *device);
 

@@ -359,8 +359,9 @@ static void poison_a_row(const char *name)
         const mf_matrix *embed = &mf_model_get_weights(model)->embed_tokens;
         CHECK_EQ(embed->format, MF_FORMAT_BF16);
         uint16_t *row = (uint16_t *)(uintptr_t)embed->data + poisoned * embed->row_stride;
+        const uint16_t nan = 0x7fc0;
         for (int64_t i = 0; i < embed->k; i++) {
-            row[i] = 0x7fc0;
+            CHECK_OK(mf_device_copy((mf_device *)(uintptr_t)mf_model_get_device(model), row + i, &nan, sizeof nan, &err), err);
         }
         mf_kv_store *store = NULL;
         CHECK_OK(mf_kv_store_open(model, 2 * MAX_BLOCKS, BLOCK, 2, &store, &err), err);

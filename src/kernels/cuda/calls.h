@@ -182,6 +182,60 @@ typedef struct mf_cuda_experts {
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_experts;
 
+/* Both grouped products of a table on Hopper (grouped.cu), with what prepares them (grouped_prepare.cu). */
+enum { MF_CUDA_FEW_GROUPED_TOKENS = 8, MF_CUDA_FEW_GROUPED_PAIRS = 128 }; /* grouped_few.cu takes */
+enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUPED_TILES = 65536 };
+
+/* Words of the device's own counters, all zero between calls. */
+enum {
+    MF_CUDA_WORK_NEXT = 0,
+    MF_CUDA_WORK_DONE,
+    MF_CUDA_WORK_COUNTS = 32,
+    MF_CUDA_WORK_CURSORS = MF_CUDA_WORK_COUNTS + MF_CUDA_GROUPED_SLOTS,
+    MF_CUDA_WORK_TILES = MF_CUDA_WORK_CURSORS + MF_CUDA_GROUPED_SLOTS,
+    MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
+};
+
+/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
+
+typedef struct mf_cuda_grouped {
+    mf_cuda_experts e;
+    const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
+    uint32_t *work;   /* the device's counters */
+    int32_t *offsets; /* [num_slots + 1] of each slot's pairs in sorted */
+    int32_t *sorted;  /* [num_pairs] */
+    /* rows of tokens as the products read them, strides in bytes; FP8: codes, with a scale per 128 columns */
+    const uint8_t *x_bytes, *h_bytes;
+    int64_t x_pitch, h_pitch;
+    uint8_t *x_codes, *h_codes; /* [T, H] and, by place in sorted, [num_pairs, h_stride] */
+    const float *x_scales;
+    float *x_scales_out, *h_scales;
+    int64_t x_groups, h_groups;
+    int32_t fp8, x_is_wide, clears_counts;
+    int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
+    int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
+    int32_t width;    /* of every slot; 0: they differ */
+    int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
+    int64_t blocks;
+} mf_cuda_grouped;
+
+/* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, the tokens' scales. */
+static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
+{
+    return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
+}
+
+/* The same of grouped_few.cu. */
+static inline int64_t mf_cuda_few_stage_bytes(int rows)
+{
+    return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
+}
+
+int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
+
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);
 int mf_cuda_launch_quantise_h(const mf_cuda_experts *call, void *stream);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu_features.h"
 #include "base/sys.h"
 #include "kernels/cuda/backend.h"
 
@@ -27,6 +28,7 @@ static void own_folder(char *text, size_t size)
     }
 }
 
+/* It stays once it is there: the runtime inside it does not like to go and come back, and takes a second to. */
 static void *open_library(char *reason, size_t size)
 {
     const char *named = getenv("MOEFUSE_CUDA_LIBRARY");
@@ -34,15 +36,15 @@ static void *open_library(char *reason, size_t size)
     void *library = NULL;
     reason[0] = '\0';
     if (named && named[0]) {
-        library = dlopen(named, RTLD_NOW | RTLD_LOCAL);
+        library = dlopen(named, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     } else {
         static const char *const places[] = { "", "../lib/" };
         own_folder(folder, sizeof folder);
         for (size_t i = 0; folder[0] && !library && i < sizeof places / sizeof places[0]; i++) {
             snprintf(path, sizeof path, "%s%s%s", folder, places[i], file_name);
-            library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         }
-        library = library ? library : dlopen(file_name, RTLD_NOW | RTLD_LOCAL);
+        library = library ? library : dlopen(file_name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     }
     if (!library) {
         const char *text = dlerror();
@@ -51,10 +53,16 @@ static void *open_library(char *reason, size_t size)
     return library;
 }
 
+/* What stays on the host, sampling, takes a few threads. */
+static int32_t sampling_threads(void)
+{
+    const int32_t cores = mf_cpu_features_get()->num_cores;
+    return cores < 8 ? cores : 8;
+}
+
 mf_status mf_cuda_device_init(mf_device *device, const mf_device_options *options, mf_error *err)
 {
     char reason[512];
-    (void)options;
     void *library = open_library(reason, sizeof reason);
     if (!library) {
         mf_status status = mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s cannot be opened: %s", device->name, file_name,
@@ -72,7 +80,8 @@ mf_status mf_cuda_device_init(mf_device *device, const mf_device_options *option
         return mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s is of another build (%.40s; expected %s)", device->name,
                        file_name, backend ? backend->version : "no entry point", MF_VERSION_STRING);
     }
-    return backend->init(device, err);
+    MF_TRY(backend->init(device, err));
+    return mf_pool_open(options->num_threads > 0 ? options->num_threads : sampling_threads(), &device->pool, err);
 }
 
 void mf_cuda_library_close(mf_device *device)

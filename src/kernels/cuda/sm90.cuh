@@ -156,6 +156,25 @@ MF_PTX int add_shared(int *p, int v)
     return before;
 }
 
+/* 2^x; results below the smallest normal number are 0. */
+MF_PTX float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Four 8 x 8 tiles of 16-bit elements, transposed: lane l names row l % 8 of tile l / 8; lane (g, q) gets rows 2q, 2q + 1 of
+ * column g of each. */
+MF_PTX void load_transposed(uint32_t (&r)[4], const void *shared)
+{
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
 /* Programmatic dependent launch (sm_90): what kernels before this one wrote is there; the next one may start. */
 MF_PTX void wait_for_previous()
 {

@@ -1,0 +1,756 @@
+/* cuda_dense.c - the host's side of what a whole model needs of device cuda: dense operations, memory beside alloc and copy,
+ * graphs.  cuda_device.c's table points here.
+ *
+ * The dense operations return nothing: what fails becomes the device's failure, and the next operation that can say so does.
+ * The inputs of bf16 products are rounded once, into memory that the device keeps and that grows outside graphs only. */
+#include <cuda_runtime_api.h>
+#include <string.h>
+
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/device_state.h"
+#include "kernels/format.h"
+
+enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
+
+int mf_cuda_starts_early;
+
+static mf_cuda_stream stream_of(mf_device *device)
+{
+    return mf_cuda_state_of(device)->stream;
+}
+
+/* false: the device has failed. */
+static bool begin(mf_device *device)
+{
+    mf_error ignored;
+    return mf_cuda_enter(device, &ignored) == MF_OK;
+}
+
+static void done(mf_device *device, int code, const char *what)
+{
+    mf_error ignored;
+    (void)mf_cuda_check(device, code, what, &ignored);
+}
+
+static bool on16(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+
+/* ---- matrices ---- */
+
+/* quant says here whether eight codes of a row can be read at once, from any multiple of eight. */
+static mf_cuda_matrix seen_matrix(const mf_matrix *m)
+{
+    const int64_t bits = mf_format_bits(m->format), bytes = bits; /* eight codes */
+    const bool codes_odd = bits >= 16 && (uintptr_t)m->data % (size_t)(bits / 8) != 0;
+    const bool scales_odd = m->scale && (uintptr_t)m->scale % mf_dtype_size(m->scale_dtype) != 0;
+    const int64_t wide = bytes < 16 ? bytes : 16;
+    return (mf_cuda_matrix){ .data = m->data,
+                             .scale = m->scale,
+                             .zero = m->zero,
+                             .row_stride = m->row_stride,
+                             .scale_row_stride = m->scale_row_stride,
+                             .group_size = m->group_size,
+                             .n = m->n,
+                             .k = m->k,
+                             .format = (int32_t)m->format,
+                             .scale_dtype = (int32_t)m->scale_dtype,
+                             .quant = (uintptr_t)m->data % (size_t)wide == 0 && m->row_stride * bits / 8 % wide == 0,
+                             .reserved = codes_odd || scales_odd };
+}
+
+/* Whether a product goes through the tensor cores: the matrix alone decides. */
+static bool takes_mma(const mf_matrix *m, mf_dtype act_dtype)
+{
+    return (act_dtype == MF_BF16 || act_dtype == MF_F32) && m->format == MF_FORMAT_BF16 && m->k % 64 == 0 && m->row_stride % 8 == 0 &&
+           on16(m->data);
+}
+
+/* ---- rounded inputs ---- */
+
+static mf_status reserve_bytes(mf_device *device, size_t bytes, mf_error *err)
+{
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    if (bytes <= state->rounded_bytes) {
+        return MF_OK;
+    }
+    MF_TRY(mf_cuda_check(device, cudaStreamSynchronize(state->stream), "cudaStreamSynchronize", err));
+    MF_TRY(mf_cuda_check(device, cudaFree(state->rounded), "cudaFree", err));
+    state->rounded = NULL;
+    state->rounded_bytes = 0;
+    cudaError_t error = cudaMalloc(&state->rounded, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        return mf_fail(err, MF_ERR_NOMEM, "device %s: no memory for %zu bytes of rounded inputs", device->name, bytes);
+    }
+    MF_TRY(mf_cuda_check(device, error, "cudaMalloc", err));
+    state->rounded_bytes = bytes;
+    return MF_OK;
+}
+
+static mf_status reserve(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return reserve_bytes(device, (size_t)(num_tokens * k) * 2, err);
+}
+
+void mf_cuda_dense_close(mf_device *device)
+{
+    (void)cudaFree(mf_cuda_state_of(device)->rounded);
+}
+
+/* ---- linear ---- */
+
+/* x of a product as planes of bf16: where it is already, or in the device's own memory. */
+static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
+{
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    mf_error err;
+    if (reserve_bytes(device, (size_t)(p->parts * p->num_tokens * width) * 2, &err) != MF_OK) {
+        state->failure = state->failure.status == MF_OK ? err : state->failure;
+        return false;
+    }
+    done(device, p->parts == 1 ? mf_cuda_launch_convert(p->x, p->x_stride, p->num_tokens, width, MF_BF16, state->rounded, state->stream)
+                               : mf_cuda_launch_split(p->x, p->x_stride, p->num_tokens, width, state->rounded, state->stream),
+         "linear's input");
+    p->x = state->rounded;
+    p->x_stride = width;
+    p->x_plane = p->num_tokens * width;
+    return true;
+}
+
+/* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
+static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
+{
+    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW &&
+                        mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <= mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
+    p->runs = k >= 3072 ? 16 : 8;
+    if (rounded && p->parts == 1) {
+        p->x = rounded;
+        p->x_stride = k;
+    } else if (is_few && p->num_tokens <= 8 && p->x_is_wide) {
+        p->x_is_f32 = 1;
+    } else if (!round_x(device, p, width)) {
+        return;
+    }
+    done(device, is_few ? mf_cuda_launch_linear_few(p, stream_of(device)) : mf_cuda_launch_linear_tile(p, stream_of(device)), "linear");
+}
+
+/* The products of `chosen` (a set of indices), all of one path and, if plain, of one format. */
+static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, bool is_mma)
+{
+    mf_cuda_linear p = { .x = call->x, .x_stride = call->x_stride, .num_tokens = call->num_tokens };
+    for (int i = 0; i < call->num; i++) {
+        if (chosen >> i & 1) {
+            p.w[p.num] = seen_matrix(call->w[i]);
+            p.bias[p.num] = call->bias[i];
+            p.out[p.num] = call->out[i];
+            p.out_stride[p.num++] = call->out_stride[i];
+        }
+    }
+    p.x_is_wide = on16(call->x) && call->x_stride % 4 == 0;
+    if (is_mma) {
+        p.parts = call->act_dtype == MF_F32 ? 3 : 1;
+        launch_mma(device, &p, call->rounded);
+    } else {
+        p.round_x = call->act_dtype == MF_BF16;
+        done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "linear");
+    }
+}
+
+static void linear_many(mf_device *device, const mf_linear_call *call)
+{
+    if (call->num_tokens == 0 || !begin(device)) {
+        return;
+    }
+    uint32_t left = (1u << call->num) - 1u;
+    while (left) {
+        int first = 0;
+        while (!(left >> first & 1)) {
+            first++;
+        }
+        const bool is_mma = takes_mma(call->w[first], call->act_dtype);
+        uint32_t same = 0;
+        for (int i = first; i < call->num; i++) {
+            const bool alike = takes_mma(call->w[i], call->act_dtype) == is_mma &&
+                               (is_mma || call->w[i]->format == call->w[first]->format);
+            same |= (uint32_t)((left >> i & 1) && alike) << i;
+        }
+        launch_linear(device, call, same, is_mma);
+        left &= ~same;
+    }
+}
+
+static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
+                   int64_t num_tokens, float *out, int64_t out_stride)
+{
+    const mf_linear_call call = { .num = 1,
+                                  .w = { w },
+                                  .bias = { bias },
+                                  .out = { out },
+                                  .out_stride = { out_stride },
+                                  .act_dtype = act_dtype,
+                                  .x = x,
+                                  .x_stride = x_stride,
+                                  .num_tokens = num_tokens };
+    linear_many(device, &call);
+}
+
+/* ---- rows and elements ---- */
+
+static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride)
+{
+    if (num_tokens > 0 && begin(device)) {
+        const mf_cuda_matrix m = seen_matrix(table);
+        done(device, mf_cuda_launch_embed(&m, ids, num_tokens, out, out_stride, stream_of(device)), "embed");
+    }
+}
+
+static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n, const float *weight,
+                     float eps, float *out, int64_t out_stride)
+{
+    if (num_tokens > 0 && begin(device)) {
+        const mf_cuda_norm p = { .x = x, .x_stride = x_stride, .num_tokens = num_tokens, .n = n, .weight = weight,
+                                 .out = out, .out_stride = out_stride, .eps = eps };
+        done(device, mf_cuda_launch_norm(&p, stream_of(device)), "norm");
+    }
+}
+
+static void add_norm(mf_device *device, const mf_add_norm_call *call)
+{
+    if (call->num_tokens > 0 && begin(device)) {
+        const mf_cuda_norm p = { .acc = call->acc, .add = call->add, .x = call->acc, .x_stride = call->n,
+                                 .num_tokens = call->num_tokens, .n = call->n, .weight = call->weight,
+                                 .out = call->out, .out_stride = call->n, .eps = call->eps,
+                                 .rounded = call->rounded_dtype == MF_BF16 ? call->rounded : NULL };
+        done(device, mf_cuda_launch_norm(&p, stream_of(device)), "add and norm");
+        if (call->rounded && call->rounded_dtype != MF_BF16) {
+            done(device, mf_cuda_launch_convert(call->out, call->n, call->num_tokens, call->n, (int)call->rounded_dtype,
+                                                call->rounded, stream_of(device)), "convert");
+        }
+    }
+}
+
+static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
+                 const float *cos_sin, const int32_t *position, int64_t num_tokens)
+{
+    if (num_tokens > 0 && begin(device)) {
+        done(device, mf_cuda_launch_rope(x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens,
+                                         stream_of(device)), "rope");
+    }
+}
+
+static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+{
+    if (num_tokens > 0 && begin(device)) {
+        const mf_cuda_kv_write p = { .cache = kv->cache, .block_table = kv->block_table, .sequence = kv->sequence,
+                                     .position = kv->position, .row_size = kv->row_size, .block_size = kv->block_size,
+                                     .max_blocks = kv->max_blocks, .rows_stride = rows_stride, .num_tokens = num_tokens,
+                                     .rows = rows, .is_bf16 = kv->dtype == MF_BF16 };
+        done(device, mf_cuda_launch_kv_write(&p, stream_of(device)), "cache write");
+    }
+}
+
+static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
+{
+    if (call->num_tokens > 0 && begin(device)) {
+        const mf_kv_view *kv = &call->kv;
+        const mf_cuda_gqa_prepare p = { .num_tokens = call->num_tokens,
+                                        .num_heads = (int32_t)call->num_heads,
+                                        .num_kv_heads = (int32_t)call->num_kv_heads,
+                                        .head_dim = (int32_t)call->head_dim,
+                                        .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
+                                        .q = call->q,
+                                        .rows = call->rows,
+                                        .q_norm = call->q_norm,
+                                        .k_norm = call->k_norm,
+                                        .cos_sin = call->cos_sin,
+                                        .eps = call->eps,
+                                        .rope_dim = (int32_t)call->rope_dim,
+                                        .rope_pair = call->rope_pair,
+                                        .norm_after_rope = call->norm_after_rope,
+                                        .is_bf16 = kv->dtype == MF_BF16,
+                                        .cache = kv->cache,
+                                        .block_table = kv->block_table,
+                                        .sequence = kv->sequence,
+                                        .position = kv->position,
+                                        .row_size = kv->row_size,
+                                        .block_size = kv->block_size,
+                                        .max_blocks = kv->max_blocks };
+        done(device, mf_cuda_launch_gqa_prepare(&p, stream_of(device)), "queries and keys");
+    }
+}
+
+static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
+{
+    if (call->num_tokens > 0 && begin(device)) {
+        const mf_kv_view *kv = &call->kv;
+        const mf_cuda_mla_prepare p = { .num_tokens = call->num_tokens,
+                                        .num_heads = (int32_t)call->num_heads,
+                                        .nope = (int32_t)call->qk_nope_head_dim,
+                                        .rope = (int32_t)call->qk_rope_head_dim,
+                                        .rank = (int32_t)call->kv_lora_rank,
+                                        .rope_pair = call->rope_pair,
+                                        .is_bf16 = kv->dtype == MF_BF16,
+                                        .q = call->q,
+                                        .rows = call->rows,
+                                        .norm = call->norm,
+                                        .cos_sin = call->cos_sin,
+                                        .eps = call->eps,
+                                        .cache = kv->cache,
+                                        .block_table = kv->block_table,
+                                        .sequence = kv->sequence,
+                                        .position = kv->position,
+                                        .row_size = kv->row_size,
+                                        .block_size = kv->block_size,
+                                        .max_blocks = kv->max_blocks };
+        done(device, mf_cuda_launch_mla_prepare(&p, stream_of(device)), "latents");
+    }
+}
+
+static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
+                         int64_t n)
+{
+    if (num_rows * n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_sigmoid_gate(x, x_stride, gate, gate_stride, num_rows, n, stream_of(device)), "sigmoid gate");
+    }
+}
+
+static void convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out)
+{
+    if (n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_convert(x, n, 1, n, (int)dtype, out, stream_of(device)), "convert");
+    }
+}
+
+static void clip(mf_device *device, float *x, int64_t n, float limit)
+{
+    if (n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_clip(x, n, limit, stream_of(device)), "clip");
+    }
+}
+
+static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens)
+{
+    if (num_tokens * n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_scale_rows(x, n, factors, position, num_tokens, stream_of(device)), "scale rows");
+    }
+}
+
+static void add(mf_device *device, float *acc, const float *x, int64_t n)
+{
+    if (n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_add(acc, x, n, stream_of(device)), "add");
+    }
+}
+
+static void glu(mf_device *device, float *gate, const float *up, int64_t n)
+{
+    if (n > 0 && begin(device)) {
+        done(device, mf_cuda_launch_glu(gate, up, n, stream_of(device)), "activation");
+    }
+}
+
+static void best(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys)
+{
+    if (num_rows > 0 && begin(device)) {
+        done(device, mf_cuda_launch_best(logits, num_rows, n, num_ids, keys, stream_of(device)), "largest logits");
+    }
+}
+
+/* ---- attention ---- */
+
+static int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Parts of a context whose results may lie in memory: spans of plain attention, the shorter pieces of tensor cores. */
+static int64_t num_spans(const mf_kv_view *kv)
+{
+    const int64_t size = kv->dtype == MF_BF16 ? MF_CUDA_PIECE : MF_CUDA_SPAN;
+    return (kv->max_context + size - 1) / size;
+}
+
+static int64_t partial_floats(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
+{
+    return num_tokens * num_heads * spans * (v_dim + 2);
+}
+
+/* Rows may be split over their spans where the results fit. */
+static bool may_split(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
+{
+    return partial_floats(num_tokens, num_heads, spans, v_dim) * 4 <= MAX_PARTIAL_BYTES;
+}
+
+/* Room for the pieces of the most rows that are ever split, of these sizes or smaller ones. */
+static size_t partial_room(int64_t num_tokens, int64_t num_heads, int64_t spans, int64_t v_dim)
+{
+    return (size_t)min_i64(partial_floats(num_tokens, num_heads, spans, v_dim), MAX_PARTIAL_BYTES / 4);
+}
+
+static void set_view(mf_cuda_attention *p, const mf_kv_view *kv)
+{
+    p->cache = kv->cache;
+    p->block_table = kv->block_table;
+    p->sequence = kv->sequence;
+    p->position = kv->position;
+    p->row_size = kv->row_size;
+    p->block_size = kv->block_size;
+    p->max_blocks = kv->max_blocks;
+    p->cache_is_bf16 = kv->dtype == MF_BF16;
+    p->most_spans = num_spans(kv);
+}
+
+/* The tensor cores' path: sizes and the cache decide, never the batch. */
+static bool takes_mma_attention(const mf_device *device, const mf_cuda_attention *p)
+{
+    const bool is_aligned = p->cache_is_bf16 && on16(p->cache) && p->row_size % 8 == 0 && on16(p->q) && p->q_stride % 4 == 0 &&
+                            p->q_head_stride % 4 == 0;
+    if (p->q_tail) {
+        return is_aligned && p->head_dim == 576 && p->v_dim == 512 && on16(p->q_tail) && p->tail_stride % 4 == 0 &&
+               p->tail_head_stride % 4 == 0 && (p->num_heads <= 32 ? 32 % p->num_heads == 0 : p->num_heads % 32 == 0) &&
+               mf_cuda_attention_mla_shared() <= mf_cuda_state_of(device)->gpu.shared_bytes;
+    }
+    return is_aligned && p->head_dim == p->v_dim && (p->head_dim == 64 || p->head_dim == 128) && p->value_at % 8 == 0 &&
+           p->num_heads / p->num_kv_heads <= 128;
+}
+
+static void run_attention(mf_device *device, mf_cuda_attention *p, float *partial)
+{
+    const bool is_mma = takes_mma_attention(device, p);
+    const int64_t blocks = p->num_tokens * p->num_kv_heads * (p->q_tail ? (p->num_heads + 15) / 16 : 1);
+    const int64_t wanted = 2 * mf_cuda_state_of(device)->gpu.num_multiprocessors;
+    const bool fits = may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
+    p->num_splits = (int32_t)min_i64(min_i64(p->most_spans, (wanted + blocks - 1) / blocks), MAX_SPLITS);
+    p->partial = partial;
+    if (is_mma) {
+        const bool is_decode = p->num_tokens <= DECODE_TOKENS && fits;
+        done(device, p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
+                     : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
+                                 : mf_cuda_launch_attention_prefill(p, stream_of(device)), "attention");
+        return;
+    }
+    p->num_splits = fits ? p->num_splits : 1;
+    const int64_t bytes = mf_cuda_attention_plain_shared(0, p->head_dim, p->v_dim);
+    done(device, mf_cuda_launch_attention_plain(p, bytes, stream_of(device)), "attention");
+    if (p->num_splits > 1) {
+        done(device, mf_cuda_launch_attention_merge(p, stream_of(device)), "attention's merge");
+    }
+}
+
+static size_t gqa_scratch_floats(const mf_device *device, const mf_gqa_args *args)
+{
+    (void)device;
+    return partial_room(args->num_tokens, args->num_heads, num_spans(&args->kv), args->v_head_dim) + 1;
+}
+
+static void gqa_attention(mf_device *device, const mf_gqa_args *args)
+{
+    if (args->num_tokens == 0 || !begin(device)) {
+        return;
+    }
+    mf_cuda_attention p = { .num_tokens = args->num_tokens,
+                            .num_heads = (int32_t)args->num_heads,
+                            .num_kv_heads = (int32_t)args->num_kv_heads,
+                            .head_dim = (int32_t)args->head_dim,
+                            .v_dim = (int32_t)args->v_head_dim,
+                            .value_at = (int32_t)(args->num_kv_heads * args->head_dim),
+                            .value_step = (int32_t)args->v_head_dim,
+                            .window = args->window,
+                            .chunk = args->chunk,
+                            .sinks = args->sinks,
+                            .q = args->q,
+                            .q_stride = args->num_heads * args->head_dim,
+                            .q_head_stride = args->head_dim,
+                            .out = args->out,
+                            .scale = args->softmax_scale };
+    set_view(&p, &args->kv);
+    run_attention(device, &p, args->scratch);
+}
+
+/* Rows that go through MLA together: their latent queries and results share the scratch. */
+static int64_t mla_rows(const mf_mla_args *args)
+{
+    const int64_t row = args->num_heads * 2 * args->kv_lora_rank * 4, most = MAX_MLA_BYTES / row;
+    return min_i64(args->num_tokens, most > 0 ? most : 1);
+}
+
+static size_t mla_scratch_floats(const mf_device *device, const mf_mla_args *args)
+{
+    (void)device;
+    const int64_t rows = mla_rows(args);
+    return (size_t)(rows * args->num_heads * 2 * args->kv_lora_rank) +
+           partial_room(rows, args->num_heads, num_spans(&args->kv), args->kv_lora_rank) + 1;
+}
+
+/* The v rows of kv_b times each head's latent result. */
+static void unabsorb(mf_device *device, const mf_mla_args *args, const float *latent, int64_t num_tokens, float *out)
+{
+    mf_cuda_linear p = { .num = 1,
+                         .w = { seen_matrix(args->kv_b) },
+                         .out = { out },
+                         .out_stride = { args->num_heads * args->v_head_dim },
+                         .x = latent,
+                         .x_stride = args->num_heads * args->kv_lora_rank,
+                         .x_is_wide = on16(latent) && args->kv_lora_rank % 4 == 0,
+                         .parts = 1,
+                         .num_tokens = num_tokens,
+                         .num_batches = args->num_heads,
+                         .batch_rows = args->qk_nope_head_dim + args->v_head_dim,
+                         .first_row = args->qk_nope_head_dim,
+                         .rows = args->v_head_dim,
+                         .x_step = args->kv_lora_rank,
+                         .out_step = args->v_head_dim };
+    if (args->kv.dtype == MF_BF16 && takes_mma(args->kv_b, MF_BF16)) { /* latent results may be rounded where the cache is */
+        launch_mma(device, &p, NULL);
+    } else {
+        done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "latent results");
+    }
+}
+
+static void mla_attention(mf_device *device, const mf_mla_args *args)
+{
+    if (args->num_tokens == 0 || !begin(device)) {
+        return;
+    }
+    const int64_t rows = mla_rows(args), heads = args->num_heads, rank = args->kv_lora_rank;
+    const int64_t nope = args->qk_nope_head_dim, tail = args->qk_rope_head_dim;
+    float *q_lat = args->scratch, *o_lat = q_lat + rows * heads * rank, *partial = o_lat + rows * heads * rank;
+    for (int64_t t = 0; t < args->num_tokens; t += rows) {
+        const int64_t count = min_i64(rows, args->num_tokens - t);
+        const float *q = args->q + t * heads * (nope + tail);
+        const mf_cuda_absorb absorb = { .kv_b = seen_matrix(args->kv_b),
+                                        .q = q,
+                                        .q_stride = heads * (nope + tail),
+                                        .q_head_stride = nope + tail,
+                                        .num_tokens = count,
+                                        .num_heads = (int32_t)heads,
+                                        .nope = (int32_t)nope,
+                                        .v_dim = (int32_t)args->v_head_dim,
+                                        .rank = (int32_t)rank,
+                                        .out = q_lat };
+        done(device, mf_cuda_launch_absorb(&absorb, stream_of(device)), "latent queries");
+        mf_cuda_attention p = { .num_tokens = count,
+                                .num_heads = (int32_t)heads,
+                                .num_kv_heads = 1,
+                                .head_dim = (int32_t)(rank + tail),
+                                .v_dim = (int32_t)rank,
+                                .q = q_lat,
+                                .q_stride = heads * rank,
+                                .q_head_stride = rank,
+                                .q_tail = q + nope,
+                                .tail_stride = heads * (nope + tail),
+                                .tail_head_stride = nope + tail,
+                                .tail_dim = (int32_t)tail,
+                                .out = o_lat,
+                                .scale = args->softmax_scale };
+        set_view(&p, &args->kv);
+        p.sequence += t;
+        p.position += t;
+        run_attention(device, &p, partial);
+        unabsorb(device, args, o_lat, count, args->out + t * heads * args->v_head_dim);
+    }
+}
+
+/* ---- gated delta net ---- */
+
+static size_t delta_net_scratch_floats(const mf_device *device, const mf_delta_net_args *args)
+{
+    (void)device;
+    return (size_t)(args->num_tokens * mf_delta_net_channels(args)) + 1;
+}
+
+static void delta_net(mf_device *device, const mf_delta_net_args *args)
+{
+    if (args->num_tokens == 0 || args->state.num_runs == 0 || !begin(device)) {
+        return;
+    }
+    const mf_cuda_delta_net p = { .num_tokens = args->num_tokens,
+                                  .num_k_heads = (int32_t)args->num_k_heads,
+                                  .num_v_heads = (int32_t)args->num_v_heads,
+                                  .k_dim = (int32_t)args->k_dim,
+                                  .v_dim = (int32_t)args->v_dim,
+                                  .conv_size = (int32_t)args->conv_size,
+                                  .norm_eps = args->norm_eps,
+                                  .qkvz = args->qkvz,
+                                  .ba = args->ba,
+                                  .conv = args->conv,
+                                  .a_log = args->a_log,
+                                  .dt_bias = args->dt_bias,
+                                  .norm = args->norm,
+                                  .states = args->state.states,
+                                  .slot_floats = args->state.slot_floats,
+                                  .num_runs = (int32_t)args->state.num_runs,
+                                  .rows = args->state.rows,
+                                  .start = args->state.start,
+                                  .slot = args->state.slot,
+                                  .is_new = args->state.is_new,
+                                  .out = args->out,
+                                  .y = args->scratch };
+    done(device, mf_cuda_launch_delta_net(&p, stream_of(device)), "delta net");
+}
+
+/* ---- memory ---- */
+
+static mf_status memory_info(mf_device *device, int64_t *free_bytes, int64_t *total_bytes, mf_error *err)
+{
+    size_t available = 0, total = 0;
+    MF_TRY(mf_cuda_enter(device, err));
+    MF_TRY(mf_cuda_check(device, cudaMemGetInfo(&available, &total), "cudaMemGetInfo", err));
+    *free_bytes = (int64_t)available;
+    *total_bytes = (int64_t)total;
+    return MF_OK;
+}
+
+static mf_status alloc_host(mf_device *device, size_t bytes, void **out, mf_error *err)
+{
+    *out = NULL;
+    MF_TRY(mf_cuda_enter(device, err));
+    cudaError_t error = cudaHostAlloc(out, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        *out = NULL;
+        return mf_fail(err, MF_ERR_NOMEM, "device %s: no page-locked memory for %zu bytes", device->name, bytes);
+    }
+    return mf_cuda_check(device, error, "cudaHostAlloc", err);
+}
+
+static void release_host(mf_device *device, void *block)
+{
+    mf_error ignored;
+    if (block && mf_cuda_enter(device, &ignored) == MF_OK) {
+        (void)mf_cuda_check(device, cudaFreeHost(block), "cudaFreeHost", &ignored);
+    }
+}
+
+static mf_status copy_async(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return bytes == 0 ? MF_OK
+                      : mf_cuda_check(device, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(device)),
+                                      "cudaMemcpyAsync", err);
+}
+
+static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return bytes == 0 ? MF_OK
+                      : mf_cuda_check(device, cudaMemsetAsync(block, 0, bytes, stream_of(device)), "cudaMemsetAsync", err);
+}
+
+static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
+                           mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    if (row_bytes > 0 && num_rows > 0) {
+        MF_TRY(mf_cuda_check(device, cudaMemcpy2DAsync(to, row_bytes, from, from_stride, row_bytes, num_rows, cudaMemcpyDefault,
+                                                       stream_of(device)), "cudaMemcpy2DAsync", err));
+    }
+    return mf_cuda_check(device, cudaStreamSynchronize(stream_of(device)), "cudaStreamSynchronize", err);
+}
+
+/* The codes lie behind one another in the rounded inputs' memory: a wait between two fills of other codes keeps them apart. */
+static mf_status fill(mf_device *device, const mf_fill_call *call, mf_error *err)
+{
+    enum { BYTES = MF_CUDA_FILL_CODES * 4 };
+    MF_TRY(mf_cuda_enter(device, err));
+    MF_TRY(reserve_bytes(device, BYTES, err));
+    uint32_t *codes = call->is_bytes ? NULL : mf_cuda_state_of(device)->rounded;
+    if (codes) { /* from pageable memory: taken before the call returns, written in the stream's order */
+        MF_TRY(mf_cuda_check(device, cudaMemcpyAsync(codes, call->codes, BYTES, cudaMemcpyHostToDevice, stream_of(device)),
+                             "cudaMemcpyAsync", err));
+    }
+    return mf_cuda_check(device, mf_cuda_launch_fill(call->data, call->count, call->chunk, call->seed, call->size, codes,
+                                                     stream_of(device)), "fill", err);
+}
+
+/* ---- graphs ---- */
+
+static mf_status graph_begin(mf_device *device, mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return mf_cuda_check(device, cudaStreamBeginCapture(stream_of(device), cudaStreamCaptureModeThreadLocal),
+                         "cudaStreamBeginCapture", err);
+}
+
+static mf_status graph_end(mf_device *device, void **out, int64_t *num_launches, mf_error *err)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    size_t nodes = 0;
+    *out = NULL;
+    cudaError_t error = cudaStreamEndCapture(stream_of(device), &graph);
+    if (error == cudaSuccess) {
+        error = cudaGraphGetNodes(graph, NULL, &nodes);
+    }
+    if (error == cudaSuccess) {
+        error = cudaGraphInstantiate(&exec, graph, 0);
+    }
+    if (graph) {
+        (void)cudaGraphDestroy(graph);
+    }
+    *num_launches = (int64_t)nodes;
+    *out = exec;
+    return mf_cuda_check(device, error, "capturing a step", err);
+}
+
+static mf_status graph_run(mf_device *device, void *graph, mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return mf_cuda_check(device, cudaGraphLaunch(graph, stream_of(device)), "cudaGraphLaunch", err);
+}
+
+static void graph_close(mf_device *device, void *graph)
+{
+    mf_error ignored;
+    if (graph && mf_cuda_enter(device, &ignored) == MF_OK) {
+        (void)mf_cuda_check(device, cudaGraphExecDestroy(graph), "cudaGraphExecDestroy", &ignored);
+    }
+}
+
+/* ---- tables ---- */
+
+void mf_cuda_add_dense_ops(mf_device_ops *ops)
+{
+    ops->embed = embed;
+    ops->rms_norm = rms_norm;
+    ops->linear = linear;
+    ops->rope = rope;
+    ops->kv_write = kv_write;
+    ops->mla_scratch_floats = mla_scratch_floats;
+    ops->mla_attention = mla_attention;
+    ops->gqa_scratch_floats = gqa_scratch_floats;
+    ops->gqa_attention = gqa_attention;
+    ops->delta_net_scratch_floats = delta_net_scratch_floats;
+    ops->delta_net = delta_net;
+    ops->sigmoid_gate = sigmoid_gate;
+    ops->convert = convert;
+    ops->clip = clip;
+    ops->scale_rows = scale_rows;
+    ops->add = add;
+    ops->linear_many = linear_many;
+    ops->add_norm = add_norm;
+    ops->gqa_prepare = gqa_prepare;
+    ops->mla_prepare = mla_prepare;
+    ops->glu = glu;
+    ops->best = best;
+    ops->reserve = reserve;
+}
+
+void mf_cuda_add_memory_ops(mf_device_memory_ops *ops)
+{
+    ops->info = memory_info;
+    ops->alloc_host = alloc_host;
+    ops->release_host = release_host;
+    ops->copy_async = copy_async;
+    ops->zero = zero;
+    ops->copy_rows = copy_rows;
+    ops->fill = fill;
+    ops->graph_begin = graph_begin;
+    ops->graph_end = graph_end;
+    ops->graph_run = graph_run;
+    ops->graph_close = graph_close;
+}

@@ -1,0 +1,571 @@
+/* dense.cu - the operations of a model that work on rows and elements: embed, norm, rope, cache writes, and the like.
+ *
+ * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum has an order that its width alone
+ * decides. */
+#include "kernels/cuda/early.cuh"
+#include "kernels/cuda/matrix.cuh"
+
+namespace
+{
+
+constexpr int THREADS = 256;
+
+int64_t blocks_for(int64_t n, int64_t each)
+{
+    return (n + each - 1) / each;
+}
+
+/* ---- embed ---- */
+
+template <int FORMAT>
+__global__ void embed_kernel(const mf_cuda_matrix table, const int32_t *ids, float *out, int64_t out_stride)
+{
+    begin_early();
+    const int64_t t = blockIdx.x, k = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (k < table.k) {
+        out[t * out_stride + k] = matrix_value<FORMAT>(table, ids[t], k);
+    }
+}
+
+/* ---- norm ---- */
+
+MF_DEV float sum_of(float v)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        v = __fadd_rn(v, __shfl_xor_sync(MF_FULL_WARP, v, step));
+    }
+    return v;
+}
+
+MF_DEV float norm_scale(float sum, int64_t n, float eps)
+{
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), eps)));
+}
+
+/* WARPS warps take a row; one: eight rows share a block.  A thread keeps up to KEPT elements between the two passes. */
+template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const __grid_constant__ mf_cuda_norm p)
+{
+    constexpr int KEPT = 8;
+    __shared__ float parts[WARPS];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int64_t t = WARPS == 1 ? (int64_t)blockIdx.x * (THREADS / 32) + warp : blockIdx.x;
+    const int first = WARPS == 1 ? lane : threadIdx.x;
+    const bool is_mine = t < p.num_tokens;
+    float weight[KEPT], v[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        weight[k] = i < p.n ? p.weight[i] : 0.0f;
+    }
+    begin_early();
+    if (WARPS == 1 && !is_mine) {
+        return;
+    }
+    const float *row = p.x + t * p.x_stride, *add = p.add ? p.add + t * p.n : NULL;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        v[k] = i < p.n ? row[i] : 0.0f;
+        v[k] = add && i < p.n ? __fadd_rn(v[k], add[i]) : v[k];
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        if (add && i < p.n) {
+            p.acc[t * p.x_stride + i] = v[k];
+        }
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
+        float x = row[i];
+        if (add) {
+            x = __fadd_rn(x, add[i]);
+            p.acc[t * p.x_stride + i] = x;
+        }
+        sum = __fmaf_rn(x, x, sum);
+    }
+    sum = sum_of(sum);
+    if (WARPS > 1) {
+        if (lane == 0) {
+            parts[warp] = sum;
+        }
+        __syncthreads();
+        sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            sum = __fadd_rn(sum, parts[w]);
+        }
+    }
+    const float scale = norm_scale(sum, p.n, p.eps);
+    auto store = [&](int64_t i, float x, float w) {
+        const float y = __fmul_rn(__fmul_rn(x, scale), w);
+        p.out[t * p.out_stride + i] = y;
+        if (p.rounded) {
+            p.rounded[t * p.n + i] = f32_to_bf16(y);
+        }
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int64_t i = first + k * WARPS * 32;
+        if (i < p.n) {
+            store(i, v[k], weight[k]);
+        }
+    }
+    for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
+        store(i, row[i], p.weight[i]);
+    }
+}
+
+/* ---- rope ---- */
+
+__global__ void rope_kernel(float *x, int64_t row_stride, int num_vectors, int64_t vector_stride, int dim, int pair,
+                            const float *cos_sin, const int32_t *position, int64_t count)
+{
+    begin_early();
+    const int half = dim / 2;
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= count) {
+        return;
+    }
+    const int i = (int)(at % half);
+    const int64_t v = at / half % num_vectors, t = at / half / num_vectors;
+    const float *table = cos_sin + (int64_t)position[t] * dim;
+    float *vector = x + t * row_stride + v * vector_stride;
+    float *a = pair ? vector + 2 * i : vector + i, *b = pair ? vector + 2 * i + 1 : vector + i + half;
+    const float c = table[2 * i], s = table[2 * i + 1], a0 = *a, b0 = *b;
+    *a = __fsub_rn(__fmul_rn(a0, c), __fmul_rn(b0, s));
+    *b = __fadd_rn(__fmul_rn(b0, c), __fmul_rn(a0, s));
+}
+
+/* ---- cache ---- */
+
+__global__ void kv_write_kernel(const mf_cuda_kv_write p)
+{
+    begin_early();
+    const int64_t t = blockIdx.x, i = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (i >= p.row_size) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size + i;
+    const float v = p.rows[t * p.rows_stride + i];
+    if (p.is_bf16) {
+        ((uint16_t *)p.cache)[to] = f32_to_bf16(v);
+    } else {
+        ((float *)p.cache)[to] = v;
+    }
+}
+
+/* ---- between the projections and grouped-query attention ---- */
+
+constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
+
+MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float *weight, float eps, int lane)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        sum = k * 32 + lane < dim ? __fmaf_rn(v[k], v[k], sum) : sum;
+    }
+    const float scale = norm_scale(sum_of(sum), dim, eps);
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k * 32 + lane]) : 0.0f;
+    }
+}
+
+/* Partners meet in shared memory: [HEAD_MOST] of the warp's own. */
+MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair, const float *table, int lane)
+{
+    const int half = dim / 2;
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        room[k * 32 + lane] = v[k];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        const int e = k * 32 + lane;
+        if (e < dim) {
+            const int i = pair ? e / 2 : e % half;
+            const bool is_second = pair ? e & 1 : e >= half;
+            const float c = table[2 * i], s = table[2 * i + 1];
+            const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
+            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s)) : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
+        }
+    }
+    __syncwarp();
+}
+
+template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
+{
+    if (p.is_bf16) {
+        ((uint16_t *)p.cache)[at] = f32_to_bf16(v);
+    } else {
+        ((float *)p.cache)[at] = v;
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
+{
+    begin_early();
+    __shared__ float rooms[THREADS / 32][HEAD_MOST];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + p.num_kv_heads + 1;
+    const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
+    const int part = (int)(at % parts);
+    if (t >= p.num_tokens) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size;
+    const int keys = p.num_kv_heads * p.head_dim;
+    if (part == parts - 1) {
+        const float *values = p.rows + t * p.row_size + keys;
+        for (int i = lane; i < p.values; i += 32) {
+            store_cached(p, row + keys + i, values[i]);
+        }
+        return;
+    }
+    const bool is_query = part < p.num_heads;
+    const int key_head = part - p.num_heads;
+    float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
+    const float *norm = is_query ? p.q_norm : p.k_norm;
+    float v[HEAD_MOST / 32];
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        v[k] = k * 32 + lane < p.head_dim ? x[k * 32 + lane] : 0.0f;
+    }
+    if (norm && !p.norm_after_rope) {
+        norm_head(v, p.head_dim, norm, p.eps, lane);
+    }
+    if (p.rope_dim > 0) {
+        rotate_head(v, rooms[warp], p.rope_dim, p.rope_pair, p.cos_sin + position * p.rope_dim, lane);
+    }
+    if (norm && p.norm_after_rope) {
+        norm_head(v, p.head_dim, norm, p.eps, lane);
+    }
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        const int e = k * 32 + lane;
+        if (e < p.head_dim && is_query) {
+            x[e] = v[k];
+        } else if (e < p.head_dim) {
+            store_cached(p, row + (int64_t)key_head * p.head_dim + e, v[k]);
+        }
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_constant__ mf_cuda_mla_prepare p)
+{
+    begin_early();
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + 1, half = p.rope / 2;
+    const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
+    const int part = (int)(at % parts);
+    if (t >= p.num_tokens) {
+        return;
+    }
+    const int64_t position = p.position[t];
+    const float *table = p.cos_sin + position * p.rope;
+    constexpr int KEPT = 16;
+    const bool is_query = part < p.num_heads;
+    float *query = p.q + (t * p.num_heads + part) * (p.nope + p.rope) + p.nope;
+    const float *row = p.rows + t * p.row_size;
+    float v[KEPT], weight[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = k * 32 + lane;
+        v[k] = !is_query && i < p.rank ? row[i] : 0.0f;
+        weight[k] = !is_query && i < p.rank ? p.norm[i] : 0.0f;
+    }
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
+    const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size;
+    for (int i = lane; i < half; i += 32) {
+        const float *from = is_query ? query : row + p.rank;
+        const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
+        const float a = from[first], b = from[second], c = table[2 * i], s = table[2 * i + 1];
+        const float x = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)), y = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
+        if (is_query) {
+            query[first] = x;
+            query[second] = y;
+        } else {
+            store_cached(p, to + p.rank + first, x);
+            store_cached(p, to + p.rank + second, y);
+        }
+    }
+    if (is_query) {
+        return;
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
+        sum = __fmaf_rn(row[i], row[i], sum);
+    }
+    const float scale = norm_scale(sum_of(sum), p.rank, p.eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (k * 32 + lane < p.rank) {
+            store_cached(p, to + k * 32 + lane, __fmul_rn(__fmul_rn(v[k], scale), weight[k]));
+        }
+    }
+    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
+        store_cached(p, to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
+    }
+}
+
+/* ---- elements ---- */
+
+__global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n, int64_t count)
+{
+    begin_early();
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        const int64_t r = at / n, i = at % n;
+        const float g = gate[r * gate_stride + i];
+        x[r * x_stride + i] = __fmul_rn(x[r * x_stride + i], __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-g))));
+    }
+}
+
+__global__ void convert_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, bool is_bf16, uint16_t *out)
+{
+    begin_early();
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        const float v = x[at / n * x_stride + at % n];
+        out[at] = is_bf16 ? f32_to_bf16(v) : f32_to_f16(v);
+    }
+}
+
+/* Four at a time: n is a multiple of 4, all aligned. */
+__global__ void convert_wide_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
+{
+    begin_early();
+    const int64_t at = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4;
+    if (at < count) {
+        const float4 v = *(const float4 *)(x + at / n * x_stride + at % n);
+        *(uint2 *)(out + at) = make_uint2((uint32_t)f32_to_bf16(v.x) | (uint32_t)f32_to_bf16(v.y) << 16,
+                                          (uint32_t)f32_to_bf16(v.z) | (uint32_t)f32_to_bf16(v.w) << 16);
+    }
+}
+
+__global__ void clip_kernel(float *x, int64_t n, float limit)
+{
+    begin_early();
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        const float v = x[i];
+        x[i] = v > limit ? limit : v < -limit ? -limit : v;
+    }
+}
+
+__global__ void scale_rows_kernel(float *x, int64_t n, const float *factors, const int32_t *position, int64_t count)
+{
+    begin_early();
+    const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count) {
+        x[at] = __fmul_rn(x[at], factors[position[at / n]]);
+    }
+}
+
+__global__ void add_kernel(float *acc, const float *x, int64_t n)
+{
+    begin_early();
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        acc[i] = __fadd_rn(acc[i], x[i]);
+    }
+}
+
+__global__ void glu_kernel(float *gate, const float *up, int64_t n)
+{
+    begin_early();
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        const float g = gate[i];
+        gate[i] = __fmul_rn(__fmul_rn(g, __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-g)))), up[i]);
+    }
+}
+
+/* ---- the largest logit ---- */
+
+constexpr int BEST_EACH = 4096; /* columns of a block */
+
+/* Order of keys: the number's, the lower id first among equals; zeros are equal whatever their sign. */
+__global__ void __launch_bounds__(THREADS) best_kernel(const float *logits, int64_t n, int64_t num_ids, unsigned long long *keys)
+{
+    begin_early();
+    const float *row = logits + blockIdx.y * n;
+    const int64_t end = ((int64_t)blockIdx.x + 1) * BEST_EACH < n ? ((int64_t)blockIdx.x + 1) * BEST_EACH : n;
+    unsigned long long best = 0;
+    for (int64_t i = (int64_t)blockIdx.x * BEST_EACH + threadIdx.x; i < end; i += THREADS) {
+        const float v = row[i];
+        const bool is_bad = is_nan(v) || v == __uint_as_float(0x7f800000u);
+        const unsigned long long key =
+            is_bad ? ~0ull : i < num_ids ? (unsigned long long)ordered(__fadd_rn(v, 0.0f)) << 32 | (0xffffffffu - (uint32_t)i) : 0;
+        best = key > best ? key : best;
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const unsigned long long other = __shfl_xor_sync(MF_FULL_WARP, best, step);
+        best = other > best ? other : best;
+    }
+    if ((threadIdx.x & 31) == 0) {
+        atomicMax(keys + blockIdx.y, best);
+    }
+}
+
+/* ---- random values: weights_dummy.c's next_sums, from any place of the sequence ---- */
+
+MF_DEV uint64_t random_mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* A thread makes the values of one random number: two, or one byte. */
+template <typename T, bool BYTES>
+__global__ void fill_kernel(T *data, int64_t count, int64_t chunk, uint64_t seed, const uint32_t *codes)
+{
+    begin_early();
+    constexpr int EACH = BYTES ? 1 : 2;
+    __shared__ uint32_t table[MF_CUDA_FILL_CODES];
+    if (!BYTES) {
+        for (int i = threadIdx.x; i < MF_CUDA_FILL_CODES; i += THREADS) {
+            table[i] = codes[i];
+        }
+        __syncthreads();
+    }
+    for (int64_t draw = (int64_t)blockIdx.x * THREADS + threadIdx.x; draw * EACH < count; draw += (int64_t)gridDim.x * THREADS) {
+        const int64_t at = draw * EACH, in_chunk = at % chunk / EACH; /* chunks are even */
+        const uint64_t start = random_mix(seed + (uint64_t)(at / chunk));
+        uint64_t u = random_mix(start + (uint64_t)(in_chunk + 1) * 0x9e3779b97f4a7c15u);
+        if (BYTES) {
+            data[at] = (T)(u >> 56);
+            continue;
+        }
+        const uint64_t bytes = 0x00ff00ff00ff00ffu, halves = 0x0000ffff0000ffffu;
+        u = (u & bytes) + (u >> 8 & bytes);
+        u = (u & halves) + (u >> 16 & halves);
+        data[at] = (T)table[(uint32_t)u];
+        if (at + 1 < count) {
+            data[at + 1] = (T)table[(uint32_t)(u >> 32)];
+        }
+    }
+}
+
+} // namespace
+
+int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,
+                         void *stream)
+{
+    const dim3 grid((unsigned)num_tokens, (unsigned)blocks_for(table->k, THREADS));
+    return with_format(table->format, [&](auto f) {
+        return launch_early(embed_kernel<decltype(f)::value>, grid, THREADS, (size_t)0, stream, *table, ids, out, out_stride);
+    });
+}
+
+int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream)
+{
+    if (call->n <= 256) {
+        return launch_early(norm_kernel<1>, dim3((unsigned)blocks_for(call->num_tokens, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+    } else {
+        return launch_early(norm_kernel<8>, dim3((unsigned)call->num_tokens), THREADS, (size_t)0, stream, *call);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
+                        const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream)
+{
+    const int64_t count = num_tokens * num_vectors * (dim / 2);
+    if (count > 0) {
+        return launch_early(rope_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, row_stride, (int)num_vectors, vector_stride, (int)dim, pair, cos_sin, position, count);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
+{
+    const dim3 grid((unsigned)call->num_tokens, (unsigned)blocks_for(call->row_size, THREADS));
+    return launch_early(kv_write_kernel, grid, THREADS, (size_t)0, stream, *call);
+}
+
+int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
+{
+    const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
+    return launch_early(gqa_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+}
+
+int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream)
+{
+    const int64_t warps = call->num_tokens * (call->num_heads + 1);
+    return launch_early(mla_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+}
+
+int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
+                                void *stream)
+{
+    return launch_early(sigmoid_gate_kernel, dim3((unsigned)blocks_for(num_rows * n, THREADS)), THREADS, (size_t)0, stream, x, x_stride, gate, gate_stride, n, num_rows * n);
+}
+
+int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream)
+{
+    const int64_t count = num_rows * n;
+    const bool is_wide = n % 4 == 0 && x_stride % 4 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)out % 8 == 0;
+    if (dtype == MF_BF16 && is_wide) {
+        return launch_early(convert_wide_kernel, dim3((unsigned)blocks_for(count, 4 * THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, (uint16_t *)out);
+    } else {
+        return launch_early(convert_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, dtype == MF_BF16, (uint16_t *)out);
+    }
+    return (int)cudaGetLastError();
+}
+
+int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream)
+{
+    return launch_early(clip_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, x, n, limit);
+}
+
+int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens, void *stream)
+{
+    return launch_early(scale_rows_kernel, dim3((unsigned)blocks_for(num_tokens * n, THREADS)), THREADS, (size_t)0, stream, x, n, factors, position, num_tokens * n);
+}
+
+int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
+{
+    return launch_early(add_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, acc, x, n);
+}
+
+int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream)
+{
+    return launch_early(glu_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, gate, up, n);
+}
+
+int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream)
+{
+    const dim3 grid((unsigned)blocks_for(n, BEST_EACH), (unsigned)num_rows);
+    return launch_early(best_kernel, grid, THREADS, (size_t)0, stream, logits, n, num_ids, (unsigned long long *)keys);
+}
+
+int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream)
+{
+    const int64_t wanted = blocks_for(count, 2 * THREADS);
+    const unsigned blocks = (unsigned)(wanted < 2048 ? wanted : 2048);
+    cudaStream_t s = (cudaStream_t)stream;
+    if (!codes) {
+        fill_kernel<uint8_t, true><<<blocks, THREADS, 0, s>>>((uint8_t *)data, count, chunk, seed, codes);
+    } else if (size == 1) {
+        fill_kernel<uint8_t, false><<<blocks, THREADS, 0, s>>>((uint8_t *)data, count, chunk, seed, codes);
+    } else if (size == 2) {
+        fill_kernel<uint16_t, false><<<blocks, THREADS, 0, s>>>((uint16_t *)data, count, chunk, seed, codes);
+    } else {
+        fill_kernel<uint32_t, false><<<blocks, THREADS, 0, s>>>((uint32_t *)data, count, chunk, seed, codes);
+    }
+    return (int)cudaGetLastError();
+}

@@ -1,0 +1,191 @@
+/* dense_calls.h - what the host hands to the kernels of a model's dense operations; the rules are those of calls.h. */
+#ifndef MF_KERNELS_CUDA_DENSE_CALLS_H
+#define MF_KERNELS_CUDA_DENSE_CALLS_H
+
+#include "kernels/cuda/calls.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Whether the GPUs at hand know programmatic dependent launch (sm_90 on): set once, when a device is opened. */
+extern int mf_cuda_starts_early;
+
+/* ---- rows and elements ---- */
+
+int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,
+                         void *stream);
+
+typedef struct mf_cuda_norm {
+    float *acc;        /* with add: becomes acc + add first */
+    const float *add;  /* or NULL */
+    const float *x;    /* what is normed; acc where something is added */
+    int64_t x_stride, num_tokens, n;
+    const float *weight;
+    float *out;
+    int64_t out_stride;
+    uint16_t *rounded; /* bf16 [T, n] or NULL */
+    float eps;
+} mf_cuda_norm;
+
+int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream);
+int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
+                        const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream);
+/* A warp takes a query's head, a key's head, or a row's values. */
+typedef struct mf_cuda_gqa_prepare {
+    int64_t num_tokens;
+    int32_t num_heads, num_kv_heads, head_dim, values; /* values: num_kv_heads * v_head_dim */
+    float *q, *rows;
+    const float *q_norm, *k_norm, *cos_sin;
+    float eps;
+    int32_t rope_dim, rope_pair, norm_after_rope, is_bf16;
+    void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks;
+} mf_cuda_gqa_prepare;
+
+/* A warp takes a query's head, or a row's latent and key. */
+typedef struct mf_cuda_mla_prepare {
+    int64_t num_tokens;
+    int32_t num_heads, nope, rope, rank, rope_pair, is_bf16;
+    float *q;
+    const float *rows, *norm, *cos_sin;
+    float eps;
+    void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks;
+} mf_cuda_mla_prepare;
+
+int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream);
+int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream);
+int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
+                                void *stream);
+int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream);
+int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream);
+int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens,
+                              void *stream);
+int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream);
+
+int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream);
+int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream);
+
+enum { MF_CUDA_FILL_CODES = 4 * 255 + 1 };
+
+/* codes: [MF_CUDA_FILL_CODES] on the device */
+int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream);
+
+/* ---- linear ---- */
+
+enum { MF_CUDA_LINEAR_MOST = 4 };
+
+/* The products of one input with several matrices of one path. */
+typedef struct mf_cuda_linear {
+    int32_t num;
+    int32_t round_x;     /* PLAIN: x becomes bf16 first */
+    mf_cuda_matrix w[MF_CUDA_LINEAR_MOST];
+    const float *bias[MF_CUDA_LINEAR_MOST];
+    float *out[MF_CUDA_LINEAR_MOST];
+    int64_t out_stride[MF_CUDA_LINEAR_MOST];
+    int64_t first_block[MF_CUDA_LINEAR_MOST + 1]; /* of a matrix's rows in the grid */
+    const void *x;       /* f32 (PLAIN, or x_is_f32) or bf16 */
+    int64_t x_stride, num_tokens;
+    int32_t x_is_f32;    /* FEW with up to 8 tokens takes it as it is */
+    int32_t parts;       /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
+    int32_t runs;        /* 8 or 16: of k, see linear.cu */
+    int64_t x_plane;     /* elements between planes */
+    int32_t x_is_wide;   /* rows of x begin on 16 bytes */
+    /* Batches: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
+    int64_t num_batches, batch_rows, first_row, rows, x_step, out_step;
+} mf_cuda_linear;
+
+int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);
+int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf16, up to MF_CUDA_LINEAR_FEW tokens */
+int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
+int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
+int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
+enum { MF_CUDA_LINEAR_FEW = 32 };
+
+/* ---- attention ---- */
+
+/* Grouped queries over a paged cache.  MLA is the same with one kv head whose values are the first v_dim of its keys. */
+typedef struct mf_cuda_attention {
+    const void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks;
+    int64_t num_tokens;
+    int32_t num_heads, num_kv_heads, head_dim, v_dim;
+    int32_t value_at, value_step; /* values of kv head g begin at value_at + g * value_step of a row */
+    int64_t window, chunk;
+    const float *sinks;
+    const float *q;           /* [T, heads, head_dim] */
+    const float *q_tail;      /* with MLA: the last tail_dim of a head's query, else NULL */
+    int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
+    int32_t tail_dim;
+    float *out;               /* [T, heads, v_dim] */
+    float scale;
+    int32_t cache_is_bf16;
+    int32_t heads_at_once;    /* of a block */
+    int32_t num_splits;       /* blocks that share a row's spans; 1: no partial results */
+    float *partial;           /* [T, heads, spans, v_dim + 2] */
+    int64_t most_spans;
+} mf_cuda_attention;
+
+enum { MF_CUDA_SPAN = 256 }; /* positions whose softmax is one piece: results of spans are merged in order */
+
+/* Heads of 64 or 128, keys and values alike, a bf16 cache with rows on 16 bytes; up to 128 heads of a kv head in prefill.
+ * Partial results are pieces of MF_CUDA_PIECE positions. */
+enum { MF_CUDA_PIECE = 64 };
+int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream); /* 2 kernels */
+int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream);
+int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream);
+/* MLA with a latent of 512 and a rotated part of 64. */
+int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream); /* decode: 2 kernels */
+int64_t mf_cuda_attention_mla_shared(void); /* bytes that a block needs */
+
+int mf_cuda_launch_attention_plain(const mf_cuda_attention *call, int64_t shared_bytes, void *stream);
+int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream);
+int64_t mf_cuda_attention_plain_shared(int heads, int head_dim, int v_dim);
+
+/* q_lat[t, h, i] = sum_j q[t, h, j] * W_UK[h, j, i] */
+typedef struct mf_cuda_absorb {
+    mf_cuda_matrix kv_b;
+    const float *q;
+    int64_t q_stride, q_head_stride, num_tokens;
+    int32_t num_heads, nope, v_dim, rank;
+    float *out; /* [T, heads, rank] */
+} mf_cuda_absorb;
+
+int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream);
+
+typedef struct mf_cuda_kv_write {
+    void *cache;
+    const int32_t *block_table, *sequence, *position;
+    int64_t row_size, block_size, max_blocks, rows_stride, num_tokens;
+    const float *rows;
+    int32_t is_bf16;
+} mf_cuda_kv_write;
+
+int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream);
+
+/* ---- gated delta net ---- */
+
+typedef struct mf_cuda_delta_net {
+    int64_t num_tokens;
+    int32_t num_k_heads, num_v_heads, k_dim, v_dim, conv_size;
+    float norm_eps;
+    const float *qkvz, *ba, *conv, *a_log, *dt_bias, *norm;
+    float *states;
+    int64_t slot_floats;
+    int32_t num_runs;
+    const int32_t *rows, *start, *slot;
+    const uint8_t *is_new;
+    float *out;
+    float *y; /* [T, channels] */
+} mf_cuda_delta_net;
+
+int mf_cuda_launch_delta_net(const mf_cuda_delta_net *call, void *stream); /* 3 kernels */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

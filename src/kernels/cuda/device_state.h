@@ -1,0 +1,34 @@
+/* device_state.h - what cuda_device.c keeps of an open GPU, for the files that fill the rest of its table. */
+#ifndef MF_KERNELS_CUDA_DEVICE_STATE_H
+#define MF_KERNELS_CUDA_DEVICE_STATE_H
+
+#include "kernels/cuda/plan.h"
+
+typedef struct CUstream_st *mf_cuda_stream; /* cudaStream_t */
+
+typedef struct mf_cuda_state {
+    mf_cuda_gpu gpu;
+    mf_cuda_stream own, stream;
+    uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
+    uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
+    void *rounded;       /* inputs of products in bf16; grows */
+    size_t rounded_bytes;
+    mf_error failure;    /* status MF_OK: none so far */
+} mf_cuda_state;
+
+static inline mf_cuda_state *mf_cuda_state_of(const mf_device *device)
+{
+    return device->backend;
+}
+
+/* The runtime's code of a call: an error becomes the device's failure, which later operations return. */
+mf_status mf_cuda_check(mf_device *device, int code, const char *what, mf_error *err);
+/* Makes the device current; refuses after a failure. */
+mf_status mf_cuda_enter(mf_device *device, mf_error *err);
+
+/* cuda_dense.c: the dense operations, and what serves whole models of the memory operations. */
+void mf_cuda_add_dense_ops(mf_device_ops *ops);
+void mf_cuda_add_memory_ops(mf_device_memory_ops *ops);
+void mf_cuda_dense_close(mf_device *device);
+
+#endif

@@ -1,0 +1,320 @@
+/* device_memory_test.c - models on a device with memory of its own, without a GPU: "ref" with memory operations, whose every
+ * pointer must be one that they gave out.  And the plan of such memory. */
+#include <stdlib.h>
+
+#include "base/sys.h"
+#include "golden_support.h"
+#include "kernels/ops.h"
+
+/* ---- the device ---- */
+
+enum { MAX_BLOCKS = 64 };
+
+static struct {
+    char *begin;
+    size_t bytes;
+} blocks[MAX_BLOCKS];
+
+static int64_t free_bytes, copies, waits;
+static const mf_device_ops *ref;
+static mf_device_ops own;
+
+static bool is_own(const void *p, size_t bytes)
+{
+    for (int i = 0; i < MAX_BLOCKS; i++) {
+        if (blocks[i].begin && (const char *)p >= blocks[i].begin && (const char *)p + bytes <= blocks[i].begin + blocks[i].bytes) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void check_own(const void *p, int64_t bytes, const char *what)
+{
+    if (!is_own(p, (size_t)bytes)) {
+        fail_msg("%s: %lld bytes are not the device's", what, (long long)bytes);
+    }
+}
+
+static mf_status alloc(mf_device *device, size_t bytes, void **out, mf_error *err)
+{
+    (void)device;
+    if ((int64_t)bytes > free_bytes) {
+        return mf_fail(err, MF_ERR_NOMEM, "no memory for %zu bytes", bytes);
+    }
+    for (int i = 0; i < MAX_BLOCKS; i++) {
+        if (!blocks[i].begin) {
+            blocks[i].begin = mf_alloc_aligned(bytes + 256);
+            blocks[i].bytes = bytes;
+            memset(blocks[i].begin, 0xa5, bytes);
+            free_bytes -= (int64_t)bytes;
+            *out = blocks[i].begin;
+            return MF_OK;
+        }
+    }
+    return mf_fail(err, MF_ERR_NOMEM, "too many blocks");
+}
+
+static void release(mf_device *device, void *block)
+{
+    (void)device;
+    for (int i = 0; block && i < MAX_BLOCKS; i++) {
+        if (blocks[i].begin == block) {
+            free_bytes += (int64_t)blocks[i].bytes;
+            mf_free_aligned(blocks[i].begin);
+            blocks[i].begin = NULL;
+            return;
+        }
+    }
+    CHECK(!block);
+}
+
+static mf_status copy_async(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    CHECK(bytes == 0 || is_own(to, bytes) || is_own(from, bytes));
+    memcpy(to, from, bytes);
+    copies++;
+    return MF_OK;
+}
+
+static mf_status synchronize(mf_device *device, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    waits++;
+    return MF_OK;
+}
+
+static mf_status info(mf_device *device, int64_t *available, int64_t *total, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    *available = free_bytes;
+    *total = 64 << 20;
+    return MF_OK;
+}
+
+static mf_status alloc_host(mf_device *device, size_t bytes, void **out, mf_error *err)
+{
+    (void)device;
+    *out = malloc(bytes);
+    return *out ? MF_OK : mf_fail(err, MF_ERR_NOMEM, "no memory");
+}
+
+static void release_host(mf_device *device, void *block)
+{
+    (void)device;
+    free(block);
+}
+
+static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    check_own(block, (int64_t)bytes, "zero");
+    memset(block, 0, bytes);
+    return MF_OK;
+}
+
+static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
+                           mf_error *err)
+{
+    for (size_t i = 0; i < num_rows; i++) {
+        MF_TRY(copy_async(device, (char *)to + i * row_bytes, (const char *)from + i * from_stride, row_bytes, err));
+    }
+    return MF_OK;
+}
+
+static const mf_device_memory_ops memory = { .alloc = alloc,
+                                             .release = release,
+                                             .copy = copy_async,
+                                             .synchronize = synchronize,
+                                             .info = info,
+                                             .alloc_host = alloc_host,
+                                             .release_host = release_host,
+                                             .copy_async = copy_async,
+                                             .zero = zero,
+                                             .copy_rows = copy_rows };
+
+static void check_matrix(const mf_matrix *m, const char *what)
+{
+    check_own(m->data, m->n * m->row_stride / 2, what);
+    if (m->scale) {
+        check_own(m->scale, 1, what);
+    }
+    if (m->zero) {
+        check_own(m->zero, 1, what);
+    }
+}
+
+static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride)
+{
+    check_matrix(table, "embedding");
+    check_own(ids, num_tokens * 4, "ids");
+    check_own(out, num_tokens * out_stride * 4, "embedded rows");
+    ref->embed(device, table, ids, num_tokens, out, out_stride);
+}
+
+static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n, const float *weight,
+                     float eps, float *out, int64_t out_stride)
+{
+    check_own(x, n * 4, "norm's rows");
+    check_own(weight, n * 4, "norm's weights");
+    check_own(out, n * 4, "norm's result");
+    ref->rms_norm(device, x, x_stride, num_tokens, n, weight, eps, out, out_stride);
+}
+
+static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
+                   int64_t num_tokens, float *out, int64_t out_stride)
+{
+    check_matrix(w, "linear");
+    if (bias) {
+        check_own(bias, w->n * 4, "bias");
+    }
+    check_own(x, w->k * 4, "linear's input");
+    check_own(out, w->n * 4, "linear's result");
+    ref->linear(device, w, bias, act_dtype, x, x_stride, num_tokens, out, out_stride);
+}
+
+static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
+                 const float *cos_sin, const int32_t *position, int64_t num_tokens)
+{
+    check_own(cos_sin, dim * 4, "rope's table");
+    check_own(position, num_tokens * 4, "positions");
+    ref->rope(device, x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens);
+}
+
+static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+{
+    check_own(kv->cache, 4, "cache");
+    check_own(kv->block_table, kv->max_blocks * 4, "block table");
+    check_own(kv->sequence, num_tokens * 4, "sequences");
+    check_own(kv->position, num_tokens * 4, "positions");
+    ref->kv_write(device, kv, rows, rows_stride, num_tokens);
+}
+
+static void delta_net(mf_device *device, const mf_delta_net_args *args)
+{
+    check_own(args->state.states, 4, "states");
+    check_own(args->state.rows, args->num_tokens * 4, "rows of runs");
+    check_own(args->state.start, args->state.num_runs * 4 + 4, "starts of runs");
+    check_own(args->state.slot, args->state.num_runs * 4, "slots of runs");
+    check_own(args->state.is_new, args->state.num_runs, "beginnings of runs");
+    check_own(args->a_log, args->num_v_heads * 4, "a_log");
+    ref->delta_net(device, args);
+}
+
+mf_status __real_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
+mf_status __wrap_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
+
+static bool with_memory; /* the next "ref" has memory of its own */
+
+mf_status __wrap_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err)
+{
+    MF_TRY(__real_mf_device_open(name, options, device, err));
+    if (with_memory) {
+        ref = (*device)->ops;
+        own = *ref;
+        own.memory = &memory;
+        own.embed = embed;
+        own.rms_norm = rms_norm;
+        own.linear = linear;
+        own.rope = rope;
+        own.kv_write = kv_write;
+        own.delta_net = delta_net;
+        (*device)->ops = &own;
+    }
+    return MF_OK;
+}
+
+static mf_model *open_model(const golden *g, bool has_memory)
+{
+    mf_model_options options = golden_options("ref");
+    with_memory = has_memory;
+    free_bytes = 60 << 20;
+    mf_model *model = golden_model(g, &options);
+    with_memory = false;
+    return model;
+}
+
+/* ---- claims ---- */
+
+/* Formats, fused and stacked projections, tied and untied heads, states, biases, sinks. */
+TEST(a_model_in_memory_of_the_devices_own_gives_the_same_bits)
+{
+    static const char *const names[] = { "v3",          "v2_lite",       "v3_fp8",     "kimi_k2_int4", "qwen3",   "qwen3_int8", "qwen3_gptq",
+                                         "qwen3_awq",   "gpt_oss_mxfp4", "gpt_oss",    "llama4",       "hunyuan", "qwen2",      "qwen3_next",
+                                         "mixtral_fp8", "v3_mxfp4",      "bailing_fp8" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        golden g;
+        golden_open(names[i], &g);
+        float *here = golden_logits(&g, g.num_tokens), *there = golden_logits(&g, g.num_tokens);
+        int32_t bad_rows[2] = { 0, 0 }, *load[2];
+        for (int k = 0; k < 2; k++) {
+            mf_model *model = open_model(&g, k == 1);
+            const mf_model_config *config = mf_model_get_config(model);
+            const size_t counts = (size_t)(config->num_layers * config->gate.num_experts);
+            load[k] = mf_alloc_array(counts + 1, sizeof **load);
+            golden_run(model, g.ids, g.num_tokens, 7, k ? there : here, load[k], &bad_rows[k]);
+            if (k == 1) {
+                CHECK(mf_model_get_weights(model)->checkpoint == NULL); /* nothing of the files is kept */
+                CHECK_MEM(load[0], load[1], counts * sizeof **load);
+            }
+            mf_model_close(&model);
+        }
+        CHECK_EQ(bad_rows[1], 0);
+        CHECK_MEM(here, there, (size_t)g.num_tokens * (size_t)g.vocab_size * sizeof *here);
+        CHECK_EQ(free_bytes, 60 << 20); /* all of it given back */
+        mf_free(here);
+        mf_free(there);
+        mf_free(load[0]);
+        mf_free(load[1]);
+        golden_close(&g);
+    }
+}
+
+/* More logits than are made at once, in an order of copies that loses none. */
+TEST(a_step_waits_once_and_copies_its_inputs_once)
+{
+    golden g;
+    golden_open("v2", &g);
+    mf_model *model = open_model(&g, true);
+    float *logits = golden_logits(&g, g.num_tokens);
+    copies = waits = 0;
+    golden_run(model, g.ids, g.num_tokens, g.num_tokens, logits, NULL, NULL);
+    CHECK_EQ(waits, 1);
+    CHECK_EQ(copies, 3); /* inputs; logits, counters */
+    mf_free(logits);
+    mf_model_close(&model);
+    golden_close(&g);
+}
+
+TEST(what_does_not_fit_is_refused_with_the_figures_before_anything_is_loaded)
+{
+    mf_error err = { 0 };
+    mf_memory_plan plan = { .total = (int64_t)100 << 30, .available = (int64_t)98 << 30, .utilization = 0.9 };
+    plan.weights = (int64_t)80 << 30;
+    plan.activations = (int64_t)8 << 30;
+    CHECK_OK(mf_model_check_memory(&plan, "cuda", &err), err); /* 88 of 90 less 2 */
+    plan.activations += 1;
+    CHECK_EQ(mf_model_check_memory(&plan, "cuda", &err), MF_ERR_NOMEM);
+    CHECK_HAS(err.message, "device cuda: weights of 80.0 GiB and activations of 8.0 GiB do not fit: 100.0 GiB in all, of which 0.90 may "
+                           "be used and 2.0 GiB are in use already");
+    CHECK_HAS(err.message, "--gpu-memory-utilization");
+
+    golden g;
+    golden_open("v3", &g);
+    mf_model_options options = golden_options("ref");
+    mf_model *model = NULL;
+    options.memory_utilization = 0.0626; /* of 64 MiB, of which others have 4 */
+    with_memory = true;
+    free_bytes = 60 << 20;
+    copies = 0;
+    CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_NOMEM);
+    CHECK_HAS(err.message, "do not fit");
+    CHECK_EQ(copies, 0);
+    with_memory = false;
+    golden_close(&g);
+}
