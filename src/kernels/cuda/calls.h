@@ -66,7 +66,7 @@ int mf_cuda_launch_gate_rows(const mf_cuda_gate *call, const mf_cuda_grid *grid,
 
 /* ---- align ---- */
 
-enum { MF_CUDA_ALIGN_PAIRS = 4096, MF_CUDA_ALIGN_SLOT_BITS = 10 }; /* one launch up to so many pairs and 2^bits slots */
+enum { MF_CUDA_ALIGN_PAIRS = 4096 }; /* one launch up to here */
 
 typedef struct mf_cuda_align {
     const void *ids;

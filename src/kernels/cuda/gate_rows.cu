@@ -392,19 +392,21 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
     const float value = unordered(mine.key);
     constexpr int PART = V < 4 ? 1 : V / 4;
     int found = 0;
+    choice hit = { 0, 0.0f };
 #pragma unroll
     for (int e = 0; e < PART; e++) { /* lane % 4 looks at one of each four */
         const int q = V < 4 ? lane & (V - 1) : lane & 3, i = mine.lane * V + e * 4 + q;
         const int at = V < 4 ? i : e * 128 + mine.lane * 4 + q;
         if (own->key[0][at] == value && (V >= 4 || (lane & 3) < V)) {
             found++;
-            own->chosen[row][lane >> 2] = choice{ i, SOFTMAX ? value : own->score[at] };
+            hit = choice{ i, SOFTMAX ? value : own->score[at] };
         }
     }
     const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);
     if (rarely(__popc(once) != MAX_K || more != 0)) {
-        __syncwarp();
         choose_among_equals<V, !SOFTMAX>(own, row, lane);
+    } else if (found > 0) {
+        own->chosen[row][lane >> 2] = hit;
     }
     return true;
 }
