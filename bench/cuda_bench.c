@@ -1,6 +1,6 @@
 /* cuda_bench.c - the operations of device cuda over the shapes of models, from captured graphs, timed by events.
  *
- *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once]
+ *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once] [--shape PREFIX] [--tokens T]
  *
  * Weights rotate over four layers and the L2 cache is swept before each replay, so that nothing is met warm that a model
  * would meet cold; --once runs each call once, for a profiler.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
@@ -22,6 +22,8 @@ static cudaStream_t stream;
 static mf_error err;
 static void *sweep_block;
 static bool quick, few, once;
+static const char *only_shape;
+static int64_t only_tokens;
 static double copy_gbs;
 static const size_t sweep_bytes = (size_t)256 << 20;
 
@@ -297,12 +299,13 @@ static void bench_align(void)
 
 typedef struct sum_bench {
     mf_sum_reduce_args args[LAYERS];
+    int layers; /* in turn; 1: x is still in the L2 cache, where a layer's w2 has just written it */
 } sum_bench;
 
 static void sum_work(void *context, int i)
 {
     sum_bench *b = context;
-    OK(mf_moe_sum_reduce(device, &b->args[i % LAYERS], &err));
+    OK(mf_moe_sum_reduce(device, &b->args[i % b->layers], &err));
 }
 
 static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, int count)
@@ -310,7 +313,7 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
     printf("combine bf16 top %lld, H %lld          ", (long long)columns, (long long)hidden);
     for (int i = 0; i < count; i++) {
         const int64_t t = ts[i];
-        sum_bench b;
+        sum_bench b = { .layers = LAYERS };
         float *w = malloc((size_t)(t * columns) * 4);
         for (int64_t k = 0; k < t * columns; k++) {
             w[k] = 0.1f;
@@ -324,6 +327,10 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
         }
         const double us = measure(sum_work, &b, t <= 256 ? 80 : 8);
         printf("  T %lld %.2f", (long long)t, us);
+        if (t <= 256) {
+            b.layers = 1;
+            printf(" (from L2 %.2f)", measure(sum_work, &b, 80));
+        }
         if (t >= 1024) {
             printf(" (%.0f GB/s)", (double)(t * hidden * 2 * (columns + 1)) / us / 1e3);
         }
@@ -443,7 +450,7 @@ static void bench_shape(const shape *s, bool experts, bool layer)
     const size_t slot_bytes = (size_t)(3 * s->hidden * s->width) * (s->format == MF_FORMAT_FP8_BLOCK ? 1 : 2);
     for (int p = 0; p < 8 && s->points[p].t; p++) {
         const int64_t t = s->points[p].t;
-        if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16)) {
+        if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16) || (only_tokens && t != only_tokens)) {
             continue;
         }
         uint8_t *used = calloc((size_t)(s->experts + s->shared), 1);
@@ -534,6 +541,8 @@ int main(int argc, char **argv)
         quick |= strcmp(argv[i], "--quick") == 0;
         few |= strcmp(argv[i], "--few") == 0;
         once |= strcmp(argv[i], "--once") == 0;
+        only_shape = i + 1 < argc && strcmp(argv[i], "--shape") == 0 ? argv[i + 1] : only_shape;
+        only_tokens = i + 1 < argc && strcmp(argv[i], "--tokens") == 0 ? atoll(argv[i + 1]) : only_tokens;
     }
     sweep_block = room(sweep_bytes);
     printf("%s\n", mf_device_description(device));
@@ -552,7 +561,9 @@ int main(int argc, char **argv)
     }
     const bool experts = wants(argc, argv, "experts"), layer = wants(argc, argv, "layer");
     for (size_t i = 0; (experts || layer) && i < sizeof shapes / sizeof shapes[0]; i++) {
-        bench_shape(&shapes[i], experts, layer);
+        if (!only_shape || strncmp(shapes[i].name, only_shape, strlen(only_shape)) == 0) {
+            bench_shape(&shapes[i], experts, layer);
+        }
     }
     mf_device_close(&device);
     return 0;

@@ -374,6 +374,59 @@ TEST(large_batches_agree_on_every_device)
     }
 }
 
+/* What whole models ask for, in batches from one row to more than a GPU holds at once: devices have kernels for these. */
+TEST(usual_models_agree_on_every_device)
+{
+    static const struct {
+        int32_t width, groups, kept, shared, top_k;
+        mf_scoring scoring;
+        bool biased;
+    } models[] = { { 256, 8, 4, 1, 8, MF_SCORING_SIGMOID, true },  { 256, 8, 1, 0, 6, MF_SCORING_SIGMOID, false },
+                   { 384, 1, 1, 1, 8, MF_SCORING_SIGMOID, true },  { 128, 1, 1, 1, 8, MF_SCORING_SIGMOID, true },
+                   { 256, 1, 1, 2, 8, MF_SCORING_SIGMOID, false }, { 64, 1, 1, 2, 6, MF_SCORING_SIGMOID, true },
+                   { 128, 1, 1, 0, 8, MF_SCORING_SOFTMAX, false }, { 64, 1, 1, 2, 6, MF_SCORING_SOFTMAX, false },
+                   { 256, 1, 1, 0, 4, MF_SCORING_SOFTMAX, false }, { 384, 1, 1, 8, 1, MF_SCORING_SOFTMAX, false } };
+    static const int64_t tokens[] = { 1, 2, 131, 300, 1100, 1, 5, 133, 2200, 4300, 9000, 17001 };
+    static const value_kind values[] = { VALUES_NORMAL, VALUES_TIES, VALUES_WIDE, VALUES_SPECIAL, VALUES_TINY, VALUES_ZERO };
+    uint64_t seed = 31;
+    for (size_t n = 0; n < sizeof models / sizeof models[0]; n++) {
+        for (size_t i = 0; i < (conf_full() || n == 0 ? 36 : n % 3 == 0 ? 12 : 10); i++) {
+            gate_spec s = gate_spec_default();
+            s.T = tokens[i % 12];
+            s.seed = mf_random_next(&seed);
+            s.cfg.num_experts = models[n].width;
+            s.cfg.top_k = models[n].top_k;
+            s.cfg.n_group = models[n].groups;
+            s.cfg.topk_group = models[n].kept;
+            s.cfg.group_score = models[n].groups > 1 ? MF_GROUP_SCORE_TOP2_SUM : MF_GROUP_SCORE_UNSET;
+            s.cfg.num_shared_slots = models[n].shared;
+            s.cfg.scoring = models[n].scoring;
+            s.cfg.bias_domain = models[n].biased ? MF_BIAS_SCORE : MF_BIAS_NONE;
+            s.cfg.renorm = (mf_renorm)CONF_PICK(&seed, MF_RENORM_SUM, MF_RENORM_NONE, MF_RENORM_SUM_EPS, MF_RENORM_SUM_FLOOR);
+            s.cfg.renorm_eps = 1e-20;
+            s.cfg.fold_scale = conf_below(&seed, 2) != 0;
+            s.cfg.shared_weight = models[n].shared > 0 && !s.cfg.fold_scale && conf_below(&seed, 2) ? MF_SHARED_RECIPROCAL
+                                                                                                    : MF_SHARED_ONE;
+            s.logits_dtype = (mf_dtype)CONF_PICK(&seed, MF_F32, MF_BF16);
+            s.values = values[conf_below(&seed, 6)];
+            s.bias_values = (value_kind)CONF_PICK(&seed, VALUES_NORMAL, VALUES_TIES, VALUES_SPECIAL, VALUES_NEGATIVE);
+            s.padding = (padding_kind)CONF_PICK(&seed, PAD_NONE, PAD_NONE, PAD_HALF, PAD_ROWS, PAD_BOTH);
+            s.histogram = conf_below(&seed, 4) != 0;
+            s.load = false;
+            s.layout = (layout_kind)CONF_PICK(&seed, LAYOUT_DENSE, LAYOUT_DENSE, LAYOUT_STRIDED);
+            gate_case c;
+            gate_outputs o;
+            gate_case_open(&c, &s);
+            gate_outputs_open(&o, &c);
+            gate_run(&o, conf_ref(), false);
+            CHECK_OK(o.status, o.err);
+            run_devices(&c, &o);
+            gate_outputs_close(&o);
+            gate_case_close(&c);
+        }
+    }
+}
+
 /* ---- the floating-point environment ---- */
 
 #if defined(__x86_64__)

@@ -176,8 +176,10 @@ TEST(a_bad_pointer_is_an_error_with_text_and_stays_one)
     problem p;
     open_problem(&p, 3);
     p.layer.x.data = (void *)(uintptr_t)0x1000;
-    CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
-    CHECK_EQ(mf_device_synchronize(p.device, &err), MF_ERR_DEVICE);
+    /* The fault may show at a later launch of the same call already. */
+    if (mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err) == MF_OK) {
+        CHECK_EQ(mf_device_synchronize(p.device, &err), MF_ERR_DEVICE);
+    }
     CHECK_HAS(err.message, "illegal memory access");
     CHECK_EQ(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), MF_ERR_DEVICE);
     CHECK_HAS(err.message, "illegal memory access");

@@ -50,6 +50,7 @@ tests() {
     start layer ${LIMIT:-170} "$out/layer"
     start layer_chunks ${LIMIT:-170} "$out/layer_chunks" -workspace_does_not_grow
     start capture ${LIMIT:-170} "$out/capture"
+    start sigmoid_sweep ${LIMIT:-170} "$out/sigmoid_sweep"
     start dense ${LIMIT:-170} "$out/dense"
     start attention ${LIMIT:-170} "$out/attention" -attention_needs_no_more
     start attention_bits ${LIMIT:-170} "$out/attention_bits"
@@ -76,7 +77,7 @@ sanitizer() {
     for tool in memcheck racecheck synccheck; do
         start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture"
         start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
-        start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row
+        start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row usual_models
         start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
         start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
         start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend

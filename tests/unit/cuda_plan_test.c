@@ -109,6 +109,59 @@ TEST(gate_groups_of_a_power_of_two_are_found_by_a_shift)
     CHECK_EQ(p.gate.group_shift, -1);
 }
 
+static void make_usual_gate(gate_problem *p, int64_t tokens, int32_t width, int32_t groups)
+{
+    make_gate(p, tokens, width, groups, width + 1);
+    p->call.cfg.scoring = MF_SCORING_SIGMOID;
+    p->call.cfg.bias_domain = MF_BIAS_NONE;
+    p->call.cfg.group_score = groups > 1 ? MF_GROUP_SCORE_TOP2_SUM : MF_GROUP_SCORE_UNSET;
+    p->call.cfg.topk_group = groups > 1 ? 4 : 1;
+    p->call.cfg.num_physical_experts = p->call.cfg.shared_base = width;
+    p->call.cfg.shared_stride = 1;
+}
+
+TEST(gate_of_usual_models_has_a_warp_or_a_block_for_every_row)
+{
+    static const int32_t widths[] = { 64, 128, 256, 384 };
+    static const int64_t tokens[] = { 1, 2, 528, 529, 4207, 4208, 4209, 65536, 1000000 };
+    for (size_t w = 0; w < 4; w++) {
+        for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+            gate_problem p;
+            make_usual_gate(&p, tokens[i], widths[w], widths[w] == 256 ? 8 : 1);
+            CHECK_OK(plan(&p), err);
+            CHECK_EQ(p.grid.rows_width, widths[w]);
+            CHECK_EQ(p.grid.starts_early, 1);
+            const int64_t working = p.grid.blocks - (tokens[i] > 1); /* block 0 clears the histogram */
+            if (p.grid.rows == 0) {
+                CHECK_EQ(working, tokens[i]);
+                CHECK_EQ(p.grid.warps * 32, widths[w]);
+            } else {
+                CHECK_EQ(p.grid.warps, 16);
+                CHECK(p.grid.rows <= 4 && p.grid.blocks <= 2 * 132);
+                CHECK(p.grid.rows > 1 || working * p.grid.warps >= tokens[i]);
+            }
+        }
+    }
+}
+
+TEST(gate_with_something_unusual_takes_the_general_kernel)
+{
+    for (int what = 0; what < 9; what++) {
+        gate_problem p;
+        make_usual_gate(&p, 100, 256, 8);
+        p.args.expert_mask.data = what == 0 ? memory : NULL;
+        p.args.load.data = what == 1 ? memory : NULL;
+        p.args.per_expert_scale.data = what == 2 ? memory : NULL;
+        p.call.cfg.ep_size = what == 3 ? 2 : 0;
+        p.call.cfg.out_order = what == 4 ? MF_ORDER_ID : MF_ORDER_KEY;
+        p.call.cfg.num_replicas = what == 5 ? 2 : 1;
+        p.call.cfg.scoring = what == 6 ? MF_SCORING_SQRTSOFTPLUS : MF_SCORING_SIGMOID;
+        p.args.router_logits.data = memory + (what == 7 ? 4 : 0); /* not 16 bytes */
+        CHECK_OK(plan(&p), err);
+        CHECK_EQ(p.grid.rows_width, what < 8 ? 0 : 256);
+    }
+}
+
 /* ---- align ---- */
 
 static mf_cuda_align plan_align(const mf_cuda_gpu *gpu, int64_t tokens, int64_t slots)
@@ -116,6 +169,7 @@ static mf_cuda_align plan_align(const mf_cuda_gpu *gpu, int64_t tokens, int64_t 
     mf_align_args args = { .topk_ids = mf_tensor_2d(memory, MF_I32, tokens, 9) };
     mf_align_call call = { .args = &args, .num_tokens = tokens, .num_columns = 9, .block_size = 64, .num_slots = slots };
     mf_cuda_align out;
+    call.capacity = mf_moe_align_capacity(tokens, 9, 64, slots);
     CHECK_OK(mf_cuda_plan_align(gpu, &call, &out, &err), err);
     return out;
 }
@@ -132,6 +186,8 @@ TEST(align_is_one_launch_up_to_4096_pairs_and_its_tables_fit)
                 CHECK_EQ(a.chunks == 1, tokens[t] * 9 <= 4096);
                 CHECK(a.chunks * a.chunk >= a.num_pairs && a.warps >= 1 && a.warps <= 32);
                 CHECK((2 + a.warps) * slots[s] * 4 + 1024 <= gpus[g]->shared_bytes);
+                CHECK_EQ(a.slice > 0, tokens[t] * 9 <= 4096 && slots[s] <= 1024);
+                CHECK(a.slice == 0 || (a.slice % 4 == 0 && a.capacity <= a.slice * 264));
             }
         }
     }
@@ -173,19 +229,24 @@ TEST(combine_takes_16_bytes_a_thread_where_every_row_allows_it)
                                 .out = mf_tensor_2d(memory, MF_F32, 3, 64) };
     mf_sum_reduce_call call = { .args = &args, .num_tokens = 3, .num_columns = 2, .hidden_size = 64 };
     mf_cuda_sum sum;
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 8);
+    CHECK_EQ(sum.narrow, 1);
+    call.num_tokens = 100000;
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
+    CHECK_EQ(sum.narrow, 0);
+    call.num_tokens = 3;
     args.x.stride[0] += 4; /* 8 bytes */
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 1);
     CHECK_EQ(sum.bytewise, 0);
     args.x.stride[0] += 4;
     args.out.data = memory + 1;
-    CHECK_OK(mf_cuda_plan_sum(&call, true, &sum, &err), err);
+    CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
     CHECK_EQ(sum.vector, 1);
     CHECK_EQ(sum.bytewise, 1);
     args.num_addends = MF_CUDA_MAX_ADDENDS + 1;
-    CHECK_EQ(mf_cuda_plan_sum(&call, true, &sum, &err), MF_ERR_UNSUPPORTED);
+    CHECK_EQ(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), MF_ERR_UNSUPPORTED);
     CHECK_HAS(err.message, "num_addends 17");
 }
 

@@ -1,10 +1,12 @@
 /* align.cu - token-expert pairs sorted by slot, stable, each slot's run padded to whole blocks; bit-equal to ref/align.c.
  *
- * Up to 4,096 pairs are one block and one launch; more are chunks, counted by a first launch.  Within a block each warp
- * walks a run of consecutive pairs twice: it counts its slots, and, once everybody's counts have been scanned, it places its
- * pairs.  Equal slots among the 32 pairs of a step are told apart by their lane, so the order is the flat index's and no
- * result depends on timing. */
+ * Up to 4,096 pairs are one launch: every block counts all pairs and writes its own piece of the output, which it makes in
+ * shared memory - padding first, pairs over it - so that global memory sees whole lines.  More pairs are chunks, counted by
+ * a first launch.  Each warp takes a run of consecutive pairs: it counts its slots, and, once everybody's counts have been
+ * scanned, it places its pairs.  Equal slots among the 32 pairs of a step are told apart by their lane, so the order is the
+ * flat index's and no result depends on timing. */
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/sm90.cuh"
 
 namespace
 {
@@ -21,6 +23,8 @@ MF_DEV int32_t slot_at(const mf_cuda_align &p, uint32_t i)
 __global__ void __launch_bounds__(1024) count_kernel(const __grid_constant__ mf_cuda_align p)
 {
     extern __shared__ uint32_t counts[];
+    let_next_start();
+    wait_for_previous();
     for (int s = threadIdx.x; s < p.num_slots; s += blockDim.x) {
         counts[s] = 0;
     }
@@ -77,6 +81,8 @@ MF_DEV uint64_t scan_block(uint64_t mine, uint64_t *total)
 __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_cuda_align p)
 {
     extern __shared__ uint32_t shared[];
+    let_next_start();
+    wait_for_previous();
     const int slots = p.num_slots, walkers = p.warps;
     uint32_t *totals = shared;          /* [P] all pairs of the slot */
     uint32_t *starts = shared + slots;  /* [P] the slot's first place; kept offsets are written at once */
@@ -214,29 +220,210 @@ __global__ void __launch_bounds__(1024) align_kernel(const __grid_constant__ mf_
     });
 }
 
+/* ---- one launch ---- */
+
+MF_DEV uint32_t blocks_of(const mf_cuda_align &p, uint32_t n)
+{
+    const uint32_t b = (uint32_t)p.block_size;
+    return p.block_shift >= 0 ? (n + b - 1) >> p.block_shift : n > 0 ? (n - 1) / b + 1 : 0;
+}
+
+/* The slots' counts lie as 16-bit numbers, one a warp, in rows of an odd number of words. */
+template <int WARPS> struct slot_row {
+    static constexpr int WORDS = WARPS / 2, STRIDE = WORDS + 1;
+};
+
+template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_kernel(const __grid_constant__ mf_cuda_align p)
+{
+    constexpr int THREADS = WARPS * 32, STEPS = WARPS == 32 ? 4 : 2, WORDS = slot_row<WARPS>::WORDS, STRIDE = slot_row<WARPS>::STRIDE;
+    static_assert(MF_CUDA_ALIGN_PAIRS < 65536 && WARPS <= 32, "counts of 16 bits, one sum a lane");
+    extern __shared__ __align__(16) uint32_t shared[];
+    __shared__ uint32_t sums[32];
+    const int slots = p.num_slots, pairs = (int)p.num_pairs, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int32_t *piece = (int32_t *)shared;        /* [slice] this block's part of sorted */
+    uint32_t *starts = shared + p.slice;       /* [P] */
+    uint32_t *table = starts + slots;          /* [P, STRIDE] */
+    uint16_t *mine = (uint16_t *)table + warp; /* of slot s at s * STRIDE * 2 */
+    const int64_t from = (int64_t)blockIdx.x * p.slice, to = from + p.slice < p.capacity ? from + p.slice : p.capacity;
+    let_next_start();
+    for (int i = threadIdx.x; i < slots * STRIDE; i += THREADS) {
+        table[i] = 0;
+    }
+    for (int i = threadIdx.x * 4; i < p.slice; i += THREADS * 4) {
+        *(int4 *)(piece + i) = make_int4(pairs, pairs, pairs, pairs);
+    }
+    const int steps = (pairs + THREADS - 1) / THREADS, first = warp * steps * 32 + lane;
+    const bool dense = p.ids_stride == p.num_columns;
+    wait_for_previous();
+    int32_t slot[STEPS];
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        const int i = first + k * 32;
+        slot[k] = -1;
+        if (k < steps && i < pairs) {
+            slot[k] = dense ? load_at<int32_t>(p.ids, i, p.bytewise) : slot_at(p, (uint32_t)i);
+        }
+    }
+    __syncthreads(); /* the zeros */
+    uint32_t same[STEPS]; /* lanes with this lane's slot */
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (slot[k] >= slots) {
+            slot[k] = -1;
+            if (p.errors && blockIdx.x == 0) {
+                atomicAdd((int32_t *)p.errors, 1);
+            }
+        }
+        same[k] = __ballot_sync(MF_FULL_WARP, slot[k] >= 0);
+    }
+    /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
+    for (int bit = 0; bit < p.slot_bits; bit++) {
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const bool is_one = (slot[k] >> bit & 1) != 0;
+            const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
+            same[k] &= is_one ? ones : ~ones;
+        }
+    }
+    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps) {
+            uint32_t before = 0;
+            if (slot[k] >= 0) {
+                before = mine[slot[k] * (STRIDE * 2)];
+            }
+            const uint32_t of_lane = __popc(same[k] & ((1u << lane) - 1u));
+            rank[k] = before + of_lane;
+            __syncwarp();
+            if (slot[k] >= 0 && of_lane == 0) {
+                mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same[k]));
+            }
+            __syncwarp();
+        }
+    }
+    __syncthreads();
+
+    /* Per slot the warps' counts become sums of those before; then blocks (high half) and counts (low half) over the slots. */
+    const int rounds = (slots + THREADS - 1) / THREADS;
+    uint32_t carried = 0;
+    for (int round = 0; round < rounds; round++) {
+        const int s = round * THREADS + threadIdx.x;
+        uint32_t n = 0;
+        if (s < slots) {
+            uint32_t row[WORDS];
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                row[i] = table[s * STRIDE + i];
+            }
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                const uint32_t low = row[i] & 0xffffu, high = row[i] >> 16;
+                table[s * STRIDE + i] = n | (n + low) << 16;
+                n += low + high;
+            }
+        }
+        const uint32_t own = blocks_of(p, n) << 16 | n;
+        uint32_t sum = own;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const uint32_t v = __shfl_up_sync(MF_FULL_WARP, sum, d);
+            sum += lane >= d ? v : 0;
+        }
+        if (lane == 31) {
+            sums[warp] = sum;
+        }
+        __syncthreads();
+        const uint32_t of_warp = lane < WARPS ? sums[lane] : 0;
+        const uint32_t before = carried + sum - own + __reduce_add_sync(MF_FULL_WARP, lane < warp ? of_warp : 0);
+        carried += __reduce_add_sync(MF_FULL_WARP, of_warp);
+        if (s < slots) {
+            starts[s] = (before >> 16) * (uint32_t)p.block_size;
+            if (p.offsets && blockIdx.x == 0) {
+                store_at<int32_t>(p.offsets, s, (int32_t)(before & 0xffffu), p.bytewise);
+            }
+        }
+        __syncthreads();
+    }
+    const int64_t blocks = carried >> 16, room = p.capacity / p.block_size;
+    if (threadIdx.x == 0 && blockIdx.x == 0) {
+        if (p.offsets) {
+            store_at<int32_t>(p.offsets, slots, (int32_t)(carried & 0xffffu), p.bytewise);
+        }
+        store_at<int32_t>(p.total, 0, (int32_t)(blocks * p.block_size), p.bytewise);
+    }
+    for (int64_t i = blocks + blockIdx.x * THREADS + threadIdx.x; i < room; i += gridDim.x * THREADS) {
+        store_at<int32_t>(p.experts, i, -1, p.bytewise);
+    }
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k < steps && slot[k] >= 0) {
+            const uint32_t place = mine[slot[k] * (STRIDE * 2)] + rank[k], at = starts[slot[k]] + place;
+            if (at >= from && at < to) {
+                piece[at - from] = first + k * 32;
+                /* A block's first entry names the block. */
+                if (p.block_shift >= 0) {
+                    if ((place & ((uint32_t)p.block_size - 1)) == 0) {
+                        store_at<int32_t>(p.experts, at >> p.block_shift, slot[k], p.bytewise);
+                    }
+                } else if (place % (uint32_t)p.block_size == 0) {
+                    store_at<int32_t>(p.experts, at / (uint32_t)p.block_size, slot[k], p.bytewise);
+                }
+            }
+        }
+    }
+    __syncthreads();
+    const int length = (int)(to - from);
+    if (p.wide) {
+        for (int i = threadIdx.x * 4; i + 3 < length; i += THREADS * 4) {
+            *(int4 *)((int32_t *)p.sorted + from + i) = *(const int4 *)(piece + i);
+        }
+    }
+    for (int i = (p.wide ? length & ~3 : 0) + threadIdx.x; i < length; i += THREADS) {
+        store_at<int32_t>(p.sorted, from + i, piece[i], p.bytewise);
+    }
+}
+
+template <typename KERNEL>
+int start(KERNEL kernel, const mf_cuda_align *call, unsigned blocks, unsigned threads, size_t bytes, cudaStream_t stream)
+{
+    if (bytes > 32 * 1024) { /* beside what the kernel declares */
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        if (error != cudaSuccess) {
+            return (int)error;
+        }
+    }
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = call->starts_early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+}
+
 } // namespace
 
 int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     const size_t counts = (size_t)call->num_slots * 4, bytes = counts * (2 + (size_t)call->warps);
+    if (call->slice > 0) {
+        const int64_t blocks = call->capacity > 0 ? (call->capacity - 1) / call->slice + 1 : 1;
+        const size_t piece = (size_t)call->slice * 4;
+        return call->warps <= 16 ? start(align_once_kernel<16>, call, (unsigned)blocks, 512,
+                                         piece + counts * (1 + slot_row<16>::STRIDE), s)
+                                 : start(align_once_kernel<32>, call, (unsigned)blocks, 1024,
+                                         piece + counts * (1 + slot_row<32>::STRIDE), s);
+    }
     const unsigned threads = call->num_pairs > 512 || call->num_slots > 2048 ? 1024 : 256;
-    cudaError_t error = cudaSuccess;
+    int error = 0;
     if (call->chunks > 1) {
-        if (counts > 32 * 1024) {
-            error = cudaFuncSetAttribute(count_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)counts);
-        }
-        if (error == cudaSuccess) {
-            count_kernel<<<(unsigned)call->chunks, 1024, counts, s>>>(*call);
-            error = cudaGetLastError();
-        }
+        error = start(count_kernel, call, (unsigned)call->chunks, 1024, counts, s);
     }
-    if (error == cudaSuccess && bytes > 32 * 1024) {
-        error = cudaFuncSetAttribute(align_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    }
-    if (error == cudaSuccess) {
-        align_kernel<<<(unsigned)call->chunks, threads, bytes, s>>>(*call);
-        error = cudaGetLastError();
-    }
-    return (int)error;
+    return error ? error : start(align_kernel, call, (unsigned)call->chunks, threads, bytes, s);
 }

@@ -15,7 +15,8 @@ extern "C" {
 
 /* ---- gate ---- */
 
-enum { MF_CUDA_HISTOGRAM_SLOTS = 65536, MF_CUDA_BLOCK_HISTOGRAM = 4096, MF_CUDA_GATE_COLUMNS = 80 };
+enum { MF_CUDA_HISTOGRAM_SLOTS = 65536, MF_CUDA_GATE_WORDS = MF_CUDA_HISTOGRAM_SLOTS + 3, /* counts, ticket, two more */
+       MF_CUDA_BLOCK_HISTOGRAM = 4096, MF_CUDA_GATE_COLUMNS = 80 };
 
 typedef enum mf_cuda_gate_stage {
     MF_CUDA_GATE_FUSED = 0,
@@ -41,7 +42,8 @@ typedef struct mf_cuda_gate {
     float renorm_eps, factor;
     int32_t bytewise;   /* some view is not aligned to its elements */
     int32_t counts_to_output; /* the histogram is zeroed already and takes the counts itself */
-    /* the device's: all zero between launches */
+    /* the device's: counts [MF_CUDA_HISTOGRAM_SLOTS] and ticket are zero between launches, the two words behind the
+     * ticket are gate_rows.cu's */
     uint32_t *counts, *ticket;
     /* separate steps: keys [T, N], stats [T, 2], flags [T], ids [T, K] */
     uint32_t *ws_keys;
@@ -53,11 +55,18 @@ typedef struct mf_cuda_grid {
     int64_t blocks;
     int32_t warps, values; /* values a lane holds in registers; 0 = the general kernel, keys in shared memory */
     int64_t shared_bytes;
+    int32_t rows_width;   /* gate_rows.cu's kernel of this width; 0 = gate.cu's */
+    int32_t rows;         /* a warp takes together, up to 4, or 0: a block a row; gate_rows.cu */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
+    int32_t reserved;
 } mf_cuda_grid;
 
 int mf_cuda_launch_gate(const mf_cuda_gate *call, const mf_cuda_grid *grid, mf_cuda_gate_stage stage, void *stream);
+int mf_cuda_launch_gate_rows(const mf_cuda_gate *call, const mf_cuda_grid *grid, void *stream);
 
 /* ---- align ---- */
+
+enum { MF_CUDA_ALIGN_PAIRS = 4096 }; /* one launch up to here */
 
 typedef struct mf_cuda_align {
     const void *ids;
@@ -67,6 +76,12 @@ typedef struct mf_cuda_align {
     int32_t num_slots, chunks, warps, bytewise;
     int64_t chunk; /* pairs of a chunk */
     uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
+    int32_t slice;        /* entries of sorted that a block makes in shared memory; 0: the way of many pairs or slots */
+    int32_t block_shift;  /* block_size is 1 << block_shift; -1: no power of two */
+    int32_t slot_bits;    /* of num_slots - 1 */
+    int32_t reserved;
+    int32_t wide;         /* four entries of sorted can be stored at once */
+    int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_align;
 
 int mf_cuda_launch_align(const mf_cuda_align *call, void *stream);
@@ -89,6 +104,9 @@ typedef struct mf_cuda_sum {
     int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
     int32_t bytewise;
     float factor;
+    int32_t narrow;        /* the usual combine takes two elements a thread, not four */
+    int32_t wide_residual; /* its rows are aligned, too */
+    int32_t starts_early;  /* the GPU knows programmatic dependent launch */
 } mf_cuda_sum;
 
 int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream);
@@ -164,6 +182,60 @@ typedef struct mf_cuda_experts {
     int32_t quantises_itself; /* one token: FP8 kernels for few tokens make x's and the intermediate's codes themselves */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_experts;
+
+/* Both grouped products of a table on Hopper (grouped.cu), with what prepares them (grouped_prepare.cu). */
+enum { MF_CUDA_FEW_GROUPED_TOKENS = 8, MF_CUDA_FEW_GROUPED_PAIRS = 128 }; /* grouped_few.cu takes */
+enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUPED_TILES = 65536 };
+
+/* Words of the device's own counters, all zero between calls. */
+enum {
+    MF_CUDA_WORK_NEXT = 0,
+    MF_CUDA_WORK_DONE,
+    MF_CUDA_WORK_COUNTS = 32,
+    MF_CUDA_WORK_CURSORS = MF_CUDA_WORK_COUNTS + MF_CUDA_GROUPED_SLOTS,
+    MF_CUDA_WORK_TILES = MF_CUDA_WORK_CURSORS + MF_CUDA_GROUPED_SLOTS,
+    MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
+};
+
+/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
+
+typedef struct mf_cuda_grouped {
+    mf_cuda_experts e;
+    const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
+    uint32_t *work;   /* the device's counters */
+    int32_t *offsets; /* [num_slots + 1] of each slot's pairs in sorted */
+    int32_t *sorted;  /* [num_pairs] */
+    /* rows of tokens as the products read them, strides in bytes; FP8: codes, with a scale per 128 columns */
+    const uint8_t *x_bytes, *h_bytes;
+    int64_t x_pitch, h_pitch;
+    uint8_t *x_codes, *h_codes; /* [T, H] and, by place in sorted, [num_pairs, h_stride] */
+    const float *x_scales;
+    float *x_scales_out, *h_scales;
+    int64_t x_groups, h_groups;
+    int32_t fp8, x_is_wide, clears_counts;
+    int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
+    int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
+    int32_t width;    /* of every slot; 0: they differ */
+    int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
+    int64_t blocks;
+} mf_cuda_grouped;
+
+/* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, the tokens' scales. */
+static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
+{
+    return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
+}
+
+/* The same of grouped_few.cu. */
+static inline int64_t mf_cuda_few_stage_bytes(int rows)
+{
+    return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
+}
+
+int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

@@ -13,11 +13,13 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
+#include "kernels/cuda/grouped_maps.h"
 
 typedef mf_cuda_state cuda_state;
 
 typedef struct cuda_experts {
     mf_cuda_slot *slots; /* on the device */
+    void *maps;          /* there too, where grouped.cu computes the table */
     mf_cuda_paths paths;
 } cuda_experts;
 
@@ -177,7 +179,7 @@ static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
 {
     mf_cuda_sum sum;
     MF_TRY(enter(device, err));
-    MF_TRY(mf_cuda_plan_sum(call, true, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state_of(device)->gpu, call, true, &sum, err));
     if (sum.num_tokens == 0 || sum.hidden_size == 0) {
         return MF_OK;
     }
@@ -198,8 +200,27 @@ static void experts_close(mf_experts *experts)
 {
     cuda_experts *own = experts->backend;
     memory_release(experts->device, own->slots);
+    memory_release(experts->device, own->maps);
     free(own);
     experts->backend = NULL;
+}
+
+static mf_status open_maps(mf_device *device, const mf_experts *experts, const mf_cuda_slot *slots, cuda_experts *own,
+                           mf_error *err)
+{
+    mf_status status;
+    const size_t bytes = mf_cuda_grouped_maps_bytes(experts->num_slots);
+    void *maps = aligned_alloc(64, bytes);
+    if (!maps) {
+        return mf_fail(err, MF_ERR_NOMEM, "experts: no memory for the maps of %lld slots", (long long)experts->num_slots);
+    }
+    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, maps, err), done);
+    MF_TRY_GOTO(memory_alloc(device, bytes, &own->maps, err), done);
+    MF_TRY_GOTO(memory_copy(device, own->maps, maps, bytes, err), done);
+    own->paths.maps = own->maps;
+done:
+    free(maps);
+    return status;
 }
 
 static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *err)
@@ -219,7 +240,10 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
         own->paths.w2 |= 1u << slots[s].path2;
     }
     MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
-    status = memory_copy(device, own->slots, slots, bytes, err);
+    MF_TRY_GOTO(memory_copy(device, own->slots, slots, bytes, err), done);
+    if (mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots)) {
+        status = open_maps(device, experts, slots, own, err);
+    }
 done:
     free(slots);
     return status; /* the caller closes what there is */
@@ -292,6 +316,25 @@ static mf_status launch_down(mf_device *device, const mf_cuda_experts_plan *plan
     return MF_OK;
 }
 
+/* Both products of a table on Hopper. */
+static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *plan, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    mf_cuda_grouped call = plan->grouped;
+    call.work = state->work;
+    if (call.e.num_pairs == 0) {
+        return MF_OK;
+    }
+    if (plan->copies_x) {
+        MF_TRY(check(device, mf_cuda_launch_copy_x(&call.e, plan->x_copy, state->stream), "experts' copy of x", err));
+    }
+    if (!call.few_rows) { /* few tokens are sorted, and their codes made, where they are multiplied */
+        MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
+    }
+    return check(device, call.few_rows ? mf_cuda_launch_grouped_few(&call, state->stream)
+                                       : mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
+}
+
 static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)
 {
     const cuda_experts *own = call->experts->backend;
@@ -299,6 +342,9 @@ static mf_status experts(mf_device *device, const mf_experts_call *call, mf_erro
     mf_cuda_experts_plan plan;
     MF_TRY(enter(device, err));
     MF_TRY(mf_cuda_plan_experts(&state->gpu, call, own->slots, &own->paths, false, call->args->y.dtype, &plan, err));
+    if (plan.is_grouped) {
+        return launch_grouped(device, &plan, err);
+    }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     return launch_down(device, &plan, &own->paths, state->stream, err);
 }
@@ -319,7 +365,11 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     if (!plan.is_combined) {
         args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
     }
-    MF_TRY(mf_cuda_plan_sum(&over_y, !plan.is_combined, &sum, err));
+    MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
+    if (plan.is_grouped) {
+        MF_TRY(launch_grouped(device, &plan, err));
+        return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+    }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {
         const mf_cuda_path path = takes(own->paths.w2, MF_CUDA_PATH_FP8) ? MF_CUDA_PATH_FP8 : MF_CUDA_PATH_BF16;
@@ -343,6 +393,7 @@ static void close_device(mf_device *device)
         (void)cudaStreamDestroy(state->own);
     }
     (void)cudaFree(state->counts);
+    (void)cudaFree(state->work);
     mf_cuda_dense_close(device);
     free(state);
     device->backend = NULL;
@@ -412,12 +463,14 @@ static mf_status init(mf_device *device, mf_error *err)
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
     mf_cuda_starts_early = state->gpu.capability >= 90;
-    const size_t bytes = (MF_CUDA_HISTOGRAM_SLOTS + 1) * sizeof *state->counts;
+    const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->own, cudaStreamNonBlocking), err);
     state->stream = state->own;
     MF_CUDA(device, cudaMalloc((void **)&state->counts, bytes), err);
     MF_CUDA(device, cudaMemsetAsync(state->counts, 0, bytes, state->stream), err);
+    MF_CUDA(device, cudaMalloc((void **)&state->work, MF_CUDA_WORK_WORDS * sizeof *state->work), err);
+    MF_CUDA(device, cudaMemsetAsync(state->work, 0, MF_CUDA_WORK_WORDS * sizeof *state->work, state->stream), err);
     MF_CUDA(device, cudaStreamSynchronize(state->stream), err);
     snprintf(device->description, sizeof device->description, "cuda %.60s sm_%d, %lld GiB", prop.name,
              (int)state->gpu.capability, (long long)(prop.totalGlobalMem >> 30));

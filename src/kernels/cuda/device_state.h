@@ -9,7 +9,8 @@ typedef struct CUstream_st *mf_cuda_stream; /* cudaStream_t */
 typedef struct mf_cuda_state {
     mf_cuda_gpu gpu;
     mf_cuda_stream own, stream;
-    uint32_t *counts;    /* [MF_CUDA_HISTOGRAM_SLOTS + 1]: zero between launches of the gate; the last is its ticket */
+    uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
+    uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
     void *rounded;       /* inputs of products in bf16; grows */
     size_t rounded_bytes;
     mf_error failure;    /* status MF_OK: none so far */

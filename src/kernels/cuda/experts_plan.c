@@ -136,20 +136,29 @@ static size_t lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int
     return total;
 }
 
-size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns)
+/* A call with input_scale does not go through grouped.cu, so a table that does needs room for either way. */
+static size_t room_for(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns,
+                       mf_dtype y_dtype, bool with_y, bool grouped_with_y)
 {
     mf_cuda_experts_plan plan;
     memset(&plan, 0, sizeof plan);
-    return lay_out(experts, paths, num_tokens, num_columns, MF_F32, false, NULL, &plan);
+    const size_t one = lay_out(experts, paths, num_tokens, num_columns, y_dtype, with_y, NULL, &plan);
+    const size_t other = !paths->maps ? 0
+                                      : mf_cuda_grouped_lay_out(experts, paths, num_tokens, num_columns, y_dtype, grouped_with_y,
+                                                                NULL, &plan);
+    return one > other ? one : other;
+}
+
+size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns)
+{
+    return room_for(experts, paths, num_tokens, num_columns, MF_F32, false, false);
 }
 
 size_t mf_cuda_experts_combine_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
                                      int64_t num_columns, mf_dtype y_dtype)
 {
-    mf_cuda_experts_plan plan;
-    memset(&plan, 0, sizeof plan);
     const int64_t pairs = mf_carve_count(num_tokens, num_columns, 1);
-    return lay_out(experts, paths, num_tokens, num_columns, y_dtype, !(is_few(pairs) && one_path(paths)), NULL, &plan);
+    return room_for(experts, paths, num_tokens, num_columns, y_dtype, !(is_few(pairs) && one_path(paths)), true);
 }
 
 /* ---- the call ---- */
@@ -177,9 +186,14 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     if (a->input_scale.data && takes(paths->w13, MF_CUDA_PATH_FP8)) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "input_scale: device cuda has no FP8_BLOCK product that scales its input");
     }
+    const bool grouped = paths->maps && !a->input_scale.data;
     out->is_few = is_few(pairs);
-    out->is_combined = combine && out->is_few && one_path(paths);
-    lay_out(experts, paths, call->num_tokens, call->num_columns, y_dtype, combine && !out->is_combined, call->workspace, out);
+    out->is_combined = !grouped && combine && out->is_few && one_path(paths);
+    if (grouped) {
+        mf_cuda_grouped_lay_out(experts, paths, call->num_tokens, call->num_columns, y_dtype, combine, call->workspace, out);
+    } else {
+        lay_out(experts, paths, call->num_tokens, call->num_columns, y_dtype, combine && !out->is_combined, call->workspace, out);
+    }
     mf_cuda_experts *e = &out->call;
     e->slots = slots;
     e->num_slots = experts->num_slots;
@@ -210,6 +224,9 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t y_size = (int64_t)mf_dtype_size(y_dtype);
     e->y_is_wide = (uintptr_t)e->y % 16 == 0 && e->y_stride * y_size % 16 == 0 && e->y_column_stride * y_size % 16 == 0;
     e->bytewise = is_odd(&a->x) || is_odd(&a->topk_ids) || is_odd(&a->input_scale) || (!combine && is_odd(&a->y));
+    if (grouped) {
+        return mf_cuda_plan_grouped(gpu, call, paths, out, err);
+    }
     e->quantises_itself = out->is_combined && call->num_tokens == 1 && e->max_width <= OWN_QUANT_MAX_WIDTH &&
                           e->hidden_size <= OWN_QUANT_MAX_HIDDEN && paths->w13 == 1u << MF_CUDA_PATH_FP8;
     out->copies_x = takes(paths->w13, MF_CUDA_PATH_BF16) &&

@@ -6,7 +6,7 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, ALIGN_MAX_SLOTS = 16384 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 4, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -43,7 +43,7 @@ static int64_t warp_bytes(const mf_cuda_gate *g, bool has_keys)
 static void plan_gate_grid(const mf_cuda_gpu *gpu, const mf_cuda_gate *g, mf_cuda_grid *grid)
 {
     static const int32_t sizes[] = { 1, 2, 4, 8, 12, 16, 32 };
-    grid->values = 0;
+    *grid = (mf_cuda_grid){ 0 };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0] && grid->values == 0; i++) {
         if (g->width <= sizes[i] * 32 && !g->bytewise) {
             grid->values = sizes[i];
@@ -61,6 +61,54 @@ static void plan_gate_grid(const mf_cuda_gpu *gpu, const mf_cuda_gate *g, mf_cud
     grid->shared_bytes = warps * each + counts;
     const int64_t rows_at_once = (int64_t)gpu->num_multiprocessors * 4 * GATE_ROW_WARPS / warps;
     grid->blocks = min_i64((g->num_tokens + warps - 1) / warps, rows_at_once);
+}
+
+/* What gate_rows.cu does; bytewise is known. */
+static bool has_usual_rows(const mf_cuda_gate *g, const mf_gate_call *call)
+{
+    const mf_gate_config *c = &call->cfg;
+    const bool bf16 = g->logits_dtype == MF_BF16, biased = g->bias_domain != MF_BIAS_NONE;
+    const int64_t piece = g->width / 32 * (bf16 ? 2 : 4); /* bytes of a lane, read as 16, 8 or 4 at a time */
+    const int64_t unit = piece % 16 == 0 ? 16 : piece % 8 == 0 ? 8 : 4;
+    const bool sizes = (g->width == 64 || g->width == 128 || g->width == 256 || g->width == 384) && g->width == g->num_experts &&
+                       g->top_k <= 8 && g->num_shared <= 8 && g->num_tokens < INT32_MAX / 2;
+    const bool groups = g->n_group <= 1 || (g->n_group == 8 && g->width == 256 && c->group_score == MF_GROUP_SCORE_TOP2_SUM &&
+                                            g->scoring == MF_SCORING_SIGMOID);
+    const bool scores = g->scoring == MF_SCORING_SIGMOID ? !biased || (g->bias_domain == MF_BIAS_SCORE &&
+                                                                       g->bias_dtype == MF_F32 && is_aligned(g->bias, 16))
+                                                         : g->scoring == MF_SCORING_SOFTMAX && !biased;
+    const bool rows = (bf16 || g->logits_dtype == MF_F32) && is_aligned(g->logits, (size_t)unit) &&
+                      g->logits_stride * (bf16 ? 2 : 4) % unit == 0 && g->logits_stride < INT32_MAX &&
+                      g->ids_stride < INT32_MAX && g->weights_stride < INT32_MAX;
+    const bool plain = !g->bytewise && !g->hash && !g->bias_alt && !g->scale && !g->map_copies && !g->mask && !g->load &&
+                       !g->packed && !g->by_id && g->ep_size == 0 && g->window_count < 0 &&
+                       g->shared_weight != MF_SHARED_PER_TOKEN;
+    const int64_t last = g->shared_base + (int64_t)(g->num_shared - 1) * g->shared_stride;
+    const bool slots = g->num_slots >= g->num_experts && g->num_slots <= GATE_ROWS_SLOTS &&
+                       (g->num_shared == 0 || (g->num_replicas == 1 && g->shared_base >= 0 && last < g->num_slots));
+    return sizes && groups && scores && rows && plain && slots;
+}
+
+/* A block a row while few are resident, a warp a row while the GPU has warps enough, then up to four rows a warp; with a
+ * histogram block 0 has no rows. */
+static void plan_gate_rows(const mf_cuda_gpu *gpu, const mf_cuda_gate *g, mf_cuda_grid *grid)
+{
+    const int64_t extra = g->histogram && g->num_tokens > 1, most = (int64_t)gpu->num_multiprocessors * 2;
+    grid->rows_width = g->width;
+    grid->starts_early = gpu->capability >= 90;
+    grid->rows = 0;
+    if (g->num_tokens <= GATE_FEW_ROWS * gpu->num_multiprocessors) {
+        grid->warps = g->width / 32;
+        grid->blocks = g->num_tokens + extra;
+        return;
+    }
+    grid->warps = GATE_ROWS_WARPS;
+    grid->rows = 1;
+    while (grid->rows < 4 && g->num_tokens > (most - extra) * grid->warps * grid->rows) {
+        grid->rows *= 2;
+    }
+    const int64_t each = (int64_t)grid->warps * grid->rows;
+    grid->blocks = min_i64((g->num_tokens + each - 1) / each + extra, most);
 }
 
 mf_status mf_cuda_plan_gate(const mf_cuda_gpu *gpu, const mf_gate_call *call, mf_cuda_gate *g, mf_cuda_grid *grid,
@@ -155,6 +203,9 @@ mf_status mf_cuda_plan_gate(const mf_cuda_gpu *gpu, const mf_gate_call *call, mf
         MF_TRY(check_counter(&a->histogram, "histogram", err));
     }
     plan_gate_grid(gpu, g, grid);
+    if (!g->counts_to_output && has_usual_rows(g, call)) {
+        plan_gate_rows(gpu, g, grid);
+    }
     return MF_OK;
 }
 
@@ -174,6 +225,21 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 }
 
 /* ---- align ---- */
+
+/* Few pairs: a piece of the output a block, 8 KiB or, for huge capacities, more; and one table of counts. */
+static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
+{
+    if (a->num_pairs > MF_CUDA_ALIGN_PAIRS || a->num_slots > ALIGN_ONCE_SLOTS) {
+        return;
+    }
+    const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
+    const int64_t each = (a->capacity + most_blocks - 1) / most_blocks, slice = each > 2048 ? (each + 3) / 4 * 4 : 2048;
+    const int64_t warps = a->num_pairs > 1024 ? 32 : 16;
+    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2) + (16 + 1) * 1024 <= gpu->shared_bytes) {
+        a->slice = (int32_t)slice;
+        a->warps = (int32_t)warps;
+    }
+}
 
 mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, mf_cuda_align *out, mf_error *err)
 {
@@ -209,6 +275,18 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
     const int64_t threads = pairs > 512 || call->num_slots > 2048 ? 1024 : 256; /* as align.cu launches */
     warps = min_i64(warps, threads / 32);
     out->warps = (int32_t)(warps < 1 ? 1 : warps);
+    out->starts_early = gpu->capability >= 90;
+    out->wide = !out->bytewise && is_aligned(out->sorted, 16);
+    out->block_shift = -1;
+    for (int32_t s = 0; s < 31; s++) {
+        if (out->block_size == (int64_t)1 << s) {
+            out->block_shift = s;
+        }
+    }
+    while (out->num_slots - 1 >> out->slot_bits > 0) {
+        out->slot_bits++;
+    }
+    plan_align_slice(gpu, out);
     return MF_OK;
 }
 
@@ -228,7 +306,7 @@ static bool has_wide_rows(const mf_tensor *t)
     return ok;
 }
 
-mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err)
+mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err)
 {
     const mf_sum_reduce_args *a = call->args;
     if (a->num_addends > MF_CUDA_MAX_ADDENDS) {
@@ -274,7 +352,12 @@ mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_s
         odd = odd || is_odd(&a->addends[i]);
     }
     out->vector = wide && !odd ? (int32_t)vector : 1;
+    /* While all of it is in the L2 cache, more threads of less each find their data sooner. */
+    const int64_t bytes = call->num_tokens * call->num_columns * call->hidden_size * 2;
+    out->narrow = a->x.dtype == MF_BF16 && bytes <= SUM_NARROW_BYTES;
     out->bytewise = odd;
+    out->wide_residual = has_wide_rows(&a->residual);
+    out->starts_early = gpu->capability >= 90;
     return MF_OK;
 }
 

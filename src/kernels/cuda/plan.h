@@ -25,7 +25,7 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, mf_cuda_align *out, mf_error *err);
 
 /* has_x: false in experts_combine, where x is never in memory. */
-mf_status mf_cuda_plan_sum(const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
+mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
 
 void mf_cuda_plan_layer_rows(const mf_layer_rows_call *call, mf_cuda_layer_rows *out);
 
@@ -36,7 +36,11 @@ enum { MF_CUDA_FEW_PAIRS = 128 }; /* up to here a slot's weights are streamed on
 /* Paths that a table's slots take, as sets of 1 << mf_cuda_path. */
 typedef struct mf_cuda_paths {
     uint32_t w13, w2;
+    const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
 } mf_cuda_paths;
+
+/* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
+bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
 /* A slot as kernels see it, its paths chosen. */
 void mf_cuda_plan_slot(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_slot *slot, mf_cuda_slot *out);
@@ -47,9 +51,17 @@ typedef struct mf_cuda_experts_plan {
     bool copies_x;     /* x is not aligned for the tensor cores: a copy is */
     bool sorts;
     void *x_copy, *y;  /* in the workspace; y [T, C, H] where experts_combine needs it */
+    bool is_grouped;   /* `grouped` is launched, and nothing else but a copy of x */
     mf_cuda_experts call;
     mf_cuda_align align;
+    mf_cuda_grouped grouped;
 } mf_cuda_experts_plan;
+
+/* Lays grouped.cu's buffers over base (NULL: counts bytes), and plans a call of it; plan->call is filled already. */
+size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns,
+                               mf_dtype y_dtype, bool with_y, uint8_t *base, mf_cuda_experts_plan *plan);
+mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
+                               mf_cuda_experts_plan *plan, mf_error *err);
 
 size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns);
 /* The same and room for y where w2 and the combine are two launches. */

@@ -68,12 +68,92 @@ template <int PENDING> MF_PTX void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-/* Two numbers rounded to bf16, a NaN to a NaN. */
+/* 1 / d within an ulp; subnormals are zero. */
+MF_PTX float reciprocal_approx(float d)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    return r;
+}
+
+/* v with subnormals and -0 as +0; infinities and NaNs stay. */
+MF_PTX float flush_to_zero(float v)
+{
+    float r;
+    asm("add.ftz.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
+    return r;
+}
+
+/* d < bound ? 0 : v, as a selection; left to itself the compiler branches around what v is made of. */
+MF_PTX float zero_if_below(float d, float bound, float v)
+{
+    float r;
+    asm("{ .reg .pred p; setp.lt.f32 p, %1, %2; selp.f32 %0, 0f00000000, %3, p; }" : "=f"(r) : "f"(d), "f"(bound), "f"(v));
+    return r;
+}
+
+/* Two f32 to the nearest bf16, the first in the low half. */
 MF_PTX uint32_t pack_bf16(float low, float high)
 {
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+/* Words that blocks of one launch share. */
+MF_PTX uint32_t load_relaxed(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+MF_PTX uint32_t load_acquire(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+/* After what this block's threads wrote before its last barrier. */
+MF_PTX void store_release(uint32_t *p, uint32_t v)
+{
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
+{
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+/* Barrier `name` (not 0) of n threads of the block, whole warps; and one that says whether any of them came with true. */
+MF_PTX void sync_threads(int name, int n)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(n) : "memory");
+}
+
+MF_PTX bool sync_threads_or(int name, int n, bool v)
+{
+    uint32_t any;
+    asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %3, 0; bar.red.or.pred q, %1, %2, p; selp.u32 %0, 1, 0, q; }"
+                 : "=r"(any)
+                 : "r"(name), "r"(n), "r"((uint32_t)v)
+                 : "memory");
+    return any != 0;
+}
+
+/* v is made here, whatever becomes of it. */
+MF_PTX void keep_here(float &v)
+{
+    asm volatile("" : "+f"(v));
+}
+
+/* The sum before, in shared memory; plainer than what atomicAdd becomes. */
+MF_PTX int add_shared(int *p, int v)
+{
+    int before;
+    asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(before) : "r"((uint32_t)__cvta_generic_to_shared(p)), "r"(v) : "memory");
+    return before;
 }
 
 /* 2^x; results below the smallest normal number are 0. */

@@ -1,4 +1,4 @@
-/* sum_reduce.cu - the combine: 16 bytes of every column a thread, all columns' loads before the first sum; bit-equal to
+/* sum_reduce.cu - the combine: a few elements of every column a thread, all columns' loads before the first sum; bit-equal to
  * ref/sum_reduce.c.
  *
  * The order of the chain is the contract's whatever the vector width, so narrow and unaligned views take the same code with
@@ -11,6 +11,7 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int BATCH = 8; /* columns whose loads are in flight together */
+constexpr int PLAIN_THREADS = 256, PLAIN_COLUMNS = 10, MAX_Y = 65535;
 
 struct bf16_bits {
     uint16_t u;
@@ -169,53 +170,163 @@ template <int V> MF_DEV void finish_row(const mf_cuda_sum &p, int64_t t, int64_t
     }
 }
 
-/* The usual combine - x and weights alone, at most MOST columns, aligned: every load of a row before the first sum. */
-template <typename T, int V, int MOST>
-__global__ void __launch_bounds__(THREADS) sum_plain_kernel(const __grid_constant__ mf_cuda_sum p)
+/* ---- the usual combine: x, weights, ids and a residual, aligned; every load of a row before the first sum ----
+ *
+ * Plain loads: hints to stream past the caches cost more than they save, since what is combined was just written. */
+
+/* What it needs, close together. */
+struct plain_call {
+    const void *x;
+    const int32_t *ids;
+    const float *weights;
+    const void *residual;
+    void *out;
+    int64_t x_stride, column_stride, ids_stride, weights_stride, residual_stride, out_stride, num_tokens;
+    int32_t hidden_size, num_columns, routed, out_dtype;
+    float factor;
+};
+
+MF_DEV uint32_t pair_of(int dtype, float low, float high)
 {
-    const int64_t h = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    return dtype == MF_BF16 ? pack_bf16(low, high) : (uint32_t)f32_to_f16(low) | (uint32_t)f32_to_f16(high) << 16;
+}
+
+/* V = 4 aligned elements of `out`'s type as f32. */
+template <int V> MF_DEV void load_elements(const void *base, int dtype, int64_t at, float (&v)[V])
+{
+    static_assert(V == 4, "one load");
+    if (dtype == MF_F32) {
+        const float4 q = *(const float4 *)((const float *)base + at);
+        v[0] = q.x;
+        v[1] = q.y;
+        v[2] = q.z;
+        v[3] = q.w;
+        return;
+    }
+    const uint2 q = *(const uint2 *)((const uint16_t *)base + at);
+    const uint32_t pairs[2] = { q.x, q.y };
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        const uint16_t h = (uint16_t)(pairs[e / 2] >> (e % 2 * 16));
+        v[e] = dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    }
+}
+
+template <int V> MF_DEV void store_elements(void *base, int dtype, int64_t at, const float (&v)[V])
+{
+    static_assert(V == 4, "one store");
+    if (dtype == MF_F32) {
+        *(float4 *)((float *)base + at) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+        *(uint2 *)((uint16_t *)base + at) = make_uint2(pair_of(dtype, v[0], v[1]), pair_of(dtype, v[2], v[3]));
+    }
+}
+
+/* V elements of a column: one load. */
+template <typename T, int V> struct __align__(V * sizeof(T)) column_pack {
+    T v[V];
+};
+
+/* The chain over the columns in use. */
+template <typename T, int V, int C>
+MF_DEV void chain(const plain_call &p, const column_pack<T, V> (&v)[C], const float (&w)[C], const bool (&use)[C], float (&r)[V])
+{
+    float s[V];
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = s[e] = 0.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        if (use[c] && c < p.routed) {
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
+            }
+        } else if (use[c]) {
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
+            }
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = __fmaf_rn(p.factor, r[e], s[e]);
+    }
+}
+
+/* bf16 in and out, weights, C columns, a block's row in grid.y: little code, which for few tokens is time, because a launch
+ * finds none of it in the caches.  IDS: columns with a negative id are skipped, unread. */
+template <int V, int C, bool IDS> __global__ void __launch_bounds__(PLAIN_THREADS) sum_lean_kernel(const __grid_constant__ plain_call p)
+{
+    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
+    let_next_start();
+    wait_for_previous();
     if (h >= p.hidden_size) {
         return;
     }
-    const int routed = p.num_columns - p.num_shared;
-    for (int64_t t = blockIdx.y; t < p.num_tokens; t += gridDim.y) {
+    const int64_t t = blockIdx.y;
+    const bf16_bits *x = (const bf16_bits *)p.x + t * p.x_stride + h;
+    const float *weights = p.weights + t * p.weights_stride;
+    column_pack<bf16_bits, V> v[C];
+    float w[C], r[V];
+    bool use[C];
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        use[c] = !IDS || p.ids[t * p.ids_stride + c] >= 0;
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        if (use[c]) {
+            v[c] = *(const column_pack<bf16_bits, V> *)(x + c * p.column_stride);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        w[c] = weights[c];
+    }
+    chain<bf16_bits, V, C>(p, v, w, use, r);
+    uint16_t *out = (uint16_t *)p.out + t * p.out_stride + h;
+    if constexpr (V == 2) {
+        *(uint32_t *)out = pack_bf16(r[0], r[1]);
+    } else {
+        *(uint2 *)out = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
+    }
+}
+
+template <typename T> __global__ void __launch_bounds__(PLAIN_THREADS) sum_plain_kernel(const __grid_constant__ plain_call p)
+{
+    constexpr int V = 4, C = PLAIN_COLUMNS;
+    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
+    let_next_start();
+    wait_for_previous();
+    for (int64_t t = blockIdx.y; h < p.hidden_size && t < p.num_tokens; t += gridDim.y) {
         const T *x = (const T *)p.x + t * p.x_stride + h;
-        const float *weights = (const float *)p.weights + t * p.weights_stride;
-        const int32_t *ids = (const int32_t *)p.ids + t * p.ids_stride;
-        pack<T, V> v[MOST];
-        float w[MOST];
-        bool use[MOST];
+        column_pack<T, V> v[C];
+        float w[C], r[V];
+        bool use[C];
 #pragma unroll
-        for (int c = 0; c < MOST; c++) {
-            use[c] = c < p.num_columns && (!p.ids || ids[c] >= 0);
+        for (int c = 0; c < C; c++) {
+            use[c] = c < p.num_columns && (!p.ids || p.ids[t * p.ids_stride + c] >= 0);
         }
 #pragma unroll
-        for (int c = 0; c < MOST; c++) {
+        for (int c = 0; c < C; c++) {
             if (use[c]) {
-                v[c] = stream_pack<T, V>(x, c * p.column_stride, false);
+                v[c] = *(const column_pack<T, V> *)(x + c * p.column_stride);
             }
-            w[c] = c < p.num_columns && p.weights ? weights[c] : 1.0f;
+            w[c] = use[c] && p.weights ? p.weights[t * p.weights_stride + c] : 1.0f;
         }
-        float r[V], s[V];
+        chain<T, V, C>(p, v, w, use, r);
+        if (p.residual) {
+            float residual[V];
+            load_elements<V>(p.residual, p.out_dtype, t * p.residual_stride + h, residual);
 #pragma unroll
-        for (int e = 0; e < V; e++) {
-            r[e] = s[e] = 0.0f;
-        }
-#pragma unroll
-        for (int c = 0; c < MOST; c++) {
-            if (use[c] && c < routed) {
-#pragma unroll
-                for (int e = 0; e < V; e++) {
-                    r[e] = fused(w[c], widen(v[c].v[e]), r[e]);
-                }
-            } else if (use[c]) {
-#pragma unroll
-                for (int e = 0; e < V; e++) {
-                    s[e] = fused(w[c], widen(v[c].v[e]), s[e]);
-                }
+            for (int e = 0; e < V; e++) {
+                r[e] = __fadd_rn(r[e], residual[e]);
             }
         }
-        finish_row<V>(p, t, h, r, s);
+        store_elements<V>(p.out, p.out_dtype, t * p.out_stride + h, r);
     }
 }
 
@@ -256,23 +367,77 @@ __global__ void __launch_bounds__(THREADS) sum_f64_kernel(const __grid_constant_
     }
 }
 
-/* sum_plain_kernel can do it with MOST columns. */
-bool is_plain(const mf_cuda_sum *call, int most)
+bool is_plain(const mf_cuda_sum *call)
 {
-    return call->vector > 1 && call->num_columns <= most && !call->identity && !call->num_addends && !call->num_valid &&
-           !call->row_valid;
+    return call->vector > 1 && call->hidden_size < 1 << 30 && call->num_columns <= PLAIN_COLUMNS && !call->identity && !call->num_addends &&
+           !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
 }
 
-template <typename T, int V> int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
+template <typename KERNEL> int start(KERNEL kernel, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
 {
-    const dim3 grid((unsigned)((call->hidden_size + V * THREADS - 1) / (V * THREADS)),
-                    (unsigned)(call->num_tokens < 65535 ? call->num_tokens : 65535));
-    if (is_plain(call, 6)) {
-        sum_plain_kernel<T, V, 6><<<grid, THREADS, 0, stream>>>(*call);
-    } else {
-        sum_plain_kernel<T, V, 10><<<grid, THREADS, 0, stream>>>(*call);
+    const int each = vector * PLAIN_THREADS;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
+    config.blockDim = dim3(PLAIN_THREADS);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = starts_early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, p);
+}
+
+template <int V, int C> int start_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
+{
+    return p.ids ? start(sum_lean_kernel<V, C, true>, p, V, starts_early, stream)
+                 : start(sum_lean_kernel<V, C, false>, p, V, starts_early, stream);
+}
+
+template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
+{
+    switch (p.num_columns) {
+    case 4:
+        return start_lean<V, 4>(p, starts_early, stream);
+    case 6:
+        return start_lean<V, 6>(p, starts_early, stream);
+    case 8:
+        return start_lean<V, 8>(p, starts_early, stream);
+    case 9:
+        return start_lean<V, 9>(p, starts_early, stream);
+    default:
+        return start(sum_plain_kernel<bf16_bits>, p, 4, starts_early, stream);
     }
-    return (int)cudaGetLastError();
+}
+
+int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
+{
+    plain_call p = {};
+    p.x = call->x;
+    p.ids = (const int32_t *)call->ids;
+    p.weights = (const float *)call->weights;
+    p.residual = call->residual;
+    p.out = call->out;
+    p.x_stride = call->x_stride;
+    p.column_stride = call->column_stride;
+    p.ids_stride = call->ids_stride;
+    p.weights_stride = call->weights_stride;
+    p.residual_stride = call->residual_stride;
+    p.out_stride = call->out_stride;
+    p.num_tokens = call->num_tokens;
+    p.hidden_size = (int32_t)call->hidden_size;
+    p.num_columns = call->num_columns;
+    p.routed = call->num_columns - call->num_shared;
+    p.out_dtype = call->out_dtype;
+    p.factor = call->factor;
+    const bool early = call->starts_early != 0;
+    if (call->dtype == MF_F32) {
+        return start(sum_plain_kernel<float>, p, 4, early, stream);
+    }
+    if (!p.weights || p.residual || p.out_dtype != MF_BF16 || p.num_tokens > MAX_Y) {
+        return start(sum_plain_kernel<bf16_bits>, p, 4, early, stream);
+    }
+    return call->narrow ? launch_lean<2>(p, early, stream) : launch_lean<4>(p, early, stream);
 }
 
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)
@@ -292,8 +457,8 @@ int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream)
         sum_f64_kernel<<<(unsigned)(blocks < 1 << 20 ? blocks : 1 << 20), THREADS, 0, s>>>(*call);
         return (int)cudaGetLastError();
     }
-    if (is_plain(call, 10) && call->dtype != MF_F16) {
-        return call->dtype == MF_F32 ? launch_plain<float, 4>(call, s) : launch_plain<bf16_bits, 8>(call, s);
+    if (is_plain(call) && call->dtype != MF_F16) {
+        return launch_plain(call, s);
     }
     if (call->vector > 1) {
         return call->dtype == MF_F32    ? launch<float, 4>(call, s)

@@ -1,0 +1,880 @@
+/* gate_rows.cu - the gate of the usual models: SIGMOID with or without a SCORE bias, or SOFTMAX, 64 to 384 experts, up to 8
+ * choices, no maps; bit-equal to ref/gate.c.  plan.c says what comes here.
+ *
+ * Few rows: a block a row, a thread an expert - little code, because a launch finds none of it in the caches.  Many: a warp
+ * takes a row; lane l holds experts l * V .. l * V + V - 1, so that the lowest lane of equals has the lowest id and
+ * four lanes are a group.  Each lane sorts its few largest keys and the choice is eight pops of the warp's largest.  A row
+ * that the quick way cannot vouch for - a NaN, a logit past 64 in magnitude, a lane with more chosen than it has sorted -
+ * takes gate_row.cuh's way instead; that decides no bit.  What follows the choice is done for up to four rows at once.
+ *
+ * Within |x| <= 64 no score, key or sum of two keys can be subnormal or -0: scores are at least 2^-93, so all are multiples
+ * of 2^-117.  That is why the canonical zero is not applied to them here. */
+#include "kernels/cuda/gate_row.cuh"
+#include "kernels/cuda/sm90.cuh"
+
+namespace
+{
+
+constexpr int MAX_THREADS = 512, MAX_K = 8, MOST_ROWS = 4;
+constexpr uint32_t ARRIVALS = 1u << 16; /* what the blocks of a launch add up to */
+
+/* What the usual row needs, close together; the general call lies behind it. */
+struct rows_call {
+    const void *logits;
+    const float *bias;
+    int32_t *ids;
+    float *weights, *identity;
+    uint32_t *histogram;
+    const int32_t *num_valid;
+    const uint8_t *row_valid;
+    uint32_t *arrivals, *generation;
+    int32_t logits_stride, ids_stride, weights_stride, num_tokens, rows;
+    int32_t top_k, num_shared, num_slots, shared_base, shared_stride, topk_group, renorm, fold, reciprocal;
+    float renorm_eps, factor;
+    mf_cuda_gate general;
+};
+
+/* ---- arithmetic on values that are known to be in range ---- */
+
+/* gate_exp for -87 <= x <= 0: the result is normal, so 2^n is an addition to the exponent. */
+MF_DEV float exp_in_range(float x)
+{
+    const float v = __fmul_rn(x, 0x1.715476p+0f), shifted = __fadd_rn(v, 0x1.8p23f), n = __fadd_rn(shifted, -0x1.8p23f);
+    float r = __fmaf_rn(-n, 0x1.62e400p-1f, x);
+    r = __fmaf_rn(-n, 0x1.7f7d1cp-20f, r);
+    float p = 0x1.a01a02p-13f;
+    p = __fmaf_rn(p, r, 0x1.6c16c2p-10f);
+    p = __fmaf_rn(p, r, 0x1.111112p-7f);
+    p = __fmaf_rn(p, r, 0x1.555556p-5f);
+    p = __fmaf_rn(p, r, 0x1.555556p-3f);
+    p = __fmaf_rn(p, r, 0x1p-1f);
+    p = __fmaf_rn(p, r, 1.0f);
+    p = __fmaf_rn(p, r, 1.0f);
+    return __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+}
+
+/* gate_sigmoid for |x| <= 64.  The division is Markstein's; it is correctly rounded for every z in [0, 1] on sm_90, which
+ * tests/cuda/sigmoid_sweep.cu tries one by one.  (Where the reciprocal of 0x1.fffffep0 is not the nearest, 1 / (1 + z) is
+ * wrong there; other GPUs divide as usual.) */
+MF_DEV float sigmoid_in_range(float x)
+{
+    const float z = exp_in_range(-fabsf(x)), d = __fadd_rn(1.0f, z), a = x >= 0.0f ? 1.0f : z;
+#if __CUDA_ARCH__ == 900
+    float y = reciprocal_approx(d);
+    y = __fmaf_rn(y, __fmaf_rn(-d, y, 1.0f), y);
+    const float q = __fmul_rn(a, y);
+    return __fmaf_rn(__fmaf_rn(-d, q, a), y, q);
+#else
+    return __fdiv_rn(a, d);
+#endif
+}
+
+/* Its branch is laid out of the way. */
+MF_DEV bool rarely(bool condition)
+{
+    return __builtin_expect(condition, 0);
+}
+
+MF_DEV float larger(float a, float b)
+{
+    return fmaxf(a, b);
+}
+MF_DEV float smaller(float a, float b)
+{
+    return fminf(a, b);
+}
+
+/* The DEPTH largest of a lane's V keys, descending. */
+template <int V, int DEPTH> struct lane_list {
+    float v[DEPTH];
+    __device__ __forceinline__ explicit lane_list(const float (&k)[V])
+    {
+        if constexpr (V == 2) {
+            v[0] = larger(k[0], k[1]);
+            v[1] = smaller(k[0], k[1]);
+        } else {
+            sort_fours(k);
+        }
+    }
+    __device__ __forceinline__ void sort_fours(const float (&k)[V])
+    {
+#pragma unroll
+        for (int q = 0; q < V; q += 4) {
+            const float a = larger(k[q], k[q + 1]), b = smaller(k[q], k[q + 1]);
+            const float c = larger(k[(q + 2) % V], k[(q + 3) % V]), d = smaller(k[(q + 2) % V], k[(q + 3) % V]);
+            const float x = smaller(a, c), y = larger(b, d);
+            const float one = larger(a, c), two = larger(x, y), three = smaller(x, y);
+            if (q == 0) {
+                v[0] = one;
+                v[1 % DEPTH] = two;
+                v[2 % DEPTH] = three;
+                if (DEPTH == 4) {
+                    v[DEPTH - 1] = smaller(b, d);
+                }
+            } else { /* two lists of three into one */
+                const float low = smaller(v[0], one), high = larger(v[1 % DEPTH], two);
+                v[0] = larger(v[0], one);
+                v[2 % DEPTH] = larger(smaller(low, high), larger(v[2 % DEPTH], three));
+                v[1 % DEPTH] = larger(low, high);
+            }
+        }
+    }
+};
+
+/* ---- a row's logits ---- */
+
+template <int V, bool BF16> struct raw_row {
+    static constexpr int WORDS = BF16 ? V / 2 : V;
+    static constexpr int PIECE = WORDS % 4 == 0 ? 4 : WORDS % 2 == 0 ? 2 : 1; /* words of a load */
+    uint32_t w[WORDS];
+    __device__ __forceinline__ void load(const void *base, int64_t first, int lane)
+    {
+        const uint32_t *from = (const uint32_t *)base + (BF16 ? first >> 1 : first) + lane * WORDS;
+#pragma unroll
+        for (int i = 0; i < WORDS; i += PIECE) {
+            if (PIECE == 4) {
+                const uint4 q = *(const uint4 *)(from + i);
+                w[i] = q.x;
+                w[(i + 1) % WORDS] = q.y;
+                w[(i + 2) % WORDS] = q.z;
+                w[(i + 3) % WORDS] = q.w;
+            } else if (PIECE == 2) {
+                const uint2 q = *(const uint2 *)(from + i);
+                w[i] = q.x;
+                w[(i + 1) % WORDS] = q.y;
+            } else {
+                w[i] = from[i];
+            }
+        }
+    }
+    __device__ __forceinline__ float value(int e) const
+    {
+        return __uint_as_float(!BF16 ? w[e % WORDS] : e % 2 ? w[e / 2] & 0xffff0000u : w[e / 2] << 16);
+    }
+};
+
+/* Where expert i of a row lies in shared memory: fours of all lanes, then their next fours, so that lanes meet no bank of
+ * each other's. */
+template <int V> MF_DEV int place_of(int i)
+{
+    return V <= 4 ? i : i % V / 4 * 128 + i / V * 4 + i % 4;
+}
+
+template <int V> MF_DEV void store_row(float *to, const float (&v)[V], int lane)
+{
+    if constexpr (V == 2) {
+        *(float2 *)(to + lane * V) = make_float2(v[0], v[1]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            *(float4 *)(to + i * 32 + lane * 4) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+        }
+    }
+}
+
+template <int V> MF_DEV void load_row(const float *from, float (&v)[V], int lane)
+{
+    if constexpr (V == 2) {
+        const float2 q = *(const float2 *)(from + lane * V);
+        v[0] = q.x;
+        v[1] = q.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            const float4 q = *(const float4 *)(from + i * 32 + lane * 4);
+            v[i] = q.x;
+            v[i + 1] = q.y;
+            v[i + 2] = q.z;
+            v[i + 3] = q.w;
+        }
+    }
+}
+
+/* ---- shared memory of a warp ---- */
+
+struct choice {
+    int32_t id;
+    float w;
+};
+
+struct pick {
+    uint32_t key;
+    int32_t lane;
+};
+
+template <int V> struct warp_memory {
+    float key[V * 32];
+    float score[V * 32 > COLUMNS * 2 ? V * 32 : COLUMNS * 2]; /* or the general row's ids and weights */
+    choice chosen[MOST_ROWS][MAX_K];
+    pick picks[MAX_K];
+    float2 stats[MOST_ROWS]; /* softmax: maximum and sum */
+    bool done[MOST_ROWS];    /* by the general way */
+    uint8_t reserved[12];
+    float group[32];
+    uint8_t kept[32];
+};
+
+template <int V>
+static __device__ __noinline__ void take_general_row(const mf_cuda_gate &p, warp_memory<V> *own, uint32_t *counts, int64_t t,
+                                                     int64_t valid_rows, int lane)
+{
+    row_memory mem;
+    mem.id = (int32_t *)own->score;
+    mem.w = own->score + COLUMNS;
+    mem.key = (uint32_t *)own->key;
+    mem.group = own->group;
+    mem.kept = own->kept;
+    __syncwarp();
+    run_row<0, MF_CUDA_GATE_FUSED>(p, mem, counts, t, valid_rows, lane);
+}
+
+/* A lane had equal keys among the picks: each pick takes the next of them. */
+template <int V, bool SCORES> static __device__ __noinline__ void choose_among_equals(warp_memory<V> *own, int row, int lane)
+{
+    if (lane < MAX_K) {
+        const pick mine = own->picks[lane];
+        int skip = 0;
+        for (int k = 0; k < lane; k++) {
+            skip += own->picks[k].key == mine.key && own->picks[k].lane == mine.lane;
+        }
+        for (int e = 0; e < V; e++) {
+            const int i = mine.lane * V + e;
+            const int at = place_of<V>(i);
+            if (ordered(own->key[at]) == mine.key && skip-- == 0) {
+                own->chosen[row][lane] = choice{ i, SCORES ? own->score[at] : own->key[at] };
+            }
+        }
+    }
+    __syncwarp();
+}
+
+/* ---- the choice ---- */
+
+/* false: the general way must do this row.  used: called when raw has been. */
+template <int V, bool GROUPS, bool SOFTMAX, bool BF16, typename USED>
+MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const float *bias, warp_memory<V> *own, int row,
+                       int lane, USED used)
+{
+    constexpr int DEPTH = V < 4 ? V : V == 4 ? 4 : 3;
+    float key[V], squares = 0.0f;
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        const float x = raw.value(e);
+        squares = __fmaf_rn(x, x, squares);
+        key[e] = x;
+    }
+    if (rarely(__any_sync(MF_FULL_WARP, !(squares <= (SOFTMAX ? 1e30f : 4096.0f))))) {
+        float most = 0.0f; /* one by one; a NaN fails, too */
+        bool bad = false;
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            most = larger(most, fabsf(key[e]));
+            bad |= is_nan(key[e]);
+        }
+        if (__any_sync(MF_FULL_WARP, bad || most > (SOFTMAX ? 1e15f : 64.0f))) {
+            used();
+            return false;
+        }
+    }
+    if (SOFTMAX) {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            key[e] = flush_to_zero(key[e]);
+        }
+    } else {
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            key[e] = sigmoid_in_range(key[e]);
+        }
+        store_row<V>(own->score, key, lane);
+        if (c.bias) {
+            float b[V];
+            load_row<V>(bias, b, lane);
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                key[e] = __fadd_rn(key[e], b[e]);
+            }
+        }
+    }
+    store_row<V>(own->key, key, lane);
+    used();
+
+    const lane_list<V, DEPTH> list(key);
+    bool kept = true;
+    if (GROUPS) { /* four lanes a group of 32, eight groups */
+        float best = list.v[0], second = list.v[1 % DEPTH];
+#pragma unroll
+        for (int d = 1; d < 4; d *= 2) {
+            const float b = __shfl_xor_sync(MF_FULL_WARP, best, d), s = __shfl_xor_sync(MF_FULL_WARP, second, d);
+            second = larger(smaller(best, b), larger(second, s));
+            best = larger(best, b);
+        }
+        const float mine = __fadd_rn(best, second);
+        const int group = lane >> 2, other = (lane & 3) * 2; /* and the one after it */
+        const float o0 = __shfl_sync(MF_FULL_WARP, mine, other * 4), o1 = __shfl_sync(MF_FULL_WARP, mine, other * 4 + 4);
+        const uint32_t b0 = __ballot_sync(MF_FULL_WARP, o0 > mine || (o0 == mine && other < group));
+        const uint32_t b1 = __ballot_sync(MF_FULL_WARP, o1 > mine || (o1 == mine && other + 1 < group));
+        const uint32_t of_group = 15u << (group * 4);
+        kept = __popc(b0 & of_group) + __popc(b1 & of_group) < c.topk_group;
+    }
+    uint32_t head[DEPTH];
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) {
+        head[i] = kept ? ordered(list.v[i]) : 0u;
+    }
+    const uint32_t lanes_before = (1u << lane) - 1u;
+    uint32_t most = __reduce_max_sync(MF_FULL_WARP, head[0]);
+    float m = 0.0f;
+    if (SOFTMAX) {
+        m = unordered(most);
+        float part[V];
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            const float d = __fsub_rn(key[e], m);
+            part[e] = zero_if_below(d, -87.0f, exp_in_range(d));
+        }
+        store_row<V>(own->score, part, lane);
+    }
+#pragma unroll
+    for (int k = 0; k < MAX_K; k++) {
+        if (k > 0) {
+            most = __reduce_max_sync(MF_FULL_WARP, head[0]);
+        }
+        const uint32_t has = __ballot_sync(MF_FULL_WARP, head[0] == most);
+        if (head[0] == most && (has & lanes_before) == 0) {
+            own->picks[k] = pick{ most, lane };
+#pragma unroll
+            for (int i = 0; i + 1 < DEPTH; i++) {
+                head[i] = head[i + 1];
+            }
+            head[DEPTH - 1] = 0;
+        }
+    }
+    __syncwarp();
+    if (DEPTH < V) { /* a lane that gave all it had sorted may have more */
+        const bool is_out = kept && head[0] == 0;
+        if (rarely(__any_sync(MF_FULL_WARP, is_out))) {
+            int above = 0;
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                above += ordered(key[e]) >= most;
+            }
+            if (__any_sync(MF_FULL_WARP, is_out && above > DEPTH) || most == 0) {
+                return false;
+            }
+        }
+    }
+    if (SOFTMAX) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            sum = __fadd_rn(sum, own->score[place_of<V>(j * 32 + lane)]);
+        }
+#pragma unroll
+        for (int d = 16; d > 0; d /= 2) {
+            sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+        }
+        if (lane == 0) {
+            own->stats[row] = make_float2(m, sum);
+        }
+    }
+    /* Which of its lane's keys a pick was: four lanes a pick. */
+    const pick mine = own->picks[lane >> 2];
+    const float value = unordered(mine.key);
+    constexpr int PART = V < 4 ? 1 : V / 4;
+    int found = 0;
+#pragma unroll
+    for (int e = 0; e < PART; e++) { /* lane % 4 looks at one of each four */
+        const int q = V < 4 ? lane & (V - 1) : lane & 3, i = mine.lane * V + e * 4 + q;
+        const int at = V < 4 ? i : e * 128 + mine.lane * 4 + q;
+        if (own->key[at] == value && (V >= 4 || (lane & 3) < V)) {
+            found++;
+            own->chosen[row][lane >> 2] = choice{ i, SOFTMAX ? value : own->score[at] };
+        }
+    }
+    const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);
+    if (rarely(__popc(once) != MAX_K || more != 0)) {
+        __syncwarp();
+        choose_among_equals<V, !SOFTMAX>(own, row, lane);
+    }
+    return true;
+}
+
+/* ---- weights and outputs of four rows of a warp, eight lanes a row ---- */
+
+/* Row t's choice k in this lane.  w: the score, or for SOFTMAX its e^(x - m), of which stats.y is the sum. */
+template <bool SOFTMAX, typename COUNT>
+MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice mine, float sum, COUNT count)
+{
+    const bool routed = valid && k < c.top_k;
+    float w = routed ? mine.w : 0.0f;
+    if (SOFTMAX) {
+        w = canon_zero(__fdiv_rn(w, sum));
+    }
+    if (c.renorm != MF_RENORM_NONE) {
+        float s = 0.0f;
+#pragma unroll
+        for (int o = 0; o < MAX_K; o++) { /* +0 past top_k changes nothing */
+            s = __fadd_rn(s, __shfl_sync(MF_FULL_WARP, w, o, 8));
+        }
+        if (c.renorm == MF_RENORM_SUM) {
+            s = s > 0.0f ? s : 1.0f;
+        } else if (c.renorm == MF_RENORM_SUM_EPS) {
+            s = __fadd_rn(s, c.renorm_eps);
+        } else {
+            s = s > c.renorm_eps ? s : c.renorm_eps;
+        }
+        w = canon_zero(__fdiv_rn(w, s));
+        keep_here(w); /* not around the division: see gate_row_kernel */
+        w = routed ? w : 0.0f;
+    }
+    if (c.fold) {
+        w = canon_zero(__fmul_rn(w, c.factor));
+    }
+    int32_t *ids = c.ids + (int64_t)t * c.ids_stride;
+    float *weights = c.weights + (int64_t)t * c.weights_stride;
+    if (here && k < c.top_k) {
+        ids[k] = routed ? mine.id : -1;
+        weights[k] = w;
+    }
+    if (here && k < c.num_shared) {
+        const int32_t id = c.shared_base + k * c.shared_stride;
+        float one = 1.0f;
+        if (rarely(c.reciprocal)) {
+            one = canon_zero(__fdiv_rn(1.0f, c.factor));
+        }
+        ids[c.top_k + k] = valid ? id : -1;
+        weights[c.top_k + k] = valid ? one : 0.0f;
+        if (valid) {
+            count(id);
+        }
+    }
+    if (routed) {
+        count(mine.id);
+    }
+    if (here && k == 0 && c.identity) { /* there are no zero experts */
+        c.identity[t] = 0.0f;
+    }
+}
+
+/* of: the memory of the warp that chose for this lane's row, its row there; done: the general way has written it. */
+template <int V, bool SOFTMAX>
+MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint32_t *counts, int t, int valid_rows, int lane)
+{
+    const bool here = t < c.num_tokens && !of->done[row];
+    const bool valid = here && t < valid_rows && (!c.row_valid || c.row_valid[t] != 0);
+    choice mine = of->chosen[row][lane & 7];
+    float sum = 1.0f;
+    if (SOFTMAX) {
+        const float2 stats = of->stats[row];
+        const float d = __fsub_rn(mine.w, stats.x);
+        mine.w = zero_if_below(d, -87.0f, exp_in_range(d));
+        sum = stats.y;
+    }
+    emit<SOFTMAX>(c, t, lane & 7, here, valid, mine, sum, [&](int32_t id) {
+        if (c.histogram) {
+            atomicAdd(counts + id, 1u);
+        }
+    });
+}
+
+/* ---- the launch's histogram ----
+ *
+ * With one block its counts are the histogram.  With more, block 0 does no rows: it writes zeros and then says so by
+ * setting `generation`; the others add theirs when they see it.  Which generation is theirs they know from `arrivals`, to
+ * which the blocks of each launch add ARRIVALS in all: as long as a block has not added its own part, the count of whole
+ * launches is that of those before this one.  So nothing needs to be set back and no block is the last. */
+
+MF_DEV void clear_histogram(const rows_call &c)
+{
+#pragma unroll 1
+    for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
+        c.histogram[i] = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const uint32_t before = load_relaxed(c.arrivals) / ARRIVALS;
+        store_release(c.generation, (before + 1) % (UINT32_MAX / ARRIVALS + 1));
+        add_relaxed(c.arrivals, ARRIVALS - (gridDim.x - 1));
+    }
+}
+
+/* By one thread of a block; arrivals: read before. */
+MF_DEV void await_zeros(const rows_call &c, uint32_t arrivals)
+{
+    const uint32_t awaited = (arrivals / ARRIVALS + 1) % (UINT32_MAX / ARRIVALS + 1);
+    while (load_acquire(c.generation) != awaited) {
+    }
+    add_relaxed(c.arrivals, 1);
+}
+
+/* The block's threads, when its counts are complete and, with more blocks than one, a thread of it has awaited the zeros. */
+MF_DEV void add_counts(const rows_call &c, const uint32_t *counts)
+{
+    __syncthreads();
+    for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
+        const uint32_t n = counts[i];
+        if (gridDim.x == 1) {
+            c.histogram[i] = n;
+        } else if (n > 0) {
+            add_relaxed(c.histogram + i, n);
+        }
+    }
+}
+
+/* MAX_THREADS threads: there are as many as experts. */
+template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
+__global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_constant__ rows_call c)
+{
+    extern __shared__ __align__(16) uint8_t shared[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    static_assert(32 * V <= MAX_THREADS && sizeof(warp_memory<V>) % 16 == 0, "a thread an expert; bias aligned");
+    warp_memory<V> *all = (warp_memory<V> *)shared, *own = all + warp;
+    float *bias = (float *)(all + warps);         /* [32 V], canonical */
+    uint32_t *counts = (uint32_t *)bias + 32 * V; /* [P] */
+    let_next_start();
+    const bool counting = c.histogram != nullptr;
+    for (int i = threadIdx.x; counting && i < c.num_slots; i += blockDim.x) {
+        counts[i] = 0;
+    }
+    wait_for_previous();
+    const bool extra = counting && gridDim.x > 1; /* block 0 */
+    if (extra && blockIdx.x == 0) {
+        clear_histogram(c);
+        return;
+    }
+    const int block = (int)blockIdx.x - extra, blocks = (int)gridDim.x - extra;
+    int first = (block * warps + warp) * c.rows;
+    const int step = blocks * warps * c.rows, tokens = c.num_tokens;
+    int valid_rows = tokens;
+    if (c.num_valid) {
+        valid_rows = min(max(*c.num_valid, 0), tokens);
+    }
+    const auto is_valid = [&](int t) { return t < valid_rows && (!c.row_valid || c.row_valid[t] != 0); };
+    raw_row<V, BF16> raw = {};
+    bool raw_valid = is_valid(first);
+    if (raw_valid) {
+        raw.load(c.logits, (int64_t)first * c.logits_stride, lane);
+    }
+    const bool is_last = threadIdx.x == blockDim.x - 1;
+    uint32_t arrivals = 0;
+    if (extra && is_last) {
+        arrivals = load_relaxed(c.arrivals);
+    }
+    if (!SOFTMAX && c.bias && threadIdx.x < 32 * V) {
+        bias[place_of<V>(threadIdx.x)] = canon_bias(c.bias[threadIdx.x]);
+    }
+    __syncthreads(); /* bias and the zeros of counts */
+    const bool alone = c.rows == 1; /* the grid has a warp for every row */
+    do {
+        for (int row = 0; row < c.rows; row++) {
+            const bool valid = raw_valid;
+            const auto load_next = [&] {
+                if (!alone) {
+                    const int after = row + 1 < c.rows ? first + row + 1 : first + step;
+                    raw_valid = is_valid(after);
+                    if (raw_valid) {
+                        raw.load(c.logits, (int64_t)after * c.logits_stride, lane);
+                    }
+                }
+            };
+            bool done = false;
+            if (!valid) {
+                load_next();
+            } else if (rarely(!choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane, load_next))) {
+                take_general_row<V>(c.general, own, counts, first + row, valid_rows, lane);
+                done = true;
+            }
+            if (lane == 0) {
+                own->done[row] = done;
+            }
+        }
+        if (alone) { /* four warps' rows by one; the last of the others awaits the zeros meanwhile */
+            __syncthreads();
+            const int of = warp * 4 + (lane >> 3);
+            if (warp * 4 < warps) {
+                emit_row<V, SOFTMAX>(c, all + min(of, warps - 1), 0, counts, of < warps ? block * warps + of : tokens, valid_rows,
+                                     lane);
+            }
+            break;
+        }
+        __syncwarp();
+        const int row = lane >> 3;
+        emit_row<V, SOFTMAX>(c, own, row, counts, row < c.rows ? first + row : tokens, valid_rows, lane);
+        __syncwarp();
+        first += step;
+    } while (first < tokens);
+    if (extra && is_last) {
+        await_zeros(c, arrivals);
+    }
+    if (counting) {
+        add_counts(c, counts);
+    }
+}
+
+/* ---- few rows: a block a row, a thread an expert ---- */
+
+struct candidate {
+    uint32_t key;
+    int32_t id;
+    float w;
+    int32_t reserved;
+};
+
+/* The general way, in the memory that the row no longer needs. */
+template <int N>
+static __device__ __noinline__ void take_general_row_alone(const mf_cuda_gate &p, candidate *list, int64_t t,
+                                                           int64_t valid_rows)
+{
+    static_assert(N * sizeof(candidate) >= COLUMNS * 8 + N * 4 + 160 || N == 64, "room for a general row");
+    row_memory mem;
+    mem.id = (int32_t *)list;
+    mem.w = (float *)(mem.id + COLUMNS);
+    mem.key = (uint32_t *)(mem.w + COLUMNS);
+    mem.group = (float *)(mem.key + N);
+    mem.kept = (uint8_t *)(mem.group + 32);
+    run_row<0, MF_CUDA_GATE_FUSED>(p, mem, nullptr, t, valid_rows, threadIdx.x & 31);
+}
+
+/* A bound that at least 8 of the keys that may be chosen reach, from each warp's two largest; and whether this warp's may. */
+template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, uint2 top, int lane, int warp, bool *kept)
+{
+    *kept = true;
+    if (GROUPS) { /* a warp is a group */
+        const float score = __fadd_rn(unordered(top.x), unordered(top.y)), mine = __shfl_sync(MF_FULL_WARP, score, lane >> 2);
+        const int group = lane >> 2, other = (lane & 3) * 2;
+        const float o0 = __shfl_sync(MF_FULL_WARP, score, other), o1 = __shfl_sync(MF_FULL_WARP, score, other + 1);
+        const uint32_t b0 = __ballot_sync(MF_FULL_WARP, o0 > mine || (o0 == mine && other < group));
+        const uint32_t b1 = __ballot_sync(MF_FULL_WARP, o1 > mine || (o1 == mine && other + 1 < group));
+        const int of = 4 * (lane & 7);
+        const bool keeps = __popc(b0 >> of & 15u) + __popc(b1 >> of & 15u) < c.topk_group;
+        *kept = __ballot_sync(MF_FULL_WARP, keeps) >> warp & 1u;
+        return c.topk_group < 4 ? 0u : __reduce_min_sync(MF_FULL_WARP, lane < 8 && keeps ? top.y : UINT32_MAX);
+    }
+    if (WARPS < 4) {
+        return 0u;
+    }
+    return __reduce_min_sync(MF_FULL_WARP, WARPS < 8 ? (lane < WARPS ? top.y : UINT32_MAX) : lane < 8 ? top.x : UINT32_MAX);
+}
+
+template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
+__global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_constant__ rows_call c)
+{
+    constexpr int N = WARPS * 32;
+    __shared__ candidate list[N == 64 ? 128 : N];
+    __shared__ float parts[SOFTMAX ? N : 1];
+    __shared__ uint2 tops[WARPS];
+    __shared__ choice chosen[MAX_K];
+    __shared__ int num_candidates;
+    const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
+    let_next_start();
+    if (i == 0) {
+        num_candidates = 0;
+    }
+    const bool extra = c.histogram && gridDim.x > 1; /* block 0 */
+    wait_for_previous();
+    if (extra && blockIdx.x == 0) {
+        clear_histogram(c);
+        return;
+    }
+    const int t = (int)blockIdx.x - extra;
+    bool valid = false;
+    float sum = 1.0f;
+    uint32_t arrivals = 0;
+    if (extra && i == N) {
+        arrivals = load_relaxed(c.arrivals);
+    }
+    if (warp < WARPS) {
+        valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
+        bool general = false;
+        if (valid) {
+            float b = 0.0f, x;
+            if (BF16) {
+                x = bf16_to_f32(((const uint16_t *)c.logits)[(int64_t)t * c.logits_stride + i]);
+            } else {
+                x = ((const float *)c.logits)[(int64_t)t * c.logits_stride + i];
+            }
+            if (!SOFTMAX && c.bias) {
+                b = c.bias[i];
+            }
+            const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
+            const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
+            const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
+            const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
+            const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
+            const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
+            if (lane == 0) {
+                tops[warp] = make_uint2(best, second);
+            }
+            general = sync_threads_or(1, N, odd);
+            if (!general) {
+                const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
+                float w = score;
+                if (SOFTMAX) {
+                    const float m = unordered(__reduce_max_sync(MF_FULL_WARP, top.x)), d = __fsub_rn(score, m);
+                    w = zero_if_below(d, -87.0f, exp_in_range(d));
+                    parts[i] = w;
+                }
+                bool kept;
+                const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
+                const bool is_candidate = kept && key >= bound;
+                const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
+                int at = 0;
+                if (lane == 0 && has != 0) {
+                    at = add_shared(&num_candidates, __popc(has));
+                }
+                at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
+                if (is_candidate) {
+                    list[at] = candidate{ key, i, w, 0 };
+                }
+            }
+        }
+        if (c.histogram && !extra) {
+#pragma unroll 1
+            for (int s = i; s < c.num_slots; s += N) {
+                c.histogram[s] = 0;
+            }
+        }
+        sync_threads(1, N);
+        if (valid && !general) { /* a warp a candidate: how many come before it */
+            const int n = num_candidates;
+#pragma unroll 1
+            for (int a = warp; a < n; a += WARPS) {
+                const candidate mine = list[a];
+                int rank = 0;
+#pragma unroll 1
+                for (int base = 0; base < n; base += 32) {
+                    bool before = false;
+                    if (base + lane < n) {
+                        const uint2 other = *(const uint2 *)&list[base + lane];
+                        before = other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
+                    }
+                    rank += __popc(__ballot_sync(MF_FULL_WARP, before));
+                }
+                if (lane == 0 && rank < MAX_K) {
+                    chosen[rank] = choice{ mine.id, mine.w };
+                }
+            }
+            if (SOFTMAX && warp == 0) {
+                sum = 0.0f;
+#pragma unroll
+                for (int j = 0; j < WARPS; j++) {
+                    sum = __fadd_rn(sum, parts[j * 32 + lane]);
+                }
+#pragma unroll
+                for (int d = 16; d > 0; d /= 2) {
+                    sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+                }
+            }
+        }
+        sync_threads(2, extra ? N + 32 : N); /* the choice, and the histogram's zeros */
+        if (warp > 0) {
+            return;
+        }
+        if (general) {
+            take_general_row_alone<N>(c.general, list, t, c.num_tokens);
+            return;
+        }
+    }
+    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need.  Then it awaits the
+     * histogram's zeros. */
+    emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
+        if (c.histogram) {
+            add_relaxed(c.histogram + id, 1);
+        }
+    });
+    if (extra && warp == WARPS) {
+        if (lane == 0) {
+            await_zeros(c, arrivals);
+        }
+        __syncwarp();
+        sync_threads(2, N + 32);
+    }
+}
+
+template <typename KERNEL>
+int start(KERNEL kernel, const rows_call &c, const mf_cuda_grid *grid, int threads, size_t bytes, cudaStream_t stream)
+{
+    if (bytes > 40 * 1024) { /* beside what the kernel declares */
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        if (error != cudaSuccess) {
+            return (int)error;
+        }
+    }
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)grid->blocks);
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = grid->starts_early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, c);
+}
+
+/* grid->rows 0: a block a row. */
+template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
+int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
+{
+    if (grid->rows == 0) {
+        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + 32, 0, stream);
+    }
+    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
+    return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);
+}
+
+template <bool BF16> int launch_shape(const rows_call &c, const mf_cuda_grid *grid, bool softmax, bool groups, cudaStream_t s)
+{
+    switch (grid->rows_width) {
+    case 64:
+        return softmax ? launch<2, false, true, BF16>(c, grid, s) : launch<2, false, false, BF16>(c, grid, s);
+    case 128:
+        return softmax ? launch<4, false, true, BF16>(c, grid, s) : launch<4, false, false, BF16>(c, grid, s);
+    case 256:
+        return softmax  ? launch<8, false, true, BF16>(c, grid, s)
+               : groups ? launch<8, true, false, BF16>(c, grid, s)
+                        : launch<8, false, false, BF16>(c, grid, s);
+    default:
+        return softmax ? launch<12, false, true, BF16>(c, grid, s) : launch<12, false, false, BF16>(c, grid, s);
+    }
+}
+
+} // namespace
+
+int mf_cuda_launch_gate_rows(const mf_cuda_gate *g, const mf_cuda_grid *grid, void *stream)
+{
+    rows_call c = {};
+    c.logits = g->logits;
+    c.bias = g->bias_domain == MF_BIAS_NONE ? nullptr : (const float *)g->bias;
+    c.ids = (int32_t *)g->ids;
+    c.weights = (float *)g->weights;
+    c.identity = (float *)g->identity;
+    c.histogram = (uint32_t *)g->histogram;
+    c.num_valid = (const int32_t *)g->num_valid;
+    c.row_valid = g->row_valid;
+    c.arrivals = g->ticket + 1;
+    c.generation = g->ticket + 2;
+    c.logits_stride = (int32_t)g->logits_stride;
+    c.ids_stride = (int32_t)g->ids_stride;
+    c.weights_stride = (int32_t)g->weights_stride;
+    c.num_tokens = (int32_t)g->num_tokens;
+    c.rows = grid->rows;
+    c.top_k = g->top_k;
+    c.num_shared = g->num_shared;
+    c.num_slots = g->num_slots;
+    c.shared_base = g->shared_base;
+    c.shared_stride = g->shared_stride;
+    c.topk_group = g->topk_group;
+    c.renorm = g->renorm;
+    c.fold = g->fold;
+    c.reciprocal = g->shared_weight == MF_SHARED_RECIPROCAL;
+    c.renorm_eps = g->renorm_eps;
+    c.factor = g->factor;
+    c.general = *g;
+    c.general.counts_to_output = grid->rows == 0; /* there are no counts of a block */
+    const bool softmax = g->scoring == MF_SCORING_SOFTMAX, groups = g->n_group > 1;
+    return g->logits_dtype == MF_F32 ? launch_shape<false>(c, grid, softmax, groups, (cudaStream_t)stream)
+                                     : launch_shape<true>(c, grid, softmax, groups, (cudaStream_t)stream);
+}

@@ -1,0 +1,581 @@
+/* grouped.cu - experts on Hopper: both grouped products in one launch, tiles of 256 weight rows by up to 192 tokens of one slot.
+ *
+ * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the tensor copy
+ * engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.  Work is units
+ * (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits until w13's of its
+ * tokens have been written, while its weights are on the way already.  As units are claimed in order and those of w13 wait
+ * for nothing, any number of resident blocks comes to an end. */
+#include "kernels/cuda/grouped.cuh"
+
+namespace
+{
+
+constexpr int STAGE_ROWS = 4 * SUBTILE;
+constexpr int STAGING = 9216;  /* results on their way out: see write_up, write_down */
+
+template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
+{
+    return STAGE_ROWS + MAX * LINE + (FP8 ? SCALE_BYTES : 0);
+}
+
+MF_DEV int tiles_of(int count, int most)
+{
+    return (count + most - 1) / most;
+}
+
+/* Tokens of each of a slot's tiles but the last: all nearly alike. */
+MF_DEV int tile_size(int count, int tiles)
+{
+    return ((count + tiles - 1) / tiles + 7) & ~7;
+}
+
+/* ---- what goes out ---- */
+
+/* Of one warpgroup. */
+MF_DEV void own_barrier(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_OWN, 128>();
+    } else {
+        named_barrier<BARRIER_OWN + 1, 128>();
+    }
+}
+
+/* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
+template <bool FP8, int N>
+MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
+{
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
+    const int row = u->row + 64 * group; /* this warpgroup's */
+    constexpr int CHUNK = N % 32 ? 16 : 32;
+    const bool is_there = FP8 || row < slot.up.n;
+    const swiglu act = swiglu_of(slot);
+    float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
+    const bool has_bias = slot.gate_bias || slot.up_bias;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int r = row + warp * 16 + (lane >> 2) + 8 * i;
+        gb[i] = slot.gate_bias && r < slot.up.n ? slot.gate_bias[r] : 0.0f;
+        ub[i] = slot.up_bias && r < slot.up.n ? slot.up_bias[r] : 0.0f;
+    }
+    /* Two tokens' results for one row: sums i and i + 1. */
+    auto value = [&](int i) {
+        const int half = i >> 1 & 1;
+        float g0 = gate[i], g1 = gate[i + 1], u0 = up[i], u1 = up[i + 1];
+        if (has_bias) {
+            g0 = __fadd_rn(g0, gb[half]);
+            g1 = __fadd_rn(g1, gb[half]);
+            u0 = __fadd_rn(u0, ub[half]);
+            u1 = __fadd_rn(u1, ub[half]);
+        }
+        return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+    };
+    if constexpr (FP8) {
+        [[maybe_unused]] constexpr int PITCH = 136;
+#pragma unroll
+        for (int c = 0; c < N / CHUNK; c++) {
+            if (c * CHUNK >= u->count) {
+                break;
+            }
+#pragma unroll
+            for (int pair = 0; pair < CHUNK / 16; pair++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) { /* eight tokens by rows 0-7, by rows 8-15, the next eight tokens */
+                    v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
+                }
+                const int m = lane >> 3, token = pair * 16 + (m >> 1) * 8 + (lane & 7);
+                store_transposed(staging + (token * PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1], v[2], v[3]);
+            }
+            named_barrier<BARRIER_BOTH, 256>();
+            const int token = tid >> 3, at = (tid & 7) * 16, t = c * CHUNK + token;
+            if (token < CHUNK) { /* whole warps */
+                const uint4 *from = (const uint4 *)(staging + (token * PITCH + at) * 2);
+                const uint4 raw[2] = { from[0], from[1] };
+                float scale;
+                const uint4 codes = quantise_16<false>(raw, p.e.e8m0, scale);
+                if (t < u->count) {
+                    const int64_t pos = u->first + t;
+                    *(uint4 *)(p.h_codes + pos * p.e.h_stride + u->row + at) = codes;
+                    if ((tid & 7) == 0) {
+                        p.h_scales[pos * p.h_groups + u->row / 128] = scale;
+                    }
+                }
+            }
+            named_barrier<BARRIER_BOTH, 256>();
+        }
+    } else {
+        constexpr int OWN_PITCH = 72; /* 32 tokens by the warpgroup's 64 rows at a time */
+        uint8_t *place = staging + group * (STAGING / 2);
+#pragma unroll
+        for (int c = 0; c < N / CHUNK; c++) {
+            if (c * CHUNK >= u->count) {
+                break;
+            }
+            own_barrier(group);
+#pragma unroll
+            for (int pair = 0; pair < CHUNK / 16; pair++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
+                }
+                const int token = pair * 16 + (lane >> 4) * 8 + (lane & 7), chunk = warp * 2 + (lane >> 3 & 1);
+                store_transposed(place + (token * OWN_PITCH + chunk * 8) * 2, v[0], v[1], v[2], v[3]);
+            }
+            own_barrier(group);
+#pragma unroll
+            for (int i = 0; i < CHUNK / 16; i++) {
+                const int token = (own >> 3) + 16 * i, t = c * CHUNK + token;
+                if (t < u->count && is_there) {
+                    *(uint4 *)((uint16_t *)p.e.h + (int64_t)(u->first + t) * p.e.h_stride + row + (own & 7) * 8) =
+                        *(const uint4 *)(place + (token * OWN_PITCH + (own & 7) * 8) * 2);
+                }
+            }
+        }
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    if (tid == 0) { /* released for all: the barrier put their stores before it */
+        add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
+    }
+}
+
+/* 128 rows of the output by N tokens. */
+template <int N>
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging,
+                       const int64_t *places)
+{
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
+    const int row = first_row + 128 * group, hidden = (int)p.e.hidden_size;
+    constexpr int PITCH = 40; /* of a token's 16 low and 16 high rows */
+    uint8_t *place = staging + (group * 4 + warp) * (STAGING / 8);
+    if (slot.down_bias) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int r = row + warp * 16 + (lane >> 2) + 8 * (k & 1) + 64 * (k >> 1);
+            const float b = r < hidden ? slot.down_bias[r] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < N / 8; i++) {
+                float(&s)[N / 2] = k >> 1 ? high : low;
+                s[4 * i + 2 * (k & 1)] = __fadd_rn(s[4 * i + 2 * (k & 1)], b);
+                s[4 * i + 2 * (k & 1) + 1] = __fadd_rn(s[4 * i + 2 * (k & 1) + 1], b);
+            }
+        }
+    }
+    /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece. */
+    const int at = row + warp * 16;
+    if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
+        constexpr int WHOLE = 136;
+        uint8_t *whole = staging + group * (STAGING / 2);
+#pragma unroll
+        for (int c = 0; c < N / 16; c++) {
+            if (c * 16 >= u->count) {
+                break;
+            }
+            own_barrier(group);
+#pragma unroll
+            for (int t = 0; t < 2; t++) {
+                float(&v)[N / 2] = t ? high : low;
+                const int token = (lane >> 4) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (lane >> 3 & 1);
+                store_transposed(whole + (token * WHOLE + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
+                                 pack_bf16(v[8 * c + 2], v[8 * c + 3]), pack_bf16(v[8 * c + 4], v[8 * c + 5]),
+                                 pack_bf16(v[8 * c + 6], v[8 * c + 7]));
+            }
+            own_barrier(group);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
+                if (t < u->count && r < hidden) {
+                    *(uint4 *)((uint16_t *)p.e.y + places[t] + r) =
+                        *(const uint4 *)(whole + (token * WHOLE + (own & 15) * 8) * 2);
+                }
+            }
+        }
+        own_barrier(group);
+        return;
+    }
+    /* Any dtype and place: eight tokens of f32 at a time. */
+    own_barrier(group);
+#pragma unroll
+    for (int c = 0; c < N / 8; c++) {
+        if (c * 8 >= u->count) {
+            break;
+        }
+        float *to = (float *)place; /* [8][33] */
+        const int q = lane & 3, g = lane >> 2;
+        __syncwarp();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            to[(2 * q + (k & 1)) * 33 + g + 8 * (k >> 1)] = low[4 * c + k];
+            to[(2 * q + (k & 1)) * 33 + 16 + g + 8 * (k >> 1)] = high[4 * c + k];
+        }
+        __syncwarp();
+        const int r = at + (lane >> 4) * 64 + (lane & 15);
+#pragma unroll 1
+        for (int token = 0; token < 8 && c * 8 + token < u->count; token++) {
+            if (r < hidden) {
+                store_float(p.e.y, p.e.y_dtype, places[c * 8 + token] + r, to[token * 33 + lane], p.e.bytewise);
+            }
+        }
+    }
+    own_barrier(group);
+}
+
+/* ---- the two warpgroups that multiply ---- */
+
+template <bool FP8, int MAX, int N>
+MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
+                     uint8_t *staging)
+{
+    constexpr int STAGE = stage_bytes<FP8, MAX>();
+    const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
+    const int lines = u->lines, steps = u->steps;
+    int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
+    if (u->is_down) { /* its last readers have passed a barrier since */
+        for (int t = (threadIdx.x - PRODUCERS) & 127; t < u->count; t += 128) {
+            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
+        }
+        own_barrier(group);
+    }
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+    float acc[2][N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+        acc[0][i] = acc[1][i] = 0.0f;
+    }
+    int previous = -1;
+#pragma unroll 1
+    for (int line = 0; line < lines; line++) {
+        const uint8_t *stage = stages + cursor.stage * STAGE;
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        fence_shared_for_products();
+        const uint64_t rows = product_operand(stage + 2 * group * SUBTILE), tokens = product_operand(stage + STAGE_ROWS);
+        if (FP8) {
+            const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
+#pragma unroll
+            for (int t = 0; t < 2; t++) {
+                float part[N / 2];
+                products_begin();
+                add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
+                products_commit();
+                products_wait<0>();
+                pin(part);
+                promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
+            }
+            __syncwarp();
+            if (lane == 0) {
+                barrier_arrive(&s->empty[cursor.stage]);
+            }
+        } else {
+            pin(acc[0]);
+            pin(acc[1]);
+            products_begin();
+            add_line<FP8, N>(acc[0], rows, tokens, true);
+            add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
+            products_commit();
+            products_wait<1>();
+            if (previous >= 0 && lane == 0) {
+                barrier_arrive(&s->empty[previous]);
+            }
+            previous = cursor.stage;
+        }
+        stage_cursor::next(cursor);
+    }
+    if (!FP8) {
+        products_wait<0>();
+        pin(acc[0]);
+        pin(acc[1]);
+        if (lane == 0) {
+            barrier_arrive(&s->empty[previous]);
+        }
+    }
+    if (u->is_down) {
+        write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
+    } else {
+        write_up<FP8, N>(p, u, acc[0], acc[1], staging);
+    }
+}
+}
+
+template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
+
+template <bool FP8, int MAX>
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int i = 0;; i++) {
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        unit_ref u = &s->units[i % UNITS];
+        if (u->slot < 0) {
+            leave_counters(p, tiles, s);
+            return;
+        }
+        if (u->count <= 16) {
+            multiply<FP8, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
+        } else if (u->count <= 32) {
+            multiply<FP8, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
+        } else if (u->count <= 48) {
+            multiply<FP8, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 64 ? u->count <= 64 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 80 ? u->count <= 80 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 96 ? u->count <= 96 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 112 ? u->count <= 112 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 128 ? u->count <= 128 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 144 ? u->count <= 144 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 160 ? u->count <= 160 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
+        } else if ((MAX > 176 ? u->count <= 176 : true)) {
+            multiply<FP8, MAX, at_most<MAX, 176>>(p, u, stages, s, cursor, staging);
+        } else {
+            multiply<FP8, MAX, at_most<MAX, 192>>(p, u, stages, s, cursor, staging);
+        }
+    }
+}
+
+/* ---- the warp that brings weights, and gives out work ---- */
+
+template <bool FP8, int MAX>
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
+    const int slots = (int)p.e.num_slots, tiles = prefix[slots];
+    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
+    stage_cursor cursor = { 0, p.stages, 1 };
+    int64_t next = blockIdx.x;
+    int made = 0;
+    while (next < units) {
+        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const bool is_down = next >= ups;
+        const int64_t local = is_down ? next - ups : next;
+        const int row_tiles = is_down ? p.down_units : p.up_tiles;
+        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
+        const int tile_unit = (int)(local / row_tiles);
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (prefix[middle] <= tile_unit) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
+        const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
+        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);
+        const mf_cuda_slot &slot = p.e.slots[low];
+        unit u;
+        u.slot = low;
+        u.is_down = is_down;
+        u.first = begin + tile * size;
+        u.count = min(size, count - tile * size);
+        const int width = p.width > 0 ? p.width : (int)slot.up.n;
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
+        u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
+        u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
+        u.tile = prefix[low] + tile;
+        u.need = (width + 127) / 128;
+        if (u.count > 0 && (is_down || u.row < width)) {
+            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG), *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+            const int stages_used = u.steps * u.lines;
+            for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
+                barrier_wait(&s->empty[cursor.stage], cursor.parity);
+                if (i == 0) {
+                    s->units[made++ % UNITS] = u;
+                }
+                uint64_t *full = &s->full[cursor.stage];
+                uint8_t *to = stages + cursor.stage * STAGE;
+                barrier_arrive(&s->announced[cursor.stage]);
+                barrier_expect(full, STAGE_ROWS);
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
+                }
+                stage_cursor::next(cursor);
+                if (++line == u.lines) {
+                    line = 0;
+                    first += 256;
+                }
+            }
+        }
+        next = (int64_t)gridDim.x + claimed;
+    }
+    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+    s->units[made % UNITS].slot = -1;
+    barrier_arrive(&s->announced[cursor.stage]);
+    barrier_arrive(&s->full[cursor.stage]);
+}
+
+/* ---- the warps that gather tokens ---- */
+
+/* Scales of a warpgroup's rows: of gate and up, or of w2's, one per line; NULL: rows past the last. */
+MF_DEV const float *weight_scales(const mf_cuda_grouped &p, const unit &u, int step, int group, int half)
+{
+    const mf_cuda_slot &slot = p.e.slots[u.slot];
+    const mf_cuda_matrix &m = u.is_down ? slot.down : half ? slot.up : slot.gate;
+    const int64_t row = u.is_down ? u.row + 256 * step + 128 * group : u.row;
+    return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
+}
+
+template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<FP8, MAX>();
+    const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+            }
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>(); /* nobody reads the last unit's rows any more */
+        for (int t = tid; t < u.count; t += GATHERERS) {
+            rows[t] = u.is_down ? (uint32_t)(u.first + t) : (uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns;
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>();
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
+        const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
+        const uint32_t groups = (uint32_t)(u.is_down ? p.h_groups : p.x_groups);
+        for (int step = 0; step < u.steps; step++) {
+            const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
+            for (int line = 0; line < u.lines; line++) {
+                if (step + line > 0) {
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
+                }
+                uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
+                const uint8_t *from = rows_from + line * LINE;
+#pragma unroll 8
+                for (int t = first_row; t < u.count; t += GATHERERS / 8) {
+                    copy_async(to + swizzled(t, chunk), from + (uint64_t)rows[t] * pitch, true);
+                }
+                if (FP8) {
+                    float *scales = (float *)(to + MAX * LINE);
+                    for (int t = tid; t < u.count; t += GATHERERS) {
+                        copy_word_async(scales + t, scales_from + line + (uint64_t)rows[t] * groups, true);
+                    }
+                    if (weight_scale) {
+                        copy_word_async(scales + MAX + tid, weight_scale + line, true);
+                    }
+                }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+/* ---- before everything: where each slot's tiles begin ---- */
+
+MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
+{
+    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int i = tid; i <= slots; i += THREADS) {
+        offsets[i] = p.offsets[i];
+    }
+    __syncthreads();
+    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
+    int32_t mine = 0;
+    for (int i = from; i < to; i++) {
+        mine += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    int32_t sum = mine;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int32_t before = __shfl_up_sync(MF_FULL_WARP, sum, d);
+        sum += lane >= d ? before : 0;
+    }
+    if (lane == 31) {
+        sums[warp] = sum;
+    }
+    __syncthreads();
+    int32_t before = sum - mine;
+    for (int w = 0; w < warp; w++) {
+        before += sums[w];
+    }
+    for (int i = from; i < to; i++) {
+        prefix[i] = before;
+        before += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    if (tid == THREADS - 1) {
+        prefix[slots] = before;
+    }
+    __syncthreads();
+}
+
+template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+#if MF_HAS_WGMMA
+    extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
+    uint8_t *staging = stages + p.stages * stage_bytes<FP8, MAX>();
+    shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
+    int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(&s->full[i], 1 + GATHERERS);
+            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->announced[i], 1);
+        }
+        barrier_init_fence();
+    }
+    wait_for_previous();
+    scan_tiles(p, MAX, offsets, prefix, s->sums);
+    if (threadIdx.x < PRODUCERS) {
+        give_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) {
+            bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
+        } else if (threadIdx.x >= 32) {
+            gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
+        }
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        zero_strangers(p);
+        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
+    }
+#endif
+}
+
+template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    const auto kernel = grouped_kernel<FP8, MAX>;
+    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
+                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) {
+        return (int)error;
+    }
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)call->blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+}
+
+} // namespace
+
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    if (call->fp8) {
+        return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
+    }
+    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 192>(call, s);
+}

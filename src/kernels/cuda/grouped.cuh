@@ -1,0 +1,239 @@
+/* grouped.cuh - what the kernels of the grouped products on Hopper share: tiles of tokens, stages in shared memory, the
+ * products' arithmetic.
+ *
+ * Order of sums, the same for every tile, batch and kernel here: K ascending in one accumulator (bf16), or a part of 128
+ * columns from zero and then acc = fma(part, scale_x * scale_w, acc), parts ascending (FP8_BLOCK).  A column of a product does
+ * not see its neighbours, so tokens may be tiled anyhow. */
+#ifndef MF_KERNELS_CUDA_GROUPED_CUH
+#define MF_KERNELS_CUDA_GROUPED_CUH
+
+#include "kernels/cuda/experts.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+constexpr int LINE = 128;                 /* bytes of K in a stage's rows */
+constexpr int SUBTILE = 64 * LINE;        /* 64 weight rows: one product's */
+constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, whole swizzle atoms */
+
+/* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
+constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_OWN }; /* OWN + warpgroup */
+
+/* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
+struct unit {
+    int32_t slot;   /* -1: no more work */
+    int32_t is_down, first, count; /* its tokens: sorted[first ..] */
+    int32_t row;    /* first row: of gate and of up, or of down */
+    int32_t steps;  /* tiles of rows, one after the other */
+    int32_t lines;  /* of K: stages of a step */
+    int32_t tile;   /* of tokens: its counter */
+    int32_t need;   /* what the counter must have reached */
+};
+
+constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in each stage */
+
+struct shared_state {
+    uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
+    unit units[UNITS];
+    int32_t sums[THREADS / 32];
+    int32_t is_last;
+};
+
+typedef const volatile unit *unit_ref;
+
+struct stage_cursor {
+    int stage, stages;
+    uint32_t parity;
+    MF_DEV_MEMBER void next(stage_cursor &c)
+    {
+        if (++c.stage == c.stages) {
+            c.stage = 0;
+            c.parity ^= 1;
+        }
+    }
+};
+
+/* The last block whose work is written leaves the counters as it found them. */
+MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
+{
+    const int tid = threadIdx.x - PRODUCERS;
+    named_barrier<BARRIER_BOTH, 256>();
+    if (tid == 0) {
+        __threadfence();
+        s->is_last = atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1;
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    if (!s->is_last) {
+        return;
+    }
+    for (int i = tid; i < tiles; i += 256) {
+        p.work[MF_CUDA_WORK_TILES + i] = 0;
+    }
+    for (int i = tid; p.clears_counts && i < p.e.num_slots; i += 256) {
+        p.work[MF_CUDA_WORK_COUNTS + i] = p.work[MF_CUDA_WORK_CURSORS + i] = 0;
+    }
+    if (tid == 0) {
+        p.work[MF_CUDA_WORK_NEXT] = p.work[MF_CUDA_WORK_DONE] = 0;
+    }
+}
+
+/* The place of a 16-byte chunk in swizzled rows. */
+MF_DEV uint32_t swizzled(int row, int chunk)
+{
+    return (uint32_t)(row * LINE + ((chunk ^ (row & 7)) << 4));
+}
+
+MF_DEV const CUtensorMap *map_of(const mf_cuda_grouped &p, int slot, int matrix, int box)
+{
+    return (const CUtensorMap *)p.maps + ((int64_t)slot * 3 + matrix) * MF_CUDA_BOXES + box;
+}
+
+/* g * sigmoid(g) from the fast exponential and division; three units in the last place of f32, rounded to bf16 next. */
+MF_DEV float fast_sigmoid_times(float g, float alpha)
+{
+    return __fdividef(g, 1.0f + exp2f(__fmul_rn(__fmul_rn(g, alpha), -1.44269504f)));
+}
+
+/* The activations that MF_CUDA_GROUPED plans (experts_plan.c): all are g * sigmoid(alpha g) * (u + beta) with clamps. */
+struct swiglu {
+    float limit, alpha, beta;
+    int32_t kind;
+};
+
+MF_DEV swiglu swiglu_of(const mf_cuda_slot &slot)
+{
+    swiglu s;
+    s.kind = slot.activation;
+    s.limit = slot.activation == MF_ACT_SILU ? __uint_as_float(0x7f800000u) : slot.limit;
+    s.alpha = slot.activation == MF_ACT_SWIGLU_OAI ? slot.alpha : 1.0f;
+    s.beta = slot.activation == MF_ACT_SWIGLU_OAI ? 1.0f : 0.0f;
+    return s;
+}
+
+MF_DEV float apply(const swiglu &s, float g, float u)
+{
+    if (s.kind != MF_ACT_SILU) {
+        if (s.kind != MF_ACT_SILU_CLAMP_AFTER) {
+            g = g > s.limit ? s.limit : g;
+        }
+        u = act_clamp(u, s.limit);
+    }
+    float r = fast_sigmoid_times(g, s.alpha);
+    if (s.kind == MF_ACT_SILU_CLAMP_AFTER) {
+        r = r > s.limit ? s.limit : r;
+    }
+    return __fmul_rn(r, __fadd_rn(u, s.beta));
+}
+
+/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are elsewhere. */
+template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
+{
+    const uint32_t lanes = ALONE ? 0xffu << (threadIdx.x & 24) : MF_FULL_WARP;
+    float x[16];
+    uint32_t amax = 0;
+    const uint32_t words[8] = { v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w };
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        x[2 * i] = __uint_as_float(words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        const uint32_t a = words[i] << 16 & 0x7fffffffu, b = words[i] & 0x7fff0000u;
+        amax = a > amax ? a : amax;
+        amax = b > amax ? b : amax;
+    }
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) {
+        const uint32_t other = __shfl_xor_sync(lanes, amax, d);
+        amax = other > amax ? other : amax;
+    }
+    scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0, __uint_as_float(amax));
+    uint32_t codes[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        codes[i] = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            codes[i] |= (uint32_t)quant_e4m3(x[4 * i + k], scale) << 8 * k;
+        }
+    }
+    return make_uint4(codes[0], codes[1], codes[2], codes[3]);
+}
+
+/* Codes and scales of groups first, first + step, .. below `groups` of x, groups of 128 columns; eight lanes each. */
+MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t groups)
+{
+    const uint32_t per_row = (uint32_t)p.x_groups, at = (threadIdx.x & 7) * 16;
+    auto load = [&](int64_t i, uint4(&raw)[2]) {
+        const int64_t from = (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
+        if (p.x_is_wide) {
+            raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
+            raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
+            return;
+        }
+        uint32_t words[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
+                       (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
+        }
+        raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
+        raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
+    };
+    uint4 next[2];
+    if (first < groups) {
+        load(first, next);
+    }
+    for (int64_t i = first; i < groups; i += step) {
+        const uint4 raw[2] = { next[0], next[1] };
+        if (i + step < groups) { /* on its way while these become codes */
+            load(i + step, next);
+        }
+        float scale;
+        *(uint4 *)(p.x_codes + i * 128 + at) = quantise_16<true>(raw, p.e.e8m0, scale);
+        if (at == 0) {
+            p.x_scales_out[i] = scale;
+        }
+    }
+}
+
+/* acc += part * (token scale * weight scale), for a lane's two tokens of every eight. */
+template <int N> MF_DEV void promote(float *acc, const float (&part)[N / 2], const float *token_scales, float scale)
+{
+    const int q = threadIdx.x & 3;
+#pragma unroll
+    for (int i = 0; i < N / 8; i++) {
+        const float2 t = *(const float2 *)(token_scales + 8 * i + 2 * q);
+        const float low = __fmul_rn(t.x, scale), high = __fmul_rn(t.y, scale);
+        acc[4 * i] = __fmaf_rn(part[4 * i], low, acc[4 * i]);
+        acc[4 * i + 1] = __fmaf_rn(part[4 * i + 1], high, acc[4 * i + 1]);
+        acc[4 * i + 2] = __fmaf_rn(part[4 * i + 2], low, acc[4 * i + 2]);
+        acc[4 * i + 3] = __fmaf_rn(part[4 * i + 3], high, acc[4 * i + 3]);
+    }
+}
+
+template <bool FP8, int N> MF_DEV void add_line(float (&sums)[N / 2], uint64_t rows, uint64_t tokens, bool add)
+{
+#pragma unroll
+    for (int k = 0; k < 4; k++) { /* 32 bytes of K each */
+        if (FP8) {
+            products<N>::e4m3(sums, rows + 2 * k, tokens + 2 * k, add || k > 0);
+        } else {
+            products<N>::bf16(sums, rows + 2 * k, tokens + 2 * k, add || k > 0);
+        }
+    }
+}
+
+/* y of ids past the last slot: no tile sees them. */
+MF_DEV void zero_strangers(const mf_cuda_grouped &p)
+{
+    const int tid = threadIdx.x - PRODUCERS;
+    for (int64_t base = (int64_t)blockIdx.x * 256; base < p.e.num_pairs; base += (int64_t)gridDim.x * 256) {
+        const int64_t pair = base + tid;
+        if (pair < p.e.num_pairs && pair_id(p.e, pair) >= p.e.num_slots) {
+            for (int64_t i = 0; i < p.e.hidden_size; i++) {
+                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + i, 0.0f, p.e.bytewise);
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,484 @@
+/* grouped_few.cu - grouped.cu's products for few tokens: the same sums, cut so that all multiprocessors stream weights.
+ *
+ * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the matching
+ * up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever lies behind the
+ * rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for FP8, makes all tokens'
+ * codes while its first weights are on the way.  All write the same codes to the same place. */
+#include "kernels/cuda/grouped.cuh"
+
+namespace
+{
+
+constexpr int TOKENS = 8, PAIRS = MF_CUDA_FEW_GROUPED_PAIRS;
+static_assert(PAIRS == PRODUCERS, "make_lists: a thread a pair");
+constexpr int TOKEN_LINE = TOKENS * LINE;
+
+template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
+template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
+template <int ROWS> constexpr int BOX = ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
+constexpr int BOX_BYTES = 128 * LINE; /* whatever its ROWS and LINES are */
+
+/* Of a stage: weights [warpgroup][line][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
+constexpr int STAGE_WEIGHTS = 2 * 128 * LINE;
+template <int ROWS> __host__ __device__ constexpr int scales_at()
+{
+    return STAGE_WEIGHTS + 128 / ROWS * TOKEN_LINE;
+}
+template <int ROWS> __host__ __device__ constexpr int few_stage_bytes()
+{
+    return scales_at<ROWS>() + SCALE_BYTES;
+}
+constexpr int BEHIND = 64 * LINE; /* the last rows' operand reads on */
+
+struct few_lists {
+    int32_t num_tiles;
+    int32_t slot[PAIRS], first[PAIRS + 1]; /* of tiles */
+    int32_t pair[PAIRS], token[PAIRS];     /* sorted by slot */
+    int32_t ids[PAIRS];
+    int64_t y[PAIRS];                      /* where a sorted pair's row of y begins */
+    uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
+    int32_t valid[PAIRS / 32];             /* pairs with a slot, by warp */
+    float up[2][64 * TOKENS];
+    int32_t is_last;
+};
+
+/* Pairs in the order (slot, pair), cut into tiles; by the producers, while the others make codes. */
+MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
+{
+    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots, warp = tid >> 5, lane = tid & 31;
+    const int32_t given = tid < pairs ? pair_id(p.e, tid) : -1, id = given >= 0 && given < slots ? given : -1;
+    l->ids[tid] = id;
+    const uint32_t there = __ballot_sync(MF_FULL_WARP, id >= 0);
+    if (lane == 0) {
+        l->starts[warp] = 0;
+        l->valid[warp] = __popc(there);
+    }
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
+    if (id >= 0) {
+        int place = 0, same = 0;
+        for (int j = 0; j < pairs; j++) {
+            const int32_t other = l->ids[j];
+            same += other == id && j < tid;
+            place += other >= 0 && (other < id || (other == id && j < tid));
+        }
+        l->pair[place] = tid;
+        l->token[place] = tid / (int)p.e.num_columns;
+        l->y[place] = y_offset(p.e, tid);
+        if (same % TOKENS == 0) {
+            atomicOr(&l->starts[place >> 5], 1u << (place & 31));
+            for (int i = 0; i < (int)sizeof(mf_cuda_slot); i += 128) { /* who works on it will ask for it next */
+                prefetch_line((const uint8_t *)(p.e.slots + id) + i);
+            }
+        }
+    }
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
+    int before = 0;
+    for (int w = 0; w < warp; w++) {
+        before += __popc(l->starts[w]);
+    }
+    const uint32_t word = l->starts[warp];
+    const int tile = before + __popc(word & ((1u << lane) - 1u));
+    if (word >> lane & 1) {
+        l->first[tile] = tid;
+        l->slot[tile] = l->ids[l->pair[tid]];
+    }
+    if (tid == PRODUCERS - 1) {
+        const int tiles = before + __popc(word);
+        l->num_tiles = tiles;
+        l->first[tiles] = l->valid[0] + l->valid[1] + l->valid[2] + l->valid[3];
+    }
+    named_barrier<BARRIER_PRODUCERS, PRODUCERS>();
+}
+
+/* ---- weights ---- */
+
+template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+{
+    constexpr int COLUMNS = FP8 ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
+    const int tiles = l->num_tiles, ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
+    stage_cursor cursor = { 0, p.stages, 1 };
+    int made = 0;
+    for (int next = blockIdx.x; next < units;) {
+        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const bool is_down = next >= ups;
+        const int local = is_down ? next - ups : next, row_units = is_down ? p.down_units : p.up_tiles;
+        const int tile = local / row_units, row_unit = local % row_units;
+        const int slot_id = l->slot[tile];
+        const int width = p.width > 0 ? p.width : (int)p.e.slots[slot_id].up.n;
+        unit u;
+        u.slot = slot_id;
+        u.is_down = is_down;
+        u.first = l->first[tile];
+        u.count = l->first[tile + 1] - u.first;
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_unit * p.down_steps) : 1;
+        u.row = row_unit * (is_down ? 2 * ROWS * p.down_steps : ROWS);
+        u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
+        u.tile = tile;
+        u.need = (width + ROWS - 1) / ROWS;
+        if (is_down || u.row < width) {
+            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, BOX<ROWS>), *m1 = map_of(p, slot_id, is_down ? 2 : 1, BOX<ROWS>);
+            for (int step = 0; step < u.steps; step++) {
+                const int row0 = u.row + step * 2 * ROWS, row1 = is_down ? row0 + ROWS : row0;
+                for (int line = 0; line < u.lines; line += LINES<ROWS>) {
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+                    if (step == 0 && line == 0) {
+                        s->units[made++ % UNITS] = u;
+                    }
+                    uint64_t *full = &s->full[cursor.stage];
+                    uint8_t *to = stages + cursor.stage * STAGE;
+                    barrier_arrive(&s->announced[cursor.stage]);
+                    barrier_expect(full, 2 * BOX_BYTES);
+                    copy_box(to, m0, row0, line, full);
+                    copy_box(to + BOX_BYTES, m1, row1, line, full);
+                    stage_cursor::next(cursor);
+                }
+            }
+        }
+        next = (int)(gridDim.x + claimed);
+    }
+    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+    s->units[made % UNITS].slot = -1;
+    barrier_arrive(&s->announced[cursor.stage]);
+    barrier_arrive(&s->full[cursor.stage]);
+}
+
+/* ---- tokens ---- */
+
+MF_DEV uint4 load_fresh(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
+template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = few_stage_bytes<ROWS>(), TEAMS = GATHERERS / 8;
+    const int tid = threadIdx.x - 32, chunk = tid & 7, team = tid >> 3;
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need + FP8) {
+            }
+        }
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
+        const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = u.is_down ? p.h_groups : p.x_groups;
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        bool is_first = true;
+        for (int step = 0; step < u.steps; step++) {
+            /* One thread a weight scale: lines of warpgroup 0, then of 1. */
+            const float *weight_scale = nullptr;
+            const int scale_group = tid / LINES<ROWS>, scale_line = tid % LINES<ROWS>;
+            if (FP8 && tid < 2 * LINES<ROWS>) {
+                const mf_cuda_matrix &m = u.is_down ? slot.down : scale_group ? slot.up : slot.gate;
+                const int64_t row = u.row + (u.is_down ? step * 2 * ROWS + scale_group * ROWS : 0);
+                weight_scale = row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride + scale_line : nullptr;
+            }
+            for (int line = 0; line < u.lines; line += LINES<ROWS>) {
+                if (!is_first) {
+                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
+                }
+                is_first = false;
+                const int lines = min(LINES<ROWS>, u.lines - line);
+                uint8_t *stage = stages + cursor.stage * STAGE, *to = stage + STAGE_WEIGHTS;
+                float *scales = (float *)(stage + scales_at<ROWS>());
+                for (int task = team; task < lines * u.count; task += TEAMS) {
+                    const int k = task / u.count, t = task - k * u.count;
+                    uint8_t *place = to + k * TOKEN_LINE + swizzled(t, chunk);
+                    const int64_t row = u.is_down ? u.first + t : l->token[u.first + t];
+                    copy_async(place, rows_from + row * pitch + (line + k) * LINE, true);
+                    if (FP8 && chunk == 0) {
+                        copy_word_async(scales + k * TOKENS + t, scales_from + row * groups + line + k, true);
+                    }
+                }
+                if (FP8 && weight_scale && scale_line < lines) {
+                    copy_word_async(scales + LINES<ROWS> * TOKENS + tid, weight_scale + line, true);
+                }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+/* ---- products ---- */
+
+/* What ends a slot's products, read before they begin. */
+struct slot_end {
+    swiglu act;
+    const float *gate_bias, *up_bias, *down_bias;
+    int width;
+};
+
+/* w13: one warpgroup has the gates' sums, the other the ups'. */
+template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &end, const float (&acc)[4], few_lists *l, int turn)
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    float *up = l->up[turn & 1];
+    if (group == 1 && warp * 16 < ROWS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            up[(warp * 16 + g + 8 * (k >> 1)) * TOKENS + 2 * q + (k & 1)] = acc[k];
+        }
+    }
+    named_barrier<BARRIER_BOTH, 256>(); /* the buffer's last reader was there one turn ago */
+    if (group == 1) {
+        return;
+    }
+    if (warp * 16 < ROWS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int r = warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1), row = u.row + r;
+            if (t < u.count && row < end.width) {
+                float a = acc[k], b = up[r * TOKENS + t];
+                if (end.gate_bias || end.up_bias) {
+                    a = __fadd_rn(a, end.gate_bias ? end.gate_bias[row] : 0.0f);
+                    b = __fadd_rn(b, end.up_bias ? end.up_bias[row] : 0.0f);
+                }
+                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] = (uint16_t)pack_bf16(apply(end.act, a, b), 0.0f);
+            }
+        }
+    }
+    named_barrier<BARRIER_OWN, 128>();
+    uint32_t *counter = p.work + MF_CUDA_WORK_TILES + u.tile;
+    if (!FP8) {
+        if (tid == 0) { /* released for all: the barrier put their stores before it */
+            add_release(counter, 1);
+        }
+        return;
+    }
+    /* The last of a tile's units makes its codes: groups of 128 cross units. */
+    if (tid == 0) {
+        l->is_last = add_acquire_release(counter, 1) + 1 == (uint32_t)u.need;
+    }
+    named_barrier<BARRIER_OWN, 128>();
+    if (!l->is_last) {
+        return;
+    }
+    const int groups = end.width / 128;
+    for (int i = tid >> 3; i < u.count * groups; i += 16) {
+        const int t = i / groups, group_of = i - t * groups;
+        const int64_t place = (int64_t)(u.first + t) * p.e.h_stride + group_of * 128 + (tid & 7) * 16;
+        const uint16_t *from = (const uint16_t *)p.e.h + place;
+        const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
+        float scale;
+        *(uint4 *)(p.h_codes + place) = quantise_16<true>(raw, p.e.e8m0, scale);
+        if ((tid & 7) == 0) {
+            p.h_scales[(int64_t)(u.first + t) * p.h_groups + group_of] = scale;
+        }
+    }
+    named_barrier<BARRIER_OWN, 128>();
+    if (tid == 0) {
+        add_release(counter, 1);
+    }
+}
+
+template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, const float *bias, int first_row, const float (&acc)[4], const few_lists *l)
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    if (warp * 16 >= ROWS) {
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int row = first_row + group * ROWS + warp * 16 + g + 8 * (k >> 1), t = 2 * q + (k & 1);
+        if (t < u.count && row < p.e.hidden_size) {
+            const int64_t at = l->y[u.first + t] + row;
+            const float v = bias ? __fadd_rn(acc[k], bias[row]) : acc[k];
+            if (p.e.y_dtype == MF_BF16) {
+                store_at<uint16_t>(p.e.y, at, (uint16_t)pack_bf16(v, 0.0f), p.e.bytewise);
+            } else {
+                store_float(p.e.y, p.e.y_dtype, at, v, p.e.bytewise);
+            }
+        }
+    }
+}
+
+/* COUNT lines of each of STAGES stages. */
+template <bool FP8, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
+{
+    const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
+    auto rows = [&](int i) { return product_operand(stage[i / COUNT] + group * BOX_BYTES + i % COUNT * ROW_LINE<ROWS>); };
+    auto tokens = [&](int i) { return product_operand(stage[i / COUNT] + STAGE_WEIGHTS + i % COUNT * TOKEN_LINE); };
+    if constexpr (!FP8) {
+        pin(acc);
+        products_begin();
+#pragma unroll
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            add_line<FP8, TOKENS>(acc, rows(i), tokens(i), true);
+        }
+        products_commit();
+        products_wait<0>();
+        pin(acc);
+    } else {
+        float part[STAGES * COUNT][4];
+#pragma unroll
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            part[i][0] = part[i][1] = part[i][2] = part[i][3] = 0.0f;
+            pin(part[i]);
+        }
+        products_begin();
+#pragma unroll
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            add_line<FP8, TOKENS>(part[i], rows(i), tokens(i), false);
+        }
+        products_commit();
+        products_wait<0>();
+#pragma unroll
+        for (int i = 0; i < STAGES * COUNT; i++) {
+            pin(part[i]);
+            const float *scales = (const float *)(stage[i / COUNT] + scales_at<ROWS>());
+            const int k = i % COUNT;
+            const float2 t = *(const float2 *)(scales + k * TOKENS + 2 * q);
+            const float w = scales[LINES<ROWS> * TOKENS + group * LINES<ROWS> + k];
+            const float low = __fmul_rn(t.x, w), high = __fmul_rn(t.y, w);
+            acc[0] = __fmaf_rn(part[i][0], low, acc[0]);
+            acc[1] = __fmaf_rn(part[i][1], high, acc[1]);
+            acc[2] = __fmaf_rn(part[i][2], low, acc[2]);
+            acc[3] = __fmaf_rn(part[i][3], high, acc[3]);
+        }
+    }
+}
+
+/* The next STAGES stages of COUNT lines each. */
+template <bool FP8, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &cursor, float (&acc)[4])
+{
+    const uint8_t *stage[STAGES];
+    uint64_t *empty[STAGES];
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) {
+        stage[i] = stages + cursor.stage * few_stage_bytes<ROWS>();
+        empty[i] = &s->empty[cursor.stage];
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        stage_cursor::next(cursor);
+    }
+    fence_shared_for_products();
+    multiply<FP8, ROWS, STAGES, COUNT>(stage, acc);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+#pragma unroll
+        for (int i = 0; i < STAGES; i++) {
+            barrier_arrive(empty[i]);
+        }
+    }
+}
+
+template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            leave_counters(p, l->num_tiles, s);
+            return;
+        }
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        const slot_end end = { swiglu_of(slot), slot.gate_bias, slot.up_bias, slot.down_bias, (int)slot.up.n };
+#pragma unroll 1
+        for (int step = 0; step < u.steps; step++) {
+            float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+            int line = 0;
+#pragma unroll 1
+            for (; line + 2 * LINES<ROWS> <= u.lines; line += 2 * LINES<ROWS>) {
+                multiply_stages<FP8, ROWS, 2, LINES<ROWS>>(stages, s, cursor, acc);
+            }
+            if (line + LINES<ROWS> <= u.lines) {
+                multiply_stages<FP8, ROWS, 1, LINES<ROWS>>(stages, s, cursor, acc);
+                line += LINES<ROWS>;
+            }
+            if (line + 3 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 3>(stages, s, cursor, acc);
+            } else if (line + 2 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 2>(stages, s, cursor, acc);
+            } else if (line + 1 == u.lines) {
+                multiply_stages<FP8, ROWS, 1, 1>(stages, s, cursor, acc);
+            }
+            if (u.is_down) {
+                write_down<ROWS>(p, u, end.down_bias, u.row + 2 * ROWS * step, acc, l);
+            } else {
+                write_up<FP8, ROWS>(p, u, end, acc, l, n);
+            }
+        }
+    }
+}
+
+template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+#if MF_HAS_WGMMA
+    extern __shared__ __align__(1024) uint8_t stages[];
+    shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
+    few_lists *l = (few_lists *)(s + 1);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(&s->full[i], 1 + GATHERERS);
+            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->announced[i], 1);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    wait_for_previous();
+    if (threadIdx.x < PRODUCERS) {
+        make_lists(p, l);
+        if (threadIdx.x == 0) {
+            bring_weights<FP8, ROWS>(p, l, stages, s);
+        } else if (threadIdx.x >= 32) {
+            if (FP8) {
+                named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+            }
+            gather<FP8, ROWS>(p, l, stages, s);
+        }
+    } else {
+        if (FP8) {
+            const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
+            quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);
+            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+        }
+        zero_strangers(p);
+        consume<FP8, ROWS>(p, l, stages, s);
+    }
+#endif
+}
+
+template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    const auto kernel = few_kernel<FP8, ROWS>;
+    static_assert(few_stage_bytes<ROWS>() == 32768 + 128 / ROWS * 1024 + 1024, "mf_cuda_few_stage_bytes");
+    const size_t bytes = (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) {
+        return (int)error;
+    }
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)call->blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+}
+
+} // namespace
+
+int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    if (call->fp8) {
+        return call->few_rows == 32 ? launch<true, 32>(call, s) : launch<true, 64>(call, s);
+    }
+    return call->few_rows == 32 ? launch<false, 32>(call, s) : launch<false, 64>(call, s);
+}

@@ -1,0 +1,11 @@
+/* grouped_maps.h - the tensor maps of a table: encoded by the driver on the host, read by grouped.cu from the device. */
+#ifndef MF_KERNELS_CUDA_GROUPED_MAPS_H
+#define MF_KERNELS_CUDA_GROUPED_MAPS_H
+
+#include "kernels/cuda/calls.h"
+
+size_t mf_cuda_grouped_maps_bytes(int64_t num_slots);
+/* maps: host memory of that many bytes, 64-byte aligned. */
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err);
+
+#endif

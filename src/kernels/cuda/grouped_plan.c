@@ -1,0 +1,146 @@
+/* grouped_plan.c - which tables grouped.cu computes, and how a call of them is cut into tiles: see plan.h. */
+#include <stdlib.h>
+
+#include "kernels/carve.h"
+#include "kernels/cuda/plan.h"
+
+enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 192, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6, UNIT_LINES = 8 };
+enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024 }; /* of shared memory: staging, barriers, units */
+
+static bool is_swiglu(int32_t activation)
+{
+    return activation == MF_ACT_SILU || activation == MF_ACT_SILU_CLAMP || activation == MF_ACT_SILU_CLAMP_AFTER ||
+           activation == MF_ACT_SWIGLU_OAI;
+}
+
+static bool has_f32_scales(const mf_cuda_matrix *m)
+{
+    return m->scale_dtype == MF_F32 && !m->reserved;
+}
+
+static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, bool fp8, int32_t max_tokens)
+{
+    const int64_t room = gpu->shared_bytes - FIXED_BYTES - 8 * (experts->num_slots + 1);
+    const int64_t stages = room / mf_cuda_grouped_stage_bytes(fp8, max_tokens);
+    return stages < MOST_STAGES ? stages : MOST_STAGES;
+}
+
+bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots)
+{
+    if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS) {
+        return false;
+    }
+    const int32_t path = slots[0].path13;
+    const bool fp8 = path == MF_CUDA_PATH_FP8;
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        const mf_cuda_slot *slot = &slots[s];
+        if (slot->path13 != path || slot->path2 != path || !slot->gate.data || !is_swiglu(slot->activation) ||
+            (fp8 && !(has_f32_scales(&slot->gate) && has_f32_scales(&slot->up) && has_f32_scales(&slot->down)))) {
+            return false;
+        }
+    }
+    return (path == MF_CUDA_PATH_BF16 || fp8) && stages_of(gpu, experts, fp8, TOKENS_FEW) >= 3 &&
+           stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
+}
+
+size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns,
+                               mf_dtype y_dtype, bool with_y, uint8_t *base, mf_cuda_experts_plan *plan)
+{
+    size_t total = 0;
+    mf_cuda_grouped *g = &plan->grouped;
+    const int64_t hidden = experts->hidden_size, width = experts->max_intermediate_size;
+    const int64_t pairs = mf_carve_count(num_tokens, num_columns, 1), stride = (width + 127) / 128 * 128;
+    g->offsets = mf_carve(base, &total, experts->num_slots + 1, 4);
+    g->sorted = mf_carve(base, &total, pairs, 4);
+    if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
+        g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
+        g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
+        g->h_codes = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 1);
+        g->h_scales = mf_carve(base, &total, mf_carve_count(pairs, stride / 128, 1), 4);
+        g->e.h = mf_carve(base, &total, mf_carve_count(pairs < MF_CUDA_FEW_GROUPED_PAIRS ? pairs : MF_CUDA_FEW_GROUPED_PAIRS, stride, 1), 2);
+    } else {
+        g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
+        plan->x_copy = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2); /* for an x that is not aligned */
+    }
+    if (with_y) {
+        plan->y = mf_carve(base, &total, mf_carve_count(pairs, hidden, 1), mf_dtype_size(y_dtype));
+    }
+    return total;
+}
+
+/* Few tokens: rows so that there are units for every multiprocessor, and, where there are plenty, long ones. */
+static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_grouped *g)
+{
+    if (g->e.num_tokens > MF_CUDA_FEW_GROUPED_TOKENS || g->e.num_pairs > MF_CUDA_FEW_GROUPED_PAIRS) {
+        return;
+    }
+    const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size, sms = gpu->num_multiprocessors;
+    int32_t rows = g->e.num_pairs * ((width + 63) / 64) < sms / 2 ? 32 : 64;
+    const char *chosen = getenv("MF_FEW_ROWS");
+    rows = chosen ? atoi(chosen) : rows;
+    g->few_rows = rows;
+    g->up_tiles = (int32_t)((width + rows - 1) / rows);
+    g->down_tiles = (int32_t)((hidden + 2 * rows - 1) / (2 * rows));
+    const int64_t row_bytes = width * (g->fp8 ? 1 : 2), unit_bytes = row_bytes * 2 * rows;
+    const char *bytes = getenv("MF_FEW_UNIT");
+    const int64_t want = bytes ? atoi(bytes) : 65536;
+    int64_t steps = unit_bytes >= want ? 1 : want / (unit_bytes < 1 ? 1 : unit_bytes);
+    steps = steps > g->down_tiles ? g->down_tiles : steps;
+    g->down_steps = (int32_t)steps;
+    g->down_units = (int32_t)((g->down_tiles + steps - 1) / steps);
+    const int64_t stages = (gpu->shared_bytes - 20 * 1024) / mf_cuda_few_stage_bytes(rows);
+    g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
+}
+
+mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
+                               mf_cuda_experts_plan *plan, mf_error *err)
+{
+    const mf_experts *experts = call->experts;
+    mf_cuda_grouped *g = &plan->grouped;
+    void *h = g->e.h;
+    g->e = plan->call;
+    g->e.h = h;
+    const int64_t pairs = g->e.num_pairs, width = experts->max_intermediate_size, stride = (width + 127) / 128 * 128;
+    const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots;
+    const bool fp8 = paths->w13 == 1u << MF_CUDA_PATH_FP8, many = used > 0 && pairs / used >= MANY_PER_SLOT;
+    g->maps = paths->maps;
+    g->fp8 = fp8;
+    g->max_tokens = !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
+    g->stages = (int32_t)stages_of(gpu, experts, fp8, g->max_tokens);
+    g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
+    g->down_tiles = (int32_t)((experts->hidden_size + DOWN_ROWS - 1) / DOWN_ROWS);
+    /* Short products of w2 are taken several at a time: what a unit costs beside its products is paid once. */
+    const int64_t lines = width * (fp8 ? 1 : 2) / 128;
+    g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
+    g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    g->width = (int32_t)width;
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        g->width = experts->slots[s].up.n == width ? g->width : 0;
+    }
+    g->blocks = gpu->num_multiprocessors;
+    g->clears_counts = pairs > MF_CUDA_PREPARE_PAIRS;
+    g->e.h_stride = stride;
+    g->h_groups = stride / 128;
+    g->x_groups = experts->hidden_size / 128;
+    if (pairs / g->max_tokens + g->e.num_slots > MF_CUDA_GROUPED_TILES) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
+                       (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - g->e.num_slots));
+    }
+    if (fp8) {
+        g->x_bytes = g->x_codes;
+        g->x_pitch = experts->hidden_size;
+        g->x_scales = g->x_scales_out;
+        g->h_bytes = g->h_codes;
+        g->h_pitch = stride;
+        g->x_is_wide = (uintptr_t)g->e.x % 16 == 0 && (g->e.num_tokens <= 1 || g->e.x_stride % 8 == 0);
+    } else {
+        plan->copies_x = (uintptr_t)g->e.x % 16 != 0 || (g->e.num_tokens > 1 && g->e.x_stride % 8 != 0);
+        g->x_bytes = plan->copies_x ? plan->x_copy : g->e.x;
+        g->x_pitch = (plan->copies_x ? experts->hidden_size : g->e.x_stride) * 2;
+        g->h_bytes = g->e.h;
+        g->h_pitch = stride * 2;
+    }
+    plan->is_grouped = true;
+    plan_few(gpu, experts, g);
+    return MF_OK;
+}

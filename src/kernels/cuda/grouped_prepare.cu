@@ -1,0 +1,191 @@
+/* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for FP8 the tokens' codes.
+ *
+ * Up to MF_CUDA_PREPARE_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch counts
+ * the slots, and a second one places the pairs.  The order inside a slot is whatever the counters give: a token's column of
+ * a product does not see its neighbours, so no bit of the result shows it. */
+#include "kernels/cuda/grouped.cuh"
+
+namespace
+{
+
+constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK;
+
+/* Exclusive sums over the slots of `counts`, in place; the total to counts[slots]. */
+MF_DEV void scan_counts(uint32_t *counts, int slots)
+{
+    __shared__ uint32_t sums[BLOCK / 32];
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const int each = (slots + BLOCK - 1) / BLOCK, from = tid * each, to = min(slots, from + each);
+    uint32_t mine = 0;
+    for (int i = from; i < to; i++) {
+        mine += counts[i];
+    }
+    uint32_t sum = mine;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const uint32_t before = __shfl_up_sync(MF_FULL_WARP, sum, d);
+        sum += lane >= d ? before : 0;
+    }
+    if (lane == 31) {
+        sums[warp] = sum;
+    }
+    __syncthreads();
+    uint32_t before = sum - mine;
+    for (int w = 0; w < warp; w++) {
+        before += sums[w];
+    }
+    __syncthreads();
+    for (int i = from; i < to; i++) {
+        const uint32_t n = counts[i];
+        counts[i] = before;
+        before += n;
+    }
+    if (tid == BLOCK - 1) {
+        counts[slots] = before;
+    }
+    __syncthreads();
+}
+
+MF_DEV void zero_counts(uint32_t *counts, int slots)
+{
+    for (int i = threadIdx.x; i <= slots; i += BLOCK) {
+        counts[i] = 0;
+    }
+    __syncthreads();
+}
+
+MF_DEV void write_offsets(const mf_cuda_grouped &p, const uint32_t *starts, int slots)
+{
+    for (int i = threadIdx.x; i <= slots; i += BLOCK) {
+        p.offsets[i] = (int32_t)starts[i];
+    }
+}
+
+MF_DEV void sort_in_block(const mf_cuda_grouped &p, uint32_t *counts)
+{
+    const int slots = (int)p.e.num_slots, pairs = (int)p.e.num_pairs;
+    int32_t id[KEPT];
+    uint32_t place[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = k * BLOCK + threadIdx.x;
+        id[k] = i < pairs ? pair_id(p.e, i) : -1;
+    }
+    zero_counts(counts, slots);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (id[k] >= 0 && id[k] < slots) {
+            place[k] = atomicAdd(counts + id[k], 1u);
+        }
+    }
+    __syncthreads();
+    scan_counts(counts, slots);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (id[k] >= 0 && id[k] < slots) {
+            p.sorted[counts[id[k]] + place[k]] = k * BLOCK + threadIdx.x;
+        }
+    }
+    write_offsets(p, counts, slots);
+}
+
+MF_DEV void count_chunk(const mf_cuda_grouped &p, uint32_t *counts, int64_t first, int64_t end)
+{
+    const int slots = (int)p.e.num_slots;
+    zero_counts(counts, slots);
+    for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
+        const int32_t id = pair_id(p.e, i);
+        if (id >= 0 && id < slots) {
+            atomicAdd(counts + id, 1u);
+        }
+    }
+    __syncthreads();
+}
+
+__global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+    extern __shared__ uint32_t counts[];
+    wait_for_previous();
+    let_next_start();
+    const bool is_small = p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
+    if (is_small && blockIdx.x == 0) {
+        sort_in_block(p, counts);
+        return;
+    }
+    if (!is_small) {
+        const int64_t chunk = (p.e.num_pairs + gridDim.x - 1) / gridDim.x, first = blockIdx.x * chunk;
+        count_chunk(p, counts, first, min(first + chunk, p.e.num_pairs));
+        for (int i = threadIdx.x; i < p.e.num_slots; i += BLOCK) {
+            if (counts[i] > 0) {
+                atomicAdd(p.work + MF_CUDA_WORK_COUNTS + i, counts[i]);
+            }
+        }
+    }
+    if (p.fp8) {
+        const int64_t block = blockIdx.x - is_small, blocks = gridDim.x - is_small, work = p.e.num_tokens * p.x_groups;
+        quantise_groups(p, block * (BLOCK / 8) + (threadIdx.x >> 3), blocks * (BLOCK / 8), work);
+    }
+}
+
+__global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+    extern __shared__ uint32_t counts[];
+    const int slots = (int)p.e.num_slots;
+    uint32_t *own = counts + slots + 1; /* this block's counts, then next places */
+    wait_for_previous();
+    let_next_start();
+    for (int i = threadIdx.x; i < slots; i += BLOCK) {
+        counts[i] = p.work[MF_CUDA_WORK_COUNTS + i];
+    }
+    __syncthreads();
+    scan_counts(counts, slots);
+    if (blockIdx.x == 0) {
+        write_offsets(p, counts, slots);
+    }
+    const int64_t chunk = (p.e.num_pairs + gridDim.x - 1) / gridDim.x, first = blockIdx.x * chunk;
+    const int64_t end = min(first + chunk, p.e.num_pairs);
+    count_chunk(p, own, first, end);
+    for (int i = threadIdx.x; i < slots; i += BLOCK) {
+        if (own[i] > 0) {
+            own[i] = counts[i] + atomicAdd(p.work + MF_CUDA_WORK_CURSORS + i, own[i]);
+        }
+    }
+    __syncthreads();
+    for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
+        const int32_t id = pair_id(p.e, i);
+        if (id >= 0 && id < slots) {
+            p.sorted[atomicAdd(own + id, 1u)] = (int32_t)i;
+        }
+    }
+}
+
+int launch(void (*kernel)(mf_cuda_grouped), unsigned blocks, size_t bytes, const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(BLOCK);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = call->e.starts_early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+}
+
+} // namespace
+
+int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
+{
+    const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
+    const int64_t groups = call->fp8 ? (call->e.num_tokens * call->x_groups + 127) / 128 : 0;
+    int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
+    blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
+    const size_t bytes = ((size_t)call->e.num_slots + 1) * 4;
+    const int error = launch(prepare_kernel, (unsigned)blocks, bytes, call, (cudaStream_t)stream);
+    if (error != 0 || is_small) {
+        return error;
+    }
+    return launch(place_kernel, (unsigned)call->blocks, 2 * bytes, call, (cudaStream_t)stream);
+}
