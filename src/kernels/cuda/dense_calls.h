@@ -109,7 +109,7 @@ int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf1
 int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
 int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
-enum { MF_CUDA_LINEAR_FEW = 32 };
+enum { MF_CUDA_LINEAR_FEW = 64 };
 
 /* ---- attention ---- */
 

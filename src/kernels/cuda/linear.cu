@@ -243,7 +243,7 @@ template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linea
     __syncthreads();
 }
 
-/* TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
+/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
 template <int TILES, int RUNS, int PARTS>
 __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
@@ -282,7 +282,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
     } else if (STAGED) {
         stage_x<PARTS>(staged, p, m.k, x_at);
     }
-    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at);
+    const int64_t t0 = (int64_t)blockIdx.y * TILES * 8, num_tokens = p.num_tokens - t0;
+    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at + t0 * p.x_stride);
     float acc[TILES][4];
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
@@ -301,8 +302,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
                         const int64_t t = n * 8 + g;
                         const uint4 *chunk = (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
                         token_chunk<MF_CUDA_PATH_BF16> first, second;
-                        first.v[0] = t < p.num_tokens ? chunk[0] : zero;
-                        second.v[0] = t < p.num_tokens ? chunk[4] : zero;
+                        first.v[0] = t < num_tokens ? chunk[0] : zero;
+                        second.v[0] = t < num_tokens ? chunk[4] : zero;
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[0], high_chunks[0], first);
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[1], high_chunks[1], second);
                     }
@@ -321,13 +322,13 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
     float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
     for (int i = threadIdx.x; i < TILES * 8 * 16; i += 32 * RUNS) {
         const int t = i >> 4, r = i & 15;
-        if (t < p.num_tokens && r0 + r < num_rows) {
+        if (t < num_tokens && r0 + r < num_rows) {
             float v = 0.0f;
 #pragma unroll
             for (int s = 0; s < RUNS; s++) {
                 v = __fadd_rn(v, sums[s][t][r]);
             }
-            out[t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+            out[(t0 + t) * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
         }
     }
 }
@@ -342,7 +343,7 @@ template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear
             return (int)error;
         }
     }
-    const dim3 grid((unsigned)p.first_block[p.num], 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    const dim3 grid((unsigned)p.first_block[p.num], (unsigned)((p.num_tokens + TILES * 8 - 1) / (TILES * 8)), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return launch_early(kernel, grid, 32u * RUNS, bytes, stream, p);
 }
 
