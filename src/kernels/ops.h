@@ -349,6 +349,9 @@ typedef struct mf_device_ops {
     /* Optional, for a device where each call costs: the same bits as the operations above one by one. */
     void (*linear_many)(mf_device *device, const mf_linear_call *call);
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
+    /* linear_many of the norm's result, which is not written: acc stays, acc + add goes to acc_out, norm->rounded is written.
+     * false: nothing was done, add_norm and linear_many are to be called; the bits are theirs. */
+    bool (*norm_linear)(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
     void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
     /* Optional: gate[i] = silu(gate[i]) * up[i]: a dense MLP is then three products, whose kernels are faster than those of an

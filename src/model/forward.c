@@ -216,23 +216,35 @@ typedef struct h_product {
     int64_t out_stride;
 } h_product;
 
-/* Linear layers of the normed input h, in one call where the device has one; it has h in act_dtype, too, then. */
-static void run_linears_of_h(mf_model *model, const h_product *products, int32_t count, int64_t num_tokens)
+/* The deferred norm, if there is one, in a call of its own. */
+static void norm_now(mf_model *model)
+{
+    mf_model_scratch *s = &model->scratch;
+    if (s->deferred.weight) {
+        model->device->ops->add_norm(model->device, &s->deferred);
+        s->deferred.weight = NULL;
+    }
+}
+
+/* Products of the normed input h, in one call where the device has one (it has h rounded, too, then), with the norm inside where
+ * it can.  true: it did; h was not written, and x + add is in x_row. */
+static bool run_products(mf_model *model, const h_product *products, int32_t count, mf_dtype act_dtype, int64_t num_tokens)
 {
     const mf_device_ops *ops = model->device->ops;
     mf_model_scratch *s = &model->scratch;
     const int64_t hidden = model->config->hidden_size;
     if (!ops->linear_many) {
         for (int32_t i = 0; i < count; i++) {
-            run_linear(model, products[i].w, products[i].bias, s->h, hidden, num_tokens, products[i].out, products[i].out_stride);
+            ops->linear(model->device, products[i].w, products[i].bias, act_dtype, s->h, hidden, num_tokens, products[i].out,
+                        products[i].out_stride);
         }
-        return;
+        return false;
     }
     mf_linear_call call = { .num = count,
-                            .act_dtype = model->act_dtype,
+                            .act_dtype = act_dtype,
                             .x = s->h,
                             .x_stride = hidden,
-                            .rounded = model->act_dtype == MF_BF16 ? s->mlp_in : NULL,
+                            .rounded = act_dtype == MF_BF16 ? s->mlp_in : NULL,
                             .num_tokens = num_tokens };
     for (int32_t i = 0; i < count; i++) {
         call.w[i] = products[i].w;
@@ -240,11 +252,22 @@ static void run_linears_of_h(mf_model *model, const h_product *products, int32_t
         call.out[i] = products[i].out;
         call.out_stride[i] = products[i].out_stride;
     }
+    if (s->deferred.weight && ops->norm_linear && ops->norm_linear(model->device, &s->deferred, s->x_row, &call)) {
+        s->deferred.weight = NULL;
+        return true;
+    }
+    norm_now(model);
     ops->linear_many(model->device, &call);
+    return false;
+}
+
+static void run_linears_of_h(mf_model *model, const h_product *products, int32_t count, int64_t num_tokens)
+{
+    run_products(model, products, count, model->act_dtype, num_tokens);
 }
 
 /* x += add (unless NULL); h = the norm of x, and mlp_in = h in act_dtype where somebody reads it there: the experts, and
- * linear_many. */
+ * linear_many.  Where the device has one call for both, it waits for the products that come next. */
 static void add_and_norm(mf_model *model, const float *add, const float *weight, int64_t num_tokens, bool for_experts)
 {
     const mf_device_ops *ops = model->device->ops;
@@ -252,16 +275,15 @@ static void add_and_norm(mf_model *model, const float *add, const float *weight,
     const int64_t hidden = model->config->hidden_size;
     const float eps = (float)model->config->rms_norm_eps;
     if (ops->add_norm) {
-        const mf_add_norm_call call = { .acc = s->x,
-                                        .add = add,
-                                        .num_tokens = num_tokens,
-                                        .n = hidden,
-                                        .weight = weight,
-                                        .eps = eps,
-                                        .out = s->h,
-                                        .rounded = model->act_dtype == MF_F32 ? NULL : s->mlp_in,
-                                        .rounded_dtype = model->act_dtype };
-        ops->add_norm(model->device, &call);
+        s->deferred = (mf_add_norm_call){ .acc = s->x,
+                                          .add = add,
+                                          .num_tokens = num_tokens,
+                                          .n = hidden,
+                                          .weight = weight,
+                                          .eps = eps,
+                                          .out = s->h,
+                                          .rounded = model->act_dtype == MF_F32 ? NULL : s->mlp_in,
+                                          .rounded_dtype = model->act_dtype };
         return;
     }
     if (add) {
@@ -530,6 +552,7 @@ static mf_status run_dense(mf_model *model, int64_t layer, int64_t num_tokens, m
     mf_model_scratch *s = &model->scratch;
     int64_t hidden = model->config->hidden_size;
     const int64_t rows = mf_model_dense_rows(model, layer);
+    norm_now(model);
     if (rows > 0) {
         run_products_of_dense(model, layer, num_tokens, rows);
         model->device->ops->add(model->device, s->x, s->mlp_out, num_tokens * hidden);
@@ -583,14 +606,21 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
     const mf_layer_weights *w = &model->weights->layers[layer];
-    model->device->ops->linear(model->device, &w->router, w->router_bias, MF_F32, s->h, model->config->hidden_size, num_tokens,
-                               s->router_logits, num_experts);
+    /* Experts in f32 and a shared expert's gate read h itself, which a norm inside the router's product does not leave. */
+    if (model->config->has_shared_gate || model->act_dtype == MF_F32) {
+        norm_now(model);
+    }
+    const h_product router = { &w->router, w->router_bias, s->router_logits, num_experts };
+    const bool is_inside = run_products(model, &router, 1, MF_F32, num_tokens);
     if (model->config->has_shared_gate) {
         model->device->ops->linear(model->device, &model->weights->layers[layer].shared_expert_gate, NULL, MF_F32, s->h,
                                    model->config->hidden_size, num_tokens, s->shared_gate, 1);
     }
     mf_moe_call call;
     mf_model_moe_call(model, layer, num_tokens, &call);
+    if (is_inside) {
+        call.layer.residual.data = s->x_row;
+    }
     if (load) {
         call.gate.load = mf_tensor_1d(load + layer * num_experts, MF_I32, num_experts);
     }

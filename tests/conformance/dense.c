@@ -187,6 +187,64 @@ TEST(dense_linear_of_f32_inputs_keeps_them_and_has_the_same_bits_for_any_batch)
     check_inputs(MF_F32);
 }
 
+/* What a device has as one call is what the operations give one by one: for one token with the norm inside the products, and
+ * for several beside them. */
+TEST(dense_calls_of_several_operations_have_the_bits_of_each)
+{
+    enum { TOKENS = 3 };
+    static const int64_t widths[] = { 320, 512, 2048, 4096 };
+    int count;
+    const conf_device *devices = conf_devices(&count);
+    for (int d = 0; d < count; d++) {
+        mf_device *device = devices[d].device;
+        const mf_device_ops *ops = device->ops;
+        for (int i = 0; ops->norm_linear && i < 8; i++) {
+            const int64_t k = widths[i / 2];
+            const mf_dtype act_dtype = i % 2 ? MF_F32 : MF_BF16;
+            uint64_t seed = 950 + (uint64_t)i;
+            case_matrix w[2];
+            case_matrix_make(&w[0], &seed, MF_FORMAT_BF16, 0, 37, k);
+            case_matrix_make(&w[1], &seed, MF_FORMAT_BF16, 0, 16, k);
+            float *acc = normals(&seed, TOKENS * k), *add = normals(&seed, TOKENS * k), *weight = normals(&seed, k);
+            float *sum = conf_alloc(TOKENS * (size_t)k * 4), *h = conf_alloc(TOKENS * (size_t)k * 4), *sum_inside = conf_alloc((size_t)k * 4);
+            uint16_t *rounded = conf_alloc(TOKENS * (size_t)k * 2), *rounded_inside = conf_alloc((size_t)k * 2);
+            float *out[2] = { conf_alloc(TOKENS * 37 * 4), conf_alloc(TOKENS * 16 * 4) };
+            float *inside[2] = { conf_alloc(37 * 4), conf_alloc(16 * 4) };
+            memcpy(sum, acc, TOKENS * (size_t)k * 4);
+            const mf_add_norm_call norm = { .acc = sum, .add = add, .num_tokens = TOKENS, .n = k, .weight = weight, .eps = 1e-6f,
+                                            .out = h, .rounded = rounded, .rounded_dtype = MF_BF16 };
+            ops->add_norm(device, &norm);
+            const mf_linear_call many = { .num = 2, .w = { &w[0].m, &w[1].m }, .bias = { NULL, weight }, .out = { out[0], out[1] },
+                                          .out_stride = { 37, 16 }, .act_dtype = act_dtype, .x = h, .x_stride = k, .rounded = rounded,
+                                          .num_tokens = TOKENS };
+            ops->linear_many(device, &many);
+            for (int t = 0; t < TOKENS; t++) {
+                mf_add_norm_call one = norm;
+                mf_linear_call call = many;
+                one.num_tokens = call.num_tokens = 1;
+                one.acc = acc + t * k;
+                one.add = add + t * k;
+                one.rounded = rounded_inside;
+                call.out[0] = inside[0];
+                call.out[1] = inside[1];
+                call.x = NULL;
+                call.rounded = NULL;
+                CHECK(ops->norm_linear(device, &one, sum_inside, &call));
+                CHECK_EQ(conf_difference(inside[0], out[0] + t * 37, MF_F32, 37), -1);
+                CHECK_EQ(conf_difference(inside[1], out[1] + t * 16, MF_F32, 16), -1);
+                CHECK_EQ(conf_difference(sum_inside, sum + t * k, MF_F32, k), -1);
+                CHECK_EQ(conf_difference(rounded_inside, rounded + t * k, MF_BF16, k), -1);
+            }
+            void *const blocks[] = { acc, add, weight, sum, h, sum_inside, rounded, rounded_inside, out[0], out[1], inside[0], inside[1] };
+            for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
+                conf_free(blocks[b]);
+            }
+            case_matrix_free(&w[0]);
+            case_matrix_free(&w[1]);
+        }
+    }
+}
+
 TEST(dense_matrix_views_decode_to_the_parents_values)
 {
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {

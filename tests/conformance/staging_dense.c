@@ -278,6 +278,87 @@ static void add(mf_device *device, float *acc, const float *x, int64_t n)
     end(&s);
 }
 
+static void add_norm_call(stage *s, const mf_add_norm_call *n, bool writes_acc)
+{
+    add_rows(s, n->acc, n->num_tokens, n->n, n->n, writes_acc);
+    add_rows(s, n->add, n->add ? n->num_tokens : 0, n->n, n->n, false);
+    add_rows(s, n->weight, 1, n->n, n->n, false);
+    stage_range(s, n->rounded, n->rounded ? (size_t)(n->num_tokens * n->n) * 2 : 0, true);
+}
+
+static mf_add_norm_call move_norm(const stage *s, const mf_add_norm_call *norm)
+{
+    mf_add_norm_call n = *norm;
+    n.acc = stage_moved(s, norm->acc);
+    n.add = stage_moved(s, norm->add);
+    n.weight = stage_moved(s, norm->weight);
+    n.out = stage_moved(s, norm->out);
+    n.rounded = stage_moved(s, norm->rounded);
+    return n;
+}
+
+static void add_linear_call(stage *s, const mf_linear_call *c)
+{
+    for (int i = 0; i < c->num; i++) {
+        add_matrix(s, c->w[i]);
+        add_rows(s, c->bias[i], c->bias[i] ? 1 : 0, c->w[i]->n, c->w[i]->n, false);
+        add_rows(s, c->out[i], c->num_tokens, c->out_stride[i], c->w[i]->n, true);
+    }
+}
+
+static mf_linear_call move_linear(const stage *s, const mf_linear_call *call, mf_matrix *w)
+{
+    mf_linear_call c = *call;
+    for (int i = 0; i < c.num; i++) {
+        w[i] = move_matrix(s, call->w[i]);
+        c.w[i] = &w[i];
+        c.bias[i] = stage_moved(s, call->bias[i]);
+        c.out[i] = stage_moved(s, call->out[i]);
+    }
+    c.x = stage_moved(s, call->x);
+    c.rounded = stage_moved(s, call->rounded);
+    return c;
+}
+
+static void linear_many(mf_device *device, const mf_linear_call *call)
+{
+    stage s = begin(device);
+    mf_matrix w[MF_LINEAR_MOST];
+    add_linear_call(&s, call);
+    add_rows(&s, call->x, call->num_tokens, call->x_stride, call->w[0]->k, false);
+    stage_range(&s, call->rounded, call->rounded ? (size_t)(call->num_tokens * call->w[0]->k) * 2 : 0, false);
+    stage_to_device(&s);
+    const mf_linear_call c = move_linear(&s, call, w);
+    real->linear_many(device, &c);
+    end(&s);
+}
+
+static void add_norm(mf_device *device, const mf_add_norm_call *call)
+{
+    stage s = begin(device);
+    add_norm_call(&s, call, call->add != NULL);
+    add_rows(&s, call->out, call->num_tokens, call->n, call->n, true);
+    stage_to_device(&s);
+    const mf_add_norm_call n = move_norm(&s, call);
+    real->add_norm(device, &n);
+    end(&s);
+}
+
+static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
+{
+    stage s = begin(device);
+    mf_matrix w[MF_LINEAR_MOST];
+    add_norm_call(&s, norm, false);
+    add_rows(&s, acc_out, norm->num_tokens, norm->n, norm->n, true);
+    add_linear_call(&s, call);
+    stage_to_device(&s);
+    const mf_add_norm_call n = move_norm(&s, norm);
+    const mf_linear_call c = move_linear(&s, call, w);
+    const bool is_done = real->norm_linear(device, &n, stage_moved(&s, acc_out), &c);
+    end(&s);
+    return is_done;
+}
+
 void stage_dense_operations(mf_device *device)
 {
     if (mf_device_uses_host_memory(device)) {
@@ -298,5 +379,8 @@ void stage_dense_operations(mf_device *device)
     staged.clip = clip;
     staged.scale_rows = scale_rows;
     staged.add = add;
+    staged.linear_many = real->linear_many ? linear_many : NULL;
+    staged.add_norm = real->add_norm ? add_norm : NULL;
+    staged.norm_linear = real->norm_linear ? norm_linear : NULL;
     device->ops = &staged;
 }

@@ -40,7 +40,7 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
 {
     constexpr int ROWS = TILES * 16, STAGES = STAGES_OF<DECODE>;
     extern __shared__ __align__(128) uint4 shared[];
-    begin_early();
+    let_next_start();
     __shared__ int32_t sequences[ROWS], positions[ROWS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     uint4 *queries = shared + STAGES * PIECE * CHUNKS;
@@ -48,15 +48,26 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
     const int group = p.num_heads < ROWS ? p.num_heads : ROWS, each = ROWS / group, head0 = blockIdx.y * group;
     const int64_t t0 = DECODE ? blockIdx.x : (int64_t)(gridDim.x - 1 - blockIdx.x) * each;
     const int tokens = DECODE ? 1 : p.num_tokens - t0 < each ? (int)(p.num_tokens - t0) : each;
-    if (threadIdx.x < tokens) {
+    if (threadIdx.x < tokens) { /* no kernel's work: no need to wait */
         sequences[threadIdx.x] = p.sequence[t0 + threadIdx.x];
         positions[threadIdx.x] = p.position[t0 + threadIdx.x];
     }
-    if (DECODE) { /* its first piece comes while the queries are rounded */
+    if (!DECODE) {
+        wait_for_previous();
+    } else {
+        /* The first piece comes while the queries are rounded.  A token alone: what lies before its own piece was cached by
+         * earlier steps, and the kernels in front do not touch it. */
         const int64_t position = p.position[t0], first = first_seen(p, position), piece = first / PIECE + blockIdx.z;
+        const bool is_early = p.num_tokens == 1 && piece < position / PIECE;
+        if (!is_early) {
+            wait_for_previous();
+        }
         if (piece <= position / PIECE) {
             copy_rows(shared, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first, position);
             copy_commit();
+        }
+        if (is_early) {
+            wait_for_previous();
         }
     }
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {

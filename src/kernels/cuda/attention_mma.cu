@@ -97,7 +97,7 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8 / DECODE_WARPS, THREADS = 32 * DECODE_WARPS;
     extern __shared__ __align__(128) uint4 shared[];
     __shared__ float all_scores[16][SCORE_PITCH];
-    begin_early();
+    let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     const int group = p.num_heads / p.num_kv_heads, tiles = (group + 15) / 16;
     const int kv_head = blockIdx.y / tiles, head0 = kv_head * group + blockIdx.y % tiles * 16;
@@ -108,13 +108,25 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
     const float *queries = p.q + t * p.q_stride + head0 * p.q_head_stride;
     query_rows<DIM> r;
     const int64_t begins[2] = { first, first }, ends[2] = { position, position };
-    bool is_loaded = false;
-    for (int64_t piece = first / PIECE + blockIdx.z; piece <= position / PIECE; piece += p.num_splits) {
-        __syncthreads();
+    auto copy = [&](int64_t piece) {
         copy_part<DIM, THREADS>(keys, 0, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
         copy_commit();
         copy_part<DIM, THREADS>(values, p.value_at, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
         copy_commit();
+    };
+    /* A token alone: what lies before its own piece was cached by earlier steps, and the kernels in front do not touch it. */
+    const int64_t start = first / PIECE + blockIdx.z;
+    const bool is_early = p.num_tokens == 1 && start < position / PIECE;
+    if (is_early) {
+        copy(start);
+    }
+    wait_for_previous();
+    bool is_loaded = false;
+    for (int64_t piece = start; piece <= position / PIECE; piece += p.num_splits) {
+        __syncthreads();
+        if (!is_early || piece > start) {
+            copy(piece);
+        }
         if (!is_loaded) {
             load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL,
                          g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, q);

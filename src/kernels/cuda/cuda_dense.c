@@ -120,13 +120,18 @@ static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
     return true;
 }
 
+static int32_t linear_runs(int64_t k)
+{
+    return k >= 3072 ? 16 : 8;
+}
+
 /* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
 static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
     const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW &&
                         mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <= mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
-    p->runs = k >= 3072 ? 16 : 8;
+    p->runs = linear_runs(k);
     if (rounded && p->parts == 1) {
         p->x = rounded;
         p->x_stride = k;
@@ -181,6 +186,41 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
         launch_linear(device, call, same, is_mma);
         left &= ~same;
     }
+}
+
+/* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of norm_kernel<8>. */
+static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
+{
+    enum { LEAST = 257, MOST = 16384 };
+    if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16)) {
+        return false;
+    }
+    for (int i = 0; i < call->num; i++) {
+        if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
+            return false;
+        }
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    mf_cuda_linear p = { .num = call->num,
+                         .num_tokens = 1,
+                         .parts = call->act_dtype == MF_F32 ? 3 : 1,
+                         .runs = linear_runs(norm->n),
+                         .norm_acc = norm->acc,
+                         .norm_add = norm->add,
+                         .norm_weight = norm->weight,
+                         .norm_out = norm->add ? acc_out : NULL,
+                         .norm_rounded = norm->rounded,
+                         .norm_eps = norm->eps };
+    for (int i = 0; i < call->num; i++) {
+        p.w[i] = seen_matrix(call->w[i]);
+        p.bias[i] = call->bias[i];
+        p.out[i] = call->out[i];
+        p.out_stride[i] = call->out_stride[i];
+    }
+    done(device, mf_cuda_launch_linear_few(&p, stream_of(device)), "norm and linear");
+    return true;
 }
 
 static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
@@ -733,6 +773,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->add = add;
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
+    ops->norm_linear = norm_linear;
     ops->gqa_prepare = gqa_prepare;
     ops->mla_prepare = mla_prepare;
     ops->glu = glu;

@@ -163,7 +163,7 @@ __global__ void kv_write_kernel(const mf_cuda_kv_write p)
 
 constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
 
-MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float *weight, float eps, int lane)
+MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float (&weight)[HEAD_MOST / 32], float eps, int lane)
 {
     float sum = 0.0f;
 #pragma unroll
@@ -173,12 +173,22 @@ MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float *weight, 
     const float scale = norm_scale(sum_of(sum), dim, eps);
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
-        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k * 32 + lane]) : 0.0f;
+        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k]) : 0.0f;
+    }
+}
+
+/* Cosine and sine of each element that a lane holds. */
+MF_DEV void load_angles(float2 (&angle)[HEAD_MOST / 32], int dim, int pair, const float *table, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        const int e = k * 32 + lane, i = pair ? e / 2 : e % (dim / 2);
+        angle[k] = e < dim ? *(const float2 *)(table + 2 * i) : make_float2(1.0f, 0.0f);
     }
 }
 
 /* Partners meet in shared memory: [HEAD_MOST] of the warp's own. */
-MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair, const float *table, int lane)
+MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair, const float2 (&angle)[HEAD_MOST / 32], int lane)
 {
     const int half = dim / 2;
 #pragma unroll
@@ -190,9 +200,8 @@ MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pa
     for (int k = 0; k < HEAD_MOST / 32; k++) {
         const int e = k * 32 + lane;
         if (e < dim) {
-            const int i = pair ? e / 2 : e % half;
             const bool is_second = pair ? e & 1 : e >= half;
-            const float c = table[2 * i], s = table[2 * i + 1];
+            const float c = angle[k].x, s = angle[k].y;
             const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
             v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s)) : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
         }
@@ -209,44 +218,56 @@ template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
     }
 }
 
+/* Positions, tables and weights are no kernel's work: they are read before the kernels in front have ended. */
 __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
 {
-    begin_early();
     __shared__ float rooms[THREADS / 32][HEAD_MOST];
+    let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + p.num_kv_heads + 1;
     const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
     const int part = (int)(at % parts);
     if (t >= p.num_tokens) {
+        wait_for_previous();
         return;
     }
+    const bool is_query = part < p.num_heads, is_value = part == parts - 1;
     const int64_t position = p.position[t];
     const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
     const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size;
+    const float *norm = is_value ? NULL : is_query ? p.q_norm : p.k_norm;
+    float2 angle[HEAD_MOST / 32];
+    float v[HEAD_MOST / 32], weight[HEAD_MOST / 32];
+    if (!is_value && p.rope_dim > 0) {
+        load_angles(angle, p.rope_dim, p.rope_pair, p.cos_sin + position * p.rope_dim, lane);
+    }
+#pragma unroll
+    for (int k = 0; k < HEAD_MOST / 32; k++) {
+        weight[k] = norm && k * 32 + lane < p.head_dim ? norm[k * 32 + lane] : 0.0f;
+    }
+    wait_for_previous();
     const int keys = p.num_kv_heads * p.head_dim;
-    if (part == parts - 1) {
+    if (is_value) {
         const float *values = p.rows + t * p.row_size + keys;
+#pragma unroll 4
         for (int i = lane; i < p.values; i += 32) {
             store_cached(p, row + keys + i, values[i]);
         }
         return;
     }
-    const bool is_query = part < p.num_heads;
     const int key_head = part - p.num_heads;
     float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
-    const float *norm = is_query ? p.q_norm : p.k_norm;
-    float v[HEAD_MOST / 32];
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
         v[k] = k * 32 + lane < p.head_dim ? x[k * 32 + lane] : 0.0f;
     }
     if (norm && !p.norm_after_rope) {
-        norm_head(v, p.head_dim, norm, p.eps, lane);
+        norm_head(v, p.head_dim, weight, p.eps, lane);
     }
     if (p.rope_dim > 0) {
-        rotate_head(v, rooms[warp], p.rope_dim, p.rope_pair, p.cos_sin + position * p.rope_dim, lane);
+        rotate_head(v, rooms[warp], p.rope_dim, p.rope_pair, angle, lane);
     }
     if (norm && p.norm_after_rope) {
-        norm_head(v, p.head_dim, norm, p.eps, lane);
+        norm_head(v, p.head_dim, weight, p.eps, lane);
     }
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
@@ -261,14 +282,15 @@ __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_const
 
 __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_constant__ mf_cuda_mla_prepare p)
 {
-    begin_early();
+    let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + 1, half = p.rope / 2;
     const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
     const int part = (int)(at % parts);
     if (t >= p.num_tokens) {
+        wait_for_previous();
         return;
     }
-    const int64_t position = p.position[t];
+    const int64_t position = p.position[t]; /* nobody writes it, nor the tables: no need to wait */
     const float *table = p.cos_sin + position * p.rope;
     constexpr int KEPT = 16;
     const bool is_query = part < p.num_heads;
@@ -277,16 +299,20 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
     float v[KEPT], weight[KEPT];
 #pragma unroll
     for (int k = 0; k < KEPT; k++) {
-        const int i = k * 32 + lane;
-        v[k] = !is_query && i < p.rank ? row[i] : 0.0f;
-        weight[k] = !is_query && i < p.rank ? p.norm[i] : 0.0f;
+        weight[k] = !is_query && k * 32 + lane < p.rank ? p.norm[k * 32 + lane] : 0.0f;
     }
     const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
     const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size;
+    const float2 angle = lane < half ? *(const float2 *)(table + 2 * lane) : make_float2(1.0f, 0.0f);
+    wait_for_previous();
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        v[k] = !is_query && k * 32 + lane < p.rank ? row[k * 32 + lane] : 0.0f;
+    }
     for (int i = lane; i < half; i += 32) {
         const float *from = is_query ? query : row + p.rank;
         const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
-        const float a = from[first], b = from[second], c = table[2 * i], s = table[2 * i + 1];
+        const float a = from[first], b = from[second], c = i == lane ? angle.x : table[2 * i], s = i == lane ? angle.y : table[2 * i + 1];
         const float x = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)), y = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
         if (is_query) {
             query[first] = x;

@@ -94,6 +94,12 @@ typedef struct mf_cuda_linear {
     int32_t runs;        /* 8 or 16: of k, see linear.cu */
     int64_t x_plane;     /* elements between planes */
     int32_t x_is_wide;   /* rows of x begin on 16 bytes */
+    /* FEW of one token: x is the norm of acc + add (NULL: acc); the first block writes the sum and the rounded norm, where
+     * wanted.  norm_weight NULL: x is x. */
+    const float *norm_acc, *norm_add, *norm_weight;
+    float *norm_out;
+    uint16_t *norm_rounded;
+    float norm_eps;
     /* Batches: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
     int64_t num_batches, batch_rows, first_row, rows, x_step, out_step;
 } mf_cuda_linear;
@@ -103,7 +109,7 @@ int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf1
 int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
 int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
-enum { MF_CUDA_LINEAR_FEW = 32 };
+enum { MF_CUDA_LINEAR_FEW = 64 };
 
 /* ---- attention ---- */
 

@@ -168,26 +168,82 @@ template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &
         const float *from = (const float *)p.x + x_at + t * p.x_stride + c * 8;
         const float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
         const float v[8] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
-        if (PARTS == 1) {
+        if constexpr (PARTS == 1) {
             *(uint4 *)to = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-            continue;
-        }
-        float part[8][3];
+        } else {
+            float part[8][3];
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            split_bf16(v[e], part[e]);
-        }
+            for (int e = 0; e < 8; e++) {
+                split_bf16(v[e], part[e]);
+            }
 #pragma unroll
-        for (int n = 0; n < PARTS; n++) {
-            const int m = n % 3;
-            *(uint4 *)(to + n * p.num_tokens * pitch) = make_uint4(pack_bf16(part[0][m], part[1][m]), pack_bf16(part[2][m], part[3][m]),
-                                                                  pack_bf16(part[4][m], part[5][m]), pack_bf16(part[6][m], part[7][m]));
+            for (int n = 0; n < PARTS; n++) {
+                *(uint4 *)(to + n * p.num_tokens * pitch) =
+                    make_uint4(pack_bf16(part[0][n], part[1][n]), pack_bf16(part[2][n], part[3][n]),
+                               pack_bf16(part[4][n], part[5][n]), pack_bf16(part[6][n], part[7][n]));
+            }
         }
     }
     __syncthreads();
 }
 
-/* TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
+/* The norm's result as planes in shared memory: the sums and products of dense.cu's norm_kernel<8>, in its order.  Behind the
+ * planes lies the row as f32. */
+template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n)
+{
+    __shared__ float parts[8];
+    const int pitch = n * 2 + ROW_PAD, tid = threadIdx.x;
+    float *row = (float *)(shared + PARTS * pitch);
+    const bool is_first = blockIdx.x == 0;
+    if (tid < 256) {
+        float sum = 0.0f;
+#pragma unroll 8
+        for (int i = tid; i < n; i += 256) {
+            float v = p.norm_acc[i];
+            v = p.norm_add ? __fadd_rn(v, p.norm_add[i]) : v;
+            row[i] = v;
+            if (is_first && p.norm_out) {
+                p.norm_out[i] = v;
+            }
+            sum = __fmaf_rn(v, v, sum);
+        }
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) {
+            sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, step));
+        }
+        if ((tid & 31) == 0) {
+            parts[tid >> 5] = sum;
+        }
+    }
+    __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < 8; w++) {
+        sum = __fadd_rn(sum, parts[w]);
+    }
+    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), p.norm_eps)));
+    for (int c = tid; c < n / 2; c += blockDim.x) {
+        const float2 v = *(const float2 *)(row + 2 * c), w = *(const float2 *)(p.norm_weight + 2 * c);
+        const float x = __fmul_rn(__fmul_rn(v.x, scale), w.x), y = __fmul_rn(__fmul_rn(v.y, scale), w.y);
+        if (is_first && p.norm_rounded) {
+            *(uint32_t *)(p.norm_rounded + 2 * c) = pack_bf16(x, y);
+        }
+        if (PARTS == 1) {
+            *(uint32_t *)(shared + 4 * c) = pack_bf16(x, y);
+        } else {
+            float of_x[3], of_y[3];
+            split_bf16(x, of_x);
+            split_bf16(y, of_y);
+#pragma unroll
+            for (int k = 0; k < 3; k++) {
+                *(uint32_t *)(shared + k * pitch + 4 * c) = pack_bf16(of_x[k], of_y[k]);
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
 template <int TILES, int RUNS, int PARTS>
 __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
@@ -221,10 +277,13 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
     }
     wait_for_previous();
     const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2, plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
-    if (STAGED) {
+    if (STAGED && p.norm_weight) {
+        stage_norm<PARTS>(staged, p, (int)m.k);
+    } else if (STAGED) {
         stage_x<PARTS>(staged, p, m.k, x_at);
     }
-    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at);
+    const int64_t t0 = (int64_t)blockIdx.y * TILES * 8, num_tokens = p.num_tokens - t0;
+    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at + t0 * p.x_stride);
     float acc[TILES][4];
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
@@ -243,8 +302,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
                         const int64_t t = n * 8 + g;
                         const uint4 *chunk = (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
                         token_chunk<MF_CUDA_PATH_BF16> first, second;
-                        first.v[0] = t < p.num_tokens ? chunk[0] : zero;
-                        second.v[0] = t < p.num_tokens ? chunk[4] : zero;
+                        first.v[0] = t < num_tokens ? chunk[0] : zero;
+                        second.v[0] = t < num_tokens ? chunk[4] : zero;
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[0], high_chunks[0], first);
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[1], high_chunks[1], second);
                     }
@@ -263,13 +322,13 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
     float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
     for (int i = threadIdx.x; i < TILES * 8 * 16; i += 32 * RUNS) {
         const int t = i >> 4, r = i & 15;
-        if (t < p.num_tokens && r0 + r < num_rows) {
+        if (t < num_tokens && r0 + r < num_rows) {
             float v = 0.0f;
 #pragma unroll
             for (int s = 0; s < RUNS; s++) {
                 v = __fadd_rn(v, sums[s][t][r]);
             }
-            out[t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+            out[(t0 + t) * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
         }
     }
 }
@@ -277,14 +336,14 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
 template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear &p, cudaStream_t stream)
 {
     auto kernel = few_kernel<TILES, RUNS, PARTS>;
-    const size_t bytes = TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD)) : 0;
+    const size_t bytes = TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD) + (p.norm_weight ? p.w[0].k * 4 : 0)) : 0;
     if (bytes > 48 * 1024 - sizeof(float) * RUNS * TILES * 8 * 17) {
         const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (error != cudaSuccess) {
             return (int)error;
         }
     }
-    const dim3 grid((unsigned)p.first_block[p.num], 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    const dim3 grid((unsigned)p.first_block[p.num], (unsigned)((p.num_tokens + TILES * 8 - 1) / (TILES * 8)), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return launch_early(kernel, grid, 32u * RUNS, bytes, stream, p);
 }
 
