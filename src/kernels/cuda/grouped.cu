@@ -1,10 +1,11 @@
-/* grouped.cu - experts on Hopper: both grouped products in one launch, tiles of 256 weight rows by up to 160 tokens of one slot.
+/* grouped.cu - experts on Hopper: both grouped products in one launch, tiles of 256 weight rows by up to 160 tokens of
+ * one slot.
  *
- * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the tensor copy
- * engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.  Work is units
- * (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits until w13's of its
- * tokens have been written, while its weights are on the way already.  As units are claimed in order and those of w13 wait
- * for nothing, any number of resident blocks comes to an end. */
+ * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the
+ * tensor copy engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.
+ * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
+ * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
+ * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -12,7 +13,7 @@ namespace
 
 constexpr int STAGE_ROWS = 4 * SUBTILE;
 constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
-constexpr int STAGING = 9216;  /* results on their way out: see write_up, write_down */
+constexpr int STAGING = 9216;   /* results on their way out: see write_up, write_down */
 
 template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
@@ -86,7 +87,8 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
                     v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
                 }
                 const int m = lane >> 3, token = pair * 16 + (m >> 1) * 8 + (lane & 7);
-                store_transposed(staging + (token * WIDE_PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1], v[2], v[3]);
+                store_transposed(staging + (token * WIDE_PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1],
+                                 v[2], v[3]);
             }
             named_barrier<BARRIER_BOTH, 256>();
             const int token = tid >> 3, at = (tid & 7) * 16, t = c * CHUNK + token;
@@ -143,13 +145,12 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
 
 /* 128 rows of the output by N tokens. */
 template <int N>
-MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2], uint8_t *staging,
-                       const int64_t *places)
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2],
+                       uint8_t *staging, const int64_t *places)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
     const int row = first_row + 128 * group, hidden = (int)p.e.hidden_size;
-    constexpr int PITCH = 40; /* of a token's 16 low and 16 high rows */
     uint8_t *place = staging + (group * 4 + warp) * (STAGING / 8);
     if (slot.down_bias) {
 #pragma unroll
@@ -158,13 +159,14 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             const float b = r < hidden ? slot.down_bias[r] : 0.0f;
 #pragma unroll
             for (int i = 0; i < N / 8; i++) {
-                float(&s)[N / 2] = k >> 1 ? high : low;
+                float (&s)[N / 2] = k >> 1 ? high : low;
                 s[4 * i + 2 * (k & 1)] = __fadd_rn(s[4 * i + 2 * (k & 1)], b);
                 s[4 * i + 2 * (k & 1) + 1] = __fadd_rn(s[4 * i + 2 * (k & 1) + 1], b);
             }
         }
     }
-    /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece. */
+    /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece.
+     */
     const int at = row + warp * 16;
     if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
         uint8_t *whole = staging + group * (STAGING / 2);
@@ -176,7 +178,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             own_barrier(group);
 #pragma unroll
             for (int t = 0; t < 2; t++) {
-                float(&v)[N / 2] = t ? high : low;
+                float (&v)[N / 2] = t ? high : low;
                 const int token = (lane >> 4) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (lane >> 3 & 1);
                 store_transposed(whole + (token * WIDE_PITCH + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
                                  pack_bf16(v[8 * c + 2], v[8 * c + 3]), pack_bf16(v[8 * c + 4], v[8 * c + 5]),
@@ -232,7 +234,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
     const int lines = u->lines, steps = u->steps;
     int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
-    if (u->is_down) { /* its last readers have passed a barrier since */
+    if (u->is_down) {                                               /* its last readers have passed a barrier since */
         for (int t = (threadIdx.x - PRODUCERS) & 127; t < u->count; t += 128) {
             places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
         }
@@ -240,63 +242,64 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
-    float acc[2][N / 2];
+        float acc[2][N / 2];
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) {
-        acc[0][i] = acc[1][i] = 0.0f;
-    }
-    int previous = -1;
+        for (int i = 0; i < N / 2; i++) {
+            acc[0][i] = acc[1][i] = 0.0f;
+        }
+        int previous = -1;
 #pragma unroll 1
-    for (int line = 0; line < lines; line++) {
-        const uint8_t *stage = stages + cursor.stage * STAGE;
-        barrier_wait(&s->full[cursor.stage], cursor.parity);
-        fence_shared_for_products();
-        const uint64_t rows = product_operand(stage + 2 * group * SUBTILE), tokens = product_operand(stage + STAGE_ROWS);
-        if (FP8) {
-            const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
+        for (int line = 0; line < lines; line++) {
+            const uint8_t *stage = stages + cursor.stage * STAGE;
+            barrier_wait(&s->full[cursor.stage], cursor.parity);
+            fence_shared_for_products();
+            const uint64_t rows = product_operand(stage + 2 * group * SUBTILE),
+                           tokens = product_operand(stage + STAGE_ROWS);
+            if (FP8) {
+                const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
 #pragma unroll
-            for (int t = 0; t < 2; t++) {
-                float part[N / 2];
+                for (int t = 0; t < 2; t++) {
+                    float part[N / 2];
+                    products_begin();
+                    add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
+                    products_commit();
+                    products_wait<0>();
+                    pin(part);
+                    promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
+                }
+                __syncwarp();
+                if (lane == 0) {
+                    barrier_arrive(&s->empty[cursor.stage]);
+                }
+            } else {
+                pin(acc[0]);
+                pin(acc[1]);
                 products_begin();
-                add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
+                add_line<FP8, N>(acc[0], rows, tokens, true);
+                add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
                 products_commit();
-                products_wait<0>();
-                pin(part);
-                promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
+                products_wait<1>();
+                if (previous >= 0 && lane == 0) {
+                    barrier_arrive(&s->empty[previous]);
+                }
+                previous = cursor.stage;
             }
-            __syncwarp();
-            if (lane == 0) {
-                barrier_arrive(&s->empty[cursor.stage]);
-            }
-        } else {
+            stage_cursor::next(cursor);
+        }
+        if (!FP8) {
+            products_wait<0>();
             pin(acc[0]);
             pin(acc[1]);
-            products_begin();
-            add_line<FP8, N>(acc[0], rows, tokens, true);
-            add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
-            products_commit();
-            products_wait<1>();
-            if (previous >= 0 && lane == 0) {
+            if (lane == 0) {
                 barrier_arrive(&s->empty[previous]);
             }
-            previous = cursor.stage;
         }
-        stage_cursor::next(cursor);
-    }
-    if (!FP8) {
-        products_wait<0>();
-        pin(acc[0]);
-        pin(acc[1]);
-        if (lane == 0) {
-            barrier_arrive(&s->empty[previous]);
+        if (u->is_down) {
+            write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
+        } else {
+            write_up<FP8, N>(p, u, acc[0], acc[1], staging);
         }
     }
-    if (u->is_down) {
-        write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
-    } else {
-        write_up<FP8, N>(p, u, acc[0], acc[1], staging);
-    }
-}
 }
 
 template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
@@ -339,7 +342,8 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
 /* ---- the warp that brings weights, and gives out work ---- */
 
 template <bool FP8, int MAX>
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages, shared_state *s)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages,
+                          shared_state *s)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
@@ -378,7 +382,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.tile = prefix[low] + tile;
         u.need = (width + 127) / 128;
         if (u.count > 0 && (is_down || u.row < width)) {
-            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG), *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+            const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG),
+                              *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
             const int stages_used = u.steps * u.lines;
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -419,7 +424,8 @@ MF_DEV const float *weight_scales(const mf_cuda_grouped &p, const unit &u, int s
     return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
 }
 
-template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+template <bool FP8, int MAX>
+MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>();
     const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
@@ -448,7 +454,7 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint32
             const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
-                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
+                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
                 const uint8_t *from = rows_from + line * LINE;
@@ -510,7 +516,8 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
-template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
+template <bool FP8, int MAX>
+__global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;

@@ -1,18 +1,18 @@
 /* grouped.cuh - what the kernels of the grouped products on Hopper share: tiles of tokens, stages in shared memory, the
  * products' arithmetic.
  *
- * Order of sums, the same for every tile, batch and kernel here: K ascending in one accumulator (bf16), or a part of 128
- * columns from zero and then acc = fma(part, scale_x * scale_w, acc), parts ascending (FP8_BLOCK).  A column of a product does
- * not see its neighbours, so tokens may be tiled anyhow. */
+ * Order of sums, the same for every tile, batch and kernel here: K ascending in one accumulator (bf16), or a part of
+ * 128 columns from zero and then acc = fma(part, scale_x * scale_w, acc), parts ascending (FP8_BLOCK).  A column of a
+ * product does not see its neighbours, so tokens may be tiled anyhow. */
 #ifndef MF_KERNELS_CUDA_GROUPED_CUH
 #define MF_KERNELS_CUDA_GROUPED_CUH
 
 #include "kernels/cuda/experts.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-constexpr int LINE = 128;                 /* bytes of K in a stage's rows */
-constexpr int SUBTILE = 64 * LINE;        /* 64 weight rows: one product's */
-constexpr int SCALE_BYTES = 1024;         /* of a stage: the tokens' scales, whole swizzle atoms */
+constexpr int LINE = 128;          /* bytes of K in a stage's rows */
+constexpr int SUBTILE = 64 * LINE; /* 64 weight rows: one product's */
+constexpr int SCALE_BYTES = 1024;  /* of a stage: the tokens' scales, whole swizzle atoms */
 
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
@@ -21,13 +21,13 @@ enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRI
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
-    int32_t slot;   /* -1: no more work */
+    int32_t slot;                  /* -1: no more work */
     int32_t is_down, first, count; /* its tokens: sorted[first ..] */
-    int32_t row;    /* first row: of gate and of up, or of down */
-    int32_t steps;  /* tiles of rows, one after the other */
-    int32_t lines;  /* of K: stages of a step */
-    int32_t tile;   /* of tokens: its counter */
-    int32_t need;   /* what the counter must have reached */
+    int32_t row;                   /* first row: of gate and of up, or of down */
+    int32_t steps;                 /* tiles of rows, one after the other */
+    int32_t lines;                 /* of K: stages of a step */
+    int32_t tile;                  /* of tokens: its counter */
+    int32_t need;                  /* what the counter must have reached */
 };
 
 constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in each stage */
@@ -94,7 +94,8 @@ MF_DEV float fast_sigmoid_times(float g, float alpha)
     return __fdividef(g, 1.0f + exp2f(__fmul_rn(__fmul_rn(g, alpha), -1.44269504f)));
 }
 
-/* The activations that MF_CUDA_GROUPED plans (experts_plan.c): all are g * sigmoid(alpha g) * (u + beta) with clamps. */
+/* The activations that MF_CUDA_GROUPED plans (experts_plan.c): all are g * sigmoid(alpha g) * (u + beta) with clamps.
+ */
 struct swiglu {
     float limit, alpha, beta;
     int32_t kind;
@@ -125,7 +126,8 @@ MF_DEV float apply(const swiglu &s, float g, float u)
     return __fmul_rn(r, __fadd_rn(u, s.beta));
 }
 
-/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are elsewhere. */
+/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are
+ * elsewhere. */
 template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
 {
     const uint32_t lanes = ALONE ? 0xffu << (threadIdx.x & 24) : MF_FULL_WARP;
@@ -163,7 +165,8 @@ MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t ste
 {
     const uint32_t per_row = (uint32_t)p.x_groups, at = (threadIdx.x & 7) * 16;
     auto load = [&](int64_t i, uint4(&raw)[2]) {
-        const int64_t from = (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
+        const int64_t from =
+            (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
         if (p.x_is_wide) {
             raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
             raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);

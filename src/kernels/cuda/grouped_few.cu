@@ -1,9 +1,9 @@
 /* grouped_few.cu - grouped.cu's products for few tokens: the same sums, cut so that all multiprocessors stream weights.
  *
- * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the matching
- * up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever lies behind the
- * rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for FP8, makes all tokens'
- * codes while its first weights are on the way.  All write the same codes to the same place. */
+ * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the
+ * matching up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever
+ * lies behind the rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for
+ * FP8, makes all tokens' codes while its first weights are on the way.  All write the same codes to the same place. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -14,11 +14,12 @@ static_assert(PAIRS == PRODUCERS, "make_lists: a thread a pair");
 constexpr int TOKEN_LINE = TOKENS * LINE;
 
 template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
-template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
+template <int ROWS> constexpr int ROW_LINE = ROWS * LINE;
 template <int ROWS> constexpr int BOX = ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
 constexpr int BOX_BYTES = 128 * LINE; /* whatever its ROWS and LINES are */
 
-/* Of a stage: weights [warpgroup][line][ROWS], tokens [line][8], token scales [line][8], weight scales [warpgroup][line]. */
+/* Of a stage: weights [warpgroup][line][ROWS], tokens [line][8], token scales [line][8], weight scales
+ * [warpgroup][line]. */
 constexpr int STAGE_WEIGHTS = 2 * 128 * LINE;
 template <int ROWS> __host__ __device__ constexpr int scales_at()
 {
@@ -35,9 +36,9 @@ struct few_lists {
     int32_t slot[PAIRS], first[PAIRS + 1]; /* of tiles */
     int32_t pair[PAIRS], token[PAIRS];     /* sorted by slot */
     int32_t ids[PAIRS];
-    int64_t y[PAIRS];                      /* where a sorted pair's row of y begins */
-    uint32_t starts[PAIRS / 32];           /* sorted places where a tile begins */
-    int32_t valid[PAIRS / 32];             /* pairs with a slot, by warp */
+    int64_t y[PAIRS];            /* where a sorted pair's row of y begins */
+    uint32_t starts[PAIRS / 32]; /* sorted places where a tile begins */
+    int32_t valid[PAIRS / 32];   /* pairs with a slot, by warp */
     float up[2][64 * TOKENS];
     int32_t is_last;
 };
@@ -45,7 +46,8 @@ struct few_lists {
 /* Pairs in the order (slot, pair), cut into tiles; by the producers, while the others make codes. */
 MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
 {
-    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots, warp = tid >> 5, lane = tid & 31;
+    const int tid = threadIdx.x, pairs = (int)p.e.num_pairs, slots = (int)p.e.num_slots, warp = tid >> 5,
+              lane = tid & 31;
     const int32_t given = tid < pairs ? pair_id(p.e, tid) : -1, id = given >= 0 && given < slots ? given : -1;
     l->ids[tid] = id;
     const uint32_t there = __ballot_sync(MF_FULL_WARP, id >= 0);
@@ -92,7 +94,8 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
 
 /* ---- weights ---- */
 
-template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+template <bool FP8, int ROWS>
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
 {
     constexpr int COLUMNS = FP8 ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
     const int tiles = l->num_tiles, ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
@@ -116,7 +119,8 @@ template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p
         u.tile = tile;
         u.need = (width + ROWS - 1) / ROWS;
         if (is_down || u.row < width) {
-            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, BOX<ROWS>), *m1 = map_of(p, slot_id, is_down ? 2 : 1, BOX<ROWS>);
+            const CUtensorMap *m0 = map_of(p, slot_id, is_down ? 2 : 0, BOX<ROWS>),
+                              *m1 = map_of(p, slot_id, is_down ? 2 : 1, BOX<ROWS>);
             for (int step = 0; step < u.steps; step++) {
                 const int row0 = u.row + step * 2 * ROWS, row1 = is_down ? row0 + ROWS : row0;
                 for (int line = 0; line < u.lines; line += LINES<ROWS>) {
@@ -147,11 +151,15 @@ template <bool FP8, int ROWS> MF_DEV void bring_weights(const mf_cuda_grouped &p
 MF_DEV uint4 load_fresh(const void *p)
 {
     uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
     return v;
 }
 
-template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+template <bool FP8, int ROWS>
+MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = few_stage_bytes<ROWS>(), TEAMS = GATHERERS / 8;
     const int tid = threadIdx.x - 32, chunk = tid & 7, team = tid >> 3;
@@ -179,7 +187,8 @@ template <bool FP8, int ROWS> MF_DEV void gather(const mf_cuda_grouped &p, const
             if (FP8 && tid < 2 * LINES<ROWS>) {
                 const mf_cuda_matrix &m = u.is_down ? slot.down : scale_group ? slot.up : slot.gate;
                 const int64_t row = u.row + (u.is_down ? step * 2 * ROWS + scale_group * ROWS : 0);
-                weight_scale = row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride + scale_line : nullptr;
+                weight_scale =
+                    row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride + scale_line : nullptr;
             }
             for (int line = 0; line < u.lines; line += LINES<ROWS>) {
                 if (!is_first) {
@@ -218,9 +227,12 @@ struct slot_end {
 };
 
 /* w13: one warpgroup has the gates' sums, the other the ups'. */
-template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &end, const float (&acc)[4], few_lists *l, int turn)
+template <bool FP8, int ROWS>
+MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &end, const float (&acc)[4], few_lists *l,
+                     int turn)
 {
-    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
+              q = lane & 3;
     float *up = l->up[turn & 1];
     if (group == 1 && warp * 16 < ROWS) {
 #pragma unroll
@@ -242,7 +254,8 @@ template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, con
                     a = __fadd_rn(a, end.gate_bias ? end.gate_bias[row] : 0.0f);
                     b = __fadd_rn(b, end.up_bias ? end.up_bias[row] : 0.0f);
                 }
-                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] = (uint16_t)pack_bf16(apply(end.act, a, b), 0.0f);
+                ((uint16_t *)p.e.h)[(int64_t)(u.first + t) * p.e.h_stride + row] =
+                    (uint16_t)pack_bf16(apply(end.act, a, b), 0.0f);
             }
         }
     }
@@ -280,9 +293,12 @@ template <bool FP8, int ROWS> MF_DEV void write_up(const mf_cuda_grouped &p, con
     }
 }
 
-template <int ROWS> MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, const float *bias, int first_row, const float (&acc)[4], const few_lists *l)
+template <int ROWS>
+MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, const float *bias, int first_row, const float (&acc)[4],
+                       const few_lists *l)
 {
-    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2, q = lane & 3;
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
+              q = lane & 3;
     if (warp * 16 >= ROWS) {
         return;
     }
@@ -306,7 +322,9 @@ template <bool FP8, int ROWS, int STAGES, int COUNT>
 MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
-    auto rows = [&](int i) { return product_operand(stage[i / COUNT] + group * BOX_BYTES + i % COUNT * ROW_LINE<ROWS>); };
+    auto rows = [&](int i) {
+        return product_operand(stage[i / COUNT] + group * BOX_BYTES + i % COUNT * ROW_LINE<ROWS>);
+    };
     auto tokens = [&](int i) { return product_operand(stage[i / COUNT] + STAGE_WEIGHTS + i % COUNT * TOKEN_LINE); };
     if constexpr (!FP8) {
         pin(acc);
@@ -372,7 +390,8 @@ MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &curs
     }
 }
 
-template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
+template <bool FP8, int ROWS>
+MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
@@ -412,7 +431,8 @@ template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_
     }
 }
 
-template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
+template <bool FP8, int ROWS>
+__global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
@@ -455,7 +475,8 @@ template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream
 {
     const auto kernel = few_kernel<FP8, ROWS>;
     static_assert(few_stage_bytes<ROWS>() == 32768 + 128 / ROWS * 1024 + 1024, "mf_cuda_few_stage_bytes");
-    const size_t bytes = (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
+    const size_t bytes =
+        (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error != cudaSuccess) {
         return (int)error;

@@ -1,4 +1,5 @@
-/* grouped_maps.h - the tensor maps of a table: encoded by the driver on the host, read by grouped.cu from the device. */
+/* grouped_maps.h - the tensor maps of a table: encoded by the driver on the host, read by grouped.cu from the device.
+ */
 #ifndef MF_KERNELS_CUDA_GROUPED_MAPS_H
 #define MF_KERNELS_CUDA_GROUPED_MAPS_H
 

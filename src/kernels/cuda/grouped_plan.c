@@ -42,8 +42,9 @@ bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const
            stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
-size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns,
-                               mf_dtype y_dtype, bool with_y, uint8_t *base, mf_cuda_experts_plan *plan)
+size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
+                               int64_t num_columns, mf_dtype y_dtype, bool with_y, uint8_t *base,
+                               mf_cuda_experts_plan *plan)
 {
     size_t total = 0;
     mf_cuda_grouped *g = &plan->grouped;
@@ -61,7 +62,8 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
         g->e.h = mf_carve(base, &total, mf_carve_count(few, stride, 1), 2);
     } else {
         g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
-        plan->x_copy = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2); /* for an x that is not aligned */
+        plan->x_copy =
+            mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2); /* for an x that is not aligned */
     }
     if (with_y) {
         plan->y = mf_carve(base, &total, mf_carve_count(pairs, hidden, 1), mf_dtype_size(y_dtype));

@@ -1,8 +1,8 @@
 /* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for FP8 the tokens' codes.
  *
- * Up to MF_CUDA_PREPARE_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch counts
- * the slots, and a second one places the pairs.  The order inside a slot is whatever the counters give: a token's column of
- * a product does not see its neighbours, so no bit of the result shows it. */
+ * Up to MF_CUDA_PREPARE_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch
+ * counts the slots, and a second one places the pairs.  The order inside a slot is whatever the counters give: a
+ * token's column of a product does not see its neighbours, so no bit of the result shows it. */
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
     }
 }
 
-int launch(void (*kernel)(mf_cuda_grouped), unsigned blocks, size_t bytes, const mf_cuda_grouped *call, cudaStream_t stream)
+int launch(void (*kernel)(mf_cuda_grouped), unsigned blocks, size_t bytes, const mf_cuda_grouped *call,
+           cudaStream_t stream)
 {
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
