@@ -1,4 +1,4 @@
-"""README.md's tables of measurements, written from bench/results/cpu.csv between `<!-- bench:NAME -->` and `<!-- /bench -->`.
+"""README.md's tables of measurements, written from bench/results/cpu.csv and gpu.csv between `<!-- bench:NAME -->` and `<!-- /bench -->`.
 
     bench_table.py [--check]      --check: change nothing, exit 1 when README.md is not what the rows say
 
@@ -12,20 +12,23 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu.csv"
+GPU_RESULTS = ROOT / "bench" / "results" / "gpu.csv"
 README = ROOT / "README.md"
 COLUMNS = "date,commit,cpu,isa,threads,what,shape,dtype,T,figure,unit,ceiling,share".split(",")
+GPU_COLUMNS = "date,gpu,who,version,what,shape,dtype,T,figure,unit".split(",")
 KERNEL_TOKENS = (1, 4, 16, 64, 256, 1024)
+GPU_TOKENS = (1, 4, 16, 64, 256, 1024, 8192)
 
 
-def read_rows(path):
+def read_rows(path, columns=COLUMNS):
     with open(path, newline="", encoding="utf-8") as f:
         reader = csv.DictReader(f)
-        if reader.fieldnames != COLUMNS:
-            sys.exit(f"{path}: expected the columns {','.join(COLUMNS)}; got {','.join(reader.fieldnames or [])}")
+        if reader.fieldnames != columns:
+            sys.exit(f"{path}: expected the columns {','.join(columns)}; got {','.join(reader.fieldnames or [])}")
         rows = list(reader)
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
-            sys.exit(f"{path}:{number}: expected {len(COLUMNS)} columns")
+            sys.exit(f"{path}:{number}: expected {len(columns)} columns")
         row["figure"] = float(row["figure"])
     return rows
 
@@ -149,6 +152,63 @@ def shipped(table):
             table.line(f"{name}, {text}", *(cell(table.find(what[key], "word-problems", dtype, 1, n)) for n in threads))
 
 
+class GpuTable(Table):
+    """Ours and a peer's, measured in one call on one machine; rows are keyed by who measured them as well."""
+
+    PEER = "sglang-triton"
+
+    def __init__(self, rows):
+        super().__init__([])
+        for row in rows:
+            self.newest[row["who"], row["what"], row["shape"], row["dtype"], row["T"]] = row
+
+    def find(self, who, what, shape, dtype, tokens=""):
+        row = self.newest.get((who, what, shape, dtype, str(tokens)))
+        if row:
+            self.used.append(row)
+        return row
+
+    def kinds(self, matches, *columns):
+        found = (tuple(r[c] for c in columns) for r in self.newest.values() if r["who"] == "moefuse" and matches(r["what"]))
+        return list(dict.fromkeys(found))
+
+    def pair(self, what, shape, dtype, tokens):
+        ours, peer = (self.find(who, what, shape, dtype, tokens) for who in ("moefuse", self.PEER))
+        return "-" if not ours else number(ours["figure"]) + (f" / {number(peer['figure'])}" if peer else "")
+
+    def text(self):
+        if not self.used:
+            return "Not measured yet.\n"
+        dates, gpus = (sorted({r[c] for r in self.used}) for c in ("date", "gpu"))
+        whos = list(dict.fromkeys(f"{r['who']} {r['version']}" for r in self.used))
+        return "\n".join(self.lines) + f"\n\n{', '.join(dates)}, {', '.join(gpus)}: {', '.join(whos)}.\n"
+
+
+def gpu_layer(table):
+    table.head("experts and combine, us: ours / peer", *(f"T = {t:,}" for t in GPU_TOKENS))
+    for shape, dtype in table.kinds(lambda what: what == "experts and combine", "shape", "dtype"):
+        table.line(f"{shape}, {dtype}", *(table.pair("experts and combine", shape, dtype, t) for t in GPU_TOKENS))
+
+
+def gpu_operations(table):
+    tokens = (1, 64, 256, 1024, 4096, 65536)
+    table.head("operation, us: ours / peer", *(f"T = {t:,}" for t in tokens))
+    matches = lambda what: what == "gate" or what.startswith(("align", "combine"))
+    for what, shape, dtype in table.kinds(matches, "what", "shape", "dtype"):
+        table.line(f"{what}, {shape}", *(table.pair(what, shape, dtype, t) for t in tokens))
+
+
+def gpu_models(table):
+    matches = lambda what: what.startswith(("prefill", "decode"))
+    shapes = table.kinds(matches, "shape", "dtype")
+    table.head("random weights, tok/s", *(f"{shape}, {dtype}" for shape, dtype in shapes))
+    for (what,) in table.kinds(matches, "what"):
+        found = [[r for k, r in table.newest.items() if k[:4] == ("moefuse", what, *s)] for s in shapes]
+        table.used += [rows[0] for rows in found if rows]
+        table.line(what, *(number(rows[0]["figure"]) if rows else "-" for rows in found))
+
+
+GPU_TABLES = {"gpulayer": gpu_layer, "gpuoperations": gpu_operations, "gpumodels": gpu_models}
 TABLES = {"machine": machine, "kernels": kernels, "layer": layer, "gate": gate, "models": models, "shipped": shipped}
 
 
@@ -156,19 +216,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    rows = read_rows(RESULTS)
+    rows, gpu_rows = read_rows(RESULTS), read_rows(GPU_RESULTS, GPU_COLUMNS)
     text = README.read_text(encoding="utf-8")
 
     def fill(match):
-        if match.group(1) not in TABLES:
-            sys.exit(f"{README}: unknown table bench:{match.group(1)}; known: {', '.join(TABLES)}")
-        table = Table(rows)
-        TABLES[match.group(1)](table)
-        return f"<!-- bench:{match.group(1)} -->\n{table.text()}<!-- /bench -->"
+        name = match.group(1)
+        if name not in TABLES and name not in GPU_TABLES:
+            sys.exit(f"{README}: unknown table bench:{name}; known: {', '.join(TABLES | GPU_TABLES)}")
+        table = GpuTable(gpu_rows) if name in GPU_TABLES else Table(rows)
+        (TABLES | GPU_TABLES)[name](table)
+        return f"<!-- bench:{name} -->\n{table.text()}<!-- /bench -->"
 
     new = re.sub(r"<!-- bench:([a-z]+) -->\n.*?<!-- /bench -->", fill, text, flags=re.S)
     if arguments.check:
-        sys.exit(new != text and f"{README.name} is not what {RESULTS.relative_to(ROOT)} says: run tools/bench_table.py")
+        sys.exit(new != text and f"{README.name} is not what {RESULTS.parent.relative_to(ROOT)} says: run tools/bench_table.py")
     if new != text:
         README.write_text(new, encoding="utf-8")
 
