@@ -359,6 +359,91 @@ TEST(fewer_tokens_never_need_more_workspace)
     }
 }
 
+/* ---- both products in one launch, on Hopper ---- */
+
+static bool is_grouped(const mf_cuda_gpu *gpu, mf_slot slot, mf_dtype act_dtype, mf_act_quant act_quant, int64_t slots)
+{
+    mf_experts experts = { .num_slots = slots, .hidden_size = slot.up.k, .act_dtype = act_dtype, .act_quant = act_quant };
+    mf_cuda_slot *all = calloc((size_t)slots, sizeof *all);
+    for (int64_t s = 0; s < slots; s++) {
+        mf_cuda_plan_slot(gpu, &experts, &slot, &all[s]);
+    }
+    const bool is = mf_cuda_is_grouped(gpu, &experts, all);
+    free(all);
+    return is;
+}
+
+TEST(hopper_groups_the_products_of_plain_swiglu_tables)
+{
+    const mf_act_quant none = MF_ACT_QUANT_NONE, w8a8 = MF_ACT_QUANT_W8A8;
+    mf_slot bf16 = slot_of(MF_FORMAT_BF16, 2048, 768), fp8 = slot_of(MF_FORMAT_FP8_BLOCK, 7168, 256);
+    CHECK(is_grouped(&h200, bf16, MF_BF16, none, 128) && is_grouped(&h200, fp8, MF_BF16, w8a8, 257));
+    CHECK(!is_grouped(&a100, bf16, MF_BF16, none, 128)); /* no wgmma */
+    CHECK(!is_grouped(&h200, bf16, MF_F32, none, 128));
+    CHECK(!is_grouped(&h200, fp8, MF_BF16, none, 257));
+    CHECK(!is_grouped(&h200, bf16, MF_BF16, none, MF_CUDA_GROUPED_SLOTS + 1));
+    mf_slot other = bf16;
+    other.activation = MF_ACT_GELU_TANH;
+    CHECK(!is_grouped(&h200, other, MF_BF16, none, 8));
+    other = bf16;
+    other.activation = MF_ACT_SWIGLU_OAI;
+    CHECK(is_grouped(&h200, other, MF_BF16, none, 8));
+    other = bf16;
+    other.gate.data = NULL;
+    CHECK(!is_grouped(&h200, other, MF_BF16, none, 8));
+    other = fp8;
+    other.up.scale_dtype = MF_BF16;
+    CHECK(!is_grouped(&h200, other, MF_BF16, w8a8, 8));
+}
+
+static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens)
+{
+    make_experts(p, slots, path, tokens, memory);
+    p->paths.maps = memory;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p->call, NULL, &p->paths, true, MF_BF16, &p->plan, &err), err);
+}
+
+TEST(grouped_products_fit_shared_memory_and_cover_every_row)
+{
+    static const int64_t tokens[] = { 1, 2, 3, 8, 9, 64, 767, 768, 8192, 100000 };
+    for (int path = MF_CUDA_PATH_BF16; path <= MF_CUDA_PATH_FP8; path += MF_CUDA_PATH_FP8 - MF_CUDA_PATH_BF16) {
+        for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+            experts_problem p;
+            plan_grouped(&p, 128, (mf_cuda_path)path, tokens[i]);
+            const mf_cuda_grouped *g = &p.plan.grouped;
+            const bool few = tokens[i] <= MF_CUDA_FEW_GROUPED_TOKENS;
+            CHECK(p.plan.is_grouped && !p.plan.is_combined && !p.plan.sorts && p.plan.y);
+            CHECK_EQ(g->few_rows != 0, few);
+            CHECK_EQ(g->few_rows, !few ? 0 : tokens[i] <= 2 ? 32 : 64);
+            const int64_t up = few ? g->few_rows : 128, down = few ? 2 * g->few_rows : 256;
+            CHECK(g->up_tiles * up >= 768 && (g->up_tiles - 1) * up < 768);
+            CHECK(g->down_tiles * down >= 2048 && g->down_units * g->down_steps >= g->down_tiles);
+            CHECK((g->down_units - 1) * g->down_steps < g->down_tiles);
+            const int64_t stage = few ? mf_cuda_few_stage_bytes(g->few_rows) : mf_cuda_grouped_stage_bytes(g->fp8, g->max_tokens);
+            CHECK(g->stages >= 3 && g->stages <= 6 && g->stages * stage + 12 * 1024 <= h200.shared_bytes);
+            CHECK_EQ(g->max_tokens, tokens[i] < 768 ? 64 : path == MF_CUDA_PATH_FP8 ? 128 : 160);
+            CHECK_EQ(g->clears_counts, tokens[i] * 8 > MF_CUDA_PREPARE_PAIRS);
+        }
+    }
+}
+
+TEST(grouped_products_take_other_ways_for_input_scales_and_refuse_millions_of_pairs)
+{
+    experts_problem p;
+    plan_grouped(&p, 128, MF_CUDA_PATH_BF16, 3);
+    p.args.input_scale = mf_tensor_2d(memory, MF_F32, 3, 8);
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK(!p.plan.is_grouped);
+    make_experts(&p, 128, MF_CUDA_PATH_BF16, 2000000, memory);
+    p.paths.maps = memory;
+    CHECK_EQ(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), MF_ERR_UNSUPPORTED);
+    CHECK_HAS(err.message, "16000000 token-expert pairs in one call; device cuda takes 10465280");
+    p.paths.maps = NULL;
+    const size_t others = mf_cuda_experts_bytes(&p.experts, &p.paths, 9, 8);
+    p.paths.maps = memory;
+    CHECK(mf_cuda_experts_bytes(&p.experts, &p.paths, 9, 8) >= others); /* room for either way */
+}
+
 TEST(input_scales_of_fp8_slots_are_unsupported)
 {
     experts_problem p;

@@ -240,14 +240,15 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
     extern __shared__ __align__(16) uint32_t shared[];
     __shared__ uint32_t sums[32];
     const int slots = p.num_slots, pairs = (int)p.num_pairs, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int32_t *piece = (int32_t *)shared;        /* [slice] this block's part of sorted */
-    uint32_t *starts = shared + p.slice;       /* [P] */
-    uint32_t *table = starts + slots;          /* [P, STRIDE] */
-    uint16_t *mine = (uint16_t *)table + warp; /* of slot s at s * STRIDE * 2 */
+    int32_t *piece = (int32_t *)shared;                                      /* [slice] this block's part of sorted */
+    uint32_t *table = shared + p.slice;                                      /* [P, STRIDE] */
+    uint32_t *masks = table + slots * STRIDE, *mask = masks + warp * slots;  /* [WARPS, P] */
+    uint32_t *starts = masks + slots * WARPS;                                /* [P] */
+    uint16_t *mine = (uint16_t *)table + warp;                               /* of slot s at s * STRIDE * 2 */
     const int64_t from = (int64_t)blockIdx.x * p.slice, to = from + p.slice < p.capacity ? from + p.slice : p.capacity;
     let_next_start();
-    for (int i = threadIdx.x; i < slots * STRIDE; i += THREADS) {
-        table[i] = 0;
+    for (int i = threadIdx.x * 4; i < slots * (STRIDE + WARPS); i += THREADS * 4) {
+        *(int4 *)(table + i) = make_int4(0, 0, 0, 0); /* the masks, too, and up to three words behind them */
     }
     for (int i = threadIdx.x * 4; i < p.slice; i += THREADS * 4) {
         *(int4 *)(piece + i) = make_int4(pairs, pairs, pairs, pairs);
@@ -265,42 +266,37 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
     }
     __syncthreads(); /* the zeros */
-    uint32_t same[STEPS]; /* lanes with this lane's slot */
+    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
+        if (k >= steps) {
+            break;
+        }
         if (slot[k] >= slots) {
             slot[k] = -1;
             if (p.errors && blockIdx.x == 0) {
                 atomicAdd((int32_t *)p.errors, 1);
             }
         }
-        same[k] = __ballot_sync(MF_FULL_WARP, slot[k] >= 0);
-    }
-    /* A match instruction takes its time per different value, a ballot per bit of the slots' numbers does not. */
-    for (int bit = 0; bit < p.slot_bits; bit++) {
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            const bool is_one = (slot[k] >> bit & 1) != 0;
-            const uint32_t ones = __ballot_sync(MF_FULL_WARP, is_one);
-            same[k] &= is_one ? ones : ~ones;
+        /* Which lanes have this lane's slot: cheaper than a match instruction, whose time is per different value. */
+        uint32_t *lanes = mask + slot[k];
+        if (slot[k] >= 0) {
+            atomicOr(lanes, 1u << lane);
         }
-    }
-    uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        if (k < steps) {
-            uint32_t before = 0;
-            if (slot[k] >= 0) {
-                before = mine[slot[k] * (STRIDE * 2)];
-            }
-            const uint32_t of_lane = __popc(same[k] & ((1u << lane) - 1u));
-            rank[k] = before + of_lane;
-            __syncwarp();
-            if (slot[k] >= 0 && of_lane == 0) {
-                mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same[k]));
-            }
-            __syncwarp();
+        __syncwarp();
+        uint32_t same = 0, before = 0;
+        if (slot[k] >= 0) {
+            same = *lanes;
+            before = mine[slot[k] * (STRIDE * 2)];
         }
+        const uint32_t of_lane = __popc(same & ((1u << lane) - 1u));
+        rank[k] = before + of_lane;
+        __syncwarp();
+        if (slot[k] >= 0 && of_lane == 0) {
+            *lanes = 0;
+            mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same));
+        }
+        __syncwarp();
     }
     __syncthreads();
 
@@ -345,14 +341,15 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
         __syncthreads();
     }
-    const int64_t blocks = carried >> 16, room = p.capacity / p.block_size;
+    const int blocks = (int)(carried >> 16);
     if (threadIdx.x == 0 && blockIdx.x == 0) {
         if (p.offsets) {
             store_at<int32_t>(p.offsets, slots, (int32_t)(carried & 0xffffu), p.bytewise);
         }
-        store_at<int32_t>(p.total, 0, (int32_t)(blocks * p.block_size), p.bytewise);
+        store_at<int32_t>(p.total, 0, (int32_t)((int64_t)blocks * p.block_size), p.bytewise);
     }
-    for (int64_t i = blocks + blockIdx.x * THREADS + threadIdx.x; i < room; i += gridDim.x * THREADS) {
+    #pragma unroll 1
+    for (int i = blocks + (int)(blockIdx.x * THREADS + threadIdx.x); i < (int)p.num_blocks; i += gridDim.x * THREADS) {
         store_at<int32_t>(p.experts, i, -1, p.bytewise);
     }
 #pragma unroll
@@ -416,9 +413,9 @@ int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
         const int64_t blocks = call->capacity > 0 ? (call->capacity - 1) / call->slice + 1 : 1;
         const size_t piece = (size_t)call->slice * 4;
         return call->warps <= 16 ? start(align_once_kernel<16>, call, (unsigned)blocks, 512,
-                                         piece + counts * (1 + slot_row<16>::STRIDE), s)
+                                         piece + counts * (1 + slot_row<16>::STRIDE + 16) + 16, s)
                                  : start(align_once_kernel<32>, call, (unsigned)blocks, 1024,
-                                         piece + counts * (1 + slot_row<32>::STRIDE), s);
+                                         piece + counts * (1 + slot_row<32>::STRIDE + 32) + 16, s);
     }
     const unsigned threads = call->num_pairs > 512 || call->num_slots > 2048 ? 1024 : 256;
     int error = 0;

@@ -78,8 +78,7 @@ typedef struct mf_cuda_align {
     uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
     int32_t slice;        /* entries of sorted that a block makes in shared memory; 0: the way of many pairs or slots */
     int32_t block_shift;  /* block_size is 1 << block_shift; -1: no power of two */
-    int32_t slot_bits;    /* of num_slots - 1 */
-    int32_t reserved;
+    int64_t num_blocks;   /* capacity / block_size */
     int32_t wide;         /* four entries of sorted can be stored at once */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
 } mf_cuda_align;

@@ -218,6 +218,10 @@ static mf_status open_maps(mf_device *device, const mf_experts *experts, const m
     MF_TRY_GOTO(memory_alloc(device, bytes, &own->maps, err), done);
     MF_TRY_GOTO(memory_copy(device, own->maps, maps, bytes, err), done);
     own->paths.maps = own->maps;
+    own->paths.width = (int32_t)experts->max_intermediate_size;
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        own->paths.width = slots[s].up.n == experts->max_intermediate_size ? own->paths.width : 0;
+    }
 done:
     free(maps);
     return status;

@@ -202,12 +202,19 @@ struct pick {
     int32_t lane;
 };
 
+/* Which rows' keys are kept until the four rows' outputs, where what a pick was is then found for all at once. */
+template <int V, bool SOFTMAX> struct late {
+    static constexpr bool YES = SOFTMAX && V <= 4;
+};
+
 template <int V> struct warp_memory {
-    float key[V * 32];
+    static constexpr int KEPT = V <= 4 ? MOST_ROWS : 1;
+    float key[KEPT][V * 32];
     float score[V * 32 > COLUMNS * 2 ? V * 32 : COLUMNS * 2]; /* or the general row's ids and weights */
     choice chosen[MOST_ROWS][MAX_K];
-    pick picks[MAX_K];
-    float2 stats[MOST_ROWS]; /* softmax: maximum and sum */
+    pick picks[KEPT][MAX_K];
+    float part[MOST_ROWS][32]; /* softmax: each lane's sum of e^(x - most) */
+    float most[MOST_ROWS];
     bool done[MOST_ROWS];    /* by the general way */
     uint8_t reserved[12];
     float group[32];
@@ -215,13 +222,13 @@ template <int V> struct warp_memory {
 };
 
 template <int V>
-static __device__ __noinline__ void take_general_row(const mf_cuda_gate &p, warp_memory<V> *own, uint32_t *counts, int64_t t,
-                                                     int64_t valid_rows, int lane)
+static __device__ __noinline__ void take_general_row(const mf_cuda_gate &p, warp_memory<V> *own, int slot, uint32_t *counts,
+                                                     int64_t t, int64_t valid_rows, int lane)
 {
     row_memory mem;
     mem.id = (int32_t *)own->score;
     mem.w = own->score + COLUMNS;
-    mem.key = (uint32_t *)own->key;
+    mem.key = (uint32_t *)own->key[slot];
     mem.group = own->group;
     mem.kept = own->kept;
     __syncwarp();
@@ -232,16 +239,16 @@ static __device__ __noinline__ void take_general_row(const mf_cuda_gate &p, warp
 template <int V, bool SCORES> static __device__ __noinline__ void choose_among_equals(warp_memory<V> *own, int row, int lane)
 {
     if (lane < MAX_K) {
-        const pick mine = own->picks[lane];
+        const pick mine = own->picks[0][lane];
         int skip = 0;
         for (int k = 0; k < lane; k++) {
-            skip += own->picks[k].key == mine.key && own->picks[k].lane == mine.lane;
+            skip += own->picks[0][k].key == mine.key && own->picks[0][k].lane == mine.lane;
         }
         for (int e = 0; e < V; e++) {
             const int i = mine.lane * V + e;
             const int at = place_of<V>(i);
-            if (ordered(own->key[at]) == mine.key && skip-- == 0) {
-                own->chosen[row][lane] = choice{ i, SCORES ? own->score[at] : own->key[at] };
+            if (ordered(own->key[0][at]) == mine.key && skip-- == 0) {
+                own->chosen[row][lane] = choice{ i, SCORES ? own->score[at] : own->key[0][at] };
             }
         }
     }
@@ -256,7 +263,9 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
                        int lane, USED used)
 {
     constexpr int DEPTH = V < 4 ? V : V == 4 ? 4 : 3;
+    const int slot = late<V, SOFTMAX>::YES ? row : 0;
     float key[V], squares = 0.0f;
+    __syncwarp(); /* all lanes have read what the last row left in shared memory */
 #pragma unroll
     for (int e = 0; e < V; e++) {
         const float x = raw.value(e);
@@ -296,7 +305,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
             }
         }
     }
-    store_row<V>(own->key, key, lane);
+    store_row<V>(own->key[slot], key, lane);
     used();
 
     const lane_list<V, DEPTH> list(key);
@@ -342,7 +351,7 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         }
         const uint32_t has = __ballot_sync(MF_FULL_WARP, head[0] == most);
         if (head[0] == most && (has & lanes_before) == 0) {
-            own->picks[k] = pick{ most, lane };
+            own->picks[slot][k] = pick{ most, lane };
 #pragma unroll
             for (int i = 0; i + 1 < DEPTH; i++) {
                 head[i] = head[i + 1];
@@ -370,39 +379,41 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         for (int j = 0; j < V; j++) {
             sum = __fadd_rn(sum, own->score[place_of<V>(j * 32 + lane)]);
         }
-#pragma unroll
-        for (int d = 16; d > 0; d /= 2) {
-            sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
-        }
+        own->part[row][lane] = sum;
         if (lane == 0) {
-            own->stats[row] = make_float2(m, sum);
+            own->most[row] = m;
         }
     }
+    if (late<V, SOFTMAX>::YES) {
+        return true;
+    }
     /* Which of its lane's keys a pick was: four lanes a pick. */
-    const pick mine = own->picks[lane >> 2];
+    const pick mine = own->picks[0][lane >> 2];
     const float value = unordered(mine.key);
     constexpr int PART = V < 4 ? 1 : V / 4;
     int found = 0;
+    choice hit = { 0, 0.0f };
 #pragma unroll
     for (int e = 0; e < PART; e++) { /* lane % 4 looks at one of each four */
         const int q = V < 4 ? lane & (V - 1) : lane & 3, i = mine.lane * V + e * 4 + q;
         const int at = V < 4 ? i : e * 128 + mine.lane * 4 + q;
-        if (own->key[at] == value && (V >= 4 || (lane & 3) < V)) {
+        if (own->key[0][at] == value && (V >= 4 || (lane & 3) < V)) {
             found++;
-            own->chosen[row][lane >> 2] = choice{ i, SOFTMAX ? value : own->score[at] };
+            hit = choice{ i, SOFTMAX ? value : own->score[at] };
         }
     }
     const uint32_t once = __ballot_sync(MF_FULL_WARP, found == 1), more = __ballot_sync(MF_FULL_WARP, found > 1);
     if (rarely(__popc(once) != MAX_K || more != 0)) {
-        __syncwarp();
         choose_among_equals<V, !SOFTMAX>(own, row, lane);
+    } else if (found > 0) {
+        own->chosen[row][lane >> 2] = hit;
     }
     return true;
 }
 
 /* ---- weights and outputs of four rows of a warp, eight lanes a row ---- */
 
-/* Row t's choice k in this lane.  w: the score, or for SOFTMAX its e^(x - m), of which stats.y is the sum. */
+/* Row t's choice k in this lane.  w: the score, or for SOFTMAX its e^(x - most), of which sum is the row's sum. */
 template <bool SOFTMAX, typename COUNT>
 MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice mine, float sum, COUNT count)
 {
@@ -410,6 +421,8 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
     float w = routed ? mine.w : 0.0f;
     if (SOFTMAX) {
         w = canon_zero(__fdiv_rn(w, sum));
+        keep_here(w); /* not around the division: see gate_row_kernel */
+        w = routed ? w : 0.0f;
     }
     if (c.renorm != MF_RENORM_NONE) {
         float s = 0.0f;
@@ -425,7 +438,7 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
             s = s > c.renorm_eps ? s : c.renorm_eps;
         }
         w = canon_zero(__fdiv_rn(w, s));
-        keep_here(w); /* not around the division: see gate_row_kernel */
+        keep_here(w);
         w = routed ? w : 0.0f;
     }
     if (c.fold) {
@@ -457,19 +470,52 @@ MF_DEV void emit(const rows_call &c, int t, int k, bool here, bool valid, choice
     }
 }
 
+/* The expert of a row's pick lane % 8, and its key. */
+template <int V> MF_DEV choice find_pick(const warp_memory<V> *of, int row, int lane)
+{
+    const int slot = row & warp_memory<V>::KEPT - 1, k = lane & 7; /* V past 4 does not come here */
+    const pick mine = of->picks[slot][k];
+    const float value = unordered(mine.key);
+    const int first = (mine.lane & 31) * V; /* of no valid row: anything */
+    int e = 0, skip = 0;
+    const uint32_t key = __shfl_up_sync(MF_FULL_WARP, mine.key, 1, 8);
+    const int owner = __shfl_up_sync(MF_FULL_WARP, mine.lane, 1, 8);
+    if (__any_sync(MF_FULL_WARP, k > 0 && key == mine.key && owner == mine.lane)) { /* equals: each takes the next */
+        for (int o = 0; o < k; o++) {
+            skip += of->picks[slot][o].key == mine.key && of->picks[slot][o].lane == mine.lane;
+        }
+    }
+#pragma unroll
+    for (int o = V - 1; o >= 0; o--) {
+        int before = 0;
+        if (of->key[slot][place_of<V>(first + o)] == value) {
+            for (int q = 0; skip > 0 && q < o; q++) {
+                before += of->key[slot][place_of<V>(first + q)] == value;
+            }
+            e = before == skip ? o : e;
+        }
+    }
+    return choice{ first + e, value };
+}
+
 /* of: the memory of the warp that chose for this lane's row, its row there; done: the general way has written it. */
 template <int V, bool SOFTMAX>
 MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint32_t *counts, int t, int valid_rows, int lane)
 {
     const bool here = t < c.num_tokens && !of->done[row];
     const bool valid = here && t < valid_rows && (!c.row_valid || c.row_valid[t] != 0);
-    choice mine = of->chosen[row][lane & 7];
+    choice mine = late<V, SOFTMAX>::YES ? find_pick<V>(of, row, lane) : of->chosen[row][lane & 7];
     float sum = 1.0f;
     if (SOFTMAX) {
-        const float2 stats = of->stats[row];
-        const float d = __fsub_rn(mine.w, stats.x);
+        const float d = __fsub_rn(mine.w, of->most[row]);
         mine.w = zero_if_below(d, -87.0f, exp_in_range(d));
-        sum = stats.y;
+        /* lanesum32's tree: the first two steps here, the others across the row's eight lanes */
+        const float *part = of->part[row] + (lane & 7);
+        sum = __fadd_rn(__fadd_rn(part[0], part[16]), __fadd_rn(part[8], part[24]));
+#pragma unroll
+        for (int d = 4; d > 0; d /= 2) {
+            sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+        }
     }
     emit<SOFTMAX>(c, t, lane & 7, here, valid, mine, sum, [&](int32_t id) {
         if (c.histogram) {
@@ -582,7 +628,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
             if (!valid) {
                 load_next();
             } else if (rarely(!choose_row<V, GROUPS, SOFTMAX, BF16>(c, raw, bias, own, row, lane, load_next))) {
-                take_general_row<V>(c.general, own, counts, first + row, valid_rows, lane);
+                take_general_row<V>(c.general, own, late<V, SOFTMAX>::YES ? row : 0, counts, first + row, valid_rows, lane);
                 done = true;
             }
             if (lane == 0) {
@@ -658,7 +704,7 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
 }
 
 template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
-__global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_constant__ rows_call c)
+__global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_constant__ rows_call c)
 {
     constexpr int N = WARPS * 32;
     __shared__ candidate list[N == 64 ? 128 : N];
@@ -680,9 +726,13 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
     const int t = (int)blockIdx.x - extra;
     bool valid = false;
     float sum = 1.0f;
-    uint32_t arrivals = 0;
-    if (extra && i == N) {
-        arrivals = load_relaxed(c.arrivals);
+    if (warp == WARPS + 1) { /* awaits the histogram's zeros; only where there are others to wait for */
+        if (lane == 0) {
+            await_zeros(c, load_relaxed(c.arrivals));
+        }
+        __syncwarp();
+        sync_threads(2, N + 32);
+        return;
     }
     if (warp < WARPS) {
         valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
@@ -736,22 +786,23 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             }
         }
         sync_threads(1, N);
-        if (valid && !general) { /* a warp a candidate: how many come before it */
-            const int n = num_candidates;
+        if (valid && !general) { /* eight lanes a candidate: how many come before it */
+            const int n = num_candidates, eighth = lane & 7;
 #pragma unroll 1
-            for (int a = warp; a < n; a += WARPS) {
-                const candidate mine = list[a];
+            for (int a = 0; a < n; a += WARPS * 4) {
+                const int own = a + warp * 4 + (lane >> 3);
+                const candidate mine = list[min(own, N - 1)];
                 int rank = 0;
-#pragma unroll 1
-                for (int base = 0; base < n; base += 32) {
-                    bool before = false;
-                    if (base + lane < n) {
-                        const uint2 other = *(const uint2 *)&list[base + lane];
-                        before = other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
-                    }
-                    rank += __popc(__ballot_sync(MF_FULL_WARP, before));
+#pragma unroll 4
+                for (int o = eighth; o < n; o += 8) {
+                    const uint2 other = *(const uint2 *)&list[o];
+                    rank += other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
                 }
-                if (lane == 0 && rank < MAX_K) {
+#pragma unroll
+                for (int d = 1; d < 8; d *= 2) {
+                    rank += __shfl_xor_sync(MF_FULL_WARP, rank, d);
+                }
+                if (eighth == 0 && own < n && rank < MAX_K) {
                     chosen[rank] = choice{ mine.id, mine.w };
                 }
             }
@@ -776,20 +827,12 @@ __global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_
             return;
         }
     }
-    /* The last warp comes here at once and changes nothing: it fetches the code that the first will need.  Then it awaits the
-     * histogram's zeros. */
+    /* The warp after those comes here at once and changes nothing: it fetches the code that the first will need. */
     emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
         if (c.histogram) {
             add_relaxed(c.histogram + id, 1);
         }
     });
-    if (extra && warp == WARPS) {
-        if (lane == 0) {
-            await_zeros(c, arrivals);
-        }
-        __syncwarp();
-        sync_threads(2, N + 32);
-    }
 }
 
 template <typename KERNEL>
@@ -819,7 +862,8 @@ template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
 {
     if (grid->rows == 0) {
-        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + 32, 0, stream);
+        const int helpers = c.histogram && grid->blocks > 1 ? 64 : 32;
+        return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + helpers, 0, stream);
     }
     const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
     return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);

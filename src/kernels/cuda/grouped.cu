@@ -1,4 +1,4 @@
-/* grouped.cu - experts on Hopper: both grouped products in one launch, tiles of 256 weight rows by up to 192 tokens of one slot.
+/* grouped.cu - experts on Hopper: both grouped products in one launch, tiles of 256 weight rows by up to 160 tokens of one slot.
  *
  * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the tensor copy
  * engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.  Work is units
@@ -11,6 +11,7 @@ namespace
 {
 
 constexpr int STAGE_ROWS = 4 * SUBTILE;
+constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
 constexpr int STAGING = 9216;  /* results on their way out: see write_up, write_down */
 
 template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
@@ -72,7 +73,6 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
     };
     if constexpr (FP8) {
-        [[maybe_unused]] constexpr int PITCH = 136;
 #pragma unroll
         for (int c = 0; c < N / CHUNK; c++) {
             if (c * CHUNK >= u->count) {
@@ -86,12 +86,12 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
                     v[k] = value(4 * (c * (CHUNK / 8) + 2 * pair + k / 2) + 2 * (k & 1));
                 }
                 const int m = lane >> 3, token = pair * 16 + (m >> 1) * 8 + (lane & 7);
-                store_transposed(staging + (token * PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1], v[2], v[3]);
+                store_transposed(staging + (token * WIDE_PITCH + (group * 8 + warp * 2 + (m & 1)) * 8) * 2, v[0], v[1], v[2], v[3]);
             }
             named_barrier<BARRIER_BOTH, 256>();
             const int token = tid >> 3, at = (tid & 7) * 16, t = c * CHUNK + token;
             if (token < CHUNK) { /* whole warps */
-                const uint4 *from = (const uint4 *)(staging + (token * PITCH + at) * 2);
+                const uint4 *from = (const uint4 *)(staging + (token * WIDE_PITCH + at) * 2);
                 const uint4 raw[2] = { from[0], from[1] };
                 float scale;
                 const uint4 codes = quantise_16<false>(raw, p.e.e8m0, scale);
@@ -167,7 +167,6 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
     /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece. */
     const int at = row + warp * 16;
     if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
-        constexpr int WHOLE = 136;
         uint8_t *whole = staging + group * (STAGING / 2);
 #pragma unroll
         for (int c = 0; c < N / 16; c++) {
@@ -179,7 +178,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             for (int t = 0; t < 2; t++) {
                 float(&v)[N / 2] = t ? high : low;
                 const int token = (lane >> 4) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (lane >> 3 & 1);
-                store_transposed(whole + (token * WHOLE + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
+                store_transposed(whole + (token * WIDE_PITCH + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
                                  pack_bf16(v[8 * c + 2], v[8 * c + 3]), pack_bf16(v[8 * c + 4], v[8 * c + 5]),
                                  pack_bf16(v[8 * c + 6], v[8 * c + 7]));
             }
@@ -189,7 +188,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
                 const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
                 if (t < u->count && r < hidden) {
                     *(uint4 *)((uint16_t *)p.e.y + places[t] + r) =
-                        *(const uint4 *)(whole + (token * WHOLE + (own & 15) * 8) * 2);
+                        *(const uint4 *)(whole + (token * WIDE_PITCH + (own & 15) * 8) * 2);
                 }
             }
         }
@@ -331,12 +330,8 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
             multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 144 ? u->count <= 144 : true)) {
             multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
-        } else if ((MAX > 160 ? u->count <= 160 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
-        } else if ((MAX > 176 ? u->count <= 176 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 176>>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, at_most<MAX, 192>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
         }
     }
 }
@@ -517,7 +512,9 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
 
 template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
-#if MF_HAS_WGMMA
+    if (!MF_HAS_WGMMA) {
+        return;
+    }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
     uint8_t *staging = stages + p.stages * stage_bytes<FP8, MAX>();
     shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
@@ -544,7 +541,6 @@ template <bool FP8, int MAX> __global__ void __launch_bounds__(THREADS, 1) group
         zero_strangers(p);
         consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
-#endif
 }
 
 template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
@@ -577,5 +573,5 @@ int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
     if (call->fp8) {
         return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 192>(call, s);
+    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 160>(call, s);
 }

@@ -414,7 +414,9 @@ template <bool FP8, int ROWS> MF_DEV void consume(const mf_cuda_grouped &p, few_
 
 template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
-#if MF_HAS_WGMMA
+    if (!MF_HAS_WGMMA) {
+        return;
+    }
     extern __shared__ __align__(1024) uint8_t stages[];
     shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
     few_lists *l = (few_lists *)(s + 1);
@@ -447,7 +449,6 @@ template <bool FP8, int ROWS> __global__ void __launch_bounds__(THREADS, 1) few_
         zero_strangers(p);
         consume<FP8, ROWS>(p, l, stages, s);
     }
-#endif
 }
 
 template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream_t stream)

@@ -1,10 +1,9 @@
 /* grouped_plan.c - which tables grouped.cu computes, and how a call of them is cut into tiles: see plan.h. */
-#include <stdlib.h>
-
 #include "kernels/carve.h"
 #include "kernels/cuda/plan.h"
 
-enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 192, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6, UNIT_LINES = 8 };
+enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
+enum { UNIT_LINES = 8, SHORT_PAIRS = 16, FEW_UNIT_BYTES = 32768 };
 enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -57,7 +56,9 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
         g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
         g->h_codes = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 1);
         g->h_scales = mf_carve(base, &total, mf_carve_count(pairs, stride / 128, 1), 4);
-        g->e.h = mf_carve(base, &total, mf_carve_count(pairs < MF_CUDA_FEW_GROUPED_PAIRS ? pairs : MF_CUDA_FEW_GROUPED_PAIRS, stride, 1), 2);
+        /* grouped_few.cu's, before they are codes */
+        const int64_t few = pairs < MF_CUDA_FEW_GROUPED_PAIRS ? pairs : MF_CUDA_FEW_GROUPED_PAIRS;
+        g->e.h = mf_carve(base, &total, mf_carve_count(few, stride, 1), 2);
     } else {
         g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
         plan->x_copy = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2); /* for an x that is not aligned */
@@ -68,23 +69,19 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
     return total;
 }
 
-/* Few tokens: rows so that there are units for every multiprocessor, and, where there are plenty, long ones. */
+/* Few tokens: short rows for a token or two, so that there are units for every multiprocessor. */
 static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_grouped *g)
 {
     if (g->e.num_tokens > MF_CUDA_FEW_GROUPED_TOKENS || g->e.num_pairs > MF_CUDA_FEW_GROUPED_PAIRS) {
         return;
     }
-    const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size, sms = gpu->num_multiprocessors;
-    int32_t rows = g->e.num_pairs * ((width + 63) / 64) < sms / 2 ? 32 : 64;
-    const char *chosen = getenv("MF_FEW_ROWS");
-    rows = chosen ? atoi(chosen) : rows;
+    const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
+    const int32_t rows = g->e.num_pairs <= SHORT_PAIRS ? 32 : 64;
     g->few_rows = rows;
     g->up_tiles = (int32_t)((width + rows - 1) / rows);
     g->down_tiles = (int32_t)((hidden + 2 * rows - 1) / (2 * rows));
     const int64_t row_bytes = width * (g->fp8 ? 1 : 2), unit_bytes = row_bytes * 2 * rows;
-    const char *bytes = getenv("MF_FEW_UNIT");
-    const int64_t want = bytes ? atoi(bytes) : 65536;
-    int64_t steps = unit_bytes >= want ? 1 : want / (unit_bytes < 1 ? 1 : unit_bytes);
+    int64_t steps = unit_bytes >= FEW_UNIT_BYTES ? 1 : FEW_UNIT_BYTES / (unit_bytes < 1 ? 1 : unit_bytes);
     steps = steps > g->down_tiles ? g->down_tiles : steps;
     g->down_steps = (int32_t)steps;
     g->down_units = (int32_t)((g->down_tiles + steps - 1) / steps);
@@ -113,10 +110,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t lines = width * (fp8 ? 1 : 2) / 128;
     g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
-    g->width = (int32_t)width;
-    for (int64_t s = 0; s < experts->num_slots; s++) {
-        g->width = experts->slots[s].up.n == width ? g->width : 0;
-    }
+    g->width = paths->width;
     g->blocks = gpu->num_multiprocessors;
     g->clears_counts = pairs > MF_CUDA_PREPARE_PAIRS;
     g->e.h_stride = stride;

@@ -6,7 +6,7 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 4, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -226,7 +226,8 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 
 /* ---- align ---- */
 
-/* Few pairs: a piece of the output a block, 8 KiB or, for huge capacities, more; and one table of counts. */
+/* Few pairs: a piece of the output a block, 8 KiB or, for huge capacities, more; beside it a count and a mask of lanes for
+ * every warp and slot. */
 static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
 {
     if (a->num_pairs > MF_CUDA_ALIGN_PAIRS || a->num_slots > ALIGN_ONCE_SLOTS) {
@@ -235,7 +236,7 @@ static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
     const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
     const int64_t each = (a->capacity + most_blocks - 1) / most_blocks, slice = each > 2048 ? (each + 3) / 4 * 4 : 2048;
     const int64_t warps = a->num_pairs > 1024 ? 32 : 16;
-    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2) + (16 + 1) * 1024 <= gpu->shared_bytes) {
+    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2 + warps) + 1024 <= gpu->shared_bytes) {
         a->slice = (int32_t)slice;
         a->warps = (int32_t)warps;
     }
@@ -283,9 +284,7 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
             out->block_shift = s;
         }
     }
-    while (out->num_slots - 1 >> out->slot_bits > 0) {
-        out->slot_bits++;
-    }
+    out->num_blocks = out->capacity / out->block_size;
     plan_align_slice(gpu, out);
     return MF_OK;
 }

@@ -37,6 +37,7 @@ enum { MF_CUDA_FEW_PAIRS = 128 }; /* up to here a slot's weights are streamed on
 typedef struct mf_cuda_paths {
     uint32_t w13, w2;
     const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
+    int32_t width;    /* with maps: of every slot; 0: they differ */
 } mf_cuda_paths;
 
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */

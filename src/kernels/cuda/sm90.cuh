@@ -129,13 +129,13 @@ MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
 /* Barrier `name` (not 0) of n threads of the block, whole warps; and one that says whether any of them came with true. */
 MF_PTX void sync_threads(int name, int n)
 {
-    asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(n) : "memory");
+    asm volatile("barrier.sync %0, %1;" ::"r"(name), "r"(n) : "memory");
 }
 
 MF_PTX bool sync_threads_or(int name, int n, bool v)
 {
     uint32_t any;
-    asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %3, 0; bar.red.or.pred q, %1, %2, p; selp.u32 %0, 1, 0, q; }"
+    asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %3, 0; barrier.red.or.pred q, %1, %2, p; selp.u32 %0, 1, 0, q; }"
                  : "=r"(any)
                  : "r"(name), "r"(n), "r"((uint32_t)v)
                  : "memory");

@@ -244,22 +244,6 @@ template <int N> struct products;
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 
-#define MF_SUMS_176 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87"
-
-#define MF_SUMS_192 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-
 #define MF_OPERANDS_8 \
       MF_SUM4(0)
 
@@ -300,16 +284,6 @@ template <int N> struct products;
       MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
       MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
       MF_SUM4(64), MF_SUM4(68), MF_SUM4(72), MF_SUM4(76)
-
-#define MF_OPERANDS_176 \
-      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
-      MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
-      MF_SUM4(64), MF_SUM4(68), MF_SUM4(72), MF_SUM4(76), MF_SUM4(80), MF_SUM4(84)
-
-#define MF_OPERANDS_192 \
-      MF_SUM4(0), MF_SUM4(4), MF_SUM4(8), MF_SUM4(12), MF_SUM4(16), MF_SUM4(20), MF_SUM4(24), MF_SUM4(28), \
-      MF_SUM4(32), MF_SUM4(36), MF_SUM4(40), MF_SUM4(44), MF_SUM4(48), MF_SUM4(52), MF_SUM4(56), MF_SUM4(60), \
-      MF_SUM4(64), MF_SUM4(68), MF_SUM4(72), MF_SUM4(76), MF_SUM4(80), MF_SUM4(84), MF_SUM4(88), MF_SUM4(92)
 
 template <> struct products<8> {
     static __device__ __forceinline__ void bf16(float (&sums)[4], uint64_t rows, uint64_t tokens, int add)
@@ -537,48 +511,6 @@ template <> struct products<160> {
         asm volatile("{ .reg .pred p; setp.ne.b32 p, %82, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n160k32.f32.e4m3.e4m3 {" MF_SUMS_160 "}, %80, %81, p, 1, 1; }"
                      : MF_OPERANDS_160
-                     : "l"(rows), "l"(tokens), "r"(add));
-#endif
-    }
-};
-
-template <> struct products<176> {
-    static __device__ __forceinline__ void bf16(float (&sums)[88], uint64_t rows, uint64_t tokens, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %90, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {" MF_SUMS_176 "}, %88, %89, p, 1, 1, 0, 0; }"
-                     : MF_OPERANDS_176
-                     : "l"(rows), "l"(tokens), "r"(add));
-#endif
-    }
-    static __device__ __forceinline__ void e4m3(float (&sums)[88], uint64_t rows, uint64_t tokens, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %90, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n176k32.f32.e4m3.e4m3 {" MF_SUMS_176 "}, %88, %89, p, 1, 1; }"
-                     : MF_OPERANDS_176
-                     : "l"(rows), "l"(tokens), "r"(add));
-#endif
-    }
-};
-
-template <> struct products<192> {
-    static __device__ __forceinline__ void bf16(float (&sums)[96], uint64_t rows, uint64_t tokens, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" MF_SUMS_192 "}, %96, %97, p, 1, 1, 0, 0; }"
-                     : MF_OPERANDS_192
-                     : "l"(rows), "l"(tokens), "r"(add));
-#endif
-    }
-    static __device__ __forceinline__ void e4m3(float (&sums)[96], uint64_t rows, uint64_t tokens, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {" MF_SUMS_192 "}, %96, %97, p, 1, 1; }"
-                     : MF_OPERANDS_192
                      : "l"(rows), "l"(tokens), "r"(add));
 #endif
     }
