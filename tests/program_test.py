@@ -78,6 +78,11 @@ def run_verb():
           re.search(r"prompt \d+ tok [\d.]+ tok/s \| decode \d+ tok [\d.]+ tok/s \| TTFT [\d.]+ s \| total [\d.]+ s \| "
                     r"shared experts in slots 5/5 layers\n$", r.err), r.all)
     plain = r.out
+    r = moefuse("run", MODEL, "-p", PROMPT, "--device", "cuda", env={"MOEFUSE_CUDA_LIBRARY": "/nonexistent/libmoefuse_cuda.so"})
+    claim("without the CUDA backend --device cuda says what is missing",
+          r.code == 5 and "device cuda: libmoefuse_cuda.so cannot be opened" in r.err and "MOEFUSE_CUDA_LIBRARY" in r.err, r.all)
+    r = moefuse("run", MODEL, "-p", PROMPT, "--gpu-memory-utilization", "1.5")
+    claim("a share of a GPU's memory past the whole is refused", r.code == 2 and "0.05..1" in r.err, r.all)
     r = moefuse("run", MODEL, "-p", PROMPT, "--json")
     lines = [json.loads(line) for line in r.out.splitlines()]
     text = "".join(line["text"] for line in lines if line["type"] == "token")

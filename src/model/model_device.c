@@ -1,8 +1,8 @@
 /* model_device.c - see model_device.h.
  *
- * A step's arrays are packed behind one another in page-locked memory, so that one copy brings them over; where each lies
- * depends on the step's sizes alone.  A graph holds pointers and sizes: steps of equal sizes, contexts rounded up, share one.
- * The first step of its kind runs call by call, the second is noted, later ones are replayed. */
+ * A step's arrays are packed behind one another in page-locked memory, so that one copy brings them over; where each
+ * lies depends on the step's sizes alone.  A graph holds pointers and sizes: steps of equal sizes, contexts rounded up,
+ * share one. The first step of its kind runs call by call, the second is noted, later ones are replayed. */
 #include "model/model_device.h"
 
 #include <string.h>
@@ -22,9 +22,10 @@ typedef struct step_graph {
 struct mf_model_device {
     uint8_t *host, *inputs; /* page-locked, and on the device */
     size_t bytes;
-    int32_t *counts, *host_counts; /* [num_counts]: layers * experts, then bad rows; behind them keys of the largest logits */
+    int32_t *counts,
+        *host_counts; /* [num_counts]: layers * experts, then bad rows; behind them keys of the largest logits */
     size_t num_counts, key_offset; /* bytes to the keys, u64 [max_batch_tokens] */
-    float *logits;          /* [logit_rows, vocab] */
+    float *logits;                 /* [logit_rows, vocab] */
     int32_t logit_rows;
     step_graph graphs[NUM_GRAPHS];
     int64_t num_steps, num_launches; /* of the last graph */
@@ -116,9 +117,9 @@ mf_status mf_model_device_print(const mf_model *model, mf_buffer *out)
         return MF_OK;
     }
     const double gib = 0x1p-30, may = model->memory_utilization * (double)total;
-    return mf_buffer_printf(out, "gpu     %.1f GiB, may use %.2f of it: %.1f GiB | in use %.1f GiB | left %.1f GiB\n", (double)total * gib,
-                            model->memory_utilization, may * gib, (double)(total - available) * gib,
-                            (may - (double)(total - available)) * gib);
+    return mf_buffer_printf(out, "gpu     %.1f GiB, may use %.2f of it: %.1f GiB | in use %.1f GiB | left %.1f GiB\n",
+                            (double)total * gib, model->memory_utilization, may * gib,
+                            (double)(total - available) * gib, (may - (double)(total - available)) * gib);
 }
 
 /* ---- a step's inputs ---- */
@@ -194,7 +195,8 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
     for (int i = 0; i < NUM_GRAPHS; i++) {
         step_graph *g = &own->graphs[i];
         if (g->is_taken && g->num_tokens == step->num_tokens && g->num_sequences == batch->num_sequences &&
-            g->max_blocks == step->max_blocks && g->num_best_ids == best_ids(batch) && g->num_runs == step->states.num_runs && g->store == store) {
+            g->max_blocks == step->max_blocks && g->num_best_ids == best_ids(batch) &&
+            g->num_runs == step->states.num_runs && g->store == store) {
             return g;
         }
         oldest = !g->is_taken || (oldest->is_taken && g->last_used < oldest->last_used) ? g : oldest;
@@ -202,8 +204,12 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
     if (oldest->graph) {
         memory_of(model)->graph_close(model->device, oldest->graph);
     }
-    *oldest = (step_graph){ .num_tokens = step->num_tokens, .num_sequences = batch->num_sequences, .max_blocks = step->max_blocks,
-                            .num_runs = step->states.num_runs, .num_best_ids = best_ids(batch), .store = store };
+    *oldest = (step_graph){ .num_tokens = step->num_tokens,
+                            .num_sequences = batch->num_sequences,
+                            .max_blocks = step->max_blocks,
+                            .num_runs = step->states.num_runs,
+                            .num_best_ids = best_ids(batch),
+                            .store = store };
     return oldest;
 }
 
@@ -221,7 +227,8 @@ void *mf_model_alloc_logits(const mf_model *model, size_t bytes)
 {
     void *block;
     mf_error ignored;
-    return model->on_device && memory_of(model)->alloc_host(model->device, bytes, &block, &ignored) == MF_OK ? block : NULL;
+    return model->on_device && memory_of(model)->alloc_host(model->device, bytes, &block, &ignored) == MF_OK ? block
+                                                                                                             : NULL;
 }
 
 void mf_model_free_logits(const mf_model *model, void *logits)
@@ -244,7 +251,8 @@ void mf_model_device_forget(mf_model *model)
 static size_t bytes_of_counts(const mf_model *model, const mf_batch *batch)
 {
     const mf_model_device *own = model->on_device;
-    return batch->best ? own->key_offset + (size_t)batch->num_logit_rows * sizeof(uint64_t) : own->num_counts * sizeof(int32_t);
+    return batch->best ? own->key_offset + (size_t)batch->num_logit_rows * sizeof(uint64_t)
+                       : own->num_counts * sizeof(int32_t);
 }
 
 /* Logits of rows [first, first + count), and their largest. */
@@ -256,7 +264,8 @@ static void run_head(mf_model *model, const mf_batch *batch, mf_head_fn head, in
     }
     if (count > 0 && batch->best) {
         uint64_t *keys = (uint64_t *)(void *)((char *)own->counts + own->key_offset);
-        model->device->ops->best(model->device, own->logits, count, model->config->vocab_size, batch->num_best_ids, keys + first);
+        model->device->ops->best(model->device, own->logits, count, model->config->vocab_size, batch->num_best_ids,
+                                 keys + first);
     }
 }
 
@@ -267,8 +276,8 @@ static int32_t id_of_key(uint64_t key)
     return key == UINT64_MAX || (uint32_t)(key >> 32) <= minus_infinity ? -1 : (int32_t)(UINT32_MAX - (uint32_t)key);
 }
 
-static mf_status launch(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
-                        mf_head_fn head, int32_t count, mf_error *err)
+static mf_status launch(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step,
+                        mf_walk_fn walk, mf_head_fn head, int32_t count, mf_error *err)
 {
     mf_model_device *own = model->on_device;
     MF_TRY(memory_of(model)->zero(model->device, own->counts, bytes_of_counts(model, batch), err));
@@ -293,11 +302,12 @@ static mf_status note(mf_model *model, mf_kv_store *store, const mf_batch *batch
 /* Steps that only decode a few rows. */
 static bool may_be_noted(const mf_model *model, const mf_batch *batch)
 {
-    return memory_of(model)->graph_begin && batch->num_tokens <= GRAPH_TOKENS && batch->num_logit_rows == batch->num_tokens;
+    return memory_of(model)->graph_begin && batch->num_tokens <= GRAPH_TOKENS &&
+           batch->num_logit_rows == batch->num_tokens;
 }
 
-static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
-                              mf_head_fn head, mf_error *err)
+static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step,
+                              mf_walk_fn walk, mf_head_fn head, mf_error *err)
 {
     mf_model_device *own = model->on_device;
     const int32_t first = batch->num_logit_rows < own->logit_rows ? batch->num_logit_rows : own->logit_rows;
@@ -338,8 +348,8 @@ static mf_status finish_logits(mf_model *model, const mf_batch *batch, mf_head_f
     return MF_OK;
 }
 
-mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
-                              mf_head_fn head, float *logits, mf_error *err)
+mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step,
+                              mf_walk_fn walk, mf_head_fn head, float *logits, mf_error *err)
 {
     mf_model_device *own = model->on_device;
     const size_t counted = own->num_counts - 1;
@@ -361,7 +371,8 @@ mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batc
     MF_TRY(memory_of(model)->copy_async(model->device, own->inputs, own->host, p.used, err));
     MF_TRY(run_launches(model, store, batch, &there, walk, head, err));
     MF_TRY(finish_logits(model, batch, head, logits, err));
-    MF_TRY(memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch), err));
+    MF_TRY(
+        memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch), err));
     MF_TRY(mf_device_synchronize(model->device, err));
     for (size_t i = 0; step->load && i < counted; i++) {
         step->load[i] += own->host_counts[i];

@@ -1,5 +1,5 @@
-/* weights_place.c - weights move to a device with memory of its own: every matrix and vector of the tensor map into one block
- * there, rows without gaps, on whole cache lines.  What lay in the host's memory is let go of. */
+/* weights_place.c - weights move to a device with memory of its own: every matrix and vector of the tensor map into one
+ * block there, rows without gaps, on whole cache lines.  What lay in the host's memory is let go of. */
 #include "base/sys.h"
 #include "kernels/format.h"
 #include "model/weights_impl.h"
@@ -24,7 +24,8 @@ static uint8_t *take(placer *p, size_t bytes)
 }
 
 /* num_rows rows of row_bytes, `stride` bytes apart; gives where they are now. */
-static mf_status move_rows(placer *p, const void *from, size_t stride, size_t row_bytes, size_t num_rows, const void **to)
+static mf_status move_rows(placer *p, const void *from, size_t stride, size_t row_bytes, size_t num_rows,
+                           const void **to)
 {
     uint8_t *place = take(p, row_bytes * num_rows);
     if (!place) {
@@ -48,7 +49,9 @@ static mf_status move_matrix(placer *p, mf_matrix *m)
         const size_t size = mf_dtype_size(m->scale_dtype);
         const bool is_single = m->scale_row_stride == 0;
         const int64_t columns = group ? mf_div_up(m->k, group) : 1;
-        const int64_t rows = is_single ? 1 : m->format == MF_FORMAT_FP8_BLOCK ? mf_div_up(m->n, MF_FP8_BLOCK_SIZE) : m->n;
+        const int64_t rows = is_single                          ? 1
+                             : m->format == MF_FORMAT_FP8_BLOCK ? mf_div_up(m->n, MF_FP8_BLOCK_SIZE)
+                                                                : m->n;
         const size_t stride = (size_t)m->scale_row_stride;
         MF_TRY(move_rows(p, m->scale, stride * size, (size_t)columns * size, (size_t)rows, &to.scale));
         if (m->zero) {
@@ -107,7 +110,9 @@ static void let_go(mf_weights *w)
 
 mf_status mf_weights_place(mf_weights *w, const mf_weights_options *options, mf_error *err)
 {
-    placer p = { .weights = w, .device = options->device, .progress = &options->progress, .start_ns = mf_now_ns(), .err = err };
+    placer p = {
+        .weights = w, .device = options->device, .progress = &options->progress, .start_ns = mf_now_ns(), .err = err
+    };
     const bool is_tied = w->lm_head.data == w->embed_tokens.data;
     MF_TRY(mf_tensor_map_walk(w->config, w, place, &p));
     p.total = p.bytes;

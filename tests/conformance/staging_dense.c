@@ -1,5 +1,6 @@
-/* staging_dense.c - the dense operations of ops.h, which tests call through the device's table: for a device with memory of its
- * own the table's entries are replaced by these, which stage what the arguments name, as staging.c does for the others. */
+/* staging_dense.c - the dense operations of ops.h, which tests call through the device's table: for a device with
+ * memory of its own the table's entries are replaced by these, which stage what the arguments name, as staging.c does
+ * for the others. */
 #include <stdlib.h>
 
 #include "kernels/format.h"
@@ -73,7 +74,8 @@ static void move_view(const stage *s, mf_kv_view *kv)
     kv->position = stage_moved(s, kv->position);
 }
 
-static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride)
+static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                  int64_t out_stride)
 {
     stage s = begin(device);
     add_matrix(&s, table);
@@ -85,20 +87,21 @@ static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids,
     end(&s);
 }
 
-static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n, const float *weight,
-                     float eps, float *out, int64_t out_stride)
+static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
+                     const float *weight, float eps, float *out, int64_t out_stride)
 {
     stage s = begin(device);
     add_rows(&s, x, num_tokens, x_stride, n, false);
     add_rows(&s, weight, 1, n, n, false);
     add_rows(&s, out, num_tokens, out_stride, n, true);
     stage_to_device(&s);
-    real->rms_norm(device, stage_moved(&s, x), x_stride, num_tokens, n, stage_moved(&s, weight), eps, stage_moved(&s, out), out_stride);
+    real->rms_norm(device, stage_moved(&s, x), x_stride, num_tokens, n, stage_moved(&s, weight), eps,
+                   stage_moved(&s, out), out_stride);
     end(&s);
 }
 
-static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride)
+static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride)
 {
     stage s = begin(device);
     add_matrix(&s, w);
@@ -107,13 +110,13 @@ static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
     add_rows(&s, out, num_tokens, out_stride, w->n, true);
     stage_to_device(&s);
     const mf_matrix m = move_matrix(&s, w);
-    real->linear(device, &m, stage_moved(&s, bias), act_dtype, stage_moved(&s, x), x_stride, num_tokens, stage_moved(&s, out),
-                 out_stride);
+    real->linear(device, &m, stage_moved(&s, bias), act_dtype, stage_moved(&s, x), x_stride, num_tokens,
+                 stage_moved(&s, out), out_stride);
     end(&s);
 }
 
-static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
-                 const float *cos_sin, const int32_t *position, int64_t num_tokens)
+static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
+                 int64_t dim, bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
 {
     int64_t most = -1;
     for (int64_t t = 0; t < num_tokens; t++) {
@@ -129,7 +132,8 @@ static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_ve
     end(&s);
 }
 
-static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
+                     int64_t num_tokens)
 {
     stage s = begin(device);
     mf_kv_view view = *kv;
@@ -186,7 +190,8 @@ static void delta_net(mf_device *device, const mf_delta_net_args *args)
 {
     stage s = begin(device);
     mf_delta_net_args a = *args;
-    const int64_t channels = mf_delta_net_channels(args), width = channels + a.num_v_heads * a.v_dim, runs = a.state.num_runs;
+    const int64_t channels = mf_delta_net_channels(args), width = channels + a.num_v_heads * a.v_dim,
+                  runs = a.state.num_runs;
     const size_t scratch = real->delta_net_scratch_floats(device, args) * 4;
     int64_t slots = 0;
     for (int64_t i = 0; i < runs; i++) {
@@ -223,8 +228,8 @@ static void delta_net(mf_device *device, const mf_delta_net_args *args)
     end(&s);
 }
 
-static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
-                         int64_t n)
+static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                         int64_t num_rows, int64_t n)
 {
     stage s = begin(device);
     add_rows(&s, x, num_rows, x_stride, n, true);
@@ -253,7 +258,8 @@ static void clip(mf_device *device, float *x, int64_t n, float limit)
     end(&s);
 }
 
-static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens)
+static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens)
 {
     int64_t most = -1;
     for (int64_t t = 0; t < num_tokens; t++) {

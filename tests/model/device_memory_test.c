@@ -1,5 +1,5 @@
-/* device_memory_test.c - models on a device with memory of its own, without a GPU: "ref" with memory operations, whose every
- * pointer must be one that they gave out.  And the plan of such memory. */
+/* device_memory_test.c - models on a device with memory of its own, without a GPU: "ref" with memory operations, whose
+ * every pointer must be one that they gave out.  And the plan of such memory. */
 #include <stdlib.h>
 
 #include "base/sys.h"
@@ -22,7 +22,8 @@ static mf_device_ops own;
 static bool is_own(const void *p, size_t bytes)
 {
     for (int i = 0; i < MAX_BLOCKS; i++) {
-        if (blocks[i].begin && (const char *)p >= blocks[i].begin && (const char *)p + bytes <= blocks[i].begin + blocks[i].bytes) {
+        if (blocks[i].begin && (const char *)p >= blocks[i].begin &&
+            (const char *)p + bytes <= blocks[i].begin + blocks[i].bytes) {
             return true;
         }
     }
@@ -118,8 +119,8 @@ static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *er
     return MF_OK;
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
-                           mf_error *err)
+static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
+                           size_t num_rows, mf_error *err)
 {
     for (size_t i = 0; i < num_rows; i++) {
         MF_TRY(copy_async(device, (char *)to + i * row_bytes, (const char *)from + i * from_stride, row_bytes, err));
@@ -149,7 +150,8 @@ static void check_matrix(const mf_matrix *m, const char *what)
     }
 }
 
-static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride)
+static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                  int64_t out_stride)
 {
     check_matrix(table, "embedding");
     check_own(ids, num_tokens * 4, "ids");
@@ -157,8 +159,8 @@ static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids,
     ref->embed(device, table, ids, num_tokens, out, out_stride);
 }
 
-static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n, const float *weight,
-                     float eps, float *out, int64_t out_stride)
+static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
+                     const float *weight, float eps, float *out, int64_t out_stride)
 {
     check_own(x, n * 4, "norm's rows");
     check_own(weight, n * 4, "norm's weights");
@@ -166,8 +168,8 @@ static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_
     ref->rms_norm(device, x, x_stride, num_tokens, n, weight, eps, out, out_stride);
 }
 
-static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride)
+static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride)
 {
     check_matrix(w, "linear");
     if (bias) {
@@ -178,15 +180,16 @@ static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
     ref->linear(device, w, bias, act_dtype, x, x_stride, num_tokens, out, out_stride);
 }
 
-static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
-                 const float *cos_sin, const int32_t *position, int64_t num_tokens)
+static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
+                 int64_t dim, bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
 {
     check_own(cos_sin, dim * 4, "rope's table");
     check_own(position, num_tokens * 4, "positions");
     ref->rope(device, x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens);
 }
 
-static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
+                     int64_t num_tokens)
 {
     check_own(kv->cache, 4, "cache");
     check_own(kv->block_table, kv->max_blocks * 4, "block table");
@@ -244,9 +247,10 @@ static mf_model *open_model(const golden *g, bool has_memory)
 /* Formats, fused and stacked projections, tied and untied heads, states, biases, sinks. */
 TEST(a_model_in_memory_of_the_devices_own_gives_the_same_bits)
 {
-    static const char *const names[] = { "v3",          "v2_lite",       "v3_fp8",     "kimi_k2_int4", "qwen3",   "qwen3_int8", "qwen3_gptq",
-                                         "qwen3_awq",   "gpt_oss_mxfp4", "gpt_oss",    "llama4",       "hunyuan", "qwen2",      "qwen3_next",
-                                         "mixtral_fp8", "v3_mxfp4",      "bailing_fp8" };
+    static const char *const names[] = { "v3",         "v2_lite",    "v3_fp8",    "kimi_k2_int4",  "qwen3",
+                                         "qwen3_int8", "qwen3_gptq", "qwen3_awq", "gpt_oss_mxfp4", "gpt_oss",
+                                         "llama4",     "hunyuan",    "qwen2",     "qwen3_next",    "mixtral_fp8",
+                                         "v3_mxfp4",   "bailing_fp8" };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         golden g;
         golden_open(names[i], &g);
@@ -300,8 +304,10 @@ TEST(what_does_not_fit_is_refused_with_the_figures_before_anything_is_loaded)
     CHECK_OK(mf_model_check_memory(&plan, "cuda", &err), err); /* 88 of 90 less 2 */
     plan.activations += 1;
     CHECK_EQ(mf_model_check_memory(&plan, "cuda", &err), MF_ERR_NOMEM);
-    CHECK_HAS(err.message, "device cuda: weights of 80.0 GiB and activations of 8.0 GiB do not fit: 100.0 GiB in all, of which 0.90 may "
-                           "be used and 2.0 GiB are in use already");
+    CHECK_HAS(
+        err.message,
+        "device cuda: weights of 80.0 GiB and activations of 8.0 GiB do not fit: 100.0 GiB in all, of which 0.90 may "
+        "be used and 2.0 GiB are in use already");
     CHECK_HAS(err.message, "--gpu-memory-utilization");
 
     golden g;

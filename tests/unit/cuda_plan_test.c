@@ -459,7 +459,7 @@ TEST(a_missing_shared_object_is_an_error_that_says_so)
 {
     mf_device *device = NULL;
     setenv("MOEFUSE_CUDA_LIBRARY", "/nonexistent/libmoefuse_cuda.so", 1);
-    CHECK_EQ(mf_device_open("cuda", NULL, &device, &err), MF_ERR_UNSUPPORTED);
+    CHECK_EQ(mf_device_open("cuda", NULL, &device, &err), MF_ERR_DEVICE);
     CHECK_HAS(err.message, "device cuda: libmoefuse_cuda.so cannot be opened");
     CHECK_HAS(err.message, "/nonexistent/");
     CHECK(device == NULL);

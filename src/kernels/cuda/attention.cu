@@ -1,8 +1,8 @@
-/* attention.cu - attention in f32 arithmetic over a cache of f32 or bf16, any sizes; the merge of spans; what MLA needs of
- * kv_b before and after.
+/* attention.cu - attention in f32 arithmetic over a cache of f32 or bf16, any sizes; the merge of spans; what MLA needs
+ * of kv_b before and after.
  *
- * A block takes one row of the batch, one kv head and up to HEADS of its queries' heads.  A warp sums a score: lane l takes
- * elements l, l + 32, .., one tree; values are summed by ascending position. */
+ * A block takes one row of the batch, one kv head and up to HEADS of its queries' heads.  A warp sums a score: lane l
+ * takes elements l, l + 32, .., one tree; values are summed by ascending position. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
@@ -42,7 +42,8 @@ struct layout {
     int64_t *offsets;
 };
 
-template <bool BF16> __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_attention p)
+template <bool BF16>
+__global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     begin_early();
     extern __shared__ __align__(16) uint8_t shared[];
@@ -66,16 +67,17 @@ template <bool BF16> __global__ void __launch_bounds__(THREADS) plain_kernel(con
     const int plain_dim = p.head_dim - p.tail_dim;
     for (int i = threadIdx.x; i < HEADS * p.head_dim; i += THREADS) {
         const int h = i / p.head_dim, k = i % p.head_dim;
-        s.q[i] = h >= heads       ? 0.0f
-                 : k < plain_dim  ? p.q[t * p.q_stride + (head0 + h) * p.q_head_stride + k]
-                                  : p.q_tail[t * p.tail_stride + (head0 + h) * p.tail_head_stride + k - plain_dim];
+        s.q[i] = h >= heads      ? 0.0f
+                 : k < plain_dim ? p.q[t * p.q_stride + (head0 + h) * p.q_head_stride + k]
+                                 : p.q_tail[t * p.tail_stride + (head0 + h) * p.tail_head_stride + k - plain_dim];
     }
     if (threadIdx.x < heads) {
         s.maximum[threadIdx.x] = start_maximum(p, head0 + threadIdx.x);
         s.sum[threadIdx.x] = start_sum(p);
     }
     const bool is_split = p.num_splits > 1;
-    for (int64_t span = is_split ? first / SPAN + blockIdx.z : first / SPAN; span <= position / SPAN; span += p.num_splits) {
+    for (int64_t span = is_split ? first / SPAN + blockIdx.z : first / SPAN; span <= position / SPAN;
+         span += p.num_splits) {
         const int64_t begin = span * SPAN < first ? first : span * SPAN;
         const int64_t end = (span + 1) * SPAN < position + 1 ? (span + 1) * SPAN : position + 1;
         const int n = (int)(end - begin);
@@ -196,14 +198,15 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
 
 constexpr int ABSORB_TOKENS = 4, ABSORB_COLUMNS = 64;
 
-/* A block takes a head, ABSORB_TOKENS rows and 64 latent columns, two a lane; a warp a quarter of the j, ascending, and the
- * quarters are added in order. */
+/* A block takes a head, ABSORB_TOKENS rows and 64 latent columns, two a lane; a warp a quarter of the j, ascending, and
+ * the quarters are added in order. */
 template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mf_cuda_absorb p)
 {
     begin_early();
     extern __shared__ __align__(16) float queries[]; /* [ABSORB_TOKENS][nope] */
     __shared__ float sums[WARPS][ABSORB_TOKENS][ABSORB_COLUMNS];
-    const int head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, i = blockIdx.z * ABSORB_COLUMNS + 2 * lane;
+    const int head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5,
+              i = blockIdx.z * ABSORB_COLUMNS + 2 * lane;
     const int64_t t0 = (int64_t)blockIdx.x * ABSORB_TOKENS;
     for (int k = threadIdx.x; k < ABSORB_TOKENS * p.nope; k += THREADS) {
         const int64_t t = t0 + k / p.nope;
@@ -279,9 +282,11 @@ int mf_cuda_launch_attention_plain(const mf_cuda_attention *call, int64_t shared
     mf_cuda_attention p = *call;
     p.heads_at_once = HEADS;
     const int group = p.num_heads / p.num_kv_heads;
-    const dim3 grid((unsigned)p.num_tokens, (unsigned)(p.num_kv_heads * ((group + HEADS - 1) / HEADS)), (unsigned)p.num_splits);
+    const dim3 grid((unsigned)p.num_tokens, (unsigned)(p.num_kv_heads * ((group + HEADS - 1) / HEADS)),
+                    (unsigned)p.num_splits);
     auto kernel = p.cache_is_bf16 ? plain_kernel<true> : plain_kernel<false>;
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (error != cudaSuccess) {
         return (int)error;
     }

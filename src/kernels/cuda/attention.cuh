@@ -1,8 +1,8 @@
 /* attention.cuh - what attention's kernels share: which positions a row sees, where they lie, how spans are merged.
  *
- * Positions are cut into spans of MF_CUDA_SPAN, counted from 0.  A span's softmax is a piece of its own: its maximum, the sum
- * of its weights, the weighed values.  Pieces are merged in ascending order, so a row's bits depend on its position, window
- * and chunk alone: not on who computed which span. */
+ * Positions are cut into spans of MF_CUDA_SPAN, counted from 0.  A span's softmax is a piece of its own: its maximum,
+ * the sum of its weights, the weighed values.  Pieces are merged in ascending order, so a row's bits depend on its
+ * position, window and chunk alone: not on who computed which span. */
 #ifndef MF_KERNELS_CUDA_ATTENTION_CUH
 #define MF_KERNELS_CUDA_ATTENTION_CUH
 

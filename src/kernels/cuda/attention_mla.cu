@@ -1,8 +1,8 @@
 /* attention_mla.cu - multi-head latent attention over a bf16 cache through the tensor cores, in attention_mma.cuh's
  * arithmetic: the latent part of a cached row is both key and value of all heads.
  *
- * A block takes TILES * 16 rows (heads of a token, or of several) and one piece at a time in shared memory.  Each of its eight
- * warps scores eight positions, all weigh the same scores, each sums 64 columns of the values. */
+ * A block takes TILES * 16 rows (heads of a token, or of several) and one piece at a time in shared memory.  Each of
+ * its eight warps scores eight positions, all weigh the same scores, each sums 64 columns of the values. */
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/early.cuh"
 
@@ -23,7 +23,8 @@ template <int TILES, bool DECODE> constexpr int shared_bytes()
     return STAGES_OF<DECODE> * PIECE * DIM * 2 + TILES * 16 * DIM * 2 + TILES * 16 * SCORE_PITCH * 4;
 }
 
-MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first, int64_t last)
+MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
+                      int64_t last)
 {
     static_assert(PIECE * CHUNKS % THREADS == 0, "whole turns");
 #pragma unroll 6
@@ -36,7 +37,8 @@ MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *bl
     }
 }
 
-template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__ mf_cuda_attention p)
+template <int TILES, bool DECODE>
+__global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     constexpr int ROWS = TILES * 16, STAGES = STAGES_OF<DECODE>;
     extern __shared__ __align__(128) uint4 shared[];
@@ -55,15 +57,16 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
     if (!DECODE) {
         wait_for_previous();
     } else {
-        /* The first piece comes while the queries are rounded.  A token alone: what lies before its own piece was cached by
-         * earlier steps, and the kernels in front do not touch it. */
+        /* The first piece comes while the queries are rounded.  A token alone: what lies before its own piece was
+         * cached by earlier steps, and the kernels in front do not touch it. */
         const int64_t position = p.position[t0], first = first_seen(p, position), piece = first / PIECE + blockIdx.z;
         const bool is_early = p.num_tokens == 1 && piece < position / PIECE;
         if (!is_early) {
             wait_for_previous();
         }
         if (piece <= position / PIECE) {
-            copy_rows(shared, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first, position);
+            copy_rows(shared, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first,
+                      position);
             copy_commit();
         }
         if (is_early) {
@@ -74,9 +77,9 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
         const int row = i / CHUNKS, chunk = i % CHUNKS, token = row / group, head = head0 + row % group;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (token < tokens && head < p.num_heads) {
-            v = pack_chunk(chunk < RANK / 8
-                               ? p.q + (t0 + token) * p.q_stride + head * p.q_head_stride + chunk * 8
-                               : p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride + chunk * 8 - RANK);
+            v = pack_chunk(chunk < RANK / 8 ? p.q + (t0 + token) * p.q_stride + head * p.q_head_stride + chunk * 8
+                                            : p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride +
+                                                  chunk * 8 - RANK);
         }
         queries[place<CHUNKS>(row, chunk)] = v;
     }
@@ -92,7 +95,8 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
         }
     }
     for (int begin = 0, end; begin < tokens; begin = end) {
-        for (end = begin + 1; end < tokens && sequences[end] == sequences[begin] && positions[end] == positions[end - 1] + 1; end++) {
+        for (end = begin + 1;
+             end < tokens && sequences[end] == sequences[begin] && positions[end] == positions[end - 1] + 1; end++) {
         }
         const int32_t *blocks = p.block_table + (int64_t)sequences[begin] * p.max_blocks;
         const int64_t lowest = first_seen(p, positions[begin]), highest = positions[end - 1];
@@ -111,10 +115,12 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
             }
 #pragma unroll
             for (int n = 0; n < 8; n++) {
-                value[DECODE ? 0 : i][n][0] = value[DECODE ? 0 : i][n][1] = value[DECODE ? 0 : i][n][2] = value[DECODE ? 0 : i][n][3] = 0.0f;
+                value[DECODE ? 0 : i][n][0] = value[DECODE ? 0 : i][n][1] = value[DECODE ? 0 : i][n][2] =
+                    value[DECODE ? 0 : i][n][3] = 0.0f;
             }
         }
-        const int64_t step = DECODE ? p.num_splits : 1, from = lowest / PIECE + (DECODE ? blockIdx.z : 0), to = highest / PIECE;
+        const int64_t step = DECODE ? p.num_splits : 1, from = lowest / PIECE + (DECODE ? blockIdx.z : 0),
+                      to = highest / PIECE;
         if (!DECODE) {
             __syncthreads(); /* the run before has read its last piece */
             copy_rows(shared, p, blocks, from * PIECE, lowest, highest);
@@ -130,7 +136,8 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
                 copy_wait<0>();
             } else {
                 if (piece < to) {
-                    copy_rows(shared + (piece - from + 1) % 2 * PIECE * CHUNKS, p, blocks, (piece + 1) * PIECE, lowest, highest);
+                    copy_rows(shared + (piece - from + 1) % 2 * PIECE * CHUNKS, p, blocks, (piece + 1) * PIECE, lowest,
+                              highest);
                 }
                 copy_commit();
                 copy_wait<1>();
@@ -226,7 +233,8 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
                         } else if (!DECODE && part[i][e] != 0.0f && (only < 0 || token[i][e] == only)) {
 #pragma unroll
                             for (int n = 0; n < 8; n++) {
-                                float &low = value[DECODE ? 0 : i][n][2 * e], &high = value[DECODE ? 0 : i][n][2 * e + 1];
+                                float &low = value[DECODE ? 0 : i][n][2 * e],
+                                      &high = value[DECODE ? 0 : i][n][2 * e + 1];
                                 low = merged(low, of_old[i][e], out[n][2 * e], of_next[i][e]);
                                 high = merged(high, of_old[i][e], out[n][2 * e + 1], of_next[i][e]);
                             }
@@ -242,7 +250,8 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     if (is_mine[i][e]) {
-                        float *to_row = p.out + ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
+                        float *to_row =
+                            p.out + ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
 #pragma unroll
                         for (int n = 0; n < 8; n++) {
                             *(float2 *)(to_row + n * 8) = make_float2(__fdiv_rn(value[i][n][2 * e], sum[i][e]),
@@ -258,7 +267,8 @@ template <int TILES, bool DECODE> __global__ void __launch_bounds__(THREADS, 1) 
 template <int TILES, bool DECODE> int launch(const mf_cuda_attention &p, dim3 grid, cudaStream_t stream)
 {
     constexpr int BYTES = shared_bytes<TILES, DECODE>();
-    const cudaError_t error = cudaFuncSetAttribute(mla_kernel<TILES, DECODE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    const cudaError_t error =
+        cudaFuncSetAttribute(mla_kernel<TILES, DECODE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (error != cudaSuccess) {
         return (int)error;
     }
@@ -278,7 +288,8 @@ int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, v
     p.scale = (float)((double)p.scale * 1.4426950408889634); /* scores in units of log2 */
     const unsigned tokens = (unsigned)p.num_tokens, heads = (unsigned)p.num_heads;
     if (is_decode) {
-        const int code = launch<1, true>(p, dim3(tokens, (heads + 15) / 16, (unsigned)p.num_splits), (cudaStream_t)stream);
+        const int code =
+            launch<1, true>(p, dim3(tokens, (heads + 15) / 16, (unsigned)p.num_splits), (cudaStream_t)stream);
         return code != 0 ? code : mf_cuda_launch_attention_merge_pieces(&p, stream);
     }
     const unsigned group = heads < 32 ? heads : 32, each = 32 / group;

@@ -1,5 +1,5 @@
-/* attention_mma.cu - grouped queries over a bf16 cache through the tensor cores, in attention_mma.cuh's arithmetic: DECODE
- * leaves pieces in memory and another kernel merges them, PREFILL merges in registers. */
+/* attention_mma.cu - grouped queries over a bf16 cache through the tensor cores, in attention_mma.cuh's arithmetic:
+ * DECODE leaves pieces in memory and another kernel merges them, PREFILL merges in registers. */
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/early.cuh"
 
@@ -10,8 +10,8 @@ namespace
 
 /* Keys of one kv head [64, DIM] and values behind them, chunk by chunk, what lies outside [first, last] as zeros. */
 template <int DIM, int THREADS>
-MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, const int32_t *blocks, int kv_head, int64_t base,
-                       int64_t first, int64_t last, int thread)
+MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, const int32_t *blocks, int kv_head,
+                       int64_t base, int64_t first, int64_t last, int thread)
 {
     constexpr int CHUNKS = DIM / 8;
     static_assert(PIECE * CHUNKS % THREADS == 0, "whole turns");
@@ -28,8 +28,8 @@ MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, c
 
 /* The same of keys (part_at 0) or values alone. */
 template <int DIM, int THREADS>
-MF_DEV void copy_part(uint4 *rows, int part_at, const mf_cuda_attention &p, const int32_t *blocks, int kv_head, int64_t base,
-                      int64_t first, int64_t last, int thread)
+MF_DEV void copy_part(uint4 *rows, int part_at, const mf_cuda_attention &p, const int32_t *blocks, int kv_head,
+                      int64_t base, int64_t first, int64_t last, int thread)
 {
     constexpr int CHUNKS = DIM / 8;
 #pragma unroll
@@ -65,7 +65,8 @@ template <int DIM> MF_DEV void load_queries(query_rows<DIM> &r, const float *low
 }
 
 /* Positions [8 n, 8 n + 8). */
-template <int DIM> MF_DEV void score_tile(float (&acc)[4], const query_rows<DIM> &r, const uint4 *keys, int n, int g, int q)
+template <int DIM>
+MF_DEV void score_tile(float (&acc)[4], const query_rows<DIM> &r, const uint4 *keys, int n, int g, int q)
 {
     acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
 #pragma unroll
@@ -92,7 +93,8 @@ constexpr int SCORE_PITCH = PIECE + 8;
 
 /* A block takes one row of the batch and up to 16 heads of a kv head, a piece at a time, into memory: a warp scores 16
  * positions, all weigh the same scores, each sums a quarter of the values' columns. */
-template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_constant__ mf_cuda_attention p)
+template <int DIM>
+__global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8 / DECODE_WARPS, THREADS = 32 * DECODE_WARPS;
     extern __shared__ __align__(128) uint4 shared[];
@@ -114,7 +116,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
         copy_part<DIM, THREADS>(values, p.value_at, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
         copy_commit();
     };
-    /* A token alone: what lies before its own piece was cached by earlier steps, and the kernels in front do not touch it. */
+    /* A token alone: what lies before its own piece was cached by earlier steps, and the kernels in front do not touch
+     * it. */
     const int64_t start = first / PIECE + blockIdx.z;
     const bool is_early = p.num_tokens == 1 && start < position / PIECE;
     if (is_early) {
@@ -149,7 +152,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
         float most[2], sum[2], out[TILES][4];
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-            const float2 low = *(const float2 *)&all_scores[g][n * 8 + 2 * q], high = *(const float2 *)&all_scores[g + 8][n * 8 + 2 * q];
+            const float2 low = *(const float2 *)&all_scores[g][n * 8 + 2 * q],
+                         high = *(const float2 *)&all_scores[g + 8][n * 8 + 2 * q];
             s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
         }
         mask(s, p.scale, piece * PIECE, q, begins, ends);
@@ -165,7 +169,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
                 }
 #pragma unroll
                 for (int n = 0; n < TILES; n++) {
-                    *(float2 *)(to + 2 + (warp * TILES + n) * 8 + 2 * q) = make_float2(out[n][2 * e], out[n][2 * e + 1]);
+                    *(float2 *)(to + 2 + (warp * TILES + n) * 8 + 2 * q) =
+                        make_float2(out[n][2 * e], out[n][2 * e + 1]);
                 }
             }
         }
@@ -174,8 +179,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_k
 
 constexpr int MERGE_THREADS = 128;
 
-/* One row, one head and 128 columns: pieces in ascending order; those without weight change nothing, not even a sign.  The
- * factors of each are ready before columns are summed, so that loads do not wait for one another. */
+/* One row, one head and 128 columns: pieces in ascending order; those without weight change nothing, not even a sign.
+ * The factors of each are ready before columns are summed, so that loads do not wait for one another. */
 __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     constexpr int EARLY = 12; /* pieces whose values are loaded beside the factors */
@@ -232,9 +237,10 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
 constexpr int PREFILL_WARPS = 8;
 constexpr int PREFILL_ROWS = 16 * PREFILL_WARPS;
 
-/* A block takes some rows of the batch and all heads of a kv head: row r of its 128 is head r % group of token r / group.
- * Tokens that follow one another in a sequence share pieces; others take their turn. */
-template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __grid_constant__ mf_cuda_attention p)
+/* A block takes some rows of the batch and all heads of a kv head: row r of its 128 is head r % group of token r /
+ * group. Tokens that follow one another in a sequence share pieces; others take their turn. */
+template <int DIM>
+__global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     begin_early();
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8, THREADS = 32 * PREFILL_WARPS, STAGE = 2 * PIECE * CHUNKS;
@@ -262,7 +268,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
     load_queries(r, rows[0], rows[1], q);
 
     for (int begin = 0, end; begin < tokens; begin = end) {
-        for (end = begin + 1; end < tokens && sequences[end] == sequences[begin] && positions[end] == positions[end - 1] + 1; end++) {
+        for (end = begin + 1;
+             end < tokens && sequences[end] == sequences[begin] && positions[end] == positions[end - 1] + 1; end++) {
         }
         const int32_t *blocks = p.block_table + (int64_t)sequences[begin] * p.max_blocks;
         const int64_t lowest = first_seen(p, positions[begin]), highest = positions[end - 1];
@@ -283,14 +290,15 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
         }
         const int64_t from = lowest / PIECE, to = highest / PIECE;
         __syncthreads(); /* the run before has read its last piece */
-        copy_piece<DIM, THREADS>(shared, shared + PIECE * CHUNKS, p, blocks, kv_head, from * PIECE, lowest, highest, threadIdx.x);
+        copy_piece<DIM, THREADS>(shared, shared + PIECE * CHUNKS, p, blocks, kv_head, from * PIECE, lowest, highest,
+                                 threadIdx.x);
         copy_commit();
         for (int64_t piece = from; piece <= to; piece++) {
             uint4 *keys = shared + (piece - from) % 2 * STAGE, *values = keys + PIECE * CHUNKS;
             if (piece < to) {
                 uint4 *next = shared + (piece - from + 1) % 2 * STAGE;
-                copy_piece<DIM, THREADS>(next, next + PIECE * CHUNKS, p, blocks, kv_head, (piece + 1) * PIECE, lowest, highest,
-                                         threadIdx.x);
+                copy_piece<DIM, THREADS>(next, next + PIECE * CHUNKS, p, blocks, kv_head, (piece + 1) * PIECE, lowest,
+                                         highest, threadIdx.x);
             }
             copy_commit();
             copy_wait<1>();
@@ -329,8 +337,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
                     }
                 }
             };
-            /* A value that some rows of the run do not see is weighed with 0 there, which a NaN or infinity would survive:
-             * then each token has the values to itself. */
+            /* A value that some rows of the run do not see is weighed with 0 there, which a NaN or infinity would
+             * survive: then each token has the values to itself. */
             int only = -1;
             if (base < first_seen(p, highest) || base + PIECE - 1 > positions[begin]) {
                 bool bad = false;
@@ -349,8 +357,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
                         const int64_t at = base + row;
                         const bool is_there = at >= seen && at <= positions[only];
                         values[place<CHUNKS>(row, chunk)] =
-                            is_there ? *(const uint4 *)((const uint16_t *)p.cache + row_offset(p, blocks, at) + p.value_at +
-                                                        kv_head * DIM + chunk * 8)
+                            is_there ? *(const uint4 *)((const uint16_t *)p.cache + row_offset(p, blocks, at) +
+                                                        p.value_at + kv_head * DIM + chunk * 8)
                                      : make_uint4(0, 0, 0, 0);
                     }
                     __syncthreads();
@@ -365,7 +373,8 @@ template <int DIM> __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) pref
                 float *to_row = p.out + ((t0 + token[e]) * p.num_heads + head[e]) * DIM;
 #pragma unroll
                 for (int n = 0; n < TILES; n++) {
-                    *(float2 *)(to_row + n * 8 + 2 * q) = make_float2(__fdiv_rn(value[n][2 * e], sum[e]), __fdiv_rn(value[n][2 * e + 1], sum[e]));
+                    *(float2 *)(to_row + n * 8 + 2 * q) =
+                        make_float2(__fdiv_rn(value[n][2 * e], sum[e]), __fdiv_rn(value[n][2 * e + 1], sum[e]));
                 }
             }
         }
@@ -377,7 +386,8 @@ template <int DIM> int launch_decode(const mf_cuda_attention &p, cudaStream_t st
     constexpr int BYTES = 2 * PIECE * DIM * 2;
     const int group = p.num_heads / p.num_kv_heads;
     const dim3 grid((unsigned)p.num_tokens, (unsigned)(p.num_kv_heads * ((group + 15) / 16)), (unsigned)p.num_splits);
-    const cudaError_t error = cudaFuncSetAttribute(decode_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    const cudaError_t error =
+        cudaFuncSetAttribute(decode_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (error != cudaSuccess) {
         return (int)error;
     }
@@ -389,7 +399,8 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
     constexpr int BYTES = 2 * 2 * PIECE * DIM * 2;
     const int each = PREFILL_ROWS / (p.num_heads / p.num_kv_heads);
     const dim3 grid((unsigned)((p.num_tokens + each - 1) / each), (unsigned)p.num_kv_heads);
-    const cudaError_t error = cudaFuncSetAttribute(prefill_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    const cudaError_t error =
+        cudaFuncSetAttribute(prefill_kernel<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (error != cudaSuccess) {
         return (int)error;
     }
@@ -400,15 +411,18 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
 
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream)
 {
-    return launch_early(merge_kernel, dim3((unsigned)call->num_tokens, (unsigned)call->num_heads,
-                                           (unsigned)((call->v_dim + MERGE_THREADS - 1) / MERGE_THREADS)), MERGE_THREADS, (size_t)0, stream, *call);
+    return launch_early(merge_kernel,
+                        dim3((unsigned)call->num_tokens, (unsigned)call->num_heads,
+                             (unsigned)((call->v_dim + MERGE_THREADS - 1) / MERGE_THREADS)),
+                        MERGE_THREADS, (size_t)0, stream, *call);
 }
 
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream)
 {
     mf_cuda_attention p = *call;
     p.scale = (float)((double)p.scale * 1.4426950408889634); /* scores in units of log2 */
-    const int code = p.head_dim == 64 ? launch_decode<64>(p, (cudaStream_t)stream) : launch_decode<128>(p, (cudaStream_t)stream);
+    const int code =
+        p.head_dim == 64 ? launch_decode<64>(p, (cudaStream_t)stream) : launch_decode<128>(p, (cudaStream_t)stream);
     return code != 0 ? code : mf_cuda_launch_attention_merge_pieces(&p, stream);
 }
 
@@ -416,5 +430,6 @@ int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream
 {
     mf_cuda_attention p = *call;
     p.scale = (float)((double)p.scale * 1.4426950408889634);
-    return p.head_dim == 64 ? launch_prefill<64>(p, (cudaStream_t)stream) : launch_prefill<128>(p, (cudaStream_t)stream);
+    return p.head_dim == 64 ? launch_prefill<64>(p, (cudaStream_t)stream)
+                            : launch_prefill<128>(p, (cudaStream_t)stream);
 }

@@ -1,13 +1,13 @@
 /* attention_mma.cuh - attention through the tensor cores, what grouped queries and MLA share.
  *
- * Positions are cut into pieces of 64.  A piece's scores are bf16 products with f32 sums (queries rounded to bf16), its weights
- * exp2 of what they lie below the piece's maximum, rounded to bf16 for the values' product and summed unrounded.  Pieces are
- * merged in ascending order, in registers or by a kernel of its own, so a row's bits depend on its position, window and chunk
- * alone.
+ * Positions are cut into pieces of 64.  A piece's scores are bf16 products with f32 sums (queries rounded to bf16), its
+ * weights exp2 of what they lie below the piece's maximum, rounded to bf16 for the values' product and summed
+ * unrounded.  Pieces are merged in ascending order, in registers or by a kernel of its own, so a row's bits depend on
+ * its position, window and chunk alone.
  *
  * A score's operands are permuted alike inside a unit of 64 columns, as in product.cuh: 16-byte chunks go straight to
- * registers.  Rows of a piece lie in shared memory with their chunks swapped so that neither those reads nor ldmatrix's meet
- * a bank twice. */
+ * registers.  Rows of a piece lie in shared memory with their chunks swapped so that neither those reads nor ldmatrix's
+ * meet a bank twice. */
 #ifndef MF_KERNELS_CUDA_ATTENTION_MMA_CUH
 #define MF_KERNELS_CUDA_ATTENTION_MMA_CUH
 
@@ -47,8 +47,8 @@ struct scores {
     float v[8][4];
 };
 
-/* Weights of the scores in place, rounded pairs into `packed` as operands of four steps over positions; the piece's maxima
- * and sums of rows g and g + 8. */
+/* Weights of the scores in place, rounded pairs into `packed` as operands of four steps over positions; the piece's
+ * maxima and sums of rows g and g + 8. */
 MF_DEV void weigh(scores &s, uint32_t (&packed)[4][4], float (&most)[2], float (&sum)[2])
 {
 #pragma unroll
@@ -86,7 +86,8 @@ MF_DEV void weigh(scores &s, uint32_t (&packed)[4][4], float (&most)[2], float (
 
 /* out[TILES][4] of columns [8 * (chunk0 + n), ..) of the values: weights [16, 64] times rows [64] of CHUNKS chunks. */
 template <int CHUNKS, int TILES>
-MF_DEV void weigh_values(float (&out)[TILES][4], const uint32_t (&packed)[4][4], const uint4 *rows, int chunk0, int lane)
+MF_DEV void weigh_values(float (&out)[TILES][4], const uint32_t (&packed)[4][4], const uint4 *rows, int chunk0,
+                         int lane)
 {
     static_assert(TILES % 2 == 0, "ldmatrix brings two tiles of columns");
 #pragma unroll

@@ -1,8 +1,9 @@
-/* cuda_dense.c - the host's side of what a whole model needs of device cuda: dense operations, memory beside alloc and copy,
- * graphs.  cuda_device.c's table points here.
+/* cuda_dense.c - the host's side of what a whole model needs of device cuda: dense operations, memory beside alloc and
+ * copy, graphs.  cuda_device.c's table points here.
  *
- * The dense operations return nothing: what fails becomes the device's failure, and the next operation that can say so does.
- * The inputs of bf16 products are rounded once, into memory that the device keeps and that grows outside graphs only. */
+ * The dense operations return nothing: what fails becomes the device's failure, and the next operation that can say so
+ * does. The inputs of bf16 products are rounded once, into memory that the device keeps and that grows outside graphs
+ * only. */
 #include <cuda_runtime_api.h>
 #include <string.h>
 
@@ -63,8 +64,8 @@ static mf_cuda_matrix seen_matrix(const mf_matrix *m)
 /* Whether a product goes through the tensor cores: the matrix alone decides. */
 static bool takes_mma(const mf_matrix *m, mf_dtype act_dtype)
 {
-    return (act_dtype == MF_BF16 || act_dtype == MF_F32) && m->format == MF_FORMAT_BF16 && m->k % 64 == 0 && m->row_stride % 8 == 0 &&
-           on16(m->data);
+    return (act_dtype == MF_BF16 || act_dtype == MF_F32) && m->format == MF_FORMAT_BF16 && m->k % 64 == 0 &&
+           m->row_stride % 8 == 0 && on16(m->data);
 }
 
 /* ---- rounded inputs ---- */
@@ -111,8 +112,10 @@ static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
         state->failure = state->failure.status == MF_OK ? err : state->failure;
         return false;
     }
-    done(device, p->parts == 1 ? mf_cuda_launch_convert(p->x, p->x_stride, p->num_tokens, width, MF_BF16, state->rounded, state->stream)
-                               : mf_cuda_launch_split(p->x, p->x_stride, p->num_tokens, width, state->rounded, state->stream),
+    done(device,
+         p->parts == 1
+             ? mf_cuda_launch_convert(p->x, p->x_stride, p->num_tokens, width, MF_BF16, state->rounded, state->stream)
+             : mf_cuda_launch_split(p->x, p->x_stride, p->num_tokens, width, state->rounded, state->stream),
          "linear's input");
     p->x = state->rounded;
     p->x_stride = width;
@@ -129,8 +132,8 @@ static int32_t linear_runs(int64_t k)
 static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
-    const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW &&
-                        mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <= mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
+    const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW && mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <=
+                                                                   mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
     p->runs = linear_runs(k);
     if (rounded && p->parts == 1) {
         p->x = rounded;
@@ -140,7 +143,9 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
     } else if (!round_x(device, p, width)) {
         return;
     }
-    done(device, is_few ? mf_cuda_launch_linear_few(p, stream_of(device)) : mf_cuda_launch_linear_tile(p, stream_of(device)), "linear");
+    done(device,
+         is_few ? mf_cuda_launch_linear_few(p, stream_of(device)) : mf_cuda_launch_linear_tile(p, stream_of(device)),
+         "linear");
 }
 
 /* The products of `chosen` (a set of indices), all of one path and, if plain, of one format. */
@@ -188,11 +193,13 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
     }
 }
 
-/* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of norm_kernel<8>. */
+/* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of
+ * norm_kernel<8>. */
 static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
 {
     enum { LEAST = 257, MOST = 16384 };
-    if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16)) {
+    if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST ||
+        (norm->rounded && norm->rounded_dtype != MF_BF16)) {
         return false;
     }
     for (int i = 0; i < call->num; i++) {
@@ -223,8 +230,8 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
     return true;
 }
 
-static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x, int64_t x_stride,
-                   int64_t num_tokens, float *out, int64_t out_stride)
+static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_dtype act_dtype, const float *x,
+                   int64_t x_stride, int64_t num_tokens, float *out, int64_t out_stride)
 {
     const mf_linear_call call = { .num = 1,
                                   .w = { w },
@@ -240,7 +247,8 @@ static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
 
 /* ---- rows and elements ---- */
 
-static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride)
+static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                  int64_t out_stride)
 {
     if (num_tokens > 0 && begin(device)) {
         const mf_cuda_matrix m = seen_matrix(table);
@@ -248,12 +256,18 @@ static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids,
     }
 }
 
-static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n, const float *weight,
-                     float eps, float *out, int64_t out_stride)
+static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
+                     const float *weight, float eps, float *out, int64_t out_stride)
 {
     if (num_tokens > 0 && begin(device)) {
-        const mf_cuda_norm p = { .x = x, .x_stride = x_stride, .num_tokens = num_tokens, .n = n, .weight = weight,
-                                 .out = out, .out_stride = out_stride, .eps = eps };
+        const mf_cuda_norm p = { .x = x,
+                                 .x_stride = x_stride,
+                                 .num_tokens = num_tokens,
+                                 .n = n,
+                                 .weight = weight,
+                                 .out = out,
+                                 .out_stride = out_stride,
+                                 .eps = eps };
         done(device, mf_cuda_launch_norm(&p, stream_of(device)), "norm");
     }
 }
@@ -261,34 +275,53 @@ static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_
 static void add_norm(mf_device *device, const mf_add_norm_call *call)
 {
     if (call->num_tokens > 0 && begin(device)) {
-        const mf_cuda_norm p = { .acc = call->acc, .add = call->add, .x = call->acc, .x_stride = call->n,
-                                 .num_tokens = call->num_tokens, .n = call->n, .weight = call->weight,
-                                 .out = call->out, .out_stride = call->n, .eps = call->eps,
+        const mf_cuda_norm p = { .acc = call->acc,
+                                 .add = call->add,
+                                 .x = call->acc,
+                                 .x_stride = call->n,
+                                 .num_tokens = call->num_tokens,
+                                 .n = call->n,
+                                 .weight = call->weight,
+                                 .out = call->out,
+                                 .out_stride = call->n,
+                                 .eps = call->eps,
                                  .rounded = call->rounded_dtype == MF_BF16 ? call->rounded : NULL };
         done(device, mf_cuda_launch_norm(&p, stream_of(device)), "add and norm");
         if (call->rounded && call->rounded_dtype != MF_BF16) {
-            done(device, mf_cuda_launch_convert(call->out, call->n, call->num_tokens, call->n, (int)call->rounded_dtype,
-                                                call->rounded, stream_of(device)), "convert");
+            done(device,
+                 mf_cuda_launch_convert(call->out, call->n, call->num_tokens, call->n, (int)call->rounded_dtype,
+                                        call->rounded, stream_of(device)),
+                 "convert");
         }
     }
 }
 
-static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, bool pair,
-                 const float *cos_sin, const int32_t *position, int64_t num_tokens)
+static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
+                 int64_t dim, bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
 {
     if (num_tokens > 0 && begin(device)) {
-        done(device, mf_cuda_launch_rope(x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens,
-                                         stream_of(device)), "rope");
+        done(device,
+             mf_cuda_launch_rope(x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens,
+                                 stream_of(device)),
+             "rope");
     }
 }
 
-static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride, int64_t num_tokens)
+static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
+                     int64_t num_tokens)
 {
     if (num_tokens > 0 && begin(device)) {
-        const mf_cuda_kv_write p = { .cache = kv->cache, .block_table = kv->block_table, .sequence = kv->sequence,
-                                     .position = kv->position, .row_size = kv->row_size, .block_size = kv->block_size,
-                                     .max_blocks = kv->max_blocks, .rows_stride = rows_stride, .num_tokens = num_tokens,
-                                     .rows = rows, .is_bf16 = kv->dtype == MF_BF16 };
+        const mf_cuda_kv_write p = { .cache = kv->cache,
+                                     .block_table = kv->block_table,
+                                     .sequence = kv->sequence,
+                                     .position = kv->position,
+                                     .row_size = kv->row_size,
+                                     .block_size = kv->block_size,
+                                     .max_blocks = kv->max_blocks,
+                                     .rows_stride = rows_stride,
+                                     .num_tokens = num_tokens,
+                                     .rows = rows,
+                                     .is_bf16 = kv->dtype == MF_BF16 };
         done(device, mf_cuda_launch_kv_write(&p, stream_of(device)), "cache write");
     }
 }
@@ -350,11 +383,12 @@ static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
     }
 }
 
-static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
-                         int64_t n)
+static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                         int64_t num_rows, int64_t n)
 {
     if (num_rows * n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_sigmoid_gate(x, x_stride, gate, gate_stride, num_rows, n, stream_of(device)), "sigmoid gate");
+        done(device, mf_cuda_launch_sigmoid_gate(x, x_stride, gate, gate_stride, num_rows, n, stream_of(device)),
+             "sigmoid gate");
     }
 }
 
@@ -372,7 +406,8 @@ static void clip(mf_device *device, float *x, int64_t n, float limit)
     }
 }
 
-static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens)
+static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
+                       int64_t num_tokens)
 {
     if (num_tokens * n > 0 && begin(device)) {
         done(device, mf_cuda_launch_scale_rows(x, n, factors, position, num_tokens, stream_of(device)), "scale rows");
@@ -447,8 +482,8 @@ static void set_view(mf_cuda_attention *p, const mf_kv_view *kv)
 /* The tensor cores' path: sizes and the cache decide, never the batch. */
 static bool takes_mma_attention(const mf_device *device, const mf_cuda_attention *p)
 {
-    const bool is_aligned = p->cache_is_bf16 && on16(p->cache) && p->row_size % 8 == 0 && on16(p->q) && p->q_stride % 4 == 0 &&
-                            p->q_head_stride % 4 == 0;
+    const bool is_aligned = p->cache_is_bf16 && on16(p->cache) && p->row_size % 8 == 0 && on16(p->q) &&
+                            p->q_stride % 4 == 0 && p->q_head_stride % 4 == 0;
     if (p->q_tail) {
         return is_aligned && p->head_dim == 576 && p->v_dim == 512 && on16(p->q_tail) && p->tail_stride % 4 == 0 &&
                p->tail_head_stride % 4 == 0 && (p->num_heads <= 32 ? 32 % p->num_heads == 0 : p->num_heads % 32 == 0) &&
@@ -468,9 +503,11 @@ static void run_attention(mf_device *device, mf_cuda_attention *p, float *partia
     p->partial = partial;
     if (is_mma) {
         const bool is_decode = p->num_tokens <= DECODE_TOKENS && fits;
-        done(device, p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
-                     : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
-                                 : mf_cuda_launch_attention_prefill(p, stream_of(device)), "attention");
+        done(device,
+             p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
+             : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
+                         : mf_cuda_launch_attention_prefill(p, stream_of(device)),
+             "attention");
         return;
     }
     p->num_splits = fits ? p->num_splits : 1;
@@ -544,7 +581,8 @@ static void unabsorb(mf_device *device, const mf_mla_args *args, const float *la
                          .rows = args->v_head_dim,
                          .x_step = args->kv_lora_rank,
                          .out_step = args->v_head_dim };
-    if (args->kv.dtype == MF_BF16 && takes_mma(args->kv_b, MF_BF16)) { /* latent results may be rounded where the cache is */
+    if (args->kv.dtype == MF_BF16 &&
+        takes_mma(args->kv_b, MF_BF16)) { /* latent results may be rounded where the cache is */
         launch_mma(device, &p, NULL);
     } else {
         done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "latent results");
@@ -677,22 +715,26 @@ static mf_status copy_async(mf_device *device, void *to, const void *from, size_
 static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *err)
 {
     MF_TRY(mf_cuda_enter(device, err));
-    return bytes == 0 ? MF_OK
-                      : mf_cuda_check(device, cudaMemsetAsync(block, 0, bytes, stream_of(device)), "cudaMemsetAsync", err);
+    return bytes == 0
+               ? MF_OK
+               : mf_cuda_check(device, cudaMemsetAsync(block, 0, bytes, stream_of(device)), "cudaMemsetAsync", err);
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
-                           mf_error *err)
+static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
+                           size_t num_rows, mf_error *err)
 {
     MF_TRY(mf_cuda_enter(device, err));
     if (row_bytes > 0 && num_rows > 0) {
-        MF_TRY(mf_cuda_check(device, cudaMemcpy2DAsync(to, row_bytes, from, from_stride, row_bytes, num_rows, cudaMemcpyDefault,
-                                                       stream_of(device)), "cudaMemcpy2DAsync", err));
+        MF_TRY(mf_cuda_check(device,
+                             cudaMemcpy2DAsync(to, row_bytes, from, from_stride, row_bytes, num_rows, cudaMemcpyDefault,
+                                               stream_of(device)),
+                             "cudaMemcpy2DAsync", err));
     }
     return mf_cuda_check(device, cudaStreamSynchronize(stream_of(device)), "cudaStreamSynchronize", err);
 }
 
-/* The codes lie behind one another in the rounded inputs' memory: a wait between two fills of other codes keeps them apart. */
+/* The codes lie behind one another in the rounded inputs' memory: a wait between two fills of other codes keeps them
+ * apart. */
 static mf_status fill(mf_device *device, const mf_fill_call *call, mf_error *err)
 {
     enum { BYTES = MF_CUDA_FILL_CODES * 4 };
@@ -700,11 +742,14 @@ static mf_status fill(mf_device *device, const mf_fill_call *call, mf_error *err
     MF_TRY(reserve_bytes(device, BYTES, err));
     uint32_t *codes = call->is_bytes ? NULL : mf_cuda_state_of(device)->rounded;
     if (codes) { /* from pageable memory: taken before the call returns, written in the stream's order */
-        MF_TRY(mf_cuda_check(device, cudaMemcpyAsync(codes, call->codes, BYTES, cudaMemcpyHostToDevice, stream_of(device)),
+        MF_TRY(mf_cuda_check(device,
+                             cudaMemcpyAsync(codes, call->codes, BYTES, cudaMemcpyHostToDevice, stream_of(device)),
                              "cudaMemcpyAsync", err));
     }
-    return mf_cuda_check(device, mf_cuda_launch_fill(call->data, call->count, call->chunk, call->seed, call->size, codes,
-                                                     stream_of(device)), "fill", err);
+    return mf_cuda_check(
+        device,
+        mf_cuda_launch_fill(call->data, call->count, call->chunk, call->seed, call->size, codes, stream_of(device)),
+        "fill", err);
 }
 
 /* ---- graphs ---- */

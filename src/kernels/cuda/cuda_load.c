@@ -65,7 +65,7 @@ mf_status mf_cuda_device_init(mf_device *device, const mf_device_options *option
     char reason[512];
     void *library = open_library(reason, sizeof reason);
     if (!library) {
-        mf_status status = mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s cannot be opened: %s", device->name, file_name,
+        mf_status status = mf_fail(err, MF_ERR_DEVICE, "device %s: %s cannot be opened: %s", device->name, file_name,
                                    reason);
         mf_error_advise(err, "it is built where nvcc is (cmake -DMOEFUSE_CUDA=ON); MOEFUSE_CUDA_LIBRARY may name the file");
         return status;

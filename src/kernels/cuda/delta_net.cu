@@ -1,4 +1,5 @@
-/* delta_net.cu - the gated delta net as ops.h defines it, token by token: convolution, unit queries and keys, recurrence.
+/* delta_net.cu - the gated delta net as ops.h defines it, token by token: convolution, unit queries and keys,
+ * recurrence.
  *
  * Rows of a sequence follow one another in a block, so a text's bits do not depend on how it is cut.  A block of the
  * recurrence takes a sequence and a value head, a thread a column of the state. */
@@ -201,6 +202,7 @@ int mf_cuda_launch_delta_net(const mf_cuda_delta_net *call, void *stream)
     if (error != cudaSuccess) {
         return (int)error;
     }
-    recur_kernel<<<dim3((unsigned)p.num_v_heads, (unsigned)p.num_runs), (unsigned)((p.v_dim + 31) / 32 * 32), bytes, s>>>(p, in_shared);
+    recur_kernel<<<dim3((unsigned)p.num_v_heads, (unsigned)p.num_runs), (unsigned)((p.v_dim + 31) / 32 * 32), bytes,
+                   s>>>(p, in_shared);
     return (int)cudaGetLastError();
 }

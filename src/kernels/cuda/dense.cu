@@ -15,6 +15,13 @@ int64_t blocks_for(int64_t n, int64_t each)
     return (n + each - 1) / each;
 }
 
+/* n of something, `each` a block. */
+template <typename Kernel, typename... Args>
+int launch_rows(Kernel kernel, int64_t n, int64_t each, void *stream, Args... args)
+{
+    return launch_early(kernel, dim3((unsigned)blocks_for(n, each)), THREADS, (size_t)0, stream, args...);
+}
+
 /* ---- embed ---- */
 
 template <int FORMAT>
@@ -188,7 +195,8 @@ MF_DEV void load_angles(float2 (&angle)[HEAD_MOST / 32], int dim, int pair, cons
 }
 
 /* Partners meet in shared memory: [HEAD_MOST] of the warp's own. */
-MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair, const float2 (&angle)[HEAD_MOST / 32], int lane)
+MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair,
+                        const float2 (&angle)[HEAD_MOST / 32], int lane)
 {
     const int half = dim / 2;
 #pragma unroll
@@ -203,7 +211,8 @@ MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pa
             const bool is_second = pair ? e & 1 : e >= half;
             const float c = angle[k].x, s = angle[k].y;
             const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
-            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s)) : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
+            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s))
+                             : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
         }
     }
     __syncwarp();
@@ -255,7 +264,8 @@ __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_const
         return;
     }
     const int key_head = part - p.num_heads;
-    float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
+    float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim
+                        : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
 #pragma unroll
     for (int k = 0; k < HEAD_MOST / 32; k++) {
         v[k] = k * 32 + lane < p.head_dim ? x[k * 32 + lane] : 0.0f;
@@ -312,7 +322,8 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
     for (int i = lane; i < half; i += 32) {
         const float *from = is_query ? query : row + p.rank;
         const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
-        const float a = from[first], b = from[second], c = i == lane ? angle.x : table[2 * i], s = i == lane ? angle.y : table[2 * i + 1];
+        const float a = from[first], b = from[second], c = i == lane ? angle.x : table[2 * i],
+                    s = i == lane ? angle.y : table[2 * i + 1];
         const float x = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)), y = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
         if (is_query) {
             query[first] = x;
@@ -347,7 +358,8 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
 
 /* ---- elements ---- */
 
-__global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n, int64_t count)
+__global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n,
+                                    int64_t count)
 {
     begin_early();
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -423,7 +435,8 @@ __global__ void glu_kernel(float *gate, const float *up, int64_t n)
 constexpr int BEST_EACH = 4096; /* columns of a block */
 
 /* Order of keys: the number's, the lower id first among equals; zeros are equal whatever their sign. */
-__global__ void __launch_bounds__(THREADS) best_kernel(const float *logits, int64_t n, int64_t num_ids, unsigned long long *keys)
+__global__ void __launch_bounds__(THREADS)
+    best_kernel(const float *logits, int64_t n, int64_t num_ids, unsigned long long *keys)
 {
     begin_early();
     const float *row = logits + blockIdx.y * n;
@@ -433,7 +446,9 @@ __global__ void __launch_bounds__(THREADS) best_kernel(const float *logits, int6
         const float v = row[i];
         const bool is_bad = is_nan(v) || v == __uint_as_float(0x7f800000u);
         const unsigned long long key =
-            is_bad ? ~0ull : i < num_ids ? (unsigned long long)ordered(__fadd_rn(v, 0.0f)) << 32 | (0xffffffffu - (uint32_t)i) : 0;
+            is_bad        ? ~0ull
+            : i < num_ids ? (unsigned long long)ordered(__fadd_rn(v, 0.0f)) << 32 | (0xffffffffu - (uint32_t)i)
+                          : 0;
         best = key > best ? key : best;
     }
 #pragma unroll
@@ -468,7 +483,8 @@ __global__ void fill_kernel(T *data, int64_t count, int64_t chunk, uint64_t seed
         }
         __syncthreads();
     }
-    for (int64_t draw = (int64_t)blockIdx.x * THREADS + threadIdx.x; draw * EACH < count; draw += (int64_t)gridDim.x * THREADS) {
+    for (int64_t draw = (int64_t)blockIdx.x * THREADS + threadIdx.x; draw * EACH < count;
+         draw += (int64_t)gridDim.x * THREADS) {
         const int64_t at = draw * EACH, in_chunk = at % chunk / EACH; /* chunks are even */
         const uint64_t start = random_mix(seed + (uint64_t)(at / chunk));
         uint64_t u = random_mix(start + (uint64_t)(in_chunk + 1) * 0x9e3779b97f4a7c15u);
@@ -488,33 +504,31 @@ __global__ void fill_kernel(T *data, int64_t count, int64_t chunk, uint64_t seed
 
 } // namespace
 
-int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,
-                         void *stream)
+int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                         int64_t out_stride, void *stream)
 {
     const dim3 grid((unsigned)num_tokens, (unsigned)blocks_for(table->k, THREADS));
     return with_format(table->format, [&](auto f) {
-        return launch_early(embed_kernel<decltype(f)::value>, grid, THREADS, (size_t)0, stream, *table, ids, out, out_stride);
+        return launch_early(embed_kernel<decltype(f)::value>, grid, THREADS, (size_t)0, stream, *table, ids, out,
+                            out_stride);
     });
 }
 
 int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream)
 {
     if (call->n <= 256) {
-        return launch_early(norm_kernel<1>, dim3((unsigned)blocks_for(call->num_tokens, THREADS / 32)), THREADS, (size_t)0, stream, *call);
-    } else {
-        return launch_early(norm_kernel<8>, dim3((unsigned)call->num_tokens), THREADS, (size_t)0, stream, *call);
+        return launch_rows(norm_kernel<1>, call->num_tokens, THREADS / 32, stream, *call);
     }
-    return (int)cudaGetLastError();
+    return launch_rows(norm_kernel<8>, call->num_tokens, 1, stream, *call);
 }
 
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
                         const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream)
 {
     const int64_t count = num_tokens * num_vectors * (dim / 2);
-    if (count > 0) {
-        return launch_early(rope_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, row_stride, (int)num_vectors, vector_stride, (int)dim, pair, cos_sin, position, count);
-    }
-    return (int)cudaGetLastError();
+    return count == 0 ? 0
+                      : launch_rows(rope_kernel, count, THREADS, stream, x, row_stride, (int)num_vectors, vector_stride,
+                                    (int)dim, pair, cos_sin, position, count);
 }
 
 int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
@@ -526,51 +540,53 @@ int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
     const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
-    return launch_early(gqa_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+    return launch_rows(gqa_prepare_kernel, warps, THREADS / 32, stream, *call);
 }
 
 int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream)
 {
     const int64_t warps = call->num_tokens * (call->num_heads + 1);
-    return launch_early(mla_prepare_kernel, dim3((unsigned)blocks_for(warps, THREADS / 32)), THREADS, (size_t)0, stream, *call);
+    return launch_rows(mla_prepare_kernel, warps, THREADS / 32, stream, *call);
 }
 
-int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
-                                void *stream)
+int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
+                                int64_t n, void *stream)
 {
-    return launch_early(sigmoid_gate_kernel, dim3((unsigned)blocks_for(num_rows * n, THREADS)), THREADS, (size_t)0, stream, x, x_stride, gate, gate_stride, n, num_rows * n);
+    return launch_rows(sigmoid_gate_kernel, num_rows * n, THREADS, stream, x, x_stride, gate, gate_stride, n,
+                       num_rows * n);
 }
 
-int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream)
+int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out,
+                           void *stream)
 {
     const int64_t count = num_rows * n;
     const bool is_wide = n % 4 == 0 && x_stride % 4 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)out % 8 == 0;
     if (dtype == MF_BF16 && is_wide) {
-        return launch_early(convert_wide_kernel, dim3((unsigned)blocks_for(count, 4 * THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, (uint16_t *)out);
-    } else {
-        return launch_early(convert_kernel, dim3((unsigned)blocks_for(count, THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count, dtype == MF_BF16, (uint16_t *)out);
+        return launch_rows(convert_wide_kernel, count, 4 * THREADS, stream, x, x_stride, n, count, (uint16_t *)out);
     }
-    return (int)cudaGetLastError();
+    return launch_rows(convert_kernel, count, THREADS, stream, x, x_stride, n, count, dtype == MF_BF16,
+                       (uint16_t *)out);
 }
 
 int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream)
 {
-    return launch_early(clip_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, x, n, limit);
+    return launch_rows(clip_kernel, n, THREADS, stream, x, n, limit);
 }
 
-int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens, void *stream)
+int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens,
+                              void *stream)
 {
-    return launch_early(scale_rows_kernel, dim3((unsigned)blocks_for(num_tokens * n, THREADS)), THREADS, (size_t)0, stream, x, n, factors, position, num_tokens * n);
+    return launch_rows(scale_rows_kernel, num_tokens * n, THREADS, stream, x, n, factors, position, num_tokens * n);
 }
 
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream)
 {
-    return launch_early(add_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, acc, x, n);
+    return launch_rows(add_kernel, n, THREADS, stream, acc, x, n);
 }
 
 int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream)
 {
-    return launch_early(glu_kernel, dim3((unsigned)blocks_for(n, THREADS)), THREADS, (size_t)0, stream, gate, up, n);
+    return launch_rows(glu_kernel, n, THREADS, stream, gate, up, n);
 }
 
 int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream)
@@ -579,7 +595,8 @@ int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_
     return launch_early(best_kernel, grid, THREADS, (size_t)0, stream, logits, n, num_ids, (unsigned long long *)keys);
 }
 
-int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream)
+int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes,
+                        void *stream)
 {
     const int64_t wanted = blocks_for(count, 2 * THREADS);
     const unsigned blocks = (unsigned)(wanted < 2048 ? wanted : 2048);

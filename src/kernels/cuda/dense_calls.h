@@ -13,13 +13,13 @@ extern int mf_cuda_starts_early;
 
 /* ---- rows and elements ---- */
 
-int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out, int64_t out_stride,
-                         void *stream);
+int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
+                         int64_t out_stride, void *stream);
 
 typedef struct mf_cuda_norm {
-    float *acc;        /* with add: becomes acc + add first */
-    const float *add;  /* or NULL */
-    const float *x;    /* what is normed; acc where something is added */
+    float *acc;       /* with add: becomes acc + add first */
+    const float *add; /* or NULL */
+    const float *x;   /* what is normed; acc where something is added */
     int64_t x_stride, num_tokens, n;
     const float *weight;
     float *out;
@@ -58,21 +58,24 @@ typedef struct mf_cuda_mla_prepare {
 
 int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream);
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream);
-int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows, int64_t n,
-                                void *stream);
-int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out, void *stream);
+int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
+                                int64_t n, void *stream);
+int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out,
+                           void *stream);
 int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream);
 int mf_cuda_launch_scale_rows(float *x, int64_t n, const float *factors, const int32_t *position, int64_t num_tokens,
                               void *stream);
 int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream);
 
 int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream);
-int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys, void *stream);
+int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys,
+                        void *stream);
 
 enum { MF_CUDA_FILL_CODES = 4 * 255 + 1 };
 
 /* codes: [MF_CUDA_FILL_CODES] on the device */
-int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes, void *stream);
+int mf_cuda_launch_fill(void *data, int64_t count, int64_t chunk, uint64_t seed, int size, const uint32_t *codes,
+                        void *stream);
 
 /* ---- linear ---- */
 
@@ -81,21 +84,21 @@ enum { MF_CUDA_LINEAR_MOST = 4 };
 /* The products of one input with several matrices of one path. */
 typedef struct mf_cuda_linear {
     int32_t num;
-    int32_t round_x;     /* PLAIN: x becomes bf16 first */
+    int32_t round_x; /* PLAIN: x becomes bf16 first */
     mf_cuda_matrix w[MF_CUDA_LINEAR_MOST];
     const float *bias[MF_CUDA_LINEAR_MOST];
     float *out[MF_CUDA_LINEAR_MOST];
     int64_t out_stride[MF_CUDA_LINEAR_MOST];
     int64_t first_block[MF_CUDA_LINEAR_MOST + 1]; /* of a matrix's rows in the grid */
-    const void *x;       /* f32 (PLAIN, or x_is_f32) or bf16 */
+    const void *x;                                /* f32 (PLAIN, or x_is_f32) or bf16 */
     int64_t x_stride, num_tokens;
-    int32_t x_is_f32;    /* FEW with up to 8 tokens takes it as it is */
-    int32_t parts;       /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
-    int32_t runs;        /* 8 or 16: of k, see linear.cu */
-    int64_t x_plane;     /* elements between planes */
-    int32_t x_is_wide;   /* rows of x begin on 16 bytes */
-    /* FEW of one token: x is the norm of acc + add (NULL: acc); the first block writes the sum and the rounded norm, where
-     * wanted.  norm_weight NULL: x is x. */
+    int32_t x_is_f32;  /* FEW with up to 8 tokens takes it as it is */
+    int32_t parts;     /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
+    int32_t runs;      /* 8 or 16: of k, see linear.cu */
+    int64_t x_plane;   /* elements between planes */
+    int32_t x_is_wide; /* rows of x begin on 16 bytes */
+    /* FEW of one token: x is the norm of acc + add (NULL: acc); the first block writes the sum and the rounded norm,
+     * where wanted.  norm_weight NULL: x is x. */
     const float *norm_acc, *norm_add, *norm_weight;
     float *norm_out;
     uint16_t *norm_rounded;
@@ -113,7 +116,8 @@ enum { MF_CUDA_LINEAR_FEW = 64 };
 
 /* ---- attention ---- */
 
-/* Grouped queries over a paged cache.  MLA is the same with one kv head whose values are the first v_dim of its keys. */
+/* Grouped queries over a paged cache.  MLA is the same with one kv head whose values are the first v_dim of its keys.
+ */
 typedef struct mf_cuda_attention {
     const void *cache;
     const int32_t *block_table, *sequence, *position;
@@ -123,23 +127,23 @@ typedef struct mf_cuda_attention {
     int32_t value_at, value_step; /* values of kv head g begin at value_at + g * value_step of a row */
     int64_t window, chunk;
     const float *sinks;
-    const float *q;           /* [T, heads, head_dim] */
-    const float *q_tail;      /* with MLA: the last tail_dim of a head's query, else NULL */
+    const float *q;      /* [T, heads, head_dim] */
+    const float *q_tail; /* with MLA: the last tail_dim of a head's query, else NULL */
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;
-    float *out;               /* [T, heads, v_dim] */
+    float *out; /* [T, heads, v_dim] */
     float scale;
     int32_t cache_is_bf16;
-    int32_t heads_at_once;    /* of a block */
-    int32_t num_splits;       /* blocks that share a row's spans; 1: no partial results */
-    float *partial;           /* [T, heads, spans, v_dim + 2] */
+    int32_t heads_at_once; /* of a block */
+    int32_t num_splits;    /* blocks that share a row's spans; 1: no partial results */
+    float *partial;        /* [T, heads, spans, v_dim + 2] */
     int64_t most_spans;
 } mf_cuda_attention;
 
 enum { MF_CUDA_SPAN = 256 }; /* positions whose softmax is one piece: results of spans are merged in order */
 
-/* Heads of 64 or 128, keys and values alike, a bf16 cache with rows on 16 bytes; up to 128 heads of a kv head in prefill.
- * Partial results are pieces of MF_CUDA_PIECE positions. */
+/* Heads of 64 or 128, keys and values alike, a bf16 cache with rows on 16 bytes; up to 128 heads of a kv head in
+ * prefill. Partial results are pieces of MF_CUDA_PIECE positions. */
 enum { MF_CUDA_PIECE = 64 };
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream); /* 2 kernels */
 int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream);

@@ -11,9 +11,9 @@ typedef struct mf_cuda_state {
     mf_cuda_stream own, stream;
     uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
     uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
-    void *rounded;       /* inputs of products in bf16; grows */
+    void *rounded;    /* inputs of products in bf16; grows */
     size_t rounded_bytes;
-    mf_error failure;    /* status MF_OK: none so far */
+    mf_error failure; /* status MF_OK: none so far */
 } mf_cuda_state;
 
 static inline mf_cuda_state *mf_cuda_state_of(const mf_device *device)

@@ -1,5 +1,6 @@
-/* early.cuh - launches that may begin before the kernel in front of them has ended (sm_90): the dense operations' kernels let
- * the next one start at once and wait for what they read, so that launches and first loads of weights overlap. */
+/* early.cuh - launches that may begin before the kernel in front of them has ended (sm_90): the dense operations'
+ * kernels let the next one start at once and wait for what they read, so that launches and first loads of weights
+ * overlap. */
 #ifndef MF_KERNELS_CUDA_EARLY_CUH
 #define MF_KERNELS_CUDA_EARLY_CUH
 
@@ -16,7 +17,8 @@ static __device__ __forceinline__ void begin_early()
 }
 
 template <typename... Params, typename... Args>
-static int launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, void *stream, Args... args)
+static int launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, void *stream,
+                        Args... args)
 {
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

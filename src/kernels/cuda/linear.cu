@@ -1,10 +1,10 @@
 /* linear.cu - products of a model's dense layers: out[t, r] = w[r] . x[t] + bias[r].
  *
- * PLAIN takes any format in f32 arithmetic: a warp sums a row, lane l the columns 8l.. of each 256, one tree at the end.
- * bf16 weights go through mma.sync in product.cuh's order, k cut into 8 or 16 runs, each from zero, added in order: FEW with
- * the weights streamed once past all tokens, TILE by tiles of 128 rows, with the same bits.  Inputs are rounded to bf16, or,
- * where they count as f32, split into three bf16 numbers that hold all their bits.  Which order is taken depends on the
- * matrix alone. */
+ * PLAIN takes any format in f32 arithmetic: a warp sums a row, lane l the columns 8l.. of each 256, one tree at the
+ * end. bf16 weights go through mma.sync in product.cuh's order, k cut into 8 or 16 runs, each from zero, added in
+ * order: FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows, with the same bits.  Inputs are
+ * rounded to bf16, or, where they count as f32, split into three bf16 numbers that hold all their bits.  Which order is
+ * taken depends on the matrix alone. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 #include "kernels/cuda/product.cuh"
@@ -45,14 +45,18 @@ MF_DEV void load_x8(const mf_cuda_linear &p, const float *x, int64_t k, int64_t 
     }
 }
 
-/* A warp takes ROWS rows and TOKENS tokens; columns past the end count as zeros, which change no sum but the sign of a zero. */
-template <int FORMAT, int ROWS, int TOKENS> __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_linear p)
+/* A warp takes ROWS rows and TOKENS tokens; columns past the end count as zeros, which change no sum but the sign of a
+ * zero. */
+template <int FORMAT, int ROWS, int TOKENS>
+__global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     begin_early();
     const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const mf_cuda_matrix &m = p.w[which];
-    const int64_t r0 = ((blockIdx.x - p.first_block[which]) * (blockDim.x / 32) + warp) * ROWS, t0 = (int64_t)blockIdx.y * TOKENS;
-    const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n, row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
+    const int64_t r0 = ((blockIdx.x - p.first_block[which]) * (blockDim.x / 32) + warp) * ROWS,
+                  t0 = (int64_t)blockIdx.y * TOKENS;
+    const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n,
+                  row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
     if (r0 >= num_rows) {
         return;
     }
@@ -124,9 +128,11 @@ template <int ROWS, int TOKENS> int launch_plain(const mf_cuda_linear &call, cud
         blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + warps * ROWS - 1) / (warps * ROWS);
     }
     p.first_block[p.num] = blocks;
-    const dim3 grid((unsigned)blocks, (unsigned)((p.num_tokens + TOKENS - 1) / TOKENS), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    const dim3 grid((unsigned)blocks, (unsigned)((p.num_tokens + TOKENS - 1) / TOKENS),
+                    p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return with_format(p.w[0].format, [&](auto f) {
-        return launch_early(plain_kernel<decltype(f)::value, ROWS, TOKENS>, grid, 32u * (unsigned)warps, (size_t)0, stream, p);
+        return launch_early(plain_kernel<decltype(f)::value, ROWS, TOKENS>, grid, 32u * (unsigned)warps, (size_t)0,
+                            stream, p);
     });
 }
 
@@ -148,7 +154,8 @@ MF_DEV void split_bf16(float x, float (&part)[3])
     part[2] = __fsub_rn(rest, part[1]);
 }
 
-constexpr int ROW_PAD = 64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
+constexpr int ROW_PAD =
+    64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
 
 /* x [T, k] as planes of bf16 in shared memory, eight columns a thread at a time. */
 template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int64_t k, int64_t x_at)
@@ -169,7 +176,8 @@ template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &
         const float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
         const float v[8] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
         if constexpr (PARTS == 1) {
-            *(uint4 *)to = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+            *(uint4 *)to =
+                make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
         } else {
             float part[8][3];
 #pragma unroll
@@ -187,8 +195,8 @@ template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &
     __syncthreads();
 }
 
-/* The norm's result as planes in shared memory: the sums and products of dense.cu's norm_kernel<8>, in its order.  Behind the
- * planes lies the row as f32. */
+/* The norm's result as planes in shared memory: the sums and products of dense.cu's norm_kernel<8>, in its order.
+ * Behind the planes lies the row as f32. */
 template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n)
 {
     __shared__ float parts[8];
@@ -243,15 +251,20 @@ template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linea
     __syncthreads();
 }
 
-/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory. */
+/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory.
+ */
 template <int TILES, int RUNS, int PARTS>
-__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES == 1 || PARTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
+__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
+                                             : TILES == 1 || PARTS == 1 ? 3
+                                                                        : 2)
+    few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     constexpr int AHEAD = RUNS == 8 ? 2 : 4; /* units whose loads are under way together */
     constexpr bool STAGED = TILES == 1;
     extern __shared__ __align__(16) uint8_t staged[];
     __shared__ float sums[RUNS][TILES * 8][17];
-    const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2,
+              q = lane & 3;
     const mf_cuda_matrix &m = p.w[which];
     const int64_t r0 = (blockIdx.x - p.first_block[which]) * 16, num_rows = p.num_batches > 0 ? p.rows : m.n;
     const int64_t row0 = r0 + (p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0);
@@ -276,7 +289,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
         load_weights(i, start + i);
     }
     wait_for_previous();
-    const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2, plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
+    const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2,
+                  plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
     if (STAGED && p.norm_weight) {
         stage_norm<PARTS>(staged, p, (int)m.k);
     } else if (STAGED) {
@@ -300,7 +314,8 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
 #pragma unroll
                     for (int n = 0; n < TILES; n++) {
                         const int64_t t = n * 8 + g;
-                        const uint4 *chunk = (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
+                        const uint4 *chunk =
+                            (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
                         token_chunk<MF_CUDA_PATH_BF16> first, second;
                         first.v[0] = t < num_tokens ? chunk[0] : zero;
                         second.v[0] = t < num_tokens ? chunk[4] : zero;
@@ -336,25 +351,29 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1 : TILES
 template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear &p, cudaStream_t stream)
 {
     auto kernel = few_kernel<TILES, RUNS, PARTS>;
-    const size_t bytes = TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD) + (p.norm_weight ? p.w[0].k * 4 : 0)) : 0;
+    const size_t bytes =
+        TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD) + (p.norm_weight ? p.w[0].k * 4 : 0)) : 0;
     if (bytes > 48 * 1024 - sizeof(float) * RUNS * TILES * 8 * 17) {
         const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
         if (error != cudaSuccess) {
             return (int)error;
         }
     }
-    const dim3 grid((unsigned)p.first_block[p.num], (unsigned)((p.num_tokens + TILES * 8 - 1) / (TILES * 8)), p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    const dim3 grid((unsigned)p.first_block[p.num], (unsigned)((p.num_tokens + TILES * 8 - 1) / (TILES * 8)),
+                    p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     return launch_early(kernel, grid, 32u * RUNS, bytes, stream, p);
 }
 
 template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream)
 {
-    return p.runs == 8 ? p.parts == 1 ? launch_few_of<TILES, 8, 1>(p, stream) : launch_few_of<TILES, 8, 3>(p, stream)
-                       : p.parts == 1 ? launch_few_of<TILES, 16, 1>(p, stream) : launch_few_of<TILES, 16, 3>(p, stream);
+    return p.runs == 8    ? p.parts == 1 ? launch_few_of<TILES, 8, 1>(p, stream) : launch_few_of<TILES, 8, 3>(p, stream)
+              : p.parts == 1 ? launch_few_of<TILES, 16, 1>(p, stream)
+                          : launch_few_of<TILES, 16, 3>(p, stream);
 }
 
 /* Planes of x for the kernels that read them from device memory. */
-__global__ void __launch_bounds__(THREADS) split_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
+__global__ void __launch_bounds__(THREADS)
+    split_kernel(const float *x, int64_t x_stride, int64_t n, int64_t count, uint16_t *out)
 {
     begin_early();
     const int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -397,12 +416,14 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     constexpr int A_COPIES = ROWS * 8 / THREADS, B_COPIES = TOKENS * 8 / THREADS;
     extern __shared__ __align__(128) uint4 stages[];
     begin_early();
-    const int which = matrix_of(p, blockIdx.y), tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
+    const int which = matrix_of(p, blockIdx.y), tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2,
+              q = lane & 3;
     const mf_cuda_matrix &m = p.w[which];
     const int64_t r0 = (blockIdx.y - p.first_block[which]) * ROWS, t0 = (int64_t)blockIdx.x * TOKENS;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : m.n;
     const int64_t row_base = p.num_batches > 0 ? blockIdx.z * p.batch_rows + p.first_row : 0;
-    const int real_units = (int)(m.k / 64), units = real_units * PARTS; /* each unit of weights meets every plane of x */
+    const int real_units = (int)(m.k / 64),
+              units = real_units * PARTS; /* each unit of weights meets every plane of x */
     const uint8_t *a_from[A_COPIES], *b_from[B_COPIES];
     uint32_t there = 0;
 #pragma unroll
@@ -416,8 +437,8 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
     for (int i = 0; i < B_COPIES; i++) {
         const int64_t t = t0 + ((tid + i * THREADS) >> 3);
         const bool is_there = t < p.num_tokens;
-        b_from[i] = (const uint8_t *)p.x + (p.num_batches > 0 ? blockIdx.z * p.x_step * 2 : 0) + (is_there ? t * p.x_stride * 2 : 0) +
-                    (tid & 7) * 16;
+        b_from[i] = (const uint8_t *)p.x + (p.num_batches > 0 ? blockIdx.z * p.x_step * 2 : 0) +
+                    (is_there ? t * p.x_stride * 2 : 0) + (tid & 7) * 16;
         there |= (uint32_t)is_there << (A_COPIES + i);
     }
     auto copy_unit = [&](int unit) {
@@ -432,7 +453,8 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
 #pragma unroll
             for (int i = 0; i < B_COPIES; i++) {
                 copy_async(stage + ROWS * 8 + swap_halves((tid + i * THREADS) >> 3, tid & 7),
-                           b_from[i] + (PARTS == 1 ? 0 : part * p.x_plane * 2) + (int64_t)at * UNIT_BYTES, there >> (A_COPIES + i) & 1);
+                           b_from[i] + (PARTS == 1 ? 0 : part * p.x_plane * 2) + (int64_t)at * UNIT_BYTES,
+                           there >> (A_COPIES + i) & 1);
             }
         }
         copy_commit();
@@ -558,8 +580,8 @@ int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream)
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream)
 {
     const int64_t count = num_rows * n;
-    return launch_early(split_kernel, dim3((unsigned)((count + THREADS - 1) / THREADS)), THREADS, (size_t)0, stream, x, x_stride, n, count,
-                        (uint16_t *)out);
+    return launch_early(split_kernel, dim3((unsigned)((count + THREADS - 1) / THREADS)), THREADS, (size_t)0, stream, x,
+                        x_stride, n, count, (uint16_t *)out);
 }
 
 int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts)
@@ -579,7 +601,7 @@ int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream)
     const mf_cuda_linear p = cut(call, ROWS);
     cudaStream_t s = (cudaStream_t)stream;
     const int64_t blocks = p.first_block[p.num] * (p.num_batches > 0 ? p.num_batches : 1);
-    return p.num_tokens <= 32 || (p.num_tokens + 31) / 32 * blocks <= 264 ? launch_tile<32>(p, s)
+    return p.num_tokens <= 32 || (p.num_tokens + 31) / 32 * blocks <= 264   ? launch_tile<32>(p, s)
            : p.num_tokens <= 64 || (p.num_tokens + 63) / 64 * blocks <= 264 ? launch_tile<64>(p, s)
                                                                             : launch_tile<128>(p, s);
 }

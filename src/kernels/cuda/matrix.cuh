@@ -54,7 +54,8 @@ template <int FORMAT> MF_DEV int64_t scale_column(const mf_cuda_matrix &m, int64
 }
 
 /* Code of column k of a row, without its scale. */
-template <int FORMAT> MF_DEV float matrix_code(const mf_cuda_matrix &m, const uint8_t *row, int64_t scale_row, int64_t k)
+template <int FORMAT>
+MF_DEV float matrix_code(const mf_cuda_matrix &m, const uint8_t *row, int64_t scale_row, int64_t k)
 {
     switch (FORMAT) {
     case MF_FORMAT_F32:
@@ -86,7 +87,8 @@ template <int FORMAT> MF_DEV float matrix_value(const mf_cuda_matrix &m, int64_t
 
 /* Columns [k, k + 8) of a row, those at or past m.k as zeros; is_wide: the eight codes can be read at once. */
 template <int FORMAT>
-MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t scale_row, int64_t k, bool is_wide, float (&v)[8])
+MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t scale_row, int64_t k, bool is_wide,
+                           float (&v)[8])
 {
     if (is_wide && k + 8 <= m.k) {
         if (FORMAT == MF_FORMAT_F32) {
@@ -113,8 +115,9 @@ MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t 
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int c = (int)(a >> (4 * i)) & 15;
-                v[i] = FORMAT == MF_FORMAT_MXFP4 ? e2m1_value(c)
-                                                 : (float)(c - (m.zero ? m.zero[scale_row + scale_column<FORMAT>(m, k + i)] : 8));
+                v[i] = FORMAT == MF_FORMAT_MXFP4
+                           ? e2m1_value(c)
+                           : (float)(c - (m.zero ? m.zero[scale_row + scale_column<FORMAT>(m, k + i)] : 8));
             }
         }
     } else {
@@ -144,14 +147,22 @@ MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t 
 template <typename F> static int with_format(int format, F f)
 {
     switch (format) {
-    case MF_FORMAT_F32: return f(std::integral_constant<int, MF_FORMAT_F32>());
-    case MF_FORMAT_BF16: return f(std::integral_constant<int, MF_FORMAT_BF16>());
-    case MF_FORMAT_F16: return f(std::integral_constant<int, MF_FORMAT_F16>());
-    case MF_FORMAT_FP8_BLOCK: return f(std::integral_constant<int, MF_FORMAT_FP8_BLOCK>());
-    case MF_FORMAT_FP8_CHANNEL: return f(std::integral_constant<int, MF_FORMAT_FP8_CHANNEL>());
-    case MF_FORMAT_INT8_CHANNEL: return f(std::integral_constant<int, MF_FORMAT_INT8_CHANNEL>());
-    case MF_FORMAT_INT4_GROUP: return f(std::integral_constant<int, MF_FORMAT_INT4_GROUP>());
-    default: return f(std::integral_constant<int, MF_FORMAT_MXFP4>());
+    case MF_FORMAT_F32:
+        return f(std::integral_constant<int, MF_FORMAT_F32>());
+    case MF_FORMAT_BF16:
+        return f(std::integral_constant<int, MF_FORMAT_BF16>());
+    case MF_FORMAT_F16:
+        return f(std::integral_constant<int, MF_FORMAT_F16>());
+    case MF_FORMAT_FP8_BLOCK:
+        return f(std::integral_constant<int, MF_FORMAT_FP8_BLOCK>());
+    case MF_FORMAT_FP8_CHANNEL:
+        return f(std::integral_constant<int, MF_FORMAT_FP8_CHANNEL>());
+    case MF_FORMAT_INT8_CHANNEL:
+        return f(std::integral_constant<int, MF_FORMAT_INT8_CHANNEL>());
+    case MF_FORMAT_INT4_GROUP:
+        return f(std::integral_constant<int, MF_FORMAT_INT4_GROUP>());
+    default:
+        return f(std::integral_constant<int, MF_FORMAT_MXFP4>());
     }
 }
 
