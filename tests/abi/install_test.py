@@ -97,7 +97,7 @@ with tempfile.TemporaryDirectory() as temp:
     elif shutil.which("man"):
         result = call(["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(temp / "moefuse.1")],
                       env={**os.environ, "LC_ALL": "C.UTF-8"})
-        claim("man finds nothing to warn of", "warning" not in result.stdout, result.stdout[-400:])
+        claim("man finds nothing to warn of", "warning:" not in result.stdout, re.findall(".*warning:.*", result.stdout)[:5])
 
     completion = prefix / "share/bash-completion/completions/moefuse"
 

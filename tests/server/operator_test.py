@@ -85,7 +85,7 @@ def flags_of_access():
         claim("--max-num-queued-reqs refuses more with 429", any(b" 429" in h for h in heads) and any(b" 200" in h for h in heads), heads)
     for flags, part in ((["--public-paths", "/v1/models"], "--public-paths"), (["--max-logprobs", "21"], "--max-logprobs"),
                         (["--log-format", "xml"], "--log-format"), (["--max-logprob", "2"], "--max-logprobs"),
-                        (["--gpu-memory-utilization", "0.9"], "--gpu-memory-utilization")):
+                        (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization")):
         done = subprocess.run([PROGRAM, "serve", "--port", "0", *flags], capture_output=True, text=True, timeout=60)
         claim(f"{' '.join(flags)} is a usage error that names it", done.returncode == 2 and part in done.stderr, done.stderr)
 
