@@ -17,6 +17,7 @@
  *   stream_passes(format)   how often stream() may go over its rows before gemm() is faster
  *   is_flushed(format)      values are codes, their groups' scales come after the products
  *   decoder, decoder_for(format, scale, zero)   what turns codes under one scale into values
+ *   has_one_decoder(format, w)   all groups of w have the same one; with HAS_ONE_DECODER, else never
  *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is
  * not read and counts as 0; `seen` collects what has_nan_code asks seen_codes, seen_none(), has_seen_nan(seen)
  *   multiply_add(w, x, acc), flush(acc, scale, total), vec_zero(), vec_load(p)
@@ -89,6 +90,15 @@ INLINE int64_t group_columns(mf_format format, const mf_matrix *w)
            : format == MF_FORMAT_FP8_BLOCK ? MF_FP8_BLOCK_SIZE
                                            : MF_MXFP4_GROUP;
 }
+
+#ifndef HAS_ONE_DECODER
+INLINE bool has_one_decoder(mf_format format, const mf_matrix *w)
+{
+    (void)format;
+    (void)w;
+    return false;
+}
+#endif
 
 /* Columns whose scales fit in `scales`. */
 INLINE int64_t span_columns(mf_format format, const mf_matrix *w)
@@ -274,7 +284,7 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
     const mf_matrix *w = tile->w;
     const int64_t group = GROUP ? GROUP : group_columns(format, w);
     const int64_t span = span_columns(format, w);
-    const bool is_lined = GROUP || !is_grouped(format);
+    const bool is_lined = GROUP || !is_grouped(format), has_one = has_one_decoder(format, w);
     const uint8_t *x[TOKENS];
     vec acc[ROWS][TOKENS], part[ROWS][TOKENS];
     scales s;
@@ -308,7 +318,7 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
             UNROLL(4) for (int u = 0; u < line / columns; u++)
             {
                 const int64_t at = k + u * columns;
-                if (GROUP &&
+                if (GROUP && !has_one &&
                     (GROUP < line ? u * columns % (GROUP ? GROUP : 1) == 0 : u == 0 && at % (GROUP ? GROUP : 1) == 0)) {
                     UNROLL(4) for (int i = 0; i < ROWS; i++)
                     {
@@ -326,7 +336,7 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
             const int64_t stop = is_grouped(format) && first + (g + 1) * group < end ? first + (g + 1) * group : end;
             UNROLL(4) for (int i = 0; i < ROWS; i++)
             {
-                d[i] = decoder_at(format, w, &s, i, g);
+                d[i] = has_one ? d[i] : decoder_at(format, w, &s, i, g);
             }
             for (; k + columns <= stop; k += columns) {
                 if (t == 0 && k % line == 0) {

@@ -10,11 +10,18 @@
 #define COLUMN_BYTES 2
 #define TOKENS_IN_REGISTERS 6
 #define HAS_FLUSHED_FORMATS 1
+#define HAS_ONE_DECODER 1
 enum { TOKENS = 6, FLUSH_TOKENS = 3 };
 
 INLINE bool is_flushed(mf_format format)
 {
     return format == MF_FORMAT_FP8_BLOCK || format == MF_FORMAT_INT4_GROUP;
+}
+
+/* Scales come after a group's sum, so only zero points tell int4 groups apart. */
+INLINE bool has_one_decoder(mf_format format, const mf_matrix *w)
+{
+    return format == MF_FORMAT_INT4_GROUP && !w->zero;
 }
 
 INLINE int step_columns(mf_format format)
