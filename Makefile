@@ -6,9 +6,8 @@ PROMPT ?= Oscar makes 19 pizzas an hour for 9 hours. Nina makes 14 pizzas an hou
 PREFIX ?= /usr/local
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help run serve build wheel test test-python test-page test-api test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
-.PHONY: help run serve build test test-gpu bench-gpu test-page test-api test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
-.PHONY: help run serve build test test-page test-load test-clients quick asan asan-kernels tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test
+.PHONY: help run serve build wheel test test-python test-page test-api test-load test-clients quick asan asan-kernels \
+    tsan test-aarch64 fuzz bench report install deb goldens accuracy clean setup-build setup-test test-gpu bench-gpu
 
 help:
 	@echo "make run      install what is missing, build, load the shipped model, answer a question"
