@@ -454,7 +454,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
             const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
-                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
                 const uint8_t *from = rows_from + line * LINE;
