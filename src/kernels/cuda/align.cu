@@ -5,6 +5,7 @@
  * a first launch.  Each warp takes a run of consecutive pairs: it counts its slots, and, once everybody's counts have been
  * scanned, it places its pairs.  Equal slots among the 32 pairs of a step are told apart by their lane, so the order is the
  * flat index's and no result depends on timing. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/sm90.cuh"
 
@@ -384,23 +385,7 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
 template <typename KERNEL>
 int start(KERNEL kernel, const mf_cuda_align *call, unsigned blocks, unsigned threads, size_t bytes, cudaStream_t stream)
 {
-    if (bytes > 32 * 1024) { /* beside what the kernel declares */
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-        if (error != cudaSuccess) {
-            return (int)error;
-        }
-    }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = call->starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+    return launch_shared(call->starts_early != 0, kernel, dim3(blocks), threads, bytes, stream, *call);
 }
 
 } // namespace

@@ -43,22 +43,8 @@ static bool on16(const void *p)
 /* quant says here whether eight codes of a row can be read at once, from any multiple of eight. */
 static mf_cuda_matrix seen_matrix(const mf_matrix *m)
 {
-    const int64_t bits = mf_format_bits(m->format), bytes = bits; /* eight codes */
-    const bool codes_odd = bits >= 16 && (uintptr_t)m->data % (size_t)(bits / 8) != 0;
-    const bool scales_odd = m->scale && (uintptr_t)m->scale % mf_dtype_size(m->scale_dtype) != 0;
-    const int64_t wide = bytes < 16 ? bytes : 16;
-    return (mf_cuda_matrix){ .data = m->data,
-                             .scale = m->scale,
-                             .zero = m->zero,
-                             .row_stride = m->row_stride,
-                             .scale_row_stride = m->scale_row_stride,
-                             .group_size = m->group_size,
-                             .n = m->n,
-                             .k = m->k,
-                             .format = (int32_t)m->format,
-                             .scale_dtype = (int32_t)m->scale_dtype,
-                             .quant = (uintptr_t)m->data % (size_t)wide == 0 && m->row_stride * bits / 8 % wide == 0,
-                             .reserved = codes_odd || scales_odd };
+    const int64_t bits = mf_format_bits(m->format), wide = bits < 16 ? bits : 16; /* eight codes have `bits` bytes */
+    return mf_cuda_plan_matrix(m, (uintptr_t)m->data % (size_t)wide == 0 && m->row_stride * bits / 8 % wide == 0);
 }
 
 /* Whether a product goes through the tensor cores: the matrix alone decides. */

@@ -4,9 +4,8 @@
 #ifndef MF_KERNELS_CUDA_EARLY_CUH
 #define MF_KERNELS_CUDA_EARLY_CUH
 
-#include <cuda_runtime.h>
-
 #include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sm90.cuh"
 
 /* Every kernel that is launched so calls this before it reads or writes what others do, too. */
@@ -20,17 +19,7 @@ template <typename... Params, typename... Args>
 static int launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes, void *stream,
                         Args... args)
 {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &attribute;
-    config.numAttrs = mf_cuda_starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+    return launch_kernel(mf_cuda_starts_early != 0, kernel, grid, threads, shared_bytes, stream, args...);
 }
 
 #endif

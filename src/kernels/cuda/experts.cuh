@@ -24,18 +24,6 @@ MF_DEV int64_t y_offset(const mf_cuda_experts &p, int64_t pair)
     return (int64_t)(i / columns) * p.y_stride + (int64_t)(i % columns) * p.y_column_stride;
 }
 
-MF_DEV float scale_at(const mf_cuda_matrix &m, int64_t i)
-{
-    if (m.scale_dtype == MF_F32) {
-        return load_at<float>(m.scale, i, m.reserved);
-    }
-    if (m.scale_dtype == MF_F8_E8M0) {
-        return e8m0_to_f32(m.scale[i]);
-    }
-    const uint16_t h = load_at<uint16_t>(m.scale, i, m.reserved);
-    return m.scale_dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-}
-
 /* ---- activations: the expressions of kernels/activation.h; comparisons let a NaN fall through ---- */
 
 MF_DEV float act_clamp(float x, float limit)

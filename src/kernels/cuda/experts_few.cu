@@ -4,6 +4,7 @@
  * No alignment is needed: a block finds a slot's pairs among all ids itself.  w13: a block takes 8 gate and the 8 matching
  * up rows of a slot, so the activation stays inside it; its 8 warps take a segment of H each.  w2: a block takes 16 output
  * rows of every slot, a warp a slot, so that the combine's fixed order can follow in the same block. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
@@ -467,23 +468,7 @@ template <typename... ARGS>
 int launch_early(void (*kernel)(mf_cuda_experts, ARGS...), dim3 grid, unsigned threads, int64_t shared_bytes, void *stream,
                  const mf_cuda_experts &call, ARGS... args)
 {
-    if (shared_bytes > 32 * 1024) { /* beside what the kernels declare */
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-        if (error != cudaSuccess) {
-            return (int)error;
-        }
-    }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = (size_t)shared_bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &attribute;
-    config.numAttrs = call.starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, call, args...);
+    return launch_shared(call.starts_early != 0, kernel, grid, threads, (size_t)shared_bytes, stream, call, args...);
 }
 
 unsigned down_threads(const mf_cuda_experts *call)

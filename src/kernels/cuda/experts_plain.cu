@@ -72,13 +72,6 @@ MF_DEV void quantise(int quant, float static_scale, bool e8m0, float *x, int64_t
     __syncthreads();
 }
 
-MF_DEV float e2m1_to_f32(int c)
-{
-    const int e = (c >> 1) & 3, m = c & 1;
-    const float v = e == 0 ? 0.5f * m : (float)((2 + m) << e) * 0.25f;
-    return c & 8 ? -v : v;
-}
-
 /* Code of column k without its scale. */
 MF_DEV float code_at(const mf_cuda_matrix &m, const uint8_t *row, int64_t scale_row, int64_t k)
 {

@@ -19,7 +19,7 @@ static int64_t round_up(int64_t n, int64_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
-static mf_cuda_matrix matrix_of(const mf_matrix *m, mf_quant quant)
+mf_cuda_matrix mf_cuda_plan_matrix(const mf_matrix *m, int32_t quant)
 {
     mf_cuda_matrix out = { .data = m->data,
                            .scale = m->scale,
@@ -31,7 +31,7 @@ static mf_cuda_matrix matrix_of(const mf_matrix *m, mf_quant quant)
                            .k = m->k,
                            .format = (int32_t)m->format,
                            .scale_dtype = (int32_t)m->scale_dtype,
-                           .quant = (int32_t)quant };
+                           .quant = quant };
     const int64_t bits = mf_format_bits(m->format);
     const size_t scale_size = m->scale ? mf_dtype_size(m->scale_dtype) : 1;
     out.reserved = (bits > 8 && (uintptr_t)m->data % (size_t)(bits / 8) != 0) || (uintptr_t)m->scale % scale_size != 0;
@@ -60,8 +60,8 @@ void mf_cuda_plan_slot(const mf_cuda_gpu *gpu, const mf_experts *experts, const 
     const mf_quant quant13 = mf_quant_for(experts->act_quant, slot->up.format, slot->input_scale13);
     const mf_quant quant2 = mf_quant_for(experts->act_quant, slot->down.format, slot->input_scale2);
     const bool gated = slot->gate.data != NULL;
-    *out = (mf_cuda_slot){ .up = matrix_of(&slot->up, quant13),
-                           .down = matrix_of(&slot->down, quant2),
+    *out = (mf_cuda_slot){ .up = mf_cuda_plan_matrix(&slot->up, quant13),
+                           .down = mf_cuda_plan_matrix(&slot->down, quant2),
                            .gate_bias = slot->gate_bias,
                            .up_bias = slot->up_bias,
                            .down_bias = slot->down_bias,
@@ -73,7 +73,7 @@ void mf_cuda_plan_slot(const mf_cuda_gpu *gpu, const mf_experts *experts, const 
                            .input_scale2 = slot->input_scale2,
                            .activation = (int32_t)slot->activation };
     if (gated) {
-        out->gate = matrix_of(&slot->gate, quant13);
+        out->gate = mf_cuda_plan_matrix(&slot->gate, quant13);
     }
     const int64_t width = slot->up.n;
     out->path13 = (int32_t)path_of(gpu, experts, &slot->up, gated ? &slot->gate : NULL, quant13, width);

@@ -9,6 +9,7 @@
  *
  * Within |x| <= 64 no score, key or sum of two keys can be subnormal or -0: scores are at least 2^-93, so all are multiples
  * of 2^-117.  That is why the canonical zero is not applied to them here. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/gate_row.cuh"
 #include "kernels/cuda/sm90.cuh"
 
@@ -838,23 +839,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
 template <typename KERNEL>
 int start(KERNEL kernel, const rows_call &c, const mf_cuda_grid *grid, int threads, size_t bytes, cudaStream_t stream)
 {
-    if (bytes > 40 * 1024) { /* beside what the kernel declares */
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-        if (error != cudaSuccess) {
-            return (int)error;
-        }
-    }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)grid->blocks);
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = grid->starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, c);
+    return launch_shared(grid->starts_early != 0, kernel, dim3((unsigned)grid->blocks), (unsigned)threads, bytes, stream, c);
 }
 
 /* grid->rows 0: a block a row. */

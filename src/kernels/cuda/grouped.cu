@@ -492,20 +492,7 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     for (int i = from; i < to; i++) {
         mine += tiles_of(offsets[i + 1] - offsets[i], most);
     }
-    int32_t sum = mine;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int32_t before = __shfl_up_sync(MF_FULL_WARP, sum, d);
-        sum += lane >= d ? before : 0;
-    }
-    if (lane == 31) {
-        sums[warp] = sum;
-    }
-    __syncthreads();
-    int32_t before = sum - mine;
-    for (int w = 0; w < warp; w++) {
-        before += sums[w];
-    }
+    int32_t before = sum_before(mine, lane, warp, sums);
     for (int i = from; i < to; i++) {
         prefix[i] = before;
         before += tiles_of(offsets[i + 1] - offsets[i], most);
@@ -555,21 +542,7 @@ template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_
     const auto kernel = grouped_kernel<FP8, MAX>;
     const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    if (error != cudaSuccess) {
-        return (int)error;
-    }
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)call->blocks);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 
 } // namespace

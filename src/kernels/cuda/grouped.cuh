@@ -8,6 +8,7 @@
 #define MF_KERNELS_CUDA_GROUPED_CUH
 
 #include "kernels/cuda/experts.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 constexpr int LINE = 128;          /* bytes of K in a stage's rows */
@@ -52,6 +53,26 @@ struct stage_cursor {
         }
     }
 };
+
+/* The sum of what threads of the block before this one hold; sums: a word a warp in shared memory, all written after. */
+template <typename T> MF_DEV T sum_before(T mine, int lane, int warp, T *sums)
+{
+    T sum = mine;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const T before = __shfl_up_sync(MF_FULL_WARP, sum, d);
+        sum += lane >= d ? before : 0;
+    }
+    if (lane == 31) {
+        sums[warp] = sum;
+    }
+    __syncthreads();
+    T before = sum - mine;
+    for (int w = 0; w < warp; w++) {
+        before += sums[w];
+    }
+    return before;
+}
 
 /* The last block whose work is written leaves the counters as it found them. */
 MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)

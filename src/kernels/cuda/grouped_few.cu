@@ -477,21 +477,7 @@ template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream
     static_assert(few_stage_bytes<ROWS>() == 32768 + 128 / ROWS * 1024 + 1024, "mf_cuda_few_stage_bytes");
     const size_t bytes =
         (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    if (error != cudaSuccess) {
-        return (int)error;
-    }
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)call->blocks);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    return (int)cudaLaunchKernelEx(&config, kernel, *call);
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 
 } // namespace

@@ -20,20 +20,7 @@ MF_DEV void scan_counts(uint32_t *counts, int slots)
     for (int i = from; i < to; i++) {
         mine += counts[i];
     }
-    uint32_t sum = mine;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const uint32_t before = __shfl_up_sync(MF_FULL_WARP, sum, d);
-        sum += lane >= d ? before : 0;
-    }
-    if (lane == 31) {
-        sums[warp] = sum;
-    }
-    __syncthreads();
-    uint32_t before = sum - mine;
-    for (int w = 0; w < warp; w++) {
-        before += sums[w];
-    }
+    uint32_t before = sum_before(mine, lane, warp, sums);
     __syncthreads();
     for (int i = from; i < to; i++) {
         const uint32_t n = counts[i];
@@ -159,34 +146,18 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
     }
 }
 
-int launch(void (*kernel)(mf_cuda_grouped), unsigned blocks, size_t bytes, const mf_cuda_grouped *call,
-           cudaStream_t stream)
-{
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(BLOCK);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = call->e.starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, *call);
-}
-
 } // namespace
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
-    const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
+    const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS, early = call->e.starts_early != 0;
     const int64_t groups = call->fp8 ? (call->e.num_tokens * call->x_groups + 127) / 128 : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
     blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
     const size_t bytes = ((size_t)call->e.num_slots + 1) * 4;
-    const int error = launch(prepare_kernel, (unsigned)blocks, bytes, call, (cudaStream_t)stream);
+    const int error = launch_kernel(early, prepare_kernel, dim3((unsigned)blocks), BLOCK, bytes, stream, *call);
     if (error != 0 || is_small) {
         return error;
     }
-    return launch(place_kernel, (unsigned)call->blocks, 2 * bytes, call, (cudaStream_t)stream);
+    return launch_kernel(early, place_kernel, dim3((unsigned)call->blocks), BLOCK, 2 * bytes, stream, *call);
 }

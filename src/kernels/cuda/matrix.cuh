@@ -15,25 +15,6 @@ template <int FORMAT> struct format_of {
     static constexpr bool SCALED = FORMAT >= MF_FORMAT_FP8_BLOCK;
 };
 
-MF_DEV float matrix_scale(const mf_cuda_matrix &m, int64_t i)
-{
-    if (m.scale_dtype == MF_F32) {
-        return load_at<float>(m.scale, i, m.reserved);
-    }
-    if (m.scale_dtype == MF_F8_E8M0) {
-        return e8m0_to_f32(m.scale[i]);
-    }
-    const uint16_t h = load_at<uint16_t>(m.scale, i, m.reserved);
-    return m.scale_dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-}
-
-MF_DEV float e2m1_value(int c)
-{
-    const int e = (c >> 1) & 3, m = c & 1;
-    const float v = e == 0 ? 0.5f * m : (float)((2 + m) << e) * 0.25f;
-    return c & 8 ? -v : v;
-}
-
 template <int FORMAT> MF_DEV const uint8_t *matrix_row(const mf_cuda_matrix &m, int64_t r)
 {
     return m.data + r * m.row_stride * format_of<FORMAT>::BITS / 8;
@@ -74,7 +55,7 @@ MF_DEV float matrix_code(const mf_cuda_matrix &m, const uint8_t *row, int64_t sc
         return (float)(c - (m.zero ? m.zero[scale_row + scale_column<FORMAT>(m, k)] : 8));
     }
     default:
-        return e2m1_value((row[k / 2] >> (4 * (k & 1))) & 15);
+        return e2m1_to_f32((row[k / 2] >> (4 * (k & 1))) & 15);
     }
 }
 
@@ -82,7 +63,7 @@ template <int FORMAT> MF_DEV float matrix_value(const mf_cuda_matrix &m, int64_t
 {
     const int64_t scale_row = matrix_scale_row<FORMAT>(m, r);
     const float code = matrix_code<FORMAT>(m, matrix_row<FORMAT>(m, r), scale_row, k);
-    return format_of<FORMAT>::SCALED ? __fmul_rn(code, matrix_scale(m, scale_row + scale_column<FORMAT>(m, k))) : code;
+    return format_of<FORMAT>::SCALED ? __fmul_rn(code, scale_at(m, scale_row + scale_column<FORMAT>(m, k))) : code;
 }
 
 /* Columns [k, k + 8) of a row, those at or past m.k as zeros; is_wide: the eight codes can be read at once. */
@@ -116,7 +97,7 @@ MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t 
             for (int i = 0; i < 8; i++) {
                 const int c = (int)(a >> (4 * i)) & 15;
                 v[i] = FORMAT == MF_FORMAT_MXFP4
-                           ? e2m1_value(c)
+                           ? e2m1_to_f32(c)
                            : (float)(c - (m.zero ? m.zero[scale_row + scale_column<FORMAT>(m, k + i)] : 8));
             }
         }
@@ -135,7 +116,7 @@ MF_DEV void matrix_values8(const mf_cuda_matrix &m, const uint8_t *row, int64_t 
                 const int64_t c = scale_column<FORMAT>(m, k + i);
                 if (c != column) {
                     column = c;
-                    scale = matrix_scale(m, scale_row + c);
+                    scale = scale_at(m, scale_row + c);
                 }
                 v[i] = __fmul_rn(v[i], scale);
             }

@@ -78,11 +78,31 @@ MF_DEV float e8m0_to_f32(uint8_t b)
     return b == 255 ? __uint_as_float(0x7fc00000u) : b == 0 ? __uint_as_float(0x00400000u) : __uint_as_float((uint32_t)b << 23);
 }
 
+MF_DEV float e2m1_to_f32(int c)
+{
+    const int e = (c >> 1) & 3, m = c & 1;
+    const float v = e == 0 ? 0.5f * m : (float)((2 + m) << e) * 0.25f;
+    return c & 8 ? -v : v;
+}
+
 /* Exact: every e4m3 value is an f16. */
 MF_DEV float e4m3_to_f32(uint8_t b)
 {
     __half_raw h = __nv_cvt_fp8_to_halfraw(b, __NV_E4M3);
     return __half2float(__half(h));
+}
+
+/* Scale i of a matrix. */
+MF_DEV float scale_at(const mf_cuda_matrix &m, int64_t i)
+{
+    if (m.scale_dtype == MF_F32) {
+        return load_at<float>(m.scale, i, m.reserved);
+    }
+    if (m.scale_dtype == MF_F8_E8M0) {
+        return e8m0_to_f32(m.scale[i]);
+    }
+    const uint16_t h = load_at<uint16_t>(m.scale, i, m.reserved);
+    return m.scale_dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
 MF_DEV float load_float(const void *base, int dtype, int64_t i, bool bytewise)

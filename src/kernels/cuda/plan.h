@@ -43,6 +43,8 @@ typedef struct mf_cuda_paths {
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
 bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
+/* A matrix as kernels see it; its `reserved` says that codes or scales are not aligned to their own size. */
+mf_cuda_matrix mf_cuda_plan_matrix(const mf_matrix *m, int32_t quant);
 /* A slot as kernels see it, its paths chosen. */
 void mf_cuda_plan_slot(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_slot *slot, mf_cuda_slot *out);
 

@@ -3,6 +3,7 @@
  *
  * The order of the chain is the contract's whatever the vector width, so narrow and unaligned views take the same code with
  * one element a thread. */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sm90.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
@@ -376,16 +377,8 @@ bool is_plain(const mf_cuda_sum *call)
 template <typename KERNEL> int start(KERNEL kernel, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
 {
     const int each = vector * PLAIN_THREADS;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
-    config.blockDim = dim3(PLAIN_THREADS);
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = starts_early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, p);
+    const dim3 grid((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
+    return launch_kernel(starts_early, kernel, grid, PLAIN_THREADS, 0, stream, p);
 }
 
 template <int V, int C> int start_lean(const plain_call &p, bool starts_early, cudaStream_t stream)

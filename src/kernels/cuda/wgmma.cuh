@@ -78,13 +78,6 @@ template <int ID, int THREADS> MF_PTX void named_barrier()
 
 /* ---- copies ---- */
 
-MF_PTX void prefetch_map(const CUtensorMap *map)
-{
-#if MF_HAS_WGMMA
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-#endif
-}
-
 MF_PTX void prefetch_line(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

@@ -1,0 +1,42 @@
+/* launch.cuh - the host's side of a launch: dynamic shared memory past the default, and programmatic dependent launch. */
+#ifndef MF_KERNELS_CUDA_LAUNCH_CUH
+#define MF_KERNELS_CUDA_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+/* Lets a kernel have `bytes` of dynamic shared memory beside what it declares. */
+template <typename Kernel> static int allow_shared(Kernel kernel, size_t bytes)
+{
+    return bytes <= 32 * 1024
+               ? (int)cudaSuccess
+               : (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+}
+
+/* early: the launch may begin before the one in front of it has ended (sm_90); the kernel waits itself. */
+template <typename... Params, typename... Args>
+static int launch_kernel(bool early, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes,
+                         void *stream, Args... args)
+{
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = (cudaStream_t)stream;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/* Both. */
+template <typename... Params, typename... Args>
+static int launch_shared(bool early, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes,
+                         void *stream, Args... args)
+{
+    const int error = allow_shared(kernel, shared_bytes);
+    return error != 0 ? error : launch_kernel(early, kernel, grid, threads, shared_bytes, stream, args...);
+}
+
+#endif
