@@ -8,6 +8,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 jobs=${JOBS:-$(nproc)}
+ccache=$(command -v ccache || true)
 mkdir -p "$out/o"
 c_flags="-std=c11 -O2 -g1 -fPIC -ffp-contract=off -D_GNU_SOURCE -I$root/src -I$root/include -I$root/tests -I$root/tests/conformance -isystem $cuda/include $*"
 cu_flags="${CU_DEFINES:-} -O3 -std=c++17 -fmad=false -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden -I$root/src -I$root/include -gencode=arch=compute_90a,code=sm_90a"
@@ -18,18 +19,18 @@ support="conf staging staging_dense gate_case gate_random gate_oracle gate_event
 programs="gate gate_api align sum_reduce invariants traps experts experts_bits experts_units layer layer_chunks dense attention attention_bits delta_net"
 {
     for f in grouped grouped_few experts_tile gate gate_rows experts_few grouped_prepare sum_reduce experts_plain align layer_rows dense linear attention attention_mma attention_mla delta_net; do
-        echo "$nvcc $cu_flags -c $root/src/kernels/cuda/$f.cu -o $out/o/cu_$f.o"
+        echo "$ccache $nvcc $cu_flags -c $root/src/kernels/cuda/$f.cu -o $out/o/cu_$f.o"
     done
-    for f in $base; do echo "cc $c_flags -c $root/src/base/$f.c -o $out/o/b_$f.o"; done
-    for f in $kernels; do echo "cc $c_flags -c $root/src/kernels/$f.c -o $out/o/k_${f//\//_}.o"; done
-    for f in plan experts_plan grouped_plan grouped_maps cuda_device cuda_dense; do echo "cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
-    for f in $support; do echo "cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
-    for f in $programs; do echo "cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
-    echo "$nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"
-    echo "cc $c_flags -c $root/tests/cuda/capture.c -o $out/o/t_capture.o"
-    echo "cc $c_flags -c $root/tests/cuda/stand_ins.c -o $out/o/n_stand_ins.o"
-    echo "cc $c_flags -c $root/tests/test_main.c -o $out/o/m_test_main.o"
-    echo "cc $c_flags -c $root/bench/cuda_bench.c -o $out/o/x_cuda_bench.o"
+    for f in $base; do echo "$ccache cc $c_flags -c $root/src/base/$f.c -o $out/o/b_$f.o"; done
+    for f in $kernels; do echo "$ccache cc $c_flags -c $root/src/kernels/$f.c -o $out/o/k_${f//\//_}.o"; done
+    for f in plan experts_plan grouped_plan grouped_maps cuda_device cuda_dense; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
+    for f in $support; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
+    for f in $programs; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
+    echo "$ccache $nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"
+    echo "$ccache cc $c_flags -c $root/tests/cuda/capture.c -o $out/o/t_capture.o"
+    echo "$ccache cc $c_flags -c $root/tests/cuda/stand_ins.c -o $out/o/n_stand_ins.o"
+    echo "$ccache cc $c_flags -c $root/tests/test_main.c -o $out/o/m_test_main.o"
+    echo "$ccache cc $c_flags -c $root/bench/cuda_bench.c -o $out/o/x_cuda_bench.o"
 } | xargs -P "$jobs" -I{} sh -c '{} || exit 255'
 runtime="$cuda/lib64/libcudart_static.a"
 cc -shared -o "$out/libmoefuse_cuda.so" "$out"/o/cu_*.o "$out"/o/d_*.o "$out"/o/k_tensor.o "$out"/o/b_*.o "$out/o/n_stand_ins.o" "$runtime" \
