@@ -196,8 +196,38 @@ enum {
     MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
 };
 
-/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
-enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
+/* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines; grouped_one.cu's: 8
+ * rows by 8 lines, and for w2 16 (FP8) or 8 rows by as many lines as mf_cuda_box_lines says. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOX_UP, MF_CUDA_BOX_DOWN, MF_CUDA_BOXES };
+
+/* bytes: of a row.  Two lines where rows of codes have no more: half of a box would be nothing. */
+static inline int32_t mf_cuda_box_lines(int fp8, int64_t bytes)
+{
+    return fp8 && bytes <= 2 * 128 ? 2 : 4;
+}
+
+/* Leading slots of a table that lie evenly: their matrices are one each, with so many rows from a slot's to the next one's.
+ * Their maps stand behind those of the slots. */
+typedef struct mf_cuda_even {
+    int32_t slots; /* 0: none */
+    int32_t rows[3]; /* gate, up, down */
+} mf_cuda_even;
+
+/* grouped_one.cu: how a block's shared memory is laid out, places in bytes. */
+enum { MF_CUDA_ONE_TOKENS = 4, MF_CUDA_ONE_PAIRS = 32, MF_CUDA_ONE_STAGES = 13, MF_CUDA_ONE_HALF = 8192, MF_CUDA_ONE_STATE = 4096 };
+
+typedef struct mf_cuda_one {
+    int32_t tokens;   /* a line's columns: 2 or 4, at least the call's tokens; 0: another kernel takes the call */
+    int32_t combines; /* it ends with the combine, instead of y */
+    int32_t stages, x_lines, h_lines; /* h_lines: of a slot's rows of w2, whole boxes */
+    int32_t box_lines, most_tiles, most_units; /* at most: slots in use, a block's units */
+    int32_t x_at, up_parts_at; /* until w13 is done; then: */
+    int32_t h_at, down_parts_at, sums_at;
+    int32_t floats_at, state_at, bytes;
+    int32_t groups; /* of w2's rows, that a block multiplies before it adds up and combines them */
+    int32_t down_parts; /* floats of a group */
+    mf_cuda_even even;
+} mf_cuda_one;
 
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
@@ -217,6 +247,7 @@ typedef struct mf_cuda_grouped {
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
     int32_t width;    /* of every slot; 0: they differ */
     int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
+    mf_cuda_one one;
     int64_t blocks;
 } mf_cuda_grouped;
 
@@ -235,6 +266,8 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
+/* sum: read if one.combines. */
+int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

@@ -214,7 +214,8 @@ static mf_status open_maps(mf_device *device, const mf_experts *experts, const m
     if (!maps) {
         return mf_fail(err, MF_ERR_NOMEM, "experts: no memory for the maps of %lld slots", (long long)experts->num_slots);
     }
-    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, maps, err), done);
+    own->paths.even = mf_cuda_even_slots(slots, experts->num_slots);
+    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, &own->paths.even, maps, err), done);
     MF_TRY_GOTO(memory_alloc(device, bytes, &own->maps, err), done);
     MF_TRY_GOTO(memory_copy(device, own->maps, maps, bytes, err), done);
     own->paths.maps = own->maps;
@@ -320,8 +321,9 @@ static mf_status launch_down(mf_device *device, const mf_cuda_experts_plan *plan
     return MF_OK;
 }
 
-/* Both products of a table on Hopper. */
-static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *plan, mf_error *err)
+/* Both products of a table on Hopper; sum: the combine that follows, done if it can be: then *combined. */
+static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *plan, const mf_cuda_sum *sum, bool *combined,
+                                mf_error *err)
 {
     cuda_state *state = state_of(device);
     mf_cuda_grouped call = plan->grouped;
@@ -331,6 +333,11 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     }
     if (plan->copies_x) {
         MF_TRY(check(device, mf_cuda_launch_copy_x(&call.e, plan->x_copy, state->stream), "experts' copy of x", err));
+    }
+    if (call.one.tokens) {
+        call.one.combines = sum && mf_cuda_one_combines(&call, sum);
+        *combined = call.one.combines != 0;
+        return check(device, mf_cuda_launch_grouped_one(&call, sum, state->stream), "experts' products", err);
     }
     if (!call.few_rows) { /* few tokens are sorted, and their codes made, where they are multiplied */
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
@@ -346,8 +353,9 @@ static mf_status experts(mf_device *device, const mf_experts_call *call, mf_erro
     mf_cuda_experts_plan plan;
     MF_TRY(enter(device, err));
     MF_TRY(mf_cuda_plan_experts(&state->gpu, call, own->slots, &own->paths, false, call->args->y.dtype, &plan, err));
+    bool combined = false;
     if (plan.is_grouped) {
-        return launch_grouped(device, &plan, err);
+        return launch_grouped(device, &plan, NULL, &combined, err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     return launch_down(device, &plan, &own->paths, state->stream, err);
@@ -371,8 +379,9 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     }
     MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
     if (plan.is_grouped) {
-        MF_TRY(launch_grouped(device, &plan, err));
-        return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+        bool combined = false;
+        MF_TRY(launch_grouped(device, &plan, &sum, &combined, err));
+        return combined ? MF_OK : check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {

@@ -14,11 +14,6 @@ enum { TILE_FEW = 32, TILE_SOME = 64, TILE_MANY = 128, SOME_PER_SLOT = 28, MANY_
 _Static_assert(MF_QUANT_FP8_GROUP == 1 && MF_QUANT_FP8_TOKEN == 2 && MF_QUANT_FP8_STATIC == 3 && MF_QUANT_INT8_TOKEN == 4,
                "kernels/cuda/experts.cuh");
 
-static int64_t round_up(int64_t n, int64_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
 mf_cuda_matrix mf_cuda_plan_matrix(const mf_matrix *m, int32_t quant)
 {
     mf_cuda_matrix out = { .data = m->data,
@@ -106,7 +101,7 @@ static size_t lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int
     mf_cuda_experts *call = &plan->call;
     const int64_t hidden = experts->hidden_size, width = experts->max_intermediate_size;
     const int64_t pairs = mf_carve_count(num_tokens, num_columns, 1), tensor = paths->w13 | paths->w2;
-    call->h_stride = round_up(width, 128);
+    call->h_stride = mf_cuda_round_up(width, 128);
     call->h = mf_carve(base, &total, mf_carve_count(pairs, call->h_stride, 1), mf_dtype_size(experts->act_dtype));
     if (takes(paths->w13, MF_CUDA_PATH_FP8)) {
         call->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 2);
@@ -179,7 +174,7 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
                                                                                  : experts->max_intermediate_size;
     memset(out, 0, sizeof *out);
     if ((takes(paths->w13, MF_CUDA_PATH_PLAIN) || takes(paths->w2, MF_CUDA_PATH_PLAIN)) &&
-        round_up(widest, 128) / 128 * 129 * 4 + 1024 > gpu->shared_bytes) {
+        mf_cuda_round_up(widest, 128) / 128 * 129 * 4 + 1024 > gpu->shared_bytes) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld columns; device cuda's plain products take rows of %lld",
                        (long long)widest, (long long)((gpu->shared_bytes - 1024) / 516 * 128));
     }

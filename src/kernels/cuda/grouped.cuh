@@ -122,14 +122,19 @@ struct swiglu {
     int32_t kind;
 };
 
-MF_DEV swiglu swiglu_of(const mf_cuda_slot &slot)
+MF_DEV swiglu swiglu_of(int32_t activation, float limit, float alpha)
 {
     swiglu s;
-    s.kind = slot.activation;
-    s.limit = slot.activation == MF_ACT_SILU ? __uint_as_float(0x7f800000u) : slot.limit;
-    s.alpha = slot.activation == MF_ACT_SWIGLU_OAI ? slot.alpha : 1.0f;
-    s.beta = slot.activation == MF_ACT_SWIGLU_OAI ? 1.0f : 0.0f;
+    s.kind = activation;
+    s.limit = activation == MF_ACT_SILU ? __uint_as_float(0x7f800000u) : limit;
+    s.alpha = activation == MF_ACT_SWIGLU_OAI ? alpha : 1.0f;
+    s.beta = activation == MF_ACT_SWIGLU_OAI ? 1.0f : 0.0f;
     return s;
+}
+
+MF_DEV swiglu swiglu_of(const mf_cuda_slot &slot)
+{
+    return swiglu_of(slot.activation, slot.limit, slot.alpha);
 }
 
 MF_DEV float apply(const swiglu &s, float g, float u)
@@ -181,35 +186,39 @@ template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, f
     return make_uint4(codes[0], codes[1], codes[2], codes[3]);
 }
 
+/* Columns at .. at + 15 of the i-th group of 128 columns of x. */
+MF_DEV void load_group(const mf_cuda_grouped &p, int64_t i, int at, uint4 (&raw)[2])
+{
+    const uint32_t per_row = (uint32_t)p.x_groups;
+    const int64_t from =
+        (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
+    if (p.x_is_wide) {
+        raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
+        raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
+        return;
+    }
+    uint32_t words[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
+                   (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
+    }
+    raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
+    raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
+}
+
 /* Codes and scales of groups first, first + step, .. below `groups` of x, groups of 128 columns; eight lanes each. */
 MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t groups)
 {
-    const uint32_t per_row = (uint32_t)p.x_groups, at = (threadIdx.x & 7) * 16;
-    auto load = [&](int64_t i, uint4(&raw)[2]) {
-        const int64_t from =
-            (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
-        if (p.x_is_wide) {
-            raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
-            raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
-            return;
-        }
-        uint32_t words[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            words[k] = load_at<uint16_t>(p.e.x, from + 2 * k, p.e.bytewise) |
-                       (uint32_t)load_at<uint16_t>(p.e.x, from + 2 * k + 1, p.e.bytewise) << 16;
-        }
-        raw[0] = make_uint4(words[0], words[1], words[2], words[3]);
-        raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
-    };
+    const int at = (threadIdx.x & 7) * 16;
     uint4 next[2];
     if (first < groups) {
-        load(first, next);
+        load_group(p, first, at, next);
     }
     for (int64_t i = first; i < groups; i += step) {
         const uint4 raw[2] = { next[0], next[1] };
         if (i + step < groups) { /* on its way while these become codes */
-            load(i + step, next);
+            load_group(p, i + step, at, next);
         }
         float scale;
         *(uint4 *)(p.x_codes + i * 128 + at) = quantise_16<true>(raw, p.e.e8m0, scale);

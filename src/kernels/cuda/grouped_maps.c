@@ -26,11 +26,20 @@ static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, u
 
 size_t mf_cuda_grouped_maps_bytes(int64_t num_slots)
 {
-    return (size_t)num_slots * 3 * MF_CUDA_BOXES * sizeof(CUtensorMap);
+    return ((size_t)num_slots * 3 * MF_CUDA_BOXES + 3) * sizeof(CUtensorMap);
 }
 
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err)
+static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUtensorMap *out)
 {
+    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
+    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, fp8 ? 16 : 8 };
+    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(fp8, m->k * (fp8 ? 1 : 2)) };
+    return encode(make, m, rows[box], lines[box], out);
+}
+
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, const mf_cuda_even *even, void *maps, mf_error *err)
+{
+    static const char *const names[3] = { "gate", "up", "down" };
     void *found = NULL;
     enum cudaDriverEntryPointQueryResult result;
     const cudaError_t error =
@@ -45,16 +54,23 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, voi
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
-            for (int k = 0; k < MF_CUDA_BOXES; k++, out++) {
-                const uint32_t rows = k == MF_CUDA_BOX_32 ? 32 : 64, lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
-                const CUresult made = encode(make, of[i], rows, lines, out);
+            for (int box = 0; box < MF_CUDA_BOXES; box++) {
+                const CUresult made = encode_box(make, of[i], box, out++);
                 if (made != CUDA_SUCCESS) {
-                    static const char *const names[3] = { "gate", "up", "down" };
                     return mf_fail(err, MF_ERR_DEVICE,
                                    "slot %lld, %s [%lld, %lld]: the driver makes no tensor map (error %d)",
                                    (long long)s, names[i], (long long)of[i]->n, (long long)of[i]->k, (int)made);
                 }
             }
+        }
+    }
+    for (int i = 0; i < 3 && even->slots > 0; i++) {
+        mf_cuda_matrix all = i == 0 ? slots[0].gate : i == 1 ? slots[0].up : slots[0].down;
+        all.n += (int64_t)(even->slots - 1) * even->rows[i];
+        const CUresult made = encode_box(make, &all, i == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP, out++);
+        if (made != CUDA_SUCCESS) {
+            return mf_fail(err, MF_ERR_DEVICE, "%s of %d slots, %lld rows: the driver makes no tensor map (error %d)", names[i],
+                           (int)even->slots, (long long)all.n, (int)made);
         }
     }
     return MF_OK;

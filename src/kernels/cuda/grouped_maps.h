@@ -7,6 +7,6 @@
 
 size_t mf_cuda_grouped_maps_bytes(int64_t num_slots);
 /* maps: host memory of that many bytes, 64-byte aligned. */
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err);
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, const mf_cuda_even *even, void *maps, mf_error *err);
 
 #endif

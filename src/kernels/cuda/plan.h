@@ -31,6 +31,11 @@ void mf_cuda_plan_layer_rows(const mf_layer_rows_call *call, mf_cuda_layer_rows 
 
 /* ---- experts ---- */
 
+static inline int64_t mf_cuda_round_up(int64_t n, int64_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
 enum { MF_CUDA_FEW_PAIRS = 128 }; /* up to here a slot's weights are streamed once past all its tokens, without sorting */
 
 /* Paths that a table's slots take, as sets of 1 << mf_cuda_path. */
@@ -38,6 +43,7 @@ typedef struct mf_cuda_paths {
     uint32_t w13, w2;
     const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
     int32_t width;    /* with maps: of every slot; 0: they differ */
+    mf_cuda_even even;
 } mf_cuda_paths;
 
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
@@ -60,11 +66,16 @@ typedef struct mf_cuda_experts_plan {
     mf_cuda_grouped grouped;
 } mf_cuda_experts_plan;
 
+mf_cuda_even mf_cuda_even_slots(const mf_cuda_slot *slots, int64_t num_slots);
+
 /* Lays grouped.cu's buffers over base (NULL: counts bytes), and plans a call of it; plan->call is filled already. */
 size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns,
                                mf_dtype y_dtype, bool with_y, uint8_t *base, mf_cuda_experts_plan *plan);
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
                                mf_cuda_experts_plan *plan, mf_error *err);
+
+/* Whether grouped_one.cu can end with this combine. */
+bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
 
 size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns);
 /* The same and room for y where w2 and the combine are two launches. */

@@ -83,6 +83,14 @@ MF_PTX void prefetch_line(const void *p)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+/* A map on its way to where the copy engine looks for it. */
+MF_PTX void prefetch_map(const CUtensorMap *map)
+{
+#if MF_HAS_WGMMA
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}
+
 /* A box of a matrix [lines][rows][128 bytes] to shared memory; the barrier counts its bytes. */
 MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
 {
