@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "kernels/pick.h"
 #include "moefuse.h"
 
 /* ---- validated calls of the MoE operations ---- */
@@ -163,6 +164,16 @@ typedef struct mf_kv_view {
     const int32_t *position;    /* [T] */
     int64_t max_context;        /* largest position + 1 of the batch: sizes score rows */
 } mf_kv_view;
+
+/* Tokens chosen from rows of logits: pick.h. */
+typedef struct mf_pick_call {
+    float *logits;            /* [num_rows, n] without gaps */
+    int64_t num_rows, n, num_ids; /* ids below num_ids may be chosen */
+    const mf_pick *picks;     /* [num_rows] */
+    mf_pick_change *changes;
+    mf_picked *picked;        /* [num_rows] */
+    void *workspace;
+} mf_pick_call;
 
 /* Multi-head latent attention over the compressed cache, in the absorbed form:
  *   c_s = cache row [kv_lora_rank] (normed latent), p_s = its last qk_rope_head_dim floats (rotated key)
@@ -360,6 +371,9 @@ typedef struct mf_device_ops {
     /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
      * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
     void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);
+    /* Optional: of each row what its pick asks for; the rows are as before afterwards.  workspace: pick_bytes. */
+    size_t (*pick_bytes)(const mf_device *device, int64_t num_rows, int64_t n);
+    void (*pick)(mf_device *device, const mf_pick_call *call);
     /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
      * it, or past it, it is taken when it is needed, which a graph cannot hold. */
     mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);

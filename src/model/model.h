@@ -2,6 +2,8 @@
 #ifndef MF_MODEL_MODEL_H
 #define MF_MODEL_MODEL_H
 
+#include "kernels/part.h"
+#include "kernels/pick.h"
 #include "model/config.h"
 #include "model/plan.h"
 #include "model/weights.h"
@@ -81,12 +83,21 @@ typedef struct mf_batch {
     int32_t *best;               /* optional, where mf_model_picks_best: instead of logits, of each wanted row the id of the largest
                                     among ids below num_best_ids, the lowest of equals; -1: a NaN, an infinity */
     int32_t num_best_ids;
+    /* Optional, where mf_model_picks and without best: what is wanted of each row, by ids below num_best_ids.  Logits come of
+     * those rows alone whose answer is MF_PICKED_LOGITS. */
+    const mf_pick *picks;            /* [num_logit_rows] */
+    const mf_pick_change *changes;
+    int32_t num_changes;
+    mf_picked *picked;               /* [num_logit_rows] */
     void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */
     void *beat_context;
 } mf_batch;
 
 /* Whether the model's device finds the largest logits itself. */
 bool mf_model_picks_best(const mf_model *model);
+
+/* Whether it chooses tokens in other ways, too. */
+bool mf_model_picks(const mf_model *model);
 
 /* Launches of a step that only decodes, on a device that notes such steps; 0: none was noted. */
 int64_t mf_model_step_launches(const mf_model *model);

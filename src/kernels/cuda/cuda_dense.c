@@ -421,6 +421,27 @@ static void best(mf_device *device, const float *logits, int64_t num_rows, int64
     }
 }
 
+static size_t pick_bytes(const mf_device *device, int64_t num_rows, int64_t n)
+{
+    (void)device;
+    return (size_t)mf_cuda_pick_bytes(num_rows, n);
+}
+
+static void pick(mf_device *device, const mf_pick_call *call)
+{
+    if (call->num_rows > 0 && begin(device)) {
+        const mf_cuda_pick p = { .logits = call->logits,
+                                 .num_rows = call->num_rows,
+                                 .n = (int32_t)call->n,
+                                 .num_ids = (int32_t)call->num_ids,
+                                 .picks = call->picks,
+                                 .changes = call->changes,
+                                 .picked = call->picked,
+                                 .workspace = call->workspace };
+        done(device, mf_cuda_launch_pick(&p, mf_cuda_state_of(device)->gpu.shared_bytes, stream_of(device)), "tokens");
+    }
+}
+
 /* ---- attention ---- */
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -809,6 +830,8 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->mla_prepare = mla_prepare;
     ops->glu = glu;
     ops->best = best;
+    ops->pick_bytes = pick_bytes;
+    ops->pick = pick;
     ops->reserve = reserve;
 }
 
