@@ -117,6 +117,13 @@ typedef struct mf_device_memory_ops {
     mf_status (*graph_end)(mf_device *device, void **graph, int64_t *num_launches, mf_error *err);
     mf_status (*graph_run)(mf_device *device, void *graph, mf_error *err);
     void (*graph_close)(mf_device *device, void *graph);
+
+    /* Between open and close: mark notes in the stream that a part (part.h) begins; take waits and adds the seconds from each
+     * mark to the next to its part. */
+    mf_status (*marks_open)(mf_device *device, mf_error *err);
+    void (*mark)(mf_device *device, int part);
+    mf_status (*marks_take)(mf_device *device, double *seconds, mf_error *err);
+    void (*marks_close)(mf_device *device);
 } mf_device_memory_ops;
 
 /* ---- dense operations, f32 activations ---- */
@@ -377,6 +384,8 @@ typedef struct mf_device_ops {
     /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
      * it, or past it, it is taken when it is needed, which a graph cannot hold. */
     mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);
+    /* profile.c's alone: a step's operations are over. */
+    void (*step_ends)(mf_device *device);
 } mf_device_ops;
 
 struct mf_device {

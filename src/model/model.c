@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/sys.h"
+#include "kernels/profile.h"
 #include "model/model_device.h"
 #include "model/rope.h"
 
@@ -723,4 +724,19 @@ mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer 
     MF_TRY(print_memory_line(model, out));
     MF_TRY(mf_model_device_print(model, out));
     return mf_plan_print(model->plan, mf_device_name(model->device), all_layers, out);
+}
+
+mf_status mf_model_profile_begin(const mf_model *model, mf_error *err)
+{
+    return mf_profile_open(model->device, err);
+}
+
+mf_status mf_model_profile_take(const mf_model *model, double seconds[MF_NUM_PARTS], mf_error *err)
+{
+    return mf_profile_take(model->device, seconds, err);
+}
+
+void mf_model_profile_end(const mf_model *model)
+{
+    mf_profile_close(model->device);
 }

@@ -102,6 +102,12 @@ bool mf_model_picks(const mf_model *model);
 /* Launches of a step that only decodes, on a device that notes such steps; 0: none was noted. */
 int64_t mf_model_step_launches(const mf_model *model);
 
+/* Where the time of steps goes: between begin and end, on a model that nobody runs meanwhile, steps note their parts (and are
+ * not replayed as graphs); take adds each part's seconds since the last take. */
+mf_status mf_model_profile_begin(const mf_model *model, mf_error *err);
+mf_status mf_model_profile_take(const mf_model *model, double seconds[MF_NUM_PARTS], mf_error *err);
+void mf_model_profile_end(const mf_model *model);
+
 /* Memory for logits that come from the model's device fastest; NULL: there is none. */
 void *mf_model_alloc_logits(const mf_model *model, size_t bytes);
 void mf_model_free_logits(const mf_model *model, void *logits);

@@ -14,6 +14,7 @@
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 #include "kernels/cuda/grouped_maps.h"
+#include "kernels/part.h"
 
 typedef mf_cuda_state cuda_state;
 
@@ -372,6 +373,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
     if (plan.is_grouped) {
         MF_TRY(launch_grouped(device, &plan, err));
+        mf_cuda_mark(device, MF_PART_COMBINE);
         return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
@@ -380,6 +382,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
         return check(device, mf_cuda_launch_few_combine(&plan.call, path, &sum, state->stream), "experts' w2 and combine", err);
     }
     MF_TRY(launch_down(device, &plan, &own->paths, state->stream, err));
+    mf_cuda_mark(device, MF_PART_COMBINE);
     return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
 }
 
@@ -459,6 +462,7 @@ static mf_status init(mf_device *device, mf_error *err)
         return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", device->name);
     }
     mf_cuda_add_memory_ops(&memory_ops);
+    mf_cuda_add_mark_ops(&memory_ops);
     mf_cuda_add_dense_ops(&cuda_ops);
     device->backend = state;
     device->ops = &cuda_ops;
