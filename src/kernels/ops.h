@@ -106,9 +106,6 @@ typedef struct mf_device_memory_ops {
     /* In the stream's order; does not wait.  The host's side is alloc_host's. */
     mf_status (*copy_async)(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err);
     mf_status (*zero)(mf_device *device, void *block, size_t bytes, mf_error *err); /* does not wait */
-    /* num_rows rows of row_bytes whose beginnings lie from_stride bytes apart, to rows without gaps; waits. */
-    mf_status (*copy_rows)(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
-                           mf_error *err);
     mf_status (*fill)(mf_device *device, const mf_fill_call *call, mf_error *err); /* does not wait */
 
     /* Between begin and end operations are noted and not run; what was noted is then run as often as wanted, with the same

@@ -5,6 +5,7 @@
 #include "base/sys.h"
 #include "golden_support.h"
 #include "kernels/ops.h"
+#include "model/staging.h"
 
 /* ---- the device ---- */
 
@@ -119,15 +120,6 @@ static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *er
     return MF_OK;
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
-                           size_t num_rows, mf_error *err)
-{
-    for (size_t i = 0; i < num_rows; i++) {
-        MF_TRY(copy_async(device, (char *)to + i * row_bytes, (const char *)from + i * from_stride, row_bytes, err));
-    }
-    return MF_OK;
-}
-
 static const mf_device_memory_ops memory = { .alloc = alloc,
                                              .release = release,
                                              .copy = copy_async,
@@ -136,8 +128,7 @@ static const mf_device_memory_ops memory = { .alloc = alloc,
                                              .alloc_host = alloc_host,
                                              .release_host = release_host,
                                              .copy_async = copy_async,
-                                             .zero = zero,
-                                             .copy_rows = copy_rows };
+                                             .zero = zero };
 
 static void check_matrix(const mf_matrix *m, const char *what)
 {
@@ -293,6 +284,45 @@ TEST(a_step_waits_once_and_copies_its_inputs_once)
     mf_free(logits);
     mf_model_close(&model);
     golden_close(&g);
+}
+
+/* Rows with gaps, parts that cross from one range to the next, gaps between parts; more than one range. */
+TEST(staged_weights_arrive_whole)
+{
+    enum { STRIDE = 1013, ROW = 777, ROWS = 40000, LONG = 50 << 20, AT = 3 << 10 };
+    mf_error err = { 0 };
+    mf_device *device = NULL;
+    mf_staging staging = { 0 };
+    const size_t total = AT + (size_t)ROW * ROWS + 256 + LONG;
+    uint8_t *rows = malloc((size_t)STRIDE * ROWS), *whole = malloc(LONG), *want = calloc(1, total);
+    void *block;
+    with_memory = true;
+    free_bytes = 200 << 20;
+    CHECK_OK(mf_device_open("ref", NULL, &device, &err), err);
+    with_memory = false;
+    for (size_t i = 0; i < (size_t)STRIDE * ROWS; i++) {
+        rows[i] = (uint8_t)(i * 2654435761u >> 13);
+    }
+    for (size_t i = 0; i < LONG; i++) {
+        whole[i] = (uint8_t)(i * 40503u >> 7);
+    }
+    for (size_t r = 0; r < ROWS; r++) {
+        memcpy(want + AT + r * ROW, rows + r * STRIDE, ROW);
+    }
+    memcpy(want + total - LONG, whole, LONG);
+    CHECK_OK(mf_staging_add(&staging, AT, rows, STRIDE, ROW, ROWS, &err), err);
+    CHECK_OK(mf_staging_add(&staging, total - LONG, whole, LONG, LONG, 1, &err), err);
+    CHECK_OK(mf_device_malloc(device, total, &block, &err), err);
+    const mf_progress silent = { 0 };
+    CHECK_OK(mf_staging_run(&staging, device, block, total, &silent, &err), err);
+    CHECK_MEM((uint8_t *)block + AT, want + AT, (size_t)ROW * ROWS);
+    CHECK_MEM((uint8_t *)block + total - LONG, want + total - LONG, LONG);
+    mf_staging_close(&staging);
+    mf_device_free(device, block);
+    mf_device_close(&device);
+    free(rows);
+    free(whole);
+    free(want);
 }
 
 TEST(what_does_not_fit_is_refused_with_the_figures_before_anything_is_loaded)

@@ -727,19 +727,6 @@ static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *er
                : mf_cuda_check(device, cudaMemsetAsync(block, 0, bytes, stream_of(device)), "cudaMemsetAsync", err);
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
-                           size_t num_rows, mf_error *err)
-{
-    MF_TRY(mf_cuda_enter(device, err));
-    if (row_bytes > 0 && num_rows > 0) {
-        MF_TRY(mf_cuda_check(device,
-                             cudaMemcpy2DAsync(to, row_bytes, from, from_stride, row_bytes, num_rows, cudaMemcpyDefault,
-                                               stream_of(device)),
-                             "cudaMemcpy2DAsync", err));
-    }
-    return mf_cuda_check(device, cudaStreamSynchronize(stream_of(device)), "cudaStreamSynchronize", err);
-}
-
 /* The codes lie behind one another in the rounded inputs' memory: a wait between two fills of other codes keeps them
  * apart. */
 static mf_status fill(mf_device *device, const mf_fill_call *call, mf_error *err)
@@ -842,7 +829,6 @@ void mf_cuda_add_memory_ops(mf_device_memory_ops *ops)
     ops->release_host = release_host;
     ops->copy_async = copy_async;
     ops->zero = zero;
-    ops->copy_rows = copy_rows;
     ops->fill = fill;
     ops->graph_begin = graph_begin;
     ops->graph_end = graph_end;
