@@ -24,7 +24,7 @@ typedef struct mf_model_options {
                                     device multiplies that faster than f32 */
     bool auto_kv_dtype;          /* instead of kv_dtype: as act_dtype */
     mf_quantization quantization; /* of weights, while loading */
-    mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default) or MF_ACT_QUANT_INT8 */
+    mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default), _INT8 or _W8A8 */
     int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */
     int64_t max_model_len;       /* 0 = the model's; positions per sequence: sizes the rope table and score rows */
     double memory_utilization;   /* of a device with memory of its own: the part that weights, scratch memory and KV cache may
