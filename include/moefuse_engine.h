@@ -40,7 +40,7 @@ typedef struct mf_engine_options {
     int32_t auto_dtype;             /* 1: act_dtype is bf16 if the checkpoint is and the device multiplies that faster, else f32 */
     int32_t auto_kv_cache_dtype;    /* 1: kv_cache_dtype is what act_dtype is */
     const char *quantization;       /* NULL or "none"; "int8", "int4", "fp8": weights stored unquantised become codes while loading */
-    mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), or MF_ACT_QUANT_INT8 */
+    mf_act_quant act_quant;         /* of the experts: MF_ACT_QUANT_NONE (0), MF_ACT_QUANT_INT8 or MF_ACT_QUANT_W8A8 */
     int32_t load_format_dummy;      /* 1: seeded random weights from config.json alone */
     int32_t no_mmap;                /* 1: read weights into memory of their own, on huge pages, instead of mapping them */
     uint64_t seed;                  /* of dummy weights, and of requests that bring none */

@@ -260,6 +260,15 @@ def bench_models():
     claim("its average is that of its latencies", abs(sum(d["latencies"]) / 4 - d["avg_latency"]) < 1e-6
           and min(d["latencies"]) <= d["percentiles"]["50"] <= max(d["latencies"])
           and d["prefill_tokens_per_second"] > 0 and d["decode_tokens_per_second"] > 0, r.out)
+    r = moefuse(*latency, "--profile")
+    claim("bench latency --profile names each part of a step",
+          r.code == 0 and all(re.search(rf"^  {part} +[\d.]+ +[\d.]+ % +[\d.]+ +[\d.]+ %$", r.out, re.M)
+                              for part in ("attention", "gate", "experts", "combine", "dense products", "rest", "all")), r.all)
+    r = moefuse(*latency, "--profile", "--json")
+    d = json.loads(r.out)["profile"]
+    claim("its JSON has the seconds of each part", d["prefill"]["steps"] >= 1 and d["decode"]["steps"] == 4
+          and abs(sum(v for k, v in d["decode"].items() if k not in ("steps", "seconds")) - d["decode"]["seconds"])
+          < 0.1 * d["decode"]["seconds"], d)
     throughput = ["bench", "throughput", MODEL, *few, "--num-prompts", "20"]
     with tempfile.TemporaryDirectory() as temp:
         path = pathlib.Path(temp) / "out.json"

@@ -4,21 +4,23 @@
 
 #include <stdint.h>
 
-static inline uint64_t mf_random_mix(uint64_t z)
+#include "base/fixed_math.h"
+
+MF_FIXED uint64_t mf_random_mix(uint64_t z)
 {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
 
-static inline uint64_t mf_random_next(uint64_t *state)
+MF_FIXED uint64_t mf_random_next(uint64_t *state)
 {
     *state += 0x9e3779b97f4a7c15u;
     return mf_random_mix(*state);
 }
 
 /* Uniform in [0, 1) with 53 bits. */
-static inline double mf_random_unit(uint64_t *state)
+MF_FIXED double mf_random_unit(uint64_t *state)
 {
     return (double)(mf_random_next(state) >> 11) * 0x1p-53;
 }

@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "base/sys.h"
-#include "cli/bench_modes.h"
+#include "cli/bench_profile.h"
 
 typedef struct latency_flags {
     mf_bench_common common;
     int64_t batch_size, num_iters, num_iters_warmup;
+    bool profile;
 } latency_flags;
 
 /* One iteration's times.  Prefill ends when the last sequence has its first token; what is made after that is decoding.
@@ -155,14 +156,25 @@ static mf_status run(const latency_flags *f, mf_session *session, mf_error *err)
         }
     }
     figures result = { 0 };
+    mf_bench_profile profile = { 0 };
     if (status == MF_OK) {
         status = evaluate(f, all, &result, err);
     }
+    if (status == MF_OK && f->profile) {
+        status = mf_bench_profile_batch(&requests, f->batch_size, &profile, err);
+    }
     if (status == MF_OK && !f->common.json) {
         print_figures(f, session, &result);
+        if (f->profile) {
+            mf_bench_profile_print(session, &profile);
+        }
     }
     if (status == MF_OK && (f->common.json || f->common.output_json)) {
-        status = mf_bench_write_json(&f->common, latency_json(f, session, all, &result), err);
+        json_t *document = latency_json(f, session, all, &result);
+        if (document && f->profile) {
+            json_object_set_new(document, "profile", mf_bench_profile_json(&profile));
+        }
+        status = mf_bench_write_json(&f->common, document, err);
     }
     mf_free(all);
     mf_bench_requests_close(&requests);
@@ -174,16 +186,18 @@ int mf_bench_mode_latency(int argc, char **argv)
     latency_flags f = {
         .common = { .input_len = 32, .output_len = 128 }, .batch_size = 8, .num_iters = 30, .num_iters_warmup = 10
     };
-    mf_flag rows[3 + MF_NUM_BENCH_COMMON_FLAGS] = {
+    mf_flag rows[4 + MF_NUM_BENCH_COMMON_FLAGS] = {
         { "load", "--batch-size", NULL, MF_FLAG_INT, &f.batch_size, .min = 1, .max = 1024, .argument = "N",
           .help = "sequences that start together (8)" },
         { "load", "--num-iters", NULL, MF_FLAG_INT, &f.num_iters, .min = 1, .max = 100000, .argument = "N",
           .help = "batches that count (30)" },
         { "load", "--num-iters-warmup", NULL, MF_FLAG_INT, &f.num_iters_warmup, .min = 0, .max = 100000,
           .argument = "N", .help = "batches before them (10)" },
+        { "output", "--profile", NULL, MF_FLAG_BOOL, &f.profile,
+          .help = "one more batch, with the time of attention, gate, experts and the rest" },
     };
     const size_t num_rows = sizeof rows / sizeof *rows;
-    mf_bench_common_fill(&f.common, rows + 3);
+    mf_bench_common_fill(&f.common, rows + 4);
     const char *positionals[1];
     int32_t num_positionals;
     mf_error err = { 0 };

@@ -60,8 +60,9 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
                     "where it is faster, else float32 (auto)"),
         ROW("model", "--quantization", MF_FLAG_TEXT, quantization, .choices = "none|int8|int4|fp8", .argument = "Q",
             .help = "quantise weights stored as bf16, f16 or f32 while loading (none)"),
-        ROW("device", "--act-quant", MF_FLAG_TEXT, act_quant, .choices = "none|int8", .argument = "Q",
-            .help = "int8: experts with int8 or int4 weights take int8 inputs, one scale per token (none)"),
+        ROW("device", "--act-quant", MF_FLAG_TEXT, act_quant, .choices = "none|int8|w8a8", .argument = "Q",
+            .help = "int8: experts with int8 or int4 weights take int8 inputs, one scale per token; w8a8: those with FP8 or int8 "
+                    "weights take FP8 or int8 inputs (none)"),
         ROW("device", "--kv-cache-dtype", MF_FLAG_TEXT, kv_cache_dtype, .choices = "auto|float32|bfloat16",
             .argument = "T", .help = "of the KV cache; auto: as --dtype (auto)"),
         ROW("device", "--tensor-parallel-size", MF_FLAG_INT, tensor_parallel_size, .alias = "-tp", .min = 1, .max = 1024,

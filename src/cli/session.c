@@ -85,7 +85,9 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     options.kv_cache_dtype = strcmp(flags->kv_cache_dtype, "bfloat16") == 0 ? MF_BF16 : MF_F32;
     options.auto_kv_cache_dtype = strcmp(flags->kv_cache_dtype, "auto") == 0;
     options.quantization = flags->quantization;
-    options.act_quant = strcmp(flags->act_quant, "int8") == 0 ? MF_ACT_QUANT_INT8 : MF_ACT_QUANT_NONE;
+    options.act_quant = strcmp(flags->act_quant, "int8") == 0   ? MF_ACT_QUANT_INT8
+                        : strcmp(flags->act_quant, "w8a8") == 0 ? MF_ACT_QUANT_W8A8
+                                                                : MF_ACT_QUANT_NONE;
     options.no_mmap = flags->no_mmap || strcmp(flags->weights_memory, "copy") == 0;
     options.pin_threads = flags->pin_threads;
     options.numa = strcmp(flags->numa, "interleave") == 0 ? MF_NUMA_INTERLEAVE : MF_NUMA_FIRST_TOUCH;

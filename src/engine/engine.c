@@ -109,7 +109,7 @@ static mf_status open_buffers(mf_engine *e, const mf_scheduler_limits *limits, m
         return mf_fail(err, MF_ERR_NOMEM, "engine: out of memory for %d sequences and %d rows of %d logits",
                        limits->max_num_seqs, e->max_rows, e->model.vocab_size);
     }
-    return MF_OK;
+    return e->model.picks ? mf_picks_open(&e->picks, e->model.vocab_size, e->num_sampled_ids, e->max_rows, err) : MF_OK;
 }
 
 static int32_t choose_prompt_rows(int32_t vocab_size, int32_t max_num_batched_tokens)
@@ -180,6 +180,7 @@ static void close_parts(mf_engine *e)
     } else {
         mf_free(e->logits);
     }
+    mf_picks_close(&e->picks);
     mf_free(e->best);
     mf_free(e->top);
     mf_free(e->events);

@@ -3,6 +3,7 @@
 #define MF_ENGINE_ENGINE_IMPL_H
 
 #include "engine/engine.h"
+#include "engine/picks.h"
 #include "engine/sampler.h"
 
 /* What a row of logits is for. */
@@ -38,6 +39,7 @@ struct mf_engine {
     bool has_model_logits;                      /* from the model's alloc_logits */
     int32_t *best;                              /* [max_rows]: of steps whose rows only want the largest logit */
     bool is_best;                               /* the step at hand is one */
+    mf_picks picks;                             /* of steps whose rows want more, where the model's device chooses */
     int32_t num_sampled_ids;
     mf_logprob *top;                            /* [max_rows, MF_MAX_LOGPROBS] */
     mf_event *events;                           /* [max_rows]: token events of the last step */

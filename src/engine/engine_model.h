@@ -34,6 +34,7 @@ typedef struct mf_engine_model {
     /* Optional: the model finds each row's largest logit itself (mf_batch.best), and has memory that logits come to fastest;
      * alloc_logits may give NULL. */
     bool picks_best;
+    bool picks; /* and does what mf_batch.picks asks for */
     void *(*alloc_logits)(void *context, size_t bytes);
     void (*free_logits)(void *context, void *logits);
 

@@ -10,12 +10,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/fixed_math.h"
 #include "base/number.h"
-#include "base/random.h"
 #include "base/sys.h"
-#include "engine/fixed_math.h"
+#include "kernels/pick.h"
 
-#define GREEDY_BELOW 1e-5 /* temperatures under it, as in vLLM */
 
 enum {
     LANES = 8,
@@ -104,8 +103,7 @@ void mf_sampler_close(mf_sampler **out)
 
 double mf_sampler_uniform(uint64_t seed, int64_t position)
 {
-    uint64_t state = mf_random_mix(seed + 0x9e3779b97f4a7c15u) ^ ((uint64_t)position * 0xd1342543de82ef95u);
-    return mf_random_unit(&state);
+    return mf_pick_uniform(seed, position);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
@@ -320,15 +318,20 @@ static void keep_allowed(mf_sampler *s, float *logits, const mf_sampling_params 
     }
 }
 
+bool mf_sampler_ends_with(const mf_sample_context *c, const int32_t *ids, int32_t n)
+{
+    return n <= c->num_tokens - c->num_prompt_tokens &&
+           memcmp(ids, c->tokens + c->num_tokens - n, (size_t)n * sizeof *ids) == 0;
+}
+
 /* A bad word's last token is forbidden when the completion ends with the tokens before it. */
 static void forbid_bad_words(float *logits, const mf_sample_context *c)
 {
     const mf_sampling_params *p = c->params;
     const int32_t *word = p->bad_words;
-    int32_t num_made = c->num_tokens - c->num_prompt_tokens;
     for (int32_t i = 0; i < p->num_bad_words; i++) {
         int32_t n = p->bad_word_lengths[i] - 1;
-        if (n <= num_made && memcmp(word, c->tokens + c->num_tokens - n, (size_t)n * sizeof *word) == 0) {
+        if (mf_sampler_ends_with(c, word, n)) {
             logits[word[n]] = -INFINITY;
         }
         word += n + 1;
@@ -656,7 +659,7 @@ static bool changes_logits(const mf_sample_context *c)
 
 bool mf_sampler_is_largest(const mf_sample_context *c)
 {
-    return c->params->temperature < GREEDY_BELOW && c->params->logprobs < 0 && !changes_logits(c);
+    return c->params->temperature < MF_SAMPLER_GREEDY_BELOW && c->params->logprobs < 0 && !changes_logits(c);
 }
 
 bool mf_sampler_sample(mf_sampler *s, const float *logits, const mf_sample_context *c, mf_sample *sample, mf_logprob *top)
@@ -677,7 +680,7 @@ bool mf_sampler_sample(mf_sampler *s, const float *logits, const mf_sample_conte
     if (!is_raw && !row_max(row, s->num_sampled_ids, s->span_max, &max)) {
         return false;
     }
-    int32_t id = p->temperature < GREEDY_BELOW ? row_find(row, s->num_sampled_ids, s->span_max, max)
+    int32_t id = p->temperature < MF_SAMPLER_GREEDY_BELOW ? row_find(row, s->num_sampled_ids, s->span_max, max)
                                                : choose_random(s, row, max, c);
     if (p->logprobs >= 0) {
         if (!is_raw) {

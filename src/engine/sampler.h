@@ -10,6 +10,8 @@
 #include "base/error.h"
 #include "moefuse_engine.h"
 
+#define MF_SAMPLER_GREEDY_BELOW 1e-5 /* temperatures under it, as in vLLM */
+
 typedef struct mf_sampler mf_sampler; /* scratch memory for one thread */
 
 /* Ids in [num_sampled_ids, vocab_size) take part in log-probabilities' sums and are otherwise ignored. */
@@ -45,6 +47,9 @@ bool mf_sampler_is_largest(const mf_sample_context *context);
 /* The log-probability and rank of token_id, and the num_top best ids.  false as above. */
 bool mf_sampler_logprobs(const mf_sampler *sampler, const float *logits, int32_t token_id, int32_t num_top, mf_sample *sample,
                          mf_logprob *top);
+
+/* Whether the completion ends with these tokens. */
+bool mf_sampler_ends_with(const mf_sample_context *context, const int32_t *ids, int32_t n);
 
 /* Uniform in [0, 1): depends on seed and position alone. */
 double mf_sampler_uniform(uint64_t seed, int64_t position);

@@ -123,6 +123,25 @@ static bool wants_largest(const mf_engine *e, int32_t num_uses)
     return num_uses > 0;
 }
 
+/* What the model's device is to choose of the step's rows.  false: nothing. */
+static bool ask_for_picks(mf_engine *e, int32_t num_uses)
+{
+    mf_picks *picks = &e->picks;
+    bool asks = false;
+    picks->num = picks->num_changes = 0;
+    for (int32_t i = 0; i < num_uses; i++) {
+        const mf_live_request *r = e->uses[i].request;
+        if (e->uses[i].samples) {
+            const mf_sample_context c = context_of(e, r);
+            mf_picks_add_sample(picks, &c);
+        } else {
+            mf_picks_add_logprobs(picks, r->tokens[e->uses[i].position + 1], r->sampling.prompt_logprobs);
+        }
+        asks = asks || picks->list[i].kind != MF_PICK_LOGITS;
+    }
+    return asks;
+}
+
 /* Rows are sampled side by side: each looks at its own sequence only, which does not change meanwhile, and at its guide, which
  * no other row has.  A preempted request is sampled again only behind its last token, so no token is accepted twice. */
 static void sample_row(void *context, int64_t row, int32_t thread)
@@ -132,7 +151,10 @@ static void sample_row(void *context, int64_t row, int32_t thread)
     const mf_live_request *r = use->request;
     const float *logits = e->logits + (size_t)row * (size_t)e->model.vocab_size;
     mf_logprob *top = e->top + (size_t)row * MF_MAX_LOGPROBS;
-    if (!use->samples) {
+    if (row < e->picks.num && e->picks.picked[row].state != MF_PICKED_LOGITS) {
+        use->is_good = mf_picks_take(&e->picks, (int32_t)row, &use->sample, top) ||
+                       (use->samples && r->sampling.max_tokens == 0);
+    } else if (!use->samples) {
         use->is_good = mf_sampler_logprobs(e->samplers[thread], logits, r->tokens[use->position + 1],
                                            r->sampling.prompt_logprobs, &use->sample, top);
     } else if (r->sampling.max_tokens > 0) {
@@ -144,6 +166,17 @@ static void sample_row(void *context, int64_t row, int32_t thread)
     } else {
         use->is_good = true; /* the prompt was all */
     }
+}
+
+/* Whether a row is left to the samplers: answers alone are not worth waking threads for. */
+static bool wants_pool(const mf_engine *e, int32_t num_uses)
+{
+    for (int32_t i = 0; i < num_uses; i++) {
+        if (i >= e->picks.num || e->picks.picked[i].state == MF_PICKED_LOGITS) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static void take_row(mf_engine *e, const logit_use *use, const mf_logprob *top, int64_t now_ns)
@@ -183,7 +216,7 @@ static void use_rows(mf_engine *e, int32_t num_uses)
             e->uses[i].is_good = e->best[i] >= 0 || e->uses[i].request->sampling.max_tokens == 0;
         }
     } else {
-        mf_pool_run(e->model.pool, num_uses, sample_row, e);
+        mf_pool_run(wants_pool(e, num_uses) ? e->model.pool : NULL, num_uses, sample_row, e);
     }
     int64_t now_ns = mf_now_ns();
     for (int32_t i = 0; i < num_uses; i++) {
@@ -200,6 +233,15 @@ static mf_status run_batch(mf_engine *e, mf_error *err)
     if (e->is_best) {
         batch.best = e->best;
         batch.num_best_ids = e->num_sampled_ids;
+    }
+    if (!e->is_best && e->model.picks && ask_for_picks(e, num_uses)) {
+        batch.picks = e->picks.list;
+        batch.changes = e->picks.changes;
+        batch.num_changes = e->picks.num_changes;
+        batch.picked = e->picks.picked;
+        batch.num_best_ids = e->num_sampled_ids;
+    } else {
+        e->picks.num = 0;
     }
     e->num_steps++;
     e->computed_tokens += batch.num_tokens;

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "kernels/pick.h"
 #include "moefuse.h"
 
 /* ---- validated calls of the MoE operations ---- */
@@ -105,9 +106,6 @@ typedef struct mf_device_memory_ops {
     /* In the stream's order; does not wait.  The host's side is alloc_host's. */
     mf_status (*copy_async)(mf_device *device, void *to, const void *from, size_t bytes, mf_error *err);
     mf_status (*zero)(mf_device *device, void *block, size_t bytes, mf_error *err); /* does not wait */
-    /* num_rows rows of row_bytes whose beginnings lie from_stride bytes apart, to rows without gaps; waits. */
-    mf_status (*copy_rows)(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes, size_t num_rows,
-                           mf_error *err);
     mf_status (*fill)(mf_device *device, const mf_fill_call *call, mf_error *err); /* does not wait */
 
     /* Between begin and end operations are noted and not run; what was noted is then run as often as wanted, with the same
@@ -116,6 +114,13 @@ typedef struct mf_device_memory_ops {
     mf_status (*graph_end)(mf_device *device, void **graph, int64_t *num_launches, mf_error *err);
     mf_status (*graph_run)(mf_device *device, void *graph, mf_error *err);
     void (*graph_close)(mf_device *device, void *graph);
+
+    /* Between open and close: mark notes in the stream that a part (part.h) begins; take waits and adds the seconds from each
+     * mark to the next to its part. */
+    mf_status (*marks_open)(mf_device *device, mf_error *err);
+    void (*mark)(mf_device *device, int part);
+    mf_status (*marks_take)(mf_device *device, double *seconds, mf_error *err);
+    void (*marks_close)(mf_device *device);
 } mf_device_memory_ops;
 
 /* ---- dense operations, f32 activations ---- */
@@ -163,6 +168,16 @@ typedef struct mf_kv_view {
     const int32_t *position;    /* [T] */
     int64_t max_context;        /* largest position + 1 of the batch: sizes score rows */
 } mf_kv_view;
+
+/* Tokens chosen from rows of logits: pick.h. */
+typedef struct mf_pick_call {
+    float *logits;            /* [num_rows, n] without gaps */
+    int64_t num_rows, n, num_ids; /* ids below num_ids may be chosen */
+    const mf_pick *picks;     /* [num_rows] */
+    mf_pick_change *changes;
+    mf_picked *picked;        /* [num_rows] */
+    void *workspace;
+} mf_pick_call;
 
 /* Multi-head latent attention over the compressed cache, in the absorbed form:
  *   c_s = cache row [kv_lora_rank] (normed latent), p_s = its last qk_rope_head_dim floats (rotated key)
@@ -360,9 +375,14 @@ typedef struct mf_device_ops {
     /* Optional: keys[r] = the larger of itself and, of row r, mf_best_key of its largest number and the lowest id below num_ids
      * that has it; all ones where the row holds a NaN or +infinity.  logits [num_rows, n] without gaps. */
     void (*best)(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys);
+    /* Optional: of each row what its pick asks for; the rows are as before afterwards.  workspace: pick_bytes. */
+    size_t (*pick_bytes)(const mf_device *device, int64_t num_rows, int64_t n);
+    void (*pick)(mf_device *device, const mf_pick_call *call);
     /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
      * it, or past it, it is taken when it is needed, which a graph cannot hold. */
     mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);
+    /* profile.c's alone: a step's operations are over. */
+    void (*step_ends)(mf_device *device);
 } mf_device_ops;
 
 struct mf_device {

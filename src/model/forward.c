@@ -724,5 +724,8 @@ mf_status mf_model_forward(mf_model *model, mf_kv_store *store, const mf_batch *
         }
     }
     keep_lengths(store, batch, &step.states);
+    if (model->device->ops->step_ends) {
+        model->device->ops->step_ends(model->device);
+    }
     return MF_OK;
 }

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/sys.h"
+#include "kernels/profile.h"
 #include "model/model_device.h"
 #include "model/rope.h"
 
@@ -338,8 +339,9 @@ static mf_status check_options(const mf_model *model, const mf_model_options *op
         return mf_fail(err, MF_ERR_UNSUPPORTED, "--kv-cache-dtype: expected float32 or bfloat16; got %s",
                        mf_dtype_name(options->kv_dtype));
     }
-    if (options->act_quant != MF_ACT_QUANT_NONE && options->act_quant != MF_ACT_QUANT_INT8) {
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "--act-quant: expected none or int8; got %d", (int)options->act_quant);
+    if (options->act_quant != MF_ACT_QUANT_NONE && options->act_quant != MF_ACT_QUANT_INT8 &&
+        options->act_quant != MF_ACT_QUANT_W8A8) {
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "--act-quant: expected none, int8 or w8a8; got %d", (int)options->act_quant);
     }
     if (options->max_model_len < 0 || options->max_model_len > model->config->max_position_embeddings) {
         return mf_fail(err, MF_ERR_INVALID, "--max-model-len: expected 1..%lld (max_position_embeddings); got %lld",
@@ -692,7 +694,9 @@ static mf_status print_device_line(const mf_model *model, mf_buffer *out)
     }
     return mf_buffer_printf(out, " | activations %s%s%s%s\n", model->act_dtype == MF_BF16 ? "bf16" : "f32",
                             reason_for_dtype(model),
-                            model->act_quant == MF_ACT_QUANT_INT8 ? ", int8 per token for int8/int4 weights" : "",
+                            model->act_quant == MF_ACT_QUANT_INT8   ? ", int8 per token for int8/int4 weights"
+                            : model->act_quant == MF_ACT_QUANT_W8A8 ? ", FP8 or int8 for FP8/int8 experts"
+                                                                    : "",
                             model->kv_dtype == MF_BF16 ? " | KV cache bf16" : "");
 }
 
@@ -723,4 +727,19 @@ mf_status mf_model_print_plan(const mf_model *model, bool all_layers, mf_buffer 
     MF_TRY(print_memory_line(model, out));
     MF_TRY(mf_model_device_print(model, out));
     return mf_plan_print(model->plan, mf_device_name(model->device), all_layers, out);
+}
+
+mf_status mf_model_profile_begin(const mf_model *model, mf_error *err)
+{
+    return mf_profile_open(model->device, err);
+}
+
+mf_status mf_model_profile_take(const mf_model *model, double seconds[MF_NUM_PARTS], mf_error *err)
+{
+    return mf_profile_take(model->device, seconds, err);
+}
+
+void mf_model_profile_end(const mf_model *model)
+{
+    mf_profile_close(model->device);
 }

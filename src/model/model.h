@@ -2,6 +2,8 @@
 #ifndef MF_MODEL_MODEL_H
 #define MF_MODEL_MODEL_H
 
+#include "kernels/part.h"
+#include "kernels/pick.h"
 #include "model/config.h"
 #include "model/plan.h"
 #include "model/weights.h"
@@ -22,7 +24,7 @@ typedef struct mf_model_options {
                                     device multiplies that faster than f32 */
     bool auto_kv_dtype;          /* instead of kv_dtype: as act_dtype */
     mf_quantization quantization; /* of weights, while loading */
-    mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default) or MF_ACT_QUANT_INT8 */
+    mf_act_quant act_quant;      /* of the experts: MF_ACT_QUANT_NONE (0, the default), _INT8 or _W8A8 */
     int64_t max_batch_tokens;    /* rows per forward: sizes the scratch memory */
     int64_t max_model_len;       /* 0 = the model's; positions per sequence: sizes the rope table and score rows */
     double memory_utilization;   /* of a device with memory of its own: the part that weights, scratch memory and KV cache may
@@ -81,6 +83,12 @@ typedef struct mf_batch {
     int32_t *best;               /* optional, where mf_model_picks_best: instead of logits, of each wanted row the id of the largest
                                     among ids below num_best_ids, the lowest of equals; -1: a NaN, an infinity */
     int32_t num_best_ids;
+    /* Optional, where mf_model_picks and without best: what is wanted of each row, by ids below num_best_ids.  Logits come of
+     * those rows alone whose answer is MF_PICKED_LOGITS. */
+    const mf_pick *picks;            /* [num_logit_rows] */
+    const mf_pick_change *changes;
+    int32_t num_changes;
+    mf_picked *picked;               /* [num_logit_rows] */
     void (*beat)(void *context); /* optional: called twice a layer, so that a long forward is seen to go on */
     void *beat_context;
 } mf_batch;
@@ -88,8 +96,17 @@ typedef struct mf_batch {
 /* Whether the model's device finds the largest logits itself. */
 bool mf_model_picks_best(const mf_model *model);
 
+/* Whether it chooses tokens in other ways, too. */
+bool mf_model_picks(const mf_model *model);
+
 /* Launches of a step that only decodes, on a device that notes such steps; 0: none was noted. */
 int64_t mf_model_step_launches(const mf_model *model);
+
+/* Where the time of steps goes: between begin and end, on a model that nobody runs meanwhile, steps note their parts (and are
+ * not replayed as graphs); take adds each part's seconds since the last take. */
+mf_status mf_model_profile_begin(const mf_model *model, mf_error *err);
+mf_status mf_model_profile_take(const mf_model *model, double seconds[MF_NUM_PARTS], mf_error *err);
+void mf_model_profile_end(const mf_model *model);
 
 /* Memory for logits that come from the model's device fastest; NULL: there is none. */
 void *mf_model_alloc_logits(const mf_model *model, size_t bytes);

@@ -14,6 +14,7 @@ enum { GRAPH_TOKENS = 64, NUM_GRAPHS = 64, LOGIT_ROWS = 128 };
 typedef struct step_graph {
     int64_t num_tokens, num_sequences, max_blocks, num_runs, last_used;
     int32_t num_best_ids;
+    bool picks;
     const mf_kv_store *store;
     void *graph; /* NULL: seen once */
     bool is_taken;
@@ -27,6 +28,8 @@ struct mf_model_device {
     size_t num_counts, key_offset; /* bytes to the keys, u64 [max_batch_tokens] */
     float *logits;                 /* [logit_rows, vocab] */
     int32_t logit_rows;
+    void *pick_work;               /* NULL: the device chooses no tokens */
+    mf_picked *picked, *host_picked; /* [max_batch_tokens], on the device and page-locked */
     step_graph graphs[NUM_GRAPHS];
     int64_t num_steps, num_launches; /* of the last graph */
 };
@@ -92,6 +95,14 @@ mf_status mf_model_device_open(mf_model *model, mf_error *err)
     MF_TRY(mf_device_malloc(model->device, counts, (void **)&own->counts, err));
     MF_TRY(memory_of(model)->alloc_host(model->device, counts, (void **)&own->host_counts, err));
     model->scratch.total_bytes += (int64_t)logits;
+    if (model->device->ops->pick) {
+        const size_t picked = (size_t)model->max_batch_tokens * sizeof *own->picked;
+        const size_t work = model->device->ops->pick_bytes(model->device, own->logit_rows, config->vocab_size);
+        MF_TRY(mf_device_malloc(model->device, work, &own->pick_work, err));
+        MF_TRY(mf_device_malloc(model->device, picked, (void **)&own->picked, err));
+        MF_TRY(memory_of(model)->alloc_host(model->device, picked, (void **)&own->host_picked, err));
+        model->scratch.total_bytes += (int64_t)(work + picked);
+    }
     return grow_inputs(model, (size_t)model->max_batch_tokens * 64, err);
 }
 
@@ -104,6 +115,9 @@ void mf_model_device_close(mf_model *model)
         mf_device_free(model->device, own->logits);
         mf_device_free(model->device, own->counts);
         memory_of(model)->release_host(model->device, own->host_counts);
+        mf_device_free(model->device, own->pick_work);
+        mf_device_free(model->device, own->picked);
+        memory_of(model)->release_host(model->device, own->host_picked);
         mf_free(own);
         model->on_device = NULL;
     }
@@ -168,6 +182,14 @@ static void pack_step(packer *p, const mf_batch *batch, const mf_step *step, mf_
         memset(to + row, 0, stride - row); /* behind every sequence's end */
     }
     out->block_table = p->host ? (const int32_t *)(const void *)(p->device + at) : NULL;
+    if (batch->picks) { /* the changes last: their number moves nothing else */
+        out->picks = pack(p, batch->picks, (size_t)batch->num_logit_rows * sizeof *batch->picks);
+        const size_t changes = take(p, (size_t)batch->num_changes * sizeof *batch->changes);
+        if (p->host) {
+            memcpy(p->host + changes, batch->changes, (size_t)batch->num_changes * sizeof *batch->changes);
+            out->changes = (mf_pick_change *)(void *)(p->device + changes);
+        }
+    }
 }
 
 /* ---- graphs ---- */
@@ -181,10 +203,10 @@ static int64_t power_of_two(int64_t n)
     return p;
 }
 
-/* 0: logits are wanted. */
+/* 0: nothing but logits is wanted. */
 static int32_t best_ids(const mf_batch *batch)
 {
-    return batch->best ? batch->num_best_ids : 0;
+    return batch->best || batch->picks ? batch->num_best_ids : 0;
 }
 
 /* The graph of such steps; its place, taken from the one that was not used for longest, when there is none yet. */
@@ -196,7 +218,7 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
         step_graph *g = &own->graphs[i];
         if (g->is_taken && g->num_tokens == step->num_tokens && g->num_sequences == batch->num_sequences &&
             g->max_blocks == step->max_blocks && g->num_best_ids == best_ids(batch) &&
-            g->num_runs == step->states.num_runs && g->store == store) {
+            g->picks == (batch->picks != NULL) && g->num_runs == step->states.num_runs && g->store == store) {
             return g;
         }
         oldest = !g->is_taken || (oldest->is_taken && g->last_used < oldest->last_used) ? g : oldest;
@@ -209,6 +231,7 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
                             .max_blocks = step->max_blocks,
                             .num_runs = step->states.num_runs,
                             .num_best_ids = best_ids(batch),
+                            .picks = batch->picks != NULL,
                             .store = store };
     return oldest;
 }
@@ -216,6 +239,11 @@ static step_graph *find_graph(mf_model *model, const mf_kv_store *store, const m
 bool mf_model_picks_best(const mf_model *model)
 {
     return model->on_device && model->device->ops->best;
+}
+
+bool mf_model_picks(const mf_model *model)
+{
+    return model->on_device && model->on_device->pick_work;
 }
 
 int64_t mf_model_step_launches(const mf_model *model)
@@ -255,8 +283,9 @@ static size_t bytes_of_counts(const mf_model *model, const mf_batch *batch)
                        : own->num_counts * sizeof(int32_t);
 }
 
-/* Logits of rows [first, first + count), and their largest. */
-static void run_head(mf_model *model, const mf_batch *batch, mf_head_fn head, int32_t first, int32_t count)
+/* Logits of rows [first, first + count), and their largest or what else is chosen. */
+static void run_head(mf_model *model, const mf_batch *batch, const mf_step *step, mf_head_fn head, int32_t first,
+                     int32_t count)
 {
     mf_model_device *own = model->on_device;
     if (count > 0) {
@@ -266,6 +295,16 @@ static void run_head(mf_model *model, const mf_batch *batch, mf_head_fn head, in
         uint64_t *keys = (uint64_t *)(void *)((char *)own->counts + own->key_offset);
         model->device->ops->best(model->device, own->logits, count, model->config->vocab_size, batch->num_best_ids,
                                  keys + first);
+    } else if (count > 0 && batch->picks) {
+        const mf_pick_call call = { .logits = own->logits,
+                                    .num_rows = count,
+                                    .n = model->config->vocab_size,
+                                    .num_ids = batch->num_best_ids,
+                                    .picks = step->picks + first,
+                                    .changes = step->changes,
+                                    .picked = own->picked + first,
+                                    .workspace = own->pick_work };
+        model->device->ops->pick(model->device, &call);
     }
 }
 
@@ -282,7 +321,7 @@ static mf_status launch(mf_model *model, mf_kv_store *store, const mf_batch *bat
     mf_model_device *own = model->on_device;
     MF_TRY(memory_of(model)->zero(model->device, own->counts, bytes_of_counts(model, batch), err));
     MF_TRY(walk(model, store, batch, step, err));
-    run_head(model, batch, head, 0, count);
+    run_head(model, batch, step, head, 0, count);
     return MF_OK;
 }
 
@@ -330,19 +369,41 @@ static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batc
     return memory_of(model)->graph_run(model->device, g->graph, err);
 }
 
-/* The head of what did not fit the room for logits at once. */
-static mf_status finish_logits(mf_model *model, const mf_batch *batch, mf_head_fn head, float *logits, mf_error *err)
+/* Logits of the chunk's rows [first, first + count): of all, or of those that the device did not choose from. */
+static mf_status fetch_logits(mf_model *model, const mf_batch *batch, int32_t first, int32_t count, float *logits,
+                              mf_error *err)
 {
     mf_model_device *own = model->on_device;
     const int64_t vocab = model->config->vocab_size;
+    if (!batch->picks) {
+        return memory_of(model)->copy_async(model->device, logits + first * vocab, own->logits,
+                                            (size_t)count * (size_t)vocab * sizeof(float), err);
+    }
+    mf_picked *picked = own->host_picked + first;
+    MF_TRY(memory_of(model)->copy_async(model->device, picked, own->picked + first, (size_t)count * sizeof *picked, err));
+    MF_TRY(mf_device_synchronize(model->device, err));
+    memcpy(batch->picked + first, picked, (size_t)count * sizeof *picked);
+    for (int32_t i = 0; i < count; i++) {
+        if (picked[i].state == MF_PICKED_LOGITS) {
+            MF_TRY(memory_of(model)->copy_async(model->device, logits + (first + i) * vocab, own->logits + i * vocab,
+                                                (size_t)vocab * sizeof(float), err));
+        }
+    }
+    return MF_OK;
+}
+
+/* What is wanted of the rows' logits, and the head of what did not fit the room for them at once. */
+static mf_status finish_logits(mf_model *model, const mf_batch *batch, const mf_step *step, mf_head_fn head,
+                               float *logits, mf_error *err)
+{
+    mf_model_device *own = model->on_device;
     for (int32_t i = 0; i < batch->num_logit_rows; i += own->logit_rows) {
         const int32_t left = batch->num_logit_rows - i, count = left < own->logit_rows ? left : own->logit_rows;
         if (i > 0) {
-            run_head(model, batch, head, i, count);
+            run_head(model, batch, step, head, i, count);
         }
         if (!batch->best) {
-            MF_TRY(memory_of(model)->copy_async(model->device, logits + i * vocab, own->logits,
-                                                (size_t)count * (size_t)vocab * sizeof(float), err));
+            MF_TRY(fetch_logits(model, batch, i, count, logits, err));
         }
     }
     return MF_OK;
@@ -370,7 +431,7 @@ mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batc
     there.bad_rows = own->counts + counted;
     MF_TRY(memory_of(model)->copy_async(model->device, own->inputs, own->host, p.used, err));
     MF_TRY(run_launches(model, store, batch, &there, walk, head, err));
-    MF_TRY(finish_logits(model, batch, head, logits, err));
+    MF_TRY(finish_logits(model, batch, &there, head, logits, err));
     MF_TRY(
         memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch), err));
     MF_TRY(mf_device_synchronize(model->device, err));

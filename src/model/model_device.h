@@ -13,6 +13,8 @@ typedef struct mf_step {
     int64_t max_context;
     mf_state_view states;
     int32_t *load, *bad_rows; /* optional */
+    const mf_pick *picks;     /* the batch's, where the device is to choose */
+    mf_pick_change *changes;
 } mf_step;
 
 /* Only for devices with memory of their own; after the scratch.  close accepts NULL. */

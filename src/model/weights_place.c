@@ -2,6 +2,7 @@
  * block there, rows without gaps, on whole cache lines.  What lay in the host's memory is let go of. */
 #include "base/sys.h"
 #include "kernels/format.h"
+#include "model/staging.h"
 #include "model/weights_impl.h"
 
 enum { ALIGNMENT = 256 };
@@ -9,10 +10,9 @@ enum { ALIGNMENT = 256 };
 typedef struct placer {
     mf_weights *weights;
     mf_device *device;
-    const mf_progress *progress;
+    mf_staging staging;
     uint8_t *block; /* NULL: counting */
     size_t bytes, total;
-    int64_t start_ns, last_ns;
     mf_error *err;
 } placer;
 
@@ -32,10 +32,7 @@ static mf_status move_rows(placer *p, const void *from, size_t stride, size_t ro
         return MF_OK;
     }
     *to = place;
-    if (num_rows == 1 || stride == row_bytes) {
-        return mf_device_copy(p->device, place, from, row_bytes * num_rows, p->err);
-    }
-    return p->device->ops->memory->copy_rows(p->device, place, from, stride, row_bytes, num_rows, p->err);
+    return mf_staging_add(&p->staging, (size_t)(place - p->block), from, stride, row_bytes, num_rows, p->err);
 }
 
 static mf_status move_matrix(placer *p, mf_matrix *m)
@@ -67,21 +64,6 @@ static mf_status move_matrix(placer *p, mf_matrix *m)
     return MF_OK;
 }
 
-static mf_status tell(placer *p)
-{
-    const int64_t now = mf_now_ns();
-    if (!p->block || !p->progress->fn || (now - p->last_ns < 100000000 && p->bytes < p->total)) {
-        return MF_OK;
-    }
-    p->last_ns = now;
-    const mf_progress_info info = { .what = "loading to the device",
-                                    .bytes_done = (int64_t)p->bytes,
-                                    .bytes_total = (int64_t)p->total,
-                                    .seconds = (double)(now - p->start_ns) * 1e-9 };
-    return p->progress->fn(p->progress->context, &info) ? MF_OK
-                                                        : mf_fail(p->err, MF_ERR_CANCELLED, "loading was cancelled");
-}
-
 static mf_status place(void *context, const mf_wanted *x)
 {
     placer *p = context;
@@ -94,7 +76,7 @@ static mf_status place(void *context, const mf_wanted *x)
     } else if (x->matrix->data && !x->optional) { /* a tied head follows its embedding */
         MF_TRY(move_matrix(p, x->matrix));
     }
-    return tell(p);
+    return MF_OK;
 }
 
 /* What is left of the host's: nothing points there any more. */
@@ -111,7 +93,7 @@ static void let_go(mf_weights *w)
 mf_status mf_weights_place(mf_weights *w, const mf_weights_options *options, mf_error *err)
 {
     placer p = {
-        .weights = w, .device = options->device, .progress = &options->progress, .start_ns = mf_now_ns(), .err = err
+        .weights = w, .device = options->device, .err = err
     };
     const bool is_tied = w->lm_head.data == w->embed_tokens.data;
     MF_TRY(mf_tensor_map_walk(w->config, w, place, &p));
@@ -123,7 +105,10 @@ mf_status mf_weights_place(mf_weights *w, const mf_weights_options *options, mf_
         return mf_fail_context(err, status, "weights of %.1f GiB", (double)p.total * 0x1p-30);
     }
     p.block = w->placed;
-    MF_TRY(mf_tensor_map_walk(w->config, w, place, &p));
+    status = mf_tensor_map_walk(w->config, w, place, &p);
+    status = status == MF_OK ? mf_staging_run(&p.staging, p.device, w->placed, p.total, &options->progress, err) : status;
+    mf_staging_close(&p.staging);
+    MF_TRY(status);
     if (is_tied) {
         w->lm_head = w->embed_tokens;
     }

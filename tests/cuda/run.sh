@@ -50,6 +50,7 @@ tests() {
     start layer ${LIMIT:-170} "$out/layer"
     start layer_chunks ${LIMIT:-170} "$out/layer_chunks" -workspace_does_not_grow
     start capture ${LIMIT:-170} "$out/capture"
+    start pick ${LIMIT:-170} "$out/pick"
     start sigmoid_sweep ${LIMIT:-170} "$out/sigmoid_sweep"
     start dense ${LIMIT:-170} "$out/dense"
     start attention ${LIMIT:-170} "$out/attention" -attention_needs_no_more
@@ -77,6 +78,7 @@ sanitizer() {
     for tool in memcheck racecheck synccheck; do
         start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture"
         start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
+        start $tool-pick ${CHECK_LIMIT:-140} env MOEFUSE_CUDA_ROUNDS=1 $check --tool $tool "$out/pick" small_vocabularies
         start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row usual_models
         start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
         start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden

@@ -428,6 +428,41 @@ TEST(the_models_own_choice_is_the_samplers)
     }
 }
 
+/* Whatever the fields ask for: with a model that answers most rows itself, the answers stay those of the sampler. */
+TEST(what_the_model_picks_is_what_the_sampler_picks)
+{
+    enum { JOBS = 24 };
+    int64_t num_picked = 0;
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        mf_engine_options o = small_options();
+        mf_sampler *of_model;
+        static job jobs[JOBS];
+        setup s;
+        mf_error err = { 0 };
+        uint64_t random = seed;
+        fake_model_init(&s.fake, 64);
+        CHECK_OK(mf_sampler_open(FAKE_VOCAB, FAKE_SAMPLED, &of_model, &err), err);
+        CHECK_OK(mf_sampler_open(FAKE_VOCAB, FAKE_SAMPLED, &s.sampler, &err), err);
+        s.fake.picks = of_model;
+        s.fake.picks_best = seed % 2 == 0;
+        s.fake.poison_token = seed % 3 == 0 ? 2 : -1;
+        s.engine = open_fake_engine(&s.fake, &o, MAX_LEN, 60);
+        for (int i = 0; i < JOBS; i++) {
+            job_random(&jobs[i], &random, MAX_LEN);
+            job_expect(&jobs[i], &s.fake, s.sampler, MAX_LEN);
+            job_submit(&jobs[i], s.engine);
+        }
+        engine_run(s.engine);
+        for (int i = 0; i < JOBS; i++) {
+            job_compare(&jobs[i]);
+        }
+        num_picked += s.fake.num_picked;
+        close_setup(&s);
+        mf_sampler_close(&of_model);
+    }
+    CHECK(num_picked > 1000);
+}
+
 TEST(a_failing_device_ends_its_batch_and_not_the_engine)
 {
     mf_engine_options o = small_options();

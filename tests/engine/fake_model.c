@@ -145,6 +145,46 @@ static void pick(const fake_model *fake, const mf_batch *batch, int32_t i, float
     }
 }
 
+/* What a device does with a pick, by the sampler itself; the row's logits are then not given. */
+static void answer_pick(fake_model *fake, const mf_batch *batch, int32_t i, float *logits)
+{
+    const mf_pick *p = &batch->picks[i];
+    mf_picked *out = &batch->picked[i];
+    mf_logprob top[MF_PICK_MOST_TOP];
+    mf_sample sample;
+    mf_sample described;
+    *out = (mf_picked){ .state = MF_PICKED_LOGITS };
+    if (p->kind == MF_PICK_LOGITS || (batch->position[batch->logit_rows[i]] + i) % 5 == 0) {
+        return;
+    }
+    float row[FAKE_VOCAB];
+    memcpy(row, logits, sizeof row);
+    for (int32_t k = 0; k < p->num_changes; k++) {
+        const mf_pick_change *change = &batch->changes[p->first_change + k];
+        row[change->token_id] = mf_pick_changed(p, change, row[change->token_id]);
+    }
+    const mf_sampling_params params = { .temperature = p->temperature, .top_p = p->top_p, .top_k = p->top_k,
+                                        .min_p = (double)p->min_p, .repetition_penalty = 1.0, .logprobs = -1 };
+    const mf_sample_context context = { .params = &params, .num_tokens = (int32_t)p->position,
+                                        .num_prompt_tokens = (int32_t)p->position, .seed = p->seed };
+    sample.token_id = p->token_id;
+    bool is_good = p->kind == MF_PICK_DESCRIBE || mf_sampler_sample(fake->picks, row, &context, &sample, NULL);
+    is_good = is_good && mf_sampler_logprobs(fake->picks, logits, sample.token_id, p->num_top > 0 ? p->num_top : 0, &described, top);
+    out->state = is_good ? MF_PICKED : MF_PICKED_NONE;
+    if (is_good) {
+        out->token_id = sample.token_id;
+        out->logprob = described.logprob;
+        out->rank = p->kind == MF_PICK_DESCRIBE ? described.rank : 0;
+        out->num_top = described.num_top;
+        for (int32_t k = 0; k < described.num_top; k++) {
+            out->top_ids[k] = top[k].token_id;
+            out->top_logprobs[k] = top[k].logprob;
+        }
+    }
+    fake->num_picked++;
+    memset(logits, 0, sizeof row);
+}
+
 static mf_status forward(void *context, const mf_batch *batch, float *logits, mf_error *err)
 {
     fake_model *fake = context;
@@ -190,6 +230,8 @@ static mf_status forward(void *context, const mf_batch *batch, float *logits, mf
         logits_of(fake, digest, poisoned, out);
         if (batch->best) {
             pick(fake, batch, i, out);
+        } else if (batch->picks) {
+            answer_pick(fake, batch, i, out);
         }
     }
     fake->num_picks += batch->best != NULL;
@@ -201,7 +243,7 @@ mf_engine_model fake_model_table(fake_model *fake, int64_t max_model_len)
     return (mf_engine_model){
         .context = fake, .vocab_size = fake->vocab_size, .max_model_len = max_model_len,
         .max_batch_tokens = fake->max_batch_tokens, .eos_token_ids = eos_ids, .num_eos_token_ids = 1, .has_states = fake->has_states,
-        .picks_best = fake->picks_best, .kv_open = kv_open,
+        .picks_best = fake->picks_best, .picks = fake->picks != NULL, .kv_open = kv_open,
         .kv_close = kv_close, .forward = forward, .close = close_model,
     };
 }

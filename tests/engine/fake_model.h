@@ -7,6 +7,7 @@
 #define MF_TESTS_FAKE_MODEL_H
 
 #include "engine/engine_model.h"
+#include "engine/sampler.h"
 
 enum { FAKE_VOCAB = 40, FAKE_SAMPLED = 37, FAKE_EOS = 5 };
 
@@ -29,6 +30,8 @@ typedef struct fake_model {
     int32_t max_batch_tokens;
     bool picks_best;       /* set before the engine opens: finds the largest logits itself, and then gives none */
     int64_t num_picks;     /* forwards that did */
+    mf_sampler *picks;     /* set before the engine opens: answers batch->picks with it, lent; each fifth row gives logits */
+    int64_t num_picked;    /* rows that were answered */
     int32_t vocab_size;    /* FAKE_VOCAB unless changed before the engine opens */
     int32_t poison_token;  /* a sequence that holds it has NaN logits from there on; -1 = none */
     int32_t fail_countdown; /* > 0: the forward that brings it to 0 fails */

@@ -7,7 +7,7 @@
 
 #include "base/random.h"
 #include "base/sys.h"
-#include "engine/fixed_math.h"
+#include "base/fixed_math.h"
 #include "engine/sampler.h"
 
 static mf_sampler *open_sampler(int32_t vocab_size, int32_t num_sampled_ids)

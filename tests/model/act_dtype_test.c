@@ -261,6 +261,7 @@ TEST(the_options_reach_the_experts_and_the_start_up_lines)
         { MF_BF16, MF_ACT_QUANT_NONE, "| activations bf16\n" },
         { MF_F32, MF_ACT_QUANT_INT8, "| activations f32, int8 per token for int8/int4 weights\n" },
         { MF_BF16, MF_ACT_QUANT_INT8, "| activations bf16, int8 per token for int8/int4 weights\n" },
+        { MF_BF16, MF_ACT_QUANT_W8A8, "| activations bf16, FP8 or int8 for FP8/int8 experts\n" },
     };
     golden g;
     golden_open("glm4", &g);
@@ -293,8 +294,8 @@ TEST(the_options_reach_the_experts_and_the_start_up_lines)
     CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
     CHECK_STR(err.message, "--kv-cache-dtype: expected float32 or bfloat16; got f16");
     options = golden_options("ref");
-    options.act_quant = MF_ACT_QUANT_W8A8;
+    options.act_quant = MF_ACT_QUANT_W8A8_E8M0;
     CHECK_EQ(mf_model_open(g.dir, &options, &model, &err), MF_ERR_UNSUPPORTED);
-    CHECK_STR(err.message, "--act-quant: expected none or int8; got 1");
+    CHECK_STR(err.message, "--act-quant: expected none, int8 or w8a8; got 2");
     golden_close(&g);
 }

@@ -5,6 +5,7 @@
 #include "base/sys.h"
 #include "golden_support.h"
 #include "kernels/ops.h"
+#include "model/staging.h"
 
 /* ---- the device ---- */
 
@@ -119,15 +120,6 @@ static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *er
     return MF_OK;
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
-                           size_t num_rows, mf_error *err)
-{
-    for (size_t i = 0; i < num_rows; i++) {
-        MF_TRY(copy_async(device, (char *)to + i * row_bytes, (const char *)from + i * from_stride, row_bytes, err));
-    }
-    return MF_OK;
-}
-
 static const mf_device_memory_ops memory = { .alloc = alloc,
                                              .release = release,
                                              .copy = copy_async,
@@ -136,8 +128,7 @@ static const mf_device_memory_ops memory = { .alloc = alloc,
                                              .alloc_host = alloc_host,
                                              .release_host = release_host,
                                              .copy_async = copy_async,
-                                             .zero = zero,
-                                             .copy_rows = copy_rows };
+                                             .zero = zero };
 
 static void check_matrix(const mf_matrix *m, const char *what)
 {
@@ -209,6 +200,34 @@ static void delta_net(mf_device *device, const mf_delta_net_args *args)
     ref->delta_net(device, args);
 }
 
+static size_t pick_bytes(const mf_device *device, int64_t num_rows, int64_t n)
+{
+    (void)device;
+    return (size_t)(num_rows * n) + 1;
+}
+
+/* Every third row is left to the host; of the others the first change's id is given, or the largest's. */
+static void pick(mf_device *device, const mf_pick_call *call)
+{
+    (void)device;
+    check_own(call->logits, call->num_rows * call->n * 4, "rows of logits");
+    check_own(call->picks, call->num_rows * (int64_t)sizeof *call->picks, "picks");
+    check_own(call->picked, call->num_rows * (int64_t)sizeof *call->picked, "answers");
+    for (int64_t i = 0; i < call->num_rows; i++) {
+        const mf_pick *p = &call->picks[i];
+        const float *row = call->logits + i * call->n;
+        mf_picked *out = &call->picked[i];
+        *out = (mf_picked){ .state = p->position % 3 == 0 ? MF_PICKED_LOGITS : MF_PICKED };
+        if (p->num_changes > 0) {
+            check_own(call->changes, (p->first_change + p->num_changes) * (int64_t)sizeof *call->changes, "changes");
+            out->token_id = call->changes[p->first_change].token_id;
+        }
+        for (int32_t v = 0; p->num_changes == 0 && v < call->num_ids; v++) {
+            out->token_id = row[v] > row[out->token_id] ? v : out->token_id;
+        }
+    }
+}
+
 mf_status __real_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 mf_status __wrap_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 
@@ -227,6 +246,8 @@ mf_status __wrap_mf_device_open(const char *name, const mf_device_options *optio
         own.rope = rope;
         own.kv_write = kv_write;
         own.delta_net = delta_net;
+        own.pick_bytes = pick_bytes;
+        own.pick = pick;
         (*device)->ops = &own;
     }
     return MF_OK;
@@ -293,6 +314,107 @@ TEST(a_step_waits_once_and_copies_its_inputs_once)
     mf_free(logits);
     mf_model_close(&model);
     golden_close(&g);
+}
+
+/* More rows than logits are made of at once: answers come of all, logits of those that have none. */
+TEST(picks_are_answered_and_only_rows_without_an_answer_bring_logits)
+{
+    enum { ROWS = 300, BLOCK = 4, NUM_BLOCKS = ROWS / BLOCK, POISON = 77 };
+    golden g;
+    golden_open("v2", &g);
+    mf_model_options options = golden_options("ref");
+    mf_error err = { 0 };
+    mf_kv_store *store = NULL;
+    int32_t table[NUM_BLOCKS], ids[ROWS], position[ROWS], rows[ROWS], sequence[ROWS] = { 0 };
+    mf_pick picks[ROWS] = { 0 };
+    mf_pick_change changes[ROWS] = { 0 };
+    mf_picked picked[ROWS];
+    const size_t vocab = (size_t)g.vocab_size;
+    float *all = mf_alloc_array(ROWS * vocab, sizeof *all), *some = mf_alloc_array(ROWS * vocab, sizeof *some);
+    for (int32_t i = 0; i < ROWS; i++) {
+        ids[i] = g.ids[i % g.num_tokens];
+        position[i] = rows[i] = i;
+        table[i / BLOCK] = i / BLOCK;
+        picks[i] = (mf_pick){ .kind = MF_PICK_CHOOSE, .position = i, .first_change = i, .num_changes = i % 2 };
+        changes[i].token_id = i % 50;
+    }
+    for (size_t i = 0; i < ROWS * vocab; i++) {
+        some[i] = POISON;
+    }
+    options.max_batch_tokens = ROWS;
+    with_memory = true;
+    free_bytes = 200 << 20;
+    mf_model *model = golden_model(&g, &options);
+    with_memory = false;
+    CHECK(mf_model_picks(model) && !mf_model_picks_best(model));
+    CHECK_OK(mf_kv_store_open(model, NUM_BLOCKS, BLOCK, 1, &store, &err), err);
+    mf_batch batch = { .num_tokens = ROWS, .token_ids = ids, .position = position, .sequence = sequence, .block_table = table,
+                       .num_sequences = 1, .max_blocks = NUM_BLOCKS, .num_logit_rows = ROWS, .logit_rows = rows };
+    CHECK_OK(mf_model_forward(model, store, &batch, all, NULL, NULL, &err), err);
+    batch.picks = picks;
+    batch.changes = changes;
+    batch.num_changes = ROWS;
+    batch.picked = picked;
+    batch.num_best_ids = g.vocab_size - 3;
+    CHECK_OK(mf_model_forward(model, store, &batch, some, NULL, NULL, &err), err);
+    for (int32_t i = 0; i < ROWS; i++) {
+        const float *row = all + (size_t)i * vocab, *got = some + (size_t)i * vocab;
+        int32_t best = 0;
+        for (int32_t v = 0; v < batch.num_best_ids; v++) {
+            best = row[v] > row[best] ? v : best;
+        }
+        CHECK_EQ(picked[i].state, i % 3 == 0 ? MF_PICKED_LOGITS : MF_PICKED);
+        CHECK_EQ(picked[i].token_id, i % 2 ? i % 50 : best);
+        if (i % 3 == 0) {
+            CHECK_MEM(got, row, vocab * sizeof *row);
+        } else {
+            CHECK(got[0] == POISON && got[vocab - 1] == POISON);
+        }
+    }
+    mf_kv_store_close(&store);
+    mf_model_close(&model);
+    mf_free(all);
+    mf_free(some);
+    golden_close(&g);
+}
+
+/* Rows with gaps, parts that cross from one range to the next, gaps between parts; more than one range. */
+TEST(staged_weights_arrive_whole)
+{
+    enum { STRIDE = 1013, ROW = 777, ROWS = 40000, LONG = 50 << 20, AT = 3 << 10 };
+    mf_error err = { 0 };
+    mf_device *device = NULL;
+    mf_staging staging = { 0 };
+    const size_t total = AT + (size_t)ROW * ROWS + 256 + LONG;
+    uint8_t *rows = malloc((size_t)STRIDE * ROWS), *whole = malloc(LONG), *want = calloc(1, total);
+    void *block;
+    with_memory = true;
+    free_bytes = 200 << 20;
+    CHECK_OK(mf_device_open("ref", NULL, &device, &err), err);
+    with_memory = false;
+    for (size_t i = 0; i < (size_t)STRIDE * ROWS; i++) {
+        rows[i] = (uint8_t)(i * 2654435761u >> 13);
+    }
+    for (size_t i = 0; i < LONG; i++) {
+        whole[i] = (uint8_t)(i * 40503u >> 7);
+    }
+    for (size_t r = 0; r < ROWS; r++) {
+        memcpy(want + AT + r * ROW, rows + r * STRIDE, ROW);
+    }
+    memcpy(want + total - LONG, whole, LONG);
+    CHECK_OK(mf_staging_add(&staging, AT, rows, STRIDE, ROW, ROWS, &err), err);
+    CHECK_OK(mf_staging_add(&staging, total - LONG, whole, LONG, LONG, 1, &err), err);
+    CHECK_OK(mf_device_malloc(device, total, &block, &err), err);
+    const mf_progress silent = { 0 };
+    CHECK_OK(mf_staging_run(&staging, device, block, total, &silent, &err), err);
+    CHECK_MEM((uint8_t *)block + AT, want + AT, (size_t)ROW * ROWS);
+    CHECK_MEM((uint8_t *)block + total - LONG, want + total - LONG, LONG);
+    mf_staging_close(&staging);
+    mf_device_free(device, block);
+    mf_device_close(&device);
+    free(rows);
+    free(whole);
+    free(want);
 }
 
 TEST(what_does_not_fit_is_refused_with_the_figures_before_anything_is_loaded)

@@ -421,6 +421,27 @@ static void best(mf_device *device, const float *logits, int64_t num_rows, int64
     }
 }
 
+static size_t pick_bytes(const mf_device *device, int64_t num_rows, int64_t n)
+{
+    (void)device;
+    return (size_t)mf_cuda_pick_bytes(num_rows, n);
+}
+
+static void pick(mf_device *device, const mf_pick_call *call)
+{
+    if (call->num_rows > 0 && begin(device)) {
+        const mf_cuda_pick p = { .logits = call->logits,
+                                 .num_rows = call->num_rows,
+                                 .n = (int32_t)call->n,
+                                 .num_ids = (int32_t)call->num_ids,
+                                 .picks = call->picks,
+                                 .changes = call->changes,
+                                 .picked = call->picked,
+                                 .workspace = call->workspace };
+        done(device, mf_cuda_launch_pick(&p, mf_cuda_state_of(device)->gpu.shared_bytes, stream_of(device)), "tokens");
+    }
+}
+
 /* ---- attention ---- */
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -706,19 +727,6 @@ static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *er
                : mf_cuda_check(device, cudaMemsetAsync(block, 0, bytes, stream_of(device)), "cudaMemsetAsync", err);
 }
 
-static mf_status copy_rows(mf_device *device, void *to, const void *from, size_t from_stride, size_t row_bytes,
-                           size_t num_rows, mf_error *err)
-{
-    MF_TRY(mf_cuda_enter(device, err));
-    if (row_bytes > 0 && num_rows > 0) {
-        MF_TRY(mf_cuda_check(device,
-                             cudaMemcpy2DAsync(to, row_bytes, from, from_stride, row_bytes, num_rows, cudaMemcpyDefault,
-                                               stream_of(device)),
-                             "cudaMemcpy2DAsync", err));
-    }
-    return mf_cuda_check(device, cudaStreamSynchronize(stream_of(device)), "cudaStreamSynchronize", err);
-}
-
 /* The codes lie behind one another in the rounded inputs' memory: a wait between two fills of other codes keeps them
  * apart. */
 static mf_status fill(mf_device *device, const mf_fill_call *call, mf_error *err)
@@ -809,6 +817,8 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->mla_prepare = mla_prepare;
     ops->glu = glu;
     ops->best = best;
+    ops->pick_bytes = pick_bytes;
+    ops->pick = pick;
     ops->reserve = reserve;
 }
 
@@ -819,7 +829,6 @@ void mf_cuda_add_memory_ops(mf_device_memory_ops *ops)
     ops->release_host = release_host;
     ops->copy_async = copy_async;
     ops->zero = zero;
-    ops->copy_rows = copy_rows;
     ops->fill = fill;
     ops->graph_begin = graph_begin;
     ops->graph_end = graph_end;

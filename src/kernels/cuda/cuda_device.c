@@ -14,6 +14,7 @@
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 #include "kernels/cuda/grouped_maps.h"
+#include "kernels/part.h"
 
 typedef mf_cuda_state cuda_state;
 
@@ -381,7 +382,11 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     if (plan.is_grouped) {
         bool combined = false;
         MF_TRY(launch_grouped(device, &plan, &sum, &combined, err));
-        return combined ? MF_OK : check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+        if (combined) {
+            return MF_OK;
+        }
+        mf_cuda_mark(device, MF_PART_COMBINE);
+        return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {
@@ -389,6 +394,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
         return check(device, mf_cuda_launch_few_combine(&plan.call, path, &sum, state->stream), "experts' w2 and combine", err);
     }
     MF_TRY(launch_down(device, &plan, &own->paths, state->stream, err));
+    mf_cuda_mark(device, MF_PART_COMBINE);
     return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
 }
 
@@ -468,6 +474,7 @@ static mf_status init(mf_device *device, mf_error *err)
         return mf_fail(err, MF_ERR_NOMEM, "device %s: out of memory", device->name);
     }
     mf_cuda_add_memory_ops(&memory_ops);
+    mf_cuda_add_mark_ops(&memory_ops);
     mf_cuda_add_dense_ops(&cuda_ops);
     device->backend = state;
     device->ops = &cuda_ops;

@@ -3,6 +3,7 @@
 #define MF_KERNELS_CUDA_DENSE_CALLS_H
 
 #include "kernels/cuda/calls.h"
+#include "kernels/pick.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,6 +71,21 @@ int mf_cuda_launch_add(float *acc, const float *x, int64_t n, void *stream);
 int mf_cuda_launch_glu(float *gate, const float *up, int64_t n, void *stream);
 int mf_cuda_launch_best(const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys,
                         void *stream);
+
+/* Tokens chosen here: see kernels/pick.h. */
+typedef struct mf_cuda_pick {
+    float *logits; /* [num_rows, n]; changed in between, the same at the end */
+    int64_t num_rows;
+    int32_t n, num_ids;
+    const mf_pick *picks;
+    mf_pick_change *changes;
+    mf_picked *picked;
+    void *workspace; /* mf_cuda_pick_bytes */
+    int32_t num_pieces, num_spans; /* the launch sets them */
+} mf_cuda_pick;
+
+int64_t mf_cuda_pick_bytes(int64_t num_rows, int64_t n);
+int mf_cuda_launch_pick(const mf_cuda_pick *call, int64_t shared_bytes, void *stream); /* 3 kernels */
 
 enum { MF_CUDA_FILL_CODES = 4 * 255 + 1 };
 

@@ -6,6 +6,8 @@
 
 typedef struct CUstream_st *mf_cuda_stream; /* cudaStream_t */
 
+typedef struct mf_cuda_marks mf_cuda_marks;
+
 typedef struct mf_cuda_state {
     mf_cuda_gpu gpu;
     mf_cuda_stream own, stream;
@@ -13,6 +15,7 @@ typedef struct mf_cuda_state {
     uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
     void *rounded;    /* inputs of products in bf16; grows */
     size_t rounded_bytes;
+    mf_cuda_marks *marks; /* NULL: nobody asks where time goes */
     mf_error failure; /* status MF_OK: none so far */
 } mf_cuda_state;
 
@@ -30,5 +33,9 @@ mf_status mf_cuda_enter(mf_device *device, mf_error *err);
 void mf_cuda_add_dense_ops(mf_device_ops *ops);
 void mf_cuda_add_memory_ops(mf_device_memory_ops *ops);
 void mf_cuda_dense_close(mf_device *device);
+
+/* cuda_marks.c: a part (kernels/part.h) begins in the stream; nothing where nobody asks. */
+void mf_cuda_mark(mf_device *device, int part);
+void mf_cuda_add_mark_ops(mf_device_memory_ops *ops);
 
 #endif

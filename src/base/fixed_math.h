@@ -2,14 +2,21 @@
  *
  * libm picks variants by CPU (with and without fused multiply-add) whose last bits differ; sampled tokens and printed
  * log-probabilities must not.  Both are within 2 ulp.  exp is float so that a vocabulary's worth of it vectorises. */
-#ifndef MF_ENGINE_FIXED_MATH_H
-#define MF_ENGINE_FIXED_MATH_H
+#ifndef MF_BASE_FIXED_MATH_H
+#define MF_BASE_FIXED_MATH_H
 
 #include <stdint.h>
 #include <string.h>
 
+/* Functions that a GPU has, too. */
+#ifdef __CUDACC__
+#define MF_FIXED static __host__ __device__ __forceinline__
+#else
+#define MF_FIXED static inline
+#endif
+
 /* e^x for x <= 0; exactly 0 below -87, where a weight beside e^0 could not be drawn anyway. */
-static inline float mf_fixed_exp(float x)
+MF_FIXED float mf_fixed_exp(float x)
 {
     float clamped = x > -87.0f ? x : -87.0f;
     /* x = k ln2 + r: adding 1.5 * 2^23 rounds x / ln2 to the integer k in the low mantissa bits. */
@@ -34,7 +41,7 @@ static inline float mf_fixed_exp(float x)
 }
 
 /* ln x for normal x > 0. */
-static inline double mf_fixed_log(double x)
+MF_FIXED double mf_fixed_log(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
