@@ -199,6 +199,15 @@ enum {
 /* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
 enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
 
+/* What grouped_packed.cu multiplies bf16 activations with; up to FEW tokens a tile, or up to MANY. */
+typedef enum mf_cuda_packed {
+    MF_CUDA_PACKED_NONE = 0,
+    MF_CUDA_PACKED_MXFP4,
+    MF_CUDA_PACKED_INT4,    /* bf16 scales, no zero points */
+    MF_CUDA_PACKED_INT4_ANY /* scales of any dtype, zero points */
+} mf_cuda_packed;
+enum { MF_CUDA_PACKED_FEW = 64, MF_CUDA_PACKED_MANY = 128 };
+
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
     const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
@@ -212,7 +221,7 @@ typedef struct mf_cuda_grouped {
     const float *x_scales;
     float *x_scales_out, *h_scales;
     int64_t x_groups, h_groups;
-    int32_t fp8, x_is_wide, clears_counts;
+    int32_t fp8, packed, x_is_wide, clears_counts; /* packed: mf_cuda_packed */
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
     int32_t width;    /* of every slot; 0: they differ */
@@ -232,9 +241,16 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
 }
 
+/* The same of grouped_packed.cu: 128 rows or 256 by 128 columns. */
+static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
+{
+    return (max_tokens == MF_CUDA_PACKED_FEW ? 8192 : 16384) + (int64_t)max_tokens * 256;
+}
+
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream);
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

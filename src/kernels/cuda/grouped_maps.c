@@ -24,12 +24,27 @@ static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, u
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-size_t mf_cuda_grouped_maps_bytes(int64_t num_slots)
+/* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 64 bytes, zeros past its end. */
+static CUresult encode_packed(encode_fn make, const mf_cuda_matrix *m, CUtensorMap *out)
 {
-    return (size_t)num_slots * 3 * MF_CUDA_BOXES * sizeof(CUtensorMap);
+    const cuuint64_t sizes[2] = { (cuuint64_t)m->k / 2, (cuuint64_t)m->n }, pitch = (cuuint64_t)m->row_stride / 2;
+    const cuuint32_t box[2] = { 64, 64 }, every[2] = { 1, 1 };
+    return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)m->data, sizes, &pitch, box, every,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err)
+static size_t boxes_of(bool packed)
+{
+    return packed ? 1 : MF_CUDA_BOXES;
+}
+
+size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed)
+{
+    return (size_t)num_slots * 3 * boxes_of(packed) * sizeof(CUtensorMap);
+}
+
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, void *maps, mf_error *err)
 {
     void *found = NULL;
     enum cudaDriverEntryPointQueryResult result;
@@ -45,9 +60,9 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, voi
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
-            for (int k = 0; k < MF_CUDA_BOXES; k++, out++) {
+            for (size_t k = 0; k < boxes_of(packed); k++, out++) {
                 const uint32_t rows = k == MF_CUDA_BOX_32 ? 32 : 64, lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
-                const CUresult made = encode(make, of[i], rows, lines, out);
+                const CUresult made = packed ? encode_packed(make, of[i], out) : encode(make, of[i], rows, lines, out);
                 if (made != CUDA_SUCCESS) {
                     static const char *const names[3] = { "gate", "up", "down" };
                     return mf_fail(err, MF_ERR_DEVICE,

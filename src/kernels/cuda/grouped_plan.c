@@ -42,6 +42,52 @@ bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const
            stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
+/* Codes of 4 bits whose rows the copy engine takes, and a scale for whole 32 columns. */
+static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
+{
+    const bool mxfp4 = m->format == MF_FORMAT_MXFP4, int4 = m->format == MF_FORMAT_INT4_GROUP;
+    const int64_t group = m->group_size;
+    if (m->quant != 0 || m->reserved || m->k % 32 != 0 || (uintptr_t)m->data % 16 != 0 || m->row_stride % 32 != 0 ||
+        m->n > INT32_MAX / 2 || m->k > INT32_MAX / 2 || (m->n + 1) * (m->scale_row_stride + 1) > INT32_MAX) {
+        return MF_CUDA_PACKED_NONE;
+    }
+    if (int4 && group >= 32 && group <= 1 << 30 && (group & (group - 1)) == 0) {
+        return m->scale_dtype == MF_BF16 && !m->zero ? MF_CUDA_PACKED_INT4 : MF_CUDA_PACKED_INT4_ANY;
+    }
+    return mxfp4 ? MF_CUDA_PACKED_MXFP4 : MF_CUDA_PACKED_NONE;
+}
+
+static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
+{
+    const int64_t room = gpu->shared_bytes - 4 * 1024 - 8 * (experts->num_slots + 1);
+    const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
+    return stages < MOST_STAGES ? stages : MOST_STAGES;
+}
+
+mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots)
+{
+    mf_cuda_packed all = MF_CUDA_PACKED_NONE;
+    if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
+        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 3 || packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) < 3) {
+        return MF_CUDA_PACKED_NONE;
+    }
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
+        if (!slots[s].gate.data || !is_swiglu(slots[s].activation)) {
+            return MF_CUDA_PACKED_NONE;
+        }
+        for (int i = 0; i < 3; i++) {
+            const mf_cuda_packed one = packed_matrix(of[i]);
+            if (one == MF_CUDA_PACKED_NONE || (all != MF_CUDA_PACKED_NONE &&
+                                               (one == MF_CUDA_PACKED_MXFP4) != (all == MF_CUDA_PACKED_MXFP4))) {
+                return MF_CUDA_PACKED_NONE;
+            }
+            all = one > all ? one : all; /* one matrix with zero points: all go that way */
+        }
+    }
+    return all;
+}
+
 size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
                                int64_t num_columns, mf_dtype y_dtype, bool with_y, uint8_t *base,
                                mf_cuda_experts_plan *plan)
@@ -52,7 +98,10 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
     const int64_t pairs = mf_carve_count(num_tokens, num_columns, 1), stride = (width + 127) / 128 * 128;
     g->offsets = mf_carve(base, &total, experts->num_slots + 1, 4);
     g->sorted = mf_carve(base, &total, pairs, 4);
-    if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
+    if (paths->packed) { /* x with its columns in the products' order */
+        g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, (hidden + 127) / 128 * 128, 1), 2);
+        g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
+    } else if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
         g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
         g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
         g->h_codes = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 1);
@@ -91,6 +140,26 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
 }
 
+/* Tiles of 64 rows for few tokens a slot, of 128 for many; rows of x and of the intermediate in whole 128 columns. */
+static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, bool many, mf_cuda_grouped *g)
+{
+    const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
+    const int32_t tiles = many ? 2 : 1;
+    g->max_tokens = many ? MF_CUDA_PACKED_MANY : MF_CUDA_PACKED_FEW;
+    g->stages = (int32_t)packed_stages(gpu, experts, g->max_tokens);
+    g->up_tiles = (int32_t)((width + 64 * tiles - 1) / (64 * tiles));
+    g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
+    const int64_t lines = (width + 127) / 128;
+    const int64_t steps = lines >= UNIT_LINES / 2 ? 1 : UNIT_LINES / 2 / (lines < 1 ? 1 : lines);
+    g->down_steps = (int32_t)(steps > g->down_tiles ? g->down_tiles : steps);
+    g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    g->x_groups = (hidden + 127) / 128;
+    g->x_bytes = g->x_codes;
+    g->x_pitch = g->x_groups * 256;
+    g->h_bytes = g->e.h;
+    g->h_pitch = g->e.h_stride * 2;
+}
+
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
                                mf_cuda_experts_plan *plan, mf_error *err)
 {
@@ -104,6 +173,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const bool fp8 = paths->w13 == 1u << MF_CUDA_PATH_FP8, many = used > 0 && pairs / used >= MANY_PER_SLOT;
     g->maps = paths->maps;
     g->fp8 = fp8;
+    g->packed = paths->packed;
     g->max_tokens = !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
     g->stages = (int32_t)stages_of(gpu, experts, fp8, g->max_tokens);
     g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
@@ -118,9 +188,16 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->e.h_stride = stride;
     g->h_groups = stride / 128;
     g->x_groups = experts->hidden_size / 128;
+    if (g->packed) {
+        plan_packed(gpu, experts, many, g);
+    }
     if (pairs / g->max_tokens + g->e.num_slots > MF_CUDA_GROUPED_TILES) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
                        (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - g->e.num_slots));
+    }
+    plan->is_grouped = true;
+    if (g->packed) {
+        return MF_OK;
     }
     if (fp8) {
         g->x_bytes = g->x_codes;
@@ -136,7 +213,6 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         g->h_bytes = g->e.h;
         g->h_pitch = stride * 2;
     }
-    plan->is_grouped = true;
     plan_few(gpu, experts, g);
     return MF_OK;
 }

@@ -1,0 +1,587 @@
+/* grouped_packed.cu - grouped.cu's products for weights of 4 bits and activations of bf16: both in one launch.
+ *
+ * Tensor copies bring rows of codes, 64 bytes (128 columns) a stage; a thread loads 16 bytes of each of its two rows,
+ * makes bf16 of them in registers, and these are the products' operand (packed.cuh).  Rows of that operand are free as
+ * well: in w13 a thread's two rows are a gate row and its up row, so that it ends with both sums of one result.  Tokens
+ * are gathered as in grouped.cu, from a copy with their columns in the operand's order; the intermediate is written so.
+ *
+ * Sums: columns ascending in steps of 128, inside them in the operand's order, one accumulator; weights rounded to bf16
+ * once (MXFP4: exact).  TILES 64-row tiles a warpgroup, up to MAX tokens: neither changes a bit. */
+#include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/packed.cuh"
+
+namespace
+{
+
+constexpr int ROW_BYTES = 64, COLUMNS = 128; /* of a stage's rows */
+constexpr int BOX_BYTES = 64 * ROW_BYTES;
+constexpr int TOKEN_BYTES = 2 * LINE; /* of a token, as two lines of the products */
+
+template <int TILES, int MAX> __host__ __device__ constexpr int stage_bytes()
+{
+    return 2 * TILES * BOX_BYTES + MAX * TOKEN_BYTES;
+}
+
+MF_DEV int tiles_of(int count, int most)
+{
+    return (count + most - 1) / most;
+}
+
+/* Tokens of each of a slot's tiles but the last: all nearly alike. */
+MF_DEV int tile_size(int count, int tiles)
+{
+    return ((count + tiles - 1) / tiles + 7) & ~7;
+}
+
+/* ---- scales ---- */
+
+/* How a matrix's scales lie. */
+struct scale_grid {
+    const uint8_t *scale, *zero; /* zero NULL: none */
+    int shift, columns, dtype;
+};
+
+template <int KIND> MF_DEV scale_grid grid_of(const mf_cuda_matrix &m)
+{
+    scale_grid k;
+    k.scale = m.scale;
+    k.zero = KIND == MF_CUDA_PACKED_INT4_ANY ? m.zero : nullptr;
+    k.shift = KIND == MF_CUDA_PACKED_MXFP4 ? 5 : 31 - __clz((int)m.group_size);
+    k.columns = (int)((m.k + (1 << k.shift) - 1) >> k.shift);
+    k.dtype = m.scale_dtype;
+    return k;
+}
+
+/* What is loaded: a scale's bits (f16: as f32) and a zero point. */
+struct raw_scale {
+    uint32_t bits, zero;
+};
+
+/* row: index of a row's first scale; negative: past the last row.  Zeros there and past the last column. */
+template <int KIND> MF_DEV raw_scale load_scale(const scale_grid &grid, int row, int column)
+{
+    raw_scale r = { 0u, 8u };
+    const int i = column >> grid.shift;
+    if (row >= 0 && i < grid.columns) {
+        const int at = row + i;
+        if (KIND == MF_CUDA_PACKED_MXFP4) {
+            r.bits = __ldg(grid.scale + at);
+        } else if (KIND == MF_CUDA_PACKED_INT4) {
+            r.bits = __ldg((const uint16_t *)grid.scale + at);
+        } else {
+            if (grid.dtype == MF_F32) {
+                r.bits = __ldg((const uint32_t *)grid.scale + at);
+            } else {
+                const uint16_t h = __ldg((const uint16_t *)grid.scale + at);
+                r.bits = __float_as_uint(grid.dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h));
+            }
+            if (grid.zero) {
+                r.zero = __ldg(grid.zero + at);
+            }
+        }
+    }
+    return r;
+}
+
+/* ---- rows of the operand ---- */
+
+/* Row of the unit that a thread's row `half` of tile t is: of the intermediate (half 0 its gate, 1 its up), or of w2's.
+ * Lanes 0 .. 7 of a load of 16 bytes meet all banks: rows of g and g + 1 are an even and an odd one. */
+template <int TILES> MF_DEV int up_row(int group, int warp, int g, int t)
+{
+    return TILES == 1 ? 32 * group + 8 * warp + g
+                      : packed_column(16 * (4 * group + warp) + 8 * (g & 1) + 2 * (g >> 1) + t);
+}
+
+template <int TILES> MF_DEV int down_row(int group, int warp, int g, int t, int half)
+{
+    return 64 * (TILES * group + t) + 16 * warp + 2 * g + (half ^ (g & 1));
+}
+
+/* ---- what goes out ---- */
+
+template <int TILES, int N>
+MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N / 2])
+{
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
+              q = lane & 3;
+    const int count = u->count, width = (int)slot.up.n, row = u->row;
+    const swiglu act = swiglu_of(slot);
+    float gb[TILES], ub[TILES];
+    const bool has_bias = slot.gate_bias || slot.up_bias;
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const int r = row + up_row<TILES>(group, warp, g, t);
+        gb[t] = slot.gate_bias && r < width ? slot.gate_bias[r] : 0.0f;
+        ub[t] = slot.up_bias && r < width ? slot.up_bias[r] : 0.0f;
+    }
+    auto value = [&](int t, int i) {
+        float a = acc[t][i], b = acc[t][i + 2];
+        if (has_bias) {
+            a = __fadd_rn(a, gb[t]);
+            b = __fadd_rn(b, ub[t]);
+        }
+        return apply(act, a, b);
+    };
+    const int inside = (row & 64) + up_row<TILES>(group, warp, g, 0);
+    uint16_t *h = (uint16_t *)p.e.h + (int64_t)u->first * p.e.h_stride + (row & ~127) + packed_place(inside);
+#pragma unroll
+    for (int i = 0; i < N / 8; i++) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int token = 8 * i + 2 * q + k;
+            if (token < count) {
+                uint16_t *to = h + (int64_t)token * p.e.h_stride;
+                if constexpr (TILES == 2) {
+                    *(uint32_t *)to = pack_bf16(value(0, 4 * i + k), value(1, 4 * i + k));
+                } else {
+                    *to = (uint16_t)pack_bf16(value(0, 4 * i + k), 0.0f);
+                }
+            }
+        }
+    }
+    /* w2 reads whole 128 columns. */
+    if (TILES == 1 && (row & 64) == 0 && row + 64 >= width) {
+        for (int i = tid; i < count * 64; i += 256) {
+            const int place = packed_place(64 + (i & 63));
+            ((uint16_t *)p.e.h)[(int64_t)(u->first + (i >> 6)) * p.e.h_stride + row + place] = 0;
+        }
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    if (tid == 0) { /* released for all: the barrier put their stores before it */
+        add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
+    }
+}
+
+template <int TILES, int N>
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&acc)[TILES][N / 2],
+                       const int64_t *places)
+{
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
+              q = lane & 3, count = u->count, hidden = (int)p.e.hidden_size;
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const int row = first_row + 64 * (TILES * group + t) + 16 * warp + 2 * g; /* and the next */
+        const float *bias = slot.down_bias;
+        const float b0 = bias && row < hidden ? bias[row] : 0.0f, b1 = bias && row + 1 < hidden ? bias[row + 1] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < N / 8; i++) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int token = 8 * i + 2 * q + k;
+                float v0 = acc[t][4 * i + k], v1 = acc[t][4 * i + k + 2];
+                if (g & 1) {
+                    const float other = v0;
+                    v0 = v1;
+                    v1 = other;
+                }
+                if (bias) {
+                    v0 = __fadd_rn(v0, b0);
+                    v1 = __fadd_rn(v1, b1);
+                }
+                if (token < count) {
+                    const int64_t at = places[token] + row;
+                    if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide && row + 1 < hidden) {
+                        *(uint32_t *)((uint16_t *)p.e.y + at) = pack_bf16(v0, v1);
+                    } else {
+                        if (row < hidden) {
+                            store_float(p.e.y, p.e.y_dtype, at, v0, p.e.bytewise);
+                        }
+                        if (row + 1 < hidden) {
+                            store_float(p.e.y, p.e.y_dtype, at + 1, v1, p.e.bytewise);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* ---- the two warpgroups that multiply ---- */
+
+/* COUNT registers of each row: 8 columns each, from the 16 that begin at 16 k. */
+template <int KIND, int TILES, int COUNT, bool SLOW>
+MF_DEV void widen(const packed_scale<KIND> (&scales)[TILES][2], const uint4 (&codes)[TILES][2], int k,
+                  uint32_t (&a)[TILES][2][COUNT])
+{
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint4 c = codes[t][half];
+            const uint32_t word = k / 2 == 0 ? c.x : k / 2 == 1 ? c.y : k / 2 == 2 ? c.z : c.w;
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                a[t][half][i] = packed_scale<KIND>::template widen<SLOW>(scales[t][half], word, 2 * (k & 1) + i);
+            }
+        }
+    }
+}
+
+template <int KIND, int TILES, int MAX, int N>
+MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
+                     int64_t *places)
+{
+    constexpr int STAGE = stage_bytes<TILES, MAX>(), AHEAD = TILES == 1 ? 2 : 1, TOGETHER = TILES == 1 ? 2 : 1;
+    typedef packed_scale<KIND> scale_type;
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
+              q = lane & 3;
+    const int lines = u->lines, steps = u->steps;
+    const bool is_down = u->is_down;
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const mf_cuda_matrix &m0 = is_down ? slot.down : slot.gate, &m1 = is_down ? slot.down : slot.up;
+    const scale_grid grid0 = grid_of<KIND>(m0), grid1 = grid_of<KIND>(m1);
+    if (is_down) {
+        named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
+        for (int t = tid; t < u->count; t += 256) {
+            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
+        }
+        named_barrier<BARRIER_BOTH, 256>();
+    }
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        float acc[TILES][N / 2];
+        int rows[TILES][2]; /* of scales */
+        raw_scale raw[AHEAD][TILES][2];
+        uint32_t places_in_stage[TILES][2];
+        const int first = u->row + 128 * TILES * step;
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) {
+                acc[t][i] = 0.0f;
+            }
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int r = is_down ? down_row<TILES>(group, warp, g, t, half) : up_row<TILES>(group, warp, g, t);
+                const mf_cuda_matrix &m = half ? m1 : m0;
+                rows[t][half] = first + r < m.n ? (first + r) * (int)m.scale_row_stride : -1;
+                places_in_stage[t][half] = (uint32_t)((is_down || !half ? r : 64 * TILES + r) * ROW_BYTES + 16 * q);
+#pragma unroll
+                for (int a = 0; a < AHEAD; a++) {
+                    raw[a][t][half] = load_scale<KIND>(half ? grid1 : grid0, rows[t][half], COLUMNS * a + 32 * q);
+                }
+            }
+            pin(acc[t]);
+        }
+        int previous = -1;
+#pragma unroll 1
+        for (int line = 0; line < lines; line++) {
+            const uint8_t *stage = stages + cursor.stage * STAGE;
+            scale_type scales[TILES][2];
+            bool slow = false;
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    scales[t][half] = scale_type::make(raw[0][t][half].bits, raw[0][t][half].zero);
+                    slow = slow || scale_type::is_slow(scales[t][half]);
+#pragma unroll
+                    for (int a = 0; a + 1 < AHEAD; a++) {
+                        raw[a][t][half] = raw[a + 1][t][half];
+                    }
+                    raw[AHEAD - 1][t][half] = load_scale<KIND>(half ? grid1 : grid0, rows[t][half],
+                                                               COLUMNS * (line + AHEAD) + 32 * q);
+                }
+            }
+            slow = __any_sync(MF_FULL_WARP, slow);
+            barrier_wait(&s->full[cursor.stage], cursor.parity);
+            uint4 codes[TILES][2];
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    codes[t][half] = *(const uint4 *)(stage + places_in_stage[t][half]);
+                }
+            }
+            fence_shared_for_products();
+            const uint64_t tokens = product_operand(stage + 2 * TILES * BOX_BYTES);
+#pragma unroll
+            for (int k = 0; k < 8; k += TOGETHER) { /* 16 columns each */
+                uint32_t a[TILES][2][2 * TOGETHER];
+                if (slow) {
+                    widen<KIND, TILES, 2 * TOGETHER, true>(scales, codes, k, a);
+                } else {
+                    widen<KIND, TILES, 2 * TOGETHER, false>(scales, codes, k, a);
+                }
+                products_begin();
+#pragma unroll
+                for (int i = 0; i < TOGETHER; i++) {
+                    const uint64_t part = tokens + (k >> 2) * (MAX * LINE >> 4) + 2 * (k + i & 3);
+#pragma unroll
+                    for (int t = 0; t < TILES; t++) {
+                        packed_products<N>::add(acc[t], a[t][0][2 * i], a[t][1][2 * i], a[t][0][2 * i + 1],
+                                                a[t][1][2 * i + 1], part);
+                    }
+                }
+                products_commit();
+                products_wait<1>();
+                if (k == 0) { /* all of the line before has been read */
+                    if (previous >= 0 && lane == 0) {
+                        barrier_arrive(&s->empty[previous]);
+                    }
+                    previous = cursor.stage;
+                }
+            }
+            stage_cursor::next(cursor);
+        }
+        products_wait<0>();
+        if (lane == 0) {
+            barrier_arrive(&s->empty[previous]);
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            pin(acc[t]);
+        }
+        if (is_down) {
+            write_down<TILES, N>(p, u, first, acc, places);
+        } else {
+            write_up<TILES, N>(p, u, acc);
+        }
+    }
+}
+
+template <int KIND, int TILES, int MAX>
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, int64_t *places)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int i = 0;; i++) {
+        barrier_wait(&s->full[cursor.stage], cursor.parity);
+        unit_ref u = &s->units[i % UNITS];
+        if (u->slot < 0) {
+            leave_counters(p, tiles, s);
+            return;
+        }
+        if constexpr (TILES == 1) {
+            if (u->count <= 8) {
+                multiply<KIND, TILES, MAX, 8>(p, u, stages, s, cursor, places);
+            } else if (u->count <= 16) {
+                multiply<KIND, TILES, MAX, 16>(p, u, stages, s, cursor, places);
+            } else if (u->count <= 32) {
+                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places);
+            } else {
+                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places);
+            }
+        } else {
+            if (u->count <= 32) {
+                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places);
+            } else if (u->count <= 64) {
+                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places);
+            } else if (u->count <= 96) {
+                multiply<KIND, TILES, MAX, 96>(p, u, stages, s, cursor, places);
+            } else {
+                multiply<KIND, TILES, MAX, 128>(p, u, stages, s, cursor, places);
+            }
+        }
+    }
+}
+
+/* ---- the warp that brings weights, and gives out work ---- */
+
+template <int TILES, int MAX>
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages,
+                          shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<TILES, MAX>();
+    const int slots = (int)p.e.num_slots, tiles = prefix[slots];
+    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
+    stage_cursor cursor = { 0, p.stages, 1 };
+    int64_t next = blockIdx.x;
+    int made = 0;
+    while (next < units) {
+        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const bool is_down = next >= ups;
+        const int64_t local = is_down ? next - ups : next;
+        const int row_tiles = is_down ? p.down_units : p.up_tiles;
+        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
+        const int tile_unit = (int)(local / row_tiles);
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (prefix[middle] <= tile_unit) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
+        const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
+        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);
+        const int width = p.width > 0 ? p.width : (int)p.e.slots[low].up.n;
+        unit u;
+        u.slot = low;
+        u.is_down = is_down;
+        u.first = begin + tile * size;
+        u.count = min(size, count - tile * size);
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
+        u.row = row_tile * (is_down ? 128 * TILES * p.down_steps : 64 * TILES);
+        u.lines = ((is_down ? width : (int)p.e.hidden_size) + COLUMNS - 1) / COLUMNS;
+        u.tile = prefix[low] + tile;
+        u.need = (width + 64 * TILES - 1) / (64 * TILES);
+        if (u.count > 0 && (is_down || u.row < width)) {
+            const CUtensorMap *maps = (const CUtensorMap *)p.maps + (int64_t)low * 3;
+            const int stages_used = u.steps * u.lines;
+            for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
+                barrier_wait(&s->empty[cursor.stage], cursor.parity);
+                if (i == 0) {
+                    s->units[made++ % UNITS] = u;
+                }
+                uint64_t *full = &s->full[cursor.stage];
+                uint8_t *to = stages + cursor.stage * STAGE;
+                barrier_arrive(&s->announced[cursor.stage]);
+                barrier_expect(full, 2 * TILES * BOX_BYTES);
+#pragma unroll
+                for (int k = 0; k < 2 * TILES; k++) {
+                    const CUtensorMap *map = is_down ? maps + 2 : k < TILES ? maps : maps + 1;
+                    copy_packed_box(to + k * BOX_BYTES, map, first + 64 * (is_down ? k : k % TILES), ROW_BYTES * line,
+                                    full);
+                }
+                stage_cursor::next(cursor);
+                if (++line == u.lines) {
+                    line = 0;
+                    first += 128 * TILES;
+                }
+            }
+        }
+        next = (int64_t)gridDim.x + claimed;
+    }
+    barrier_wait(&s->empty[cursor.stage], cursor.parity);
+    s->units[made % UNITS].slot = -1;
+    barrier_arrive(&s->announced[cursor.stage]);
+    barrier_arrive(&s->full[cursor.stage]);
+}
+
+/* ---- the warps that gather tokens ---- */
+
+template <int TILES, int MAX>
+MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<TILES, MAX>();
+    const int tid = threadIdx.x - 32, chunk = tid & 15, first_row = tid >> 4;
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+            }
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>(); /* nobody reads the last unit's rows any more */
+        for (int t = tid; t < u.count; t += GATHERERS) {
+            rows[t] = u.is_down ? (uint32_t)(u.first + t) : (uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns;
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>();
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
+        const uint32_t to_line = 2 * TILES * BOX_BYTES + (chunk >> 3) * MAX * LINE;
+        for (int step = 0; step < u.steps; step++) {
+            for (int line = 0; line < u.lines; line++) {
+                if (step + line > 0) {
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
+                }
+                uint8_t *to = stages + cursor.stage * STAGE + to_line;
+                const uint8_t *from = rows_from + line * TOKEN_BYTES;
+#pragma unroll 4
+                for (int t = first_row; t < u.count; t += GATHERERS / 16) {
+                    copy_async(to + swizzled(t, chunk & 7), from + (uint64_t)rows[t] * pitch, true);
+                }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+/* ---- before everything: where each slot's tiles begin ---- */
+
+MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
+{
+    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int i = tid; i <= slots; i += THREADS) {
+        offsets[i] = p.offsets[i];
+    }
+    __syncthreads();
+    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
+    int32_t mine = 0;
+    for (int i = from; i < to; i++) {
+        mine += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    int32_t before = sum_before(mine, lane, warp, sums);
+    for (int i = from; i < to; i++) {
+        prefix[i] = before;
+        before += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    if (tid == THREADS - 1) {
+        prefix[slots] = before;
+    }
+    __syncthreads();
+}
+
+template <int KIND, int TILES, int MAX>
+__global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+    if (!MF_HAS_WGMMA) {
+        return;
+    }
+    extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
+    int64_t *places = (int64_t *)(stages + p.stages * stage_bytes<TILES, MAX>());
+    shared_state *s = (shared_state *)(places + MAX);
+    int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(&s->full[i], 1 + GATHERERS);
+            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->announced[i], 1);
+        }
+        barrier_init_fence();
+    }
+    wait_for_previous();
+    scan_tiles(p, MAX, offsets, prefix, s->sums);
+    if (threadIdx.x < PRODUCERS) {
+        give_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) {
+            bring_weights<TILES, MAX>(p, offsets, prefix, stages, s);
+        } else if (threadIdx.x >= 32) {
+            gather<TILES, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
+        }
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        zero_strangers(p);
+        consume<KIND, TILES, MAX>(p, prefix[p.e.num_slots], stages, s, places);
+    }
+}
+
+template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    const auto kernel = packed_kernel<KIND, TILES, MAX>;
+    static_assert(stage_bytes<TILES, MAX>() == TILES * 8192 + MAX * 256, "mf_cuda_packed_stage_bytes");
+    const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + MAX * 8 + sizeof(shared_state) +
+                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
+}
+
+template <int KIND> int launch_kind(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    return call->max_tokens == MF_CUDA_PACKED_FEW ? launch<KIND, 1, MF_CUDA_PACKED_FEW>(call, stream)
+                                                  : launch<KIND, 2, MF_CUDA_PACKED_MANY>(call, stream);
+}
+
+} // namespace
+
+int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream)
+{
+    cudaStream_t s = (cudaStream_t)stream;
+    switch (call->packed) {
+    case MF_CUDA_PACKED_MXFP4:
+        return launch_kind<MF_CUDA_PACKED_MXFP4>(call, s);
+    case MF_CUDA_PACKED_INT4:
+        return launch_kind<MF_CUDA_PACKED_INT4>(call, s);
+    default:
+        return launch_kind<MF_CUDA_PACKED_INT4_ANY>(call, s);
+    }
+}
