@@ -433,15 +433,17 @@ TEST(hopper_multiplies_4_bit_weights_where_every_matrix_is_made_for_it)
     CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
     CHECK_EQ(packed(&h200, other, int4, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
     other = int4;
-    other.up.scale_dtype = MF_F16;
+    other.down.scale_dtype = MF_F16;
     CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
-    for (int what = 0; what < 6; what++) {
+    for (int what = 0; what < 8; what++) {
         other = int4;
         other.up.group_size = what == 0 ? 16 : what == 1 ? 96 : 32;
         other.down.data = memory + (what == 2 ? 8 : 0);
         other.gate.row_stride += what == 3 ? 16 : 0;
         other.activation = what == 4 ? MF_ACT_GELU_ERF : MF_ACT_SILU;
         other.gate.data = what == 5 ? NULL : other.gate.data;
+        other.gate.zero = what == 6 ? (const uint8_t *)memory : NULL; /* gate and up are one unit */
+        other.up.scale_dtype = what == 7 ? MF_F32 : MF_BF16;
         CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
     }
     other = packed_slot(MF_FORMAT_INT4_GROUP, 2048, 784); /* rows of w2 that are no whole 16 bytes */

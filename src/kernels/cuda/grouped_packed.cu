@@ -16,10 +16,22 @@ namespace
 constexpr int ROW_BYTES = 64, COLUMNS = 128; /* of a stage's rows */
 constexpr int BOX_BYTES = 64 * ROW_BYTES;
 constexpr int TOKEN_BYTES = 2 * LINE; /* of a token, as two lines of the products */
+constexpr int PACKED_PRODUCER_REGISTERS = 56, PACKED_CONSUMER_REGISTERS = 224;
 
 template <int TILES, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
+    return 2 * TILES * BOX_BYTES + MAX * TOKEN_BYTES + 128 * TILES * 24;
+}
+
+/* Of a stage: codes, tokens, scales, zero points. */
+template <int TILES, int MAX> __host__ __device__ constexpr int scales_at()
+{
     return 2 * TILES * BOX_BYTES + MAX * TOKEN_BYTES;
+}
+
+template <int TILES, int MAX> __host__ __device__ constexpr int zeros_at()
+{
+    return scales_at<TILES, MAX>() + 128 * TILES * 16;
 }
 
 MF_DEV int tiles_of(int count, int most)
@@ -33,51 +45,77 @@ MF_DEV int tile_size(int count, int tiles)
     return ((count + tiles - 1) / tiles + 7) & ~7;
 }
 
-/* ---- scales ---- */
+/* ---- scales ----
+ *
+ * A stage has 16 bytes of scales and 8 of zero points a row: the words that hold those of its 128 columns. */
 
-/* How a matrix's scales lie. */
+constexpr int SCALE_PITCH = 16, ZERO_PITCH = 8;
+
+/* How a unit's scales lie: gate's and up's alike. */
 struct scale_grid {
-    const uint8_t *scale, *zero; /* zero NULL: none */
-    int shift, columns, dtype;
+    int shift, columns, size, dtype;
+    bool has_zeros;
 };
 
 template <int KIND> MF_DEV scale_grid grid_of(const mf_cuda_matrix &m)
 {
     scale_grid k;
-    k.scale = m.scale;
-    k.zero = KIND == MF_CUDA_PACKED_INT4_ANY ? m.zero : nullptr;
     k.shift = KIND == MF_CUDA_PACKED_MXFP4 ? 5 : 31 - __clz((int)m.group_size);
     k.columns = (int)((m.k + (1 << k.shift) - 1) >> k.shift);
+    k.size = KIND == MF_CUDA_PACKED_MXFP4 ? 1 : KIND == MF_CUDA_PACKED_INT4 || m.scale_dtype != MF_F32 ? 2 : 4;
     k.dtype = m.scale_dtype;
+    k.has_zeros = KIND == MF_CUDA_PACKED_INT4_ANY && m.zero;
     return k;
 }
 
-/* What is loaded: a scale's bits (f16: as f32) and a zero point. */
+/* First scale of a line, and how many it has. */
+MF_DEV int first_scale(const scale_grid &grid, int line)
+{
+    return COLUMNS * line >> grid.shift;
+}
+
+MF_DEV int scales_of_line(const scale_grid &grid)
+{
+    return grid.shift < 7 ? COLUMNS >> grid.shift : 1;
+}
+
+/* The words that hold `count` elements of `size` bytes from `first` on of a row with `columns`; zeros where there are none. */
+MF_DEV void copy_elements(uint8_t *to, const uint8_t *row, int first, int count, int size, int columns)
+{
+    const uint8_t *word = (const uint8_t *)((uintptr_t)(row + first * size) & ~(uintptr_t)3);
+    int left = (int)(row + min(first + count, columns) * size - word);
+    const int words = (count * size + 4 - size + 3) / 4;
+    for (int i = 0; i < words; i++, left -= 4) {
+        copy_bytes_async(to + 4 * i, left > 0 ? word + 4 * i : (const uint8_t *)((uintptr_t)row & ~(uintptr_t)3),
+                         left < 0 ? 0 : left > 4 ? 4 : left);
+    }
+}
+
+/* A thread's scale (f16: as f32) and zero point of a row whose place in the stage and whose scales' address are known. */
 struct raw_scale {
     uint32_t bits, zero;
 };
 
-/* row: index of a row's first scale; negative: past the last row.  Zeros there and past the last column. */
-template <int KIND> MF_DEV raw_scale load_scale(const scale_grid &grid, int row, int column)
+template <int KIND>
+MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const scale_grid &grid, int row, uint32_t address,
+                            uint32_t zero_address, int line, int q)
 {
     raw_scale r = { 0u, 8u };
-    const int i = column >> grid.shift;
-    if (row >= 0 && i < grid.columns) {
-        const int at = row + i;
-        if (KIND == MF_CUDA_PACKED_MXFP4) {
-            r.bits = __ldg(grid.scale + at);
-        } else if (KIND == MF_CUDA_PACKED_INT4) {
-            r.bits = __ldg((const uint16_t *)grid.scale + at);
+    const int first = first_scale(grid, line), own = grid.shift < 7 ? 32 * q >> grid.shift : 0;
+    const uint8_t *at = scales + row * SCALE_PITCH + ((address + first * grid.size) & 3) + own * grid.size;
+    if (KIND == MF_CUDA_PACKED_MXFP4) {
+        r.bits = *at;
+    } else if (KIND == MF_CUDA_PACKED_INT4) {
+        r.bits = *(const uint16_t *)at;
+    } else {
+        if (grid.size == 4) {
+            r.bits = *(const uint32_t *)at;
         } else {
-            if (grid.dtype == MF_F32) {
-                r.bits = __ldg((const uint32_t *)grid.scale + at);
-            } else {
-                const uint16_t h = __ldg((const uint16_t *)grid.scale + at);
-                r.bits = __float_as_uint(grid.dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h));
-            }
-            if (grid.zero) {
-                r.zero = __ldg(grid.zero + at);
-            }
+            const uint16_t h = *(const uint16_t *)at;
+            r.bits = __float_as_uint(grid.dtype == MF_BF16 ? bf16_to_f32(h) : f16_to_f32(h));
+        }
+        if (grid.has_zeros) {
+            r.zero = zeros[row * ZERO_PITCH + ((zero_address + first) & 3) + own];
         }
     }
     return r;
@@ -224,7 +262,7 @@ template <int KIND, int TILES, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      int64_t *places)
 {
-    constexpr int STAGE = stage_bytes<TILES, MAX>(), AHEAD = TILES == 1 ? 2 : 1, TOGETHER = TILES == 1 ? 2 : 1;
+    constexpr int STAGE = stage_bytes<TILES, MAX>(), TOGETHER = TILES == 1 ? 2 : 1;
     typedef packed_scale<KIND> scale_type;
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
               q = lane & 3;
@@ -232,7 +270,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     const bool is_down = u->is_down;
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const mf_cuda_matrix &m0 = is_down ? slot.down : slot.gate, &m1 = is_down ? slot.down : slot.up;
-    const scale_grid grid0 = grid_of<KIND>(m0), grid1 = grid_of<KIND>(m1);
+    const scale_grid grid = grid_of<KIND>(m0);
     if (is_down) {
         named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
         for (int t = tid; t < u->count; t += 256) {
@@ -243,9 +281,8 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
         float acc[TILES][N / 2];
-        int rows[TILES][2]; /* of scales */
-        raw_scale raw[AHEAD][TILES][2];
-        uint32_t places_in_stage[TILES][2];
+        int rows[TILES][2]; /* of the stage */
+        uint32_t addresses[TILES][2], zero_addresses[TILES][2];
         const int first = u->row + 128 * TILES * step;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
@@ -257,12 +294,10 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             for (int half = 0; half < 2; half++) {
                 const int r = is_down ? down_row<TILES>(group, warp, g, t, half) : up_row<TILES>(group, warp, g, t);
                 const mf_cuda_matrix &m = half ? m1 : m0;
-                rows[t][half] = first + r < m.n ? (first + r) * (int)m.scale_row_stride : -1;
-                places_in_stage[t][half] = (uint32_t)((is_down || !half ? r : 64 * TILES + r) * ROW_BYTES + 16 * q);
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    raw[a][t][half] = load_scale<KIND>(half ? grid1 : grid0, rows[t][half], COLUMNS * a + 32 * q);
-                }
+                const uint32_t at = (uint32_t)(first + r) * (uint32_t)m.scale_row_stride;
+                addresses[t][half] = (uint32_t)(uintptr_t)m.scale + at * grid.size;
+                zero_addresses[t][half] = (uint32_t)(uintptr_t)m.zero + at;
+                rows[t][half] = is_down || !half ? r : 64 * TILES + r;
             }
             pin(acc[t]);
         }
@@ -271,31 +306,22 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         for (int line = 0; line < lines; line++) {
             const uint8_t *stage = stages + cursor.stage * STAGE;
             scale_type scales[TILES][2];
+            uint4 codes[TILES][2];
             bool slow = false;
+            barrier_wait(&s->full[cursor.stage], cursor.parity);
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    scales[t][half] = scale_type::make(raw[0][t][half].bits, raw[0][t][half].zero);
+                    const raw_scale raw = load_scale<KIND>(stage + scales_at<TILES, MAX>(), stage + zeros_at<TILES, MAX>(),
+                                                           grid, rows[t][half], addresses[t][half],
+                                                           zero_addresses[t][half], line, q);
+                    codes[t][half] = *(const uint4 *)(stage + rows[t][half] * ROW_BYTES + 16 * q);
+                    scales[t][half] = scale_type::make(raw.bits, raw.zero);
                     slow = slow || scale_type::is_slow(scales[t][half]);
-#pragma unroll
-                    for (int a = 0; a + 1 < AHEAD; a++) {
-                        raw[a][t][half] = raw[a + 1][t][half];
-                    }
-                    raw[AHEAD - 1][t][half] = load_scale<KIND>(half ? grid1 : grid0, rows[t][half],
-                                                               COLUMNS * (line + AHEAD) + 32 * q);
                 }
             }
             slow = __any_sync(MF_FULL_WARP, slow);
-            barrier_wait(&s->full[cursor.stage], cursor.parity);
-            uint4 codes[TILES][2];
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    codes[t][half] = *(const uint4 *)(stage + places_in_stage[t][half]);
-                }
-            }
             fence_shared_for_products();
             const uint64_t tokens = product_operand(stage + 2 * TILES * BOX_BYTES);
 #pragma unroll
@@ -454,7 +480,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
 
 /* ---- the warps that gather tokens ---- */
 
-template <int TILES, int MAX>
+template <int KIND, int TILES, int MAX>
 MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = stage_bytes<TILES, MAX>();
@@ -479,6 +505,12 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
         const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
         const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
         const uint32_t to_line = 2 * TILES * BOX_BYTES + (chunk >> 3) * MAX * LINE;
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        const mf_cuda_matrix &m0 = u.is_down ? slot.down : slot.gate, &m1 = u.is_down ? slot.down : slot.up;
+        const scale_grid grid = grid_of<KIND>(m0);
+        const int count = scales_of_line(grid), num_rows = (int)m0.n;
+        const uint8_t *scale0 = m0.scale, *scale1 = m1.scale, *zero0 = m0.zero, *zero1 = m1.zero;
+        const int stride0 = (int)m0.scale_row_stride, stride1 = (int)m1.scale_row_stride;
         for (int step = 0; step < u.steps; step++) {
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
@@ -489,6 +521,19 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
 #pragma unroll 4
                 for (int t = first_row; t < u.count; t += GATHERERS / 16) {
                     copy_async(to + swizzled(t, chunk & 7), from + (uint64_t)rows[t] * pitch, true);
+                }
+                uint8_t *stage = stages + cursor.stage * STAGE;
+                const int first = first_scale(grid, line);
+                for (int r = tid; r < 128 * TILES; r += GATHERERS) {
+                    const bool is_up = !u.is_down && r >= 64 * TILES;
+                    const int row = u.row + (u.is_down ? 128 * TILES * step + r : is_up ? r - 64 * TILES : r);
+                    const int at = row < num_rows ? row * (is_up ? stride1 : stride0) : 0, there = row < num_rows ? grid.columns : 0;
+                    copy_elements(stage + scales_at<TILES, MAX>() + r * SCALE_PITCH, (is_up ? scale1 : scale0) + (int64_t)at * grid.size,
+                                  first, count, grid.size, there);
+                    if (grid.has_zeros) {
+                        copy_elements(stage + zeros_at<TILES, MAX>() + r * ZERO_PITCH, (is_up ? zero1 : zero0) + at, first, count, 1,
+                                      there);
+                    }
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
                 stage_cursor::next(cursor);
@@ -543,14 +588,14 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
     wait_for_previous();
     scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
-        give_registers<PRODUCER_REGISTERS>();
+        give_registers<PACKED_PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             bring_weights<TILES, MAX>(p, offsets, prefix, stages, s);
         } else if (threadIdx.x >= 32) {
-            gather<TILES, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
+            gather<KIND, TILES, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
-        take_registers<CONSUMER_REGISTERS>();
+        take_registers<PACKED_CONSUMER_REGISTERS>();
         zero_strangers(p);
         consume<KIND, TILES, MAX>(p, prefix[p.e.num_slots], stages, s, places);
     }
@@ -559,7 +604,7 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
 template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
     const auto kernel = packed_kernel<KIND, TILES, MAX>;
-    static_assert(stage_bytes<TILES, MAX>() == TILES * 8192 + MAX * 256, "mf_cuda_packed_stage_bytes");
+    static_assert(stage_bytes<TILES, MAX>() == TILES * (8192 + 3072) + MAX * 256, "mf_cuda_packed_stage_bytes");
     const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + MAX * 8 + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);

@@ -73,7 +73,8 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
     }
     for (int64_t s = 0; s < experts->num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
-        if (!slots[s].gate.data || !is_swiglu(slots[s].activation)) {
+        if (!slots[s].gate.data || !is_swiglu(slots[s].activation) || of[0]->group_size != of[1]->group_size ||
+            of[0]->scale_dtype != of[1]->scale_dtype || !of[0]->zero != !of[1]->zero) {
             return MF_CUDA_PACKED_NONE;
         }
         for (int i = 0; i < 3; i++) {

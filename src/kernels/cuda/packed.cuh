@@ -157,6 +157,14 @@ MF_PTX void copy_packed_box(void *shared, const CUtensorMap *map, int row, int b
 #endif
 }
 
+/* Four bytes to shared memory, the first `count` of them from memory, the rest zeros. */
+MF_PTX void copy_bytes_async(void *shared, const void *from, int count)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(from), "r"(count) : "memory");
+#endif
+}
+
 /* ---- products: sums += 64 rows by 16 columns from registers times N tokens ---- */
 
 template <int N> struct packed_products;
