@@ -241,10 +241,10 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
 }
 
-/* The same of grouped_packed.cu: 128 rows or 256 by 128 columns, with their scales. */
+/* The same of grouped_packed.cu: 128 rows or 256 by 256 columns, with their scales. */
 static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
 {
-    return (max_tokens == MF_CUDA_PACKED_FEW ? 1 : 2) * (8192 + 3072) + (int64_t)max_tokens * 256;
+    return (max_tokens == MF_CUDA_PACKED_FEW ? 1 : 2) * (16384 + 6144) + (int64_t)max_tokens * 512;
 }
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);

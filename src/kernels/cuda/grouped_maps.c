@@ -24,13 +24,13 @@ static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, u
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-/* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 64 bytes, zeros past its end. */
+/* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */
 static CUresult encode_packed(encode_fn make, const mf_cuda_matrix *m, CUtensorMap *out)
 {
     const cuuint64_t sizes[2] = { (cuuint64_t)m->k / 2, (cuuint64_t)m->n }, pitch = (cuuint64_t)m->row_stride / 2;
-    const cuuint32_t box[2] = { 64, 64 }, every[2] = { 1, 1 };
+    const cuuint32_t box[2] = { 128, 64 }, every[2] = { 1, 1 };
     return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)m->data, sizes, &pitch, box, every,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 

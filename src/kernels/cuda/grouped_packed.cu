@@ -1,6 +1,6 @@
 /* grouped_packed.cu - grouped.cu's products for weights of 4 bits and activations of bf16: both in one launch.
  *
- * Tensor copies bring rows of codes, 64 bytes (128 columns) a stage; a thread loads 16 bytes of each of its two rows,
+ * Tensor copies bring rows of codes, 128 bytes (256 columns) a stage; a thread loads 16 bytes of each of its two rows,
  * makes bf16 of them in registers, and these are the products' operand (packed.cuh).  Rows of that operand are free as
  * well: in w13 a thread's two rows are a gate row and its up row, so that it ends with both sums of one result.  Tokens
  * are gathered as in grouped.cu, from a copy with their columns in the operand's order; the intermediate is written so.
@@ -13,25 +13,25 @@
 namespace
 {
 
-constexpr int ROW_BYTES = 64, COLUMNS = 128; /* of a stage's rows */
-constexpr int BOX_BYTES = 64 * ROW_BYTES;
-constexpr int TOKEN_BYTES = 2 * LINE; /* of a token, as two lines of the products */
+constexpr int COLUMNS = 256;          /* of a stage's rows, 128 bytes; worked on in pieces of 128 */
+constexpr int TOKEN_BYTES = 4 * LINE; /* of a token, as four lines of the products */
+constexpr int SCALE_PITCH = 32, ZERO_PITCH = 16;
 constexpr int PACKED_PRODUCER_REGISTERS = 56, PACKED_CONSUMER_REGISTERS = 224;
 
 template <int TILES, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
-    return 2 * TILES * BOX_BYTES + MAX * TOKEN_BYTES + 128 * TILES * 24;
+    return 2 * TILES * SUBTILE + MAX * TOKEN_BYTES + 128 * TILES * (SCALE_PITCH + ZERO_PITCH);
 }
 
 /* Of a stage: codes, tokens, scales, zero points. */
 template <int TILES, int MAX> __host__ __device__ constexpr int scales_at()
 {
-    return 2 * TILES * BOX_BYTES + MAX * TOKEN_BYTES;
+    return 2 * TILES * SUBTILE + MAX * TOKEN_BYTES;
 }
 
 template <int TILES, int MAX> __host__ __device__ constexpr int zeros_at()
 {
-    return scales_at<TILES, MAX>() + 128 * TILES * 16;
+    return scales_at<TILES, MAX>() + 128 * TILES * SCALE_PITCH;
 }
 
 MF_DEV int tiles_of(int count, int most)
@@ -47,9 +47,7 @@ MF_DEV int tile_size(int count, int tiles)
 
 /* ---- scales ----
  *
- * A stage has 16 bytes of scales and 8 of zero points a row: the words that hold those of its 128 columns. */
-
-constexpr int SCALE_PITCH = 16, ZERO_PITCH = 8;
+ * A stage has the words that hold those of its columns, for every row. */
 
 /* How a unit's scales lie: gate's and up's alike. */
 struct scale_grid {
@@ -76,7 +74,7 @@ MF_DEV int first_scale(const scale_grid &grid, int line)
 
 MF_DEV int scales_of_line(const scale_grid &grid)
 {
-    return grid.shift < 7 ? COLUMNS >> grid.shift : 1;
+    return grid.shift < 8 ? COLUMNS >> grid.shift : 1;
 }
 
 /* The words that hold `count` elements of `size` bytes from `first` on of a row with `columns`; zeros where there are none. */
@@ -98,10 +96,10 @@ struct raw_scale {
 
 template <int KIND>
 MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const scale_grid &grid, int row, uint32_t address,
-                            uint32_t zero_address, int line, int q)
+                            uint32_t zero_address, int line, int column)
 {
     raw_scale r = { 0u, 8u };
-    const int first = first_scale(grid, line), own = grid.shift < 7 ? 32 * q >> grid.shift : 0;
+    const int first = first_scale(grid, line), own = grid.shift < 8 ? column >> grid.shift : 0;
     const uint8_t *at = scales + row * SCALE_PITCH + ((address + first * grid.size) & 3) + own * grid.size;
     if (KIND == MF_CUDA_PACKED_MXFP4) {
         r.bits = *at;
@@ -123,17 +121,18 @@ MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const s
 
 /* ---- rows of the operand ---- */
 
-/* Row of the unit that a thread's row `half` of tile t is: of the intermediate (half 0 its gate, 1 its up), or of w2's.
- * Lanes 0 .. 7 of a load of 16 bytes meet all banks: rows of g and g + 1 are an even and an odd one. */
+/* Row of the unit that a thread's row of tile t is: of the intermediate, gate and up alike, or of w2's.  Lanes 0 .. 7 of a
+ * load of 16 bytes meet all banks: rows of g and g + 1 differ by 4 (swizzled). */
 template <int TILES> MF_DEV int up_row(int group, int warp, int g, int t)
 {
-    return TILES == 1 ? 32 * group + 8 * warp + g
-                      : packed_column(16 * (4 * group + warp) + 8 * (g & 1) + 2 * (g >> 1) + t);
+    return TILES == 1 ? 32 * group + 8 * warp + (g >> 1) + 4 * (g & 1)
+                      : packed_column(16 * (4 * group + warp) + 8 * t + g);
 }
 
-template <int TILES> MF_DEV int down_row(int group, int warp, int g, int t, int half)
+/* The first of two rows that follow one another. */
+template <int TILES> MF_DEV int down_row(int group, int warp, int g, int t)
 {
-    return 64 * (TILES * group + t) + 16 * warp + 2 * g + (half ^ (g & 1));
+    return 64 * (TILES * group + t) + 16 * warp + 2 * ((g & 4) | (g & 1) << 1 | (g >> 1 & 1));
 }
 
 /* ---- what goes out ---- */
@@ -162,19 +161,31 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N
         }
         return apply(act, a, b);
     };
-    const int inside = (row & 64) + up_row<TILES>(group, warp, g, 0);
-    uint16_t *h = (uint16_t *)p.e.h + (int64_t)u->first * p.e.h_stride + (row & ~127) + packed_place(inside);
+    uint16_t *h = (uint16_t *)p.e.h + (int64_t)u->first * p.e.h_stride + (row & ~127);
+    if constexpr (TILES == 2) { /* lanes of two neighbouring places exchange tiles: two results follow one another */
+        const bool is_odd = g & 1;
+        h += 16 * (4 * group + warp) + (is_odd ? 8 + g - 1 : g);
 #pragma unroll
-    for (int i = 0; i < N / 8; i++) {
+        for (int i = 0; i < N / 8; i++) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const int token = 8 * i + 2 * q + k;
-            if (token < count) {
-                uint16_t *to = h + (int64_t)token * p.e.h_stride;
-                if constexpr (TILES == 2) {
-                    *(uint32_t *)to = pack_bf16(value(0, 4 * i + k), value(1, 4 * i + k));
-                } else {
-                    *to = (uint16_t)pack_bf16(value(0, 4 * i + k), 0.0f);
+            for (int k = 0; k < 2; k++) {
+                const float v0 = value(0, 4 * i + k), v1 = value(1, 4 * i + k);
+                const float other = __shfl_xor_sync(MF_FULL_WARP, is_odd ? v0 : v1, 4);
+                const int token = 8 * i + 2 * q + k;
+                if (token < count) {
+                    *(uint32_t *)(h + (int64_t)token * p.e.h_stride) = is_odd ? pack_bf16(other, v1) : pack_bf16(v0, other);
+                }
+            }
+        }
+    } else {
+        h += packed_place((row & 64) + up_row<TILES>(group, warp, g, 0));
+#pragma unroll
+        for (int i = 0; i < N / 8; i++) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int token = 8 * i + 2 * q + k;
+                if (token < count) {
+                    h[(int64_t)token * p.e.h_stride] = (uint16_t)pack_bf16(value(0, 4 * i + k), 0.0f);
                 }
             }
         }
@@ -201,7 +212,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
               q = lane & 3, count = u->count, hidden = (int)p.e.hidden_size;
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
-        const int row = first_row + 64 * (TILES * group + t) + 16 * warp + 2 * g; /* and the next */
+        const int row = first_row + down_row<TILES>(group, warp, g, t); /* and the next */
         const float *bias = slot.down_bias;
         const float b0 = bias && row < hidden ? bias[row] : 0.0f, b1 = bias && row + 1 < hidden ? bias[row + 1] : 0.0f;
 #pragma unroll
@@ -210,11 +221,6 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             for (int k = 0; k < 2; k++) {
                 const int token = 8 * i + 2 * q + k;
                 float v0 = acc[t][4 * i + k], v1 = acc[t][4 * i + k + 2];
-                if (g & 1) {
-                    const float other = v0;
-                    v0 = v1;
-                    v1 = other;
-                }
                 if (bias) {
                     v0 = __fadd_rn(v0, b0);
                     v1 = __fadd_rn(v1, b1);
@@ -266,11 +272,12 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     typedef packed_scale<KIND> scale_type;
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
               q = lane & 3;
-    const int lines = u->lines, steps = u->steps;
+    const int steps = u->steps;
     const bool is_down = u->is_down;
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const mf_cuda_matrix &m0 = is_down ? slot.down : slot.gate, &m1 = is_down ? slot.down : slot.up;
     const scale_grid grid = grid_of<KIND>(m0);
+    const int pieces = (int)((m0.k + 127) >> 7);
     if (is_down) {
         named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
         for (int t = tid; t < u->count; t += 256) {
@@ -292,7 +299,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const int r = is_down ? down_row<TILES>(group, warp, g, t, half) : up_row<TILES>(group, warp, g, t);
+                const int r = is_down ? down_row<TILES>(group, warp, g, t) + half : up_row<TILES>(group, warp, g, t);
                 const mf_cuda_matrix &m = half ? m1 : m0;
                 const uint32_t at = (uint32_t)(first + r) * (uint32_t)m.scale_row_stride;
                 addresses[t][half] = (uint32_t)(uintptr_t)m.scale + at * grid.size;
@@ -303,27 +310,31 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         }
         int previous = -1;
 #pragma unroll 1
-        for (int line = 0; line < lines; line++) {
+        for (int piece = 0; piece < pieces; piece++) {
             const uint8_t *stage = stages + cursor.stage * STAGE;
+            const int half_line = piece & 1;
             scale_type scales[TILES][2];
             uint4 codes[TILES][2];
             bool slow = false;
-            barrier_wait(&s->full[cursor.stage], cursor.parity);
+            if (!half_line) {
+                barrier_wait(&s->full[cursor.stage], cursor.parity);
+                fence_shared_for_products();
+            }
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const raw_scale raw = load_scale<KIND>(stage + scales_at<TILES, MAX>(), stage + zeros_at<TILES, MAX>(),
-                                                           grid, rows[t][half], addresses[t][half],
-                                                           zero_addresses[t][half], line, q);
-                    codes[t][half] = *(const uint4 *)(stage + rows[t][half] * ROW_BYTES + 16 * q);
+                    const int row = rows[t][half];
+                    const raw_scale raw = load_scale<KIND>(stage + scales_at<TILES, MAX>(), stage + zeros_at<TILES, MAX>(), grid, row,
+                                                           addresses[t][half], zero_addresses[t][half], piece >> 1,
+                                                           128 * half_line + 32 * q);
+                    codes[t][half] = *(const uint4 *)(stage + swizzled(row, 4 * half_line + q));
                     scales[t][half] = scale_type::make(raw.bits, raw.zero);
                     slow = slow || scale_type::is_slow(scales[t][half]);
                 }
             }
             slow = __any_sync(MF_FULL_WARP, slow);
-            fence_shared_for_products();
-            const uint64_t tokens = product_operand(stage + 2 * TILES * BOX_BYTES);
+            const uint64_t tokens = product_operand(stage + 2 * TILES * SUBTILE + half_line * 2 * MAX * LINE);
 #pragma unroll
             for (int k = 0; k < 8; k += TOGETHER) { /* 16 columns each */
                 uint32_t a[TILES][2][2 * TOGETHER];
@@ -335,7 +346,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 products_begin();
 #pragma unroll
                 for (int i = 0; i < TOGETHER; i++) {
-                    const uint64_t part = tokens + (k >> 2) * (MAX * LINE >> 4) + 2 * (k + i & 3);
+                    const uint64_t part = tokens + (k >> 2) * (MAX * LINE >> 4) + 2 * ((k + i) & 3);
 #pragma unroll
                     for (int t = 0; t < TILES; t++) {
                         packed_products<N>::add(acc[t], a[t][0][2 * i], a[t][1][2 * i], a[t][0][2 * i + 1],
@@ -344,14 +355,16 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 }
                 products_commit();
                 products_wait<1>();
-                if (k == 0) { /* all of the line before has been read */
+                if (k == 0 && !half_line) { /* all of the stage before has been read */
                     if (previous >= 0 && lane == 0) {
                         barrier_arrive(&s->empty[previous]);
                     }
                     previous = cursor.stage;
                 }
             }
-            stage_cursor::next(cursor);
+            if (half_line || piece + 1 == pieces) {
+                stage_cursor::next(cursor);
+            }
         }
         products_wait<0>();
         if (lane == 0) {
@@ -456,12 +469,11 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 uint64_t *full = &s->full[cursor.stage];
                 uint8_t *to = stages + cursor.stage * STAGE;
                 barrier_arrive(&s->announced[cursor.stage]);
-                barrier_expect(full, 2 * TILES * BOX_BYTES);
+                barrier_expect(full, 2 * TILES * SUBTILE);
 #pragma unroll
                 for (int k = 0; k < 2 * TILES; k++) {
                     const CUtensorMap *map = is_down ? maps + 2 : k < TILES ? maps : maps + 1;
-                    copy_packed_box(to + k * BOX_BYTES, map, first + 64 * (is_down ? k : k % TILES), ROW_BYTES * line,
-                                    full);
+                    copy_packed_box(to + k * SUBTILE, map, first + 64 * (is_down ? k : k % TILES), LINE * line, full);
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {
@@ -484,7 +496,7 @@ template <int KIND, int TILES, int MAX>
 MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = stage_bytes<TILES, MAX>();
-    const int tid = threadIdx.x - 32, chunk = tid & 15, first_row = tid >> 4;
+    const int tid = threadIdx.x - 32, chunk = tid & 31, first_row = tid >> 5;
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
         barrier_wait(&s->announced[cursor.stage], cursor.parity);
@@ -504,11 +516,11 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
         named_barrier<BARRIER_GATHER, GATHERERS>();
         const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
         const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
-        const uint32_t to_line = 2 * TILES * BOX_BYTES + (chunk >> 3) * MAX * LINE;
+        const uint32_t to_line = 2 * TILES * SUBTILE + (chunk >> 3) * MAX * LINE;
         const mf_cuda_slot &slot = p.e.slots[u.slot];
         const mf_cuda_matrix &m0 = u.is_down ? slot.down : slot.gate, &m1 = u.is_down ? slot.down : slot.up;
         const scale_grid grid = grid_of<KIND>(m0);
-        const int count = scales_of_line(grid), num_rows = (int)m0.n;
+        const int count = scales_of_line(grid), num_rows = (int)m0.n, pieces = (int)((m0.k + 127) >> 7);
         const uint8_t *scale0 = m0.scale, *scale1 = m1.scale, *zero0 = m0.zero, *zero1 = m1.zero;
         const int stride0 = (int)m0.scale_row_stride, stride1 = (int)m1.scale_row_stride;
         for (int step = 0; step < u.steps; step++) {
@@ -518,8 +530,9 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + to_line;
                 const uint8_t *from = rows_from + line * TOKEN_BYTES;
+                const int there = 2 * line + (chunk >> 4) < pieces ? u.count : 0; /* a row's last stage may be half */
 #pragma unroll 4
-                for (int t = first_row; t < u.count; t += GATHERERS / 16) {
+                for (int t = first_row; t < there; t += GATHERERS / 32) {
                     copy_async(to + swizzled(t, chunk & 7), from + (uint64_t)rows[t] * pitch, true);
                 }
                 uint8_t *stage = stages + cursor.stage * STAGE;
@@ -527,12 +540,12 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
                 for (int r = tid; r < 128 * TILES; r += GATHERERS) {
                     const bool is_up = !u.is_down && r >= 64 * TILES;
                     const int row = u.row + (u.is_down ? 128 * TILES * step + r : is_up ? r - 64 * TILES : r);
-                    const int at = row < num_rows ? row * (is_up ? stride1 : stride0) : 0, there = row < num_rows ? grid.columns : 0;
+                    const int at = row < num_rows ? row * (is_up ? stride1 : stride0) : 0, columns = row < num_rows ? grid.columns : 0;
                     copy_elements(stage + scales_at<TILES, MAX>() + r * SCALE_PITCH, (is_up ? scale1 : scale0) + (int64_t)at * grid.size,
-                                  first, count, grid.size, there);
+                                  first, count, grid.size, columns);
                     if (grid.has_zeros) {
                         copy_elements(stage + zeros_at<TILES, MAX>() + r * ZERO_PITCH, (is_up ? zero1 : zero0) + at, first, count, 1,
-                                      there);
+                                      columns);
                     }
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
@@ -604,7 +617,7 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
 template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
     const auto kernel = packed_kernel<KIND, TILES, MAX>;
-    static_assert(stage_bytes<TILES, MAX>() == TILES * (8192 + 3072) + MAX * 256, "mf_cuda_packed_stage_bytes");
+    static_assert(stage_bytes<TILES, MAX>() == TILES * (16384 + 6144) + MAX * 512, "mf_cuda_packed_stage_bytes");
     const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + MAX * 8 + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);

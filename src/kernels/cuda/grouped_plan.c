@@ -68,7 +68,7 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
 {
     mf_cuda_packed all = MF_CUDA_PACKED_NONE;
     if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
-        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 3 || packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) < 3) {
+        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 2 || packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) < 2) {
         return MF_CUDA_PACKED_NONE;
     }
     for (int64_t s = 0; s < experts->num_slots; s++) {

@@ -146,7 +146,7 @@ template <> struct packed_scale<MF_CUDA_PACKED_INT4_ANY> {
 
 /* ---- copies ---- */
 
-/* A box of 64 rows by 64 bytes of a matrix [rows][bytes]; what lies past its end arrives as zeros. */
+/* A box of 64 rows by 128 bytes of a matrix [rows][bytes], swizzled; what lies past its end arrives as zeros. */
 MF_PTX void copy_packed_box(void *shared, const CUtensorMap *map, int row, int byte, uint64_t *barrier)
 {
 #if MF_HAS_WGMMA
