@@ -16,6 +16,8 @@ namespace
 constexpr int COLUMNS = 256;          /* of a stage's rows, 128 bytes; worked on in pieces of 128 */
 constexpr int TOKEN_BYTES = 4 * LINE; /* of a token, as four lines of the products */
 constexpr int SCALE_PITCH = 32, ZERO_PITCH = 16;
+constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
+constexpr int STAGING = 16 * WIDE_PITCH * 2;
 constexpr int PACKED_PRODUCER_REGISTERS = 56, PACKED_CONSUMER_REGISTERS = 224;
 
 template <int TILES, int MAX> __host__ __device__ constexpr int stage_bytes()
@@ -129,16 +131,27 @@ template <int TILES> MF_DEV int up_row(int group, int warp, int g, int t)
                       : packed_column(16 * (4 * group + warp) + 8 * t + g);
 }
 
-/* The first of two rows that follow one another. */
-template <int TILES> MF_DEV int down_row(int group, int warp, int g, int t)
+/* Few tokens: a thread's two rows follow one another, for its own stores.  Many: as the products give them. */
+template <int TILES> MF_DEV int down_row(int group, int warp, int g, int t, int half)
 {
-    return 64 * (TILES * group + t) + 16 * warp + 2 * ((g & 4) | (g & 1) << 1 | (g >> 1 & 1));
+    return 64 * (TILES * group + t) + 16 * warp +
+           (TILES == 1 ? 2 * ((g & 4) | (g & 1) << 1 | (g >> 1 & 1)) + half : g + 8 * half);
 }
 
 /* ---- what goes out ---- */
 
+/* Of one warpgroup. */
+MF_DEV void own_barrier(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_OWN, 128>();
+    } else {
+        named_barrier<BARRIER_OWN + 1, 128>();
+    }
+}
+
 template <int TILES, int N>
-MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N / 2])
+MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N / 2], uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
@@ -162,19 +175,25 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N
         return apply(act, a, b);
     };
     uint16_t *h = (uint16_t *)p.e.h + (int64_t)u->first * p.e.h_stride + (row & ~127);
-    if constexpr (TILES == 2) { /* lanes of two neighbouring places exchange tiles: two results follow one another */
-        const bool is_odd = g & 1;
-        h += 16 * (4 * group + warp) + (is_odd ? 8 + g - 1 : g);
+    if constexpr (TILES == 2) { /* 16 tokens at a time, so that a token's 256 bytes go out in one piece */
 #pragma unroll
-        for (int i = 0; i < N / 8; i++) {
+        for (int c = 0; c < N / 16; c++) {
+            if (c * 16 >= count) {
+                break;
+            }
+            uint32_t v[4];
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const float v0 = value(0, 4 * i + k), v1 = value(1, 4 * i + k);
-                const float other = __shfl_xor_sync(MF_FULL_WARP, is_odd ? v0 : v1, 4);
-                const int token = 8 * i + 2 * q + k;
-                if (token < count) {
-                    *(uint32_t *)(h + (int64_t)token * p.e.h_stride) = is_odd ? pack_bf16(other, v1) : pack_bf16(v0, other);
-                }
+            for (int k = 0; k < 4; k++) { /* eight tokens of tile 0, of tile 1, the next eight */
+                v[k] = pack_bf16(value(k & 1, 4 * (2 * c + k / 2)), value(k & 1, 4 * (2 * c + k / 2) + 1));
+            }
+            const int m = lane >> 3, token = 8 * (m >> 1) + (lane & 7);
+            named_barrier<BARRIER_BOTH, 256>();
+            store_transposed(staging + (token * WIDE_PITCH + 16 * (4 * group + warp) + 8 * (m & 1)) * 2, v[0], v[1], v[2], v[3]);
+            named_barrier<BARRIER_BOTH, 256>();
+            const int own = tid >> 4;
+            if (c * 16 + own < count) {
+                *(uint4 *)(h + (int64_t)(c * 16 + own) * p.e.h_stride + (tid & 15) * 8) =
+                    *(const uint4 *)(staging + (own * WIDE_PITCH + (tid & 15) * 8) * 2);
             }
         }
     } else {
@@ -205,38 +224,73 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N
 
 template <int TILES, int N>
 MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&acc)[TILES][N / 2],
-                       const int64_t *places)
+                       const int64_t *places, uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, warp = tid >> 5 & 3, lane = tid & 31, g = lane >> 2,
               q = lane & 3, count = u->count, hidden = (int)p.e.hidden_size;
+    const float *bias = slot.down_bias;
+    int rows[TILES][2];
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
-        const int row = first_row + down_row<TILES>(group, warp, g, t); /* and the next */
-        const float *bias = slot.down_bias;
-        const float b0 = bias && row < hidden ? bias[row] : 0.0f, b1 = bias && row + 1 < hidden ? bias[row + 1] : 0.0f;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = rows[t][half] = first_row + down_row<TILES>(group, warp, g, t, half);
+            if (bias && row < hidden) {
+                const float b = bias[row];
+#pragma unroll
+                for (int i = 0; i < N / 8; i++) {
+                    acc[t][4 * i + 2 * half] = __fadd_rn(acc[t][4 * i + 2 * half], b);
+                    acc[t][4 * i + 2 * half + 1] = __fadd_rn(acc[t][4 * i + 2 * half + 1], b);
+                }
+            }
+        }
+    }
+    if (TILES == 2 && p.e.y_dtype == MF_BF16 && p.e.y_is_wide) { /* 256 bytes of a token in one piece */
+        uint8_t *own = staging + group * (STAGING / 2);
+#pragma unroll
+        for (int c = 0; c < N / 8; c++) {
+            if (c * 8 >= count) {
+                break;
+            }
+            uint32_t v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                v[k] = pack_bf16(acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1)], acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1) + 1]);
+            }
+            const int m = lane >> 3;
+            own_barrier(group);
+            store_transposed(own + ((lane & 7) * WIDE_PITCH + 64 * (m >> 1) + 16 * warp + 8 * (m & 1)) * 2, v[0], v[1], v[2], v[3]);
+            own_barrier(group);
+            const int token = (tid & 127) >> 4, row = first_row + 128 * group + (tid & 15) * 8;
+            if (c * 8 + token < count && row < hidden) {
+                *(uint4 *)((uint16_t *)p.e.y + places[c * 8 + token] + row) =
+                    *(const uint4 *)(own + (token * WIDE_PITCH + (tid & 15) * 8) * 2);
+            }
+        }
+        return;
+    }
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
 #pragma unroll
         for (int i = 0; i < N / 8; i++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 const int token = 8 * i + 2 * q + k;
-                float v0 = acc[t][4 * i + k], v1 = acc[t][4 * i + k + 2];
-                if (bias) {
-                    v0 = __fadd_rn(v0, b0);
-                    v1 = __fadd_rn(v1, b1);
+                if (token >= count) {
+                    continue;
                 }
-                if (token < count) {
-                    const int64_t at = places[token] + row;
-                    if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide && row + 1 < hidden) {
-                        *(uint32_t *)((uint16_t *)p.e.y + at) = pack_bf16(v0, v1);
-                    } else {
-                        if (row < hidden) {
-                            store_float(p.e.y, p.e.y_dtype, at, v0, p.e.bytewise);
-                        }
-                        if (row + 1 < hidden) {
-                            store_float(p.e.y, p.e.y_dtype, at + 1, v1, p.e.bytewise);
-                        }
-                    }
+                const float v0 = acc[t][4 * i + k], v1 = acc[t][4 * i + k + 2];
+                const int64_t at = places[token];
+                if (TILES == 1 && p.e.y_dtype == MF_BF16 && p.e.y_is_wide && rows[t][1] < hidden) {
+                    *(uint32_t *)((uint16_t *)p.e.y + at + rows[t][0]) = pack_bf16(v0, v1);
+                    continue;
+                }
+                if (rows[t][0] < hidden) {
+                    store_float(p.e.y, p.e.y_dtype, at + rows[t][0], v0, p.e.bytewise);
+                }
+                if (rows[t][1] < hidden) {
+                    store_float(p.e.y, p.e.y_dtype, at + rows[t][1], v1, p.e.bytewise);
                 }
             }
         }
@@ -266,7 +320,7 @@ MF_DEV void widen(const packed_scale<KIND> (&scales)[TILES][2], const uint4 (&co
 
 template <int KIND, int TILES, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
-                     int64_t *places)
+                     int64_t *places, uint8_t *staging)
 {
     constexpr int STAGE = stage_bytes<TILES, MAX>(), TOGETHER = TILES == 1 ? 2 : 1;
     typedef packed_scale<KIND> scale_type;
@@ -299,7 +353,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const int r = is_down ? down_row<TILES>(group, warp, g, t) + half : up_row<TILES>(group, warp, g, t);
+                const int r = is_down ? down_row<TILES>(group, warp, g, t, half) : up_row<TILES>(group, warp, g, t);
                 const mf_cuda_matrix &m = half ? m1 : m0;
                 const uint32_t at = (uint32_t)(first + r) * (uint32_t)m.scale_row_stride;
                 addresses[t][half] = (uint32_t)(uintptr_t)m.scale + at * grid.size;
@@ -375,15 +429,16 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             pin(acc[t]);
         }
         if (is_down) {
-            write_down<TILES, N>(p, u, first, acc, places);
+            write_down<TILES, N>(p, u, first, acc, places, staging);
         } else {
-            write_up<TILES, N>(p, u, acc);
+            write_up<TILES, N>(p, u, acc, staging);
         }
     }
 }
 
 template <int KIND, int TILES, int MAX>
-MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, int64_t *places)
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, int64_t *places,
+                    uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int i = 0;; i++) {
@@ -395,23 +450,23 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
         }
         if constexpr (TILES == 1) {
             if (u->count <= 8) {
-                multiply<KIND, TILES, MAX, 8>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 8>(p, u, stages, s, cursor, places, staging);
             } else if (u->count <= 16) {
-                multiply<KIND, TILES, MAX, 16>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 16>(p, u, stages, s, cursor, places, staging);
             } else if (u->count <= 32) {
-                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places, staging);
             } else {
-                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places, staging);
             }
         } else {
             if (u->count <= 32) {
-                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places, staging);
             } else if (u->count <= 64) {
-                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places, staging);
             } else if (u->count <= 96) {
-                multiply<KIND, TILES, MAX, 96>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 96>(p, u, stages, s, cursor, places, staging);
             } else {
-                multiply<KIND, TILES, MAX, 128>(p, u, stages, s, cursor, places);
+                multiply<KIND, TILES, MAX, 128>(p, u, stages, s, cursor, places, staging);
             }
         }
     }
@@ -587,7 +642,8 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
-    int64_t *places = (int64_t *)(stages + p.stages * stage_bytes<TILES, MAX>());
+    uint8_t *staging = stages + p.stages * stage_bytes<TILES, MAX>();
+    int64_t *places = (int64_t *)(staging + (TILES == 2 ? STAGING : 0));
     shared_state *s = (shared_state *)(places + MAX);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
@@ -610,7 +666,7 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
     } else {
         take_registers<PACKED_CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<KIND, TILES, MAX>(p, prefix[p.e.num_slots], stages, s, places);
+        consume<KIND, TILES, MAX>(p, prefix[p.e.num_slots], stages, s, places, staging);
     }
 }
 
@@ -618,7 +674,8 @@ template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, 
 {
     const auto kernel = packed_kernel<KIND, TILES, MAX>;
     static_assert(stage_bytes<TILES, MAX>() == TILES * (16384 + 6144) + MAX * 512, "mf_cuda_packed_stage_bytes");
-    const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + MAX * 8 + sizeof(shared_state) +
+    const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + (TILES == 2 ? STAGING : 0) + MAX * 8 +
+                         sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }

@@ -3,8 +3,8 @@
 #include "kernels/cuda/plan.h"
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
-enum { UNIT_LINES = 8, SHORT_PAIRS = 16, FEW_UNIT_BYTES = 32768 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024 }; /* of shared memory: staging, barriers, units */
+enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_UNIT_BYTES = 32768 };
+enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -59,7 +59,7 @@ static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
 
 static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
 {
-    const int64_t room = gpu->shared_bytes - 4 * 1024 - 8 * (experts->num_slots + 1);
+    const int64_t room = gpu->shared_bytes - PACKED_FIXED_BYTES - 8 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
@@ -68,7 +68,7 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
 {
     mf_cuda_packed all = MF_CUDA_PACKED_NONE;
     if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
-        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 2 || packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) < 2) {
+        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 2) {
         return MF_CUDA_PACKED_NONE;
     }
     for (int64_t s = 0; s < experts->num_slots; s++) {
@@ -144,15 +144,21 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
 /* Tiles of 64 rows for few tokens a slot, of 128 for many; rows of x and of the intermediate in whole 128 columns. */
 static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, bool many, mf_cuda_grouped *g)
 {
+    many = many && packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) >= 2;
     const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
     const int32_t tiles = many ? 2 : 1;
     g->max_tokens = many ? MF_CUDA_PACKED_MANY : MF_CUDA_PACKED_FEW;
     g->stages = (int32_t)packed_stages(gpu, experts, g->max_tokens);
     g->up_tiles = (int32_t)((width + 64 * tiles - 1) / (64 * tiles));
     g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
-    const int64_t lines = (width + 127) / 128;
-    const int64_t steps = lines >= UNIT_LINES / 2 ? 1 : UNIT_LINES / 2 / (lines < 1 ? 1 : lines);
-    g->down_steps = (int32_t)(steps > g->down_tiles ? g->down_tiles : steps);
+    /* Several row tiles of w2 a unit, up to UNIT_LINES stages, while every multiprocessor has units to choose from. */
+    const int64_t lines = (width + 255) / 256, pairs = g->e.num_pairs, most_tiles = pairs / g->max_tokens + 1;
+    const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots, tiles_at_least = used > most_tiles ? used : most_tiles;
+    int64_t steps = 1;
+    while (2 * steps * lines <= 2 * UNIT_LINES && tiles_at_least * g->down_tiles / (2 * steps) >= UNITS_EACH * g->blocks) {
+        steps *= 2;
+    }
+    g->down_steps = (int32_t)steps;
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
     g->x_groups = (hidden + 127) / 128;
     g->x_bytes = g->x_codes;
