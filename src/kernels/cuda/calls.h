@@ -199,14 +199,14 @@ enum {
 /* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines. */
 enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOXES };
 
-/* What grouped_packed.cu multiplies bf16 activations with; up to FEW tokens a tile, or up to MANY. */
+/* What grouped_packed.cu multiplies bf16 activations with; up to FEW, SOME or MANY tokens a tile. */
 typedef enum mf_cuda_packed {
     MF_CUDA_PACKED_NONE = 0,
     MF_CUDA_PACKED_MXFP4,
     MF_CUDA_PACKED_INT4,    /* bf16 scales, no zero points */
     MF_CUDA_PACKED_INT4_ANY /* scales of any dtype, zero points */
 } mf_cuda_packed;
-enum { MF_CUDA_PACKED_FEW = 64, MF_CUDA_PACKED_MANY = 128 };
+enum { MF_CUDA_PACKED_FEW = 16, MF_CUDA_PACKED_SOME = 64, MF_CUDA_PACKED_MANY = 128 };
 
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
@@ -244,7 +244,7 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
 /* The same of grouped_packed.cu: 128 rows or 256 by 256 columns, with their scales. */
 static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
 {
-    return (max_tokens == MF_CUDA_PACKED_FEW ? 1 : 2) * (16384 + 6144) + (int64_t)max_tokens * 512;
+    return (max_tokens == MF_CUDA_PACKED_MANY ? 2 : 1) * (16384 + 6144) + (int64_t)max_tokens * 512;
 }
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);

@@ -18,7 +18,11 @@ constexpr int TOKEN_BYTES = 4 * LINE; /* of a token, as four lines of the produc
 constexpr int SCALE_PITCH = 32, ZERO_PITCH = 16;
 constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
 constexpr int STAGING = 16 * WIDE_PITCH * 2;
-constexpr int PACKED_PRODUCER_REGISTERS = 56, PACKED_CONSUMER_REGISTERS = 224;
+
+/* Few tokens: two blocks a multiprocessor, so that one's units begin and end while the other's weights come. */
+template <int MAX> constexpr int BLOCKS = MAX == MF_CUDA_PACKED_FEW ? 2 : 1;
+template <int MAX> constexpr int PRODUCER_REGISTERS_OF = BLOCKS<MAX> == 2 ? 40 : 56;
+template <int MAX> constexpr int CONSUMER_REGISTERS_OF = BLOCKS<MAX> == 2 ? 96 : 224;
 
 template <int TILES, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
@@ -451,12 +455,12 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
         if constexpr (TILES == 1) {
             if (u->count <= 8) {
                 multiply<KIND, TILES, MAX, 8>(p, u, stages, s, cursor, places, staging);
-            } else if (u->count <= 16) {
+            } else if (MAX == 16 || u->count <= 16) {
                 multiply<KIND, TILES, MAX, 16>(p, u, stages, s, cursor, places, staging);
             } else if (u->count <= 32) {
-                multiply<KIND, TILES, MAX, 32>(p, u, stages, s, cursor, places, staging);
+                multiply<KIND, TILES, MAX, MAX == 16 ? 16 : 32>(p, u, stages, s, cursor, places, staging);
             } else {
-                multiply<KIND, TILES, MAX, 64>(p, u, stages, s, cursor, places, staging);
+                multiply<KIND, TILES, MAX, MAX == 16 ? 16 : 64>(p, u, stages, s, cursor, places, staging);
             }
         } else {
             if (u->count <= 32) {
@@ -636,7 +640,7 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
 }
 
 template <int KIND, int TILES, int MAX>
-__global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constant__ mf_cuda_grouped p)
+__global__ void __launch_bounds__(THREADS, BLOCKS<MAX>) packed_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
@@ -657,14 +661,14 @@ __global__ void __launch_bounds__(THREADS, 1) packed_kernel(const __grid_constan
     wait_for_previous();
     scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
-        give_registers<PACKED_PRODUCER_REGISTERS>();
+        give_registers<PRODUCER_REGISTERS_OF<MAX>>();
         if (threadIdx.x == 0) {
             bring_weights<TILES, MAX>(p, offsets, prefix, stages, s);
         } else if (threadIdx.x >= 32) {
             gather<KIND, TILES, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
-        take_registers<PACKED_CONSUMER_REGISTERS>();
+        take_registers<CONSUMER_REGISTERS_OF<MAX>>();
         zero_strangers(p);
         consume<KIND, TILES, MAX>(p, prefix[p.e.num_slots], stages, s, places, staging);
     }
@@ -682,8 +686,14 @@ template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, 
 
 template <int KIND> int launch_kind(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    return call->max_tokens == MF_CUDA_PACKED_FEW ? launch<KIND, 1, MF_CUDA_PACKED_FEW>(call, stream)
-                                                  : launch<KIND, 2, MF_CUDA_PACKED_MANY>(call, stream);
+    switch (call->max_tokens) {
+    case MF_CUDA_PACKED_FEW:
+        return launch<KIND, 1, MF_CUDA_PACKED_FEW>(call, stream);
+    case MF_CUDA_PACKED_SOME:
+        return launch<KIND, 1, MF_CUDA_PACKED_SOME>(call, stream);
+    default:
+        return launch<KIND, 2, MF_CUDA_PACKED_MANY>(call, stream);
+    }
 }
 
 } // namespace

@@ -3,7 +3,7 @@
 #include "kernels/cuda/plan.h"
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
-enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_UNIT_BYTES = 32768 };
+enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
 enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -59,7 +59,9 @@ static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
 
 static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
 {
-    const int64_t room = gpu->shared_bytes - PACKED_FIXED_BYTES - 8 * (experts->num_slots + 1);
+    const int64_t shared = max_tokens == MF_CUDA_PACKED_FEW ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
+    const int64_t fixed = max_tokens == MF_CUDA_PACKED_MANY ? PACKED_FIXED_BYTES : PACKED_FIXED_BYTES / 3;
+    const int64_t room = shared - fixed - 8 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
@@ -68,7 +70,7 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
 {
     mf_cuda_packed all = MF_CUDA_PACKED_NONE;
     if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
-        packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) < 2) {
+        packed_stages(gpu, experts, MF_CUDA_PACKED_SOME) < 2) {
         return MF_CUDA_PACKED_NONE;
     }
     for (int64_t s = 0; s < experts->num_slots; s++) {
@@ -142,12 +144,14 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
 }
 
 /* Tiles of 64 rows for few tokens a slot, of 128 for many; rows of x and of the intermediate in whole 128 columns. */
-static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, bool many, mf_cuda_grouped *g)
+static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
-    many = many && packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) >= 2;
+    const bool many = per_slot >= MANY_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) >= 2;
+    const bool few = per_slot <= FEW_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) >= 2;
     const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
     const int32_t tiles = many ? 2 : 1;
-    g->max_tokens = many ? MF_CUDA_PACKED_MANY : MF_CUDA_PACKED_FEW;
+    g->max_tokens = many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : MF_CUDA_PACKED_SOME;
+    g->blocks *= few ? 2 : 1;
     g->stages = (int32_t)packed_stages(gpu, experts, g->max_tokens);
     g->up_tiles = (int32_t)((width + 64 * tiles - 1) / (64 * tiles));
     g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
@@ -196,7 +200,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->h_groups = stride / 128;
     g->x_groups = experts->hidden_size / 128;
     if (g->packed) {
-        plan_packed(gpu, experts, many, g);
+        plan_packed(gpu, experts, used > 0 ? pairs / used : 0, g);
     }
     if (pairs / g->max_tokens + g->e.num_slots > MF_CUDA_GROUPED_TILES) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
