@@ -83,7 +83,8 @@ MF_DEV int scales_of_line(const scale_grid &grid)
     return grid.shift < 8 ? COLUMNS >> grid.shift : 1;
 }
 
-/* The words that hold `count` elements of `size` bytes from `first` on of a row with `columns`; zeros where there are none. */
+/* The words that hold `count` elements of `size` bytes from `first` on of a row with `columns`; zeros where there are
+ * none. */
 MF_DEV void copy_elements(uint8_t *to, const uint8_t *row, int first, int count, int size, int columns)
 {
     const uint8_t *word = (const uint8_t *)((uintptr_t)(row + first * size) & ~(uintptr_t)3);
@@ -91,18 +92,21 @@ MF_DEV void copy_elements(uint8_t *to, const uint8_t *row, int first, int count,
     const int words = (count * size + 4 - size + 3) / 4;
     for (int i = 0; i < words; i++, left -= 4) {
         copy_bytes_async(to + 4 * i, left > 0 ? word + 4 * i : (const uint8_t *)((uintptr_t)row & ~(uintptr_t)3),
-                         left < 0 ? 0 : left > 4 ? 4 : left);
+                         left < 0   ? 0
+                         : left > 4 ? 4
+                                    : left);
     }
 }
 
-/* A thread's scale (f16: as f32) and zero point of a row whose place in the stage and whose scales' address are known. */
+/* A thread's scale (f16: as f32) and zero point of a row whose place in the stage and whose scales' address are known.
+ */
 struct raw_scale {
     uint32_t bits, zero;
 };
 
 template <int KIND>
-MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const scale_grid &grid, int row, uint32_t address,
-                            uint32_t zero_address, int line, int column)
+MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const scale_grid &grid, int row,
+                            uint32_t address, uint32_t zero_address, int line, int column)
 {
     raw_scale r = { 0u, 8u };
     const int first = first_scale(grid, line), own = grid.shift < 8 ? column >> grid.shift : 0;
@@ -127,8 +131,8 @@ MF_DEV raw_scale load_scale(const uint8_t *scales, const uint8_t *zeros, const s
 
 /* ---- rows of the operand ---- */
 
-/* Row of the unit that a thread's row of tile t is: of the intermediate, gate and up alike, or of w2's.  Lanes 0 .. 7 of a
- * load of 16 bytes meet all banks: rows of g and g + 1 differ by 4 (swizzled). */
+/* Row of the unit that a thread's row of tile t is: of the intermediate, gate and up alike, or of w2's.  Lanes 0 .. 7
+ * of a load of 16 bytes meet all banks: rows of g and g + 1 differ by 4 (swizzled). */
 template <int TILES> MF_DEV int up_row(int group, int warp, int g, int t)
 {
     return TILES == 1 ? 32 * group + 8 * warp + (g >> 1) + 4 * (g & 1)
@@ -192,7 +196,8 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&acc)[TILES][N
             }
             const int m = lane >> 3, token = 8 * (m >> 1) + (lane & 7);
             named_barrier<BARRIER_BOTH, 256>();
-            store_transposed(staging + (token * WIDE_PITCH + 16 * (4 * group + warp) + 8 * (m & 1)) * 2, v[0], v[1], v[2], v[3]);
+            store_transposed(staging + (token * WIDE_PITCH + 16 * (4 * group + warp) + 8 * (m & 1)) * 2, v[0], v[1],
+                             v[2], v[3]);
             named_barrier<BARRIER_BOTH, 256>();
             const int own = tid >> 4;
             if (c * 16 + own < count) {
@@ -260,11 +265,13 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             uint32_t v[4];
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                v[k] = pack_bf16(acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1)], acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1) + 1]);
+                v[k] = pack_bf16(acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1)],
+                                 acc[k / 2 * (TILES - 1)][4 * c + 2 * (k & 1) + 1]);
             }
             const int m = lane >> 3;
             own_barrier(group);
-            store_transposed(own + ((lane & 7) * WIDE_PITCH + 64 * (m >> 1) + 16 * warp + 8 * (m & 1)) * 2, v[0], v[1], v[2], v[3]);
+            store_transposed(own + ((lane & 7) * WIDE_PITCH + 64 * (m >> 1) + 16 * warp + 8 * (m & 1)) * 2, v[0], v[1],
+                             v[2], v[3]);
             own_barrier(group);
             const int token = (tid & 127) >> 4, row = first_row + 128 * group + (tid & 15) * 8;
             if (c * 8 + token < count && row < hidden) {
@@ -383,9 +390,9 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const int row = rows[t][half];
-                    const raw_scale raw = load_scale<KIND>(stage + scales_at<TILES, MAX>(), stage + zeros_at<TILES, MAX>(), grid, row,
-                                                           addresses[t][half], zero_addresses[t][half], piece >> 1,
-                                                           128 * half_line + 32 * q);
+                    const raw_scale raw = load_scale<KIND>(
+                        stage + scales_at<TILES, MAX>(), stage + zeros_at<TILES, MAX>(), grid, row, addresses[t][half],
+                        zero_addresses[t][half], piece >> 1, 128 * half_line + 32 * q);
                     codes[t][half] = *(const uint4 *)(stage + swizzled(row, 4 * half_line + q));
                     scales[t][half] = scale_type::make(raw.bits, raw.zero);
                     slow = slow || scale_type::is_slow(scales[t][half]);
@@ -564,6 +571,12 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
             barrier_arrive(&s->full[cursor.stage]);
             return;
         }
+        const mf_cuda_slot &slot = p.e.slots[u.slot];
+        const mf_cuda_matrix &m0 = u.is_down ? slot.down : slot.gate, &m1 = u.is_down ? slot.down : slot.up;
+        const scale_grid grid = grid_of<KIND>(m0);
+        const int count = scales_of_line(grid), num_rows = (int)m0.n, pieces = (int)((m0.k + 127) >> 7);
+        const uint8_t *scale0 = m0.scale, *scale1 = m1.scale, *zero0 = m0.zero, *zero1 = m1.zero;
+        const int stride0 = (int)m0.scale_row_stride, stride1 = (int)m1.scale_row_stride;
         if (u.is_down) {
             while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
@@ -576,12 +589,6 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
         const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
         const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
         const uint32_t to_line = 2 * TILES * SUBTILE + (chunk >> 3) * MAX * LINE;
-        const mf_cuda_slot &slot = p.e.slots[u.slot];
-        const mf_cuda_matrix &m0 = u.is_down ? slot.down : slot.gate, &m1 = u.is_down ? slot.down : slot.up;
-        const scale_grid grid = grid_of<KIND>(m0);
-        const int count = scales_of_line(grid), num_rows = (int)m0.n, pieces = (int)((m0.k + 127) >> 7);
-        const uint8_t *scale0 = m0.scale, *scale1 = m1.scale, *zero0 = m0.zero, *zero1 = m1.zero;
-        const int stride0 = (int)m0.scale_row_stride, stride1 = (int)m1.scale_row_stride;
         for (int step = 0; step < u.steps; step++) {
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
@@ -599,12 +606,14 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
                 for (int r = tid; r < 128 * TILES; r += GATHERERS) {
                     const bool is_up = !u.is_down && r >= 64 * TILES;
                     const int row = u.row + (u.is_down ? 128 * TILES * step + r : is_up ? r - 64 * TILES : r);
-                    const int at = row < num_rows ? row * (is_up ? stride1 : stride0) : 0, columns = row < num_rows ? grid.columns : 0;
-                    copy_elements(stage + scales_at<TILES, MAX>() + r * SCALE_PITCH, (is_up ? scale1 : scale0) + (int64_t)at * grid.size,
-                                  first, count, grid.size, columns);
+                    const int at = row < num_rows ? row * (is_up ? stride1 : stride0) : 0,
+                              columns = row < num_rows ? grid.columns : 0;
+                    copy_elements(stage + scales_at<TILES, MAX>() + r * SCALE_PITCH,
+                                  (is_up ? scale1 : scale0) + (int64_t)at * grid.size, first, count, grid.size,
+                                  columns);
                     if (grid.has_zeros) {
-                        copy_elements(stage + zeros_at<TILES, MAX>() + r * ZERO_PITCH, (is_up ? zero1 : zero0) + at, first, count, 1,
-                                      columns);
+                        copy_elements(stage + zeros_at<TILES, MAX>() + r * ZERO_PITCH, (is_up ? zero1 : zero0) + at,
+                                      first, count, 1, columns);
                     }
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
@@ -679,8 +688,7 @@ template <int KIND, int TILES, int MAX> int launch(const mf_cuda_grouped *call, 
     const auto kernel = packed_kernel<KIND, TILES, MAX>;
     static_assert(stage_bytes<TILES, MAX>() == TILES * (16384 + 6144) + MAX * 512, "mf_cuda_packed_stage_bytes");
     const size_t bytes = (size_t)call->stages * stage_bytes<TILES, MAX>() + (TILES == 2 ? STAGING : 0) + MAX * 8 +
-                         sizeof(shared_state) +
-                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
+                         sizeof(shared_state) + ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 

@@ -4,7 +4,12 @@
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
+enum {
+    UP_ROWS = 128,
+    DOWN_ROWS = 256,
+    FIXED_BYTES = 14 * 1024,
+    PACKED_FIXED_BYTES = 6656
+}; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -59,7 +64,8 @@ static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
 
 static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
 {
-    const int64_t shared = max_tokens == MF_CUDA_PACKED_FEW ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
+    const int64_t shared =
+        max_tokens == MF_CUDA_PACKED_FEW ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
     const int64_t fixed = max_tokens == MF_CUDA_PACKED_MANY ? PACKED_FIXED_BYTES : PACKED_FIXED_BYTES / 3;
     const int64_t room = shared - fixed - 8 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
@@ -81,8 +87,8 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
         }
         for (int i = 0; i < 3; i++) {
             const mf_cuda_packed one = packed_matrix(of[i]);
-            if (one == MF_CUDA_PACKED_NONE || (all != MF_CUDA_PACKED_NONE &&
-                                               (one == MF_CUDA_PACKED_MXFP4) != (all == MF_CUDA_PACKED_MXFP4))) {
+            if (one == MF_CUDA_PACKED_NONE ||
+                (all != MF_CUDA_PACKED_NONE && (one == MF_CUDA_PACKED_MXFP4) != (all == MF_CUDA_PACKED_MXFP4))) {
                 return MF_CUDA_PACKED_NONE;
             }
             all = one > all ? one : all; /* one matrix with zero points: all go that way */
@@ -157,9 +163,11 @@ static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64
     g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
     /* Several row tiles of w2 a unit, up to UNIT_LINES stages, while every multiprocessor has units to choose from. */
     const int64_t lines = (width + 255) / 256, pairs = g->e.num_pairs, most_tiles = pairs / g->max_tokens + 1;
-    const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots, tiles_at_least = used > most_tiles ? used : most_tiles;
+    const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots,
+                  tiles_at_least = used > most_tiles ? used : most_tiles;
     int64_t steps = 1;
-    while (2 * steps * lines <= 2 * UNIT_LINES && tiles_at_least * g->down_tiles / (2 * steps) >= UNITS_EACH * g->blocks) {
+    while (2 * steps * lines <= 2 * UNIT_LINES &&
+           tiles_at_least * g->down_tiles / (2 * steps) >= UNITS_EACH * g->blocks) {
         steps *= 2;
     }
     g->down_steps = (int32_t)steps;

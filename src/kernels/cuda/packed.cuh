@@ -1,9 +1,9 @@
 /* packed.cuh - 4-bit weights as the products' operand from registers: their order, their values in bf16.
  *
- * A thread (g = lane / 4, q = lane % 4) holds of every 16 columns of two rows the columns 2q, 2q + 1, 2q + 8 and 2q + 9.
- * Which of the matrix's columns these are is free, as long as the tokens agree: of 128 columns it takes 32q .. 32q + 31,
- * the 16 bytes of a row that one load brings, and of a word's eight codes in turn those 16 bits apart, i and i + 4.  So
- * tokens lie in memory with their columns in that order (packed_column). */
+ * A thread (g = lane / 4, q = lane % 4) holds of every 16 columns of two rows the columns 2q, 2q + 1, 2q + 8 and 2q
+ * + 9. Which of the matrix's columns these are is free, as long as the tokens agree: of 128 columns it takes 32q .. 32q
+ * + 31, the 16 bytes of a row that one load brings, and of a word's eight codes in turn those 16 bits apart, i and i
+ * + 4.  So tokens lie in memory with their columns in that order (packed_column). */
 #ifndef MF_KERNELS_CUDA_PACKED_CUH
 #define MF_KERNELS_CUDA_PACKED_CUH
 
@@ -62,8 +62,8 @@ template <uint32_t MASK> MF_PTX uint32_t masked_or(uint32_t a, uint32_t c)
     return r;
 }
 
-/* ---- a group's scale as the conversions take it; the codes i and i + 4 of a word to values.  SLOW: scales (and zero points)
- * of a size that no checkpoint has ---- */
+/* ---- a group's scale as the conversions take it; the codes i and i + 4 of a word to values.  SLOW: scales (and zero
+ * points) of a size that no checkpoint has ---- */
 
 template <int KIND> struct packed_scale;
 
@@ -91,8 +91,8 @@ template <> struct packed_scale<MF_CUDA_PACKED_MXFP4> {
     }
 };
 
-/* Code c at bits 6 to 3 alone is the bf16 c 2^-130: one fma with 2^130 times the scale and -8 times it, rounded once.  From
- * scales of 1/4 on: c below the bits of 128 is 128 + c; less 136, times the scale. */
+/* Code c at bits 6 to 3 alone is the bf16 c 2^-130: one fma with 2^130 times the scale and -8 times it, rounded once.
+ * From scales of 1/4 on: c below the bits of 128 is 128 + c; less 136, times the scale. */
 template <> struct packed_scale<MF_CUDA_PACKED_INT4> {
     uint32_t scale, large, minus_eight;
     MF_DEV_MEMBER bool is_slow(const packed_scale &s)
@@ -150,10 +150,11 @@ template <> struct packed_scale<MF_CUDA_PACKED_INT4_ANY> {
 MF_PTX void copy_packed_box(void *shared, const CUtensorMap *map, int row, int byte, uint64_t *barrier)
 {
 #if MF_HAS_WGMMA
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-                     shared_address(shared)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(byte), "r"(row)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            shared_address(shared)),
+        "l"(map), "r"(shared_address(barrier)), "r"(byte), "r"(row)
+        : "memory");
 #endif
 }
 
@@ -161,7 +162,8 @@ MF_PTX void copy_packed_box(void *shared, const CUtensorMap *map, int row, int b
 MF_PTX void copy_bytes_async(void *shared, const void *from, int count)
 {
 #if MF_HAS_WGMMA
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(from), "r"(count) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(from), "r"(count)
+                 : "memory");
 #endif
 }
 
@@ -170,17 +172,17 @@ MF_PTX void copy_bytes_async(void *shared, const void *from, int count)
 template <int N> struct packed_products;
 
 #if MF_HAS_WGMMA
-#define MF_PACKED_BODY(N, A0, A1, A2, A3, B)                                                                          \
+#define MF_PACKED_BODY(N, A0, A1, A2, A3, B)                                                                           \
     asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;\n"                                                              \
-                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MF_SUMS_##N "}, {%" #A0 ", %" #A1       \
-                 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0; }"                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MF_SUMS_##N                              \
+                 "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0; }"                                 \
                  : MF_OPERANDS_##N                                                                                     \
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(tokens));
 #else
 #define MF_PACKED_BODY(N, A0, A1, A2, A3, B)
 #endif
 
-#define MF_PACKED_PRODUCTS(N, A0, A1, A2, A3, B)                                                                      \
+#define MF_PACKED_PRODUCTS(N, A0, A1, A2, A3, B)                                                                       \
     template <> struct packed_products<N> {                                                                            \
         static __device__ __forceinline__ void add(float (&sums)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2,        \
                                                    uint32_t a3, uint64_t tokens)                                       \
