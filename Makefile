@@ -74,7 +74,7 @@ wheel: build setup-test
 test-python: wheel
 	@tools/setup.sh torch
 	@.python-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
-	@cd build && ../.python-venv/bin/python ../tests/python/ops_test.py cpu
+	@cd build && ../.python-venv/bin/python ../tests/python/ops_test.py
 
 test-page: setup-test
 	@tools/setup.sh browser

@@ -61,29 +61,31 @@ static void *put(const void *data, size_t bytes)
     return block;
 }
 
+static bool is_4bit(mf_format format)
+{
+    return format == MF_FORMAT_INT4_GROUP || format == MF_FORMAT_MXFP4;
+}
+
 /* Bytes of small numbers of a format, made once and repeated over the block. */
 static void *weights(size_t bytes, mf_format format, uint64_t seed)
 {
     enum { PIECE = 8 << 20 };
-    static uint8_t *piece[2];
-    const bool fp8 = format == MF_FORMAT_FP8_BLOCK;
-    if (!piece[fp8]) {
-        piece[fp8] = malloc(PIECE);
+    static uint8_t *pieces[MF_FORMAT_COUNT];
+    if (!pieces[format]) {
+        uint8_t *piece = pieces[format] = malloc(PIECE);
         for (size_t i = 0; i < PIECE; i += 2) {
             const uint64_t r = mf_random_next(&seed);
-            if (fp8) {
-                piece[fp8][i] = (uint8_t)(r & 0xbf);
-                piece[fp8][i + 1] = (uint8_t)(r >> 8 & 0xbf);
-            } else {
-                const uint16_t h = mf_f32_to_bf16((float)((double)(r >> 40) / (1 << 24) - 0.5) * 0.1f);
-                memcpy(piece[fp8] + i, &h, 2);
+            uint16_t h = (uint16_t)(r & (is_4bit(format) ? 0xffff : 0xbfbf));
+            if (format == MF_FORMAT_BF16) {
+                h = mf_f32_to_bf16((float)((double)(r >> 40) / (1 << 24) - 0.5) * 0.1f);
             }
+            memcpy(piece + i, &h, 2);
         }
     }
     uint8_t *block = room(bytes);
     for (size_t at = 0; at < bytes; at += PIECE) {
         const size_t n = bytes - at < PIECE ? bytes - at : PIECE;
-        CUDA(cudaMemcpyAsync(block + at, piece[fp8], n, cudaMemcpyHostToDevice, stream));
+        CUDA(cudaMemcpyAsync(block + at, pieces[format], n, cudaMemcpyHostToDevice, stream));
     }
     CUDA(cudaStreamSynchronize(stream));
     return block;
@@ -356,7 +358,10 @@ typedef struct shape {
         int64_t t;
         double peer, target;
     } points[8];
+    int64_t group; /* columns of a scale, 4-bit formats */
 } shape;
+
+#define EVERY_T { { 1, 0, 0 }, { 4, 0, 0 }, { 16, 0, 0 }, { 64, 0, 0 }, { 256, 0, 0 }, { 1024, 0, 0 }, { 8192, 0, 0 } }
 
 static const shape shapes[] = {
     { "DeepSeek-V3 TP8 fp8", MF_FORMAT_FP8_BLOCK, 7168, 256, 256, 1, 8, 8, 4, MF_SCORING_SIGMOID,
@@ -367,6 +372,10 @@ static const shape shapes[] = {
       { { 1, 45.0, 35 }, { 4, 118.4, 0 }, { 16, 234.7, 0 }, { 64, 288.4, 268 }, { 256, 335.5, 0 }, { 1024, 413.2, 0 }, { 8192, 2608, 1800 } } },
     { "GLM-4.5-Air TP2 bf16", MF_FORMAT_BF16, 4096, 704, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID,
       { { 1, 54.3, 40 }, { 4, 140.4, 0 }, { 16, 363.3, 0 }, { 64, 532.9, 515 }, { 256, 612.1, 0 }, { 1024, 676.0, 0 }, { 8192, 3304, 2250 } } },
+    { "Qwen3-30B-A3B int4/128", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 128 },
+    { "Qwen3-30B-A3B int4/32", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
+    { "gpt-oss-20b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 32, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
+    { "gpt-oss-120b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 128, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
 };
 
 typedef struct layer_bench {
@@ -402,44 +411,74 @@ static void experts_work(void *context, int i)
     OK(device->ops->experts_combine(device, &call, &sum, &err));
 }
 
+/* Bytes of `count` elements, and with scales. */
+static size_t format_bytes(const shape *s, int64_t count)
+{
+    return (size_t)(is_4bit(s->format) ? count / 2 : s->format == MF_FORMAT_FP8_BLOCK ? count : count * 2);
+}
+
+static size_t bytes_with_scales(const shape *s, int64_t count)
+{
+    const size_t scales = s->format == MF_FORMAT_MXFP4        ? (size_t)(count / s->group)
+                          : s->format == MF_FORMAT_INT4_GROUP ? (size_t)(count / s->group * 2)
+                                                              : 0;
+    return format_bytes(s, count) + scales;
+}
+
+/* Scales of a matrix, near 0.01. */
+static void give_scales(const shape *s, mf_matrix *m)
+{
+    if (s->format == MF_FORMAT_BF16) {
+        return;
+    }
+    const bool block = s->format == MF_FORMAT_FP8_BLOCK;
+    const int64_t rows = block ? m->n / 128 : m->n, columns = block ? m->k / 128 : m->k / s->group, count = rows * columns;
+    m->scale_dtype = block ? MF_F32 : s->format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : MF_BF16;
+    m->scale_row_stride = columns;
+    m->group_size = s->group;
+    const size_t size = block ? 4 : s->format == MF_FORMAT_MXFP4 ? 1 : 2;
+    uint8_t *scales = malloc((size_t)count * size);
+    for (int64_t i = 0; i < count; i++) {
+        const float v = 0.01f + 0.0001f * (float)(i % 100);
+        const uint16_t h = mf_f32_to_bf16(v);
+        if (block) {
+            memcpy(scales + 4 * i, &v, 4);
+        } else if (size == 2) {
+            memcpy(scales + 2 * i, &h, 2);
+        } else {
+            scales[i] = (uint8_t)(120 + i % 3);
+        }
+    }
+    m->scale = put(scales, (size_t)count * size);
+    free(scales);
+}
+
 static void open_layers(layer_bench *b)
 {
     const shape *s = b->s;
     const int slots = s->experts + s->shared;
-    const bool fp8 = s->format == MF_FORMAT_FP8_BLOCK;
-    const int64_t h = s->hidden, w = s->width, size = fp8 ? 1 : 2;
+    const int64_t h = s->hidden, w = s->width;
     mf_slot *list = calloc((size_t)slots, sizeof *list);
-    float *scales = malloc((size_t)(h / 128 + 1) * (size_t)(w / 128 + 1) * 4);
-    for (int64_t i = 0; i < (h / 128 + 1) * (w / 128 + 1); i++) {
-        scales[i] = 0.01f + 0.0001f * (float)(i % 100);
-    }
     for (int l = 0; l < LAYERS; l++) {
-        uint8_t *w13 = weights((size_t)(slots * 2 * w * h * size), s->format, 5);
-        uint8_t *w2 = weights((size_t)(slots * w * h * size), s->format, 5);
+        uint8_t *w13 = weights(format_bytes(s, slots * 2 * w * h), s->format, 5);
+        uint8_t *w2 = weights(format_bytes(s, slots * w * h), s->format, 5);
         for (int e = 0; e < slots; e++) {
-            mf_matrix up = { .data = w13 + (e * 2 + 1) * w * h * size, .n = w, .k = h, .row_stride = h, .format = s->format };
-            if (fp8) {
-                up.scale = put(scales, (size_t)(h / 128 * (w / 128)) * 4);
-                up.scale_dtype = MF_F32;
-                up.scale_row_stride = h / 128;
-            }
-            mf_matrix gate = up, down = up;
-            gate.data = w13 + e * 2 * w * h * size;
-            down.data = w2 + e * w * h * size;
-            down.n = h;
-            down.k = down.row_stride = w;
-            down.scale_row_stride = w / 128;
+            mf_matrix up = { .data = w13 + format_bytes(s, (e * 2 + 1) * w * h), .n = w, .k = h, .row_stride = h, .format = s->format };
+            mf_matrix down = { .data = w2 + format_bytes(s, e * w * h), .n = h, .k = w, .row_stride = w, .format = s->format };
+            give_scales(s, &up);
+            give_scales(s, &down);
+            mf_matrix gate = up;
+            gate.data = w13 + format_bytes(s, e * 2 * w * h);
             list[e] = (mf_slot){ .gate = gate, .up = up, .down = down };
         }
         const mf_experts_desc desc = { .num_slots = slots,
                                        .hidden_size = h,
                                        .slots = list,
                                        .act_dtype = MF_BF16,
-                                       .act_quant = fp8 ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
+                                       .act_quant = s->format == MF_FORMAT_FP8_BLOCK ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
         OK(mf_experts_create(device, &desc, &b->experts[l], &err));
     }
     free(list);
-    free(scales);
 }
 
 static void bench_shape(const shape *s, bool experts, bool layer)
@@ -447,7 +486,7 @@ static void bench_shape(const shape *s, bool experts, bool layer)
     layer_bench b = { .s = s, .config = gate_config(s->experts, s->top_k, s->groups, s->kept, s->shared, s->scoring) };
     const int columns = s->top_k + s->shared;
     open_layers(&b);
-    const size_t slot_bytes = (size_t)(3 * s->hidden * s->width) * (s->format == MF_FORMAT_FP8_BLOCK ? 1 : 2);
+    const size_t slot_bytes = bytes_with_scales(s, 3 * s->hidden * s->width);
     for (int p = 0; p < 8 && s->points[p].t; p++) {
         const int64_t t = s->points[p].t;
         if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16) || (only_tokens && t != only_tokens)) {
@@ -509,7 +548,10 @@ static void bench_shape(const shape *s, bool experts, bool layer)
         if (layer) {
             printf("  layer %8.2f us", measure(layer_work, &b, t <= 16 ? 10 * LAYERS : 2 * LAYERS));
         }
-        printf("   (noted: peer %.1f, target %.0f)\n", s->points[p].peer, s->points[p].target);
+        if (s->points[p].peer > 0) {
+            printf("   (noted: peer %.1f, target %.0f)", s->points[p].peer, s->points[p].target);
+        }
+        printf("\n");
         fflush(stdout);
         mf_device_free(device, b.workspace);
         for (int i = 0; i < num_gone; i++) {

@@ -1,6 +1,8 @@
 """Devices, tensors and errors: what every op needs between torch and the C library."""
 import ctypes
+import itertools
 import threading
+import weakref
 
 import torch
 
@@ -60,23 +62,27 @@ class Device:
         self.lock = threading.Lock()
         self.torch_device = torch_device
         self.handle = ctypes.c_void_p()
-        self.workspaces = {}  # by stream: what waits on one stream may still be using its own
+        self.kept = None  # the CPU's workspace
         self.stream = None
         options = _abi.DeviceOptions(num_threads=torch.get_num_threads())
         error = _abi.Error()
         name = "cpu" if torch_device.type == "cpu" else f"cuda:{torch_device.index}"
+        refuse_capture(torch_device, "the library's device opens with its first call")
         check(lib.mf_device_open(name.encode(), ctypes.byref(options), ctypes.byref(self.handle), ctypes.byref(error)), error)
 
     def __enter__(self):
-        """The device is this thread's, and its calls go to torch's current stream."""
+        """The device is this thread's, and its calls go to torch's current stream, after those of the stream before."""
         self.lock.acquire()
         try:
             if self.torch_device.type == "cuda":
-                stream = torch.cuda.current_stream(self.torch_device).cuda_stream or 1  # cudaStreamLegacy: 0 would be the library's own
-                if stream != self.stream:
+                stream = torch.cuda.current_stream(self.torch_device)
+                handle = stream.cuda_stream or 1  # cudaStreamLegacy: 0 would be the library's own
+                if handle != self.stream:
+                    if self.stream is not None and not torch.cuda.is_current_stream_capturing():
+                        stream.wait_stream(self.torch_stream)  # one device's calls share counters
                     error = _abi.Error()
-                    check(lib.mf_device_set_stream(self.handle, stream, ctypes.byref(error)), error)
-                    self.stream = stream
+                    check(lib.mf_device_set_stream(self.handle, handle, ctypes.byref(error)), error)
+                    self.stream, self.torch_stream = handle, stream
         except BaseException:
             self.lock.release()
             raise
@@ -86,12 +92,35 @@ class Device:
         self.lock.release()
 
     def scratch(self, num_bytes):
-        """(pointer, bytes), 64-byte aligned, kept for the stream's next call."""
-        kept = self.workspaces.get(self.stream)
-        if kept is None or kept.numel() < num_bytes + 64:
-            kept = self.workspaces[self.stream] = torch.empty(num_bytes + 64, dtype=torch.uint8, device=self.torch_device)
-        address = (kept.data_ptr() + 63) & ~63
-        return ctypes.c_void_p(address), num_bytes
+        """(pointer, bytes, owner), 64-byte aligned, for a call that is made before the owner goes.  On CUDA torch's allocator
+        keeps it for the stream, or in a graph's own memory while one is captured."""
+        if self.torch_device.type == "cuda":
+            owner = torch.empty(num_bytes + 64, dtype=torch.uint8, device=self.torch_device)
+        else:
+            if self.kept is None or self.kept.numel() < num_bytes + 64:
+                self.kept = torch.empty(num_bytes + 64, dtype=torch.uint8)
+            owner = self.kept
+        return ctypes.c_void_p((owner.data_ptr() + 63) & ~63), num_bytes, owner
+
+
+def refuse_capture(torch_device, why):
+    if torch_device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"a CUDA graph is being captured, and {why}: call it once before the capture")
+
+
+_kept = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def keep(thing):
+    """A number for something that torch's operators cannot take; it lasts as long as the thing."""
+    number = next(_numbers)
+    _kept[number] = thing
+    return number
+
+
+def kept(number):
+    return _kept[number]
 
 
 _devices = {}

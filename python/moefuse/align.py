@@ -25,7 +25,7 @@ def _align(topk_ids: torch.Tensor, num_experts: int, block_size: int, sorted_tok
     args.num_tokens_post_padded = view(num_tokens_post_pad, "num_tokens_post_pad", device)
     error = _abi.Error()
     with d:
-        workspace, num_bytes = d.scratch(lib.mf_moe_align_workspace_bytes(ctypes.byref(args)))
+        workspace, num_bytes, _owner = d.scratch(lib.mf_moe_align_workspace_bytes(ctypes.byref(args)))
         check(lib.mf_moe_align_block_size(d.handle, ctypes.byref(args), workspace, num_bytes, ctypes.byref(error)), error)
 
 

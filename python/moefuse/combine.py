@@ -1,5 +1,6 @@
 """moe_sum_reduce: the weighted sum of a token's columns, in a fixed order, in f32."""
 import ctypes
+from typing import Optional
 
 import torch
 
@@ -7,10 +8,7 @@ from . import _abi
 from ._device import check, device_for, lib, view
 
 
-@torch.library.custom_op("moefuse::moe_sum_reduce", mutates_args=("output_tensor",))
-def _moe_sum_reduce(input_tensor: torch.Tensor, output_tensor: torch.Tensor, routed_scaling_factor: float,
-                    topk_weights: torch.Tensor | None = None, topk_ids: torch.Tensor | None = None,
-                    num_shared_columns: int = 0) -> None:
+def sum_reduce(input_tensor, output_tensor, routed_scaling_factor, topk_weights, topk_ids, num_shared_columns):
     device = input_tensor.device
     d = device_for(input_tensor, "input_tensor")
     args = _abi.SumReduceArgs(routed_scaling_factor=routed_scaling_factor, num_shared_columns=num_shared_columns)
@@ -19,6 +17,13 @@ def _moe_sum_reduce(input_tensor: torch.Tensor, output_tensor: torch.Tensor, rou
     error = _abi.Error()
     with d:
         check(lib.mf_moe_sum_reduce(d.handle, ctypes.byref(args), ctypes.byref(error)), error)
+
+
+@torch.library.custom_op("moefuse::moe_sum_reduce", mutates_args=("output_tensor",))
+def _moe_sum_reduce(input_tensor: torch.Tensor, output_tensor: torch.Tensor, routed_scaling_factor: float,
+                    topk_weights: Optional[torch.Tensor] = None, topk_ids: Optional[torch.Tensor] = None,
+                    num_shared_columns: int = 0) -> None:
+    sum_reduce(input_tensor, output_tensor, routed_scaling_factor, topk_weights, topk_ids, num_shared_columns)
 
 
 @_moe_sum_reduce.register_fake

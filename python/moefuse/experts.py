@@ -1,11 +1,13 @@
 """Grouped products over routed and shared slots, and the whole layer."""
 import ctypes
 import weakref
+from typing import Optional, Sequence
 
 import torch
 
 from . import _abi
-from ._device import check, device_for, dtype_of, lib, view
+from ._device import check, device_for, dtype_of, keep, kept, lib, refuse_capture, view
+from .combine import sum_reduce
 from .gate import gate_args
 
 _PLAIN = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -79,6 +81,12 @@ class Experts:
             raise ValueError(f"act_quant: expected one of {', '.join(_abi.ACT_QUANT)}; got {act_quant!r}")
         self.device = device_for(w1, "w1")
         self.act_dtype = act_dtype or (w1.dtype if w1.dtype in _PLAIN else torch.bfloat16)
+        given = {"w2": w2, "w1_scale": w1_scale, "w2_scale": w2_scale, "w1_zero": w1_zero, "w2_zero": w2_zero, "w1_bias": w1_bias,
+                 "w2_bias": w2_bias, "shared_w1": shared_w1, "shared_w2": shared_w2, "shared_w1_scale": shared_w1_scale,
+                 "shared_w2_scale": shared_w2_scale}
+        for name, tensor in given.items():
+            if tensor is not None and tensor.device != w1.device:
+                raise ValueError(f"{name}: expected a tensor on {w1.device}, where w1 is; got one on {tensor.device}")
         form = weight_format or _format_of(w1, w1_scale, block_shape, "w1")
         self.num_routed, self.hidden_size = w1.shape[0], w2.shape[1]
         tables = [(_Stack(w1, w1_scale, w1_zero, form, group_size, "w1"), _Stack(w2, w2_scale, w2_zero, form, group_size, "w2"))]
@@ -87,7 +95,7 @@ class Experts:
             tables.append((_Stack(shared_w1, shared_w1_scale, None, shared_form, group_size, "shared_w1"),
                            _Stack(shared_w2, shared_w2_scale, None, shared_form, group_size, "shared_w2")))
         self.num_slots = sum(up.weight.shape[0] for up, _ in tables)
-        self._kept = (tables, w1_bias, w2_bias)
+        self._tensors = (tables, w1_bias, w2_bias)
         gated = activation != "relu2"
         slots = (_abi.Slot * self.num_slots)()
         at = 0
@@ -115,22 +123,39 @@ class Experts:
                                 act_dtype=dtype_of(self.act_dtype, "act_dtype"), act_quant=_abi.ACT_QUANT[act_quant])
         self.handle = ctypes.c_void_p()
         error = _abi.Error()
+        refuse_capture(self.device.torch_device, "a table of experts is made with its first call")
         with self.device:
             check(lib.mf_experts_create(self.device.handle, ctypes.byref(desc), ctypes.byref(self.handle), ctypes.byref(error)), error)
         self._end = weakref.finalize(self, lib.mf_experts_destroy, ctypes.byref(self.handle))
+        self.number = keep(self)
 
     def __call__(self, x, topk_ids, *, input_scale=None, out_dtype=None):
         """y [T, C, H]: every column's expert, not weighted.  Rows of negative ids are left as torch.empty gives them."""
-        where = x.device
-        y = torch.empty(*topk_ids.shape, self.hidden_size, dtype=out_dtype or x.dtype, device=where)
-        args = _abi.ExpertsArgs(experts=self.handle)
-        args.x, args.topk_ids, args.y = view(x, "x", where), view(topk_ids, "topk_ids", where), view(y, "y", where)
-        args.input_scale = view(input_scale, "input_scale", where)
-        error = _abi.Error()
-        with self.device:
-            space, num_bytes = self.device.scratch(lib.mf_fused_experts_workspace_bytes(self.handle, *topk_ids.shape))
-            check(lib.mf_fused_experts(self.device.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
-        return y
+        return _products(x, topk_ids, input_scale, self.number, self.hidden_size, out_dtype or x.dtype)
+
+
+def products(table, x, topk_ids, input_scale, out_dtype):
+    where = table.device.torch_device
+    y = torch.empty(*topk_ids.shape, table.hidden_size, dtype=out_dtype, device=where)
+    args = _abi.ExpertsArgs(experts=table.handle)
+    args.x, args.topk_ids, args.y = view(x, "x", where), view(topk_ids, "topk_ids", where), view(y, "y", where)
+    args.input_scale = view(input_scale, "input_scale", where)
+    error = _abi.Error()
+    with table.device:
+        space, num_bytes, _owner = table.device.scratch(lib.mf_fused_experts_workspace_bytes(table.handle, *topk_ids.shape))
+        check(lib.mf_fused_experts(table.device.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
+    return y
+
+
+@torch.library.custom_op("moefuse::experts", mutates_args=())
+def _products(x: torch.Tensor, topk_ids: torch.Tensor, input_scale: Optional[torch.Tensor], experts: int, hidden_size: int,
+              out_dtype: torch.dtype) -> torch.Tensor:
+    return products(kept(experts), x, topk_ids, input_scale, out_dtype)
+
+
+@_products.register_fake
+def _(x, topk_ids, input_scale, experts, hidden_size, out_dtype):
+    return x.new_empty(*topk_ids.shape, hidden_size, dtype=out_dtype)
 
 
 _tables = {}
@@ -150,29 +175,65 @@ def _experts_for(w1, w2, options):
     return found
 
 
+@torch.library.custom_op("moefuse::fused_experts", mutates_args=("out",))
+def _fused_experts(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor,
+                   out: torch.Tensor, routed_scaling_factor: float, num_shared_columns: int, activation: str,
+                   act_dtype: torch.dtype, act_quant: str, weight_format: Optional[str], block_shape: Optional[Sequence[int]],
+                   group_size: Optional[int], limit: float, alpha: float, beta: float, lbeta: float,
+                   w1_scale: Optional[torch.Tensor], w2_scale: Optional[torch.Tensor], w1_zero: Optional[torch.Tensor],
+                   w2_zero: Optional[torch.Tensor], w1_bias: Optional[torch.Tensor], w2_bias: Optional[torch.Tensor],
+                   shared_w1: Optional[torch.Tensor], shared_w2: Optional[torch.Tensor],
+                   shared_w1_scale: Optional[torch.Tensor], shared_w2_scale: Optional[torch.Tensor]) -> None:
+    table = _experts_for(w1, w2, dict(
+        activation=activation, act_dtype=act_dtype, act_quant=act_quant, weight_format=weight_format, block_shape=block_shape,
+        group_size=group_size, limit=limit, alpha=alpha, beta=beta, lbeta=lbeta, w1_scale=w1_scale, w2_scale=w2_scale,
+        w1_zero=w1_zero, w2_zero=w2_zero, w1_bias=w1_bias, w2_bias=w2_bias, shared_w1=shared_w1, shared_w2=shared_w2,
+        shared_w1_scale=shared_w1_scale, shared_w2_scale=shared_w2_scale))
+    y = products(table, x, topk_ids, None, x.dtype)
+    sum_reduce(y, out, routed_scaling_factor, topk_weights, topk_ids, num_shared_columns)
+
+
+@_fused_experts.register_fake
+def _(*_):
+    return None
+
+
 def fused_experts(hidden_states, w1, w2, topk_weights, topk_ids, inplace=False, activation="silu", *, routed_scaling_factor=1.0,
-                  num_shared_columns=0, **options):
+                  num_shared_columns=0, act_dtype=None, act_quant="none", weight_format=None, block_shape=None, group_size=None,
+                  limit=0.0, alpha=1.702, beta=0.0, lbeta=0.0, w1_scale=None, w2_scale=None, w1_zero=None, w2_zero=None,
+                  w1_bias=None, w2_bias=None, shared_w1=None, shared_w2=None, shared_w1_scale=None, shared_w2_scale=None):
     """vLLM's and SGLang's fused_experts: [T, H] -> [T, H], weighted and summed in f32.  w1 [E, 2I, H], w2 [E, H, I]; options are
-    those of Experts (w1_scale, w2_scale, block_shape, shared_w1, ...)."""
-    experts = _experts_for(w1, w2, {"activation": activation, "act_dtype": hidden_states.dtype, **options})
-    from .combine import moe_sum_reduce
-    y = experts(hidden_states, topk_ids)
+    those of Experts (w1_scale, w2_scale, block_shape, shared_w1, ...).  A table over w1 and w2 is made with the first call."""
     out = hidden_states if inplace else torch.empty_like(hidden_states)
-    moe_sum_reduce(y, out, routed_scaling_factor, topk_weights=topk_weights, topk_ids=topk_ids, num_shared_columns=num_shared_columns)
+    _fused_experts(hidden_states, w1, w2, topk_weights, topk_ids, out, float(routed_scaling_factor), num_shared_columns, activation,
+                   act_dtype or hidden_states.dtype, act_quant, weight_format, block_shape, group_size, float(limit), float(alpha),
+                   float(beta), float(lbeta), w1_scale, w2_scale, w1_zero, w2_zero, w1_bias, w2_bias, shared_w1, shared_w2,
+                   shared_w1_scale, shared_w2_scale)
     return out
+
+
+@torch.library.custom_op("moefuse::moe_layer", mutates_args=())
+def _layer(x: torch.Tensor, router_logits: torch.Tensor, bias: Optional[torch.Tensor], shared_gate: Optional[torch.Tensor],
+           residual: Optional[torch.Tensor], experts: int, gate: int, y_dtype: torch.dtype) -> torch.Tensor:
+    table = kept(experts)
+    d = table.device
+    where = d.torch_device
+    inner = gate_args(where, kept(gate), router_logits, bias, shared_gate, None)
+    out = torch.empty(x.shape, dtype=x.dtype, device=where)
+    args = _abi.LayerArgs(gate=ctypes.pointer(inner), experts=table.handle, mode=_abi.MODE["slot"], y_dtype=dtype_of(y_dtype, "y_dtype"))
+    args.x, args.out, args.residual = view(x, "x", where), view(out, "out", where), view(residual, "residual", where)
+    error = _abi.Error()
+    with d:
+        space, num_bytes, _owner = d.scratch(lib.mf_moe_layer_workspace_bytes(ctypes.byref(args)))
+        check(lib.mf_moe_layer(d.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
+    return out
+
+
+@_layer.register_fake
+def _(x, router_logits, bias, shared_gate, residual, experts, gate, y_dtype):
+    return x.new_empty(x.shape)
 
 
 def moe_layer(x, router_logits, experts, config, *, e_score_correction_bias=None, shared_gate=None, residual=None, y_dtype=None):
     """One MoE layer with the shared experts as slots: gate_config's gate, Experts' products, the combine.  [T, H] -> [T, H]."""
-    where = x.device
-    gate = gate_args(where, config, router_logits, e_score_correction_bias, shared_gate, None)
-    out = torch.empty_like(x)
-    args = _abi.LayerArgs(gate=ctypes.pointer(gate), experts=experts.handle, mode=_abi.MODE["slot"],
-                          y_dtype=dtype_of(y_dtype or x.dtype, "y_dtype"))
-    args.x, args.out, args.residual = view(x, "x", where), view(out, "out", where), view(residual, "residual", where)
-    error = _abi.Error()
-    d = experts.device
-    with d:
-        space, num_bytes = d.scratch(lib.mf_moe_layer_workspace_bytes(ctypes.byref(args)))
-        check(lib.mf_moe_layer(d.handle, ctypes.byref(args), space, num_bytes, ctypes.byref(error)), error)
-    return out
+    return _layer(x, router_logits, e_score_correction_bias, shared_gate, residual, experts.number, config.number, y_dtype or x.dtype)

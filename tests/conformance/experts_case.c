@@ -135,7 +135,7 @@ void case_matrix_make(case_matrix *c, uint64_t *seed, mf_format format, int vari
 {
     *c = (case_matrix){ .m = { .n = n, .k = k, .format = format } };
     mf_matrix *m = &c->m;
-    m->row_stride = k + variant % 3;
+    m->row_stride = k + (variant < CASE_WIDE_ROWS ? variant % 3 : variant % 2 * 32);
     if (is_4bit(format)) {
         m->row_stride += m->row_stride % 2;
     }

@@ -14,7 +14,9 @@ typedef struct case_matrix {
     double *value; /* [n, k] */
 } case_matrix;
 
-/* variant picks scale dtype, group size, zero points, per-tensor scales and row padding. */
+/* variant picks scale dtype, group size, zero points, per-tensor scales and row padding; from here on rows begin at whole
+ * 32 elements. */
+enum { CASE_WIDE_ROWS = 100 };
 void case_matrix_make(case_matrix *out, uint64_t *seed, mf_format format, int variant, int64_t n, int64_t k);
 void case_matrix_free(case_matrix *m);
 /* Decodes m.m's codes again after a test has changed them. */

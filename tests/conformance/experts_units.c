@@ -2,6 +2,7 @@
  * few, and many, in every way a device may tile them. */
 #include "experts_batch.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +23,13 @@ static const unit_case cases[] = {
     { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 576, 192, 320, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 64, 128, 192, MF_BF16, MF_BF16, false, true, MF_ACT_SILU },
     { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 192, 64, 128, MF_BF16, MF_F32, true, false, MF_ACT_RELU2 },
+    { MF_FORMAT_MXFP4, MF_ACT_QUANT_NONE, 100, 160, 96, 224, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_MXFP4, MF_ACT_QUANT_NONE, 101, 576, 320, 64, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 100, 160, 96, 224, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 106, 576, 320, 64, MF_BF16, MF_F32, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 101, 256, 96, 384, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 107, 544, 192, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 102, 128, 128, 64, MF_BF16, MF_F16, false, true, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 128, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 640, 256, 384, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8_E8M0, 3, 256, 384, 128, MF_F16, MF_F32, false, false, MF_ACT_SILU },
@@ -131,6 +139,66 @@ TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_compan
         if (conf_full() || i % 3 == 1) {
             check_case(&cases[i], MAX_TOKENS);
         }
+    }
+}
+
+/* Scales times 2^power, zero points of the whole byte. */
+static void change_scales(case_matrix *c, int power, uint64_t *seed)
+{
+    mf_matrix *m = &c->m;
+    const int64_t count = (m->n - 1) * m->scale_row_stride + (m->k - 1) / (m->group_size ? m->group_size : 32) + 1;
+    for (int64_t i = 0; i < count; i++) {
+        if (m->format == MF_FORMAT_MXFP4) {
+            ((uint8_t *)c->scales)[i] = (uint8_t)(((uint8_t *)c->scales)[i] + power);
+        } else {
+            conf_put(c->scales, m->scale_dtype, i, conf_get(c->scales, m->scale_dtype, i) * ldexp(1, power));
+        }
+        if (c->zeros) {
+            c->zeros[i] = (uint8_t)conf_below(seed, 256);
+        }
+    }
+    case_matrix_decode(c);
+}
+
+TEST(experts_of_4_bits_take_scales_of_any_size_and_any_zero_point)
+{
+    enum { HIDDEN = 160, WIDTH = 96, TOKENS = 20 };
+    static const struct {
+        mf_format format;
+        int variant;
+    } kinds[] = { { MF_FORMAT_MXFP4, 100 }, { MF_FORMAT_INT4_GROUP, 100 }, { MF_FORMAT_INT4_GROUP, 101 }, { MF_FORMAT_INT4_GROUP, 107 } };
+    static const int powers[SLOTS] = { 0, 9, 16, -20, 5 };
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        uint64_t seed = 40 + i;
+        case_table table = { .hidden_size = HIDDEN };
+        batch b;
+        for (int s = 0; s < SLOTS; s++) {
+            case_slot_spec spec = silu(kinds[i].format, kinds[i].variant, WIDTH);
+            case_table_add(&table, &seed, &spec);
+            case_slot *slot = &table.slots[s];
+            change_scales(&slot->gate, powers[s] < 0 ? 0 : powers[s], &seed);
+            change_scales(&slot->up, powers[s], &seed);
+            change_scales(&slot->down, powers[s], &seed);
+        }
+        make_batch(&b, &seed, TOKENS, COLUMNS, HIDDEN, MF_BF16, MF_F32, SLOTS);
+        int count;
+        const conf_device *devices = conf_devices(&count);
+        for (int64_t s = 0; s < SLOTS; s++) { /* apart: their results differ by many powers of 2 */
+            for (int64_t t = 0; t < TOKENS * COLUMNS; t++) {
+                b.ids[t] = (int32_t)s;
+            }
+            double *expected = expect(&table, &b, MF_ACT_QUANT_NONE);
+            for (int d = 0; d < count; d++) {
+                mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, MF_ACT_QUANT_NONE);
+                run_batch(devices[d].device, experts, &b);
+                check_nmse(&b, expected, 2e-5, devices[d].label,
+                           label("%s variant %d, scales times 2^%d", mf_format_name(kinds[i].format), kinds[i].variant, powers[s]));
+                mf_experts_destroy(&experts);
+            }
+            free(expected);
+        }
+        free_batch(&b);
+        case_table_free(&table);
     }
 }
 

@@ -396,6 +396,85 @@ TEST(hopper_groups_the_products_of_plain_swiglu_tables)
     CHECK(!is_grouped(&h200, other, MF_BF16, w8a8, 8));
 }
 
+static mf_slot packed_slot(mf_format format, int64_t hidden, int64_t width)
+{
+    mf_slot slot = slot_of(format, hidden, width);
+    mf_matrix *const all[] = { &slot.gate, &slot.up, &slot.down };
+    for (int i = 0; i < 3; i++) {
+        all[i]->scale_dtype = format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : MF_BF16;
+        all[i]->group_size = 32;
+        all[i]->scale_row_stride = all[i]->k / 32;
+    }
+    return slot;
+}
+
+static mf_cuda_packed packed(const mf_cuda_gpu *gpu, mf_slot slot, mf_slot other, mf_dtype act_dtype, mf_act_quant act_quant)
+{
+    mf_experts experts = { .num_slots = 2, .hidden_size = slot.up.k, .act_dtype = act_dtype, .act_quant = act_quant };
+    mf_cuda_slot both[2];
+    mf_cuda_plan_slot(gpu, &experts, &slot, &both[0]);
+    mf_cuda_plan_slot(gpu, &experts, &other, &both[1]);
+    return mf_cuda_packed_of(gpu, &experts, both);
+}
+
+TEST(hopper_multiplies_4_bit_weights_where_every_matrix_is_made_for_it)
+{
+    const mf_act_quant none = MF_ACT_QUANT_NONE;
+    const mf_slot fp4 = packed_slot(MF_FORMAT_MXFP4, 2880, 2880), int4 = packed_slot(MF_FORMAT_INT4_GROUP, 2048, 768);
+    CHECK_EQ(packed(&h200, fp4, fp4, MF_BF16, none), MF_CUDA_PACKED_MXFP4);
+    CHECK_EQ(packed(&h200, fp4, fp4, MF_BF16, MF_ACT_QUANT_W8A8), MF_CUDA_PACKED_MXFP4); /* never quantised */
+    CHECK_EQ(packed(&h200, int4, int4, MF_BF16, none), MF_CUDA_PACKED_INT4);
+    CHECK_EQ(packed(&h200, int4, int4, MF_BF16, MF_ACT_QUANT_INT8), MF_CUDA_PACKED_NONE);
+    CHECK_EQ(packed(&a100, fp4, fp4, MF_BF16, none), MF_CUDA_PACKED_NONE);
+    CHECK_EQ(packed(&h200, fp4, fp4, MF_F16, none), MF_CUDA_PACKED_NONE);
+    CHECK_EQ(packed(&h200, fp4, int4, MF_BF16, none), MF_CUDA_PACKED_NONE);
+    mf_slot other = int4;
+    other.down.zero = (const uint8_t *)memory;
+    CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
+    CHECK_EQ(packed(&h200, other, int4, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
+    other = int4;
+    other.down.scale_dtype = MF_F16;
+    CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_INT4_ANY);
+    for (int what = 0; what < 8; what++) {
+        other = int4;
+        other.up.group_size = what == 0 ? 16 : what == 1 ? 96 : 32;
+        other.down.data = memory + (what == 2 ? 8 : 0);
+        other.gate.row_stride += what == 3 ? 16 : 0;
+        other.activation = what == 4 ? MF_ACT_GELU_ERF : MF_ACT_SILU;
+        other.gate.data = what == 5 ? NULL : other.gate.data;
+        other.gate.zero = what == 6 ? (const uint8_t *)memory : NULL; /* gate and up are one unit */
+        other.up.scale_dtype = what == 7 ? MF_F32 : MF_BF16;
+        CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
+    }
+    other = packed_slot(MF_FORMAT_INT4_GROUP, 2048, 784); /* rows of w2 that are no whole 16 bytes */
+    CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
+}
+
+TEST(packed_products_fit_shared_memory_and_cover_every_row)
+{
+    static const int64_t tokens[] = { 1, 8, 9, 767, 768, 8192, 100000 };
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+        experts_problem p;
+        make_experts(&p, 128, MF_CUDA_PATH_PLAIN, tokens[i], memory);
+        p.paths.maps = memory;
+        p.paths.packed = MF_CUDA_PACKED_MXFP4;
+        p.experts.hidden_size = 2080;
+        CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+        const mf_cuda_grouped *g = &p.plan.grouped;
+        const bool many = tokens[i] >= 768;
+        CHECK(p.plan.is_grouped && !p.plan.copies_x && g->few_rows == 0 && g->packed == MF_CUDA_PACKED_MXFP4);
+        const bool few = tokens[i] <= 9;
+        CHECK_EQ(g->max_tokens, many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : MF_CUDA_PACKED_SOME);
+        CHECK_EQ(g->blocks, few ? 264 : 132);
+        const int64_t up = many ? 128 : 64;
+        CHECK(g->up_tiles * up >= 768 && (g->up_tiles - 1) * up < 768);
+        CHECK(g->down_tiles * 2 * up >= 2080 && g->down_units * g->down_steps >= g->down_tiles);
+        CHECK(g->stages >= 2 && g->stages * mf_cuda_packed_stage_bytes(g->max_tokens) * (few ? 2 : 1) + 6 * 1024 <= h200.shared_bytes);
+        CHECK(g->x_groups * 128 >= 2080 && g->x_pitch == g->x_groups * 256 && g->h_pitch == 1536);
+        CHECK(p.plan.y && g->x_bytes && g->h_bytes);
+    }
+}
+
 static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens)
 {
     make_experts(p, slots, path, tokens, memory);

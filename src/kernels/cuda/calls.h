@@ -229,6 +229,15 @@ typedef struct mf_cuda_one {
     mf_cuda_even even;
 } mf_cuda_one;
 
+/* What grouped_packed.cu multiplies bf16 activations with; up to FEW, SOME or MANY tokens a tile. */
+typedef enum mf_cuda_packed {
+    MF_CUDA_PACKED_NONE = 0,
+    MF_CUDA_PACKED_MXFP4,
+    MF_CUDA_PACKED_INT4,    /* bf16 scales, no zero points */
+    MF_CUDA_PACKED_INT4_ANY /* scales of any dtype, zero points */
+} mf_cuda_packed;
+enum { MF_CUDA_PACKED_FEW = 16, MF_CUDA_PACKED_SOME = 64, MF_CUDA_PACKED_MANY = 128 };
+
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
     const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
@@ -242,7 +251,7 @@ typedef struct mf_cuda_grouped {
     const float *x_scales;
     float *x_scales_out, *h_scales;
     int64_t x_groups, h_groups;
-    int32_t fp8, x_is_wide, clears_counts;
+    int32_t fp8, packed, x_is_wide, clears_counts; /* packed: mf_cuda_packed */
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
     int32_t width;    /* of every slot; 0: they differ */
@@ -263,11 +272,18 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
 }
 
+/* The same of grouped_packed.cu: 128 rows or 256 by 256 columns, with their scales. */
+static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
+{
+    return (max_tokens == MF_CUDA_PACKED_MANY ? 2 : 1) * (16384 + 6144) + (int64_t)max_tokens * 512;
+}
+
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
+int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream);
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

@@ -210,13 +210,14 @@ static mf_status open_maps(mf_device *device, const mf_experts *experts, const m
                            mf_error *err)
 {
     mf_status status;
-    const size_t bytes = mf_cuda_grouped_maps_bytes(experts->num_slots);
+    const size_t bytes = mf_cuda_grouped_maps_bytes(experts->num_slots, own->paths.packed != MF_CUDA_PACKED_NONE);
     void *maps = aligned_alloc(64, bytes);
     if (!maps) {
         return mf_fail(err, MF_ERR_NOMEM, "experts: no memory for the maps of %lld slots", (long long)experts->num_slots);
     }
-    own->paths.even = mf_cuda_even_slots(slots, experts->num_slots);
-    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, &own->paths.even, maps, err), done);
+    const bool packed = own->paths.packed != MF_CUDA_PACKED_NONE;
+    own->paths.even = packed ? (mf_cuda_even){ .slots = 0 } : mf_cuda_even_slots(slots, experts->num_slots);
+    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, packed, &own->paths.even, maps, err), done);
     MF_TRY_GOTO(memory_alloc(device, bytes, &own->maps, err), done);
     MF_TRY_GOTO(memory_copy(device, own->maps, maps, bytes, err), done);
     own->paths.maps = own->maps;
@@ -247,7 +248,8 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
     }
     MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
     MF_TRY_GOTO(memory_copy(device, own->slots, slots, bytes, err), done);
-    if (mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots)) {
+    own->paths.packed = mf_cuda_packed_of(&state_of(device)->gpu, experts, slots);
+    if (own->paths.packed || mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots)) {
         status = open_maps(device, experts, slots, own, err);
     }
 done:
@@ -343,8 +345,9 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     if (!call.few_rows) { /* few tokens are sorted, and their codes made, where they are multiplied */
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
     }
-    return check(device, call.few_rows ? mf_cuda_launch_grouped_few(&call, state->stream)
-                                       : mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
+    return check(device, call.packed     ? mf_cuda_launch_grouped_packed(&call, state->stream)
+                         : call.few_rows ? mf_cuda_launch_grouped_few(&call, state->stream)
+                                         : mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
 }
 
 static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)

@@ -173,7 +173,8 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t widest = experts->hidden_size > experts->max_intermediate_size ? experts->hidden_size
                                                                                  : experts->max_intermediate_size;
     memset(out, 0, sizeof *out);
-    if ((takes(paths->w13, MF_CUDA_PATH_PLAIN) || takes(paths->w2, MF_CUDA_PATH_PLAIN)) &&
+    const bool grouped = paths->maps && !a->input_scale.data;
+    if (!grouped && (takes(paths->w13, MF_CUDA_PATH_PLAIN) || takes(paths->w2, MF_CUDA_PATH_PLAIN)) &&
         mf_cuda_round_up(widest, 128) / 128 * 129 * 4 + 1024 > gpu->shared_bytes) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld columns; device cuda's plain products take rows of %lld",
                        (long long)widest, (long long)((gpu->shared_bytes - 1024) / 516 * 128));
@@ -181,7 +182,6 @@ mf_status mf_cuda_plan_experts(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     if (a->input_scale.data && takes(paths->w13, MF_CUDA_PATH_FP8)) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "input_scale: device cuda has no FP8_BLOCK product that scales its input");
     }
-    const bool grouped = paths->maps && !a->input_scale.data;
     out->is_few = is_few(pairs);
     out->is_combined = !grouped && combine && out->is_few && one_path(paths);
     if (grouped) {

@@ -24,9 +24,24 @@ static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, u
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-size_t mf_cuda_grouped_maps_bytes(int64_t num_slots)
+/* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */
+static CUresult encode_packed(encode_fn make, const mf_cuda_matrix *m, CUtensorMap *out)
 {
-    return ((size_t)num_slots * 3 * MF_CUDA_BOXES + 3) * sizeof(CUtensorMap);
+    const cuuint64_t sizes[2] = { (cuuint64_t)m->k / 2, (cuuint64_t)m->n }, pitch = (cuuint64_t)m->row_stride / 2;
+    const cuuint32_t box[2] = { 128, 64 }, every[2] = { 1, 1 };
+    return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)m->data, sizes, &pitch, box, every,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+static size_t boxes_of(bool packed)
+{
+    return packed ? 1 : MF_CUDA_BOXES;
+}
+
+size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed)
+{
+    return ((size_t)num_slots * 3 * boxes_of(packed) + 3) * sizeof(CUtensorMap); /* and the even slots' */
 }
 
 static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUtensorMap *out)
@@ -37,7 +52,8 @@ static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUt
     return encode(make, m, rows[box], lines[box], out);
 }
 
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, const mf_cuda_even *even, void *maps, mf_error *err)
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
+                               void *maps, mf_error *err)
 {
     static const char *const names[3] = { "gate", "up", "down" };
     void *found = NULL;
@@ -54,8 +70,8 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, con
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
-            for (int box = 0; box < MF_CUDA_BOXES; box++) {
-                const CUresult made = encode_box(make, of[i], box, out++);
+            for (size_t box = 0; box < boxes_of(packed); box++, out++) {
+                const CUresult made = packed ? encode_packed(make, of[i], out) : encode_box(make, of[i], (int)box, out);
                 if (made != CUDA_SUCCESS) {
                     return mf_fail(err, MF_ERR_DEVICE,
                                    "slot %lld, %s [%lld, %lld]: the driver makes no tensor map (error %d)",

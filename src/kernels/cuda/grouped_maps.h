@@ -5,8 +5,10 @@
 
 #include "kernels/cuda/calls.h"
 
-size_t mf_cuda_grouped_maps_bytes(int64_t num_slots);
+/* packed: one box a matrix, for grouped_packed.cu. */
+size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed);
 /* maps: host memory of that many bytes, 64-byte aligned. */
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, const mf_cuda_even *even, void *maps, mf_error *err);
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
+                               void *maps, mf_error *err);
 
 #endif

@@ -3,8 +3,13 @@
 #include "kernels/cuda/plan.h"
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
-enum { UNIT_LINES = 8, SHORT_PAIRS = 16, FEW_UNIT_BYTES = 32768 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, FIXED_BYTES = 14 * 1024 }; /* of shared memory: staging, barriers, units */
+enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
+enum {
+    UP_ROWS = 128,
+    DOWN_ROWS = 256,
+    FIXED_BYTES = 14 * 1024,
+    PACKED_FIXED_BYTES = 6656
+}; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -42,36 +47,54 @@ bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const
            stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
-static const mf_cuda_matrix *matrix_of(const mf_cuda_slot *slot, int i)
+/* Codes of 4 bits whose rows the copy engine takes, and a scale for whole 32 columns. */
+static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
 {
-    return i == 0 ? &slot->gate : i == 1 ? &slot->up : &slot->down;
+    const bool mxfp4 = m->format == MF_FORMAT_MXFP4, int4 = m->format == MF_FORMAT_INT4_GROUP;
+    const int64_t group = m->group_size;
+    if (m->quant != 0 || m->reserved || m->k % 32 != 0 || (uintptr_t)m->data % 16 != 0 || m->row_stride % 32 != 0 ||
+        m->n > INT32_MAX / 2 || m->k > INT32_MAX / 2 || (m->n + 1) * (m->scale_row_stride + 1) > INT32_MAX) {
+        return MF_CUDA_PACKED_NONE;
+    }
+    if (int4 && group >= 32 && group <= 1 << 30 && (group & (group - 1)) == 0) {
+        return m->scale_dtype == MF_BF16 && !m->zero ? MF_CUDA_PACKED_INT4 : MF_CUDA_PACKED_INT4_ANY;
+    }
+    return mxfp4 ? MF_CUDA_PACKED_MXFP4 : MF_CUDA_PACKED_NONE;
 }
 
-mf_cuda_even mf_cuda_even_slots(const mf_cuda_slot *slots, int64_t num_slots)
+static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
 {
-    mf_cuda_even even = { .slots = 0 };
-    int64_t step[3] = { 0, 0, 0 }, count = num_slots < 2 ? 0 : num_slots;
-    for (int i = 0; i < 3 && count > 0; i++) {
-        const mf_cuda_matrix *first = matrix_of(&slots[0], i), *second = matrix_of(&slots[1], i);
-        const int64_t row = first->row_stride * (first->format == MF_FORMAT_FP8_BLOCK ? 1 : 2);
-        step[i] = (int64_t)((intptr_t)second->data - (intptr_t)first->data);
-        if (step[i] <= 0 || row <= 0 || step[i] % row != 0 || step[i] / row * num_slots > INT32_MAX) {
-            return even;
-        }
-        even.rows[i] = (int32_t)(step[i] / row);
-        int64_t n = 1;
-        while (n < count) {
-            const mf_cuda_matrix *m = matrix_of(&slots[n], i);
-            if ((intptr_t)m->data != (intptr_t)first->data + n * step[i] || m->n != first->n || m->k != first->k ||
-                m->row_stride != first->row_stride) {
-                break;
-            }
-            n++;
-        }
-        count = n;
+    const int64_t shared =
+        max_tokens == MF_CUDA_PACKED_FEW ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
+    const int64_t fixed = max_tokens == MF_CUDA_PACKED_MANY ? PACKED_FIXED_BYTES : PACKED_FIXED_BYTES / 3;
+    const int64_t room = shared - fixed - 8 * (experts->num_slots + 1);
+    const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
+    return stages < MOST_STAGES ? stages : MOST_STAGES;
+}
+
+mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots)
+{
+    mf_cuda_packed all = MF_CUDA_PACKED_NONE;
+    if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
+        packed_stages(gpu, experts, MF_CUDA_PACKED_SOME) < 2) {
+        return MF_CUDA_PACKED_NONE;
     }
-    even.slots = count < 2 ? 0 : (int32_t)count;
-    return even;
+    for (int64_t s = 0; s < experts->num_slots; s++) {
+        const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
+        if (!slots[s].gate.data || !is_swiglu(slots[s].activation) || of[0]->group_size != of[1]->group_size ||
+            of[0]->scale_dtype != of[1]->scale_dtype || !of[0]->zero != !of[1]->zero) {
+            return MF_CUDA_PACKED_NONE;
+        }
+        for (int i = 0; i < 3; i++) {
+            const mf_cuda_packed one = packed_matrix(of[i]);
+            if (one == MF_CUDA_PACKED_NONE ||
+                (all != MF_CUDA_PACKED_NONE && (one == MF_CUDA_PACKED_MXFP4) != (all == MF_CUDA_PACKED_MXFP4))) {
+                return MF_CUDA_PACKED_NONE;
+            }
+            all = one > all ? one : all; /* one matrix with zero points: all go that way */
+        }
+    }
+    return all;
 }
 
 size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
@@ -84,7 +107,10 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
     const int64_t pairs = mf_carve_count(num_tokens, num_columns, 1), stride = (width + 127) / 128 * 128;
     g->offsets = mf_carve(base, &total, experts->num_slots + 1, 4);
     g->sorted = mf_carve(base, &total, pairs, 4);
-    if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
+    if (paths->packed) { /* x with its columns in the products' order */
+        g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, (hidden + 127) / 128 * 128, 1), 2);
+        g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
+    } else if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
         g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
         g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
         g->h_codes = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 1);
@@ -101,14 +127,6 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
         plan->y = mf_carve(base, &total, mf_carve_count(pairs, hidden, 1), mf_dtype_size(y_dtype));
     }
     return total;
-}
-
-/* Where the next part of shared memory begins: 1,024 bytes apart, as swizzled rows want it. */
-static int32_t place(size_t *total, int64_t bytes)
-{
-    const size_t at = *total;
-    *total += (size_t)mf_cuda_round_up(bytes, 1024);
-    return (int32_t)at;
 }
 
 /* Few tokens: short rows for a token or two, so that there are units for every multiprocessor. */
@@ -131,57 +149,34 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
 }
 
-/* Up to four tokens whose tiles a warp can list, slots of one width: grouped_one.cu, if its stages are enough to stream. */
-static void plan_one(const mf_cuda_gpu *gpu, mf_cuda_grouped *g)
+/* Tiles of 64 rows for few tokens a slot, of 128 for many; rows of x and of the intermediate in whole 128 columns. */
+static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
-    enum { LINE = 128, UP_ROWS = 8, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
-    const int64_t down_rows = g->fp8 ? 16 : 8;
-    const int64_t tokens = g->e.num_tokens, pairs = g->e.num_pairs, hidden = g->e.hidden_size, width = g->width;
-    if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0) {
-        return;
+    const bool many = per_slot >= MANY_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) >= 2;
+    const bool few = per_slot <= FEW_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) >= 2;
+    const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
+    const int32_t tiles = many ? 2 : 1;
+    g->max_tokens = many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : MF_CUDA_PACKED_SOME;
+    g->blocks *= few ? 2 : 1;
+    g->stages = (int32_t)packed_stages(gpu, experts, g->max_tokens);
+    g->up_tiles = (int32_t)((width + 64 * tiles - 1) / (64 * tiles));
+    g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
+    /* Several row tiles of w2 a unit, up to UNIT_LINES stages, while every multiprocessor has units to choose from. */
+    const int64_t lines = (width + 255) / 256, pairs = g->e.num_pairs, most_tiles = pairs / g->max_tokens + 1;
+    const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots,
+                  tiles_at_least = used > most_tiles ? used : most_tiles;
+    int64_t steps = 1;
+    while (2 * steps * lines <= 2 * UNIT_LINES &&
+           tiles_at_least * g->down_tiles / (2 * steps) >= UNITS_EACH * g->blocks) {
+        steps *= 2;
     }
-    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4, tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
-    const int64_t x_lines = hidden * size / LINE, box = mf_cuda_box_lines(g->fp8, width * size);
-    const int64_t h_lines = mf_cuda_round_up(width * size / LINE, box), padded = mf_cuda_round_up(x_lines, 8);
-    const int64_t all_h_lines = mf_cuda_round_up(tiles * h_lines, 4);
-    mf_cuda_one one = { .tokens = (int32_t)columns,
-                        .x_lines = (int32_t)x_lines,
-                        .h_lines = (int32_t)h_lines,
-                        .box_lines = (int32_t)box,
-                        .even = g->one.even,
-                        .most_tiles = (int32_t)tiles,
-                        .most_units = (int32_t)(tiles * (width / UP_ROWS) / g->blocks + 1) };
-    const int64_t groups = hidden / down_rows / g->blocks + 2; /* two: what a block with fewer units gets on top */
-    int64_t floats = 0, up_parts = 0;
-    if (g->fp8) {
-        up_parts = 2 * 2 * padded * UP_ROWS * columns;
-        one.down_parts = (int32_t)(all_h_lines * down_rows * columns);
-        floats = x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines + groups * tiles * h_lines + x_lines + h_lines;
-    }
-    const int64_t sums = tiles * down_rows * MF_CUDA_ONE_TOKENS, fit = GROUPS_BYTES / ((sums + one.down_parts) * 4);
-    one.groups = (int32_t)(fit < 1 ? 1 : fit < groups ? fit : groups);
-    size_t up = 0, down = 0;
-    one.x_at = place(&up, g->fp8 ? padded * columns * LINE : tokens * hidden * 2);
-    one.up_parts_at = place(&up, up_parts * 4);
-    one.h_at = place(&down, g->fp8 ? all_h_lines * columns * LINE : pairs * width * 2);
-    one.down_parts_at = place(&down, (int64_t)one.groups * one.down_parts * 4);
-    one.sums_at = place(&down, one.groups * sums * 4);
-    size_t total = up > down ? up : down;
-    one.floats_at = place(&total, floats * 4);
-    one.state_at = place(&total, MF_CUDA_ONE_STATE);
-    const int64_t stages = (gpu->shared_bytes - (int64_t)total) / (2 * MF_CUDA_ONE_HALF);
-    if (stages < LEAST_STAGES) {
-        return;
-    }
-    one.stages = (int32_t)(stages < MF_CUDA_ONE_STAGES ? stages : MF_CUDA_ONE_STAGES);
-    const int32_t ring = one.stages * 2 * MF_CUDA_ONE_HALF; /* in front of everything: it begins at a swizzle atom */
-    int32_t *const places[] = { &one.x_at,   &one.up_parts_at, &one.h_at,    &one.down_parts_at,
-                                &one.sums_at, &one.floats_at,   &one.state_at };
-    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
-        *places[i] += ring;
-    }
-    one.bytes = ring + (int32_t)total;
-    g->one = one;
+    g->down_steps = (int32_t)steps;
+    g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    g->x_groups = (hidden + 127) / 128;
+    g->x_bytes = g->x_codes;
+    g->x_pitch = g->x_groups * 256;
+    g->h_bytes = g->e.h;
+    g->h_pitch = g->e.h_stride * 2;
 }
 
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
@@ -197,6 +192,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const bool fp8 = paths->w13 == 1u << MF_CUDA_PATH_FP8, many = used > 0 && pairs / used >= MANY_PER_SLOT;
     g->maps = paths->maps;
     g->fp8 = fp8;
+    g->packed = paths->packed;
     g->max_tokens = !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
     g->stages = (int32_t)stages_of(gpu, experts, fp8, g->max_tokens);
     g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
@@ -211,9 +207,16 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->e.h_stride = stride;
     g->h_groups = stride / 128;
     g->x_groups = experts->hidden_size / 128;
+    if (g->packed) {
+        plan_packed(gpu, experts, used > 0 ? pairs / used : 0, g);
+    }
     if (pairs / g->max_tokens + g->e.num_slots > MF_CUDA_GROUPED_TILES) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
                        (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - g->e.num_slots));
+    }
+    plan->is_grouped = true;
+    if (g->packed) {
+        return MF_OK;
     }
     if (fp8) {
         g->x_bytes = g->x_codes;
@@ -229,15 +232,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         g->h_bytes = g->e.h;
         g->h_pitch = stride * 2;
     }
-    plan->is_grouped = true;
     plan_few(gpu, experts, g);
-    g->one.even = paths->even;
-    plan_one(gpu, g);
+    mf_cuda_plan_one(gpu, paths, g);
     return MF_OK;
-}
-
-bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum)
-{
-    return call->one.tokens && sum->ids == call->e.ids && sum->ids_stride == call->e.ids_stride && !sum->identity &&
-           !sum->num_addends && !sum->num_valid && !sum->row_valid;
 }

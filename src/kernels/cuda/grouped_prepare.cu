@@ -4,6 +4,7 @@
  * counts the slots, and a second one places the pairs.  The order inside a slot is whatever the counters give: a
  * token's column of a product does not see its neighbours, so no bit of the result shows it. */
 #include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/packed.cuh"
 
 namespace
 {
@@ -89,6 +90,27 @@ MF_DEV void count_chunk(const mf_cuda_grouped &p, uint32_t *counts, int64_t firs
     __syncthreads();
 }
 
+/* Pieces of 16 bytes first, first + step, .. below `pieces` of x's copy for 4-bit weights: columns in their order. */
+MF_DEV void order_columns(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t pieces)
+{
+    const uint32_t per_row = (uint32_t)p.x_groups * 16;
+    for (int64_t i = first; i < pieces; i += step) {
+        const int64_t row = (uint32_t)i / per_row;
+        const int piece = (int)((uint32_t)i % per_row), column = (piece >> 4) * 128 + packed_column((piece & 15) * 8);
+        uint32_t words[4];
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const int k = column + 32 * q; /* and k + 4 */
+            words[q] = 0;
+            if (k < p.e.hidden_size) {
+                words[q] = load_at<uint16_t>(p.e.x, row * p.e.x_stride + k, p.e.bytewise) |
+                           (uint32_t)load_at<uint16_t>(p.e.x, row * p.e.x_stride + k + 4, p.e.bytewise) << 16;
+            }
+        }
+        ((uint4 *)p.x_codes)[i] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
 __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     extern __shared__ uint32_t counts[];
@@ -108,8 +130,10 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
             }
         }
     }
-    if (p.fp8) {
-        const int64_t block = blockIdx.x - is_small, blocks = gridDim.x - is_small, work = p.e.num_tokens * p.x_groups;
+    const int64_t block = blockIdx.x - is_small, blocks = gridDim.x - is_small, work = p.e.num_tokens * p.x_groups;
+    if (p.packed) {
+        order_columns(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
+    } else if (p.fp8) {
         quantise_groups(p, block * (BLOCK / 8) + (threadIdx.x >> 3), blocks * (BLOCK / 8), work);
     }
 }
@@ -151,7 +175,8 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
     const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS, early = call->e.starts_early != 0;
-    const int64_t groups = call->fp8 ? (call->e.num_tokens * call->x_groups + 127) / 128 : 0;
+    const int64_t per_block = call->packed ? BLOCK / 16 : BLOCK / 8, work = call->e.num_tokens * call->x_groups;
+    const int64_t groups = call->fp8 || call->packed ? (work + per_block - 1) / per_block : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
     blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
     const size_t bytes = ((size_t)call->e.num_slots + 1) * 4;

@@ -44,10 +44,14 @@ typedef struct mf_cuda_paths {
     const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
     int32_t width;    /* with maps: of every slot; 0: they differ */
     mf_cuda_even even;
+    int32_t packed;   /* with maps: grouped_packed.cu's, mf_cuda_packed */
 } mf_cuda_paths;
 
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
 bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
+
+/* The same for grouped_packed.cu: how, or MF_CUDA_PACKED_NONE. */
+mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
 /* A matrix as kernels see it; its `reserved` says that codes or scales are not aligned to their own size. */
 mf_cuda_matrix mf_cuda_plan_matrix(const mf_matrix *m, int32_t quant);
@@ -74,6 +78,8 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
                                mf_cuda_experts_plan *plan, mf_error *err);
 
+/* Up to four tokens whose slots a warp can list, slots of one width: fills call->one if grouped_one.cu takes the call. */
+void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *call);
 /* Whether grouped_one.cu can end with this combine. */
 bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
 

@@ -1,0 +1,100 @@
+/* one_plan.c - which calls grouped_one.cu takes, how it lays out a block's shared memory, and which slots share a tensor map. */
+#include "kernels/cuda/plan.h"
+
+static const mf_cuda_matrix *matrix_of(const mf_cuda_slot *slot, int i)
+{
+    return i == 0 ? &slot->gate : i == 1 ? &slot->up : &slot->down;
+}
+
+mf_cuda_even mf_cuda_even_slots(const mf_cuda_slot *slots, int64_t num_slots)
+{
+    mf_cuda_even even = { .slots = 0 };
+    int64_t step[3] = { 0, 0, 0 }, count = num_slots < 2 ? 0 : num_slots;
+    for (int i = 0; i < 3 && count > 0; i++) {
+        const mf_cuda_matrix *first = matrix_of(&slots[0], i), *second = matrix_of(&slots[1], i);
+        const int64_t row = first->row_stride * (first->format == MF_FORMAT_FP8_BLOCK ? 1 : 2);
+        step[i] = (int64_t)((intptr_t)second->data - (intptr_t)first->data);
+        if (step[i] <= 0 || row <= 0 || step[i] % row != 0 || step[i] / row * num_slots > INT32_MAX) {
+            return even;
+        }
+        even.rows[i] = (int32_t)(step[i] / row);
+        int64_t n = 1;
+        while (n < count) {
+            const mf_cuda_matrix *m = matrix_of(&slots[n], i);
+            if ((intptr_t)m->data != (intptr_t)first->data + n * step[i] || m->n != first->n || m->k != first->k ||
+                m->row_stride != first->row_stride) {
+                break;
+            }
+            n++;
+        }
+        count = n;
+    }
+    even.slots = count < 2 ? 0 : (int32_t)count;
+    return even;
+}
+
+/* Where the next part of shared memory begins: 1,024 bytes apart, as swizzled rows want it. */
+static int32_t place(size_t *total, int64_t bytes)
+{
+    const size_t at = *total;
+    *total += (size_t)mf_cuda_round_up(bytes, 1024);
+    return (int32_t)at;
+}
+
+void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *g)
+{
+    enum { LINE = 128, UP_ROWS = 8, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
+    const int64_t down_rows = g->fp8 ? 16 : 8;
+    const int64_t tokens = g->e.num_tokens, pairs = g->e.num_pairs, hidden = g->e.hidden_size, width = g->width;
+    if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0) {
+        return;
+    }
+    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4, tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
+    const int64_t x_lines = hidden * size / LINE, box = mf_cuda_box_lines(g->fp8, width * size);
+    const int64_t h_lines = mf_cuda_round_up(width * size / LINE, box), padded = mf_cuda_round_up(x_lines, 8);
+    const int64_t all_h_lines = mf_cuda_round_up(tiles * h_lines, 4);
+    mf_cuda_one one = { .tokens = (int32_t)columns,
+                        .x_lines = (int32_t)x_lines,
+                        .h_lines = (int32_t)h_lines,
+                        .box_lines = (int32_t)box,
+                        .even = paths->even,
+                        .most_tiles = (int32_t)tiles,
+                        .most_units = (int32_t)(tiles * (width / UP_ROWS) / g->blocks + 1) };
+    const int64_t groups = hidden / down_rows / g->blocks + 2; /* two: what a block with fewer units gets on top */
+    int64_t floats = 0, up_parts = 0;
+    if (g->fp8) {
+        up_parts = 2 * 2 * padded * UP_ROWS * columns;
+        one.down_parts = (int32_t)(all_h_lines * down_rows * columns);
+        floats = x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines + groups * tiles * h_lines + x_lines + h_lines;
+    }
+    const int64_t sums = tiles * down_rows * MF_CUDA_ONE_TOKENS, fit = GROUPS_BYTES / ((sums + one.down_parts) * 4);
+    one.groups = (int32_t)(fit < 1 ? 1 : fit < groups ? fit : groups);
+    size_t up = 0, down = 0;
+    one.x_at = place(&up, g->fp8 ? padded * columns * LINE : tokens * hidden * 2);
+    one.up_parts_at = place(&up, up_parts * 4);
+    one.h_at = place(&down, g->fp8 ? all_h_lines * columns * LINE : pairs * width * 2);
+    one.down_parts_at = place(&down, (int64_t)one.groups * one.down_parts * 4);
+    one.sums_at = place(&down, one.groups * sums * 4);
+    size_t total = up > down ? up : down;
+    one.floats_at = place(&total, floats * 4);
+    one.state_at = place(&total, MF_CUDA_ONE_STATE);
+    const int64_t stages = (gpu->shared_bytes - (int64_t)total) / (2 * MF_CUDA_ONE_HALF);
+    if (stages < LEAST_STAGES) {
+        return;
+    }
+    one.stages = (int32_t)(stages < MF_CUDA_ONE_STAGES ? stages : MF_CUDA_ONE_STAGES);
+    const int32_t ring = one.stages * 2 * MF_CUDA_ONE_HALF; /* in front of everything: it begins at a swizzle atom */
+    int32_t *const places[] = { &one.x_at,   &one.up_parts_at, &one.h_at,    &one.down_parts_at,
+                                &one.sums_at, &one.floats_at,   &one.state_at };
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        *places[i] += ring;
+    }
+    one.bytes = ring + (int32_t)total;
+    g->one = one;
+}
+
+bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum)
+{
+    return call->one.tokens && sum->ids == call->e.ids && sum->ids_stride == call->e.ids_stride && !sum->identity &&
+           !sum->num_addends && !sum->num_valid && !sum->row_valid;
+}
