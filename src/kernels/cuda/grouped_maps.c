@@ -12,14 +12,14 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
 
 /* A matrix as lines of 128 bytes: [line][row][128 bytes]; boxes of `lines` lines by `rows` rows, swizzled as the
  * products read them.  What lies past the last row or line arrives as zeros. */
-static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, uint32_t lines, CUtensorMap *out)
+static CUresult encode(encode_fn make, const void *data, bool fp8, int64_t n, int64_t k, int64_t row_bytes,
+                       uint32_t rows, uint32_t lines, CUtensorMap *out)
 {
-    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
-    const cuuint64_t size = fp8 ? 1 : 2, columns = 128 / size;
-    const cuuint64_t sizes[3] = { columns, (cuuint64_t)m->n, (cuuint64_t)m->k / columns };
-    const cuuint64_t pitch[2] = { (cuuint64_t)m->row_stride * size, 128 };
+    const cuuint64_t columns = fp8 ? 128 : 64;
+    const cuuint64_t sizes[3] = { columns, (cuuint64_t)n, (cuuint64_t)k / columns };
+    const cuuint64_t pitch[2] = { (cuuint64_t)row_bytes, 128 };
     const cuuint32_t box[3] = { (cuuint32_t)columns, rows, lines }, every[3] = { 1, 1, 1 };
-    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->data, sizes,
+    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)data, sizes,
                 pitch, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
@@ -29,7 +29,7 @@ size_t mf_cuda_grouped_maps_bytes(int64_t num_slots)
     return (size_t)num_slots * 3 * MF_CUDA_BOXES * sizeof(CUtensorMap);
 }
 
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err)
+static mf_status find_encode(encode_fn *out, mf_error *err)
 {
     void *found = NULL;
     enum cudaDriverEntryPointQueryResult result;
@@ -39,15 +39,43 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, voi
         return mf_fail(err, MF_ERR_DEVICE,
                        "the NVIDIA driver has no cuTensorMapEncodeTiled: expected one for CUDA 12.0 or later");
     }
+    memcpy(out, &found, sizeof *out); /* no cast from data to code */
+    return MF_OK;
+}
+
+mf_status mf_cuda_grouped_row_maps(const mf_cuda_grouped *call, mf_cuda_row_maps *out, mf_error *err)
+{
     encode_fn make = NULL;
-    memcpy(&make, &found, sizeof make); /* no cast from data to code */
+    MF_TRY(find_encode(&make, err));
+    const bool fp8 = call->fp8 != 0;
+    for (int i = 0; i < MF_CUDA_ROW_BOXES; i++) {
+        CUresult made = encode(make, call->h_bytes, fp8, call->e.num_pairs, call->e.h_stride, call->h_pitch, 128u >> i,
+                               1, (CUtensorMap *)out->h[i]);
+        if (made == CUDA_SUCCESS && call->x_in_order) {
+            made = encode(make, call->x_sorted, fp8, call->e.num_pairs, call->e.hidden_size, call->e.hidden_size * 2,
+                          128u >> i, 1, (CUtensorMap *)out->x[i]);
+        }
+        if (made != CUDA_SUCCESS) {
+            return mf_fail(err, MF_ERR_DEVICE, "experts: the driver makes no tensor map of %lld rows (error %d)",
+                           (long long)call->e.num_pairs, (int)made);
+        }
+    }
+    return MF_OK;
+}
+
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, void *maps, mf_error *err)
+{
+    encode_fn make = NULL;
+    MF_TRY(find_encode(&make, err));
     CUtensorMap *out = maps;
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
             for (int k = 0; k < MF_CUDA_BOXES; k++, out++) {
                 const uint32_t rows = k == MF_CUDA_BOX_32 ? 32 : 64, lines = k == MF_CUDA_BOX_LONG ? 1 : 128 / rows;
-                const CUresult made = encode(make, of[i], rows, lines, out);
+                const bool fp8 = of[i]->format == MF_FORMAT_FP8_BLOCK;
+                const CUresult made = encode(make, of[i]->data, fp8, of[i]->n, of[i]->k,
+                                             of[i]->row_stride * (fp8 ? 1 : 2), rows, lines, out);
                 if (made != CUDA_SUCCESS) {
                     static const char *const names[3] = { "gate", "up", "down" };
                     return mf_fail(err, MF_ERR_DEVICE,
