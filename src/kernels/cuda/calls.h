@@ -5,6 +5,7 @@
 #ifndef MF_KERNELS_CUDA_CALLS_H
 #define MF_KERNELS_CUDA_CALLS_H
 
+#include <stdalign.h>
 #include <stdint.h>
 
 #include "moefuse.h"
@@ -252,6 +253,8 @@ typedef struct mf_cuda_grouped {
     float *x_scales_out, *h_scales;
     int64_t x_groups, h_groups;
     int32_t fp8, packed, x_is_wide, clears_counts; /* packed: mf_cuda_packed */
+    int32_t x_in_order; /* bf16: x_sorted holds every pair's token by place in sorted */
+    uint8_t *x_sorted;  /* [num_pairs, H] */
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
     int32_t width;    /* of every slot; 0: they differ */
@@ -260,13 +263,28 @@ typedef struct mf_cuda_grouped {
     int64_t blocks;
 } mf_cuda_grouped;
 
+/* How the copy engine reads a line of the tokens' and the intermediate's rows, which are in order: boxes of 128, 64, 32 and
+ * 16 rows (CUtensorMap). */
+enum { MF_CUDA_ROW_BOXES = 4 };
+
+typedef struct mf_cuda_row_maps {
+    alignas(64) uint8_t x[MF_CUDA_ROW_BOXES][128];
+    alignas(64) uint8_t h[MF_CUDA_ROW_BOXES][128];
+} mf_cuda_row_maps;
+
 /* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, the tokens' scales. */
 static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
 {
     return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
 }
 
-/* The same of grouped_few.cu. */
+/* And what it takes beside its stages: results on their way out, places of tokens, barriers, units, where slots begin. */
+static inline int64_t mf_cuda_grouped_fixed_bytes(int max_tokens, int64_t num_slots)
+{
+    return 9216 + 8 * (int64_t)max_tokens * 4 + 1024 + (num_slots + 1) * 8;
+}
+
+/* A stage of grouped_few.cu. */
 static inline int64_t mf_cuda_few_stage_bytes(int rows)
 {
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
@@ -279,7 +297,7 @@ static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
 }
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
-int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream);
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);

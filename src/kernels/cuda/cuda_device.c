@@ -342,12 +342,17 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
         *combined = call.one.combines != 0;
         return check(device, mf_cuda_launch_grouped_one(&call, sum, state->stream), "experts' products", err);
     }
-    if (!call.few_rows) { /* few tokens are sorted, and their codes made, where they are multiplied */
-        MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
+    if (call.few_rows) { /* they are sorted, and their codes made, where they are multiplied */
+        return check(device, mf_cuda_launch_grouped_few(&call, state->stream), "experts' products", err);
     }
-    return check(device, call.packed     ? mf_cuda_launch_grouped_packed(&call, state->stream)
-                         : call.few_rows ? mf_cuda_launch_grouped_few(&call, state->stream)
-                                         : mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
+    if (call.packed) {
+        MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
+        return check(device, mf_cuda_launch_grouped_packed(&call, state->stream), "experts' products", err);
+    }
+    mf_cuda_row_maps maps;
+    MF_TRY(mf_cuda_grouped_row_maps(&call, &maps, err));
+    MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
+    return check(device, mf_cuda_launch_grouped(&call, &maps, state->stream), "experts' products", err);
 }
 
 static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)

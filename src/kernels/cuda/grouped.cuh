@@ -152,6 +152,22 @@ MF_DEV float apply(const swiglu &s, float g, float u)
     return __fmul_rn(r, __fadd_rn(u, s.beta));
 }
 
+/* x / scale rounded as a division is: what x * r is off by, twice.  r: 1 / scale, rounded, and normal. */
+MF_DEV float divided(float x, float scale, float r)
+{
+    float q = __fmul_rn(x, r);
+    q = __fmaf_rn(__fmaf_rn(-q, scale, x), r, q);
+    return __fmaf_rn(__fmaf_rn(-q, scale, x), r, q);
+}
+
+/* Four codes; the first in the low byte. */
+MF_DEV uint32_t four_codes(const float *q)
+{
+    const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(q[0], q[1]), __NV_SATFINITE, __NV_E4M3);
+    const uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(q[2], q[3]), __NV_SATFINITE, __NV_E4M3);
+    return low | high << 16;
+}
+
 /* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are
  * elsewhere. */
 template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
@@ -174,16 +190,13 @@ template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, f
         amax = other > amax ? other : amax;
     }
     scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0, __uint_as_float(amax));
-    uint32_t codes[4];
+    const float r = __frcp_rn(scale);
+    const bool is_finite = scale < __uint_as_float(0x7f800000u);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        codes[i] = 0;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            codes[i] |= (uint32_t)quant_e4m3(x[4 * i + k], scale) << 8 * k;
-        }
+    for (int i = 0; i < 16; i++) {
+        x[i] = is_finite ? divided(x[i], scale, r) : __fdividef(x[i], scale); /* finite / inf, or NaN */
     }
-    return make_uint4(codes[0], codes[1], codes[2], codes[3]);
+    return make_uint4(four_codes(x), four_codes(x + 4), four_codes(x + 8), four_codes(x + 12));
 }
 
 /* Columns at .. at + 15 of the i-th group of 128 columns of x. */

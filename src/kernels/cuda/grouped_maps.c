@@ -1,4 +1,5 @@
-/* grouped_maps.c - tensor maps of a table's matrices: how the copy engine of Hopper reads boxes of their rows. */
+/* grouped_maps.c - tensor maps of a table's matrices, and of a call's rows: how the copy engine of Hopper reads boxes of
+ * them. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <string.h>
@@ -12,16 +13,25 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
 
 /* A matrix as lines of 128 bytes: [line][row][128 bytes]; boxes of `lines` lines by `rows` rows, swizzled as the
  * products read them.  What lies past the last row or line arrives as zeros. */
-static CUresult encode(encode_fn make, const mf_cuda_matrix *m, uint32_t rows, uint32_t lines, CUtensorMap *out)
+static CUresult encode(encode_fn make, const void *data, bool fp8, int64_t n, int64_t k, int64_t row_bytes,
+                       uint32_t rows, uint32_t lines, CUtensorMap *out)
 {
-    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
-    const cuuint64_t size = fp8 ? 1 : 2, columns = 128 / size;
-    const cuuint64_t sizes[3] = { columns, (cuuint64_t)m->n, (cuuint64_t)m->k / columns };
-    const cuuint64_t pitch[2] = { (cuuint64_t)m->row_stride * size, 128 };
+    const cuuint64_t columns = fp8 ? 128 : 64;
+    const cuuint64_t sizes[3] = { columns, (cuuint64_t)n, (cuuint64_t)k / columns };
+    const cuuint64_t pitch[2] = { (cuuint64_t)row_bytes, 128 };
     const cuuint32_t box[3] = { (cuuint32_t)columns, rows, lines }, every[3] = { 1, 1, 1 };
-    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)m->data, sizes,
+    return make(out, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)data, sizes,
                 pitch, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUtensorMap *out)
+{
+    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
+    const int64_t size = fp8 ? 1 : 2;
+    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, fp8 ? 16 : 8 };
+    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(fp8, m->k * size) };
+    return encode(make, m->data, fp8, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
 }
 
 /* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */
@@ -44,18 +54,8 @@ size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed)
     return ((size_t)num_slots * 3 * boxes_of(packed) + 3) * sizeof(CUtensorMap); /* and the even slots' */
 }
 
-static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUtensorMap *out)
+static mf_status find_encode(encode_fn *out, mf_error *err)
 {
-    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
-    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, fp8 ? 16 : 8 };
-    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(fp8, m->k * (fp8 ? 1 : 2)) };
-    return encode(make, m, rows[box], lines[box], out);
-}
-
-mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
-                               void *maps, mf_error *err)
-{
-    static const char *const names[3] = { "gate", "up", "down" };
     void *found = NULL;
     enum cudaDriverEntryPointQueryResult result;
     const cudaError_t error =
@@ -64,8 +64,36 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, boo
         return mf_fail(err, MF_ERR_DEVICE,
                        "the NVIDIA driver has no cuTensorMapEncodeTiled: expected one for CUDA 12.0 or later");
     }
+    memcpy(out, &found, sizeof *out); /* no cast from data to code */
+    return MF_OK;
+}
+
+mf_status mf_cuda_grouped_row_maps(const mf_cuda_grouped *call, mf_cuda_row_maps *out, mf_error *err)
+{
     encode_fn make = NULL;
-    memcpy(&make, &found, sizeof make); /* no cast from data to code */
+    MF_TRY(find_encode(&make, err));
+    const bool fp8 = call->fp8 != 0;
+    for (int i = 0; i < MF_CUDA_ROW_BOXES; i++) {
+        CUresult made = encode(make, call->h_bytes, fp8, call->e.num_pairs, call->e.h_stride, call->h_pitch, 128u >> i,
+                               1, (CUtensorMap *)out->h[i]);
+        if (made == CUDA_SUCCESS && call->x_in_order) {
+            made = encode(make, call->x_sorted, fp8, call->e.num_pairs, call->e.hidden_size, call->e.hidden_size * 2,
+                          128u >> i, 1, (CUtensorMap *)out->x[i]);
+        }
+        if (made != CUDA_SUCCESS) {
+            return mf_fail(err, MF_ERR_DEVICE, "experts: the driver makes no tensor map of %lld rows (error %d)",
+                           (long long)call->e.num_pairs, (int)made);
+        }
+    }
+    return MF_OK;
+}
+
+mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
+                               void *maps, mf_error *err)
+{
+    static const char *const names[3] = { "gate", "up", "down" };
+    encode_fn make = NULL;
+    MF_TRY(find_encode(&make, err));
     CUtensorMap *out = maps;
     for (int64_t s = 0; s < num_slots; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
@@ -85,8 +113,8 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, boo
         all.n += (int64_t)(even->slots - 1) * even->rows[i];
         const CUresult made = encode_box(make, &all, i == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP, out++);
         if (made != CUDA_SUCCESS) {
-            return mf_fail(err, MF_ERR_DEVICE, "%s of %d slots, %lld rows: the driver makes no tensor map (error %d)", names[i],
-                           (int)even->slots, (long long)all.n, (int)made);
+            return mf_fail(err, MF_ERR_DEVICE, "%s of %d slots, %lld rows: the driver makes no tensor map (error %d)",
+                           names[i], (int)even->slots, (long long)all.n, (int)made);
         }
     }
     return MF_OK;

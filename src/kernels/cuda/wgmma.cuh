@@ -40,6 +40,13 @@ MF_PTX void barrier_arrive(uint64_t *barrier)
 #endif
 }
 
+MF_PTX void barrier_arrive_times(uint64_t *barrier, uint32_t times)
+{
+#if MF_HAS_WGMMA
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(times) : "memory");
+#endif
+}
+
 /* Arrives, and `bytes` of copies must land before the phase ends. */
 MF_PTX void barrier_expect(uint64_t *barrier, uint32_t bytes)
 {
@@ -67,6 +74,14 @@ MF_PTX void barrier_wait(uint64_t *barrier, uint32_t parity)
                  "bra again;\n"
                  "done:\n"
                  "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+}
+
+/* `bytes` more of copies must land before the phase ends; who asks has yet to arrive. */
+MF_PTX void barrier_expect_more(uint64_t *barrier, uint32_t bytes)
+{
+#if MF_HAS_WGMMA
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 #endif
 }
 
@@ -107,6 +122,15 @@ MF_PTX void fence_shared_for_products()
 {
 #if MF_HAS_WGMMA
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* Ordinary stores to device memory and the copy engine's loads: on the writer's side before the release, on the reader's
+ * behind the acquire. */
+MF_PTX void fence_global_for_copies()
+{
+#if MF_HAS_WGMMA
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
 }
 
