@@ -130,9 +130,10 @@ TEST(dense_linear_bits_do_not_depend_on_the_batch)
 }
 
 /* Inputs of bf16 or f32: what is rounded, and the same bits for a token alone and among any number of others. */
-static void check_inputs(mf_dtype act_dtype)
+static void check_inputs(mf_dtype act_dtype, mf_format format)
 {
-    static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 }, { 17, 64 }, { 300, 1024 }, { 33, 100 }, { 40, 3136 } };
+    static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 },  { 17, 64 },   { 300, 1024 },
+                                         { 33, 100 },  { 40, 3136 }, { 130, 128 }, { 47, 4096 } };
     static const int64_t counts[] = { 1, 4, 5, 8, 9, 17, 32, 33, 65, 130, 300 };
     enum { TOKENS = 300 };
     int count;
@@ -141,7 +142,7 @@ static void check_inputs(mf_dtype act_dtype)
         const int64_t n = shapes[i][0], k = shapes[i][1], stride = k + 4 * (int64_t)(i % 2);
         uint64_t seed = 900 + i;
         case_matrix w;
-        case_matrix_make(&w, &seed, MF_FORMAT_BF16, 0, n, k);
+        case_matrix_make(&w, &seed, format, 0, n, k);
         float *x = normals(&seed, TOKENS * stride), *bias = i % 2 ? normals(&seed, n) : NULL;
         for (int d = 0; d < count; d++) {
             mf_device *device = devices[d].device;
@@ -159,8 +160,8 @@ static void check_inputs(mf_dtype act_dtype)
                 }
             }
             if (!(case_nmse(&e) <= 1e-12)) {
-                fail_msg("%s: linear of %s [%d, %d]: NMSE %g", devices[d].label, mf_dtype_name(act_dtype), (int)n, (int)k,
-                         case_nmse(&e));
+                fail_msg("%s: linear of %s and %s [%d, %d]: NMSE %g", devices[d].label, mf_format_name(format),
+                         mf_dtype_name(act_dtype), (int)n, (int)k, case_nmse(&e));
             }
             for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
                 const int64_t tokens = counts[c], first = c % 2 ? TOKENS - tokens : 0;
@@ -179,12 +180,18 @@ static void check_inputs(mf_dtype act_dtype)
 
 TEST(dense_linear_of_bf16_inputs_rounds_them_and_has_the_same_bits_for_any_batch)
 {
-    check_inputs(MF_BF16);
+    check_inputs(MF_BF16, MF_FORMAT_BF16);
+}
+
+TEST(dense_linear_of_fp8_codes_rounds_bf16_inputs_and_has_the_same_bits_for_any_batch)
+{
+    check_inputs(MF_BF16, MF_FORMAT_FP8_BLOCK);
+    check_inputs(MF_BF16, MF_FORMAT_FP8_CHANNEL);
 }
 
 TEST(dense_linear_of_f32_inputs_keeps_them_and_has_the_same_bits_for_any_batch)
 {
-    check_inputs(MF_F32);
+    check_inputs(MF_F32, MF_FORMAT_BF16);
 }
 
 /* What a device has as one call is what the operations give one by one: for one token with the norm inside the products, and

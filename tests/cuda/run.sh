@@ -83,7 +83,7 @@ sanitizer() {
         start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
         start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
         start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend
-        start $tool-linear ${CHECK_LIMIT:-140} $check --tool $tool "$out/dense" dense_linear_of_bf16 dense_rms_norm
+        start $tool-linear ${CHECK_LIMIT:-140} $check --tool $tool "$out/dense" dense_linear_of_bf16 dense_linear_of_fp8 dense_rms_norm
         start $tool-attention ${CHECK_LIMIT:-140} $check --tool $tool "$out/attention_bits" attention_bits_do_not_depend_on_the_rest
         start $tool-delta-net ${CHECK_LIMIT:-140} $check --tool $tool "$out/delta_net" delta_net_writes_no_state
     done

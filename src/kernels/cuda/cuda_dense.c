@@ -54,6 +54,20 @@ static bool takes_mma(const mf_matrix *m, mf_dtype act_dtype)
            m->row_stride % 8 == 0 && on16(m->data);
 }
 
+/* The same of FP8 codes, widened to bf16: inputs must be rounded to bf16 anyway. */
+static bool takes_fp8(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype)
+{
+    return act_dtype == MF_BF16 && (m->format == MF_FORMAT_FP8_BLOCK || m->format == MF_FORMAT_FP8_CHANNEL) &&
+           m->k % 128 == 0 && m->row_stride % 16 == 0 && on16(m->data) && mf_cuda_state_of(device)->gpu.capability >= 89;
+}
+
+typedef enum linear_path { LINEAR_PLAIN, LINEAR_MMA, LINEAR_FP8 } linear_path;
+
+static linear_path path_of(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype)
+{
+    return takes_mma(m, act_dtype) ? LINEAR_MMA : takes_fp8(device, m, act_dtype) ? LINEAR_FP8 : LINEAR_PLAIN;
+}
+
 /* ---- rounded inputs ---- */
 
 static mf_status reserve_bytes(mf_device *device, size_t bytes, mf_error *err)
@@ -134,8 +148,20 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
          "linear");
 }
 
-/* The products of `chosen` (a set of indices), all of one path and, if plain, of one format. */
-static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, bool is_mma)
+static void launch_fp8(mf_device *device, mf_cuda_linear *p, const void *rounded)
+{
+    p->parts = 1;
+    if (rounded && on16(rounded)) {
+        p->x = rounded;
+        p->x_stride = p->w[0].k;
+    } else if (!round_x(device, p, p->w[0].k)) {
+        return;
+    }
+    done(device, mf_cuda_launch_linear_fp8(p, stream_of(device)), "linear");
+}
+
+/* The products of `chosen` (a set of indices), all of one path and, unless it is that of bf16, of one format. */
+static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, linear_path path)
 {
     mf_cuda_linear p = { .x = call->x, .x_stride = call->x_stride, .num_tokens = call->num_tokens };
     for (int i = 0; i < call->num; i++) {
@@ -147,9 +173,11 @@ static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_
         }
     }
     p.x_is_wide = on16(call->x) && call->x_stride % 4 == 0;
-    if (is_mma) {
+    if (path == LINEAR_MMA) {
         p.parts = call->act_dtype == MF_F32 ? 3 : 1;
         launch_mma(device, &p, call->rounded);
+    } else if (path == LINEAR_FP8) {
+        launch_fp8(device, &p, call->rounded);
     } else {
         p.round_x = call->act_dtype == MF_BF16;
         done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "linear");
@@ -167,14 +195,14 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
         while (!(left >> first & 1)) {
             first++;
         }
-        const bool is_mma = takes_mma(call->w[first], call->act_dtype);
+        const linear_path path = path_of(device, call->w[first], call->act_dtype);
         uint32_t same = 0;
         for (int i = first; i < call->num; i++) {
-            const bool alike = takes_mma(call->w[i], call->act_dtype) == is_mma &&
-                               (is_mma || call->w[i]->format == call->w[first]->format);
+            const bool alike = path_of(device, call->w[i], call->act_dtype) == path &&
+                               (path == LINEAR_MMA || call->w[i]->format == call->w[first]->format);
             same |= (uint32_t)((left >> i & 1) && alike) << i;
         }
-        launch_linear(device, call, same, is_mma);
+        launch_linear(device, call, same, path);
         left &= ~same;
     }
 }

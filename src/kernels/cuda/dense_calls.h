@@ -126,6 +126,8 @@ typedef struct mf_cuda_linear {
 int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);
 int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf16, up to MF_CUDA_LINEAR_FEW tokens */
 int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
+/* FP8 blocks or channels, k a multiple of 128, codes and x (bf16) on 16 bytes; capability 8.9 or later. */
+int mf_cuda_launch_linear_fp8(const mf_cuda_linear *call, void *stream);
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
 int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
 enum { MF_CUDA_LINEAR_FEW = 64 };

@@ -57,6 +57,13 @@ MF_PTX void copy_word_async(void *shared, const void *global, bool is_there)
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(is_there ? 4 : 0) : "memory");
 }
 
+/* 8 bytes. */
+MF_PTX void copy_8_async(void *shared, const void *global)
+{
+    const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+}
+
 MF_PTX void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
