@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
+#include "kernels/cuda/linear_wgmma.h"
 #include "kernels/format.h"
 
 enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
@@ -114,13 +115,37 @@ static int32_t linear_runs(int64_t k)
     return k >= 3072 ? 16 : 8;
 }
 
+/* Hopper's own products, of the same bits; the fewest tokens are quicker without. */
+static bool takes_wgmma(const mf_device *device, const mf_cuda_linear *p)
+{
+    enum { LEAST = 17 };
+    return mf_cuda_state_of(device)->gpu.capability == 90 && p->num_tokens >= LEAST &&
+           (p->num_batches == 0 || p->x_step % 64 == 0);
+}
+
+static void launch_wgmma(mf_device *device, mf_cuda_linear *p, const void *rounded)
+{
+    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    if (rounded && p->parts == 1 && on16(rounded)) {
+        p->x = rounded;
+        p->x_stride = k;
+    } else if (!round_x(device, p, width)) {
+        return;
+    }
+    done(device, mf_cuda_linear_hopper(&mf_cuda_state_of(device)->gpu, p, stream_of(device)), "linear");
+}
+
 /* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
 static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
+    p->runs = linear_runs(p->w[0].k);
+    if (takes_wgmma(device, p)) {
+        launch_wgmma(device, p, rounded);
+        return;
+    }
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
     const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW && mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <=
                                                                    mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
-    p->runs = linear_runs(k);
     if (rounded && p->parts == 1) {
         p->x = rounded;
         p->x_stride = k;
