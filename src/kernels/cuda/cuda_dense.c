@@ -337,32 +337,37 @@ static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows,
     }
 }
 
+static mf_cuda_gqa_prepare prepare_of(const mf_gqa_prepare_call *call)
+{
+    const mf_kv_view *kv = &call->kv;
+    return (mf_cuda_gqa_prepare){ .num_tokens = call->num_tokens,
+                                  .num_heads = (int32_t)call->num_heads,
+                                  .num_kv_heads = (int32_t)call->num_kv_heads,
+                                  .head_dim = (int32_t)call->head_dim,
+                                  .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
+                                  .q = call->q,
+                                  .rows = call->rows,
+                                  .q_norm = call->q_norm,
+                                  .k_norm = call->k_norm,
+                                  .cos_sin = call->cos_sin,
+                                  .eps = call->eps,
+                                  .rope_dim = (int32_t)call->rope_dim,
+                                  .rope_pair = call->rope_pair,
+                                  .norm_after_rope = call->norm_after_rope,
+                                  .is_bf16 = kv->dtype == MF_BF16,
+                                  .cache = kv->cache,
+                                  .block_table = kv->block_table,
+                                  .sequence = kv->sequence,
+                                  .position = kv->position,
+                                  .row_size = kv->row_size,
+                                  .block_size = kv->block_size,
+                                  .max_blocks = kv->max_blocks };
+}
+
 static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
 {
     if (call->num_tokens > 0 && begin(device)) {
-        const mf_kv_view *kv = &call->kv;
-        const mf_cuda_gqa_prepare p = { .num_tokens = call->num_tokens,
-                                        .num_heads = (int32_t)call->num_heads,
-                                        .num_kv_heads = (int32_t)call->num_kv_heads,
-                                        .head_dim = (int32_t)call->head_dim,
-                                        .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
-                                        .q = call->q,
-                                        .rows = call->rows,
-                                        .q_norm = call->q_norm,
-                                        .k_norm = call->k_norm,
-                                        .cos_sin = call->cos_sin,
-                                        .eps = call->eps,
-                                        .rope_dim = (int32_t)call->rope_dim,
-                                        .rope_pair = call->rope_pair,
-                                        .norm_after_rope = call->norm_after_rope,
-                                        .is_bf16 = kv->dtype == MF_BF16,
-                                        .cache = kv->cache,
-                                        .block_table = kv->block_table,
-                                        .sequence = kv->sequence,
-                                        .position = kv->position,
-                                        .row_size = kv->row_size,
-                                        .block_size = kv->block_size,
-                                        .max_blocks = kv->max_blocks };
+        const mf_cuda_gqa_prepare p = prepare_of(call);
         done(device, mf_cuda_launch_gqa_prepare(&p, stream_of(device)), "queries and keys");
     }
 }
@@ -517,7 +522,9 @@ static void run_attention(mf_device *device, mf_cuda_attention *p, float *partia
         done(device,
              p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
              : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
-                         : mf_cuda_launch_attention_prefill(p, stream_of(device)),
+             : mf_cuda_state_of(device)->gpu.capability == 90
+                 ? mf_cuda_launch_attention_hopper(p, NULL, stream_of(device))
+                 : mf_cuda_launch_attention_prefill(p, stream_of(device)),
              "attention");
         return;
     }
@@ -535,11 +542,8 @@ static size_t gqa_scratch_floats(const mf_device *device, const mf_gqa_args *arg
     return partial_room(args->num_tokens, args->num_heads, num_spans(&args->kv), args->v_head_dim) + 1;
 }
 
-static void gqa_attention(mf_device *device, const mf_gqa_args *args)
+static mf_cuda_attention gqa_of(const mf_gqa_args *args)
 {
-    if (args->num_tokens == 0 || !begin(device)) {
-        return;
-    }
     mf_cuda_attention p = { .num_tokens = args->num_tokens,
                             .num_heads = (int32_t)args->num_heads,
                             .num_kv_heads = (int32_t)args->num_kv_heads,
@@ -556,7 +560,36 @@ static void gqa_attention(mf_device *device, const mf_gqa_args *args)
                             .out = args->out,
                             .scale = args->softmax_scale };
     set_view(&p, &args->kv);
-    run_attention(device, &p, args->scratch);
+    return p;
+}
+
+static void gqa_attention(mf_device *device, const mf_gqa_args *args)
+{
+    if (args->num_tokens > 0 && begin(device)) {
+        mf_cuda_attention p = gqa_of(args);
+        run_attention(device, &p, args->scratch);
+    }
+}
+
+/* Many rows on Hopper: attention makes its queries, keys and values are cached before it. */
+static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
+                        const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
+{
+    mf_cuda_attention p = gqa_of(args);
+    const bool is_decode = p.num_tokens <= DECODE_TOKENS && may_split(p.num_tokens, p.num_heads, p.most_spans, p.v_dim);
+    if (is_decode || mf_cuda_state_of(device)->gpu.capability != 90 || !takes_mma_attention(device, &p)) {
+        return false;
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    mf_cuda_gqa_prepare r = prepare_of(prepare);
+    r.leaves_queries = 1;
+    *is_rounded = act_dtype == MF_BF16 && takes_mma(reader, act_dtype) && on16(args->out);
+    p.rounded = *is_rounded ? (uint16_t *)args->out : NULL;
+    done(device, mf_cuda_launch_gqa_prepare(&r, stream_of(device)), "keys");
+    done(device, mf_cuda_launch_attention_hopper(&p, &r, stream_of(device)), "attention");
+    return true;
 }
 
 /* Rows that go through MLA together: their latent queries and results share the scratch. */
@@ -831,6 +864,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->add_norm = add_norm;
     ops->norm_linear = norm_linear;
     ops->gqa_prepare = gqa_prepare;
+    ops->gqa_at_once = gqa_at_once;
     ops->mla_prepare = mla_prepare;
     ops->glu = glu;
     ops->best = best;
