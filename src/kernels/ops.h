@@ -368,6 +368,11 @@ typedef struct mf_device_ops {
      * false: nothing was done, add_norm and linear_many are to be called; the bits are theirs. */
     bool (*norm_linear)(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
+    /* gqa_prepare and gqa_attention in one; what prepare would leave in q and rows is not written.  reader: the product that
+     * reads the result next, with inputs rounded to act_dtype; is_rounded: the result lies in out as bf16, rows without gaps,
+     * for linear_many.  false: nothing was done. */
+    bool (*gqa_at_once)(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
+                        const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded);
     void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
     /* Optional: gate[i] = silu(gate[i]) * up[i]: a dense MLP is then three products, whose kernels are faster than those of an
      * expert that everybody picks. */

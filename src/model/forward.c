@@ -386,8 +386,10 @@ static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, in
     }
 }
 
-/* Norms, rope and the cache's rows in one call, where the device has one and nothing unusual stands in between. */
-static bool prepare_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+/* Norms, rope, the cache's rows and attention in one call or two, where the device has them and nothing unusual stands in
+ * between. */
+static bool attend_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens, const mf_gqa_args *args,
+                           bool *is_rounded)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
@@ -415,7 +417,11 @@ static bool prepare_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv
         .cos_sin = model->rope_table,
         .kv = *kv,
     };
-    model->device->ops->gqa_prepare(model->device, &call);
+    const mf_device_ops *ops = model->device->ops;
+    if (!ops->gqa_at_once || !ops->gqa_at_once(model->device, &call, args, &w->o_proj, model->act_dtype, is_rounded)) {
+        ops->gqa_prepare(model->device, &call);
+        ops->gqa_attention(model->device, args);
+    }
     return true;
 }
 
@@ -450,8 +456,8 @@ static void prepare_step_by_step(mf_model *model, int64_t layer, const mf_kv_vie
     ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
 }
 
-/* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention. */
-static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+/* h [T, H] normed input -> attention [T, heads * v]: grouped-query attention.  true: its result lies there as bf16. */
+static bool run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
@@ -467,15 +473,17 @@ static void run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
                                     { &w->k_proj, w->k_bias, k, kv_width },
                                     { &w->v_proj, w->v_bias, v, kv_width } };
     run_linears_of_h(model, products, 3, num_tokens);
-    if (!prepare_at_once(model, layer, kv, num_tokens)) {
-        prepare_step_by_step(model, layer, kv, num_tokens);
-    }
     mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
-    ops->gqa_attention(device, &args);
+    bool is_rounded = false;
+    if (!attend_at_once(model, layer, kv, num_tokens, &args, &is_rounded)) {
+        prepare_step_by_step(model, layer, kv, num_tokens);
+        ops->gqa_attention(device, &args);
+    }
     if (gated) {
         ops->sigmoid_gate(device, s->attention, dim, s->mixed + dim, 2 * dim, num_tokens * config->num_heads, dim);
     }
+    return is_rounded;
 }
 
 /* h [T, H] normed input -> h [T, H] output of a gated delta net; `view` holds this layer's states. */
@@ -500,13 +508,28 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
     mf_model_scratch *s = &model->scratch;
+    const int64_t width = config->num_heads * config->v_head_dim;
+    bool is_rounded = false;
     if (config->attention == MF_ATTENTION_GQA) {
-        run_gqa(model, layer, kv, num_tokens);
+        is_rounded = run_gqa(model, layer, kv, num_tokens);
     } else {
         run_mla(model, layer, kv, num_tokens);
     }
-    run_linear(model, &w->o_proj, w->o_bias, s->attention, config->num_heads * config->v_head_dim, num_tokens, s->h,
-               config->hidden_size);
+    if (is_rounded) {
+        const mf_linear_call call = { .num = 1,
+                                      .w = { &w->o_proj },
+                                      .bias = { w->o_bias },
+                                      .out = { s->h },
+                                      .out_stride = { config->hidden_size },
+                                      .act_dtype = model->act_dtype,
+                                      .x = s->attention,
+                                      .x_stride = width,
+                                      .rounded = s->attention,
+                                      .num_tokens = num_tokens };
+        model->device->ops->linear_many(model->device, &call);
+        return;
+    }
+    run_linear(model, &w->o_proj, w->o_bias, s->attention, width, num_tokens, s->h, config->hidden_size);
 }
 
 /* ---- the MLP half of a layer ---- */

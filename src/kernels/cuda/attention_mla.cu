@@ -180,8 +180,8 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                     const float2 low = *(const float2 *)row, high = *(const float2 *)(row + 8 * SCORE_PITCH);
                     s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
                 }
-                mask(s, p.scale, base, q, first[i], last[i]);
-                weigh(s, packed[i], most, part[i]);
+                mask(s, base, q, first[i], last[i]);
+                weigh(s, p.scale, packed[i], most, part[i]);
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     if (DECODE && is_mine[i][e] && warp == 0 && q == 0) {

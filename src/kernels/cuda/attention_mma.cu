@@ -42,49 +42,46 @@ MF_DEV void copy_part(uint4 *rows, int part_at, const mf_cuda_attention &p, cons
     }
 }
 
-/* 16 rows of queries as operands: rows g and g + 8, chunks q and q + 4 of each unit. */
+/* 16 rows of queries as operands of steps of 16 columns: rows g and g + 8, columns 2q, 2q + 1 and eight further on. */
 template <int DIM> struct query_rows {
-    uint4 low[DIM / 64][2], high[DIM / 64][2];
+    uint32_t v[DIM / 16][4];
 };
 
-MF_DEV uint4 query_chunk(const float *row, int column)
+MF_DEV uint32_t query_pair(const float *row, int column)
 {
-    return row ? pack_chunk(row + column) : make_uint4(0, 0, 0, 0);
+    const float2 v = row ? *(const float2 *)(row + column) : make_float2(0.0f, 0.0f);
+    return pack_bf16(v.x, v.y);
 }
 
 template <int DIM> MF_DEV void load_queries(query_rows<DIM> &r, const float *low, const float *high, int q)
 {
 #pragma unroll
-    for (int u = 0; u < DIM / 64; u++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            r.low[u][h] = query_chunk(low, u * 64 + h * 32 + q * 8);
-            r.high[u][h] = query_chunk(high, u * 64 + h * 32 + q * 8);
-        }
+    for (int s = 0; s < DIM / 16; s++) {
+        r.v[s][0] = query_pair(low, s * 16 + 2 * q);
+        r.v[s][1] = query_pair(high, s * 16 + 2 * q);
+        r.v[s][2] = query_pair(low, s * 16 + 8 + 2 * q);
+        r.v[s][3] = query_pair(high, s * 16 + 8 + 2 * q);
     }
 }
 
 /* Positions [8 n, 8 n + 8). */
-template <int DIM>
-MF_DEV void score_tile(float (&acc)[4], const query_rows<DIM> &r, const uint4 *keys, int n, int g, int q)
+template <int DIM> MF_DEV void score_tile(float (&acc)[4], const query_rows<DIM> &r, const uint4 *keys, int n, int lane)
 {
     acc[0] = acc[1] = acc[2] = acc[3] = 0.0f;
 #pragma unroll
-    for (int u = 0; u < DIM / 64; u++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            token_chunk<MF_CUDA_PATH_BF16> key;
-            key.v[0] = keys[place<DIM / 8>(n * 8 + g, u * 8 + h * 4 + q)];
-            add_half<MF_CUDA_PATH_BF16>(acc, r.low[u][h], r.high[u][h], key);
-        }
+    for (int s = 0; s < DIM / 16; s += 2) {
+        uint32_t b[4];
+        load_tiles(b, keys + place<DIM / 8>(n * 8 + (lane & 7), s * 2 + (lane >> 3)));
+        mma_bf16(acc, r.v[s][0], r.v[s][1], r.v[s][2], r.v[s][3], b[0], b[1]);
+        mma_bf16(acc, r.v[s + 1][0], r.v[s + 1][1], r.v[s + 1][2], r.v[s + 1][3], b[2], b[3]);
     }
 }
 
-template <int DIM> MF_DEV void score(scores &s, const query_rows<DIM> &r, const uint4 *keys, int g, int q)
+template <int DIM> MF_DEV void score(scores &s, const query_rows<DIM> &r, const uint4 *keys, int lane)
 {
 #pragma unroll
     for (int n = 0; n < 8; n++) {
-        score_tile<DIM>(s.v[n], r, keys, n, g, q);
+        score_tile<DIM>(s.v[n], r, keys, n, lane);
     }
 }
 
@@ -141,7 +138,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
         for (int i = 0; i < 2; i++) {
             const int n = warp * 2 + i;
             float acc[4];
-            score_tile<DIM>(acc, r, keys, n, g, q);
+            score_tile<DIM>(acc, r, keys, n, lane);
             *(float2 *)&all_scores[g][n * 8 + 2 * q] = make_float2(acc[0], acc[1]);
             *(float2 *)&all_scores[g + 8][n * 8 + 2 * q] = make_float2(acc[2], acc[3]);
         }
@@ -156,8 +153,8 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
                          high = *(const float2 *)&all_scores[g + 8][n * 8 + 2 * q];
             s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
         }
-        mask(s, p.scale, piece * PIECE, q, begins, ends);
-        weigh(s, packed, most, sum);
+        mask(s, piece * PIECE, q, begins, ends);
+        weigh(s, p.scale, packed, most, sum);
         weigh_values<CHUNKS, TILES>(out, packed, values, warp * TILES, lane);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -307,9 +304,9 @@ __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __
             scores s;
             uint32_t packed[4][4];
             float most[2], part[2], of_old[2], of_next[2];
-            score<DIM>(s, r, keys, g, q);
-            mask(s, p.scale, base, q, first, last);
-            weigh(s, packed, most, part);
+            score<DIM>(s, r, keys, lane);
+            mask(s, base, q, first, last);
+            weigh(s, p.scale, packed, most, part);
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 if (part[e] != 0.0f) {

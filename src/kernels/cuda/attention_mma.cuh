@@ -5,9 +5,7 @@
  * unrounded.  Pieces are merged in ascending order, in registers or by a kernel of its own, so a row's bits depend on
  * its position, window and chunk alone.
  *
- * A score's operands are permuted alike inside a unit of 64 columns, as in product.cuh: 16-byte chunks go straight to
- * registers.  Rows of a piece lie in shared memory with their chunks swapped so that neither those reads nor ldmatrix's
- * meet a bank twice. */
+ * Rows of a piece lie in shared memory with their chunks swapped so that ldmatrix meets no bank twice. */
 #ifndef MF_KERNELS_CUDA_ATTENTION_MMA_CUH
 #define MF_KERNELS_CUDA_ATTENTION_MMA_CUH
 
@@ -48,8 +46,9 @@ struct scores {
 };
 
 /* Weights of the scores in place, rounded pairs into `packed` as operands of four steps over positions; the piece's
- * maxima and sums of rows g and g + 8. */
-MF_DEV void weigh(scores &s, uint32_t (&packed)[4][4], float (&most)[2], float (&sum)[2])
+ * maxima, in units of log2, and sums of rows g and g + 8.  scale is positive: the largest product is the largest
+ * score's. */
+MF_DEV void weigh(scores &s, float scale, uint32_t (&packed)[4][4], float (&most)[2], float (&sum)[2])
 {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
@@ -59,14 +58,15 @@ MF_DEV void weigh(scores &s, uint32_t (&packed)[4][4], float (&most)[2], float (
             m = fmaxf(m, fmaxf(s.v[n][2 * e], s.v[n][2 * e + 1]));
         }
         m = fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 1));
-        m = fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 2));
+        m = __fmul_rn(fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 2)), scale);
+        const float below = m == minus_infinity() ? 0.0f : m; /* where nothing is seen, every weight is 0 */
         float total = 0.0f;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float &v = s.v[n][2 * e + k];
-                v = v == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(v, m));
+                v = exp2_fast(__fsub_rn(__fmul_rn(v, scale), below)); /* of the largest exactly 1 */
                 total = __fadd_rn(total, v);
             }
         }
@@ -107,25 +107,18 @@ MF_DEV void weigh_values(float (&out)[TILES][4], const uint32_t (&packed)[4][4],
     }
 }
 
-/* Scale, and minus infinity where a row does not see a position; seen: [first, last] of rows g and g + 8. */
-MF_DEV void mask(scores &s, float scale, int64_t base, int q, const int64_t (&first)[2], const int64_t (&last)[2])
+/* Minus infinity where a row does not see a position; seen: [first, last] of rows g and g + 8. */
+template <typename I> MF_DEV void mask(scores &s, I base, int q, const I (&first)[2], const I (&last)[2])
 {
     int low[2], high[2]; /* seen positions of the piece, less this thread's first column */
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        const int64_t from = first[e] - base, to = last[e] - base;
+        const I from = first[e] - base, to = last[e] - base;
         low[e] = (from < 0 ? 0 : from > PIECE ? PIECE : (int)from) - 2 * q;
         high[e] = (to < 0 ? -1 : to >= PIECE ? 2 * PIECE : (int)to) - 2 * q;
     }
     const bool sees_all = low[0] <= 0 && low[1] <= 0 && high[0] >= PIECE && high[1] >= PIECE;
     if (__all_sync(MF_FULL_WARP, sees_all)) {
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                s.v[n][k] = __fmul_rn(s.v[n][k], scale);
-            }
-        }
         return;
     }
 #pragma unroll
@@ -133,7 +126,7 @@ MF_DEV void mask(scores &s, float scale, int64_t base, int q, const int64_t (&fi
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int at = n * 8 + (k & 1);
-            s.v[n][k] = at >= low[k >> 1] && at <= high[k >> 1] ? __fmul_rn(s.v[n][k], scale) : minus_infinity();
+            s.v[n][k] = at >= low[k >> 1] && at <= high[k >> 1] ? s.v[n][k] : minus_infinity();
         }
     }
 }

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
+#include "kernels/cuda/linear_wgmma.h"
 #include "kernels/format.h"
 
 enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
@@ -128,13 +129,37 @@ static int32_t linear_runs(int64_t k)
     return k >= 3072 ? 16 : 8;
 }
 
+/* Hopper's own products, of the same bits; the fewest tokens are quicker without. */
+static bool takes_wgmma(const mf_device *device, const mf_cuda_linear *p)
+{
+    enum { LEAST = 17 };
+    return mf_cuda_state_of(device)->gpu.capability == 90 && p->num_tokens >= LEAST &&
+           (p->num_batches == 0 || p->x_step % 64 == 0);
+}
+
+static void launch_wgmma(mf_device *device, mf_cuda_linear *p, const void *rounded)
+{
+    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    if (rounded && p->parts == 1 && on16(rounded)) {
+        p->x = rounded;
+        p->x_stride = k;
+    } else if (!round_x(device, p, width)) {
+        return;
+    }
+    done(device, mf_cuda_linear_hopper(&mf_cuda_state_of(device)->gpu, p, stream_of(device)), "linear");
+}
+
 /* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
 static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
+    p->runs = linear_runs(p->w[0].k);
+    if (takes_wgmma(device, p)) {
+        launch_wgmma(device, p, rounded);
+        return;
+    }
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
     const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW && mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <=
                                                                    mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
-    p->runs = linear_runs(k);
     if (rounded && p->parts == 1) {
         p->x = rounded;
         p->x_stride = k;
@@ -340,32 +365,37 @@ static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows,
     }
 }
 
+static mf_cuda_gqa_prepare prepare_of(const mf_gqa_prepare_call *call)
+{
+    const mf_kv_view *kv = &call->kv;
+    return (mf_cuda_gqa_prepare){ .num_tokens = call->num_tokens,
+                                  .num_heads = (int32_t)call->num_heads,
+                                  .num_kv_heads = (int32_t)call->num_kv_heads,
+                                  .head_dim = (int32_t)call->head_dim,
+                                  .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
+                                  .q = call->q,
+                                  .rows = call->rows,
+                                  .q_norm = call->q_norm,
+                                  .k_norm = call->k_norm,
+                                  .cos_sin = call->cos_sin,
+                                  .eps = call->eps,
+                                  .rope_dim = (int32_t)call->rope_dim,
+                                  .rope_pair = call->rope_pair,
+                                  .norm_after_rope = call->norm_after_rope,
+                                  .is_bf16 = kv->dtype == MF_BF16,
+                                  .cache = kv->cache,
+                                  .block_table = kv->block_table,
+                                  .sequence = kv->sequence,
+                                  .position = kv->position,
+                                  .row_size = kv->row_size,
+                                  .block_size = kv->block_size,
+                                  .max_blocks = kv->max_blocks };
+}
+
 static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
 {
     if (call->num_tokens > 0 && begin(device)) {
-        const mf_kv_view *kv = &call->kv;
-        const mf_cuda_gqa_prepare p = { .num_tokens = call->num_tokens,
-                                        .num_heads = (int32_t)call->num_heads,
-                                        .num_kv_heads = (int32_t)call->num_kv_heads,
-                                        .head_dim = (int32_t)call->head_dim,
-                                        .values = (int32_t)(call->num_kv_heads * call->v_head_dim),
-                                        .q = call->q,
-                                        .rows = call->rows,
-                                        .q_norm = call->q_norm,
-                                        .k_norm = call->k_norm,
-                                        .cos_sin = call->cos_sin,
-                                        .eps = call->eps,
-                                        .rope_dim = (int32_t)call->rope_dim,
-                                        .rope_pair = call->rope_pair,
-                                        .norm_after_rope = call->norm_after_rope,
-                                        .is_bf16 = kv->dtype == MF_BF16,
-                                        .cache = kv->cache,
-                                        .block_table = kv->block_table,
-                                        .sequence = kv->sequence,
-                                        .position = kv->position,
-                                        .row_size = kv->row_size,
-                                        .block_size = kv->block_size,
-                                        .max_blocks = kv->max_blocks };
+        const mf_cuda_gqa_prepare p = prepare_of(call);
         done(device, mf_cuda_launch_gqa_prepare(&p, stream_of(device)), "queries and keys");
     }
 }
@@ -541,7 +571,9 @@ static void run_attention(mf_device *device, mf_cuda_attention *p, float *partia
         done(device,
              p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
              : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
-                         : mf_cuda_launch_attention_prefill(p, stream_of(device)),
+             : mf_cuda_state_of(device)->gpu.capability == 90
+                 ? mf_cuda_launch_attention_hopper(p, NULL, stream_of(device))
+                 : mf_cuda_launch_attention_prefill(p, stream_of(device)),
              "attention");
         return;
     }
@@ -559,11 +591,8 @@ static size_t gqa_scratch_floats(const mf_device *device, const mf_gqa_args *arg
     return partial_room(args->num_tokens, args->num_heads, num_spans(&args->kv), args->v_head_dim) + 1;
 }
 
-static void gqa_attention(mf_device *device, const mf_gqa_args *args)
+static mf_cuda_attention gqa_of(const mf_gqa_args *args)
 {
-    if (args->num_tokens == 0 || !begin(device)) {
-        return;
-    }
     mf_cuda_attention p = { .num_tokens = args->num_tokens,
                             .num_heads = (int32_t)args->num_heads,
                             .num_kv_heads = (int32_t)args->num_kv_heads,
@@ -580,7 +609,36 @@ static void gqa_attention(mf_device *device, const mf_gqa_args *args)
                             .out = args->out,
                             .scale = args->softmax_scale };
     set_view(&p, &args->kv);
-    run_attention(device, &p, args->scratch);
+    return p;
+}
+
+static void gqa_attention(mf_device *device, const mf_gqa_args *args)
+{
+    if (args->num_tokens > 0 && begin(device)) {
+        mf_cuda_attention p = gqa_of(args);
+        run_attention(device, &p, args->scratch);
+    }
+}
+
+/* Many rows on Hopper: attention makes its queries, keys and values are cached before it. */
+static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
+                        const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
+{
+    mf_cuda_attention p = gqa_of(args);
+    const bool is_decode = p.num_tokens <= DECODE_TOKENS && may_split(p.num_tokens, p.num_heads, p.most_spans, p.v_dim);
+    if (is_decode || mf_cuda_state_of(device)->gpu.capability != 90 || !takes_mma_attention(device, &p)) {
+        return false;
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    mf_cuda_gqa_prepare r = prepare_of(prepare);
+    r.leaves_queries = 1;
+    *is_rounded = act_dtype == MF_BF16 && takes_mma(reader, act_dtype) && on16(args->out);
+    p.rounded = *is_rounded ? (uint16_t *)args->out : NULL;
+    done(device, mf_cuda_launch_gqa_prepare(&r, stream_of(device)), "keys");
+    done(device, mf_cuda_launch_attention_hopper(&p, &r, stream_of(device)), "attention");
+    return true;
 }
 
 /* Rows that go through MLA together: their latent queries and results share the scratch. */
@@ -842,6 +900,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->add_norm = add_norm;
     ops->norm_linear = norm_linear;
     ops->gqa_prepare = gqa_prepare;
+    ops->gqa_at_once = gqa_at_once;
     ops->mla_prepare = mla_prepare;
     ops->glu = glu;
     ops->best = best;

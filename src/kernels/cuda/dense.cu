@@ -3,6 +3,7 @@
  * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum has an order that its width alone
  * decides. */
 #include "kernels/cuda/early.cuh"
+#include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 namespace
@@ -35,20 +36,6 @@ __global__ void embed_kernel(const mf_cuda_matrix table, const int32_t *ids, flo
 }
 
 /* ---- norm ---- */
-
-MF_DEV float sum_of(float v)
-{
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        v = __fadd_rn(v, __shfl_xor_sync(MF_FULL_WARP, v, step));
-    }
-    return v;
-}
-
-MF_DEV float norm_scale(float sum, int64_t n, float eps)
-{
-    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), eps)));
-}
 
 /* WARPS warps take a row; one: eight rows share a block.  A thread keeps up to KEPT elements between the two passes. */
 template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(const __grid_constant__ mf_cuda_norm p)
@@ -168,56 +155,6 @@ __global__ void kv_write_kernel(const mf_cuda_kv_write p)
 
 /* ---- between the projections and grouped-query attention ---- */
 
-constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
-
-MF_DEV void norm_head(float (&v)[HEAD_MOST / 32], int dim, const float (&weight)[HEAD_MOST / 32], float eps, int lane)
-{
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        sum = k * 32 + lane < dim ? __fmaf_rn(v[k], v[k], sum) : sum;
-    }
-    const float scale = norm_scale(sum_of(sum), dim, eps);
-#pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k]) : 0.0f;
-    }
-}
-
-/* Cosine and sine of each element that a lane holds. */
-MF_DEV void load_angles(float2 (&angle)[HEAD_MOST / 32], int dim, int pair, const float *table, int lane)
-{
-#pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        const int e = k * 32 + lane, i = pair ? e / 2 : e % (dim / 2);
-        angle[k] = e < dim ? *(const float2 *)(table + 2 * i) : make_float2(1.0f, 0.0f);
-    }
-}
-
-/* Partners meet in shared memory: [HEAD_MOST] of the warp's own. */
-MF_DEV void rotate_head(float (&v)[HEAD_MOST / 32], float *room, int dim, int pair,
-                        const float2 (&angle)[HEAD_MOST / 32], int lane)
-{
-    const int half = dim / 2;
-#pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        room[k * 32 + lane] = v[k];
-    }
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        const int e = k * 32 + lane;
-        if (e < dim) {
-            const bool is_second = pair ? e & 1 : e >= half;
-            const float c = angle[k].x, s = angle[k].y;
-            const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
-            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s))
-                             : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
-        }
-    }
-    __syncwarp();
-}
-
 template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
 {
     if (p.is_bf16) {
@@ -227,19 +164,22 @@ template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
     }
 }
 
+constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
+
 /* Positions, tables and weights are no kernel's work: they are read before the kernels in front have ended. */
 __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
 {
     __shared__ float rooms[THREADS / 32][HEAD_MOST];
     let_next_start();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, parts = p.num_heads + p.num_kv_heads + 1;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, skipped = p.leaves_queries ? p.num_heads : 0,
+              parts = p.num_heads - skipped + p.num_kv_heads + 1;
     const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
-    const int part = (int)(at % parts);
+    const int part = skipped + (int)(at % parts);
     if (t >= p.num_tokens) {
         wait_for_previous();
         return;
     }
-    const bool is_query = part < p.num_heads, is_value = part == parts - 1;
+    const bool is_query = part < p.num_heads, is_value = part == p.num_heads + p.num_kv_heads;
     const int64_t position = p.position[t];
     const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
     const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size;
@@ -539,7 +479,8 @@ int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
 
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
-    const int64_t warps = call->num_tokens * (call->num_heads + call->num_kv_heads + 1);
+    const int64_t parts = (call->leaves_queries ? 0 : call->num_heads) + call->num_kv_heads + 1,
+                  warps = call->num_tokens * parts;
     return launch_rows(gqa_prepare_kernel, warps, THREADS / 32, stream, *call);
 }
 

@@ -35,6 +35,7 @@ int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64
 /* A warp takes a query's head, a key's head, or a row's values. */
 typedef struct mf_cuda_gqa_prepare {
     int64_t num_tokens;
+    int32_t leaves_queries; /* to attention */
     int32_t num_heads, num_kv_heads, head_dim, values; /* values: num_kv_heads * v_head_dim */
     float *q, *rows;
     const float *q_norm, *k_norm, *cos_sin;
@@ -150,6 +151,7 @@ typedef struct mf_cuda_attention {
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;
     float *out; /* [T, heads, v_dim] */
+    uint16_t *rounded; /* the same in bf16, instead, of attention_wgmma.cu; or NULL */
     float scale;
     int32_t cache_is_bf16;
     int32_t heads_at_once; /* of a block */
@@ -165,6 +167,8 @@ enum { MF_CUDA_SPAN = 256 }; /* positions whose softmax is one piece: results of
 enum { MF_CUDA_PIECE = 64 };
 int mf_cuda_launch_attention_decode(const mf_cuda_attention *call, void *stream); /* 2 kernels */
 int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream);
+/* The same prefill on sm_90; with `prepare`, q is what the projection left. */
+int mf_cuda_launch_attention_hopper(const mf_cuda_attention *call, const mf_cuda_gqa_prepare *prepare, void *stream);
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream);
 /* MLA with a latent of 512 and a rotated part of 64. */
 int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream); /* decode: 2 kernels */

@@ -1,11 +1,12 @@
 /* linear.cu - products of a model's dense layers: out[t, r] = w[r] . x[t] + bias[r].
  *
  * PLAIN takes any format in f32 arithmetic: a warp sums a row, lane l the columns 8l.. of each 256, one tree at the
- * end. bf16 weights go through mma.sync in product.cuh's order, k cut into 8 or 16 runs, each from zero, added in
- * order: FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows, with the same bits.  Inputs are
- * rounded to bf16, or, where they count as f32, split into three bf16 numbers that hold all their bits.  Which order is
- * taken depends on the matrix alone. */
+ * end. bf16 weights go through mma.sync, 16 columns an instruction, k cut into 8 or 16 runs, each from zero,
+ * added in order: FEW with the weights streamed once past all tokens, TILE by tiles of 128 rows, with the same bits,
+ * which are linear_wgmma.cu's, too.  Inputs are rounded to bf16, or, where they count as f32, split into three bf16
+ * numbers that hold all their bits.  Which order is taken depends on the matrix alone. */
 #include "kernels/cuda/early.cuh"
+#include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/matrix.cuh"
 #include "kernels/cuda/product.cuh"
 
@@ -14,15 +15,6 @@ namespace
 
 constexpr int WARPS = 8;
 constexpr int THREADS = 32 * WARPS;
-
-MF_DEV int matrix_of(const mf_cuda_linear &p, int64_t block)
-{
-    int i = 0;
-    while (i + 1 < p.num && block >= p.first_block[i + 1]) {
-        i++;
-    }
-    return i;
-}
 
 /* ---- PLAIN ---- */
 
@@ -138,22 +130,6 @@ template <int ROWS, int TOKENS> int launch_plain(const mf_cuda_linear &call, cud
 
 /* ---- FEW: 16 rows a block, a run of k a warp ---- */
 
-/* Unit `u` of run `run` of a matrix whose k is cut into `runs`. */
-MF_DEV int run_start(int run, int units, int runs)
-{
-    return (int)((int64_t)run * units / runs);
-}
-
-/* x = high + middle + low: three bf16 numbers hold the 24 bits of an f32; what is no number goes into the first. */
-MF_DEV void split_bf16(float x, float (&part)[3])
-{
-    part[0] = bf16_to_f32(f32_to_bf16(x));
-    const bool is_number = (__float_as_uint(part[0]) & 0x7f800000u) != 0x7f800000u;
-    const float rest = is_number ? __fsub_rn(x, part[0]) : 0.0f;
-    part[1] = bf16_to_f32(f32_to_bf16(rest));
-    part[2] = __fsub_rn(rest, part[1]);
-}
-
 constexpr int ROW_PAD =
     64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
 
@@ -251,6 +227,24 @@ template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linea
     __syncthreads();
 }
 
+/* A lane's 16-byte chunk of four becomes its operands of two steps of 16 columns: chunks 0 and 1 meet in the first, 2
+ * and 3 in the second.  Lane q has words 2 * (q / 2) and the next of chunk q % 2 in both. */
+MF_DEV void share_chunks(uint4 &v, int q)
+{
+    const bool is_low = q < 2;
+    const uint32_t a = __shfl_xor_sync(MF_FULL_WARP, is_low ? v.z : v.x, 2);
+    const uint32_t b = __shfl_xor_sync(MF_FULL_WARP, is_low ? v.w : v.y, 2);
+    v = is_low ? make_uint4(v.x, v.y, a, b) : make_uint4(a, b, v.z, v.w);
+}
+
+/* The same words of a row of x: half a unit from `half` on. */
+MF_DEV uint4 share_of(const uint8_t *half, int q)
+{
+    const uint2 first = *(const uint2 *)(half + (q & 1) * 16 + (q >> 1) * 8),
+                second = *(const uint2 *)(half + 32 + (q & 1) * 16 + (q >> 1) * 8);
+    return make_uint4(first.x, first.y, second.x, second.y);
+}
+
 /* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory.
  */
 template <int TILES, int RUNS, int PARTS>
@@ -307,18 +301,22 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (u0 + i < end) {
-                const uint4 low_chunks[2] = { l[i][0], l[i][1] }, high_chunks[2] = { h[i][0], h[i][1] };
+                uint4 low_chunks[2] = { l[i][0], l[i][1] }, high_chunks[2] = { h[i][0], h[i][1] };
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    share_chunks(low_chunks[k], q);
+                    share_chunks(high_chunks[k], q);
+                }
                 load_weights(i, u0 + i + AHEAD);
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
 #pragma unroll
                     for (int n = 0; n < TILES; n++) {
                         const int64_t t = n * 8 + g;
-                        const uint4 *chunk =
-                            (const uint4 *)(x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES) + q;
+                        const uint8_t *unit = x + part * plane + t * pitch + (int64_t)(u0 + i) * UNIT_BYTES;
                         token_chunk<MF_CUDA_PATH_BF16> first, second;
-                        first.v[0] = t < num_tokens ? chunk[0] : zero;
-                        second.v[0] = t < num_tokens ? chunk[4] : zero;
+                        first.v[0] = t < num_tokens ? share_of(unit, q) : zero;
+                        second.v[0] = t < num_tokens ? share_of(unit + 64, q) : zero;
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[0], high_chunks[0], first);
                         add_half<MF_CUDA_PATH_BF16>(acc[n], low_chunks[1], high_chunks[1], second);
                     }
@@ -392,9 +390,10 @@ __global__ void __launch_bounds__(THREADS)
 constexpr int ROWS = 128;
 constexpr int STAGES = 4;
 
-MF_DEV int swap_halves(int row, int chunk)
+/* Eight rows' chunks meet all banks. */
+MF_DEV int swizzled(int row, int chunk)
 {
-    return row * 8 + (chunk ^ ((row & 1) << 2));
+    return row * 8 + (chunk ^ (row & 7));
 }
 
 template <int TOKENS> struct tile_shape;
@@ -447,12 +446,12 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
             const int at = unit / PARTS, part = unit % PARTS;
 #pragma unroll
             for (int i = 0; i < A_COPIES; i++) {
-                copy_async(stage + swap_halves((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)at * UNIT_BYTES,
+                copy_async(stage + swizzled((tid + i * THREADS) >> 3, tid & 7), a_from[i] + (int64_t)at * UNIT_BYTES,
                            there >> i & 1);
             }
 #pragma unroll
             for (int i = 0; i < B_COPIES; i++) {
-                copy_async(stage + ROWS * 8 + swap_halves((tid + i * THREADS) >> 3, tid & 7),
+                copy_async(stage + ROWS * 8 + swizzled((tid + i * THREADS) >> 3, tid & 7),
                            b_from[i] + (PARTS == 1 ? 0 : part * p.x_plane * 2) + (int64_t)at * UNIT_BYTES,
                            there >> (A_COPIES + i) & 1);
             }
@@ -490,25 +489,27 @@ __global__ void __launch_bounds__(THREADS, TOKENS == 128 ? 1 : 2) tile_kernel(co
         const uint4 *a_rows = stages + u % STAGES * STAGE, *b_rows = a_rows + ROWS * 8;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint4 low[M], high[M];
-            token_chunk<MF_CUDA_PATH_BF16> token[N];
+            uint32_t a[2][M][4], b[N][4];
 #pragma unroll
             for (int i = 0; i < M; i++) {
-                low[i] = a_rows[swap_halves((m0 + i) * 16 + g, half * 4 + q)];
-                high[i] = a_rows[swap_halves((m0 + i) * 16 + g + 8, half * 4 + q)];
+#pragma unroll
+                for (int step = 0; step < 2; step++) {
+                    load_tiles(a[step][i],
+                               a_rows + swizzled((m0 + i) * 16 + (lane & 15), half * 4 + step * 2 + (lane >> 4)));
+                }
             }
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                token[n].v[0] = b_rows[swap_halves((n0 + n) * 8 + g, half * 4 + q)];
+                load_tiles(b[n], b_rows + swizzled((n0 + n) * 8 + (lane & 7), half * 4 + (lane >> 3)));
             }
 #pragma unroll
-            for (int s = 0; s < STEPS<MF_CUDA_PATH_BF16>; s++) {
+            for (int step = 0; step < 2; step++) {
 #pragma unroll
                 for (int i = 0; i < M; i++) {
-                    const auto l = widen_row<MF_CUDA_PATH_BF16>(low[i]), h = widen_row<MF_CUDA_PATH_BF16>(high[i]);
 #pragma unroll
                     for (int n = 0; n < N; n++) {
-                        add_step<MF_CUDA_PATH_BF16>(acc[i][n], l, h, token[n], s);
+                        const uint32_t(&v)[4] = a[step][i];
+                        mma_bf16(acc[i][n], v[0], v[1], v[2], v[3], b[n][2 * step], b[n][2 * step + 1]);
                     }
                 }
             }

@@ -182,6 +182,16 @@ MF_PTX void load_transposed(uint32_t (&r)[4], const void *shared)
                  : "memory");
 }
 
+/* The same as they lie: lane (g, q) gets columns 2q, 2q + 1 of row g of each. */
+MF_PTX void load_tiles(uint32_t (&r)[4], const void *shared)
+{
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
 /* Programmatic dependent launch (sm_90): what kernels before this one wrote is there; the next one may start. */
 MF_PTX void wait_for_previous()
 {

@@ -158,6 +158,29 @@ MF_PTX void add_release(uint32_t *p, uint32_t n)
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
 }
 
+/* ---- clusters ---- */
+
+/* All threads of a cluster's blocks; what they wrote to shared memory before is seen after. */
+MF_PTX void cluster_sync()
+{
+#if MF_HAS_WGMMA
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* The float at the place of `p` in the shared memory of the cluster's block `rank`. */
+MF_PTX float load_of_block(const float *p, int rank)
+{
+    float v = 0.0f;
+#if MF_HAS_WGMMA
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %1, %2; ld.shared::cluster.f32 %0, [at]; }"
+                 : "=f"(v)
+                 : "r"(shared_address(p)), "r"(rank)
+                 : "memory");
+#endif
+    return v;
+}
+
 /* ---- registers of a warpgroup ---- */
 
 template <int COUNT> MF_PTX void give_registers()

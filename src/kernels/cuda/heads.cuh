@@ -1,0 +1,92 @@
+/* heads.cuh - norm and rope of a head that a warp holds: element i in register i / 32 of lane i % 32, KEPT of them.
+ * The arithmetic is that of kernels/ref/dense.c. */
+#ifndef MF_KERNELS_CUDA_HEADS_CUH
+#define MF_KERNELS_CUDA_HEADS_CUH
+
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/numbers.cuh"
+
+MF_DEV float sum_of(float v)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        v = __fadd_rn(v, __shfl_xor_sync(MF_FULL_WARP, v, step));
+    }
+    return v;
+}
+
+MF_DEV float norm_scale(float sum, int64_t n, float eps)
+{
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), eps)));
+}
+
+template <int KEPT> MF_DEV void norm_head(float (&v)[KEPT], int dim, const float (&weight)[KEPT], float eps, int lane)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        sum = k * 32 + lane < dim ? __fmaf_rn(v[k], v[k], sum) : sum;
+    }
+    const float scale = norm_scale(sum_of(sum), dim, eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        v[k] = k * 32 + lane < dim ? __fmul_rn(__fmul_rn(v[k], scale), weight[k]) : 0.0f;
+    }
+}
+
+/* Cosine and sine of each element that a lane holds. */
+template <int KEPT> MF_DEV void load_angles(float2 (&angle)[KEPT], int dim, int pair, const float *table, int lane)
+{
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int e = k * 32 + lane, i = pair ? e / 2 : e % (dim / 2);
+        angle[k] = e < dim ? *(const float2 *)(table + 2 * i) : make_float2(1.0f, 0.0f);
+    }
+}
+
+/* Partners meet in shared memory: [32 * KEPT] of the warp's own. */
+template <int KEPT>
+MF_DEV void rotate_head(float (&v)[KEPT], float *room, int dim, int pair, const float2 (&angle)[KEPT], int lane)
+{
+    const int half = dim / 2;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        room[k * 32 + lane] = v[k];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int e = k * 32 + lane;
+        if (e < dim) {
+            const bool is_second = pair ? e & 1 : e >= half;
+            const float c = angle[k].x, s = angle[k].y;
+            const float other = room[pair ? e ^ 1 : is_second ? e - half : e + half];
+            v[k] = is_second ? __fadd_rn(__fmul_rn(v[k], c), __fmul_rn(other, s))
+                             : __fsub_rn(__fmul_rn(v[k], c), __fmul_rn(other, s));
+        }
+    }
+    __syncwarp();
+}
+
+/* What a warp needs to make a head of what a projection left. */
+template <int KEPT> struct head_maker {
+    float weight[KEPT];
+    float2 angle[KEPT];
+};
+
+template <int KEPT>
+MF_DEV void make_head(float (&v)[KEPT], const mf_cuda_gqa_prepare &r, const float *norm, const head_maker<KEPT> &maker,
+                      float *room, int lane)
+{
+#pragma unroll 1
+    for (int turn = 0; turn < 2; turn++) { /* one place for the norm's code */
+        if (norm && turn == (r.norm_after_rope != 0)) {
+            norm_head(v, KEPT * 32, maker.weight, r.eps, lane);
+        }
+        if (turn == 0 && r.rope_dim > 0) {
+            rotate_head(v, room, r.rope_dim, r.rope_pair, maker.angle, lane);
+        }
+    }
+}
+
+#endif

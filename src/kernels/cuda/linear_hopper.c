@@ -1,0 +1,89 @@
+/* linear_hopper.c - the host's side of linear_wgmma.cu: which kernel, which tiles, and the tensor maps of a call. */
+#include <cuda_runtime_api.h>
+#include <string.h>
+
+#include "kernels/cuda/linear_wgmma.h"
+
+typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static int find_encode(encode_fn *out)
+{
+    void *found = NULL;
+    enum cudaDriverEntryPointQueryResult result;
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess || !found) {
+        return error != cudaSuccess ? (int)error : (int)cudaErrorNotSupported;
+    }
+    memcpy(out, &found, sizeof *out); /* no cast from data to code */
+    return 0;
+}
+
+/* Rows of bf16 as lines of 64 columns: [line][row][64], a box `box` rows of one line, swizzled as products read them.
+ * Rows past the last arrive as zeros. */
+static int encode(encode_fn make, const void *data, int64_t rows, int64_t stride, int64_t columns, int32_t box,
+                  CUtensorMap *out)
+{
+    const cuuint64_t sizes[3] = { 64, (cuuint64_t)rows, (cuuint64_t)columns / 64 };
+    const cuuint64_t pitch[2] = { (cuuint64_t)stride * 2, 128 };
+    const cuuint32_t boxes[3] = { 64, (cuuint32_t)box, 1 }, every[3] = { 1, 1, 1 };
+    const CUresult made = make(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)(uintptr_t)data, sizes, pitch, boxes,
+                               every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return made == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+}
+
+static int64_t rows_of(const mf_cuda_linear *p, int i)
+{
+    return p->num_batches > 0 ? p->rows : p->w[i].n;
+}
+
+static int64_t cut(mf_cuda_linear *p, int64_t rows)
+{
+    int64_t blocks = 0;
+    for (int i = 0; i < p->num; i++) {
+        p->first_block[i] = blocks;
+        blocks += (rows_of(p, i) + rows - 1) / rows;
+    }
+    p->first_block[p->num] = blocks;
+    return blocks;
+}
+
+/* Rows of a tile: those whose last wave leaves least undone; wider ones read less. */
+static int32_t tile_rows(const mf_cuda_gpu *gpu, const mf_cuda_linear *call)
+{
+    mf_cuda_linear p = *call;
+    const int64_t others = (p.num_tokens + 127) / 128 * (p.num_batches > 0 ? p.num_batches : 1);
+    const int64_t all = gpu->num_multiprocessors;
+    const int64_t narrow = (cut(&p, 128) * others + all - 1) / all * 128 * 11 / 10,
+                  wide = (cut(&p, 192) * others + all - 1) / all * 192;
+    return narrow < wide ? 128 : 192;
+}
+
+int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream)
+{
+    encode_fn make = NULL;
+    int code = find_encode(&make);
+    if (code != 0) {
+        return code;
+    }
+    mf_cuda_linear_maps maps = { .p = *call };
+    mf_cuda_linear *p = &maps.p;
+    const bool is_few = p->num_tokens <= MF_CUDA_STREAM_TOKENS;
+    maps.w_rows = is_few ? 64 : tile_rows(gpu, p);
+    for (maps.x_rows = is_few ? 32 : 128; is_few && maps.x_rows < p->num_tokens; maps.x_rows *= 2) {
+    }
+    (void)cut(p, maps.w_rows);
+    for (int i = 0; i < p->num && code == 0; i++) {
+        code = encode(make, p->w[i].data, p->w[i].n, p->w[i].row_stride, p->w[i].k, maps.w_rows, &maps.w[i]);
+    }
+    if (code == 0) {
+        const int64_t width = p->num_batches > 0 ? p->num_batches * p->x_step : p->w[0].k;
+        code = encode(make, p->x, p->parts * p->num_tokens, p->x_stride, width, maps.x_rows, &maps.x);
+    }
+    return code != 0 ? code
+           : is_few  ? mf_cuda_launch_linear_stream(&maps, stream)
+                     : mf_cuda_launch_linear_tiles(&maps, gpu->num_multiprocessors, stream);
+}

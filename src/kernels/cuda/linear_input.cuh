@@ -1,0 +1,35 @@
+/* linear_input.cuh - what the kernels of dense products share: whose block it is, runs of k, inputs as planes of bf16.
+ */
+#ifndef MF_KERNELS_CUDA_LINEAR_INPUT_CUH
+#define MF_KERNELS_CUDA_LINEAR_INPUT_CUH
+
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/sm90.cuh"
+
+MF_DEV int matrix_of(const mf_cuda_linear &p, int64_t block)
+{
+    int i = 0;
+    while (i + 1 < p.num && block >= p.first_block[i + 1]) {
+        i++;
+    }
+    return i;
+}
+
+/* First unit of run `run` of a matrix whose k is cut into `runs`. */
+MF_DEV int run_start(int run, int units, int runs)
+{
+    return (int)((int64_t)run * units / runs);
+}
+
+/* x = high + middle + low: three bf16 numbers hold the 24 bits of an f32; what is no number goes into the first. */
+MF_DEV void split_bf16(float x, float (&part)[3])
+{
+    part[0] = bf16_to_f32(f32_to_bf16(x));
+    const bool is_number = (__float_as_uint(part[0]) & 0x7f800000u) != 0x7f800000u;
+    const float rest = is_number ? __fsub_rn(x, part[0]) : 0.0f;
+    part[1] = bf16_to_f32(f32_to_bf16(rest));
+    part[2] = __fsub_rn(rest, part[1]);
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* linear_wgmma.h - dense products on Hopper: a call with its tensor maps, from linear_hopper.c to linear_wgmma.cu. */
+#ifndef MF_KERNELS_CUDA_LINEAR_WGMMA_H
+#define MF_KERNELS_CUDA_LINEAR_WGMMA_H
+
+#include <cuda.h>
+
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MF_CUDA_STREAM_TOKENS = 128 };
+
+typedef struct mf_cuda_linear_maps {
+    CUtensorMap w[MF_CUDA_LINEAR_MOST], x; /* lines of 64 columns: [line][row][64]; x's planes follow one another */
+    mf_cuda_linear p;
+    int32_t w_rows, x_rows; /* of a box */
+    int32_t stages;         /* STREAM: set by its launch */
+} mf_cuda_linear_maps;
+
+/* Products with bf16 matrices whose k is a multiple of 64 and whose rows lie on 16 bytes; x as planes of bf16.  A
+ * cudaError_t. */
+int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream);
+
+int mf_cuda_launch_linear_stream(mf_cuda_linear_maps *call, void *stream);
+int mf_cuda_launch_linear_tiles(const mf_cuda_linear_maps *call, int multiprocessors, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
