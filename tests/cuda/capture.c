@@ -3,6 +3,7 @@
  *
  * Needs a GPU; tests/cuda/run.sh runs it. */
 #include <cuda_runtime_api.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/random.h"
@@ -54,7 +55,8 @@ static void *random_bf16(mf_device *device, uint64_t *seed, size_t count)
     return block;
 }
 
-static void open_problem(problem *p, int64_t tokens)
+/* apart: blocks of odd sizes lie between the slots, which then have no common distance. */
+static void open_problem(problem *p, int64_t tokens, bool apart)
 {
     enum { SLOTS = EXPERTS + SHARED };
     static mf_slot slots[SLOTS];
@@ -70,6 +72,9 @@ static void open_problem(problem *p, int64_t tokens)
         down.n = HIDDEN;
         down.k = down.row_stride = WIDTH;
         slots[s] = (mf_slot){ .gate = gate, .up = up, .down = down };
+        if (apart) {
+            on_device(p->device, NULL, (size_t)(1 + s % 3) * 4096 * (1 + s % 2));
+        }
     }
     const mf_experts_desc desc = { .num_slots = SLOTS, .hidden_size = HIDDEN, .slots = slots, .act_dtype = MF_BF16 };
     CHECK_OK(mf_experts_create(p->device, &desc, &p->experts, &err), err);
@@ -123,7 +128,7 @@ static void check_replays(int64_t tokens, int replays)
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
-    open_problem(&p, tokens);
+    open_problem(&p, tokens, false);
     CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
     fetch(&p, tokens, want, want_counts);
     CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -168,13 +173,30 @@ TEST(a_captured_layer_of_many_tokens_replays_with_the_same_bits)
     check_replays(MAX_TOKENS, repeats());
 }
 
+/* Slots that lie evenly are read through tensor maps that they share. */
+TEST(where_slots_lie_changes_no_bit)
+{
+    static float out[2][MAX_TOKENS * HIDDEN];
+    int32_t counts[EXPERTS + SHARED];
+    for (int64_t tokens = 1; tokens <= 4; tokens++) {
+        for (int apart = 0; apart < 2; apart++) {
+            problem p;
+            open_problem(&p, tokens, apart);
+            CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+            fetch(&p, tokens, out[apart], counts);
+            close_problem(&p);
+        }
+        CHECK_MEM(out[1], out[0], (size_t)tokens * HIDDEN * 4);
+    }
+}
+
 TEST(a_bad_pointer_is_an_error_with_text_and_stays_one)
 {
     if (getenv("MOEFUSE_CUDA_NO_FAULTS")) {
         return; /* compute-sanitizer would report it, rightly */
     }
     problem p;
-    open_problem(&p, 3);
+    open_problem(&p, 3, false);
     p.layer.x.data = (void *)(uintptr_t)0x1000;
     /* The fault may show at a later launch of the same call already. */
     if (mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err) == MF_OK) {

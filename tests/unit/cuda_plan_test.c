@@ -508,6 +508,66 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
     }
 }
 
+TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
+{
+    for (int path = MF_CUDA_PATH_BF16; path <= MF_CUDA_PATH_FP8; path += MF_CUDA_PATH_FP8 - MF_CUDA_PATH_BF16) {
+        for (int64_t tokens = 1; tokens <= 5; tokens++) {
+            experts_problem p;
+            make_experts(&p, 128, (mf_cuda_path)path, tokens, memory);
+            p.paths.maps = memory;
+            CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+            CHECK_EQ(p.plan.grouped.one.tokens, 0); /* widths differ */
+            p.paths.width = 768;
+            CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+            const mf_cuda_one *one = &p.plan.grouped.one;
+            const bool fp8 = path == MF_CUDA_PATH_FP8;
+            /* five have more pairs than a warp has lanes; three leave no room for stages beside their codes' parts */
+            CHECK_EQ(one->tokens, tokens > (fp8 ? 2 : 4) ? 0 : tokens > 2 ? 4 : 2);
+            if (one->tokens == 0) {
+                continue;
+            }
+            const int32_t ring = one->stages * 2 * MF_CUDA_ONE_HALF;
+            CHECK(one->stages >= 6 && one->stages <= MF_CUDA_ONE_STAGES && one->bytes <= h200.shared_bytes);
+            const int32_t places[] = { one->x_at,    one->up_parts_at, one->h_at,    one->down_parts_at,
+                                       one->sums_at, one->floats_at,   one->state_at };
+            for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+                CHECK(places[i] >= ring && places[i] <= one->bytes && places[i] % 1024 == 0);
+            }
+            CHECK_EQ(one->state_at + MF_CUDA_ONE_STATE, one->bytes);
+            CHECK_EQ(one->x_lines, fp8 ? 16 : 32);
+            CHECK_EQ(one->h_lines, fp8 ? 8 : 12); /* 6 in whole boxes of 4 */
+            CHECK_EQ(one->most_tiles, 8 * tokens);
+            CHECK(one->most_units * 132 >= 8 * tokens * 768 / 8 && one->groups >= 1);
+        }
+    }
+}
+
+TEST(slots_share_maps_where_they_lie_evenly)
+{
+    static uint8_t block[1];
+    mf_cuda_slot slots[4];
+    memset(slots, 0, sizeof slots);
+    const int64_t step = (int64_t)3 * 64 * 128 * 2;
+    for (int s = 0; s < 4; s++) {
+        const mf_cuda_matrix m = { .data = block + s * step, .n = 64, .k = 128, .row_stride = 128, .format = MF_FORMAT_BF16 };
+        slots[s].gate = slots[s].up = slots[s].down = m;
+        slots[s].up.data += step / 3;
+        slots[s].down.data += 2 * step / 3;
+        slots[s].down.n = 128;
+        slots[s].down.k = slots[s].down.row_stride = 64;
+    }
+    mf_cuda_even even = mf_cuda_even_slots(slots, 4);
+    CHECK_EQ(even.slots, 4);
+    CHECK(even.rows[0] == 192 && even.rows[1] == 192 && even.rows[2] == 384);
+    CHECK_EQ(mf_cuda_even_slots(slots, 1).slots, 0);
+    slots[3].down.data += 256; /* the last one lies elsewhere, as a shared expert may */
+    CHECK_EQ(mf_cuda_even_slots(slots, 4).slots, 3);
+    slots[2].up.n = 32;
+    CHECK_EQ(mf_cuda_even_slots(slots, 4).slots, 2);
+    slots[1].gate.data += 128; /* no whole rows apart */
+    CHECK_EQ(mf_cuda_even_slots(slots, 4).slots, 0);
+}
+
 TEST(grouped_products_take_other_ways_for_input_scales_and_refuse_millions_of_pairs)
 {
     experts_problem p;
