@@ -93,29 +93,44 @@ template <int STAGES> struct cursor {
     }
 };
 
+/* A warp gathers 16 rows of each piece, whose places in the cache 16 of its lanes find, one piece ahead. */
 template <int DIM>
 MF_DEV void gather(const mf_cuda_attention &p, const int32_t *sequences, const int32_t *positions, int tokens,
                    uint8_t *stages, uint64_t *full, uint64_t *empty)
 {
-    constexpr int CHUNKS = DIM / 8, TURNS = PIECE * CHUNKS / GATHERERS;
-    const int kv_head = blockIdx.y, chunk = threadIdx.x % CHUNKS, row0 = threadIdx.x / CHUNKS;
+    constexpr int CHUNKS = DIM / 8, SIDE = 32 / CHUNKS, STEP = GATHERERS / CHUNKS, TURNS = PIECE / STEP;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane % CHUNKS,
+              row0 = warp * SIDE + lane / CHUNKS;
+    const int found_row = warp * SIDE + lane % 16 / SIDE * STEP + lane % SIDE;
+    const uint16_t *cached = (const uint16_t *)p.cache + blockIdx.y * DIM + chunk * 8;
+    const uint32_t at_row = chunk / 8 * SUB + swizzled(row0, chunk % 8), size = (uint32_t)p.block_size;
+    const int row_size = (int)p.row_size;
     cursor<STAGES<DIM>> at = { 0, 1 };
     for (int begin = 0, end; begin < tokens; begin = end) {
         end = run_end(sequences, positions, begin, tokens);
         const int32_t *blocks = p.block_table + (int64_t)sequences[begin] * p.max_blocks;
-        const int lowest = (int)first_seen(p, positions[begin]), highest = positions[end - 1];
-        for (int piece = lowest / PIECE; piece <= highest / PIECE; piece++) {
-            uint8_t *keys = stages + at.stage * 2 * PART<DIM> + chunk / 8 * SUB;
+        const int lowest = (int)first_seen(p, positions[begin]), highest = positions[end - 1], last = highest / PIECE;
+        auto find = [&](int piece) { /* a row of the cache, -1: none */
+                                     const int position = piece * PIECE + found_row;
+                                     return position >= lowest && position <= highest
+                                                ? (int)(blocks[(uint32_t)position / size] * size +
+                                                        (uint32_t)position % size)
+                                                : -1;
+        };
+        int found = find(lowest / PIECE);
+        for (int piece = lowest / PIECE; piece <= last; piece++) {
+            const int rows = found;
+            if (piece < last) {
+                found = find(piece + 1);
+            }
+            uint8_t *keys = stages + at.stage * 2 * PART<DIM> + at_row;
             barrier_wait(&empty[at.stage], at.parity);
 #pragma unroll
             for (int i = 0; i < TURNS; i++) {
-                const int row = row0 + i * (GATHERERS / CHUNKS), position = piece * PIECE + row;
-                const bool is_there = position >= lowest && position <= highest;
-                const uint16_t *from = (const uint16_t *)p.cache + (is_there ? row_offset(p, blocks, position) : 0) +
-                                       kv_head * DIM + chunk * 8;
-                const uint32_t to = swizzled(row, chunk % 8);
-                copy_async(keys + to, from, is_there);
-                copy_async(keys + PART<DIM> + to, from + p.value_at, is_there);
+                const int row = __shfl_sync(MF_FULL_WARP, rows, i * SIDE + lane / CHUNKS);
+                const uint16_t *from = cached + (int64_t)(row < 0 ? 0 : row) * row_size;
+                copy_async(keys + i * STEP * LINE, from, row >= 0);
+                copy_async(keys + PART<DIM> + i * STEP * LINE, from + p.value_at, row >= 0);
             }
             barrier_arrive_after_copies(&full[at.stage]);
             cursor<STAGES<DIM>>::next(at);
