@@ -164,69 +164,63 @@ template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
     }
 }
 
-constexpr int HEAD_MOST = 256; /* of a head whose elements a warp holds: element i in lane i % 32 */
-
 /* Positions, tables and weights are no kernel's work: they are read before the kernels in front have ended. */
+template <int KEPT>
 __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
 {
-    __shared__ float rooms[THREADS / 32][HEAD_MOST];
+    __shared__ float rooms[THREADS / 32][KEPT * 32];
     let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, skipped = p.leaves_queries ? p.num_heads : 0,
-              parts = p.num_heads - skipped + p.num_kv_heads + 1;
+              parts = p.num_heads - skipped + 2 * p.num_kv_heads;
     const int64_t at = (int64_t)blockIdx.x * (THREADS / 32) + warp, t = at / parts;
     const int part = skipped + (int)(at % parts);
     if (t >= p.num_tokens) {
         wait_for_previous();
         return;
     }
-    const bool is_query = part < p.num_heads, is_value = part == p.num_heads + p.num_kv_heads;
+    const bool is_query = part < p.num_heads, is_value = part >= p.num_heads + p.num_kv_heads;
+    const int kv_head = is_query ? 0 : (part - p.num_heads) % p.num_kv_heads;
     const int64_t position = p.position[t];
     const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
-    const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size;
+    const int keys = p.num_kv_heads * p.head_dim, dim = is_value ? p.values / p.num_kv_heads : p.head_dim;
+    const int in_row = (is_value ? keys : 0) + kv_head * dim;
+    const int64_t row = (block * p.block_size + position % p.block_size) * p.row_size + in_row;
     const float *norm = is_value ? NULL : is_query ? p.q_norm : p.k_norm;
-    float2 angle[HEAD_MOST / 32];
-    float v[HEAD_MOST / 32], weight[HEAD_MOST / 32];
+    float2 angle[KEPT];
+    float v[KEPT], weight[KEPT];
     if (!is_value && p.rope_dim > 0) {
         load_angles(angle, p.rope_dim, p.rope_pair, p.cos_sin + position * p.rope_dim, lane);
     }
 #pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        weight[k] = norm && k * 32 + lane < p.head_dim ? norm[k * 32 + lane] : 0.0f;
+    for (int k = 0; k < KEPT; k++) {
+        weight[k] = norm && k * 32 + lane < dim ? norm[k * 32 + lane] : 0.0f;
     }
     wait_for_previous();
-    const int keys = p.num_kv_heads * p.head_dim;
-    if (is_value) {
-        const float *values = p.rows + t * p.row_size + keys;
-#pragma unroll 4
-        for (int i = lane; i < p.values; i += 32) {
-            store_cached(p, row + keys + i, values[i]);
-        }
-        return;
-    }
-    const int key_head = part - p.num_heads;
-    float *x = is_query ? p.q + (t * p.num_heads + part) * p.head_dim
-                        : p.rows + t * p.row_size + (int64_t)key_head * p.head_dim;
+    float *x = is_query ? p.q + (t * p.num_heads + part) * dim : p.rows + t * p.row_size + in_row;
 #pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
-        v[k] = k * 32 + lane < p.head_dim ? x[k * 32 + lane] : 0.0f;
+    for (int k = 0; k < KEPT; k++) {
+        v[k] = k * 32 + lane < dim ? x[k * 32 + lane] : 0.0f;
     }
     if (norm && !p.norm_after_rope) {
-        norm_head(v, p.head_dim, weight, p.eps, lane);
+        norm_head(v, dim, weight, p.eps, lane);
     }
-    if (p.rope_dim > 0) {
+    if (!is_value && p.rope_dim > 0) {
         rotate_head(v, rooms[warp], p.rope_dim, p.rope_pair, angle, lane);
     }
     if (norm && p.norm_after_rope) {
-        norm_head(v, p.head_dim, weight, p.eps, lane);
+        norm_head(v, dim, weight, p.eps, lane);
     }
 #pragma unroll
-    for (int k = 0; k < HEAD_MOST / 32; k++) {
+    for (int k = 0; k < KEPT; k++) {
         const int e = k * 32 + lane;
-        if (e < p.head_dim && is_query) {
+        if (e < dim && is_query) {
             x[e] = v[k];
-        } else if (e < p.head_dim) {
-            store_cached(p, row + (int64_t)key_head * p.head_dim + e, v[k]);
+        } else if (e < dim) {
+            store_cached(p, row + e, v[k]);
         }
+    }
+    for (int e = KEPT * 32 + lane; is_value && e < dim; e += 32) { /* heads are no longer, values may be */
+        store_cached(p, row + e, x[e]);
     }
 }
 
@@ -479,9 +473,10 @@ int mf_cuda_launch_kv_write(const mf_cuda_kv_write *call, void *stream)
 
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
-    const int64_t parts = (call->leaves_queries ? 0 : call->num_heads) + call->num_kv_heads + 1,
+    const int64_t parts = (call->leaves_queries ? 0 : call->num_heads) + 2 * call->num_kv_heads,
                   warps = call->num_tokens * parts;
-    return launch_rows(gqa_prepare_kernel, warps, THREADS / 32, stream, *call);
+    return call->head_dim <= 128 ? launch_rows(gqa_prepare_kernel<4>, warps, THREADS / 32, stream, *call)
+                                 : launch_rows(gqa_prepare_kernel<8>, warps, THREADS / 32, stream, *call);
 }
 
 int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream)

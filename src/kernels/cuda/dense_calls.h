@@ -32,7 +32,7 @@ typedef struct mf_cuda_norm {
 int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream);
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
                         const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream);
-/* A warp takes a query's head, a key's head, or a row's values. */
+/* A warp takes a head of a query, of a key, or of a row's values; heads of keys have up to 256 elements. */
 typedef struct mf_cuda_gqa_prepare {
     int64_t num_tokens;
     int32_t leaves_queries; /* to attention */
