@@ -263,8 +263,8 @@ typedef struct mf_cuda_grouped {
     int64_t blocks;
 } mf_cuda_grouped;
 
-/* How the copy engine reads a line of the tokens' and the intermediate's rows, which are in order: boxes of 128, 64, 32 and
- * 16 rows (CUtensorMap). */
+/* How the copy engine reads a line of rows that lie in the slots' order, the tokens' and the intermediate's: boxes of 128, 64,
+ * 32 and 16 rows (CUtensorMap).  Only with x_in_order. */
 enum { MF_CUDA_ROW_BOXES = 4 };
 
 typedef struct mf_cuda_row_maps {
@@ -278,13 +278,7 @@ static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
     return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
 }
 
-/* And what it takes beside its stages: results on their way out, places of tokens, barriers, units, where slots begin. */
-static inline int64_t mf_cuda_grouped_fixed_bytes(int max_tokens, int64_t num_slots)
-{
-    return 9216 + 8 * (int64_t)max_tokens * 4 + 1024 + (num_slots + 1) * 8;
-}
-
-/* A stage of grouped_few.cu. */
+/* The same of grouped_few.cu. */
 static inline int64_t mf_cuda_few_stage_bytes(int rows)
 {
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;

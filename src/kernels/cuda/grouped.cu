@@ -2,8 +2,8 @@
  * one slot.
  *
  * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the
- * tensor copy engine bring 256 rows by 128 bytes a stage, and the tokens' rows where these lie in order (w2's always do);
- * else 96 threads gather them.  Two warpgroups multiply.
+ * tensor copy engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.
+ * Where slots have many tokens (COPIED, bf16) these lie in the slots' order, and the copy engine brings them, too.
  * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
  * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
  * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
@@ -44,15 +44,12 @@ MF_DEV void own_barrier(int group)
     }
 }
 
-MF_DEV bool y_is_wide(const mf_cuda_grouped &p)
+/* A unit of w13 is written, or this warpgroup has no rows of it. */
+template <bool COPIED> MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 {
-    return p.e.y_dtype == MF_BF16 && p.e.y_is_wide;
-}
-
-/* A unit of w13 is written, or there was none for this warpgroup. */
-MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
-{
-    fence_global_for_copies();
+    if (COPIED) {
+        fence_global_for_copies();
+    }
     named_barrier<BARRIER_BOTH, 256>();
     if (threadIdx.x == PRODUCERS) { /* released for all: the barrier put their stores before it */
         add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
@@ -60,7 +57,7 @@ MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 }
 
 /* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
-template <bool FP8, int N>
+template <bool FP8, bool COPIED, int N>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
@@ -153,13 +150,13 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
             }
         }
     }
-    end_up(p, u);
+    end_up<COPIED>(p, u);
 }
 
 /* 128 rows of the output by N tokens. */
 template <int N>
 MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2],
-                       uint8_t *staging, const uint32_t *places)
+                       uint8_t *staging, const int64_t *places)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
@@ -181,7 +178,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
     /* The warpgroup turns 16 tokens by 128 rows over at a time, so that a token's rows go out 256 bytes in one piece.
      */
     const int at = row + warp * 16;
-    if (y_is_wide(p)) {
+    if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
         uint8_t *whole = staging + group * (STAGING / 2);
 #pragma unroll
         for (int c = 0; c < N / 16; c++) {
@@ -202,7 +199,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             for (int i = 0; i < 2; i++) {
                 const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
                 if (t < u->count && r < hidden) {
-                    *(uint4 *)((uint16_t *)p.e.y + ((uint64_t)places[t] << 3) + r) =
+                    *(uint4 *)((uint16_t *)p.e.y + places[t] + r) =
                         *(const uint4 *)(whole + (token * WIDE_PITCH + (own & 15) * 8) * 2);
                 }
             }
@@ -230,8 +227,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 #pragma unroll 1
         for (int token = 0; token < 8 && c * 8 + token < u->count; token++) {
             if (r < hidden) {
-                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, places[c * 8 + token]) + r, to[token * 33 + lane],
-                            p.e.bytewise);
+                store_float(p.e.y, p.e.y_dtype, places[c * 8 + token] + r, to[token * 33 + lane], p.e.bytewise);
             }
         }
     }
@@ -240,35 +236,20 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 
 /* ---- the two warpgroups that multiply ---- */
 
-/* acc += part * (token scale * weight scale). */
-template <int N> MF_DEV void promote_wide(float *acc, const float (&part)[N / 2], const float *token_scales, float scale)
-{
-    const int q = threadIdx.x & 3;
-#pragma unroll
-    for (int i = 0; i < N / 16; i++) {
-        const float4 t = *(const float4 *)(token_scales + 16 * i + 4 * q);
-        const float by[4] = { __fmul_rn(t.x, scale), __fmul_rn(t.y, scale), __fmul_rn(t.z, scale), __fmul_rn(t.w, scale) };
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            acc[8 * i + k] = __fmaf_rn(part[8 * i + k], by[k >> 2 << 1 | (k & 1)], acc[8 * i + k]);
-        }
-    }
-}
-
-/* Of every 16 tokens a lane of the products needs four, 2q, 2q + 1 and those eight on: their scales lie together. */
-MF_DEV int scale_place(int token)
-{
-    return (token & ~15) | (token & 6) << 1 | (token & 8) >> 2 | (token & 1);
-}
-
-template <bool FP8, int MAX, int N>
+template <bool FP8, int MAX, bool COPIED, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
-                     uint8_t *staging, const uint32_t *places)
+                     uint8_t *staging)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>();
     const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
     const int lines = u->lines, steps = u->steps;
-    const bool copied = u->is_down || p.x_in_order; /* all operands are the copy engine's */
+    int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
+    if (u->is_down) {                                               /* its last readers have passed a barrier since */
+        for (int t = (threadIdx.x - PRODUCERS) & 127; t < u->count; t += 128) {
+            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
+        }
+        own_barrier(group);
+    }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
         float acc[2][N / 2];
@@ -276,7 +257,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         for (int i = 0; i < N / 2; i++) {
             acc[0][i] = acc[1][i] = 0.0f;
         }
-        if (!FP8 && !u->is_down && u->row + 64 * group >= p.e.slots[u->slot].up.n) { /* the other one has the last rows */
+        if (COPIED && !u->is_down && u->row + 64 * group >= p.e.slots[u->slot].up.n) { /* the other one has the last rows */
 #pragma unroll 1
             for (int line = 0; line < lines; line++) {
                 barrier_wait(&s->full[cursor.stage], cursor.parity);
@@ -285,7 +266,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 }
                 stage_cursor::next(cursor);
             }
-            end_up(p, u);
+            end_up<COPIED>(p, u);
             continue;
         }
         int previous = -1;
@@ -293,13 +274,13 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         for (int line = 0; line < lines; line++) {
             const uint8_t *stage = stages + cursor.stage * STAGE;
             barrier_wait(&s->full[cursor.stage], cursor.parity);
-            if (!copied) {
+            if (!COPIED) { /* tokens are not the copy engine's */
                 fence_shared_for_products();
             }
             const uint64_t rows = product_operand(stage + 2 * group * SUBTILE),
                            tokens = product_operand(stage + STAGE_ROWS);
             if (FP8) {
-                const float *scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
+                const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
 #pragma unroll
                 for (int t = 0; t < 2; t++) {
                     float part[N / 2];
@@ -308,7 +289,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                     products_commit();
                     products_wait<0>();
                     pin(part);
-                    promote_wide<N>(acc[t], part, scales, scales[MAX + 2 * group + t]);
+                    promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
                 }
                 __syncwarp();
                 if (lane == 0) {
@@ -340,46 +321,44 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         if (u->is_down) {
             write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
         } else {
-            write_up<FP8, N>(p, u, acc[0], acc[1], staging);
+            write_up<FP8, COPIED, N>(p, u, acc[0], acc[1], staging);
         }
     }
 }
 
 template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
 
-template <bool FP8, int MAX>
-MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging,
-                    const uint32_t *all_places)
+template <bool FP8, int MAX, bool COPIED>
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int i = 0;; i++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
-        const uint32_t *places = all_places + i % UNITS * MAX;
         if (u->slot < 0) {
             leave_counters(p, tiles, s);
             return;
         }
         if (u->count <= 16) {
-            multiply<FP8, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 32) {
-            multiply<FP8, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 48) {
-            multiply<FP8, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 64 ? u->count <= 64 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 80 ? u->count <= 80 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 96 ? u->count <= 96 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 112 ? u->count <= 112 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 128 ? u->count <= 128 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 144 ? u->count <= 144 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging, places);
+            multiply<FP8, MAX, COPIED, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
         }
     }
 }
@@ -458,22 +437,78 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
     barrier_arrive(&s->full[cursor.stage]);
 }
 
-/* ---- the warps that bring tokens ---- */
+/* ---- the warps that gather tokens ---- */
 
 /* Scales of a warpgroup's rows: of gate and up, or of w2's, one per line; NULL: rows past the last. */
-MF_DEV const float *weight_scales(const mf_cuda_grouped &p, unit_ref u, int step, int group, int half)
+MF_DEV const float *weight_scales(const mf_cuda_grouped &p, const unit &u, int step, int group, int half)
 {
-    const mf_cuda_slot &slot = p.e.slots[u->slot];
-    const mf_cuda_matrix &m = u->is_down ? slot.down : half ? slot.up : slot.gate;
-    const int64_t row = u->is_down ? u->row + 256 * step + 128 * group : u->row;
+    const mf_cuda_slot &slot = p.e.slots[u.slot];
+    const mf_cuda_matrix &m = u.is_down ? slot.down : half ? slot.up : slot.gate;
+    const int64_t row = u.is_down ? u.row + 256 * step + 128 * group : u.row;
     return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
 }
 
-/* Rows first .. in order, `count` rounded up to whole products, over a line: boxes of 128, 64, 32 and 16. */
+template <bool FP8, int MAX>
+MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+{
+    constexpr int STAGE = stage_bytes<FP8, MAX>();
+    const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->announced[cursor.stage], cursor.parity);
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+            }
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>(); /* nobody reads the last unit's rows any more */
+        for (int t = tid; t < u.count; t += GATHERERS) {
+            rows[t] = u.is_down ? (uint32_t)(u.first + t) : (uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns;
+        }
+        named_barrier<BARRIER_GATHER, GATHERERS>();
+        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
+        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
+        const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
+        const uint32_t groups = (uint32_t)(u.is_down ? p.h_groups : p.x_groups);
+        for (int step = 0; step < u.steps; step++) {
+            const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
+            for (int line = 0; line < u.lines; line++) {
+                if (step + line > 0) {
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
+                }
+                uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
+                const uint8_t *from = rows_from + line * LINE;
+#pragma unroll 8
+                for (int t = first_row; t < u.count; t += GATHERERS / 8) {
+                    copy_async(to + swizzled(t, chunk), from + (uint64_t)rows[t] * pitch, true);
+                }
+                if (FP8) {
+                    float *scales = (float *)(to + MAX * LINE);
+                    for (int t = tid; t < u.count; t += GATHERERS) {
+                        copy_word_async(scales + t, scales_from + line + (uint64_t)rows[t] * groups, true);
+                    }
+                    if (weight_scale) {
+                        copy_word_async(scales + MAX + tid, weight_scale + line, true);
+                    }
+                }
+                barrier_arrive_after_copies(&s->full[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+/* ---- the same where they lie in order: one thread asks the copy engine ---- */
+
+/* Rows first .., `count` rounded up to whole products, over a line: boxes of 128, 64, 32 and 16. */
 MF_DEV void copy_tokens(uint8_t *to, const CUtensorMap *maps, int first, int count, int line, uint64_t *full)
 {
     const int rows = (count + 15) & ~15;
-    barrier_expect_more(full, (uint32_t)(rows * LINE));
+    barrier_expect(full, (uint32_t)(rows * LINE));
     for (int i = 0, done = 0; done < rows; i++) {
         const int box = 128 >> i;
         while (done + box <= rows) {
@@ -483,94 +518,29 @@ MF_DEV void copy_tokens(uint8_t *to, const CUtensorMap *maps, int first, int cou
     }
 }
 
-/* places: of each unit under way, where its tokens' rows of y begin in eights of elements (not is_wide: their pairs), or
- * which tokens are gathered. */
-template <bool FP8, int MAX>
-MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps, uint32_t *places, uint8_t *stages,
-                         shared_state *s)
+template <int MAX>
+MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps, uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), EACH = (MAX + GATHERERS - 1) / GATHERERS;
-    const int tid = threadIdx.x - 32, lane = tid & 31, chunk = tid & 7, first_row = tid >> 3;
-    const uint32_t columns = (uint32_t)p.e.num_columns, pitch = (uint32_t)p.x_pitch;
-    const bool is_wide = y_is_wide(p);
-    const uint32_t y_stride = (uint32_t)(p.e.y_stride >> 3), y_column_stride = (uint32_t)(p.e.y_column_stride >> 3);
+    constexpr int STAGE = stage_bytes<false, MAX>();
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
         barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        unit_ref u = &s->units[n % UNITS];
-        if (u->slot < 0) {
+        const unit u = s->units[n % UNITS];
+        if (u.slot < 0) {
             barrier_arrive(&s->full[cursor.stage]);
             return;
         }
-        uint32_t *own = places + n % UNITS * MAX;
-        const int first = u->first, count = u->count, lines = u->lines, is_down = u->is_down;
-        const bool in_order = is_down || p.x_in_order; /* the copy engine brings them */
-        uint32_t pairs[EACH];
-        if (is_down || !in_order) {
-#pragma unroll
-            for (int k = 0; k < EACH; k++) {
-                const int t = tid + k * GATHERERS;
-                pairs[k] = t < count ? (uint32_t)p.sorted[first + t] : 0;
-            }
-        }
-        if (is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) < (uint32_t)u->need) {
+        if (u.is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
             }
             fence_global_for_copies();
-        } else if (!in_order) {
-#pragma unroll
-            for (int k = 0; k < EACH; k++) {
-                const int t = tid + k * GATHERERS;
-                if (t < count) {
-                    own[t] = pairs[k] / columns;
-                }
-            }
-            named_barrier<BARRIER_GATHER, GATHERERS>();
         }
-        const CUtensorMap *map = (const CUtensorMap *)(is_down ? maps.h : maps.x);
-        const float *scales_from = is_down ? p.h_scales + (int64_t)first * p.h_groups : p.x_scales;
-        const uint32_t groups = (uint32_t)(is_down ? p.h_groups : p.x_groups);
-        for (int step = 0; step < u->steps; step++) {
-            const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
-            for (int line = 0; line < lines; line++) {
-                uint64_t *full = &s->full[cursor.stage];
-                uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
+        const CUtensorMap *map = (const CUtensorMap *)(u.is_down ? maps.h : maps.x);
+        for (int step = 0; step < u.steps; step++) {
+            for (int line = 0; line < u.lines; line++) {
                 barrier_wait(&s->announced[cursor.stage], cursor.parity);
-                if (in_order && tid == 0) {
-                    copy_tokens(to, map, first, count, line, full);
-                } else if (!in_order) {
-                    const uint8_t *from = p.x_bytes + chunk * 16 + line * LINE;
-#pragma unroll 8
-                    for (int t = first_row; t < count; t += GATHERERS / 8) {
-                        copy_async(to + swizzled(t, chunk), from + (uint32_t)own[t] * (uint64_t)pitch, true);
-                    }
-                }
-                if (FP8) {
-                    float *scales = (float *)(to + MAX * LINE);
-                    for (int t = tid; t < count; t += GATHERERS) {
-                        const uint32_t row = is_down ? (uint32_t)t : (uint32_t)own[t];
-                        copy_word_async(scales + scale_place(t), scales_from + line + (uint64_t)row * groups, true);
-                    }
-                    if (weight_scale) {
-                        copy_word_async(scales + MAX + tid, weight_scale + line, true);
-                    }
-                }
-                if (is_down && step == 0 && line + 1 == lines) { /* needed when this line is multiplied */
-#pragma unroll
-                    for (int k = 0; k < EACH; k++) {
-                        const int t = tid + k * GATHERERS;
-                        if (t < count) {
-                            const uint32_t token = pairs[k] / columns, column = pairs[k] - token * columns;
-                            own[t] = is_wide ? token * y_stride + column * y_column_stride : pairs[k];
-                        }
-                    }
-                }
-                __syncwarp();
-                if (FP8 || !in_order) {
-                    barrier_arrive_after_copies(full);
-                } else if (lane == 0) {
-                    barrier_arrive_times(full, 32);
-                }
+                copy_tokens(stages + cursor.stage * STAGE + STAGE_ROWS, map, u.first, u.count, line,
+                            &s->full[cursor.stage]);
                 stage_cursor::next(cursor);
             }
         }
@@ -602,50 +572,62 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
-template <bool FP8, int MAX>
+template <bool COPIED> struct maps_of_rows {
+    mf_cuda_row_maps maps;
+};
+template <> struct maps_of_rows<false> {
+};
+
+template <bool FP8, int MAX, bool COPIED>
 __global__ void __launch_bounds__(THREADS, 1)
-    grouped_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_row_maps m)
+    grouped_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ maps_of_rows<COPIED> m)
 {
     if (!MF_HAS_WGMMA) {
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
     uint8_t *staging = stages + p.stages * stage_bytes<FP8, MAX>();
-    uint32_t *places = (uint32_t *)(staging + STAGING);
-    shared_state *s = (shared_state *)(places + UNITS * MAX);
+    shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
-            barrier_init(&s->full[i], 1 + GATHERERS);
+            barrier_init(&s->full[i], 1 + (COPIED ? 1 : GATHERERS));
             barrier_init(&s->empty[i], 8);
             barrier_init(&s->announced[i], 1);
         }
         barrier_init_fence();
     }
     wait_for_previous();
-    let_next_start();
     scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
+        } else if constexpr (COPIED) {
+            if (threadIdx.x == 32) {
+                bring_tokens<MAX>(p, m.maps, stages, s);
+            }
         } else if (threadIdx.x >= 32) {
-            bring_tokens<FP8, MAX>(p, m, places, stages, s);
+            gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging, places);
+        consume<FP8, MAX, COPIED>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 }
 
-template <bool FP8, int MAX>
+template <bool FP8, int MAX, bool COPIED>
 int launch(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, cudaStream_t stream)
 {
-    const auto kernel = grouped_kernel<FP8, MAX>;
-    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + UNITS * MAX * 4 +
-                         sizeof(shared_state) + ((size_t)call->e.num_slots + 1) * 8;
-    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call, *maps);
+    const auto kernel = grouped_kernel<FP8, MAX, COPIED>;
+    maps_of_rows<COPIED> m;
+    if constexpr (COPIED) {
+        m.maps = *maps;
+    }
+    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
+                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call, m);
 }
 
 } // namespace
@@ -654,7 +636,9 @@ int mf_cuda_launch_grouped(const mf_cuda_grouped *call, const mf_cuda_row_maps *
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (call->fp8) {
-        return call->max_tokens == 64 ? launch<true, 64>(call, maps, s) : launch<true, 128>(call, maps, s);
+        return call->max_tokens == 64 ? launch<true, 64, false>(call, maps, s) : launch<true, 128, false>(call, maps, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64>(call, maps, s) : launch<false, 160>(call, maps, s);
+    return call->max_tokens == 64 ? launch<false, 64, false>(call, maps, s)
+           : call->x_in_order     ? launch<false, 160, true>(call, maps, s)
+                                  : launch<false, 160, false>(call, maps, s);
 }

@@ -72,13 +72,13 @@ mf_status mf_cuda_grouped_row_maps(const mf_cuda_grouped *call, mf_cuda_row_maps
 {
     encode_fn make = NULL;
     MF_TRY(find_encode(&make, err));
-    const bool fp8 = call->fp8 != 0;
+    const int64_t pairs = call->e.num_pairs, hidden = call->e.hidden_size;
     for (int i = 0; i < MF_CUDA_ROW_BOXES; i++) {
-        CUresult made = encode(make, call->h_bytes, fp8, call->e.num_pairs, call->e.h_stride, call->h_pitch, 128u >> i,
-                               1, (CUtensorMap *)out->h[i]);
-        if (made == CUDA_SUCCESS && call->x_in_order) {
-            made = encode(make, call->x_sorted, fp8, call->e.num_pairs, call->e.hidden_size, call->e.hidden_size * 2,
-                          128u >> i, 1, (CUtensorMap *)out->x[i]);
+        const uint32_t rows = 128u >> i;
+        CUresult made = encode(make, call->h_bytes, false, pairs, call->e.h_stride, call->h_pitch, rows, 1,
+                               (CUtensorMap *)out->h[i]);
+        if (made == CUDA_SUCCESS) {
+            made = encode(make, call->x_sorted, false, pairs, hidden, hidden * 2, rows, 1, (CUtensorMap *)out->x[i]);
         }
         if (made != CUDA_SUCCESS) {
             return mf_fail(err, MF_ERR_DEVICE, "experts: the driver makes no tensor map of %lld rows (error %d)",

@@ -4,9 +4,8 @@
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 256, PACKED_FIXED_BYTES = 6656 };
-
-static const int64_t PLACES = (int64_t)8 << 32; /* elements of y that grouped.cu can name: a word each, by eights */
+enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 256 };
+enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -21,7 +20,7 @@ static bool has_f32_scales(const mf_cuda_matrix *m)
 
 static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, bool fp8, int32_t max_tokens)
 {
-    const int64_t room = gpu->shared_bytes - mf_cuda_grouped_fixed_bytes(max_tokens, experts->num_slots);
+    const int64_t room = gpu->shared_bytes - FIXED_BYTES - 8 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_grouped_stage_bytes(fp8, max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
@@ -197,8 +196,6 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     const int64_t pairs = g->e.num_pairs, width = experts->max_intermediate_size, stride = (width + 127) / 128 * 128;
     const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots;
     const bool fp8 = paths->w13 == 1u << MF_CUDA_PATH_FP8, many = used > 0 && pairs / used >= MANY_PER_SLOT;
-    const int64_t y_end = g->e.num_tokens * g->e.y_stride + g->e.num_columns * g->e.y_column_stride;
-    g->e.y_is_wide = g->e.y_is_wide && y_end < PLACES;
     g->maps = paths->maps;
     g->fp8 = fp8;
     g->packed = paths->packed;

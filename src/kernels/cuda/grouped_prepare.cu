@@ -10,7 +10,7 @@
 namespace
 {
 
-constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK, PLACED = 128;
+constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK, PLACED = 256;
 
 /* Exclusive sums over the slots of `counts`, in place; the total to counts[slots]. */
 MF_DEV void scan_counts(uint32_t *counts, int slots)

@@ -40,13 +40,6 @@ MF_PTX void barrier_arrive(uint64_t *barrier)
 #endif
 }
 
-MF_PTX void barrier_arrive_times(uint64_t *barrier, uint32_t times)
-{
-#if MF_HAS_WGMMA
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(times) : "memory");
-#endif
-}
-
 /* Arrives, and `bytes` of copies must land before the phase ends. */
 MF_PTX void barrier_expect(uint64_t *barrier, uint32_t bytes)
 {
@@ -74,14 +67,6 @@ MF_PTX void barrier_wait(uint64_t *barrier, uint32_t parity)
                  "bra again;\n"
                  "done:\n"
                  "}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
-#endif
-}
-
-/* `bytes` more of copies must land before the phase ends; who asks has yet to arrive. */
-MF_PTX void barrier_expect_more(uint64_t *barrier, uint32_t bytes)
-{
-#if MF_HAS_WGMMA
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 #endif
 }
 
