@@ -134,37 +134,16 @@ constexpr int ROW_PAD =
     64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
 
 /* x [T, k] as planes of bf16 in shared memory, eight columns a thread at a time. */
-template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int64_t k, int64_t x_at)
+template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int k, int64_t x_at)
 {
-    const int64_t pitch = k * 2 + ROW_PAD, chunks = k / 8;
-    for (int64_t i = threadIdx.x; i < p.num_tokens * chunks; i += blockDim.x) {
-        const int64_t t = i / chunks, c = i % chunks;
-        uint8_t *to = shared + t * pitch + c * 16;
-        if (!p.x_is_f32) {
+    const int pitch = k * 2 + ROW_PAD, chunks = k / 8, tokens = (int)p.num_tokens;
+    for (int t = 0; t < tokens; t++) {
+        for (int c = threadIdx.x; c < chunks; c += blockDim.x) {
+            uint4 v[PARTS];
+            load_chunk<PARTS>(v, p, x_at + t * p.x_stride + c * 8, true);
 #pragma unroll
             for (int n = 0; n < PARTS; n++) {
-                *(uint4 *)(to + n * p.num_tokens * pitch) =
-                    *(const uint4 *)((const uint16_t *)p.x + n * p.x_plane + x_at + t * p.x_stride + c * 8);
-            }
-            continue;
-        }
-        const float *from = (const float *)p.x + x_at + t * p.x_stride + c * 8;
-        const float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
-        const float v[8] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
-        if constexpr (PARTS == 1) {
-            *(uint4 *)to =
-                make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-        } else {
-            float part[8][3];
-#pragma unroll
-            for (int e = 0; e < 8; e++) {
-                split_bf16(v[e], part[e]);
-            }
-#pragma unroll
-            for (int n = 0; n < PARTS; n++) {
-                *(uint4 *)(to + n * p.num_tokens * pitch) =
-                    make_uint4(pack_bf16(part[0][n], part[1][n]), pack_bf16(part[2][n], part[3][n]),
-                               pack_bf16(part[4][n], part[5][n]), pack_bf16(part[6][n], part[7][n]));
+                *(uint4 *)(shared + (n * tokens + t) * pitch + c * 16) = v[n];
             }
         }
     }
@@ -180,16 +159,29 @@ template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linea
     float *row = (float *)(shared + PARTS * pitch);
     const bool is_first = blockIdx.x == 0;
     if (tid < 256) {
+        constexpr int KEPT = 8; /* loads that are under way together: a store between them would part them */
         float sum = 0.0f;
-#pragma unroll 8
-        for (int i = tid; i < n; i += 256) {
-            float v = p.norm_acc[i];
-            v = p.norm_add ? __fadd_rn(v, p.norm_add[i]) : v;
-            row[i] = v;
-            if (is_first && p.norm_out) {
-                p.norm_out[i] = v;
+#pragma unroll 1
+        for (int base = tid; base < n; base += KEPT * 256) {
+            float v[KEPT], add[KEPT];
+#pragma unroll
+            for (int k = 0; k < KEPT; k++) {
+                const int i = base + k * 256;
+                v[k] = i < n ? p.norm_acc[i] : 0.0f;
+                add[k] = p.norm_add && i < n ? p.norm_add[i] : 0.0f;
             }
-            sum = __fmaf_rn(v, v, sum);
+#pragma unroll
+            for (int k = 0; k < KEPT; k++) {
+                const int i = base + k * 256;
+                v[k] = p.norm_add ? __fadd_rn(v[k], add[k]) : v[k];
+                if (i < n) {
+                    row[i] = v[k];
+                    sum = __fmaf_rn(v[k], v[k], sum);
+                }
+            }
+            for (int k = 0; k < KEPT && is_first && p.norm_out && base + k * 256 < n; k++) {
+                p.norm_out[base + k * 256] = row[base + k * 256];
+            }
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) {
@@ -212,16 +204,11 @@ template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linea
         if (is_first && p.norm_rounded) {
             *(uint32_t *)(p.norm_rounded + 2 * c) = pack_bf16(x, y);
         }
-        if (PARTS == 1) {
-            *(uint32_t *)(shared + 4 * c) = pack_bf16(x, y);
-        } else {
-            float of_x[3], of_y[3];
-            split_bf16(x, of_x);
-            split_bf16(y, of_y);
+        uint32_t words[PARTS];
+        split_pair<PARTS>(words, x, y);
 #pragma unroll
-            for (int k = 0; k < 3; k++) {
-                *(uint32_t *)(shared + k * pitch + 4 * c) = pack_bf16(of_x[k], of_y[k]);
-            }
+        for (int k = 0; k < PARTS; k++) {
+            *(uint32_t *)(shared + k * pitch + 4 * c) = words[k];
         }
     }
     __syncthreads();
@@ -245,9 +232,10 @@ MF_DEV uint4 share_of(const uint8_t *half, int q)
     return make_uint4(first.x, first.y, second.x, second.y);
 }
 
-/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory; more: its planes are read from device memory.
- */
-template <int TILES, int RUNS, int PARTS>
+/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory, NORM: as the norm of what is there; more: its
+ * planes are read from device memory.  Kernels are kept short: between the products of a step their code is fetched
+ * anew. */
+template <int TILES, int RUNS, int PARTS, bool NORM>
 __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
                                              : TILES == 1 || PARTS == 1 ? 3
                                                                         : 2)
@@ -285,10 +273,10 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
     wait_for_previous();
     const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2,
                   plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
-    if (STAGED && p.norm_weight) {
+    if constexpr (NORM) {
         stage_norm<PARTS>(staged, p, (int)m.k);
-    } else if (STAGED) {
-        stage_x<PARTS>(staged, p, m.k, x_at);
+    } else if constexpr (STAGED) {
+        stage_x<PARTS>(staged, p, (int)m.k, x_at);
     }
     const int64_t t0 = (int64_t)blockIdx.y * TILES * 8, num_tokens = p.num_tokens - t0;
     const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at + t0 * p.x_stride);
@@ -348,7 +336,10 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
 
 template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear &p, cudaStream_t stream)
 {
-    auto kernel = few_kernel<TILES, RUNS, PARTS>;
+    auto kernel = few_kernel<TILES, RUNS, PARTS, false>;
+    if constexpr (TILES == 1) {
+        kernel = p.norm_weight ? few_kernel<TILES, RUNS, PARTS, true> : kernel;
+    }
     const size_t bytes =
         TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD) + (p.norm_weight ? p.w[0].k * 4 : 0)) : 0;
     if (bytes > 48 * 1024 - sizeof(float) * RUNS * TILES * 8 * 17) {
