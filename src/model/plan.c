@@ -44,8 +44,9 @@ static bool chunks_straddle(const mf_mlp_weights *shared, int64_t width, char *r
            straddles("down_proj", &shared->down, false, width, reason, size);
 }
 
-/* Writes the first condition that keeps a shared MLP out of the slots; false when none does.  Activation, limits and pairs of
- * formats are not among them: every slot carries its own, and the CPU's kernels take any format per slot. */
+/* Writes the first condition that keeps a shared MLP out of the slots; false when none does.  Activation and limits
+ * are not among them: every slot carries its own; nor pairs of formats, which the CPU's kernels take per slot, but on a device
+ * whose kernels take a table. */
 static bool slot_obstacle(const mf_plan *plan, const mf_layer_weights *layer, int64_t num_chunks, int64_t width, char *reason,
                           size_t size)
 {
@@ -59,6 +60,11 @@ static bool slot_obstacle(const mf_plan *plan, const mf_layer_weights *layer, in
     if (shared->up.k != routed->up.k || shared->down.n != routed->down.n) {
         snprintf(reason, size, "it maps %lld channels to %lld, the routed experts %lld to %lld", (long long)shared->up.k,
                  (long long)shared->down.n, (long long)routed->up.k, (long long)routed->down.n);
+        return true;
+    }
+    if (plan->options.one_format_a_table && shared->up.format != routed->up.format) {
+        snprintf(reason, size, "it is %s, the routed experts are %s: the device has no kernel for both in one table",
+                 mf_format_name(shared->up.format), mf_format_name(routed->up.format));
         return true;
     }
     if (chunks_straddle(shared, width, reason, size)) {

@@ -12,6 +12,7 @@ typedef struct mf_plan_options {
     bool disable_shared_experts_fusion;
     bool disable_fused_gate;
     int32_t num_shared_expert_replicas; /* 1..64 */
+    bool one_format_a_table; /* the device's kernels want that: see ops.h */
 } mf_plan_options;
 
 typedef struct mf_layer_plan {

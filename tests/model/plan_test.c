@@ -147,6 +147,24 @@ TEST(a_shared_expert_of_another_format_is_still_in_slots)
     fixture_close(&f);
 }
 
+TEST(a_shared_expert_of_another_format_is_apart_where_the_device_wants_one_format_a_table)
+{
+    fixture f;
+    fixture_open(&f);
+    for (int e = 0; e < EXPERTS; e++) {
+        f.experts[2][e] = mlp(&f, MF_FORMAT_INT4_GROUP, WIDTH);
+    }
+    mf_plan_options options = defaults;
+    options.one_format_a_table = true;
+    mf_plan *plan = make(&f, &options);
+    check_print(plan, false,
+                "fusion  gate fused 3/3 | shared slots: SLOT 2, OVERLAP 0, SERIAL 1 | replicas 1\n"
+                "        layer 2: shared expert separate (serial): it is bf16, the routed experts are int4_group: the device has no "
+                "kernel for both in one table\n");
+    mf_plan_close(&plan);
+    fixture_close(&f);
+}
+
 TEST(one_layer_that_differs_is_printed_with_its_first_reason)
 {
     fixture f;

@@ -492,6 +492,7 @@ static mf_status init(mf_device *device, mf_error *err)
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
+    device->one_format_a_table = state->gpu.capability == 90;
     mf_cuda_starts_early = state->gpu.capability >= 90;
     const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
