@@ -74,6 +74,41 @@ template <typename T> MF_DEV T sum_before(T mine, int lane, int warp, T *sums)
     return before;
 }
 
+MF_DEV int tiles_of(int count, int most)
+{
+    return (count + most - 1) / most;
+}
+
+/* Tokens of each of a slot's tiles but the last: all nearly alike. */
+MF_DEV int tile_size(int count, int tiles)
+{
+    return ((count + tiles - 1) / tiles + 7) & ~7;
+}
+
+/* Where each slot's pairs and tiles of at most `most` begin; by the whole block, before everything. */
+MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
+{
+    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int i = tid; i <= slots; i += THREADS) {
+        offsets[i] = p.offsets[i];
+    }
+    __syncthreads();
+    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
+    int32_t mine = 0;
+    for (int i = from; i < to; i++) {
+        mine += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    int32_t before = sum_before(mine, lane, warp, sums);
+    for (int i = from; i < to; i++) {
+        prefix[i] = before;
+        before += tiles_of(offsets[i + 1] - offsets[i], most);
+    }
+    if (tid == THREADS - 1) {
+        prefix[slots] = before;
+    }
+    __syncthreads();
+}
+
 /* The last block whose work is written leaves the counters as it found them. */
 MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
 {
@@ -266,6 +301,17 @@ template <bool FP8, int N> MF_DEV void add_line(float (&sums)[N / 2], uint64_t r
             products<N>::bf16(sums, rows + 2 * k, tokens + 2 * k, add || k > 0);
         }
     }
+}
+
+/* 16 bytes that another block wrote during this launch. */
+MF_DEV uint4 load_fresh(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
 }
 
 /* y of ids past the last slot: no tile sees them. */

@@ -148,16 +148,6 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t 
 
 /* ---- tokens ---- */
 
-MF_DEV uint4 load_fresh(const void *p)
-{
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-
 template <bool FP8, int ROWS>
 MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
 {

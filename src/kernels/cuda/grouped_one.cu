@@ -147,28 +147,16 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, one_state *s)
 
 /* ---- weights ---- */
 
-struct ring {
-    int count, stage;
-    uint32_t parity;
-    MF_DEV_MEMBER void next(ring &r)
-    {
-        if (++r.stage == r.count) {
-            r.stage = 0;
-            r.parity ^= 1;
-        }
-    }
-};
-
 /* The stages in the order in which they are asked for. */
 struct asking {
-    ring now, landed;
+    stage_cursor now, landed;
     int ahead;
     /* The next stage's place, once it is free and no more than `most` are on their way. */
     MF_DEV_MEMBER uint8_t *begin(asking &a, one_state *s, uint8_t *stages, int most, uint32_t bytes)
     {
         while (a.ahead >= most) {
             barrier_wait(&s->full[a.landed.stage], a.landed.parity);
-            ring::next(a.landed);
+            stage_cursor::next(a.landed);
             a.ahead--;
         }
         barrier_wait(&s->empty[a.now.stage], a.now.parity);
@@ -177,7 +165,7 @@ struct asking {
     }
     MF_DEV_MEMBER void end(asking &a)
     {
-        ring::next(a.now);
+        stage_cursor::next(a.now);
         a.ahead++;
     }
 };
@@ -219,7 +207,7 @@ MF_DEV void copy_rows(const mf_cuda_grouped &p, void *to, int slot, int matrix, 
 
 template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w)
 {
-    asking a = { { p.one.stages, 0, 1 }, { p.one.stages, 0, 0 }, 0 };
+    asking a = { { 0, p.one.stages, 1 }, { 0, p.one.stages, 0 }, 0 };
     const int per_slot = up_units_of(p);
     for (int first = 0; first < w.own_units; first += SIDE_BY_SIDE<FP8>) {
         const int end = min(first + SIDE_BY_SIDE<FP8>, w.own_units);
@@ -261,13 +249,6 @@ template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_stat
 }
 
 /* ---- tokens in shared memory ---- */
-
-MF_DEV uint4 load_fresh(const void *p)
-{
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
 
 /* bf16 rows, chunks of 16 bytes changed about by row so that the rows of a column meet different banks. */
 MF_DEV uint32_t row_chunk(int row, int chunk)
@@ -464,7 +445,7 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
     const int warp = (threadIdx.x - PRODUCERS) >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, row = lane & 7;
     const int tokens = (int)p.e.num_tokens, token = min(row, tokens - 1), per_slot = up_units_of(p);
     const uint32_t base = shared_address(stages), x_row = shared_address(x) + token * (uint32_t)(p.e.hidden_size * 2);
-    ring r = { p.one.stages, 0, 0 };
+    stage_cursor r = { 0, p.one.stages, 0 };
     bool knows_ends = false;
     for (int first = 0; first < w.own_units; first += WARPS) { /* a warp a unit */
         const int end = min(first + WARPS, w.own_units), mine = first + warp;
@@ -481,7 +462,7 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
                 if (lane == 0) {
                     barrier_arrive(&s->empty[r.stage]);
                 }
-                ring::next(r);
+                stage_cursor::next(r);
             }
         }
         if (mine >= end) {
@@ -543,7 +524,7 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
                 if (lane == 0) {
                     barrier_arrive(&s->empty[r.stage]);
                 }
-                ring::next(r);
+                stage_cursor::next(r);
             }
         }
         end_groups<false>(p, sum, s, w, n, sums);
@@ -591,7 +572,7 @@ template <int T> MF_DEV void put_down_parts(const float (&acc)[2 * T], float *pa
 
 /* COUNT stages' products of this warpgroup's half: N columns of tokens, one block of them a stage. */
 template <int T, bool IS_UP, int COUNT>
-MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, ring &r, const uint8_t *tokens, int step, float *parts, int first, int ends)
+MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step, float *parts, int first, int ends)
 {
     constexpr int N = (IS_UP ? UP_LINES : DOWN_LINES) * T, BLOCK = N * LINE;
     const int lane = threadIdx.x & 31;
@@ -602,7 +583,7 @@ MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, ring &r, const 
         barrier_wait(&s->full[r.stage], r.parity);
         rows[i] = product_operand(stages + r.stage * STAGE);
         empty[i] = &s->empty[r.stage];
-        ring::next(r);
+        stage_cursor::next(r);
 #pragma unroll
         for (int k = 0; k < N / 2; k++) {
             acc[i][k] = 0.0f;
@@ -632,7 +613,7 @@ MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, ring &r, const 
 }
 
 template <int T, bool IS_UP>
-MF_DEV void multiply_all(one_state *s, const uint8_t *stages, ring &r, const uint8_t *tokens, int step, float *parts, int first, int count,
+MF_DEV void multiply_all(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step, float *parts, int first, int count,
                          int ends)
 {
     for (; count >= 3; count -= 3, first += 3 * step) {
@@ -676,7 +657,7 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
                          float *sums)
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, lines = w.up_stages * UP_LINES;
-    ring r = { p.one.stages, 0, 0 };
+    stage_cursor r = { 0, p.one.stages, 0 };
     for (int n = 0; n < w.own_units; n++) {
         if (n >= 2) {
             sync_in_turn<PARTS_FREE, CONSUMERS + HELPERS>(n);

@@ -40,17 +40,6 @@ template <int TILES, int MAX> __host__ __device__ constexpr int zeros_at()
     return scales_at<TILES, MAX>() + 128 * TILES * SCALE_PITCH;
 }
 
-MF_DEV int tiles_of(int count, int most)
-{
-    return (count + most - 1) / most;
-}
-
-/* Tokens of each of a slot's tiles but the last: all nearly alike. */
-MF_DEV int tile_size(int count, int tiles)
-{
-    return ((count + tiles - 1) / tiles + 7) & ~7;
-}
-
 /* ---- scales ----
  *
  * A stage has the words that hold those of its columns, for every row. */
@@ -621,31 +610,6 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
             }
         }
     }
-}
-
-/* ---- before everything: where each slot's tiles begin ---- */
-
-MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, int32_t *sums)
-{
-    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    for (int i = tid; i <= slots; i += THREADS) {
-        offsets[i] = p.offsets[i];
-    }
-    __syncthreads();
-    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
-    int32_t mine = 0;
-    for (int i = from; i < to; i++) {
-        mine += tiles_of(offsets[i + 1] - offsets[i], most);
-    }
-    int32_t before = sum_before(mine, lane, warp, sums);
-    for (int i = from; i < to; i++) {
-        prefix[i] = before;
-        before += tiles_of(offsets[i + 1] - offsets[i], most);
-    }
-    if (tid == THREADS - 1) {
-        prefix[slots] = before;
-    }
-    __syncthreads();
 }
 
 template <int KIND, int TILES, int MAX>
