@@ -96,8 +96,8 @@ static bool add_changes(mf_picks *p, int32_t first, const mf_sample_context *c)
           forbid(p, first, params->stop_token_ids, params->num_stop_token_ids))) {
         return false;
     }
-    const bool penalises = params->repetition_penalty != 1.0 || params->presence_penalty != 0.0 ||
-                           params->frequency_penalty != 0.0;
+    const bool penalises =
+        params->repetition_penalty != 1.0 || params->presence_penalty != 0.0 || params->frequency_penalty != 0.0;
     return add_biases(p, first, params) && (!penalises || add_seen(p, first, c));
 }
 

@@ -90,15 +90,16 @@ static void advise(const uint8_t *from, size_t bytes, int advice)
 }
 
 /* For each run of the image's bytes [at, end) that lies together in the host's memory. */
-static void each_run(const mf_staging *s, size_t at, size_t end, void (*fn)(void *context, size_t at, const uint8_t *from, size_t bytes),
-                     void *context)
+static void each_run(const mf_staging *s, size_t at, size_t end,
+                     void (*fn)(void *context, size_t at, const uint8_t *from, size_t bytes), void *context)
 {
     for (size_t i = find_piece(s, at); i < s->num && s->pieces[i].at < end; i++) {
         const mf_staged *p = &s->pieces[i];
         size_t offset = at > p->at ? at - p->at : 0;
         const size_t stop = p->at + p->bytes < end ? p->bytes : end - p->at;
         while (offset < stop) {
-            const size_t left = p->row_bytes - offset % p->row_bytes, bytes = left < stop - offset ? left : stop - offset;
+            const size_t left = p->row_bytes - offset % p->row_bytes,
+                         bytes = left < stop - offset ? left : stop - offset;
             fn(context, p->at + offset, source_of(p, offset), bytes);
             offset += bytes;
         }
@@ -137,7 +138,8 @@ static void fill_task(void *context, int64_t task, int32_t thread)
 
 /* ---- all of it ---- */
 
-static mf_status tell(const mf_progress *progress, size_t done, size_t total, int64_t start_ns, int64_t *last_ns, mf_error *err)
+static mf_status tell(const mf_progress *progress, size_t done, size_t total, int64_t start_ns, int64_t *last_ns,
+                      mf_error *err)
 {
     const int64_t now = mf_now_ns();
     if (!progress->fn || (now - *last_ns < 100000000 && done < total)) {
@@ -162,7 +164,11 @@ mf_status mf_staging_run(const mf_staging *s, mf_device *device, void *block, si
     mf_status status = memory->alloc_host(device, room, &rooms[0], err);
     status = status == MF_OK ? memory->alloc_host(device, room, &rooms[1], err) : status;
     for (size_t at = 0, turn = 0; status == MF_OK && at < total; at += RANGE_BYTES, turn = 1 - turn) {
-        range r = { .staging = s, .room = rooms[turn], .at = at, .end = at + RANGE_BYTES < total ? at + RANGE_BYTES : total, .total = total };
+        range r = { .staging = s,
+                    .room = rooms[turn],
+                    .at = at,
+                    .end = at + RANGE_BYTES < total ? at + RANGE_BYTES : total,
+                    .total = total };
         mf_pool_run(device->pool, (int64_t)((r.end - at + TASK_BYTES - 1) / TASK_BYTES), fill_task, &r);
         status = mf_device_synchronize(device, err); /* the range before, which left while this one was made */
         status = status == MF_OK ? memory->copy_async(device, (uint8_t *)block + at, r.room, r.end - at, err) : status;

@@ -1,5 +1,5 @@
-/* grouped_maps.c - tensor maps of a table's matrices, and of a call's rows: how the copy engine of Hopper reads boxes of
- * them. */
+/* grouped_maps.c - tensor maps of a table's matrices, and of a call's rows: how the copy engine of Hopper reads boxes
+ * of them. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <string.h>

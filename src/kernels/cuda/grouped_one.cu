@@ -1,14 +1,15 @@
-/* grouped_one.cu - grouped.cu's products for a few tokens, the combine behind them: the same sums in one launch that streams
- * weights without a gap.
+/* grouped_one.cu - grouped.cu's products for a few tokens, the combine behind them: the same sums in one launch that
+ * streams weights without a gap.
  *
  * All tokens of the call (at most four) are the products' columns for every slot that one of them chose.  Work is dealt
- * out by block before anything runs: units of 8 gate and 8 up rows, then groups of 16 rows of w2 of all slots, so that a
- * block has every addend of its output rows.  One thread asks for the block's weights from the first to the last, as
+ * out by block before anything runs: units of 8 gate and 8 up rows, then groups of 16 rows of w2 of all slots, so that
+ * a block has every addend of its output rows.  One thread asks for the block's weights from the first to the last, as
  * far ahead as shared memory goes; those of w2 land while other blocks still multiply w13.
  *
  * bf16: a warp has a unit's rows, or a slot's rows of w2, by mma.sync, whose sums are wgmma's to the bit.  FP8: a
- * product's 64 rows are 8 lines of 8 rows (w2: 4 of 16) and its columns the tokens' codes of as many lines: a line's part
- * is where its line meets itself; parts go to shared memory, from where three warps add them in the order of lines. */
+ * product's 64 rows are 8 lines of 8 rows (w2: 4 of 16) and its columns the tokens' codes of as many lines: a line's
+ * part is where its line meets itself; parts go to shared memory, from where three warps add them in the order of
+ * lines. */
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
@@ -19,10 +20,11 @@ constexpr int PAIRS = MF_CUDA_ONE_PAIRS, TOKENS = MF_CUDA_ONE_TOKENS, HALF = MF_
 constexpr int UP_ROWS = 8, UP_LINES = 8, DOWN_LINES = 4; /* of half a stage; w2 of bf16: rows of two slots */
 template <bool FP8> constexpr int DOWN_ROWS = FP8 ? 16 : 8;
 constexpr int HELPERS = 96, CONSUMERS = 256, WARPS = CONSUMERS / 32;
-static_assert(UP_ROWS * UP_LINES * LINE == HALF && 16 * DOWN_LINES * LINE == HALF && PAIRS == 32, "half a stage; a lane a pair");
+static_assert(UP_ROWS * UP_LINES * LINE == HALF && 16 * DOWN_LINES * LINE == HALF && PAIRS == 32,
+              "half a stage; a lane a pair");
 
-/* Stages that are asked for and not there yet.  More would bring no byte sooner, and let every other load wait behind them;
- * w2's are not urgent while other blocks still need w13's. */
+/* Stages that are asked for and not there yet.  More would bring no byte sooner, and let every other load wait behind
+ * them; w2's are not urgent while other blocks still need w13's. */
 constexpr int UP_AHEAD = 4, DOWN_AHEAD = 2;
 
 /* Units whose stages come in turn: as many as work on units at a time. */
@@ -40,12 +42,12 @@ struct tile_end {
 
 struct one_state {
     uint64_t full[MF_CUDA_ONE_STAGES], empty[MF_CUDA_ONE_STAGES], ends; /* ends: `end` has been read */
-    int32_t num_tiles; /* slots in use */
+    int32_t num_tiles;                                                  /* slots in use */
     int32_t slot[PAIRS];
-    uint32_t uses[PAIRS];           /* a tile's tokens, as bits */
+    uint32_t uses[PAIRS];                    /* a tile's tokens, as bits */
     alignas(16) int32_t row[PAIRS * TOKENS]; /* of h, by tile and token */
-    int32_t tile[PAIRS];            /* of pairs; -1: a negative id, -2: one past the last slot */
-    float weight[PAIRS];            /* of pairs */
+    int32_t tile[PAIRS];                     /* of pairs; -1: a negative id, -2: one past the last slot */
+    float weight[PAIRS];                     /* of pairs */
     tile_end end[PAIRS];
 };
 static_assert(sizeof(one_state) <= MF_CUDA_ONE_STATE, "calls.h");
@@ -108,8 +110,8 @@ template <bool FP8> MF_DEV share share_of(const mf_cuda_grouped &p, int tiles)
     s.first_group = (block < heavy ? light_groups : 0) + from;
     s.groups = to - from;
     s.up_stages = (p.one.x_lines + UP_LINES - 1) / UP_LINES;
-    s.down_halves = FP8 ? (tiles * p.one.h_lines + DOWN_LINES - 1) / DOWN_LINES
-                        : (tiles + 1) / 2 * (p.one.h_lines / DOWN_LINES);
+    s.down_halves =
+        FP8 ? (tiles * p.one.h_lines + DOWN_LINES - 1) / DOWN_LINES : (tiles + 1) / 2 * (p.one.h_lines / DOWN_LINES);
     s.down_stages = (s.down_halves + 1) / 2;
     return s;
 }
@@ -213,7 +215,8 @@ template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_stat
         const int end = min(first + SIDE_BY_SIDE<FP8>, w.own_units);
         for (int k = 0; k < w.up_stages; k++) {
             for (int n = first; n < end; n++) {
-                const int unit = blockIdx.x + n * gridDim.x, tile = unit / per_slot, row = (unit - tile * per_slot) * UP_ROWS;
+                const int unit = blockIdx.x + n * gridDim.x, tile = unit / per_slot,
+                          row = (unit - tile * per_slot) * UP_ROWS;
                 uint8_t *to = asking::begin(a, s, stages, UP_AHEAD, STAGE);
                 copy_rows(p, to, s->slot[tile], 0, row, k * UP_LINES, &s->full[a.now.stage]);
                 copy_rows(p, to + HALF, s->slot[tile], 1, row, k * UP_LINES, &s->full[a.now.stage]);
@@ -285,18 +288,21 @@ template <bool FP8, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, uint8_t
     named_barrier<STAGED, CONSUMERS>();
 }
 
-template <bool FP8, int T> MF_DEV void stage_h(const mf_cuda_grouped &p, const one_state *s, const share &w, uint8_t *h, float *scales)
+template <bool FP8, int T>
+MF_DEV void stage_h(const mf_cuda_grouped &p, const one_state *s, const share &w, uint8_t *h, float *scales)
 {
     const int tid = threadIdx.x - PRODUCERS, tokens = (int)p.e.num_tokens;
     if constexpr (FP8) {
         const int groups = p.width / 128, all = w.tiles * tokens * groups, at = tid & 7;
         for (int i = tid >> 3; i < all; i += CONSUMERS / 8) {
-            const int of = i / groups, line = i - of * groups, tile = tokens == 1 ? of : of / tokens, t = of - tile * tokens;
+            const int of = i / groups, line = i - of * groups, tile = tokens == 1 ? of : of / tokens,
+                      t = of - tile * tokens;
             if (!(s->uses[tile] >> t & 1)) {
                 continue;
             }
             const int row = (tile * p.one.h_lines + line) * T + t;
-            const uint16_t *from = (const uint16_t *)p.e.h + (int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + line * 128 + at * 16;
+            const uint16_t *from =
+                (const uint16_t *)p.e.h + (int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + line * 128 + at * 16;
             const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
             float scale;
             *(uint4 *)(h + row * LINE + row_chunk(row, at)) = quantise_16<true>(raw, p.e.e8m0, scale);
@@ -311,7 +317,8 @@ template <bool FP8, int T> MF_DEV void stage_h(const mf_cuda_grouped &p, const o
             const int row = i / chunks, c = i - row * chunks;
             const int tile = s->tile[row];
             if (tile >= 0 && s->row[tile * TOKENS + row / (int)p.e.num_columns] == row) {
-                copy_async(h + row * chunks * 16 + row_chunk(row, c), (const uint16_t *)p.e.h + (int64_t)row * p.e.h_stride + c * 8, true);
+                copy_async(h + row * chunks * 16 + row_chunk(row, c),
+                           (const uint16_t *)p.e.h + (int64_t)row * p.e.h_stride + c * 8, true);
             }
         }
         copy_commit();
@@ -341,7 +348,8 @@ MF_DEV float as_stored(float v, int dtype)
 
 /* Element `row` of a group's rows of out, for a token: the chain of ref/sum_reduce.c over the columns. */
 template <bool FP8>
-MF_DEV void combine(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, int64_t at, int row, int t, const float *sums)
+MF_DEV void combine(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, int64_t at, int row, int t,
+                    const float *sums)
 {
     const int columns = (int)p.e.num_columns, routed = columns - sum.num_shared;
     const int32_t *tiles = s->tile + t * columns;
@@ -364,7 +372,8 @@ MF_DEV void combine(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_
 
 /* After group n's sums: where enough groups have come together, their rows of out, or of y. */
 template <bool FP8>
-MF_DEV void end_groups(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, const share &w, int n, float *sums)
+MF_DEV void end_groups(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, const share &w, int n,
+                       float *sums)
 {
     constexpr int ROWS = DOWN_ROWS<FP8>;
     if (!ends_here(p, w, n)) {
@@ -380,7 +389,8 @@ MF_DEV void end_groups(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const o
         if (p.one.combines) {
             combine<FP8>(p, sum, s, at, row, of, own);
         } else if (s->tile[of] != -1) {
-            const float v = s->tile[of] < 0 ? 0.0f : own[(s->tile[of] * ROWS + row) * TOKENS + of / (int)p.e.num_columns];
+            const float v =
+                s->tile[of] < 0 ? 0.0f : own[(s->tile[of] * ROWS + row) * TOKENS + of / (int)p.e.num_columns];
             store_float(p.e.y, p.e.y_dtype, y_offset(p.e, of) + at, v, p.e.bytewise);
         }
     }
@@ -423,8 +433,8 @@ MF_DEV void add_line_tiles(float (&acc)[4], const line_tiles &t)
     }
 }
 
-/* Lines of two boxes of 8 rows by the tokens' rows; a lane names one row of each.  A line is loaded while the one before
- * is multiplied. */
+/* Lines of two boxes of 8 rows by the tokens' rows; a lane names one row of each.  A line is loaded while the one
+ * before is multiplied. */
 MF_DEV void add_lines(float (&acc)[4], uint32_t rows, int row, uint32_t tokens, int token, int lines)
 {
     line_tiles even, odd;
@@ -439,24 +449,26 @@ MF_DEV void add_lines(float (&acc)[4], uint32_t rows, int row, uint32_t tokens, 
     }
 }
 
-MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages, const share &w,
-                          const uint8_t *x, uint8_t *h, float *sums)
+MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages,
+                          const share &w, const uint8_t *x, uint8_t *h, float *sums)
 {
-    const int warp = (threadIdx.x - PRODUCERS) >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, row = lane & 7;
+    const int warp = (threadIdx.x - PRODUCERS) >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3,
+              row = lane & 7;
     const int tokens = (int)p.e.num_tokens, token = min(row, tokens - 1), per_slot = up_units_of(p);
     const uint32_t base = shared_address(stages), x_row = shared_address(x) + token * (uint32_t)(p.e.hidden_size * 2);
     stage_cursor r = { 0, p.one.stages, 0 };
     bool knows_ends = false;
     for (int first = 0; first < w.own_units; first += WARPS) { /* a warp a unit */
         const int end = min(first + WARPS, w.own_units), mine = first + warp;
-        const int unit = blockIdx.x + mine * gridDim.x, tile = unit / per_slot, first_row = (unit - tile * per_slot) * UP_ROWS;
+        const int unit = blockIdx.x + mine * gridDim.x, tile = unit / per_slot,
+                  first_row = (unit - tile * per_slot) * UP_ROWS;
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
         for (int k = 0; k < w.up_stages; k++) {
             for (int n = first; n < end; n++) { /* all see every stage, or they would miss its turns */
                 barrier_wait(&s->full[r.stage], r.parity);
                 if (n == mine) { /* lanes 8-15 and 24-31 name up's rows */
-                    add_lines(acc, base + r.stage * STAGE + (lane >> 3 & 1) * HALF + row * LINE, row, x_row + k * UP_LINES * LINE, token,
-                              min(UP_LINES, p.one.x_lines - k * UP_LINES));
+                    add_lines(acc, base + r.stage * STAGE + (lane >> 3 & 1) * HALF + row * LINE, row,
+                              x_row + k * UP_LINES * LINE, token, min(UP_LINES, p.one.x_lines - k * UP_LINES));
                 }
                 __syncwarp();
                 if (lane == 0) {
@@ -482,7 +494,8 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
                     a = __fadd_rn(a, slot.gate_bias ? slot.gate_bias[at] : 0.0f);
                     b = __fadd_rn(b, slot.up_bias ? slot.up_bias[at] : 0.0f);
                 }
-                ((uint16_t *)p.e.h)[(int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + at] = (uint16_t)pack_bf16(apply(slot.act, a, b), 0.0f);
+                ((uint16_t *)p.e.h)[(int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + at] =
+                    (uint16_t)pack_bf16(apply(slot.act, a, b), 0.0f);
             }
         }
         __syncwarp();
@@ -492,7 +505,8 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
     }
     named_barrier<READY, CONSUMERS + 32>();
     stage_h<false, 1>(p, s, w, h, nullptr);
-    const int row_bytes = p.width * 2, lines = p.width / 64, parts = p.one.h_lines / DOWN_LINES, pairs = (w.tiles + 1) / 2;
+    const int row_bytes = p.width * 2, lines = p.width / 64, parts = p.one.h_lines / DOWN_LINES,
+              pairs = (w.tiles + 1) / 2;
     for (int n = 0; n < w.groups; n++) {
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
         down_order o = first_of(w);
@@ -500,10 +514,13 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
             if (!(i & 1)) {
                 barrier_wait(&s->full[r.stage], r.parity);
             }
-            if ((n * pairs + o.pair) % WARPS == warp) { /* columns 0 to 3 are the first slot's tokens, 4 to 7 the second's */
-                const int of = min(2 * o.pair + (row >> 2), w.tiles - 1), h_row = s->row[of * TOKENS + min(row & 3, tokens - 1)];
+            if ((n * pairs + o.pair) % WARPS ==
+                warp) { /* columns 0 to 3 are the first slot's tokens, 4 to 7 the second's */
+                const int of = min(2 * o.pair + (row >> 2), w.tiles - 1),
+                          h_row = s->row[of * TOKENS + min(row & 3, tokens - 1)];
                 add_lines(acc, base + r.stage * STAGE + (i & 1) * HALF + (lane >> 3 & 1) * (HALF / 2) + row * LINE, row,
-                          shared_address(h) + h_row * row_bytes + o.part * DOWN_LINES * LINE, h_row, min(DOWN_LINES, lines - o.part * DOWN_LINES));
+                          shared_address(h) + h_row * row_bytes + o.part * DOWN_LINES * LINE, h_row,
+                          min(DOWN_LINES, lines - o.part * DOWN_LINES));
                 if (o.part + 1 == parts) {
                     const int tile = 2 * o.pair + (q >> 1);
                     if (tile < w.tiles) {
@@ -541,11 +558,15 @@ template <int T> MF_DEV void put_up_parts(const float (&acc)[4 * T], float *part
 #pragma unroll
     for (int i = 0; i < 4; i++) { /* the eight columns where the warp's two lines meet themselves */
         v[i] = T == 2 ? (warp < 2 ? acc[i] : acc[(4 + i) % (4 * T)])
-                      : (warp == 0 ? acc[i] : warp == 1 ? acc[4 + i] : warp == 2 ? acc[(8 + i) % (4 * T)] : acc[(12 + i) % (4 * T)]);
+                      : (warp == 0   ? acc[i]
+                         : warp == 1 ? acc[4 + i]
+                         : warp == 2 ? acc[(8 + i) % (4 * T)]
+                                     : acc[(12 + i) % (4 * T)]);
     }
     if (T == 2) {
         if (q >> 1 == (warp & 1)) {
-            *(float2 *)(parts + ((line + 2 * warp + (q & 1)) * UP_ROWS + g) * T) = q & 1 ? make_float2(v[2], v[3]) : make_float2(v[0], v[1]);
+            *(float2 *)(parts + ((line + 2 * warp + (q & 1)) * UP_ROWS + g) * T) =
+                q & 1 ? make_float2(v[2], v[3]) : make_float2(v[0], v[1]);
         }
     } else {
         *(float2 *)(parts + ((line + 2 * warp + (q >> 1)) * UP_ROWS + g) * T + 2 * (q & 1)) =
@@ -572,7 +593,8 @@ template <int T> MF_DEV void put_down_parts(const float (&acc)[2 * T], float *pa
 
 /* COUNT stages' products of this warpgroup's half: N columns of tokens, one block of them a stage. */
 template <int T, bool IS_UP, int COUNT>
-MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step, float *parts, int first, int ends)
+MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step,
+                            float *parts, int first, int ends)
 {
     constexpr int N = (IS_UP ? UP_LINES : DOWN_LINES) * T, BLOCK = N * LINE;
     const int lane = threadIdx.x & 31;
@@ -613,8 +635,8 @@ MF_DEV void multiply_stages(one_state *s, const uint8_t *stages, stage_cursor &r
 }
 
 template <int T, bool IS_UP>
-MF_DEV void multiply_all(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step, float *parts, int first, int count,
-                         int ends)
+MF_DEV void multiply_all(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *tokens, int step,
+                         float *parts, int first, int count, int ends)
 {
     for (; count >= 3; count -= 3, first += 3 * step) {
         multiply_stages<T, IS_UP, 3>(s, stages, r, tokens, step, parts, first, ends);
@@ -652,9 +674,9 @@ MF_DEV void add_down_parts(const mf_cuda_grouped &p, const one_state *s, const s
 }
 
 template <int T>
-MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages, const share &w,
-                         const uint8_t *x, uint8_t *h, float *h_scales, const float *down_scales, float *up_parts, float *down_parts,
-                         float *sums)
+MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages,
+                         const share &w, const uint8_t *x, uint8_t *h, float *h_scales, const float *down_scales,
+                         float *up_parts, float *down_parts, float *sums)
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, lines = w.up_stages * UP_LINES;
     stage_cursor r = { 0, p.one.stages, 0 };
@@ -670,8 +692,8 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
     stage_h<true, T>(p, s, w, h, h_scales);
     for (int n = 0; n < w.groups; n++) {
         /* the last stage may have no second half: what stands there is multiplied, and not looked at */
-        multiply_all<T, false>(s, stages + group * HALF, r, h, 2, down_parts + n % p.one.groups * p.one.down_parts, group, w.down_stages,
-                               w.down_halves);
+        multiply_all<T, false>(s, stages + group * HALF, r, h, 2, down_parts + n % p.one.groups * p.one.down_parts,
+                               group, w.down_stages, w.down_halves);
         if (ends_here(p, w, n)) {
             named_barrier<STAGED, CONSUMERS>();
             add_down_parts<T>(p, s, w, n, down_parts, h_scales, down_scales, sums);
@@ -713,7 +735,10 @@ MF_DEV void read_up_scales(const mf_cuda_grouped &p, const one_state *s, const s
         const int unit = blockIdx.x + n * gridDim.x, tile = unit / per_slot;
         const int64_t block = (unit - tile * per_slot) * UP_ROWS / 128;
         const tile_end &end = s->end[tile];
-        copy_word_async(to + i, of < lines ? end.gate_scale + block * end.gate_stride + line : end.up_scale + block * end.up_stride + line, true);
+        copy_word_async(to + i,
+                        of < lines ? end.gate_scale + block * end.gate_stride + line
+                                   : end.up_scale + block * end.up_stride + line,
+                        true);
     }
 }
 
@@ -731,19 +756,21 @@ MF_DEV void read_down_scales(const mf_cuda_grouped &p, const one_state *s, const
 
 /* A unit's parts added in the order of lines, and its rows of h.  Lanes: [token][gate, up][row]; two tokens a warp. */
 template <int T>
-MF_DEV void end_unit(const mf_cuda_grouped &p, one_state *s, const share &w, int n, const float *up_parts, const float *x_scales,
-                     const float *scales, int warp)
+MF_DEV void end_unit(const mf_cuda_grouped &p, one_state *s, const share &w, int n, const float *up_parts,
+                     const float *x_scales, const float *scales, int warp)
 {
     if (warp >= T / 2) {
         return;
     }
-    const int unit = blockIdx.x + n * gridDim.x, per_slot = up_units_of(p), tile = unit / per_slot, lane = threadIdx.x & 31;
+    const int unit = blockIdx.x + n * gridDim.x, per_slot = up_units_of(p), tile = unit / per_slot,
+              lane = threadIdx.x & 31;
     const int t = warp * 2 + (lane >> 4), half = lane >> 3 & 1, row = lane & 7, lines = p.one.x_lines;
     const float *parts = up_parts + ((n & 1) * 2 + half) * (w.up_stages * UP_LINES) * (UP_ROWS * T) + row * T + t;
     float acc = 0.0f;
 #pragma unroll 8
     for (int line = 0; line < lines; line++) {
-        acc = __fmaf_rn(parts[line * (UP_ROWS * T)], __fmul_rn(x_scales[line * T + t], scales[half * lines + line]), acc);
+        acc =
+            __fmaf_rn(parts[line * (UP_ROWS * T)], __fmul_rn(x_scales[line * T + t], scales[half * lines + line]), acc);
     }
     float up = __shfl_xor_sync(MF_FULL_WARP, acc, 8);
     if (half == 0 && (s->uses[tile] >> t & 1)) {
@@ -753,7 +780,8 @@ MF_DEV void end_unit(const mf_cuda_grouped &p, one_state *s, const share &w, int
             acc = __fadd_rn(acc, end.gate_bias ? end.gate_bias[r] : 0.0f);
             up = __fadd_rn(up, end.up_bias ? end.up_bias[r] : 0.0f);
         }
-        ((uint16_t *)p.e.h)[(int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + r] = (uint16_t)pack_bf16(apply(end.act, acc, up), 0.0f);
+        ((uint16_t *)p.e.h)[(int64_t)s->row[tile * TOKENS + t] * p.e.h_stride + r] =
+            (uint16_t)pack_bf16(apply(end.act, acc, up), 0.0f);
     }
     __syncwarp();
     if (lane == 0) {
@@ -803,7 +831,8 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
 }
 
 template <bool FP8, int T>
-__global__ void __launch_bounds__(THREADS, 1) one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
+__global__ void __launch_bounds__(THREADS, 1)
+    one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
 {
     if (!MF_HAS_WGMMA) {
         return;
@@ -813,9 +842,10 @@ __global__ void __launch_bounds__(THREADS, 1) one_kernel(const __grid_constant__
     one_state *s = (one_state *)(stages + one.state_at);
     uint8_t *x = stages + one.x_at, *h = stages + one.h_at;
     float *sums = (float *)(stages + one.sums_at), *floats = (float *)(stages + one.floats_at);
-    /* FP8 only: scales of x, of h, of units' rows, of w2's rows; parts of w13, twice, and of groups of w2.  What w2 needs lies
-     * where x and w13's parts were. */
-    float *x_scales = floats, *h_scales = x_scales + one.x_lines * T, *up_scales = h_scales + one.most_tiles * one.h_lines * T;
+    /* FP8 only: scales of x, of h, of units' rows, of w2's rows; parts of w13, twice, and of groups of w2.  What w2
+     * needs lies where x and w13's parts were. */
+    float *x_scales = floats, *h_scales = x_scales + one.x_lines * T,
+          *up_scales = h_scales + one.most_tiles * one.h_lines * T;
     float *down_scales = up_scales + one.most_units * 2 * one.x_lines;
     float *up_parts = (float *)(stages + one.up_parts_at), *down_parts = (float *)(stages + one.down_parts_at);
     if (threadIdx.x == 0) {
@@ -857,7 +887,8 @@ __global__ void __launch_bounds__(THREADS, 1) one_kernel(const __grid_constant__
 
 template <bool FP8, int T> int launch(const mf_cuda_grouped *call, const mf_cuda_sum *sum, cudaStream_t stream)
 {
-    return launch_shared(true, one_kernel<FP8, T>, dim3((unsigned)call->blocks), THREADS, (size_t)call->one.bytes, stream, *call, *sum);
+    return launch_shared(true, one_kernel<FP8, T>, dim3((unsigned)call->blocks), THREADS, (size_t)call->one.bytes,
+                         stream, *call, *sum);
 }
 
 } // namespace

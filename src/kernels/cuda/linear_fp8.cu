@@ -1,9 +1,10 @@
-/* linear_fp8.cu - products of FP8 codes, e4m3 with a scale per block or row, through the tensor cores: codes are widened to
- * bf16, which holds them all, and meet inputs rounded to bf16.
+/* linear_fp8.cu - products of FP8 codes, e4m3 with a scale per block or row, through the tensor cores: codes are
+ * widened to bf16, which holds them all, and meet inputs rounded to bf16.
  *
- * The order of sums, the same in both kernels: 128 columns from zero in eight steps of 16, times their scale onto the run's
- * sum, k ascending; RUNS runs of k, added up in order.  In which of its steps a column is met is a matter of loads: lane t of
- * four holds columns 16t .. 16t + 15 of each half of a block, four of them a step, of the weights and of the inputs. */
+ * The order of sums, the same in both kernels: 128 columns from zero in eight steps of 16, times their scale onto the
+ * run's sum, k ascending; RUNS runs of k, added up in order.  In which of its steps a column is met is a matter of
+ * loads: lane t of four holds columns 16t .. 16t + 15 of each half of a block, four of them a step, of the weights and
+ * of the inputs. */
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/early.cuh"
@@ -106,7 +107,8 @@ MF_DEV void store(const mf_cuda_linear &p, int which, int64_t row, int64_t token
 
 /* ---- few tokens: sixteen rows a block, a run of k a warp ---- */
 
-template <int FORMAT, int TILES> __global__ void __launch_bounds__(WARPS * 32) few_kernel(const __grid_constant__ mf_cuda_linear p)
+template <int FORMAT, int TILES>
+__global__ void __launch_bounds__(WARPS * 32) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     constexpr int DEPTH = TILES <= 2 ? 4 : 2, TOKENS = TILES * 8; /* blocks that are on the way together */
     __shared__ float parts[RUNS][16][TOKENS + 1];
@@ -191,7 +193,8 @@ template <int FORMAT, int TILES> __global__ void __launch_bounds__(WARPS * 32) f
 
 /* ---- many: 128 rows and 64 tokens a block, the runs one after the other ---- */
 
-constexpr int TILE_ROWS = WARPS * 16, TILE_TOKENS = 64, TILES = TILE_TOKENS / 8, GRANULES = BLOCK / 4; /* of four inputs */
+constexpr int TILE_ROWS = WARPS * 16, TILE_TOKENS = 64, TILES = TILE_TOKENS / 8,
+              GRANULES = BLOCK / 4; /* of four inputs */
 
 /* Where granule i of a token lies: four tokens of a tile at one granule fall into other banks. */
 MF_DEV int granule_at(int token, int i)
@@ -210,7 +213,8 @@ MF_DEV void fetch_inputs(uint2 *to, const mf_cuda_linear &p, int64_t t0, int blo
     copy_commit();
 }
 
-template <int FORMAT> __global__ void __launch_bounds__(WARPS * 32) tile_kernel(const __grid_constant__ mf_cuda_linear p)
+template <int FORMAT>
+__global__ void __launch_bounds__(WARPS * 32) tile_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     __shared__ uint2 inputs[2][TILE_TOKENS * GRANULES];
     begin_early();
@@ -275,7 +279,8 @@ template <int FORMAT> __global__ void __launch_bounds__(WARPS * 32) tile_kernel(
     }
 }
 
-template <typename Kernel> int launch(Kernel kernel, const mf_cuda_linear &call, int64_t rows, int64_t tokens, void *stream)
+template <typename Kernel>
+int launch(Kernel kernel, const mf_cuda_linear &call, int64_t rows, int64_t tokens, void *stream)
 {
     mf_cuda_linear p = call;
     int64_t blocks = 0;

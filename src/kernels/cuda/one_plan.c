@@ -1,4 +1,5 @@
-/* one_plan.c - which calls grouped_one.cu takes, how it lays out a block's shared memory, and which slots share a tensor map. */
+/* one_plan.c - which calls grouped_one.cu takes, how it lays out a block's shared memory, and which slots share a
+ * tensor map. */
 #include "kernels/cuda/plan.h"
 
 static const mf_cuda_matrix *matrix_of(const mf_cuda_slot *slot, int i)
@@ -44,13 +45,16 @@ static int32_t place(size_t *total, int64_t bytes)
 void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *g)
 {
     enum { LINE = 128, UP_ROWS = 8, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
-    enum { MOST_BYTES = 100000000 }; /* of weights: quicker than grouped_few.cu up to 75 MB, slower from 138 MB on (H200) */
+    enum {
+        MOST_BYTES = 100000000
+    }; /* of weights: quicker than grouped_few.cu up to 75 MB, slower from 138 MB on (H200) */
     const int64_t down_rows = g->fp8 ? 16 : 8;
     const int64_t tokens = g->e.num_tokens, pairs = g->e.num_pairs, hidden = g->e.hidden_size, width = g->width;
     if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0) {
         return;
     }
-    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4, tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
+    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4,
+                  tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
     if (tiles * 3 * hidden * width * size > MOST_BYTES) {
         return;
     }
@@ -69,7 +73,8 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     if (g->fp8) {
         up_parts = 2 * 2 * padded * UP_ROWS * columns;
         one.down_parts = (int32_t)(all_h_lines * down_rows * columns);
-        floats = x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines + groups * tiles * h_lines + x_lines + h_lines;
+        floats = x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines +
+                 groups * tiles * h_lines + x_lines + h_lines;
     }
     const int64_t sums = tiles * down_rows * MF_CUDA_ONE_TOKENS, fit = GROUPS_BYTES / ((sums + one.down_parts) * 4);
     one.groups = (int32_t)(fit < 1 ? 1 : fit < groups ? fit : groups);
@@ -88,7 +93,7 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     }
     one.stages = (int32_t)(stages < MF_CUDA_ONE_STAGES ? stages : MF_CUDA_ONE_STAGES);
     const int32_t ring = one.stages * 2 * MF_CUDA_ONE_HALF; /* in front of everything: it begins at a swizzle atom */
-    int32_t *const places[] = { &one.x_at,   &one.up_parts_at, &one.h_at,    &one.down_parts_at,
+    int32_t *const places[] = { &one.x_at,    &one.up_parts_at, &one.h_at,    &one.down_parts_at,
                                 &one.sums_at, &one.floats_at,   &one.state_at };
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         *places[i] += ring;

@@ -3,9 +3,10 @@
  * Three launches: the largest values of pieces and rows (with the row's changes applied in place), the sums of weights,
  * the choice.  What the sampler sums in an order is summed in that order here: spans of 512 in eight lanes and a tree,
  * spans one after the other.  The exception are a nucleus's buckets, whose sums have no order to keep: the weights of a
- * bucket differ by a factor of e^(1/128), so they lie in two binades at most, and fewer than 2^28 numbers of 24 bits then
- * add up without rounding in a double.  The sampler leaves ids that no nucleus reaches out of the buckets; they lie in
- * the last bucket that is looked at or behind it, and behind all ids of the nucleus there, so here they may stay in. */
+ * bucket differ by a factor of e^(1/128), so they lie in two binades at most, and fewer than 2^28 numbers of 24 bits
+ * then add up without rounding in a double.  The sampler leaves ids that no nucleus reaches out of the buckets; they
+ * lie in the last bucket that is looked at or behind it, and behind all ids of the nucleus there, so here they may stay
+ * in. */
 #include <math.h>
 
 #include "kernels/cuda/early.cuh"
@@ -24,14 +25,15 @@ static_assert(CHUNK % PIECE == 0 && CHUNK % SPAN == 0 && THREADS / 32 * 8 * PIEC
 
 /* What the launches tell each other of a row, all in one workspace. */
 struct row_state {
-    unsigned long long raw_best, best; /* ordered value, then the id's complement; of the row as it came, and as changed */
+    unsigned long long raw_best,
+        best; /* ordered value, then the id's complement; of the row as it came, and as changed */
     int rank, pad;
 };
 
 struct workspace {
-    row_state *states;                   /* [rows] */
-    double *buckets, *raw_sums, *sums;   /* [rows, BUCKETS], [rows, spans] */
-    uint32_t *pieces, *raw_pieces;       /* [rows, pieces]: ordered maxima, of ids that may be chosen */
+    row_state *states;                 /* [rows] */
+    double *buckets, *raw_sums, *sums; /* [rows, BUCKETS], [rows, spans] */
+    uint32_t *pieces, *raw_pieces;     /* [rows, pieces]: ordered maxima, of ids that may be chosen */
 };
 
 MF_DEV int count_of(int n, int each)
@@ -210,9 +212,9 @@ MF_DEV void sum_spans(const float *values, int first, int n, double *sums)
 __global__ void __launch_bounds__(THREADS) pick_sum_kernel(const mf_cuda_pick call, const workspace w)
 {
     extern __shared__ double shared[];
-    double *buckets = shared;                    /* [BUCKETS] */
+    double *buckets = shared;                      /* [BUCKETS] */
     float *columns = (float *)(buckets + BUCKETS); /* [CHUNK] */
-    float *values = columns + CHUNK;             /* [SPANS * SPAN_ROOM] */
+    float *values = columns + CHUNK;               /* [SPANS * SPAN_ROOM] */
     begin_early();
     const int row = blockIdx.y, n = call.n, first = blockIdx.x * CHUNK, num_ids = call.num_ids;
     const mf_pick p = call.picks[row];
@@ -445,7 +447,8 @@ MF_DEV int sort_keys(const chooser &c)
     return n;
 }
 
-/* Everybody: the k-th largest of the pieces' maxima, which k ids at least reach; `least` where there are fewer pieces. */
+/* Everybody: the k-th largest of the pieces' maxima, which k ids at least reach; `least` where there are fewer pieces.
+ */
 MF_DEV uint32_t kth_largest(const chooser &c, const uint32_t *pieces, int num_pieces, int k, uint32_t least)
 {
     if (num_pieces < k) {
@@ -501,8 +504,9 @@ MF_DEV int choose_top_k(const chooser &c, const float *row, const uint32_t *piec
                         const mf_pick &p)
 {
     const uint32_t least = kth_largest(c, pieces, count_of(num_ids, PIECE), p.top_k, LEAST_KEY + 1);
-    if (!gather(c, row, num_ids, pieces, [&](uint32_t most) { return most >= least; },
-                [&](float x) { return key_of(x) >= least; })) {
+    if (!gather(
+            c, row, num_ids, pieces, [&](uint32_t most) { return most >= least; },
+            [&](float x) { return key_of(x) >= least; })) {
         return UNKNOWN;
     }
     const int n = min(sort_keys(c), p.top_k);
@@ -542,10 +546,11 @@ MF_DEV int take_bucket(const chooser &c, const float *row, const uint32_t *piece
                        const mf_pick &p, double start)
 {
     const float scale = scale_of(p);
-    if (!gather(c, row, num_ids, pieces, [&](uint32_t most) { return bucket_of(unordered(most), best, scale) <= bucket; },
-                [&](float x) {
-                    return bucket_of(x, best, scale) == bucket && weight_of(x, best, scale, p.min_p) > 0.0f;
-                })) {
+    if (!gather(
+            c, row, num_ids, pieces, [&](uint32_t most) { return bucket_of(unordered(most), best, scale) <= bucket; },
+            [&](float x) {
+                return bucket_of(x, best, scale) == bucket && weight_of(x, best, scale, p.min_p) > 0.0f;
+            })) {
         return UNKNOWN;
     }
     const int n = sort_keys(c);
@@ -605,8 +610,9 @@ MF_DEV int choose(const chooser &c, const mf_cuda_pick &call, const workspace &w
     const int num_spans = count_of(call.num_ids, SPAN);
     run_sums_of(c, sums, num_spans, 0.0, c.prefix);
     const double total = c.prefix[num_spans - 1];
-    return p.top_p < 1.0 ? choose_from_nucleus(c, logits, pieces, call.num_ids, w.buckets + row * BUCKETS, best, p, total)
-                         : choose_any(c, logits, call.num_ids, sums, best, p);
+    return p.top_p < 1.0
+               ? choose_from_nucleus(c, logits, pieces, call.num_ids, w.buckets + row * BUCKETS, best, p, total)
+               : choose_any(c, logits, call.num_ids, sums, best, p);
 }
 
 /* Everybody: the best ids of the row as it came, in the order of keys.  false: no room for those that tie. */
@@ -615,8 +621,9 @@ MF_DEV bool find_top(const chooser &c, const float *row, const uint32_t *pieces,
 {
     const int k = min(num_top, num_ids);
     const uint32_t least = kth_largest(c, pieces, count_of(num_ids, PIECE), k, 0);
-    if (!gather(c, row, num_ids, pieces, [&](uint32_t most) { return most >= least; },
-                [&](float x) { return key_of(x) >= least; })) {
+    if (!gather(
+            c, row, num_ids, pieces, [&](uint32_t most) { return most >= least; },
+            [&](float x) { return key_of(x) >= least; })) {
         return false;
     }
     sort_keys(c);
@@ -645,8 +652,9 @@ __global__ void __launch_bounds__(CHOOSERS) pick_choose_kernel(const mf_cuda_pic
     c.count = &count;
     c.found = &found;
     const bool bad = p.kind != MF_PICK_LOGITS && has_failed(p, state);
-    int id = p.kind == MF_PICK_LOGITS || bad ? UNKNOWN : p.kind == MF_PICK_DESCRIBE ? p.token_id
-                                                                                    : choose(c, call, w, p, state);
+    int id = p.kind == MF_PICK_LOGITS || bad ? UNKNOWN
+             : p.kind == MF_PICK_DESCRIBE    ? p.token_id
+                                             : choose(c, call, w, p, state);
     __syncthreads();
     for (int i = threadIdx.x; p.kind == MF_PICK_CHOOSE && i < p.num_changes; i += CHOOSERS) { /* the row as it came */
         const mf_pick_change *change = call.changes + p.first_change + i;
