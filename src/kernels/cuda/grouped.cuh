@@ -303,17 +303,6 @@ template <bool FP8, int N> MF_DEV void add_line(float (&sums)[N / 2], uint64_t r
     }
 }
 
-/* 16 bytes that another block wrote during this launch. */
-MF_DEV uint4 load_fresh(const void *p)
-{
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-
 /* y of ids past the last slot: no tile sees them. */
 MF_DEV void zero_strangers(const mf_cuda_grouped &p)
 {

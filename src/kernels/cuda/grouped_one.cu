@@ -52,18 +52,13 @@ struct one_state {
 };
 static_assert(sizeof(one_state) <= MF_CUDA_ONE_STATE, "calls.h");
 
-template <int ID, int COUNT> MF_DEV void arrive_at()
-{
-    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
-}
-
 /* Of a pair of barriers: the one whose turn it is. */
 template <int ID, int COUNT> MF_DEV void arrive_in_turn(int turn)
 {
     if (turn & 1) {
-        arrive_at<ID + 1, COUNT>();
+        named_arrive<ID + 1, COUNT>();
     } else {
-        arrive_at<ID, COUNT>();
+        named_arrive<ID, COUNT>();
     }
 }
 
@@ -398,14 +393,6 @@ MF_DEV void end_groups(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const o
 }
 
 /* ---- bf16: a warp's products ---- */
-
-MF_DEV void load_tiles(uint32_t (&r)[4], uint32_t shared)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared)
-                 : "memory");
-}
 
 /* What a warp multiplies of a line: four tiles of weights and of tokens. */
 struct line_tiles {
@@ -821,7 +808,7 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
         }
     }
     __syncwarp();
-    arrive_at<READY, CONSUMERS + 32>();
+    named_arrive<READY, CONSUMERS + 32>();
     if (tid == 0) { /* the last block leaves the counters as it found them: all have seen what they waited for */
         __threadfence();
         if (atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1) {
@@ -864,8 +851,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     wait_for_previous();
     if (threadIdx.x < 32) {
         make_lists(p, s);
-        arrive_at<HELPERS_LISTS, HELPERS + 32>();
-        arrive_at<LISTS, CONSUMERS + 32>();
+        named_arrive<HELPERS_LISTS, HELPERS + 32>();
+        named_arrive<LISTS, CONSUMERS + 32>();
         const share w = share_of<FP8>(p, s->num_tiles);
         if (threadIdx.x == 0) {
             bring_weights<FP8>(p, s, stages, w);

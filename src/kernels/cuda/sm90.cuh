@@ -16,6 +16,17 @@ MF_PTX uint4 load_stream(const void *p)
     return r;
 }
 
+/* 16 bytes that another block wrote during this launch. */
+MF_PTX uint4 load_fresh(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 /* c[16 x 8] += a[16 x 16] b[16 x 8], bf16 in, f32 sums. */
 MF_PTX void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
 {
@@ -189,6 +200,15 @@ MF_PTX void load_tiles(uint32_t (&r)[4], const void *shared)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(at)
+                 : "memory");
+}
+
+/* The same as they are, from an address in shared memory: lane (g, q) gets columns 2q, 2q + 1 of row g. */
+MF_PTX void load_tiles(uint32_t (&r)[4], uint32_t shared)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared)
                  : "memory");
 }
 

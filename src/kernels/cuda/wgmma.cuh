@@ -76,6 +76,12 @@ template <int ID, int THREADS> MF_PTX void named_barrier()
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
+/* Arrives there, and goes on. */
+template <int ID, int THREADS> MF_PTX void named_arrive()
+{
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+}
+
 /* ---- copies ---- */
 
 MF_PTX void prefetch_line(const void *p)
