@@ -128,6 +128,13 @@ static void plan_layer(const mf_plan *plan, const mf_layer_weights *layer, mf_la
 static void add_warnings(mf_plan *plan, int32_t num_shared)
 {
     mf_plan_options *options = &plan->options;
+    for (int64_t l = 0; l < plan->config->num_layers && options->warns_of_wide_inputs; l++) {
+        if (plan->layers[l].is_moe && plan->layers[l].routed_format == MF_FORMAT_FP8_BLOCK) {
+            warn(plan, "experts of FP8 blocks with inputs that are not quantised take this device's plain kernels; --act-quant w8a8, as "
+                       "other servers run such checkpoints, is some ten times as fast");
+            break;
+        }
+    }
     int32_t replicas = options->num_shared_expert_replicas;
     if (options->disable_fused_gate && plan->num_moe == 0) {
         warn(plan, "--disable-fused-gate has no effect: the model has no MoE layer");

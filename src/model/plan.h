@@ -13,6 +13,7 @@ typedef struct mf_plan_options {
     bool disable_fused_gate;
     int32_t num_shared_expert_replicas; /* 1..64 */
     bool one_format_a_table; /* the device's kernels want that: see ops.h */
+    bool warns_of_wide_inputs; /* FP8 experts would be much faster with FP8 inputs */
 } mf_plan_options;
 
 typedef struct mf_layer_plan {

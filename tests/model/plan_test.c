@@ -165,6 +165,25 @@ TEST(a_shared_expert_of_another_format_is_apart_where_the_device_wants_one_forma
     fixture_close(&f);
 }
 
+TEST(fp8_experts_whose_inputs_stay_wide_are_warned_of_where_that_is_slow)
+{
+    fixture f;
+    fixture_open(&f);
+    mf_plan_options options = defaults;
+    options.warns_of_wide_inputs = true;
+    mf_plan *plan = make(&f, &options);
+    CHECK_EQ(plan->num_warnings, 0);
+    mf_plan_close(&plan);
+    for (int e = 0; e < EXPERTS; e++) {
+        f.experts[2][e] = mlp(&f, MF_FORMAT_FP8_BLOCK, WIDTH);
+    }
+    plan = make(&f, &options);
+    CHECK_EQ(plan->num_warnings, 1);
+    CHECK_HAS(plan->warnings[0], "--act-quant w8a8");
+    mf_plan_close(&plan);
+    fixture_close(&f);
+}
+
 TEST(one_layer_that_differs_is_printed_with_its_first_reason)
 {
     fixture f;

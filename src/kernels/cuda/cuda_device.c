@@ -493,6 +493,7 @@ static mf_status init(mf_device *device, mf_error *err)
                                 .num_multiprocessors = prop.multiProcessorCount,
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
     device->one_format_a_table = state->gpu.capability == 90;
+    device->wants_fp8_inputs = state->gpu.capability >= 89;
     mf_cuda_starts_early = state->gpu.capability >= 90;
     const size_t bytes = MF_CUDA_GATE_WORDS * sizeof *state->counts;
     MF_CUDA(device, cudaSetDevice(device->ordinal), err);
