@@ -507,36 +507,44 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
     }
 }
 
+static void check_one_layout(const mf_cuda_one *one, bool fp8, int32_t width, int64_t tokens)
+{
+    const int32_t ring = one->stages * 2 * MF_CUDA_ONE_HALF;
+    CHECK(one->stages >= 6 && one->stages <= MF_CUDA_ONE_STAGES && one->bytes <= h200.shared_bytes);
+    const int32_t places[] = { one->x_at,    one->up_parts_at, one->h_at,    one->down_parts_at,
+                               one->sums_at, one->floats_at,   one->state_at };
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        CHECK(places[i] >= ring && places[i] <= one->bytes && places[i] % 1024 == 0);
+    }
+    CHECK_EQ(one->state_at + MF_CUDA_ONE_STATE, one->bytes);
+    CHECK_EQ(one->x_lines, fp8 ? 16 : 32);
+    CHECK_EQ(one->h_lines, width == 768 ? (fp8 ? 8 : 12) : fp8 ? 2 : 4); /* whole boxes: 6 in two of 4 */
+    CHECK_EQ(one->most_tiles, 8 * tokens);
+    CHECK(one->most_units * 132 >= 8 * tokens * width / 8 && one->groups >= 1);
+}
+
 TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
 {
-    for (int path = MF_CUDA_PATH_BF16; path <= MF_CUDA_PATH_FP8; path += MF_CUDA_PATH_FP8 - MF_CUDA_PATH_BF16) {
+    static const struct {
+        mf_cuda_path path;
+        int32_t width;
+        int64_t tokens; /* at most: 100 MB of weights, and as many pairs as a warp has lanes */
+    } cases[] = { { MF_CUDA_PATH_BF16, 768, 1 }, { MF_CUDA_PATH_FP8, 768, 2 }, { MF_CUDA_PATH_BF16, 256, 3 }, { MF_CUDA_PATH_FP8, 256, 4 } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int64_t tokens = 1; tokens <= 5; tokens++) {
             experts_problem p;
-            make_experts(&p, 128, (mf_cuda_path)path, tokens, memory);
+            make_experts(&p, 128, cases[i].path, tokens, memory);
             p.paths.maps = memory;
+            p.experts.max_intermediate_size = cases[i].width;
             CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
             CHECK_EQ(p.plan.grouped.one.tokens, 0); /* widths differ */
-            p.paths.width = 768;
+            p.paths.width = cases[i].width;
             CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
             const mf_cuda_one *one = &p.plan.grouped.one;
-            const bool fp8 = path == MF_CUDA_PATH_FP8;
-            /* five have more pairs than a warp has lanes; three leave no room for stages beside their codes' parts */
-            CHECK_EQ(one->tokens, tokens > (fp8 ? 2 : 4) ? 0 : tokens > 2 ? 4 : 2);
-            if (one->tokens == 0) {
-                continue;
+            CHECK_EQ(one->tokens, tokens > cases[i].tokens ? 0 : tokens > 2 ? 4 : 2);
+            if (one->tokens) {
+                check_one_layout(one, cases[i].path == MF_CUDA_PATH_FP8, cases[i].width, tokens);
             }
-            const int32_t ring = one->stages * 2 * MF_CUDA_ONE_HALF;
-            CHECK(one->stages >= 6 && one->stages <= MF_CUDA_ONE_STAGES && one->bytes <= h200.shared_bytes);
-            const int32_t places[] = { one->x_at,    one->up_parts_at, one->h_at,    one->down_parts_at,
-                                       one->sums_at, one->floats_at,   one->state_at };
-            for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
-                CHECK(places[i] >= ring && places[i] <= one->bytes && places[i] % 1024 == 0);
-            }
-            CHECK_EQ(one->state_at + MF_CUDA_ONE_STATE, one->bytes);
-            CHECK_EQ(one->x_lines, fp8 ? 16 : 32);
-            CHECK_EQ(one->h_lines, fp8 ? 8 : 12); /* 6 in whole boxes of 4 */
-            CHECK_EQ(one->most_tiles, 8 * tokens);
-            CHECK(one->most_units * 132 >= 8 * tokens * 768 / 8 && one->groups >= 1);
         }
     }
 }
