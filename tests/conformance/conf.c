@@ -97,6 +97,11 @@ bool conf_full(void)
     return v && strcmp(v, "full") == 0;
 }
 
+bool conf_whole(void)
+{
+    return conf_full() || getenv("MOEFUSE_CONFORMANCE_DEVICE") != NULL;
+}
+
 void *conf_alloc(size_t bytes)
 {
     char *base = NULL;

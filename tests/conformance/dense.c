@@ -137,7 +137,7 @@ static void check_inputs(mf_dtype act_dtype, mf_format format)
     static const int64_t counts[] = { 1, 4, 5, 8, 9, 17, 32, 33, 65, 130, 300 };
     enum { TOKENS = 300, FIRST = 6 };
     /* Whole on a device of its own; elsewhere a sample of what only such a device has kernels for. */
-    const bool whole = conf_full() || getenv("MOEFUSE_CONFORMANCE_DEVICE") != NULL;
+    const bool whole = conf_whole();
     int count;
     const conf_device *devices = conf_devices(&count);
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
