@@ -34,7 +34,12 @@ static const unit_case cases[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 640, 256, 384, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8_E8M0, 3, 256, 384, 128, MF_F16, MF_F32, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 3, 384, 128, 256, MF_F32, MF_F32, false, false, MF_ACT_GELU_TANH },
+    /* slots of one width: the last FOR_MANY, for many tokens a slot, too */
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 320, 192, 192, MF_BF16, MF_BF16, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 128, 320, 320, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_BF16, MF_ACT_QUANT_NONE, 0, 64, 64, 64, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
 };
+enum { FOR_MANY = 3, MANY_TOKENS = 2100 };
 
 /* Slots 0..3 of one width, slot 4 wider: a shared one. */
 static void make_table(case_table *table, const unit_case *c, uint64_t *seed)
@@ -139,6 +144,13 @@ TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_compan
         if (conf_whole() || i % 6 == 1) {
             check_case(&cases[i], MAX_TOKENS);
         }
+    }
+}
+
+TEST(experts_of_many_tokens_a_slot_are_right_and_have_the_bits_of_few)
+{
+    for (size_t i = sizeof cases / sizeof cases[0] - FOR_MANY; i < sizeof cases / sizeof cases[0]; i++) {
+        check_case(&cases[i], MANY_TOKENS);
     }
 }
 

@@ -191,6 +191,7 @@ enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUP
 enum {
     MF_CUDA_WORK_NEXT = 0,
     MF_CUDA_WORK_DONE,
+    MF_CUDA_WORK_COPIED, /* rows that grouped_pairs.cu has claimed */
     MF_CUDA_WORK_COUNTS = 32,
     MF_CUDA_WORK_CURSORS = MF_CUDA_WORK_COUNTS + MF_CUDA_GROUPED_SLOTS,
     MF_CUDA_WORK_TILES = MF_CUDA_WORK_CURSORS + MF_CUDA_GROUPED_SLOTS,
@@ -253,7 +254,7 @@ typedef struct mf_cuda_grouped {
     float *x_scales_out, *h_scales;
     int64_t x_groups, h_groups;
     int32_t fp8, packed, x_is_wide, clears_counts; /* packed: mf_cuda_packed */
-    int32_t x_in_order; /* bf16: x_sorted holds every pair's token by place in sorted */
+    int32_t x_in_order; /* bf16, many tokens: grouped_pairs.cu copies x by place in sorted */
     uint8_t *x_sorted;  /* [num_pairs, H] */
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
     int32_t down_steps, down_units; /* row tiles of w2 that are one unit of work; units of H */
@@ -262,6 +263,9 @@ typedef struct mf_cuda_grouped {
     mf_cuda_one one;
     int64_t blocks;
 } mf_cuda_grouped;
+
+/* grouped_pairs.cu: tokens of a block's tile at most, bytes of results on their way out and of its state. */
+enum { MF_CUDA_PAIR_TOKENS = 160, MF_CUDA_PAIR_PIECE = 4096, MF_CUDA_PAIR_STATE = 768 };
 
 /* How the copy engine reads a line of rows that lie in the slots' order, the tokens' and the intermediate's: boxes of 128, 64,
  * 32 and 16 rows (CUtensorMap).  Only with x_in_order. */
@@ -291,7 +295,8 @@ static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
 }
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
-int mf_cuda_launch_grouped(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream);
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_grouped_pairs(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream); /* x_in_order */
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);

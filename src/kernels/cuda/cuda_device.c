@@ -349,12 +349,13 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
         return check(device, mf_cuda_launch_grouped_packed(&call, state->stream), "experts' products", err);
     }
-    mf_cuda_row_maps maps = { 0 };
-    if (call.x_in_order) {
-        MF_TRY(mf_cuda_grouped_row_maps(&call, &maps, err));
-    }
     MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
-    return check(device, mf_cuda_launch_grouped(&call, &maps, state->stream), "experts' products", err);
+    if (call.x_in_order) {
+        mf_cuda_row_maps maps;
+        MF_TRY(mf_cuda_grouped_row_maps(&call, &maps, err));
+        return check(device, mf_cuda_launch_grouped_pairs(&call, &maps, state->stream), "experts' products", err);
+    }
+    return check(device, mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
 }
 
 static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)

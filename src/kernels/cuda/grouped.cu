@@ -3,7 +3,7 @@
  *
  * Weights are the products' 64-row operand, so that a tile's tokens are its columns and may be few: copies of the
  * tensor copy engine bring 256 rows by 128 bytes a stage, 96 threads gather the tokens' rows, two warpgroups multiply.
- * Where slots have many tokens (COPIED, bf16) these lie in the slots' order, and the copy engine brings them, too.
+ * bf16 weights and many tokens a slot are grouped_pairs.cu's.
  * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
  * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
  * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
@@ -34,11 +34,8 @@ MF_DEV void own_barrier(int group)
 }
 
 /* A unit of w13 is written, or this warpgroup has no rows of it. */
-template <bool COPIED> MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
+MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 {
-    if (COPIED) {
-        fence_global_for_copies();
-    }
     named_barrier<BARRIER_BOTH, 256>();
     if (threadIdx.x == PRODUCERS) { /* released for all: the barrier put their stores before it */
         add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
@@ -46,7 +43,7 @@ template <bool COPIED> MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 }
 
 /* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
-template <bool FP8, bool COPIED, int N>
+template <bool FP8, int N>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
@@ -139,7 +136,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
             }
         }
     }
-    end_up<COPIED>(p, u);
+    end_up(p, u);
 }
 
 /* 128 rows of the output by N tokens. */
@@ -225,7 +222,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 
 /* ---- the two warpgroups that multiply ---- */
 
-template <bool FP8, int MAX, bool COPIED, int N>
+template <bool FP8, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      uint8_t *staging)
 {
@@ -246,26 +243,12 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         for (int i = 0; i < N / 2; i++) {
             acc[0][i] = acc[1][i] = 0.0f;
         }
-        if (COPIED && !u->is_down && u->row + 64 * group >= p.e.slots[u->slot].up.n) { /* the other one has the last rows */
-#pragma unroll 1
-            for (int line = 0; line < lines; line++) {
-                barrier_wait(&s->full[cursor.stage], cursor.parity);
-                if (lane == 0) {
-                    barrier_arrive(&s->empty[cursor.stage]);
-                }
-                stage_cursor::next(cursor);
-            }
-            end_up<COPIED>(p, u);
-            continue;
-        }
         int previous = -1;
 #pragma unroll 1
         for (int line = 0; line < lines; line++) {
             const uint8_t *stage = stages + cursor.stage * STAGE;
             barrier_wait(&s->full[cursor.stage], cursor.parity);
-            if (!COPIED) { /* tokens are not the copy engine's */
-                fence_shared_for_products();
-            }
+            fence_shared_for_products();
             const uint64_t rows = product_operand(stage + 2 * group * SUBTILE),
                            tokens = product_operand(stage + STAGE_ROWS);
             if (FP8) {
@@ -310,14 +293,14 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         if (u->is_down) {
             write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
         } else {
-            write_up<FP8, COPIED, N>(p, u, acc[0], acc[1], staging);
+            write_up<FP8, N>(p, u, acc[0], acc[1], staging);
         }
     }
 }
 
 template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
 
-template <bool FP8, int MAX, bool COPIED>
+template <bool FP8, int MAX>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
@@ -329,25 +312,25 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
             return;
         }
         if (u->count <= 16) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 32) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 48) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 64 ? u->count <= 64 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 80 ? u->count <= 80 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 96 ? u->count <= 96 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 112 ? u->count <= 112 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 128 ? u->count <= 128 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 144 ? u->count <= 144 : true)) {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, COPIED, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
+            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
         }
     }
 }
@@ -491,60 +474,9 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
     }
 }
 
-/* ---- the same where they lie in order: one thread asks the copy engine ---- */
-
-/* Rows first .., `count` rounded up to whole products, over a line: boxes of 128, 64, 32 and 16. */
-MF_DEV void copy_tokens(uint8_t *to, const CUtensorMap *maps, int first, int count, int line, uint64_t *full)
-{
-    const int rows = (count + 15) & ~15;
-    barrier_expect(full, (uint32_t)(rows * LINE));
-    for (int i = 0, done = 0; done < rows; i++) {
-        const int box = 128 >> i;
-        while (done + box <= rows) {
-            copy_box(to + done * LINE, maps + i, first + done, line, full);
-            done += box;
-        }
-    }
-}
-
-template <int MAX>
-MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps, uint8_t *stages, shared_state *s)
-{
-    constexpr int STAGE = stage_bytes<false, MAX>();
-    stage_cursor cursor = { 0, p.stages, 0 };
-    for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
-        if (u.slot < 0) {
-            barrier_arrive(&s->full[cursor.stage]);
-            return;
-        }
-        if (u.is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
-            }
-            fence_global_for_copies();
-        }
-        const CUtensorMap *map = (const CUtensorMap *)(u.is_down ? maps.h : maps.x);
-        for (int step = 0; step < u.steps; step++) {
-            for (int line = 0; line < u.lines; line++) {
-                barrier_wait(&s->announced[cursor.stage], cursor.parity);
-                copy_tokens(stages + cursor.stage * STAGE + STAGE_ROWS, map, u.first, u.count, line,
-                            &s->full[cursor.stage]);
-                stage_cursor::next(cursor);
-            }
-        }
-    }
-}
-
-template <bool COPIED> struct maps_of_rows {
-    mf_cuda_row_maps maps;
-};
-template <> struct maps_of_rows<false> {
-};
-
-template <bool FP8, int MAX, bool COPIED>
+template <bool FP8, int MAX>
 __global__ void __launch_bounds__(THREADS, 1)
-    grouped_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ maps_of_rows<COPIED> m)
+    grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
@@ -555,7 +487,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
-            barrier_init(&s->full[i], 1 + (COPIED ? 1 : GATHERERS));
+            barrier_init(&s->full[i], 1 + GATHERERS);
             barrier_init(&s->empty[i], 8);
             barrier_init(&s->announced[i], 1);
         }
@@ -567,42 +499,32 @@ __global__ void __launch_bounds__(THREADS, 1)
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
-        } else if constexpr (COPIED) {
-            if (threadIdx.x == 32) {
-                bring_tokens<MAX>(p, m.maps, stages, s);
-            }
         } else if (threadIdx.x >= 32) {
             gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX, COPIED>(p, prefix[p.e.num_slots], stages, s, staging);
+        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 }
 
-template <bool FP8, int MAX, bool COPIED>
-int launch(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, cudaStream_t stream)
+template <bool FP8, int MAX>
+int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    const auto kernel = grouped_kernel<FP8, MAX, COPIED>;
-    maps_of_rows<COPIED> m;
-    if constexpr (COPIED) {
-        m.maps = *maps;
-    }
+    const auto kernel = grouped_kernel<FP8, MAX>;
     const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
                          ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
-    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call, m);
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 
 } // namespace
 
-int mf_cuda_launch_grouped(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream)
+int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     if (call->fp8) {
-        return call->max_tokens == 64 ? launch<true, 64, false>(call, maps, s) : launch<true, 128, false>(call, maps, s);
+        return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64, false>(call, maps, s)
-           : call->x_in_order     ? launch<false, 160, true>(call, maps, s)
-                                  : launch<false, 160, false>(call, maps, s);
+    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 160>(call, s);
 }

@@ -4,7 +4,7 @@
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
-enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 256 };
+enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192 };
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -22,6 +22,14 @@ static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, bool
 {
     const int64_t room = gpu->shared_bytes - FIXED_BYTES - 8 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_grouped_stage_bytes(fp8, max_tokens);
+    return stages < MOST_STAGES ? stages : MOST_STAGES;
+}
+
+/* The same of grouped_pairs.cu. */
+static int64_t pair_stages(const mf_cuda_gpu *gpu, const mf_experts *experts)
+{
+    const int64_t room = gpu->shared_bytes - 4 * MF_CUDA_PAIR_PIECE - MF_CUDA_PAIR_STATE - 8 * (experts->num_slots + 1);
+    const int64_t stages = room / mf_cuda_grouped_stage_bytes(false, MF_CUDA_PAIR_TOKENS);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
 
@@ -93,11 +101,19 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
     return all;
 }
 
-/* Whether each pair's row of x is copied to its place, for the copy engine: gathering costs more where tokens are many. */
+/* Whether grouped_pairs.cu may take a call: slots of one width with many tokens; fewer than these are gathered faster. */
 static bool copies_rows(const mf_experts *experts, const mf_cuda_paths *paths, int64_t pairs)
 {
-    return paths->w13 == 1u << MF_CUDA_PATH_BF16 && pairs > MF_CUDA_PREPARE_PAIRS &&
+    return paths->w13 == 1u << MF_CUDA_PATH_BF16 && paths->width > 0 && pairs > MF_CUDA_PREPARE_PAIRS &&
            pairs / experts->num_slots >= IN_ORDER_PER_SLOT;
+}
+
+/* And does: it stores 16 bytes of y at a time, at places that it keeps in 32 bits. */
+static bool takes_pairs(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_paths *paths, const mf_cuda_experts *e)
+{
+    return !paths->packed && copies_rows(experts, paths, e->num_pairs) && e->y_dtype == MF_BF16 && e->y_is_wide &&
+           e->num_tokens * e->y_stride + e->num_columns * e->y_column_stride <= (int64_t)8 * UINT32_MAX &&
+           gpu->num_multiprocessors > 1 && pair_stages(gpu, experts) >= 3;
 }
 
 size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
@@ -199,8 +215,9 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->maps = paths->maps;
     g->fp8 = fp8;
     g->packed = paths->packed;
-    g->max_tokens = !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
-    g->stages = (int32_t)stages_of(gpu, experts, fp8, g->max_tokens);
+    g->x_in_order = takes_pairs(gpu, experts, paths, &g->e);
+    g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS : !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
+    g->stages = (int32_t)(g->x_in_order ? pair_stages(gpu, experts) : stages_of(gpu, experts, fp8, g->max_tokens));
     g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
     g->down_tiles = (int32_t)((experts->hidden_size + DOWN_ROWS - 1) / DOWN_ROWS);
     /* Short products of w2 are taken several at a time: what a unit costs beside its products is paid once. */
@@ -216,9 +233,10 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     if (g->packed) {
         plan_packed(gpu, experts, used > 0 ? pairs / used : 0, g);
     }
-    if (pairs / g->max_tokens + g->e.num_slots > MF_CUDA_GROUPED_TILES) {
+    const int64_t counters = g->e.num_slots * (g->x_in_order ? 2 : 1); /* beside those of full tiles */
+    if (pairs / g->max_tokens + counters > MF_CUDA_GROUPED_TILES) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
-                       (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - g->e.num_slots));
+                       (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - counters));
     }
     plan->is_grouped = true;
     if (g->packed) {
@@ -236,7 +254,6 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         g->x_bytes = plan->copies_x ? plan->x_copy : g->e.x;
         g->x_pitch = (plan->copies_x ? experts->hidden_size : g->e.x_stride) * 2;
         g->h_bytes = g->e.h;
-        g->x_in_order = copies_rows(experts, paths, pairs);
         g->h_pitch = stride * 2;
     }
     plan_few(gpu, experts, g);

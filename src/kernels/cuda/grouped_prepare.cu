@@ -1,7 +1,7 @@
 /* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for FP8 the tokens' codes.
  *
  * Up to MF_CUDA_PREPARE_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch
- * counts the slots, and a second one places the pairs and, where the plan says so, copies their tokens' rows in that order.
+ * counts the slots, and a second one places the pairs.
  * The order inside a slot is whatever the counters give: a token's column of a product does not see its neighbours, so no
  * bit of the result shows it. */
 #include "kernels/cuda/grouped.cuh"
@@ -10,7 +10,7 @@
 namespace
 {
 
-constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK, PLACED = 256;
+constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK;
 
 /* Exclusive sums over the slots of `counts`, in place; the total to counts[slots]. */
 MF_DEV void scan_counts(uint32_t *counts, int slots)
@@ -139,41 +139,11 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
     }
 }
 
-/* Tokens' rows to their pairs' places, a pair a warp. */
-MF_DEV void copy_rows(const mf_cuda_grouped &p, const uint32_t *places, int64_t first, int64_t end)
-{
-    const int lane = threadIdx.x & 31, chunks = (int)(p.e.hidden_size / 8), columns = (int)p.e.num_columns;
-    for (int64_t i = first + (threadIdx.x >> 5); i < end; i += BLOCK / 32) {
-        const uint32_t place = places[i - first];
-        if (place == UINT32_MAX) {
-            continue;
-        }
-        const uint4 *from = (const uint4 *)(p.x_bytes + (uint64_t)((uint32_t)i / columns) * (uint64_t)p.x_pitch);
-        uint4 *to = (uint4 *)(p.x_sorted + (uint64_t)place * (uint64_t)p.e.hidden_size * 2);
-        int c = lane;
-        for (; c + 224 < chunks; c += 256) {
-            uint4 v[8];
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-                v[k] = __ldg(from + c + 32 * k);
-            }
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-                to[c + 32 * k] = v[k];
-            }
-        }
-        for (; c < chunks; c += 32) {
-            to[c] = __ldg(from + c);
-        }
-    }
-}
-
 __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     extern __shared__ uint32_t counts[];
     const int slots = (int)p.e.num_slots;
     uint32_t *own = counts + slots + 1; /* this block's counts, then next places */
-    uint32_t *places = own + slots + 1; /* of this block's pairs, where rows are copied */
     wait_for_previous();
     let_next_start();
     for (int i = threadIdx.x; i < slots; i += BLOCK) {
@@ -196,18 +166,8 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
     for (int64_t i = first + threadIdx.x; i < end; i += BLOCK) {
         const int32_t id = pair_id(p.e, i);
         if (id >= 0 && id < slots) {
-            const uint32_t place = atomicAdd(own + id, 1u);
-            p.sorted[place] = (int32_t)i;
-            if (p.x_in_order) {
-                places[i - first] = place;
-            }
-        } else if (p.x_in_order) {
-            places[i - first] = UINT32_MAX;
+            p.sorted[atomicAdd(own + id, 1u)] = (int32_t)i;
         }
-    }
-    if (p.x_in_order) {
-        __syncthreads();
-        copy_rows(p, places, first, end);
     }
 }
 
@@ -225,7 +185,5 @@ int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
     if (error != 0 || is_small) {
         return error;
     }
-    /* with rows to copy a block has few pairs, so that all end alike */
-    const int64_t placers = call->x_in_order ? (call->e.num_pairs + PLACED - 1) / PLACED : call->blocks;
-    return launch_shared(early, place_kernel, dim3((unsigned)placers), BLOCK, 2 * bytes + PLACED * 4, stream, *call);
+    return launch_shared(early, place_kernel, dim3((unsigned)call->blocks), BLOCK, 2 * bytes, stream, *call);
 }

@@ -1,0 +1,723 @@
+/* grouped_pairs.cu - bf16 experts of many tokens on Hopper: both grouped products in one launch, as in grouped.cu, by
+ * clusters of two blocks that share weights.
+ *
+ * The blocks of a cluster work on neighbouring tiles of a slot's tokens and on the same rows: each brings half of the
+ * weights and the copy engine gives them to both, so that a third less comes from the L2 cache.  An odd tile is worked
+ * on by both, on different rows.  Two warps of every block copy tokens into the slots' order meanwhile, ahead of the
+ * products, so that the copy engine brings these, too; they claim rows in order, and a unit of w13 waits until its
+ * slot's rows are there.
+ *
+ * Units are claimed in order, by a cluster's first block for both; what a unit waits for, rows or units before it, is
+ * claimed before and waits for nothing itself.  So any number of resident clusters comes to an end. */
+#include "kernels/cuda/grouped.cuh"
+
+/* Tokens in steps of 8 where most tiles are. */
+template <> struct products<120> {
+    static __device__ __forceinline__ void bf16(float (&sums)[60], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %62, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n120k16.f32.bf16.bf16 {" MF_SUMS_112
+                     ", %56, %57, %58, %59}, %60, %61, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_112, MF_SUM4(56)
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+template <> struct products<136> {
+    static __device__ __forceinline__ void bf16(float (&sums)[68], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %70, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n136k16.f32.bf16.bf16 {" MF_SUMS_128
+                     ", %64, %65, %66, %67}, %68, %69, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_128, MF_SUM4(64)
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+template <> struct products<152> {
+    static __device__ __forceinline__ void bf16(float (&sums)[76], uint64_t rows, uint64_t tokens, int add)
+    {
+#if MF_HAS_WGMMA
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %78, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n152k16.f32.bf16.bf16 {" MF_SUMS_144
+                     ", %72, %73, %74, %75}, %76, %77, p, 1, 1, 0, 0; }"
+                     : MF_OPERANDS_144, MF_SUM4(72)
+                     : "l"(rows), "l"(tokens), "r"(add));
+#endif
+    }
+};
+
+namespace
+{
+
+constexpr int MAX = MF_CUDA_PAIR_TOKENS, STAGE_ROWS = 4 * SUBTILE, STAGE = STAGE_ROWS + MAX * LINE;
+constexpr int PIECE = MF_CUDA_PAIR_PIECE; /* results of a warpgroup on their way out: 32 tokens by 64 rows, or 16 by 128 */
+constexpr int CLAIMS = 8, ROWS_AT_A_TIME = 4;
+constexpr int COPYING_REGISTERS = 56, MULTIPLYING_REGISTERS = 224;
+static_assert(PIECE == 32 * 64 * 2 && PIECE == 16 * 128 * 2, "pieces are full");
+static_assert(STAGE == 52 * 1024 && MAX % 16 == 0, "whole swizzle atoms, whole boxes");
+
+struct pair_state {
+    shared_state s;
+    uint64_t claimed[CLAIMS]; /* of the second block: the claim is there */
+    uint64_t copied;          /* this block claims no rows any more */
+    uint32_t claims[CLAIMS];
+};
+static_assert(sizeof(pair_state) <= MF_CUDA_PAIR_STATE, "the plan knows how much");
+
+/* ---- instructions ---- */
+
+/* The place of `p` in the shared memory of the cluster's block `rank`. */
+MF_PTX uint32_t address_of_block(const void *p, int rank)
+{
+    uint32_t at = 0;
+#if MF_HAS_WGMMA
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(p)), "r"(rank));
+#endif
+    return at;
+}
+
+/* Arrives at the barrier of the cluster's block `rank`. */
+MF_PTX void arrive_at_block(uint64_t *barrier, int rank)
+{
+#if MF_HAS_WGMMA
+    /* without .release.cluster, which is a fence of the whole device each time: nothing but the products' reads went
+     * before */
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of_block(barrier, rank)) : "memory");
+#endif
+}
+
+/* A word to a block of the cluster, whose barrier counts its bytes. */
+MF_PTX void give_word(uint32_t *word, uint32_t v, uint64_t *barrier, int rank)
+{
+#if MF_HAS_WGMMA
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
+                     address_of_block(word, rank)),
+                 "r"(v), "r"(address_of_block(barrier, rank))
+                 : "memory");
+#endif
+}
+
+/* copy_box to the same place of both blocks; each one's barrier counts the bytes. */
+MF_PTX void copy_box_to_both(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4, %5}], "
+                 "[%2], %6;" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"((uint16_t)3)
+                 : "memory");
+#endif
+}
+
+/* The end of what all threads of a cluster do. */
+MF_PTX void cluster_end()
+{
+#if MF_HAS_WGMMA
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+/* ---- tiles ---- */
+
+/* Of slots before one: pairs of tiles, and odd tiles. */
+struct tiles_before {
+    uint32_t packed;
+    MF_DEV_MEMBER int pairs(tiles_before t)
+    {
+        return (int)(t.packed & 0xfffff);
+    }
+    MF_DEV_MEMBER int odd(tiles_before t)
+    {
+        return (int)(t.packed >> 20);
+    }
+    MF_DEV_MEMBER int tiles(tiles_before t)
+    {
+        return 2 * pairs(t) + odd(t);
+    }
+    /* Units, where a pair has `rows` row tiles. */
+    MF_DEV_MEMBER int units(tiles_before t, int rows)
+    {
+        return pairs(t) * rows + odd(t) * ((rows + 1) / 2);
+    }
+};
+static_assert(MF_CUDA_GROUPED_TILES < 1 << 20 && MF_CUDA_GROUPED_SLOTS < 1 << 12, "they fit");
+
+/* Where each slot's pairs and tiles begin; by the whole block, before everything. */
+MF_DEV void scan_pairs(const mf_cuda_grouped &p, int32_t *offsets, tiles_before *prefix, int32_t *sums)
+{
+    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int i = tid; i <= slots; i += THREADS) {
+        offsets[i] = p.offsets[i];
+    }
+    __syncthreads();
+    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
+    auto of = [&](int i) {
+        const int tiles = tiles_of(offsets[i + 1] - offsets[i], MAX);
+        return tiles >> 1 | (tiles & 1) << 20;
+    };
+    int32_t mine = 0;
+    for (int i = from; i < to; i++) {
+        mine += of(i);
+    }
+    int32_t before = sum_before(mine, lane, warp, sums);
+    for (int i = from; i < to; i++) {
+        prefix[i].packed = (uint32_t)before;
+        before += of(i);
+    }
+    if (tid == THREADS - 1) {
+        prefix[slots].packed = (uint32_t)before;
+    }
+    __syncthreads();
+}
+
+/* ---- what goes out ---- */
+
+MF_DEV void own_barrier(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_OWN, 128>();
+    } else {
+        named_barrier<BARRIER_OWN + 1, 128>();
+    }
+}
+
+/* Rows of a piece without padding: 16-byte chunks are swapped so that eight rows meet all banks. */
+MF_DEV int in_piece(int token, int chunk, int chunks)
+{
+    return (token * chunks + (chunk ^ (token & 7))) * 16;
+}
+
+/* 64 rows of the intermediate by N tokens.  PLAIN: SiLU without biases, half of the code's instructions.  The
+ * warpgroup's pieces take turns, so that one barrier a piece does: who writes one again has passed the barrier behind
+ * its last reads. */
+template <int N, bool PLAIN>
+MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &slot, float (&gate)[N / 2],
+                     float (&up)[N / 2], uint8_t *pieces)
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
+    const int row = u->row + 64 * group; /* this warpgroup's */
+    const swiglu act = PLAIN ? swiglu_of(MF_ACT_SILU, 0.0f, 1.0f) : swiglu_of(slot);
+    float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
+#pragma unroll
+    for (int i = 0; i < 2 && !PLAIN; i++) {
+        const int r = row + warp * 16 + (lane >> 2) + 8 * i;
+        gb[i] = slot.gate_bias && r < slot.up.n ? slot.gate_bias[r] : 0.0f;
+        ub[i] = slot.up_bias && r < slot.up.n ? slot.up_bias[r] : 0.0f;
+    }
+    const bool has_bias = !PLAIN && (slot.gate_bias || slot.up_bias);
+    /* Two tokens' results for one row: sums i and i + 1. */
+    auto value = [&](int i) {
+        const int half = i >> 1 & 1;
+        float g0 = gate[i], g1 = gate[i + 1], u0 = up[i], u1 = up[i + 1];
+        if (has_bias) {
+            g0 = __fadd_rn(g0, gb[half]);
+            g1 = __fadd_rn(g1, gb[half]);
+            u0 = __fadd_rn(u0, ub[half]);
+            u1 = __fadd_rn(u1, ub[half]);
+        }
+        return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+    };
+    const int to = (lane >> 4) * 8 + (lane & 7), chunk = warp * 2 + (lane >> 3 & 1), from = own >> 3, count = u->count;
+    uint16_t *h = (uint16_t *)p.e.h + (int64_t)(u->first + from) * p.e.h_stride + row + (own & 7) * 8;
+#pragma unroll
+    for (int c = 0; c * 32 < N; c++) {
+        if (c * 32 >= count) {
+            break;
+        }
+        uint8_t *piece = pieces + c % 2 * PIECE;
+#pragma unroll
+        for (int sixteen = 2 * c; sixteen < 2 * c + 2; sixteen++) {
+            if (sixteen * 16 < N) {
+                uint32_t v[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) { /* eight tokens by rows 0-7, by rows 8-15, the next eight tokens */
+                    v[k] = sixteen * 16 + 8 * (k >> 1) < N ? value((8 * sixteen + 2 * k) % (N / 2)) : 0;
+                }
+                store_transposed(piece + in_piece((sixteen - 2 * c) * 16 + to, chunk, 8), v[0], v[1], v[2], v[3]);
+            }
+        }
+        own_barrier(group);
+        uint4 out[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            out[i] = *(const uint4 *)(piece + in_piece(from + 16 * i, own & 7, 8));
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (c * 32 + from + 16 * i < count) {
+                *(uint4 *)(h + (int64_t)(c * 32 + 16 * i) * p.e.h_stride) = out[i];
+            }
+        }
+    }
+}
+
+/* Where rows of y begin, in units of 8 elements, of the tokens that this warp stores: four of every sixteen, a lane
+ * each. */
+struct y_places {
+    uint32_t of[(MAX + 127) / 128];
+};
+
+MF_DEV y_places find_places(const mf_cuda_grouped &p, unit_ref u)
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+    y_places places;
+#pragma unroll
+    for (int i = 0; i < (MAX + 127) / 128; i++) {
+        const int t = 128 * i + (lane >> 2) * 16 + 2 * warp + (lane & 1) + 8 * (lane >> 1 & 1);
+        places.of[i] = u->is_down && t < u->count ? (uint32_t)(y_offset(p.e, __ldg(p.sorted + u->first + t)) / 8) : 0;
+    }
+    return places;
+}
+
+/* 128 rows of the output by N tokens. */
+template <int N>
+MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, float (&low)[N / 2], float (&high)[N / 2],
+                       uint8_t *pieces, const y_places &places)
+{
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
+    const int row = first_row + 128 * group, hidden = (int)p.e.hidden_size;
+    if (slot.down_bias) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int r = row + warp * 16 + (lane >> 2) + 8 * (k & 1) + 64 * (k >> 1);
+            const float b = r < hidden ? slot.down_bias[r] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < N / 8; i++) {
+                float(&v)[N / 2] = k >> 1 ? high : low;
+                v[4 * i + 2 * (k & 1)] = __fadd_rn(v[4 * i + 2 * (k & 1)], b);
+                v[4 * i + 2 * (k & 1) + 1] = __fadd_rn(v[4 * i + 2 * (k & 1) + 1], b);
+            }
+        }
+    }
+    const int to = (lane >> 4) * 8 + (lane & 7), chunk = warp * 2 + (lane >> 3 & 1), from = own >> 4, count = u->count;
+    const int r = row + (own & 15) * 8;
+    uint16_t *y = (uint16_t *)p.e.y + r;
+#pragma unroll
+    for (int c = 0; c * 16 < N; c++) {
+        if (c * 16 >= count) {
+            break;
+        }
+        uint8_t *piece = pieces + c % 2 * PIECE;
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+            float(&v)[N / 2] = t ? high : low;
+            uint32_t w[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int i = 8 * c + 2 * k;
+                w[k] = c * 16 + 8 * (k >> 1) < N ? pack_bf16(v[i % (N / 2)], v[(i + 1) % (N / 2)]) : 0;
+            }
+            store_transposed(piece + in_piece(to, t * 8 + chunk, 16), w[0], w[1], w[2], w[3]);
+        }
+        own_barrier(group);
+        uint4 out[2];
+        uint32_t place[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            out[i] = *(const uint4 *)(piece + in_piece(from + 8 * i, own & 15, 16));
+            place[i] = __shfl_sync(MF_FULL_WARP, places.of[c >> 3], (c & 7) * 4 + (lane >> 4) + 2 * i);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (c * 16 + from + 8 * i < count && r < hidden) {
+                *(uint4 *)(y + (int64_t)place[i] * 8) = out[i];
+            }
+        }
+    }
+}
+
+/* This warpgroup's rows of a unit of w13 are written, or it has none. */
+MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u, int group)
+{
+    fence_global_for_copies();
+    own_barrier(group);
+    if ((threadIdx.x & 127) == 0) { /* released for all: the barrier put their stores before it */
+        add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
+    }
+}
+
+/* ---- the two warpgroups that multiply ---- */
+
+/* A stage of both blocks is this warp's no more. */
+MF_DEV void give_back(uint64_t *empty)
+{
+    const int lane = threadIdx.x & 31;
+    if (lane < 2) {
+        arrive_at_block(empty, lane);
+    }
+}
+
+template <int N>
+MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, pair_state *s, stage_cursor &cursor,
+                     uint8_t *staging)
+{
+    const int group = (threadIdx.x - PRODUCERS) >> 7, lines = u->lines, steps = u->steps;
+    uint8_t *pieces = staging + group * 2 * PIECE;
+    const y_places places = find_places(p, u); /* on their way while products run */
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        if (!u->is_down && u->row + 64 * group >= p.width) { /* others have the last rows */
+#pragma unroll 1
+            for (int line = 0; line < lines; line++) {
+                barrier_wait(&s->s.full[cursor.stage], cursor.parity);
+                give_back(&s->s.empty[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+            end_up(p, u, group);
+            continue;
+        }
+        float acc[2][N / 2];
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            acc[0][i] = acc[1][i] = 0.0f;
+        }
+        int previous = -1;
+#pragma unroll 1
+        for (int line = 0; line < lines; line++) {
+            const uint8_t *stage = stages + cursor.stage * STAGE;
+            barrier_wait(&s->s.full[cursor.stage], cursor.parity);
+            const uint64_t rows = product_operand(stage + 2 * group * SUBTILE),
+                           tokens = product_operand(stage + STAGE_ROWS);
+            pin(acc[0]);
+            pin(acc[1]);
+            products_begin();
+#pragma unroll
+            for (int k = 0; k < 8; k++) { /* 32 bytes of K each */
+                products<N>::bf16(acc[k >> 2], rows + (k >> 2) * (SUBTILE >> 4) + 2 * (k & 3), tokens + 2 * (k & 3),
+                                  true);
+            }
+            products_commit();
+            products_wait<1>();
+            if (previous >= 0) {
+                give_back(&s->s.empty[previous]);
+            }
+            previous = cursor.stage;
+            stage_cursor::next(cursor);
+        }
+        products_wait<0>();
+        pin(acc[0]);
+        pin(acc[1]);
+        give_back(&s->s.empty[previous]);
+        own_barrier(group); /* nobody reads the pieces of what was written before */
+        if (u->is_down) {
+            write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], pieces, places);
+            continue;
+        }
+        const mf_cuda_slot &slot = p.e.slots[u->slot];
+        if (slot.activation == MF_ACT_SILU && !slot.gate_bias && !slot.up_bias) {
+            write_up<N, true>(p, u, slot, acc[0], acc[1], pieces);
+        } else {
+            write_up<N, false>(p, u, slot, acc[0], acc[1], pieces);
+        }
+        end_up(p, u, group);
+    }
+}
+
+template <int N, typename... Args> MF_DEV void multiply_up_to(int count, Args &...args)
+{
+    if constexpr (N >= MAX) {
+        multiply<MAX>(args...);
+    } else {
+        if (count <= N) {
+            multiply<N>(args...);
+        } else {
+            multiply_up_to<(N < 96 ? N + 32 : N < 112 ? N + 16 : N + 8)>(count, args...);
+        }
+    }
+}
+
+MF_DEV void consume(const mf_cuda_grouped &p, int counters, uint8_t *stages, pair_state *s, uint8_t *staging)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    for (int n = 0;; n++) {
+        barrier_wait(&s->s.full[cursor.stage], cursor.parity);
+        unit_ref u = &s->s.units[n % UNITS];
+        if (u->slot < 0) {
+            barrier_wait(&s->copied, 0);
+            leave_counters(p, counters, &s->s);
+            if (s->s.is_last && threadIdx.x == PRODUCERS) {
+                p.work[MF_CUDA_WORK_COPIED] = 0;
+            }
+            return;
+        }
+        multiply_up_to<32>(u->count, p, u, stages, s, cursor, staging);
+    }
+}
+
+/* ---- the warps that copy tokens into the slots' order ---- */
+
+/* ready: rows of each slot that are there. */
+MF_DEV void copy_rows(const mf_cuda_grouped &p, const int32_t *offsets, uint32_t *ready)
+{
+    const int lane = threadIdx.x & 31, slots = (int)p.e.num_slots, total = offsets[slots];
+    const uint32_t per_row = (uint32_t)p.e.hidden_size / 8;
+    int i = lane == 0 ? (int)atomicAdd(p.work + MF_CUDA_WORK_COPIED, (uint32_t)ROWS_AT_A_TIME) : 0, slot = 0;
+    for (;;) {
+        i = __shfl_sync(MF_FULL_WARP, i, 0);
+        if (i >= total) {
+            return;
+        }
+        const int rows = min(ROWS_AT_A_TIME, total - i);
+        const uint32_t mine = lane < rows ? (uint32_t)p.sorted[i + lane] / (uint32_t)p.e.num_columns : 0;
+        const int next = lane == 0 ? (int)atomicAdd(p.work + MF_CUDA_WORK_COPIED, (uint32_t)ROWS_AT_A_TIME) : 0;
+        for (int r = 0; r < rows; r++) {
+            const uint4 *from =
+                (const uint4 *)(p.x_bytes + (uint64_t)__shfl_sync(MF_FULL_WARP, mine, r) * (uint64_t)p.x_pitch) + lane;
+            uint4 *to = (uint4 *)(p.x_sorted + (uint64_t)(i + r) * (uint64_t)p.e.hidden_size * 2) + lane;
+            uint32_t c = lane;
+            for (; c + 224 < per_row; c += 256, from += 256, to += 256) {
+                uint4 v[8];
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                    v[k] = __ldg(from + 32 * k);
+                }
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                    to[32 * k] = v[k];
+                }
+            }
+            for (; c < per_row; c += 32, from += 32, to += 32) {
+                *to = __ldg(from);
+            }
+        }
+        fence_global_for_copies();
+        __syncwarp();
+        if (lane == 0) {
+            for (int r = 0; r < rows;) {
+                while (offsets[slot + 1] <= i + r) {
+                    slot++;
+                }
+                const int n = min(rows - r, offsets[slot + 1] - (i + r));
+                add_release(ready + slot, (uint32_t)n);
+                r += n;
+            }
+        }
+        i = next;
+    }
+}
+
+/* ---- the thread that brings weights, and gives out work ---- */
+
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const tiles_before *prefix, uint8_t *stages,
+                          pair_state *s, int rank)
+{
+    const int slots = (int)p.e.num_slots, clusters = (int)(gridDim.x / 2);
+    const int64_t ups = tiles_before::units(prefix[slots], p.up_tiles),
+                  units = ups + tiles_before::units(prefix[slots], p.down_units);
+    stage_cursor cursor = { 0, p.stages, 1 };
+    int64_t next = blockIdx.x / 2;
+    int n = 0;
+    for (; next < units; n++) {
+        const uint32_t claimed = rank == 0 ? atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u) : 0;
+        const bool is_down = next >= ups;
+        const int local = (int)(is_down ? next - ups : next), row_tiles = is_down ? p.down_units : p.up_tiles;
+        int low = 0, high = slots; /* units before `low` <= local < units before `high` */
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (tiles_before::units(prefix[middle], row_tiles) <= local) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        const int before = tiles_before::tiles(prefix[low]), tiles = tiles_before::tiles(prefix[low + 1]) - before,
+                  pairs = tiles / 2;
+        const int inside = local - tiles_before::units(prefix[low], row_tiles);
+        const bool odd = inside >= pairs * row_tiles; /* both blocks have the slot's last tile */
+        const int row_tile = odd ? 2 * (inside - pairs * row_tiles) : inside / pairs; /* the first block's */
+        const int tile = odd ? tiles - 1 : 2 * (inside % pairs) + rank;
+        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, tiles);
+        unit u;
+        u.slot = low;
+        u.is_down = is_down;
+        u.first = begin + tile * size;
+        u.count = min(
+            size,
+            count -
+                tile * size); /* none is empty: all but the last hold at most MAX, and there are no more than needed */
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps)
+                          : 1; /* as many for both: so are stages */
+        u.row = (row_tile + (odd ? rank : 0)) * (is_down ? 256 * p.down_steps : 128);
+        u.lines = (is_down ? p.width : (int)p.e.hidden_size) / 64;
+        u.tile = before + tile;
+        u.need = 2 * (tile == tiles - 1 && tiles % 2 ? (p.up_tiles + 1) / 2 * 2 : p.up_tiles);
+        const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG),
+                          *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+        const int stages_used = u.steps * u.lines;
+        for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
+            barrier_wait(&s->s.empty[cursor.stage], cursor.parity);
+            if (i == 0) {
+                s->s.units[n % UNITS] = u;
+            }
+            uint64_t *full = &s->s.full[cursor.stage];
+            uint8_t *to = stages + cursor.stage * STAGE;
+            barrier_arrive(&s->s.announced[cursor.stage]);
+            barrier_expect(full, STAGE_ROWS);
+#pragma unroll
+            for (int k = 0; k < 4; k++) { /* of two row tiles of w13, gate and up in turn */
+                const CUtensorMap *map = k & 1 ? m1 : m0;
+                const int row = first + 64 * (is_down ? k : k >> 1);
+                if (odd) {
+                    copy_box(to + k * SUBTILE, map, row, line, full);
+                } else if (k >> 1 == rank) {
+                    copy_box_to_both(to + k * SUBTILE, map, row, line, full);
+                }
+            }
+            stage_cursor::next(cursor);
+            if (++line == u.lines) {
+                line = 0;
+                first += 256;
+            }
+            if (rank == 0 &&
+                i == min(1, stages_used - 1)) { /* the other block is at most as many stages behind as there are */
+                give_word(&s->claims[n % CLAIMS], claimed, &s->claimed[n % CLAIMS], 1);
+            }
+        }
+        uint32_t got = claimed;
+        if (rank != 0) {
+            barrier_expect(&s->claimed[n % CLAIMS], 4);
+            barrier_wait(&s->claimed[n % CLAIMS], n / CLAIMS & 1);
+            got = *(const volatile uint32_t *)&s->claims[n % CLAIMS];
+        }
+        next = (int64_t)clusters + got;
+    }
+    barrier_wait(&s->s.empty[cursor.stage], cursor.parity);
+    s->s.units[n % UNITS].slot = -1;
+    barrier_arrive(&s->s.announced[cursor.stage]);
+    barrier_arrive(&s->s.full[cursor.stage]);
+}
+
+/* ---- the thread that brings tokens ---- */
+
+/* Rows first .., `count` rounded up to whole boxes, over a line: boxes of 128, 64, 32 and 16. */
+MF_DEV void copy_tokens(uint8_t *to, const CUtensorMap *maps, int first, int count, int line, uint64_t *full)
+{
+    const int rows = (count + 15) & ~15;
+    barrier_expect(full, (uint32_t)(rows * LINE));
+    for (int i = 0, done = 0; done < rows; i++) {
+        const int box = 128 >> i;
+        while (done + box <= rows) {
+            copy_box(to + done * LINE, maps + i, first + done, line, full);
+            done += box;
+        }
+    }
+}
+
+MF_DEV void wait_for_count(const uint32_t *counter, uint32_t n)
+{
+    while (load_acquire(counter) < n) {
+    }
+    fence_global_for_copies();
+}
+
+MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps, const int32_t *offsets,
+                         const uint32_t *ready, uint8_t *stages, pair_state *s)
+{
+    stage_cursor cursor = { 0, p.stages, 0 };
+    int known = -1; /* a slot whose tokens are there */
+    for (int n = 0;; n++) {
+        barrier_wait(&s->s.announced[cursor.stage], cursor.parity);
+        const unit u = s->s.units[n % UNITS];
+        if (u.slot < 0) {
+            barrier_arrive(&s->s.full[cursor.stage]);
+            return;
+        }
+        if (u.is_down) {
+            wait_for_count(p.work + MF_CUDA_WORK_TILES + u.tile, (uint32_t)u.need);
+        } else if (u.slot != known) {
+            known = u.slot;
+            wait_for_count(ready + known, (uint32_t)(offsets[known + 1] - offsets[known]));
+        }
+        const CUtensorMap *map = (const CUtensorMap *)(u.is_down ? maps.h : maps.x);
+        for (int step = 0; step < u.steps; step++) {
+            for (int line = 0; line < u.lines; line++) {
+                barrier_wait(&s->s.announced[cursor.stage], cursor.parity);
+                copy_tokens(stages + cursor.stage * STAGE + STAGE_ROWS, map, u.first, u.count, line,
+                            &s->s.full[cursor.stage]);
+                stage_cursor::next(cursor);
+            }
+        }
+    }
+}
+
+__global__ void __launch_bounds__(THREADS, 1)
+    pairs_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_row_maps maps)
+{
+    if (!MF_HAS_WGMMA) {
+        return;
+    }
+    extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
+    uint8_t *staging = stages + p.stages * STAGE;
+    pair_state *s = (pair_state *)(staging + 4 * PIECE);
+    int32_t *offsets = (int32_t *)(s + 1);
+    tiles_before *prefix = (tiles_before *)(offsets + p.e.num_slots + 1);
+    const int rank = blockIdx.x & 1, warp = threadIdx.x >> 5;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(&s->s.full[i], 2);
+            barrier_init(&s->s.empty[i], 16);
+            barrier_init(&s->s.announced[i], 1);
+        }
+        for (int i = 0; i < CLAIMS; i++) {
+            barrier_init(&s->claimed[i], 1);
+        }
+        barrier_init(&s->copied, 2);
+        barrier_init_fence();
+    }
+    wait_for_previous();
+    scan_pairs(p, offsets, prefix, s->s.sums);
+    cluster_sync();
+    const int tiles = tiles_before::tiles(prefix[p.e.num_slots]); /* their counters come first, then the slots' rows' */
+    uint32_t *ready = p.work + MF_CUDA_WORK_TILES + tiles;
+    if (threadIdx.x < PRODUCERS) {
+        give_registers<COPYING_REGISTERS>();
+        if (threadIdx.x == 0) {
+            bring_weights(p, offsets, prefix, stages, s, rank);
+        } else if (threadIdx.x == 32) {
+            bring_tokens(p, maps, offsets, ready, stages, s);
+        } else if (warp >= 2) {
+            copy_rows(p, offsets, ready);
+            if ((threadIdx.x & 31) == 0) {
+                barrier_arrive(&s->copied);
+            }
+        }
+    } else {
+        take_registers<MULTIPLYING_REGISTERS>();
+        zero_strangers(p);
+        consume(p, tiles + (int)p.e.num_slots, stages, s, staging);
+    }
+    __syncwarp();
+    cluster_end(); /* nobody leaves whom the other one still writes to */
+}
+
+} // namespace
+
+int mf_cuda_launch_grouped_pairs(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream)
+{
+    const size_t bytes =
+        (size_t)call->stages * STAGE + 4 * PIECE + sizeof(pair_state) + ((size_t)call->e.num_slots + 1) * 8;
+    const int error = allow_shared(pairs_kernel, bytes);
+    if (error != 0) {
+        return error;
+    }
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = 2;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)call->blocks & ~1u);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = bytes;
+    config.stream = (cudaStream_t)stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+    return (int)cudaLaunchKernelEx(&config, pairs_kernel, *call, *maps);
+}
