@@ -475,20 +475,21 @@ TEST(packed_products_fit_shared_memory_and_cover_every_row)
     }
 }
 
-static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens)
+static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens, int32_t width)
 {
     make_experts(p, slots, path, tokens, memory);
     p->paths.maps = memory;
+    p->paths.width = width;
     CHECK_OK(mf_cuda_plan_experts(&h200, &p->call, NULL, &p->paths, true, MF_BF16, &p->plan, &err), err);
 }
 
 TEST(grouped_products_fit_shared_memory_and_cover_every_row)
 {
-    static const int64_t tokens[] = { 1, 2, 3, 8, 9, 64, 767, 768, 8192, 100000 };
+    static const int64_t tokens[] = { 1, 2, 3, 8, 9, 64, 767, 768, 3071, 3072, 8192, 100000 };
     for (int path = MF_CUDA_PATH_BF16; path <= MF_CUDA_PATH_FP8; path += MF_CUDA_PATH_FP8 - MF_CUDA_PATH_BF16) {
         for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
             experts_problem p;
-            plan_grouped(&p, 128, (mf_cuda_path)path, tokens[i]);
+            plan_grouped(&p, 128, (mf_cuda_path)path, tokens[i], 768);
             const mf_cuda_grouped *g = &p.plan.grouped;
             const bool few = tokens[i] <= MF_CUDA_FEW_GROUPED_TOKENS;
             CHECK(p.plan.is_grouped && !p.plan.is_combined && !p.plan.sorts && p.plan.y);
@@ -499,8 +500,14 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
             CHECK(g->down_tiles * down >= 2048 && g->down_units * g->down_steps >= g->down_tiles);
             CHECK((g->down_units - 1) * g->down_steps < g->down_tiles);
             const int64_t stage = few ? mf_cuda_few_stage_bytes(g->few_rows) : mf_cuda_grouped_stage_bytes(g->fp8, g->max_tokens);
-            CHECK(g->stages >= 3 && g->stages <= 6 && g->stages * stage + 12 * 1024 <= h200.shared_bytes);
-            CHECK_EQ(g->x_in_order, path == MF_CUDA_PATH_BF16 && tokens[i] * 8 / 128 >= 256);
+            const int64_t fixed = g->x_in_order ? 4 * MF_CUDA_PAIR_PIECE + MF_CUDA_PAIR_STATE + 8 * 129 : 12 * 1024;
+            CHECK(g->stages >= 3 && g->stages <= 6 && g->stages * stage + fixed <= h200.shared_bytes);
+            CHECK_EQ(g->x_in_order, path == MF_CUDA_PATH_BF16 && tokens[i] * 8 / 128 >= 192);
+            if (g->x_in_order) { /* slots of several widths are the other kernel's */
+                experts_problem mixed;
+                plan_grouped(&mixed, 128, (mf_cuda_path)path, tokens[i], 0);
+                CHECK(!mixed.plan.grouped.x_in_order && mixed.plan.is_grouped);
+            }
             CHECK_EQ(g->max_tokens, tokens[i] < 768 ? 64 : path == MF_CUDA_PATH_FP8 ? 128 : 160);
             CHECK_EQ(g->clears_counts, tokens[i] * 8 > MF_CUDA_PREPARE_PAIRS);
         }
@@ -578,7 +585,7 @@ TEST(slots_share_maps_where_they_lie_evenly)
 TEST(grouped_products_take_other_ways_for_input_scales_and_refuse_millions_of_pairs)
 {
     experts_problem p;
-    plan_grouped(&p, 128, MF_CUDA_PATH_BF16, 3);
+    plan_grouped(&p, 128, MF_CUDA_PATH_BF16, 3, 0);
     p.args.input_scale = mf_tensor_2d(memory, MF_F32, 3, 8);
     CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
     CHECK(!p.plan.is_grouped);

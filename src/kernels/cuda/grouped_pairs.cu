@@ -7,8 +7,8 @@
  * products, so that the copy engine brings these, too; they claim rows in order, and a unit of w13 waits until its
  * slot's rows are there.
  *
- * Units are claimed in order, by a cluster's first block for both; what a unit waits for, rows or units before it, is
- * claimed before and waits for nothing itself.  So any number of resident clusters comes to an end. */
+ * Units are claimed in order, by a cluster's first block for both.  What a unit waits for, rows or units of w13, is
+ * claimed before and waits for nothing but rows, which wait for nothing: clusters come to an end. */
 #include "kernels/cuda/grouped.cuh"
 
 /* Tokens in steps of 8 where most tiles are. */
@@ -55,7 +55,8 @@ namespace
 {
 
 constexpr int MAX = MF_CUDA_PAIR_TOKENS, STAGE_ROWS = 4 * SUBTILE, STAGE = STAGE_ROWS + MAX * LINE;
-constexpr int PIECE = MF_CUDA_PAIR_PIECE; /* results of a warpgroup on their way out: 32 tokens by 64 rows, or 16 by 128 */
+/* Results of a warpgroup on their way out: 32 tokens by 64 rows, or 16 by 128. */
+constexpr int PIECE = MF_CUDA_PAIR_PIECE;
 constexpr int CLAIMS = 8, ROWS_AT_A_TIME = 4;
 constexpr int COPYING_REGISTERS = 56, MULTIPLYING_REGISTERS = 224;
 static_assert(PIECE == 32 * 64 * 2 && PIECE == 16 * 128 * 2, "pieces are full");
@@ -85,8 +86,7 @@ MF_PTX uint32_t address_of_block(const void *p, int rank)
 MF_PTX void arrive_at_block(uint64_t *barrier, int rank)
 {
 #if MF_HAS_WGMMA
-    /* without .release.cluster, which is a fence of the whole device each time: nothing but the products' reads went
-     * before */
+    /* Without .release.cluster, which is a fence of the whole device each time: only products' reads went before. */
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of_block(barrier, rank)) : "memory");
 #endif
 }
@@ -107,8 +107,7 @@ MF_PTX void copy_box_to_both(void *shared, const CUtensorMap *map, int row, int 
 {
 #if MF_HAS_WGMMA
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%3, %4, %5}], "
-                 "[%2], %6;" ::"r"(shared_address(shared)),
+                 "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
                  "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"((uint16_t)3)
                  : "memory");
 #endif
@@ -537,12 +536,9 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.slot = low;
         u.is_down = is_down;
         u.first = begin + tile * size;
-        u.count = min(
-            size,
-            count -
-                tile * size); /* none is empty: all but the last hold at most MAX, and there are no more than needed */
-        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps)
-                          : 1; /* as many for both: so are stages */
+        u.count = min(size, count - tile * size); /* some: tiles are as few as hold MAX each */
+        /* As many for both blocks, and so are stages. */
+        u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = (row_tile + (odd ? rank : 0)) * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? p.width : (int)p.e.hidden_size) / 64;
         u.tile = before + tile;
@@ -574,8 +570,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 line = 0;
                 first += 256;
             }
-            if (rank == 0 &&
-                i == min(1, stages_used - 1)) { /* the other block is at most as many stages behind as there are */
+            /* The other block is at most as many stages behind as there are: it has read the word that was here. */
+            if (rank == 0 && i == min(1, stages_used - 1)) {
                 give_word(&s->claims[n % CLAIMS], claimed, &s->claimed[n % CLAIMS], 1);
             }
         }
