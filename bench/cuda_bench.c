@@ -481,8 +481,18 @@ static void open_layers(layer_bench *b)
     free(list);
 }
 
-static void bench_shape(const shape *s, bool experts, bool layer)
+static void bench_shape(const shape *given, bool experts, bool layer)
 {
+    shape wanted = *given;
+    bool is_listed = !only_tokens;
+    for (int p = 0; p < 8; p++) {
+        is_listed |= wanted.points[p].t == only_tokens;
+    }
+    if (!is_listed) { /* any other number of tokens takes the last place, without a peer */
+        memset(&wanted.points[7], 0, sizeof wanted.points[7]);
+        wanted.points[7].t = only_tokens;
+    }
+    const shape *s = &wanted;
     layer_bench b = { .s = s, .config = gate_config(s->experts, s->top_k, s->groups, s->kept, s->shared, s->scoring) };
     const int columns = s->top_k + s->shared;
     open_layers(&b);
