@@ -41,6 +41,16 @@ static const unit_case cases[] = {
 };
 enum { FOR_MANY = 3, MANY_TOKENS = 2100 };
 
+/* Slots with more tokens than a tile, where FP8 has a kernel of its own: one, two, three and five lines of w2, rows of H that end
+ * inside a tile, and H of whole four lines, whose scales come four at a time. */
+static const unit_case many_fp8[] = {
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 128, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 384, 256, 384, MF_BF16, MF_BF16, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8_E8M0, 0, 512, 256, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 128, 640, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU_CLAMP },
+};
+enum { MANY_FP8_TOKENS = 500 };
+
 /* Slots 0..3 of one width, slot 4 wider: a shared one. */
 static void make_table(case_table *table, const unit_case *c, uint64_t *seed)
 {
@@ -91,9 +101,8 @@ static void check_part(const conf_device *d, const mf_experts *experts, const ba
     }
 }
 
-static void check_case(const unit_case *c, int64_t num_tokens)
+static void check_case(const unit_case *c, uint64_t seed, int64_t num_tokens)
 {
-    uint64_t seed = 900 + (uint64_t)(c - cases);
     case_table table;
     batch b;
     make_table(&table, c, &seed);
@@ -139,10 +148,10 @@ static void check_case(const unit_case *c, int64_t num_tokens)
 TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_company)
 {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        check_case(&cases[i], 3);
-        check_case(&cases[i], conf_whole() ? 150 : 45);
+        check_case(&cases[i], 900 + i, 3);
+        check_case(&cases[i], 900 + i, conf_whole() ? 150 : 45);
         if (conf_whole() || i % 6 == 1) {
-            check_case(&cases[i], MAX_TOKENS);
+            check_case(&cases[i], 900 + i, MAX_TOKENS);
         }
     }
 }
@@ -150,7 +159,14 @@ TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_compan
 TEST(experts_of_many_tokens_a_slot_are_right_and_have_the_bits_of_few)
 {
     for (size_t i = sizeof cases / sizeof cases[0] - FOR_MANY; i < sizeof cases / sizeof cases[0]; i++) {
-        check_case(&cases[i], MANY_TOKENS);
+        check_case(&cases[i], 900 + i, conf_whole() ? MANY_TOKENS : 100);
+    }
+}
+
+TEST(experts_of_fp8_have_the_same_bits_where_slots_have_many_tokens)
+{
+    for (size_t i = 0; i < sizeof many_fp8 / sizeof many_fp8[0]; i++) {
+        check_case(&many_fp8[i], 950 + i, conf_whole() ? MANY_FP8_TOKENS : 100);
     }
 }
 

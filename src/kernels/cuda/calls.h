@@ -262,6 +262,7 @@ typedef struct mf_cuda_grouped {
     int32_t few_rows; /* grouped_few.cu's rows of a warpgroup: 32 or 64; 0: grouped.cu */
     mf_cuda_one one;
     int64_t blocks;
+    int64_t rows_group; /* grouped_rows.cu's tiles of tokens whose units are claimed together; 0: another kernel takes the call */
 } mf_cuda_grouped;
 
 /* grouped_pairs.cu: tokens of a block's tile at most, bytes of results on their way out and of its state. */
@@ -282,6 +283,11 @@ static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
     return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
 }
 
+/* grouped_rows.cu: tokens of a tile; shared memory of a stage, 256 weight rows and the tokens' by 128 bytes of K with their scales,
+ * and of results. */
+enum { MF_CUDA_ROWS_TOKENS = 128, MF_CUDA_ROWS_STAGE = (256 + MF_CUDA_ROWS_TOKENS) * 128 + 1024,
+       MF_CUDA_ROWS_STAGING = 16384 };
+
 /* The same of grouped_few.cu. */
 static inline int64_t mf_cuda_few_stage_bytes(int rows)
 {
@@ -297,6 +303,7 @@ static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_pairs(const mf_cuda_grouped *call, const mf_cuda_row_maps *maps, void *stream); /* x_in_order */
+int mf_cuda_launch_grouped_rows(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);

@@ -355,6 +355,9 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
         MF_TRY(mf_cuda_grouped_row_maps(&call, &maps, err));
         return check(device, mf_cuda_launch_grouped_pairs(&call, &maps, state->stream), "experts' products", err);
     }
+    if (call.rows_group) {
+        return check(device, mf_cuda_launch_grouped_rows(&call, state->stream), "experts' products", err);
+    }
     return check(device, mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
 }
 

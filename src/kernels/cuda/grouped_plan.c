@@ -5,6 +5,8 @@
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
 enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192 };
+/* grouped_rows.cu's: tokens a slot from which on it is taken, lines of w2 a unit. */
+enum { ROWS_PER_SLOT = 96, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = MF_CUDA_ROWS_STAGING + 6144, ROWS_MOST_STAGES = 4 };
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -201,6 +203,22 @@ static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64
     g->h_pitch = g->e.h_stride * 2;
 }
 
+/* Many tokens of FP8, whose output is bf16 in whole 16 bytes. */
+static void plan_rows(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
+{
+    const int64_t room = gpu->shared_bytes - ROWS_FIXED_BYTES - 8 * (experts->num_slots + 1), stages = room / MF_CUDA_ROWS_STAGE;
+    if (!g->fp8 || per_slot < ROWS_PER_SLOT || g->e.y_dtype != MF_BF16 || !g->e.y_is_wide || stages < 3) {
+        return;
+    }
+    const int64_t lines = experts->max_intermediate_size / 128;
+    g->max_tokens = MF_CUDA_ROWS_TOKENS;
+    g->stages = (int32_t)(stages < ROWS_MOST_STAGES ? stages : ROWS_MOST_STAGES); /* its ring of scales holds eight lines */
+    g->down_steps = (int32_t)(lines >= ROWS_UNIT_LINES ? 1 : ROWS_UNIT_LINES / lines);
+    g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
+    /* A group of tiles is one unit of w13 for every block. */
+    g->rows_group = g->blocks > g->up_tiles ? g->blocks / g->up_tiles : 1;
+}
+
 mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *call, const mf_cuda_paths *paths,
                                mf_cuda_experts_plan *plan, mf_error *err)
 {
@@ -256,6 +274,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         g->h_bytes = g->e.h;
         g->h_pitch = stride * 2;
     }
+    plan_rows(gpu, experts, used > 0 ? pairs / used : 0, g);
     plan_few(gpu, experts, g);
     mf_cuda_plan_one(gpu, paths, g);
     return MF_OK;
