@@ -16,6 +16,19 @@ MF_DEV int matrix_of(const mf_cuda_linear &p, int64_t block)
     return i;
 }
 
+/* Blocks of `rows` rows of each matrix. */
+static inline mf_cuda_linear cut(const mf_cuda_linear *call, int rows)
+{
+    mf_cuda_linear p = *call;
+    int64_t blocks = 0;
+    for (int i = 0; i < p.num; i++) {
+        p.first_block[i] = blocks;
+        blocks += ((p.num_batches > 0 ? p.rows : p.w[i].n) + rows - 1) / rows;
+    }
+    p.first_block[p.num] = blocks;
+    return p;
+}
+
 /* First unit of run `run` of a matrix whose k is cut into `runs`. */
 MF_DEV int run_start(int run, int units, int runs)
 {
