@@ -25,12 +25,13 @@ struct rows_call {
     const float *bias;
     int32_t *ids;
     float *weights, *identity;
-    uint32_t *histogram;
+    uint32_t *histogram, *load;
     const int32_t *num_valid;
     const uint8_t *row_valid;
     uint32_t *arrivals, *generation;
     int32_t logits_stride, ids_stride, weights_stride, num_tokens, rows;
     int32_t top_k, num_shared, num_slots, shared_base, shared_stride, topk_group, renorm, fold, reciprocal;
+    int32_t num_experts, counting; /* ids are counted: for histogram, load or both */
     float renorm_eps, factor;
     mf_cuda_gate general;
 };
@@ -519,7 +520,7 @@ MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint
         }
     }
     emit<SOFTMAX>(c, t, lane & 7, here, valid, mine, sum, [&](int32_t id) {
-        if (c.histogram) {
+        if (c.counting) {
             atomicAdd(counts + id, 1u);
         }
     });
@@ -555,12 +556,19 @@ MF_DEV void await_zeros(const rows_call &c, uint32_t arrivals)
     add_relaxed(c.arrivals, 1);
 }
 
-/* The block's threads, when its counts are complete and, with more blocks than one, a thread of it has awaited the zeros. */
+/* The block's threads, when its counts are complete and, with more blocks than one, a thread of it has awaited the zeros.
+ * An expert's slot is its id, and no other's. */
 MF_DEV void add_counts(const rows_call &c, const uint32_t *counts)
 {
     __syncthreads();
     for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
         const uint32_t n = counts[i];
+        if (c.load && i < c.num_experts && n > 0) {
+            add_relaxed(c.load + i, n);
+        }
+        if (!c.histogram) {
+            continue;
+        }
         if (gridDim.x == 1) {
             c.histogram[i] = n;
         } else if (n > 0) {
@@ -580,12 +588,12 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
     float *bias = (float *)(all + warps);         /* [32 V], canonical */
     uint32_t *counts = (uint32_t *)bias + 32 * V; /* [P] */
     let_next_start();
-    const bool counting = c.histogram != nullptr;
+    const bool counting = c.counting != 0;
     for (int i = threadIdx.x; counting && i < c.num_slots; i += blockDim.x) {
         counts[i] = 0;
     }
     wait_for_previous();
-    const bool extra = counting && gridDim.x > 1; /* block 0 */
+    const bool extra = c.histogram && gridDim.x > 1; /* block 0 */
     if (extra && blockIdx.x == 0) {
         clear_histogram(c);
         return;
@@ -833,6 +841,9 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
         if (c.histogram) {
             add_relaxed(c.histogram + id, 1);
         }
+        if (c.load && id < c.num_experts) {
+            add_relaxed(c.load + id, 1);
+        }
     });
 }
 
@@ -850,7 +861,7 @@ int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
         const int helpers = c.histogram && grid->blocks > 1 ? 64 : 32;
         return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + helpers, 0, stream);
     }
-    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.histogram ? (size_t)c.num_slots * 4 : 0);
+    const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.counting ? (size_t)c.num_slots * 4 : 0);
     return start(gate_rows_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, grid->warps * 32, bytes, stream);
 }
 
@@ -881,6 +892,7 @@ int mf_cuda_launch_gate_rows(const mf_cuda_gate *g, const mf_cuda_grid *grid, vo
     c.weights = (float *)g->weights;
     c.identity = (float *)g->identity;
     c.histogram = (uint32_t *)g->histogram;
+    c.load = (uint32_t *)g->load;
     c.num_valid = (const int32_t *)g->num_valid;
     c.row_valid = g->row_valid;
     c.arrivals = g->ticket + 1;
@@ -899,9 +911,15 @@ int mf_cuda_launch_gate_rows(const mf_cuda_gate *g, const mf_cuda_grid *grid, vo
     c.renorm = g->renorm;
     c.fold = g->fold;
     c.reciprocal = g->shared_weight == MF_SHARED_RECIPROCAL;
+    c.num_experts = g->num_experts;
+    c.counting = g->histogram || g->load;
     c.renorm_eps = g->renorm_eps;
     c.factor = g->factor;
     c.general = *g;
+    if (grid->rows > 0 && g->load) { /* a general row is counted with the block's */
+        c.general.load = nullptr;
+        c.general.histogram = g->histogram ? g->histogram : g->load; /* only whether there is one matters there */
+    }
     c.general.counts_to_output = grid->rows == 0; /* there are no counts of a block */
     const bool softmax = g->scoring == MF_SCORING_SOFTMAX, groups = g->n_group > 1;
     return g->logits_dtype == MF_F32 ? launch_shape<false>(c, grid, softmax, groups, (cudaStream_t)stream)

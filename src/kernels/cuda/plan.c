@@ -80,12 +80,13 @@ static bool has_usual_rows(const mf_cuda_gate *g, const mf_gate_call *call)
     const bool rows = (bf16 || g->logits_dtype == MF_F32) && is_aligned(g->logits, (size_t)unit) &&
                       g->logits_stride * (bf16 ? 2 : 4) % unit == 0 && g->logits_stride < INT32_MAX &&
                       g->ids_stride < INT32_MAX && g->weights_stride < INT32_MAX;
-    const bool plain = !g->bytewise && !g->hash && !g->bias_alt && !g->scale && !g->map_copies && !g->mask && !g->load &&
+    const bool plain = !g->bytewise && !g->hash && !g->bias_alt && !g->scale && !g->map_copies && !g->mask &&
                        !g->packed && !g->by_id && g->ep_size == 0 && g->window_count < 0 &&
                        g->shared_weight != MF_SHARED_PER_TOKEN;
     const int64_t last = g->shared_base + (int64_t)(g->num_shared - 1) * g->shared_stride;
     const bool slots = g->num_slots >= g->num_experts && g->num_slots <= GATE_ROWS_SLOTS &&
-                       (g->num_shared == 0 || (g->num_replicas == 1 && g->shared_base >= 0 && last < g->num_slots));
+                       (g->num_shared == 0 || (g->num_replicas == 1 && g->shared_base >= 0 && last < g->num_slots &&
+                                               (!g->load || min_i64(g->shared_base, last) >= g->num_experts)));
     return sizes && groups && scores && rows && plain && slots;
 }
 
