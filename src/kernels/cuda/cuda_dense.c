@@ -149,6 +149,26 @@ static void launch_wgmma(mf_device *device, mf_cuda_linear *p, const void *round
     done(device, mf_cuda_linear_hopper(&mf_cuda_state_of(device)->gpu, p, stream_of(device)), "linear");
 }
 
+/* Whether few tokens' products go through rings, and how deep ones. */
+static bool plan_ring(const mf_device *device, mf_cuda_linear *p)
+{
+    enum { EARLY = 1 };
+    const mf_cuda_gpu *gpu = &mf_cuda_state_of(device)->gpu;
+    const int64_t room = gpu->shared_bytes - 1024;
+    if (p->num_tokens > MF_CUDA_LINEAR_RING) {
+        return false;
+    }
+    p->most_blocks = gpu->num_multiprocessors;
+    p->early = EARLY;
+    for (p->is_deep = 1; p->is_deep >= 0; p->is_deep--) {
+        mf_cuda_linear_ring_plan(p);
+        if (mf_cuda_linear_ring_shared(p) <= room) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
 static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
@@ -158,18 +178,19 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
         return;
     }
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
-    const bool is_few = p->num_tokens <= MF_CUDA_LINEAR_FEW && mf_cuda_linear_few_shared(p->num_tokens, k, p->parts) <=
-                                                                   mf_cuda_state_of(device)->gpu.shared_bytes - 16384;
+    const bool rings = plan_ring(device, p), is_few = p->num_tokens > MF_CUDA_LINEAR_RING && p->num_tokens <= MF_CUDA_LINEAR_FEW;
     if (rounded && p->parts == 1) {
         p->x = rounded;
         p->x_stride = k;
-    } else if (is_few && p->num_tokens <= 8 && p->x_is_wide) {
+    } else if (rings && p->x_is_wide) {
         p->x_is_f32 = 1;
     } else if (!round_x(device, p, width)) {
         return;
     }
     done(device,
-         is_few ? mf_cuda_launch_linear_few(p, stream_of(device)) : mf_cuda_launch_linear_tile(p, stream_of(device)),
+         rings    ? mf_cuda_launch_linear_ring(p, stream_of(device))
+         : is_few ? mf_cuda_launch_linear_few(p, stream_of(device))
+                  : mf_cuda_launch_linear_tile(p, stream_of(device)),
          "linear");
 }
 
@@ -238,16 +259,14 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
 {
     enum { LEAST = 257, MOST = 16384 };
     if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST ||
-        (norm->rounded && norm->rounded_dtype != MF_BF16)) {
+        (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) || !on16(norm->add) || !on16(norm->weight) ||
+        !on16(acc_out) || !on16(norm->rounded)) {
         return false;
     }
     for (int i = 0; i < call->num; i++) {
         if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
             return false;
         }
-    }
-    if (!begin(device)) {
-        return true; /* told by a later call */
     }
     mf_cuda_linear p = { .num = call->num,
                          .num_tokens = 1,
@@ -265,7 +284,12 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
         p.out[i] = call->out[i];
         p.out_stride[i] = call->out_stride[i];
     }
-    done(device, mf_cuda_launch_linear_few(&p, stream_of(device)), "norm and linear");
+    if (!plan_ring(device, &p)) {
+        return false;
+    }
+    if (begin(device)) { /* else told by a later call */
+        done(device, mf_cuda_launch_linear_ring(&p, stream_of(device)), "norm and linear");
+    }
     return true;
 }
 

@@ -109,12 +109,15 @@ typedef struct mf_cuda_linear {
     int64_t first_block[MF_CUDA_LINEAR_MOST + 1]; /* of a matrix's rows in the grid */
     const void *x;                                /* f32 (PLAIN, or x_is_f32) or bf16 */
     int64_t x_stride, num_tokens;
-    int32_t x_is_f32;  /* FEW with up to 8 tokens takes it as it is */
+    int32_t x_is_f32;  /* RING takes it as it is */
     int32_t parts;     /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
     int32_t runs;      /* 8 or 16: of k, see linear.cu */
     int64_t x_plane;   /* elements between planes */
     int32_t x_is_wide; /* rows of x begin on 16 bytes */
-    /* FEW of one token: x is the norm of acc + add (NULL: acc); the first block writes the sum and the rounded norm,
+    /* RING only: whether rings are long; units a warp asks for before it waits, with a norm; blocks at most; units of a
+     * ring and groups of warps that are used. */
+    int32_t is_deep, early, most_blocks, ring_units, ring_groups;
+    /* RING of one token: x is the norm of acc + add (NULL: acc); the first block writes the sum and the rounded norm,
      * where wanted.  norm_weight NULL: x is x. */
     const float *norm_acc, *norm_add, *norm_weight;
     float *norm_out;
@@ -125,12 +128,16 @@ typedef struct mf_cuda_linear {
 } mf_cuda_linear;
 
 int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);
+/* bf16, up to MF_CUDA_LINEAR_RING tokens. */
+enum { MF_CUDA_LINEAR_RING = 8 };
+int mf_cuda_launch_linear_ring(const mf_cuda_linear *call, void *stream);
+void mf_cuda_linear_ring_plan(mf_cuda_linear *call); /* ring_units and ring_groups from most_blocks and is_deep */
+int64_t mf_cuda_linear_ring_shared(const mf_cuda_linear *call);
 int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream);  /* bf16, up to MF_CUDA_LINEAR_FEW tokens */
 int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf16 */
 /* FP8 blocks or channels, k a multiple of 128, codes and x (bf16) on 16 bytes; capability 8.9 or later. */
 int mf_cuda_launch_linear_fp8(const mf_cuda_linear *call, void *stream);
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
-int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts); /* bytes that a block of FEW needs */
 enum { MF_CUDA_LINEAR_FEW = 64 };
 
 /* ---- attention ---- */

@@ -1,5 +1,5 @@
-/* linear_few.cu - linear.cu's products of bf16 weights for few tokens: FEW streams the weights once past all of them, with
- * TILE's bits, and may take the norm in front into itself. */
+/* linear_few.cu - linear.cu's products of bf16 weights for some tokens, more than linear_ring.cu's: FEW streams the
+ * weights once past all of them, with TILE's bits. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/product.cuh"
@@ -8,90 +8,6 @@ namespace
 {
 
 /* ---- FEW: 16 rows a block, a run of k a warp ---- */
-
-constexpr int ROW_PAD =
-    64; /* bytes between rows of x in shared memory: a row's chunks and the next one's meet all banks */
-
-/* x [T, k] as planes of bf16 in shared memory, eight columns a thread at a time. */
-template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int k, int64_t x_at)
-{
-    const int pitch = k * 2 + ROW_PAD, chunks = k / 8, tokens = (int)p.num_tokens;
-    for (int t = 0; t < tokens; t++) {
-        for (int c = threadIdx.x; c < chunks; c += blockDim.x) {
-            uint4 v[PARTS];
-            load_chunk<PARTS>(v, p, x_at + t * p.x_stride + c * 8, true);
-#pragma unroll
-            for (int n = 0; n < PARTS; n++) {
-                *(uint4 *)(shared + (n * tokens + t) * pitch + c * 16) = v[n];
-            }
-        }
-    }
-    __syncthreads();
-}
-
-/* The norm's result as planes in shared memory: the sums and products of dense.cu's norm_kernel<8>, in its order.
- * Behind the planes lies the row as f32. */
-template <int PARTS> MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n)
-{
-    __shared__ float parts[8];
-    const int pitch = n * 2 + ROW_PAD, tid = threadIdx.x;
-    float *row = (float *)(shared + PARTS * pitch);
-    const bool is_first = blockIdx.x == 0;
-    if (tid < 256) {
-        constexpr int KEPT = 8; /* loads that are under way together: a store between them would part them */
-        float sum = 0.0f;
-#pragma unroll 1
-        for (int base = tid; base < n; base += KEPT * 256) {
-            float v[KEPT], add[KEPT];
-#pragma unroll
-            for (int k = 0; k < KEPT; k++) {
-                const int i = base + k * 256;
-                v[k] = i < n ? p.norm_acc[i] : 0.0f;
-                add[k] = p.norm_add && i < n ? p.norm_add[i] : 0.0f;
-            }
-#pragma unroll
-            for (int k = 0; k < KEPT; k++) {
-                const int i = base + k * 256;
-                v[k] = p.norm_add ? __fadd_rn(v[k], add[k]) : v[k];
-                if (i < n) {
-                    row[i] = v[k];
-                    sum = __fmaf_rn(v[k], v[k], sum);
-                }
-            }
-            for (int k = 0; k < KEPT && is_first && p.norm_out && base + k * 256 < n; k++) {
-                p.norm_out[base + k * 256] = row[base + k * 256];
-            }
-        }
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) {
-            sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, step));
-        }
-        if ((tid & 31) == 0) {
-            parts[tid >> 5] = sum;
-        }
-    }
-    __syncthreads();
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < 8; w++) {
-        sum = __fadd_rn(sum, parts[w]);
-    }
-    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), p.norm_eps)));
-    for (int c = tid; c < n / 2; c += blockDim.x) {
-        const float2 v = *(const float2 *)(row + 2 * c), w = *(const float2 *)(p.norm_weight + 2 * c);
-        const float x = __fmul_rn(__fmul_rn(v.x, scale), w.x), y = __fmul_rn(__fmul_rn(v.y, scale), w.y);
-        if (is_first && p.norm_rounded) {
-            *(uint32_t *)(p.norm_rounded + 2 * c) = pack_bf16(x, y);
-        }
-        uint32_t words[PARTS];
-        split_pair<PARTS>(words, x, y);
-#pragma unroll
-        for (int k = 0; k < PARTS; k++) {
-            *(uint32_t *)(shared + k * pitch + 4 * c) = words[k];
-        }
-    }
-    __syncthreads();
-}
 
 /* A lane's 16-byte chunk of four becomes its operands of two steps of 16 columns: chunks 0 and 1 meet in the first, 2
  * and 3 in the second.  Lane q has words 2 * (q / 2) and the next of chunk q % 2 in both. */
@@ -111,18 +27,14 @@ MF_DEV uint4 share_of(const uint8_t *half, int q)
     return make_uint4(first.x, first.y, second.x, second.y);
 }
 
-/* A block takes TILES * 8 tokens.  TILES 1: x is staged in shared memory, NORM: as the norm of what is there; more: its
- * planes are read from device memory.  Kernels are kept short: between the products of a step their code is fetched
- * anew. */
-template <int TILES, int RUNS, int PARTS, bool NORM>
-__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
-                                             : TILES == 1 || PARTS == 1 ? 3
-                                                                        : 2)
-    few_kernel(const __grid_constant__ mf_cuda_linear p)
+/* A block takes TILES * 8 tokens, whose planes are read from device memory.  Kernels are kept short: between the
+ * products of a step their code is fetched anew. */
+template <int TILES, int RUNS, int PARTS>
+__global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2 ? 1
+                                             : PARTS == 1            ? 3
+                                                          : 2) few_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     constexpr int AHEAD = RUNS == 8 ? 2 : 4; /* units whose loads are under way together */
-    constexpr bool STAGED = TILES == 1;
-    extern __shared__ __align__(16) uint8_t staged[];
     __shared__ float sums[RUNS][TILES * 8][17];
     const int which = matrix_of(p, blockIdx.x), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2,
               q = lane & 3;
@@ -150,15 +62,9 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
         load_weights(i, start + i);
     }
     wait_for_previous();
-    const int64_t pitch = STAGED ? m.k * 2 + ROW_PAD : p.x_stride * 2,
-                  plane = STAGED ? p.num_tokens * pitch : p.x_plane * 2;
-    if constexpr (NORM) {
-        stage_norm<PARTS>(staged, p, (int)m.k);
-    } else if constexpr (STAGED) {
-        stage_x<PARTS>(staged, p, (int)m.k, x_at);
-    }
+    const int64_t pitch = p.x_stride * 2, plane = p.x_plane * 2;
     const int64_t t0 = (int64_t)blockIdx.y * TILES * 8, num_tokens = p.num_tokens - t0;
-    const uint8_t *x = STAGED ? staged : (const uint8_t *)((const uint16_t *)p.x + x_at + t0 * p.x_stride);
+    const uint8_t *x = (const uint8_t *)((const uint16_t *)p.x + x_at + t0 * p.x_stride);
     float acc[TILES][4];
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
@@ -215,21 +121,9 @@ __global__ void __launch_bounds__(32 * RUNS, RUNS == 16 || TILES > 2    ? 1
 
 template <int TILES, int RUNS, int PARTS> int launch_few_of(const mf_cuda_linear &p, cudaStream_t stream)
 {
-    auto kernel = few_kernel<TILES, RUNS, PARTS, false>;
-    if constexpr (TILES == 1) {
-        kernel = p.norm_weight ? few_kernel<TILES, RUNS, PARTS, true> : kernel;
-    }
-    const size_t bytes =
-        TILES == 1 ? (size_t)(PARTS * p.num_tokens * (p.w[0].k * 2 + ROW_PAD) + (p.norm_weight ? p.w[0].k * 4 : 0)) : 0;
-    if (bytes > 48 * 1024 - sizeof(float) * RUNS * TILES * 8 * 17) {
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-        if (error != cudaSuccess) {
-            return (int)error;
-        }
-    }
     const dim3 grid((unsigned)p.first_block[p.num], (unsigned)((p.num_tokens + TILES * 8 - 1) / (TILES * 8)),
                     p.num_batches > 0 ? (unsigned)p.num_batches : 1);
-    return launch_early(kernel, grid, 32u * RUNS, bytes, stream, p);
+    return launch_early(few_kernel<TILES, RUNS, PARTS>, grid, 32u * RUNS, (size_t)0, stream, p);
 }
 
 template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream)
@@ -241,14 +135,9 @@ template <int TILES> int launch_few(const mf_cuda_linear &p, cudaStream_t stream
 
 } // namespace
 
-int64_t mf_cuda_linear_few_shared(int64_t num_tokens, int64_t k, int parts)
-{
-    return num_tokens <= 8 ? parts * num_tokens * (k * 2 + ROW_PAD) : 0;
-}
-
 int mf_cuda_launch_linear_few(const mf_cuda_linear *call, void *stream)
 {
     const mf_cuda_linear p = cut(call, 16);
     cudaStream_t s = (cudaStream_t)stream;
-    return p.num_tokens <= 8 ? launch_few<1>(p, s) : p.num_tokens <= 16 ? launch_few<2>(p, s) : launch_few<4>(p, s);
+    return p.num_tokens <= 16 ? launch_few<2>(p, s) : launch_few<4>(p, s);
 }

@@ -61,29 +61,4 @@ template <int PARTS> MF_DEV void split_pair(uint32_t (&words)[PARTS], float x, f
     }
 }
 
-/* Eight columns of x from element `at` on, in every plane. */
-template <int PARTS> MF_DEV void load_chunk(uint4 (&v)[PARTS], const mf_cuda_linear &p, int64_t at, bool is_there)
-{
-#pragma unroll
-    for (int n = 0; n < PARTS; n++) {
-        v[n] = make_uint4(0, 0, 0, 0);
-        if (is_there && !p.x_is_f32) {
-            v[n] = *(const uint4 *)((const uint16_t *)p.x + n * p.x_plane + at);
-        }
-    }
-    if (!is_there || !p.x_is_f32) {
-        return;
-    }
-    const float4 a = *(const float4 *)((const float *)p.x + at), b = *(const float4 *)((const float *)p.x + at + 4);
-    uint32_t words[4][PARTS];
-    split_pair<PARTS>(words[0], a.x, a.y);
-    split_pair<PARTS>(words[1], a.z, a.w);
-    split_pair<PARTS>(words[2], b.x, b.y);
-    split_pair<PARTS>(words[3], b.z, b.w);
-#pragma unroll
-    for (int n = 0; n < PARTS; n++) {
-        v[n] = make_uint4(words[0][n], words[1][n], words[2][n], words[3][n]);
-    }
-}
-
 #endif
