@@ -1,6 +1,7 @@
 /* attention_mma.cu - grouped queries over a bf16 cache through the tensor cores, in attention_mma.cuh's arithmetic:
  * DECODE leaves pieces in memory and another kernel merges them, PREFILL merges in registers. */
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
 
 namespace
@@ -26,19 +27,28 @@ MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, c
     }
 }
 
-/* The same of keys (part_at 0) or values alone. */
+/* Where the rows of a piece lie, by 64 threads: -1 outside [first, last]. */
+MF_DEV void find_rows(int32_t *row_of, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
+                      int64_t last)
+{
+    if (threadIdx.x < PIECE) {
+        const int64_t position = base + threadIdx.x;
+        const uint32_t size = (uint32_t)p.block_size, at = (uint32_t)position;
+        row_of[threadIdx.x] =
+            position >= first && position <= last ? (int32_t)((uint32_t)blocks[at / size] * size + at % size) : -1;
+    }
+}
+
+/* The rows' keys or values, chunk by chunk; zeros where there is no row. */
 template <int DIM, int THREADS>
-MF_DEV void copy_part(uint4 *rows, int part_at, const mf_cuda_attention &p, const int32_t *blocks, int kv_head,
-                      int64_t base, int64_t first, int64_t last, int thread)
+MF_DEV void copy_part(uint4 *rows, const uint16_t *part, int64_t row_size, const int32_t *row_of)
 {
     constexpr int CHUNKS = DIM / 8;
-#pragma unroll
-    for (int i = 0; i < PIECE * CHUNKS / THREADS; i++) {
-        const int at = i * THREADS + thread, row = at / CHUNKS, chunk = at % CHUNKS;
-        const int64_t position = base + row;
-        const bool is_there = position >= first && position <= last;
-        const uint16_t *from = (const uint16_t *)p.cache + (is_there ? row_offset(p, blocks, position) : 0);
-        copy_async(rows + place<CHUNKS>(row, chunk), from + part_at + kv_head * DIM + chunk * 8, is_there);
+    const int chunk = threadIdx.x % CHUNKS;
+#pragma unroll 4
+    for (int row = threadIdx.x / CHUNKS; row < PIECE; row += THREADS / CHUNKS) {
+        const int from = row_of[row];
+        copy_async(rows + place<CHUNKS>(row, chunk), part + (from < 0 ? 0 : from) * row_size + chunk * 8, from >= 0);
     }
 }
 
@@ -96,6 +106,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
     constexpr int CHUNKS = DIM / 8, TILES = DIM / 8 / DECODE_WARPS, THREADS = 32 * DECODE_WARPS;
     extern __shared__ __align__(128) uint4 shared[];
     __shared__ float all_scores[16][SCORE_PITCH];
+    __shared__ int32_t row_of[PIECE];
     let_next_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     const int group = p.num_heads / p.num_kv_heads, tiles = (group + 15) / 16;
@@ -107,30 +118,26 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
     const float *queries = p.q + t * p.q_stride + head0 * p.q_head_stride;
     query_rows<DIM> r;
     const int64_t begins[2] = { first, first }, ends[2] = { position, position };
-    auto copy = [&](int64_t piece) {
-        copy_part<DIM, THREADS>(keys, 0, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
-        copy_commit();
-        copy_part<DIM, THREADS>(values, p.value_at, p, blocks, kv_head, piece * PIECE, first, position, threadIdx.x);
-        copy_commit();
-    };
     /* A token alone: what lies before its own piece was cached by earlier steps, and the kernels in front do not touch
      * it. */
     const int64_t start = first / PIECE + blockIdx.z;
     const bool is_early = p.num_tokens == 1 && start < position / PIECE;
-    if (is_early) {
-        copy(start);
-    }
-    wait_for_previous();
-    bool is_loaded = false;
+    const uint16_t *cached = (const uint16_t *)p.cache + kv_head * DIM;
+#pragma unroll 1
     for (int64_t piece = start; piece <= position / PIECE; piece += p.num_splits) {
+        find_rows(row_of, p, blocks, piece * PIECE, first, position); /* the table is no kernel's work */
         __syncthreads();
-        if (!is_early || piece > start) {
-            copy(piece);
+        if (!is_early) {
+            wait_for_previous();
         }
-        if (!is_loaded) {
+        copy_part<DIM, THREADS>(keys, cached, p.row_size, row_of);
+        copy_commit();
+        copy_part<DIM, THREADS>(values, cached + p.value_at, p.row_size, row_of);
+        copy_commit();
+        if (piece == start) {
+            wait_for_previous();
             load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL,
                          g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, q);
-            is_loaded = true;
         }
         copy_wait<1>();
         __syncthreads();
@@ -177,57 +184,80 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
 constexpr int MERGE_THREADS = 128;
 
 /* One row, one head and 128 columns: pieces in ascending order; those without weight change nothing, not even a sign.
- * The factors of each are ready before columns are summed, so that loads do not wait for one another. */
+ * A thread finds the factors of a piece, all then add theirs.  What comes after the wait is short and would be met
+ * cold: a first pass goes through it beforehand, without a trace but its code in the caches, and nothing is read
+ * through the first-level cache, where it would leave what stood there before. */
 __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     constexpr int EARLY = 12; /* pieces whose values are loaded beside the factors */
     __shared__ float of_old[MERGE_THREADS], of_next[MERGE_THREADS], maxima[MERGE_THREADS], sums[MERGE_THREADS];
-    __shared__ float total;
-    begin_early();
+    __shared__ float largest;
+    let_next_start();
     const int64_t t = blockIdx.x, position = p.position[t], first = first_seen(p, position);
-    const int head = blockIdx.y, j = blockIdx.z * MERGE_THREADS + threadIdx.x;
+    const int head = blockIdx.y, j = blockIdx.z * MERGE_THREADS + threadIdx.x, tid = threadIdx.x;
     const float *pieces = piece_of(p, t, head, 0);
     const int64_t size = p.v_dim + 2, end = position / PIECE + 1;
     const bool is_mine = j < p.v_dim;
-    float m = start_maximum2(p, head), sum = start_sum(p), value = 0.0f;
-    for (int64_t base = first / PIECE; base < end; base += MERGE_THREADS) {
-        const int count = end - base < MERGE_THREADS ? (int)(end - base) : MERGE_THREADS;
-        const float *column = pieces + base * size + 2 + (is_mine ? j : 0);
-        float early[EARLY];
+    const float start_most = start_maximum2(p, head);
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass > 0) {
+            wait_for_previous();
+        }
+        float m = start_most, sum = start_sum(p), value = 0.0f;
+        const int64_t last = pass > 0 || end < first / PIECE + EARLY ? end : first / PIECE + EARLY;
+#pragma unroll 1
+        for (int64_t base = first / PIECE; base < last; base += MERGE_THREADS) {
+            const int count = last - base < MERGE_THREADS ? (int)(last - base) : MERGE_THREADS;
+            const float *column = pieces + base * size + 2 + (is_mine ? j : 0);
+            float early[EARLY];
 #pragma unroll
-        for (int i = 0; i < EARLY; i++) {
-            early[i] = i < count ? column[i * size] : 0.0f;
-        }
-        __syncthreads();
-        if (threadIdx.x < count) {
-            maxima[threadIdx.x] = pieces[(base + threadIdx.x) * size];
-            sums[threadIdx.x] = pieces[(base + threadIdx.x) * size + 1];
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            for (int i = 0; i < count; i++) {
-                of_old[i] = 1.0f;
-                of_next[i] = 0.0f;
-                if (sums[i] != 0.0f) {
-                    merge_factors2(m, maxima[i], of_old[i], of_next[i]);
-                    sum = merged(sum, of_old[i], sums[i], of_next[i]);
+            for (int i = 0; i < EARLY; i++) {
+                early[i] = i < count ? __ldcg(column + i * size) : 0.0f;
+            }
+            __syncthreads();
+            if (tid < count) {
+                maxima[tid] = __ldcg(pieces + (base + tid) * size);
+                sums[tid] = __ldcg(pieces + (base + tid) * size + 1);
+            }
+            __syncthreads();
+            if (tid < count) {
+#pragma unroll 4
+                for (int i = 0; i < tid; i++) { /* merge_factors2's maximum */
+                    m = sums[i] != 0.0f && (maxima[i] > m || is_nan(m)) ? maxima[i] : m;
+                }
+                float old = 1.0f, next = 0.0f;
+                if (sums[tid] != 0.0f) {
+                    merge_factors2(m, maxima[tid], old, next);
+                }
+                of_old[tid] = old;
+                of_next[tid] = next;
+                if (tid == count - 1) {
+                    largest = m;
                 }
             }
-            total = sum;
-        }
-        __syncthreads();
+            __syncthreads();
+            m = largest;
+            auto add = [&](int i, float v) {
+                if (sums[i] != 0.0f) {
+                    sum = merged(sum, of_old[i], sums[i], of_next[i]);
+                    value = merged(value, of_old[i], v, of_next[i]);
+                }
+            };
 #pragma unroll
-        for (int i = 0; i < EARLY; i++) {
-            value = i < count && sums[i] != 0.0f ? merged(value, of_old[i], early[i], of_next[i]) : value;
-        }
+            for (int i = 0; i < EARLY; i++) {
+                if (i < count) {
+                    add(i, early[i]);
+                }
+            }
 #pragma unroll 8
-        for (int i = EARLY; i < count; i++) {
-            const float next = column[i * size];
-            value = sums[i] != 0.0f ? merged(value, of_old[i], next, of_next[i]) : value;
+            for (int i = EARLY; i < count; i++) {
+                add(i, __ldcg(column + i * size));
+            }
         }
-    }
-    if (is_mine) {
-        p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value, total);
+        if (is_mine && pass > 0) {
+            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value, sum);
+        }
     }
 }
 
@@ -388,6 +418,7 @@ template <int DIM> int launch_decode(const mf_cuda_attention &p, cudaStream_t st
     if (error != cudaSuccess) {
         return (int)error;
     }
+    want_all_shared(decode_kernel<DIM>);
     return launch_early(decode_kernel<DIM>, grid, 32u * DECODE_WARPS, (size_t)BYTES, stream, p);
 }
 
@@ -408,6 +439,7 @@ template <int DIM> int launch_prefill(const mf_cuda_attention &p, cudaStream_t s
 
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream)
 {
+    want_all_shared(merge_kernel);
     return launch_early(merge_kernel,
                         dim3((unsigned)call->num_tokens, (unsigned)call->num_heads,
                              (unsigned)((call->v_dim + MERGE_THREADS - 1) / MERGE_THREADS)),
