@@ -4,6 +4,7 @@
  * A block takes one row of the batch, one kv head and up to HEADS of its queries' heads.  A warp sums a score: lane l
  * takes elements l, l + 32, .., one tree; values are summed by ascending position. */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/matrix.cuh"
 
@@ -196,46 +197,59 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
 
 /* ---- MLA: queries into the latent space ---- */
 
-constexpr int ABSORB_TOKENS = 4, ABSORB_COLUMNS = 64;
+constexpr int ABSORB_TOKENS = 4, ABSORB_COLUMNS = 64; /* or one token alone */
 
-/* A block takes a head, ABSORB_TOKENS rows and 64 latent columns, two a lane; a warp a quarter of the j, ascending, and
+/* A block takes a head, TOKENS rows and 64 latent columns, two a lane; a warp a quarter of the j, ascending, and
  * the quarters are added in order. */
-template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mf_cuda_absorb p)
+template <int FORMAT, int TOKENS>
+__global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mf_cuda_absorb p)
 {
-    begin_early();
-    extern __shared__ __align__(16) float queries[]; /* [ABSORB_TOKENS][nope] */
-    __shared__ float sums[WARPS][ABSORB_TOKENS][ABSORB_COLUMNS];
+    constexpr int AHEAD =
+        TOKENS == 1 ? 32 : 16; /* rows under way together, the first before the kernel in front ends */
+    extern __shared__ __align__(16) float queries[]; /* [TOKENS][nope] */
+    __shared__ float sums[WARPS][TOKENS][ABSORB_COLUMNS];
+    let_next_start();
     const int head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5,
               i = blockIdx.z * ABSORB_COLUMNS + 2 * lane;
-    const int64_t t0 = (int64_t)blockIdx.x * ABSORB_TOKENS;
-    for (int k = threadIdx.x; k < ABSORB_TOKENS * p.nope; k += THREADS) {
+    const int64_t t0 = (int64_t)blockIdx.x * TOKENS;
+    const int64_t row0 = (int64_t)head * (p.nope + p.v_dim);
+    const int begin = (int)((int64_t)warp * p.nope / WARPS), end = (int)((int64_t)(warp + 1) * p.nope / WARPS);
+    const bool is_quick = FORMAT == MF_FORMAT_BF16 && p.kv_b.quant && p.rank % 2 == 0; /* two columns at once */
+    const uint8_t *from = matrix_row<FORMAT>(p.kv_b, row0) + 2 * (i < p.rank ? i : 0);
+    const int64_t step = p.kv_b.row_stride * 2;
+    uint32_t pair[AHEAD];
+    auto load_rows = [&](int j0) {
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            pair[k] = *(const uint32_t *)(from + (j0 + k < end ? j0 + k : end - 1) * step);
+        }
+    };
+    if (is_quick && begin < end) {
+        load_rows(begin);
+    }
+    wait_for_previous();
+    for (int k = threadIdx.x; k < TOKENS * p.nope; k += THREADS) {
         const int64_t t = t0 + k / p.nope;
         queries[k] = t < p.num_tokens ? p.q[t * p.q_stride + head * p.q_head_stride + k % p.nope] : 0.0f;
     }
     __syncthreads();
-    float acc[ABSORB_TOKENS][2];
+    float acc[TOKENS][2];
 #pragma unroll
-    for (int t = 0; t < ABSORB_TOKENS; t++) {
+    for (int t = 0; t < TOKENS; t++) {
         acc[t][0] = acc[t][1] = 0.0f;
     }
-    const int64_t row0 = (int64_t)head * (p.nope + p.v_dim);
-    const int begin = (int)((int64_t)warp * p.nope / WARPS), end = (int)((int64_t)(warp + 1) * p.nope / WARPS);
     auto add_row = [&](int j, float low, float high) {
 #pragma unroll
-        for (int t = 0; t < ABSORB_TOKENS; t++) {
+        for (int t = 0; t < TOKENS; t++) {
             acc[t][0] = __fmaf_rn(queries[t * p.nope + j], low, acc[t][0]);
             acc[t][1] = __fmaf_rn(queries[t * p.nope + j], high, acc[t][1]);
         }
     };
-    if (FORMAT == MF_FORMAT_BF16 && p.kv_b.quant && p.rank % 2 == 0) { /* two columns at once, sixteen rows under way */
-        constexpr int AHEAD = 16;
-        const uint8_t *from = matrix_row<FORMAT>(p.kv_b, row0) + 2 * (i < p.rank ? i : 0);
-        const int64_t step = p.kv_b.row_stride * 2;
+    if (is_quick) {
+#pragma unroll 1
         for (int j0 = begin; j0 < end; j0 += AHEAD) {
-            uint32_t pair[AHEAD];
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                pair[k] = *(const uint32_t *)(from + (j0 + k < end ? j0 + k : end - 1) * step);
+            if (j0 > begin) {
+                load_rows(j0);
             }
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
@@ -251,12 +265,12 @@ template <int FORMAT> __global__ void __launch_bounds__(THREADS) absorb_kernel(c
         }
     }
 #pragma unroll
-    for (int t = 0; t < ABSORB_TOKENS; t++) {
+    for (int t = 0; t < TOKENS; t++) {
         sums[warp][t][2 * lane] = acc[t][0];
         sums[warp][t][2 * lane + 1] = acc[t][1];
     }
     __syncthreads();
-    for (int k = threadIdx.x; k < ABSORB_TOKENS * ABSORB_COLUMNS; k += THREADS) {
+    for (int k = threadIdx.x; k < TOKENS * ABSORB_COLUMNS; k += THREADS) {
         const int t = k / ABSORB_COLUMNS, c = k % ABSORB_COLUMNS, column = blockIdx.z * ABSORB_COLUMNS + c;
         if (t0 + t < p.num_tokens && column < p.rank) {
             float v = 0.0f;
@@ -299,12 +313,20 @@ int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream)
     return launch_early(merge_kernel, grid, THREADS, (size_t)0, stream, *call);
 }
 
+template <int FORMAT, int TOKENS> static int launch_absorb(const mf_cuda_absorb *call, void *stream)
+{
+    const dim3 grid((unsigned)((call->num_tokens + TOKENS - 1) / TOKENS), (unsigned)call->num_heads,
+                    (unsigned)((call->rank + ABSORB_COLUMNS - 1) / ABSORB_COLUMNS));
+    want_all_shared(absorb_kernel<FORMAT, TOKENS>);
+    return launch_early(absorb_kernel<FORMAT, TOKENS>, grid, THREADS, (size_t)TOKENS * (size_t)call->nope * 4, stream,
+                        *call);
+}
+
 int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream)
 {
-    const dim3 grid((unsigned)((call->num_tokens + ABSORB_TOKENS - 1) / ABSORB_TOKENS), (unsigned)call->num_heads,
-                    (unsigned)((call->rank + ABSORB_COLUMNS - 1) / ABSORB_COLUMNS));
-    const size_t shared_bytes = (size_t)ABSORB_TOKENS * (size_t)call->nope * 4;
-    return with_format(call->kv_b.format, [&](auto f) {
-        return launch_early(absorb_kernel<decltype(f)::value>, grid, THREADS, shared_bytes, stream, *call);
-    });
+    if (call->kv_b.format == MF_FORMAT_BF16 && call->num_tokens == 1) {
+        return launch_absorb<MF_FORMAT_BF16, 1>(call, stream);
+    }
+    return with_format(call->kv_b.format,
+                       [&](auto f) { return launch_absorb<decltype(f)::value, ABSORB_TOKENS>(call, stream); });
 }

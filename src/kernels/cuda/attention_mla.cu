@@ -4,6 +4,7 @@
  * A block takes TILES * 16 rows (heads of a token, or of several) and one piece at a time in shared memory.  Each of
  * its eight warps scores eight positions, all weigh the same scores, each sums 64 columns of the values. */
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
 
 namespace
@@ -21,6 +22,13 @@ template <bool DECODE> constexpr int STAGES_OF = DECODE ? 1 : 2;
 template <int TILES, bool DECODE> constexpr int shared_bytes()
 {
     return STAGES_OF<DECODE> * PIECE * DIM * 2 + TILES * 16 * DIM * 2 + TILES * 16 * SCORE_PITCH * 4;
+}
+
+/* pack_chunk of a row on 16 bytes. */
+MF_DEV uint4 pack_wide_chunk(const float *x)
+{
+    const float4 a = *(const float4 *)x, b = *(const float4 *)(x + 4);
+    return make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
 }
 
 MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
@@ -73,13 +81,14 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
             wait_for_previous();
         }
     }
+#pragma unroll 3
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, chunk = i % CHUNKS, token = row / group, head = head0 + row % group;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (token < tokens && head < p.num_heads) {
-            v = pack_chunk(chunk < RANK / 8 ? p.q + (t0 + token) * p.q_stride + head * p.q_head_stride + chunk * 8
-                                            : p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride +
-                                                  chunk * 8 - RANK);
+            v = pack_wide_chunk(chunk < RANK / 8 ? p.q + (t0 + token) * p.q_stride + head * p.q_head_stride + chunk * 8
+                                                 : p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride +
+                                                       chunk * 8 - RANK);
         }
         queries[place<CHUNKS>(row, chunk)] = v;
     }
@@ -150,7 +159,7 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                 for (int i = 0; i < TILES; i++) {
                     acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
                 }
-#pragma unroll
+#pragma unroll(DECODE ? 3 : CHUNKS / 4)                /* decode meets its code cold: less of it */
                 for (int c = 0; c < CHUNKS / 4; c++) { /* halves of units */
                     token_chunk<MF_CUDA_PATH_BF16> key;
                     key.v[0] = rows[place<CHUNKS>(warp * 8 + g, c * 4 + q)];
@@ -272,6 +281,7 @@ template <int TILES, bool DECODE> int launch(const mf_cuda_attention &p, dim3 gr
     if (error != cudaSuccess) {
         return (int)error;
     }
+    want_all_shared(mla_kernel<TILES, DECODE>);
     return launch_early(mla_kernel<TILES, DECODE>, grid, THREADS, (size_t)BYTES, stream, p);
 }
 
