@@ -2,6 +2,7 @@
  *
  * Every element's arithmetic is that of kernels/ref/dense.c; the norm's sum has an order that its width alone
  * decides. */
+#include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/matrix.cuh"
@@ -475,6 +476,7 @@ int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 {
     const int64_t parts = (call->leaves_queries ? 0 : call->num_heads) + 2 * call->num_kv_heads,
                   warps = call->num_tokens * parts;
+    want_all_shared(gqa_prepare_kernel<4>);
     return call->head_dim <= 128 ? launch_rows(gqa_prepare_kernel<4>, warps, THREADS / 32, stream, *call)
                                  : launch_rows(gqa_prepare_kernel<8>, warps, THREADS / 32, stream, *call);
 }
@@ -482,6 +484,7 @@ int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream)
 int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream)
 {
     const int64_t warps = call->num_tokens * (call->num_heads + 1);
+    want_all_shared(mla_prepare_kernel);
     return launch_rows(mla_prepare_kernel, warps, THREADS / 32, stream, *call);
 }
 

@@ -9,6 +9,7 @@
  *
  * Within |x| <= 64 no score, key or sum of two keys can be subnormal or -0: scores are at least 2^-93, so all are multiples
  * of 2^-117.  That is why the canonical zero is not applied to them here. */
+#include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/gate_row.cuh"
 #include "kernels/cuda/sm90.cuh"
@@ -859,6 +860,7 @@ int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
 {
     if (grid->rows == 0) {
         const int helpers = c.histogram && grid->blocks > 1 ? 64 : 32;
+        want_all_shared(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>);
         return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + helpers, 0, stream);
     }
     const size_t bytes = (size_t)grid->warps * sizeof(warp_memory<V>) + 32 * V * 4 + (c.counting ? (size_t)c.num_slots * 4 : 0);
