@@ -7,6 +7,7 @@
  * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
  * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
  * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
+#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -392,7 +393,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    copy_box(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
+                    copy_box_once(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {

@@ -4,6 +4,7 @@
  * matching up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever
  * lies behind the rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for
  * FP8, makes all tokens' codes while its first weights are on the way.  All write the same codes to the same place. */
+#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -132,8 +133,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t 
                     uint8_t *to = stages + cursor.stage * STAGE;
                     barrier_arrive(&s->announced[cursor.stage]);
                     barrier_expect(full, 2 * BOX_BYTES);
-                    copy_box(to, m0, row0, line, full);
-                    copy_box(to + BOX_BYTES, m1, row1, line, full);
+                    copy_box_once(to, m0, row0, line, full);
+                    copy_box_once(to + BOX_BYTES, m1, row1, line, full);
                     stage_cursor::next(cursor);
                 }
             }

@@ -10,6 +10,7 @@
  * product's 64 rows are 8 lines of 8 rows (w2: 4 of 16) and its columns the tokens' codes of as many lines: a line's
  * part is where its line meets itself; parts go to shared memory, from where three warps add them in the order of
  * lines. */
+#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
@@ -196,9 +197,9 @@ MF_DEV down_order next_of(const share &w, down_order o, int parts)
 MF_DEV void copy_rows(const mf_cuda_grouped &p, void *to, int slot, int matrix, int row, int line, uint64_t *full)
 {
     if (slot < p.one.even.slots) {
-        copy_box(to, map_of(p, (int)p.e.num_slots, 0, matrix), slot * p.one.even.rows[matrix] + row, line, full);
+        copy_box_once(to, map_of(p, (int)p.e.num_slots, 0, matrix), slot * p.one.even.rows[matrix] + row, line, full);
     } else {
-        copy_box(to, map_of(p, slot, matrix, matrix == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP), row, line, full);
+        copy_box_once(to, map_of(p, slot, matrix, matrix == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP), row, line, full);
     }
 }
 
