@@ -161,6 +161,12 @@ static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
     enter(device, MF_PART_ATTENTION)->gqa_prepare(device, call);
 }
 
+static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args, const mf_matrix *reader,
+                        mf_dtype act_dtype, bool *is_rounded)
+{
+    return enter(device, MF_PART_ATTENTION)->gqa_at_once(device, prepare, args, reader, act_dtype, is_rounded);
+}
+
 static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
 {
     enter(device, MF_PART_ATTENTION)->mla_prepare(device, call);
@@ -223,6 +229,7 @@ static void wrap(profile *p)
     WRAP(p, add_norm)
     WRAP(p, norm_linear)
     WRAP(p, gqa_prepare)
+    WRAP(p, gqa_at_once)
     WRAP(p, mla_prepare)
     WRAP(p, glu)
     WRAP(p, best)
