@@ -150,7 +150,8 @@ TEST(gate_with_something_unusual_takes_the_general_kernel)
         gate_problem p;
         make_usual_gate(&p, 100, 256, 8);
         p.args.expert_mask.data = what == 0 ? memory : NULL;
-        p.args.load.data = what == 1 ? memory : NULL;
+        p.args.load.data = what == 1 || what == 8 ? memory : NULL; /* counted, but where a shared slot is an expert's */
+        p.call.cfg.shared_base = what == 1 ? 255 : p.call.cfg.shared_base;
         p.args.per_expert_scale.data = what == 2 ? memory : NULL;
         p.call.cfg.ep_size = what == 3 ? 2 : 0;
         p.call.cfg.out_order = what == 4 ? MF_ORDER_ID : MF_ORDER_KEY;
