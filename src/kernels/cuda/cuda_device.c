@@ -459,7 +459,8 @@ static mf_status find_gpu(mf_device *device, struct cudaDeviceProp *prop, mf_err
                        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     }
     if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
-        return mf_fail(err, MF_ERR_DEVICE, "device %s: this machine has no NVIDIA GPU", device->name);
+        return mf_fail(err, MF_ERR_DEVICE, "device %s: this machine has no NVIDIA GPU%s", device->name,
+                       getenv("CUDA_VISIBLE_DEVICES") ? " that CUDA_VISIBLE_DEVICES names" : "");
     }
     if (error != cudaSuccess) {
         return failed(device, error, "cudaGetDeviceCount", err);
