@@ -178,7 +178,8 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
         return;
     }
     const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
-    const bool rings = plan_ring(device, p), is_few = p->num_tokens > MF_CUDA_LINEAR_RING && p->num_tokens <= MF_CUDA_LINEAR_FEW;
+    const bool rings = plan_ring(device, p);
+    const bool is_few = p->num_tokens > MF_CUDA_LINEAR_RING && p->num_tokens <= MF_CUDA_LINEAR_FEW;
     if (rounded && p->parts == 1) {
         p->x = rounded;
         p->x_stride = k;
@@ -259,8 +260,8 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
 {
     enum { LEAST = 257, MOST = 16384 };
     if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST ||
-        (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) || !on16(norm->add) || !on16(norm->weight) ||
-        !on16(acc_out) || !on16(norm->rounded)) {
+        (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) || !on16(norm->add) ||
+        !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded)) {
         return false;
     }
     for (int i = 0; i < call->num; i++) {

@@ -78,8 +78,9 @@ mf_status mf_cuda_device_init(mf_device *device, const mf_device_options *option
     if (!backend || strcmp(backend->version, MF_VERSION_STRING) != 0 || backend->device_bytes != sizeof(mf_device) ||
         backend->ops_bytes != sizeof(mf_device_ops)) {
         const bool same_version = backend && strcmp(backend->version, MF_VERSION_STRING) == 0;
-        return mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s is of another build (%.40s; expected %s%s)", device->name, file_name,
-                       backend ? backend->version : "no entry point", MF_VERSION_STRING, same_version ? ", built with this program" : "");
+        return mf_fail(err, MF_ERR_UNSUPPORTED, "device %s: %s is of another build (%.40s; expected %s%s)", device->name,
+                       file_name, backend ? backend->version : "no entry point", MF_VERSION_STRING,
+                       same_version ? ", built with this program" : "");
     }
     MF_TRY(backend->init(device, err));
     return mf_pool_open(options->num_threads > 0 ? options->num_threads : sampling_threads(), &device->pool, err);
