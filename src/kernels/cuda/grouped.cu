@@ -339,17 +339,17 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
 /* ---- the warp that brings weights, and gives out work ---- */
 
 template <bool FP8, int MAX>
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages,
-                          shared_state *s)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint32_t first_unit,
+                          uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
     const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
-    int64_t next = blockIdx.x;
+    int64_t next = first_unit;
     int made = 0;
     while (next < units) {
-        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const uint32_t claimed = claim_unit(p);
         const bool is_down = next >= ups;
         const int64_t local = is_down ? next - ups : next;
         const int row_tiles = is_down ? p.down_units : p.up_tiles;
@@ -402,7 +402,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 }
             }
         }
-        next = (int64_t)gridDim.x + claimed;
+        next = claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
     s->units[made % UNITS].slot = -1;
@@ -495,11 +495,13 @@ __global__ void __launch_bounds__(THREADS, 1)
         barrier_init_fence();
     }
     wait_for_previous();
+    let_next_start(); /* after the wait: who starts now may read what was written before this launch */
+    const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
     scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights<FP8, MAX>(p, offsets, prefix, stages, s);
+            bring_weights<FP8, MAX>(p, offsets, prefix, first, stages, s);
         } else if (threadIdx.x >= 32) {
             gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
         }

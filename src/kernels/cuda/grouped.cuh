@@ -109,6 +109,13 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
+/* The next unit of work.  A block waits for those before its own only, and blocks that run have claimed them: a launch
+ * ends however few of its blocks find room at a time. */
+MF_DEV uint32_t claim_unit(const mf_cuda_grouped &p)
+{
+    return atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+}
+
 /* The last block whose work is written leaves the counters as it found them. */
 MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
 {

@@ -96,14 +96,15 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
 /* ---- weights ---- */
 
 template <bool FP8, int ROWS>
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint32_t first, uint8_t *stages,
+                          shared_state *s)
 {
     constexpr int COLUMNS = FP8 ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
     const int tiles = l->num_tiles, ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
     int made = 0;
-    for (int next = blockIdx.x; next < units;) {
-        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+    for (int next = (int)first; next < units;) {
+        const uint32_t claimed = claim_unit(p);
         const bool is_down = next >= ups;
         const int local = is_down ? next - ups : next, row_units = is_down ? p.down_units : p.up_tiles;
         const int tile = local / row_units, row_unit = local % row_units;
@@ -139,7 +140,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint8_t 
                 }
             }
         }
-        next = (int)(gridDim.x + claimed);
+        next = (int)claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
     s->units[made % UNITS].slot = -1;
@@ -441,10 +442,12 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
     }
     __syncthreads();
     wait_for_previous();
+    let_next_start(); /* after the wait: who starts now may read what was written before this launch */
     if (threadIdx.x < PRODUCERS) {
+        const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
         make_lists(p, l);
         if (threadIdx.x == 0) {
-            bring_weights<FP8, ROWS>(p, l, stages, s);
+            bring_weights<FP8, ROWS>(p, l, first, stages, s);
         } else if (threadIdx.x >= 32) {
             if (FP8) {
                 named_barrier<BARRIER_CODES, 256 + GATHERERS>();
