@@ -5,6 +5,8 @@
 #include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "base/random.h"
 #include "moefuse.h"
@@ -187,6 +189,62 @@ TEST(where_slots_lie_changes_no_bit)
             close_problem(&p);
         }
         CHECK_MEM(out[1], out[0], (size_t)tokens * HIDDEN * 4);
+    }
+}
+
+/* Blocks of the launch for a few tokens wait for one another.  Two devices on streams of different priority take
+ * multiprocessors from each other between one block and the next; neither may be left with some of its blocks running
+ * and waiting for those that find no room. */
+TEST(launches_of_streams_with_different_priority_all_end)
+{
+    enum { STREAMS = 3, CALLS = 40, SECONDS = 20 };
+    static const int64_t tokens[STREAMS] = { 1, 2, MAX_TOKENS };
+    static float want[STREAMS][MAX_TOKENS * HIDDEN], got[MAX_TOKENS * HIDDEN];
+    int32_t counts[EXPERTS + SHARED];
+    problem p[STREAMS];
+    cudaStream_t stream[STREAMS];
+    cudaGraphExec_t exec[STREAMS];
+    int least, greatest;
+    CUDA_OK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    for (int i = 0; i < STREAMS; i++) {
+        cudaGraph_t graph;
+        open_problem(&p[i], tokens[i], false);
+        CHECK_OK(mf_moe_layer(p[i].device, &p[i].layer, p[i].workspace, p[i].workspace_bytes, &err), err);
+        fetch(&p[i], tokens[i], want[i], counts);
+        CUDA_OK(cudaStreamCreateWithPriority(&stream[i], cudaStreamNonBlocking, i == 0 ? least : greatest));
+        CHECK_OK(mf_device_set_stream(p[i].device, stream[i], &err), err);
+        CUDA_OK(cudaStreamBeginCapture(stream[i], cudaStreamCaptureModeGlobal));
+        for (int n = 0; n < CALLS; n++) {
+            CHECK_OK(mf_moe_layer(p[i].device, &p[i].layer, p[i].workspace, p[i].workspace_bytes, &err), err);
+        }
+        CUDA_OK(cudaStreamEndCapture(stream[i], &graph));
+        CUDA_OK(cudaGraphInstantiate(&exec[i], graph, 0));
+        CUDA_OK(cudaGraphDestroy(graph));
+    }
+    for (int round = 0; round <= repeats() / 10; round++) {
+        for (int i = 0; i < STREAMS; i++) {
+            CUDA_OK(cudaGraphLaunch(exec[i], stream[i]));
+        }
+    }
+    const time_t end = time(NULL) + SECONDS; /* a launch that hangs would let every other call wait for it */
+    for (int i = 0; i < STREAMS; i++) {
+        cudaError_t state;
+        while ((state = cudaStreamQuery(stream[i])) == cudaErrorNotReady && time(NULL) < end) {
+        }
+        if (state == cudaErrorNotReady) {
+            printf("# launches on stream %d do not end\n", i);
+            fflush(stdout);
+            _exit(1);
+        }
+        CUDA_OK(state);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        fetch(&p[i], tokens[i], got, counts);
+        CHECK_MEM(got, want[i], (size_t)tokens[i] * HIDDEN * 4);
+        CUDA_OK(cudaGraphExecDestroy(exec[i]));
+        CHECK_OK(mf_device_set_stream(p[i].device, NULL, &err), err);
+        CUDA_OK(cudaStreamDestroy(stream[i]));
+        close_problem(&p[i]);
     }
 }
 

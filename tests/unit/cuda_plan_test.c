@@ -553,14 +553,15 @@ static void check_one_layout(const mf_cuda_one *one, bool fp8, int32_t width, in
 {
     const int32_t ring = one->stages * 2 * MF_CUDA_ONE_HALF;
     CHECK(one->stages >= 6 && one->stages <= MF_CUDA_ONE_STAGES && one->bytes <= h200.shared_bytes);
-    const int32_t places[] = { one->x_at,    one->up_parts_at, one->h_at,    one->down_parts_at,
-                               one->sums_at, one->floats_at,   one->state_at };
+    const int32_t places[] = { one->x_at, one->up_parts_at, one->h_at, one->sums_at, one->floats_at, one->state_at };
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         CHECK(places[i] >= ring && places[i] <= one->bytes && places[i] % 1024 == 0);
     }
     CHECK_EQ(one->state_at + MF_CUDA_ONE_STATE, one->bytes);
     CHECK_EQ(one->x_lines, fp8 ? 16 : 32);
-    CHECK_EQ(one->h_lines, width == 768 ? (fp8 ? 8 : 12) : fp8 ? 2 : 4); /* whole boxes: 6 in two of 4 */
+    CHECK_EQ(one->h_lines, width == 1408 ? 24 : width * (fp8 ? 1 : 2) / 128); /* 22: three boxes of 8 */
+    CHECK_EQ(one->down_rows, 16);
+    CHECK(one->h_at + (fp8 ? one->most_tiles * one->h_lines * 8 * 128 : 8 * tokens * width * 2) <= one->sums_at);
     CHECK_EQ(one->most_tiles, 8 * tokens);
     CHECK(one->most_units * 132 >= 8 * tokens * width / 8 && one->groups >= 1);
 }
@@ -570,8 +571,9 @@ TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
     static const struct {
         mf_cuda_path path;
         int32_t width;
-        int64_t tokens; /* at most: 100 MB of weights, and as many pairs as a warp has lanes */
-    } cases[] = { { MF_CUDA_PATH_BF16, 768, 1 }, { MF_CUDA_PATH_FP8, 768, 2 }, { MF_CUDA_PATH_BF16, 256, 3 }, { MF_CUDA_PATH_FP8, 256, 4 } };
+        int64_t tokens; /* at most: 160 MB of weights, as many pairs as a warp has lanes, room for h */
+    } cases[] = { { MF_CUDA_PATH_BF16, 1408, 1 }, { MF_CUDA_PATH_BF16, 768, 2 }, { MF_CUDA_PATH_FP8, 768, 2 },
+                  { MF_CUDA_PATH_BF16, 256, 4 }, { MF_CUDA_PATH_FP8, 256, 4 } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int64_t tokens = 1; tokens <= 5; tokens++) {
             experts_problem p;
@@ -587,6 +589,25 @@ TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
             if (one->tokens) {
                 check_one_layout(one, cases[i].path == MF_CUDA_PATH_FP8, cases[i].width, tokens);
             }
+        }
+    }
+}
+
+TEST(boxes_of_w2_are_large_and_cover_a_row_alike)
+{
+    CHECK_EQ(mf_cuda_box_rows(1, 7168, 132), 56); /* DeepSeek-V3: 54.3 rows a block, whole swizzle atoms */
+    CHECK_EQ(mf_cuda_box_rows(1, 128, 132), 8);
+    CHECK_EQ(mf_cuda_box_rows(1, 16384, 132), 64); /* 124.1: two of a product's 64 */
+    CHECK_EQ(mf_cuda_box_rows(0, 7168, 132), 16);
+    CHECK_EQ(mf_cuda_box_lines(56, 256), 2);
+    CHECK_EQ(mf_cuda_box_lines(56, 384), 2); /* 3 lines: 2 and 1 */
+    CHECK_EQ(mf_cuda_box_lines(8, 2048), 16);
+    CHECK_EQ(mf_cuda_box_lines(16, 1536), 6); /* 12 lines: 6 and 6 */
+    CHECK_EQ(mf_cuda_box_lines(16, 2816), 8); /* 22: 8, 8 and 6 */
+    for (int64_t hidden = 128; hidden <= 32768; hidden += 128) {
+        for (int64_t bytes = 128; bytes <= 8192; bytes += 128) {
+            const int32_t rows = mf_cuda_box_rows(1, hidden, 132), lines = mf_cuda_box_lines(rows, bytes);
+            CHECK(rows >= 8 && rows <= 64 && rows % 8 == 0 && lines >= 1 && rows * lines * 128 <= 2 * MF_CUDA_ONE_HALF);
         }
     }
 }

@@ -187,7 +187,9 @@ typedef struct mf_cuda_experts {
 enum { MF_CUDA_FEW_GROUPED_TOKENS = 8, MF_CUDA_FEW_GROUPED_PAIRS = 128 }; /* grouped_few.cu takes */
 enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUPED_TILES = 65536 };
 
-/* Words of the device's own counters, all zero between calls. */
+/* Words of the device's own counters, all zero between calls; those from LAUNCHES on are grouped_one.cu's, which tells
+ * one launch's words from another's. */
+enum { MF_CUDA_ONE_BLOCKS = 256, MF_CUDA_ONE_HANDED = 64, MF_CUDA_ONE_VALUES = 65536 };
 enum {
     MF_CUDA_WORK_NEXT = 0,
     MF_CUDA_WORK_DONE,
@@ -195,17 +197,31 @@ enum {
     MF_CUDA_WORK_COUNTS = 32,
     MF_CUDA_WORK_CURSORS = MF_CUDA_WORK_COUNTS + MF_CUDA_GROUPED_SLOTS,
     MF_CUDA_WORK_TILES = MF_CUDA_WORK_CURSORS + MF_CUDA_GROUPED_SLOTS,
-    MF_CUDA_WORK_WORDS = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES
+    MF_CUDA_WORK_LAUNCHES = MF_CUDA_WORK_TILES + MF_CUDA_GROUPED_TILES,
+    MF_CUDA_WORK_STARTED, /* blocks that run, or have */
+    MF_CUDA_WORK_CLAIMED = MF_CUDA_WORK_LAUNCHES + 32, /* by block: its share of w13 is somebody's */
+    MF_CUDA_WORK_HANDED = MF_CUDA_WORK_CLAIMED + MF_CUDA_ONE_BLOCKS, /* 8 bytes each: by block, sums of a unit that the next block goes on with */
+    MF_CUDA_WORK_VALUES = MF_CUDA_WORK_HANDED + 2 * MF_CUDA_ONE_BLOCKS * MF_CUDA_ONE_HANDED, /* 8 bytes: two of the intermediate */
+    MF_CUDA_WORK_WORDS = MF_CUDA_WORK_VALUES + MF_CUDA_ONE_VALUES
 };
 
 /* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines; grouped_one.cu's: 8
- * rows by 8 lines, and for w2 16 (FP8) or 8 rows by as many lines as mf_cuda_box_lines says. */
+ * rows by 8 lines, and what mf_cuda_box_rows and mf_cuda_box_lines say of w2. */
 enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOX_UP, MF_CUDA_BOX_DOWN, MF_CUDA_BOXES };
 
-/* bytes: of a row.  Two lines where rows of codes have no more: half of a box would be nothing. */
-static inline int32_t mf_cuda_box_lines(int fp8, int64_t bytes)
+/* Rows of w2's boxes, which are large because the copy engine takes 0.2 us for the smallest: as many as a product has
+ * (bf16: 16); FP8: a block's, of a product's 64. */
+static inline int32_t mf_cuda_box_rows(int fp8, int64_t hidden, int64_t blocks)
 {
-    return fp8 && bytes <= 2 * 128 ? 2 : 4;
+    const int64_t rows = (hidden + blocks - 1) / blocks, parts = (rows + 63) / 64;
+    return fp8 ? (int32_t)(((rows + parts - 1) / parts + 7) / 8 * 8) : 16;
+}
+
+/* Lines of those boxes: as many as all boxes of a row can have alike.  bytes: of a row. */
+static inline int32_t mf_cuda_box_lines(int32_t rows, int64_t bytes)
+{
+    const int64_t lines = (bytes + 127) / 128, most = 16384 / (rows * 128), boxes = (lines + most - 1) / most;
+    return (int32_t)((lines + boxes - 1) / (boxes < 1 ? 1 : boxes));
 }
 
 /* Leading slots of a table that lie evenly: their matrices are one each, with so many rows from a slot's to the next one's.
@@ -222,12 +238,12 @@ typedef struct mf_cuda_one {
     int32_t tokens;   /* a line's columns: 2 or 4, at least the call's tokens; 0: another kernel takes the call */
     int32_t combines; /* it ends with the combine, instead of y */
     int32_t stages, x_lines, h_lines; /* h_lines: of a slot's rows of w2, whole boxes */
-    int32_t box_lines, most_tiles, most_units; /* at most: slots in use, a block's units */
+    int32_t box_lines, most_tiles, most_units; /* at most: slots in use, a block's units, begun ones (FP8) too */
     int32_t x_at, up_parts_at; /* until w13 is done; then: */
-    int32_t h_at, down_parts_at, sums_at;
+    int32_t h_at, sums_at;
     int32_t floats_at, state_at, bytes;
     int32_t groups; /* of w2's rows, that a block multiplies before it adds up and combines them */
-    int32_t down_parts; /* floats of a group */
+    int32_t down_rows; /* of a group */
     mf_cuda_even even;
 } mf_cuda_one;
 

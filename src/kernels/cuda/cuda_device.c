@@ -217,7 +217,9 @@ static mf_status open_maps(mf_device *device, const mf_experts *experts, const m
     }
     const bool packed = own->paths.packed != MF_CUDA_PACKED_NONE;
     own->paths.even = packed ? (mf_cuda_even){ .slots = 0 } : mf_cuda_even_slots(slots, experts->num_slots);
-    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, packed, &own->paths.even, maps, err), done);
+    MF_TRY_GOTO(mf_cuda_grouped_maps(slots, experts->num_slots, packed, &own->paths.even,
+                                     state_of(device)->gpu.num_multiprocessors, maps, err),
+                done);
     MF_TRY_GOTO(memory_alloc(device, bytes, &own->maps, err), done);
     MF_TRY_GOTO(memory_copy(device, own->maps, maps, bytes, err), done);
     own->paths.maps = own->maps;

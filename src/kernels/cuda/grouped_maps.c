@@ -25,12 +25,14 @@ static CUresult encode(encode_fn make, const void *data, bool fp8, int64_t n, in
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int box, CUtensorMap *out)
+static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int64_t hidden, int64_t blocks, int box,
+                           CUtensorMap *out)
 {
     const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
     const int64_t size = fp8 ? 1 : 2;
-    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, fp8 ? 16 : 8 };
-    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(fp8, m->k * size) };
+    const int32_t down_rows = mf_cuda_box_rows(fp8, hidden, blocks);
+    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, (uint32_t)down_rows };
+    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(down_rows, m->k * size) };
     return encode(make, m->data, fp8, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
 }
 
@@ -89,7 +91,7 @@ mf_status mf_cuda_grouped_row_maps(const mf_cuda_grouped *call, mf_cuda_row_maps
 }
 
 mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
-                               void *maps, mf_error *err)
+                               int64_t blocks, void *maps, mf_error *err)
 {
     static const char *const names[3] = { "gate", "up", "down" };
     encode_fn make = NULL;
@@ -99,7 +101,8 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, boo
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         for (int i = 0; i < 3; i++) {
             for (size_t box = 0; box < boxes_of(packed); box++, out++) {
-                const CUresult made = packed ? encode_packed(make, of[i], out) : encode_box(make, of[i], (int)box, out);
+                const CUresult made = packed ? encode_packed(make, of[i], out)
+                                             : encode_box(make, of[i], of[2]->n, blocks, (int)box, out);
                 if (made != CUDA_SUCCESS) {
                     return mf_fail(err, MF_ERR_DEVICE,
                                    "slot %lld, %s [%lld, %lld]: the driver makes no tensor map (error %d)",
@@ -111,7 +114,8 @@ mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, boo
     for (int i = 0; i < 3 && even->slots > 0; i++) {
         mf_cuda_matrix all = i == 0 ? slots[0].gate : i == 1 ? slots[0].up : slots[0].down;
         all.n += (int64_t)(even->slots - 1) * even->rows[i];
-        const CUresult made = encode_box(make, &all, i == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP, out++);
+        const CUresult made = encode_box(make, &all, slots[0].down.n, blocks,
+                                         i == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP, out++);
         if (made != CUDA_SUCCESS) {
             return mf_fail(err, MF_ERR_DEVICE, "%s of %d slots, %lld rows: the driver makes no tensor map (error %d)",
                            names[i], (int)even->slots, (long long)all.n, (int)made);

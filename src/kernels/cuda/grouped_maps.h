@@ -7,9 +7,9 @@
 
 /* packed: one box a matrix, for grouped_packed.cu. */
 size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed);
-/* maps: host memory of that many bytes, 64-byte aligned. */
+/* maps: host memory of that many bytes, 64-byte aligned; blocks: of a launch, among which w2's rows are dealt out. */
 mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,
-                               void *maps, mf_error *err);
+                               int64_t blocks, void *maps, mf_error *err);
 /* Those of a call whose tokens are copied into the slots' order, and of its intermediate. */
 mf_status mf_cuda_grouped_row_maps(const mf_cuda_grouped *call, mf_cuda_row_maps *out, mf_error *err);
 

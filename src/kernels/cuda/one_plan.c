@@ -44,13 +44,13 @@ static int32_t place(size_t *total, int64_t bytes)
 
 void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *g)
 {
-    enum { LINE = 128, UP_ROWS = 8, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
+    enum { LINE = 128, UP_ROWS = 8, PARTS_LINES = 16, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
     enum {
-        MOST_BYTES = 100000000
-    }; /* of weights: quicker than grouped_few.cu up to 75 MB, slower from 138 MB on (H200) */
-    const int64_t down_rows = g->fp8 ? 16 : 8;
+        MOST_BYTES = 160000000
+    }; /* of weights: quicker than grouped_few.cu up to 156 MB, slower from 240 MB on (H200) */
     const int64_t tokens = g->e.num_tokens, pairs = g->e.num_pairs, hidden = g->e.hidden_size, width = g->width;
-    if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0) {
+    if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0 || pairs * width > MF_CUDA_ONE_VALUES ||
+        g->blocks > MF_CUDA_ONE_BLOCKS) {
         return;
     }
     const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4,
@@ -58,31 +58,33 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     if (tiles * 3 * hidden * width * size > MOST_BYTES) {
         return;
     }
-    const int64_t x_lines = hidden * size / LINE, box = mf_cuda_box_lines(g->fp8, width * size);
+    const int64_t x_lines = hidden * size / LINE, down_rows = mf_cuda_box_rows(g->fp8, hidden, g->blocks),
+                  box = mf_cuda_box_lines((int32_t)down_rows, width * size);
     const int64_t h_lines = mf_cuda_round_up(width * size / LINE, box), padded = mf_cuda_round_up(x_lines, 8);
-    const int64_t all_h_lines = mf_cuda_round_up(tiles * h_lines, 4);
     mf_cuda_one one = { .tokens = (int32_t)columns,
                         .x_lines = (int32_t)x_lines,
                         .h_lines = (int32_t)h_lines,
                         .box_lines = (int32_t)box,
                         .even = paths->even,
                         .most_tiles = (int32_t)tiles,
-                        .most_units = (int32_t)(tiles * (width / UP_ROWS) / g->blocks + 1) };
+                        .most_units = (int32_t)(tiles * (width / UP_ROWS) / g->blocks + 3) };
     const int64_t groups = hidden / down_rows / g->blocks + 2; /* two: what a block with fewer units gets on top */
     int64_t floats = 0, up_parts = 0;
     if (g->fp8) {
-        up_parts = 2 * 2 * padded * UP_ROWS * columns;
-        one.down_parts = (int32_t)(all_h_lines * down_rows * columns);
-        floats = x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines +
-                 groups * tiles * h_lines + x_lines + h_lines;
+        up_parts = 2 * 2 * PARTS_LINES * UP_ROWS * columns;
+        floats =
+            x_lines * columns + tiles * h_lines * columns + one.most_units * 2 * x_lines + groups * 2 * tiles * h_lines;
     }
-    const int64_t sums = tiles * down_rows * MF_CUDA_ONE_TOKENS, fit = GROUPS_BYTES / ((sums + one.down_parts) * 4);
-    one.groups = (int32_t)(fit < 1 ? 1 : fit < groups ? fit : groups);
+    const int64_t sums = tiles * down_rows * (g->fp8 ? columns : MF_CUDA_ONE_TOKENS), fit = GROUPS_BYTES / (sums * 4);
+    one.down_rows = (int32_t)down_rows;
+    one.groups = (int32_t)(g->fp8 || fit < 1 ? 1 : fit < groups ? fit : groups);
     size_t up = 0, down = 0;
-    one.x_at = place(&up, g->fp8 ? padded * columns * LINE : tokens * hidden * 2);
+    /* h comes over x while parts of w13 may still be added. */
+    const int64_t x_bytes = g->fp8 ? padded * columns * LINE : tokens * hidden * 2,
+                  h_bytes = g->fp8 ? tiles * h_lines * 8 * LINE : pairs * width * 2;
+    one.x_at = place(&up, x_bytes > h_bytes ? x_bytes : h_bytes);
     one.up_parts_at = place(&up, up_parts * 4);
-    one.h_at = place(&down, g->fp8 ? all_h_lines * columns * LINE : pairs * width * 2);
-    one.down_parts_at = place(&down, (int64_t)one.groups * one.down_parts * 4);
+    one.h_at = place(&down, x_bytes > h_bytes ? x_bytes : h_bytes);
     one.sums_at = place(&down, one.groups * sums * 4);
     size_t total = up > down ? up : down;
     one.floats_at = place(&total, floats * 4);
@@ -93,8 +95,7 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     }
     one.stages = (int32_t)(stages < MF_CUDA_ONE_STAGES ? stages : MF_CUDA_ONE_STAGES);
     const int32_t ring = one.stages * 2 * MF_CUDA_ONE_HALF; /* in front of everything: it begins at a swizzle atom */
-    int32_t *const places[] = { &one.x_at,    &one.up_parts_at, &one.h_at,    &one.down_parts_at,
-                                &one.sums_at, &one.floats_at,   &one.state_at };
+    int32_t *const places[] = { &one.x_at, &one.up_parts_at, &one.h_at, &one.sums_at, &one.floats_at, &one.state_at };
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         *places[i] += ring;
     }

@@ -1,0 +1,580 @@
+/* grouped_one.cuh - what grouped_one.cu's blocks share out and hand over: who does what, the order in which weights
+ * come, the tokens and the intermediate in shared memory, and what ends rows of w2. */
+#ifndef MF_KERNELS_CUDA_GROUPED_ONE_CUH
+#define MF_KERNELS_CUDA_GROUPED_ONE_CUH
+
+#include "kernels/cuda/copy_once.cuh"
+#include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/sum_reduce.cuh"
+
+constexpr int PAIRS = MF_CUDA_ONE_PAIRS, TOKENS = MF_CUDA_ONE_TOKENS, HALF = MF_CUDA_ONE_HALF, STAGE = 2 * HALF;
+constexpr int UP_ROWS = 8, UP_LINES = 8; /* of half a stage */
+constexpr int DOWN_ROWS = 16;            /* bf16: of w2, as many as a product has */
+constexpr int H_ROWS = 8;                /* FP8: of a line of h, as many columns as a product has at least */
+constexpr int HELPERS = 96, CONSUMERS = 256, WARPS = CONSUMERS / 32;
+static_assert(UP_ROWS * UP_LINES * LINE == HALF && PAIRS == 32, "half a stage; a lane a pair");
+
+/* Stages that are asked for and not there yet.  More would bring no byte sooner, and let every other load wait behind
+ * them; w2's are not urgent while other blocks still need w13's. */
+constexpr int UP_AHEAD = 4;
+template <bool FP8> constexpr int DOWN_AHEAD = FP8 ? 2 : 3;
+
+/* Named barriers; two of a kind take turns. */
+enum { LISTS = 1, HELPERS_LISTS, STAGED, OWN, NEXT, PARTS, PARTS_FREE = PARTS + 2 };
+
+constexpr int BATCH = 2, PARTS_LINES = BATCH * UP_LINES; /* stages of w13 whose parts are added together (FP8) */
+
+/* What ends a tile's products. */
+struct tile_end {
+    swiglu act;
+    const float *gate_bias, *up_bias, *down_bias, *gate_scale, *up_scale, *down_scale;
+    int32_t gate_stride, up_stride, down_stride;
+};
+
+struct one_state {
+    uint64_t full[MF_CUDA_ONE_STAGES], empty[MF_CUDA_ONE_STAGES], ends; /* ends: `end` and scales have been read */
+    uint64_t decided, known;                                            /* `next` is there; is known to all */
+    int32_t next;                                                       /* share of w13; -1: none any more */
+    int32_t num_tiles;                                                  /* slots in use */
+    uint32_t biased;                                                    /* tiles whose w2 has a bias, as bits */
+    uint32_t tag;                                                       /* of this launch's words */
+    int32_t slot[PAIRS];
+    uint32_t uses[PAIRS];                    /* a tile's tokens, as bits */
+    alignas(16) int32_t row[PAIRS * TOKENS]; /* of h, by tile and token */
+    int32_t tile[PAIRS];                     /* of pairs; -1: a negative id, -2: one past the last slot */
+    float weight[PAIRS];                     /* of pairs */
+    tile_end end[PAIRS];
+    float handed[MF_CUDA_ONE_HANDED]; /* sums of a unit that the block before has begun */
+};
+static_assert(sizeof(one_state) <= MF_CUDA_ONE_STATE, "calls.h");
+
+/* Of a pair of barriers: the one whose turn it is. */
+template <int ID, int COUNT> MF_DEV void arrive_in_turn(int turn)
+{
+    if (turn & 1) {
+        named_arrive<ID + 1, COUNT>();
+    } else {
+        named_arrive<ID, COUNT>();
+    }
+}
+
+template <int ID, int COUNT> MF_DEV void sync_in_turn(int turn)
+{
+    if (turn & 1) {
+        named_barrier<ID + 1, COUNT>();
+    } else {
+        named_barrier<ID, COUNT>();
+    }
+}
+
+/* ---- who does what ---- */
+
+/* A block's part of the work. */
+struct share {
+    int block, tiles, units, up_stages;
+    int own_units;                                    /* bf16: whole ones */
+    int first_unit, segments, first_stage, end_stage; /* FP8: of the first unit and of the last one */
+    int first_group, groups, down_boxes, down_stages; /* boxes: of a slot's rows */
+};
+
+MF_DEV int up_units_of(const mf_cuda_grouped &p)
+{
+    return p.width / UP_ROWS;
+}
+
+/* bf16: units go round the blocks; the blocks with one less get so many more groups of w2 that all have as many bytes.
+ */
+MF_DEV void deal_units(const mf_cuda_grouped &p, share &s, int block)
+{
+    const int blocks = gridDim.x, groups = (int)p.e.hidden_size / DOWN_ROWS;
+    const int each = s.units / blocks, heavy = s.units - each * blocks, light = blocks - heavy;
+    s.own_units = each + (block < heavy);
+    int light_groups = groups;
+    if (heavy > 0) { /* in lines of 8 rows */
+        const int unit = 2 * p.one.x_lines, group = DOWN_ROWS / 8 * s.tiles * p.one.h_lines;
+        const int fair = (s.units * unit + groups * group) / blocks, left = fair - each * unit;
+        const int most = left > 0 ? (left + group / 2) / group * light : 0;
+        light_groups = most < groups ? most : groups;
+    }
+    const int of = block < heavy ? groups - light_groups : light_groups, parts = block < heavy ? heavy : light;
+    const int mine = block < heavy ? block : block - heavy;
+    const int from = of * mine / parts, to = of * (mine + 1) / parts;
+    s.first_group = (block < heavy ? light_groups : 0) + from;
+    s.groups = to - from;
+}
+
+/* FP8: stages of w13 are dealt out evenly, wherever units begin and end: their parts do not depend on one another. */
+MF_DEV void deal_stages(const mf_cuda_grouped &p, share &s, int block)
+{
+    const int blocks = gridDim.x, groups = ((int)p.e.hidden_size + p.one.down_rows - 1) / p.one.down_rows;
+    const int all = s.units * s.up_stages, from = (int)((uint32_t)(all * block) / (uint32_t)blocks),
+              to = (int)((uint32_t)(all * (block + 1)) / (uint32_t)blocks);
+    const int last = to / s.up_stages, of_last = to - last * s.up_stages;
+    s.first_unit = from / s.up_stages;
+    s.first_stage = from - s.first_unit * s.up_stages;
+    s.segments = from == to ? 0 : last - s.first_unit + (of_last > 0);
+    s.end_stage = of_last > 0 ? of_last : s.up_stages;
+    s.first_group = groups * block / blocks;
+    s.groups = groups * (block + 1) / blocks - s.first_group;
+}
+
+template <bool FP8> MF_DEV share share_of(const mf_cuda_grouped &p, int tiles, int block)
+{
+    share s;
+    s.block = block;
+    s.tiles = tiles;
+    s.units = tiles * up_units_of(p);
+    s.up_stages = (p.one.x_lines + UP_LINES - 1) / UP_LINES;
+    if (FP8) {
+        deal_stages(p, s, block);
+    } else {
+        deal_units(p, s, block);
+    }
+    s.down_boxes = p.one.h_lines / p.one.box_lines;
+    s.down_stages = tiles * s.down_boxes;
+    return s;
+}
+
+/* FP8: a unit's stages that are a block's.  The last unit comes first: the next block goes on with its sums. */
+struct segment {
+    int unit, first, end;
+};
+
+MF_DEV segment segment_of(const share &w, int i)
+{
+    return { w.first_unit + w.segments - 1 - i, i == w.segments - 1 ? w.first_stage : 0,
+             i == 0 ? w.end_stage : w.up_stages };
+}
+
+/* Slots in use, by one warp, a lane a pair. */
+MF_DEV void make_lists(const mf_cuda_grouped &p, one_state *s)
+{
+    const int lane = threadIdx.x, columns = (int)p.e.num_columns;
+    const uint32_t launches = load_relaxed(p.work + MF_CUDA_WORK_LAUNCHES);
+    const int32_t id = lane < p.e.num_pairs ? pair_id(p.e, lane) : -1;
+    const bool is_there = id >= 0 && id < p.e.num_slots;
+    const uint32_t same = __match_any_sync(MF_FULL_WARP, is_there ? id : -1 - lane);
+    const int first = __ffs(same) - 1;
+    const bool leads = is_there && first == lane;
+    const uint32_t leaders = __ballot_sync(MF_FULL_WARP, leads);
+    const int tile = __popc(leaders & ((1u << first) - 1u)), token = lane / columns;
+    s->uses[lane] = 0;
+    *(int4 *)&s->row[lane * TOKENS] = make_int4(0, 0, 0, 0); /* of nobody: any row will do */
+    __syncwarp();
+    if (leads) {
+        s->slot[tile] = id;
+    }
+    if (is_there) {
+        atomicOr(&s->uses[tile], 1u << token);
+        const uint32_t of_token = (columns < 32 ? (1u << columns) - 1u : MF_FULL_WARP) << (token * columns);
+        if (__ffs(same & of_token) - 1 == lane) { /* a token may name a slot twice */
+            s->row[tile * TOKENS + token] = lane;
+        }
+    }
+    s->tile[lane] = is_there ? tile : id < 0 ? -1 : -2;
+    if (lane == 0) {
+        s->num_tiles = __popc(leaders);
+        const uint32_t tag =
+            launches == 0xffffffffu ? 1 : launches + 1; /* not 0: that of words that nobody has written */
+        s->tag = tag;
+        store_relaxed(p.work + MF_CUDA_WORK_CLAIMED + blockIdx.x, tag);
+        add_relaxed(p.work + MF_CUDA_WORK_STARTED, 1);
+    }
+    __syncwarp();
+}
+
+/* ---- weights ---- */
+
+/* The stages in the order in which they are asked for. */
+struct asking {
+    stage_cursor now, landed;
+    int ahead;
+    /* The next stage's place, once it is free and no more than `most` are on their way. */
+    MF_DEV_MEMBER uint8_t *begin(asking &a, one_state *s, uint8_t *stages, int most, uint32_t bytes)
+    {
+        while (a.ahead >= most) {
+            barrier_wait(&s->full[a.landed.stage], a.landed.parity);
+            stage_cursor::next(a.landed);
+            a.ahead--;
+        }
+        barrier_wait(&s->empty[a.now.stage], a.now.parity);
+        barrier_expect(&s->full[a.now.stage], bytes);
+        return stages + a.now.stage * STAGE;
+    }
+    MF_DEV_MEMBER void end(asking &a)
+    {
+        stage_cursor::next(a.now);
+        a.ahead++;
+    }
+};
+
+/* The stages of a group of w2.  bf16: of as many slots as there are warps, part by part; FP8: slot by slot. */
+struct down_order {
+    int first, end, tile, part;
+};
+
+template <bool FP8> MF_DEV down_order first_of(const share &w)
+{
+    return { 0, FP8 ? w.tiles : min(WARPS, w.tiles), 0, 0 };
+}
+
+template <bool FP8> MF_DEV down_order next_of(const share &w, down_order o)
+{
+    if (FP8) {
+        if (++o.part == w.down_boxes) {
+            o.part = 0;
+            o.tile++;
+        }
+        return o;
+    }
+    if (++o.tile < o.end) {
+        return o;
+    }
+    o.tile = o.first;
+    if (++o.part == w.down_boxes) {
+        o.part = 0;
+        o.first = o.tile = o.end;
+        o.end = min(o.end + WARPS, w.tiles);
+    }
+    return o;
+}
+
+/* A box of a slot's rows.  The copy engine has few maps at hand, and one that it must fetch holds up all orders behind
+ * it: slots that lie evenly share one. */
+MF_DEV void copy_rows(const mf_cuda_grouped &p, void *to, int slot, int matrix, int row, int line, uint64_t *full)
+{
+    if (slot < p.one.even.slots) {
+        copy_box_once(to, map_of(p, (int)p.e.num_slots, 0, matrix), slot * p.one.even.rows[matrix] + row, line, full);
+    } else {
+        copy_box_once(to, map_of(p, slot, matrix, matrix == 2 ? MF_CUDA_BOX_DOWN : MF_CUDA_BOX_UP), row, line, full);
+    }
+}
+
+/* Somebody's share of w13 who does not run yet, and whom others may wait for: claimed in the order of blocks, so that
+ * the block before it runs or is claimed.  One that starts meanwhile does the same work once more. */
+static __device__ __noinline__ int claim_share(uint32_t *claimed, uint32_t tag)
+{
+    constexpr int AT_ONCE = 8;
+    const int blocks = gridDim.x;
+    for (int first = 0; first < blocks; first += AT_ONCE) {
+        uint32_t of[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            of[i] = load_relaxed(claimed + min(first + i, blocks - 1));
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (first + i < blocks && of[i] != tag && atomicExch(claimed + first + i, tag) != tag) {
+                return first + i;
+            }
+        }
+    }
+    return -1;
+}
+
+/* Waits for the n-th share of w13 that this block takes for another one.  Shared memory between the warps of all roles
+ * is used from its beginning again. */
+template <int THREADS_OF_ROLES> MF_DEV int next_share(one_state *s, int n)
+{
+    barrier_wait(&s->decided, n & 1);
+    const int next = s->next;
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+        barrier_arrive(&s->known);
+    }
+    if (next >= 0) {
+        named_barrier<NEXT, THREADS_OF_ROLES>();
+    }
+    return next;
+}
+
+template <bool FP8>
+MF_DEV void bring_w13(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w, asking &a)
+{
+    const int per_slot = up_units_of(p);
+    auto bring = [&](int unit, int k) {
+        const int tile = unit / per_slot, row = (unit - tile * per_slot) * UP_ROWS;
+        uint8_t *to = asking::begin(a, s, stages, UP_AHEAD, STAGE);
+        copy_rows(p, to, s->slot[tile], 0, row, k * UP_LINES, &s->full[a.now.stage]);
+        copy_rows(p, to + HALF, s->slot[tile], 1, row, k * UP_LINES, &s->full[a.now.stage]);
+        asking::end(a);
+    };
+    if constexpr (FP8) {
+        for (int i = 0; i < w.segments; i++) {
+            const segment of = segment_of(w, i);
+            for (int k = of.first; k < of.end; k++) {
+                bring(of.unit, k);
+            }
+        }
+    } else {
+        for (int first = 0; first < w.own_units; first += WARPS) { /* as many in turn as are worked on at a time */
+            const int end = min(first + WARPS, w.own_units);
+            for (int k = 0; k < w.up_stages; k++) {
+                for (int n = first; n < end; n++) {
+                    bring(w.block + n * gridDim.x, k);
+                }
+            }
+        }
+    }
+}
+
+template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w)
+{
+    asking a = { { 0, p.one.stages, 1 }, { 0, p.one.stages, 0 }, 0 };
+    bring_w13<FP8>(p, s, stages, w, a);
+    for (int n = 0;; n++) { /* what is on its way takes longer than to ask whether all blocks run */
+        if (n > 0) {
+            barrier_wait(&s->known, (n - 1) & 1);
+        }
+        const int next = load_relaxed(p.work + MF_CUDA_WORK_STARTED) == gridDim.x
+                             ? -1
+                             : claim_share(p.work + MF_CUDA_WORK_CLAIMED, s->tag);
+        s->next = next;
+        barrier_arrive(&s->decided);
+        if (next < 0) {
+            break;
+        }
+        bring_w13<FP8>(p, s, stages, share_of<FP8>(p, w.tiles, next), a);
+    }
+    const uint32_t box_bytes = (uint32_t)(p.one.down_rows * p.one.box_lines * LINE);
+    for (int group = w.first_group; group < w.first_group + w.groups; group++) {
+        down_order o = first_of<FP8>(w);
+        for (int i = 0; i < w.down_stages; i++, o = next_of<FP8>(w, o)) {
+            uint8_t *to = asking::begin(a, s, stages, DOWN_AHEAD<FP8>, box_bytes);
+            copy_rows(p, to, s->slot[o.tile], 2, group * p.one.down_rows, o.part * p.one.box_lines,
+                      &s->full[a.now.stage]);
+            asking::end(a);
+        }
+    }
+}
+
+/* ---- tokens in shared memory ---- */
+
+/* bf16 rows, chunks of 16 bytes changed about by row so that the rows of a column meet different banks. */
+MF_DEV uint32_t row_chunk(int row, int chunk)
+{
+    return (uint32_t)((chunk ^ (row & 7)) << 4);
+}
+
+template <bool FP8, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, uint8_t *x, float *scales)
+{
+    const int tid = threadIdx.x - PRODUCERS;
+    if constexpr (FP8) { /* eight threads for 128 columns */
+        const int groups = (int)p.x_groups, all = groups * (int)p.e.num_tokens, at = tid & 7;
+        for (int i = tid >> 3; i < all; i += CONSUMERS / 8) {
+            const int t = i / groups, line = i - t * groups, row = line * T + t;
+            uint4 raw[2];
+            load_group(p, i, at * 16, raw);
+            float scale;
+            *(uint4 *)(x + row * LINE + row_chunk(row, at)) = quantise_16<true>(raw, p.e.e8m0, scale);
+            if (at == 0) {
+                scales[row] = scale;
+            }
+        }
+        fence_shared_for_products();
+    } else {
+        const int chunks = (int)p.e.hidden_size / 8;
+        for (int t = 0; t < p.e.num_tokens; t++) {
+            for (int c = tid; c < chunks; c += CONSUMERS) {
+                copy_async(x + t * chunks * 16 + row_chunk(t, c), p.x_bytes + t * p.x_pitch + c * 16, true);
+            }
+        }
+        copy_commit();
+        copy_wait<0>();
+    }
+    named_barrier<STAGED, CONSUMERS>();
+}
+
+/* ---- words that blocks hand over: 4 bytes and this launch's tag, stored and loaded as one ---- */
+
+static_assert(MF_CUDA_WORK_HANDED % 2 == 0 && MF_CUDA_WORK_VALUES % 4 == 0, "8 bytes; two of them");
+
+MF_DEV uint64_t *values_of(const mf_cuda_grouped &p, int row, int column)
+{
+    return (uint64_t *)(p.work + MF_CUDA_WORK_VALUES) + ((row * p.width + column) >> 1);
+}
+
+MF_DEV uint64_t *handed_of(const mf_cuda_grouped &p, int block, int i)
+{
+    return (uint64_t *)(p.work + MF_CUDA_WORK_HANDED) + block * MF_CUDA_ONE_HANDED + i;
+}
+
+MF_DEV void put_word(uint64_t *at, uint32_t value, uint32_t tag)
+{
+    store_8_relaxed(at, (uint64_t)tag << 32 | value);
+}
+
+MF_DEV uint32_t take_word(const uint64_t *at, uint32_t tag)
+{
+    uint64_t v;
+    do {
+        v = load_8_relaxed(at);
+    } while ((uint32_t)(v >> 32) != tag);
+    return (uint32_t)v;
+}
+
+/* COUNT pieces of the intermediate, four values in two words each, as soon as they are there.  All are on their way
+ * before the first is looked at, and only what is missing is asked for again: all blocks read the same few lines. */
+template <int COUNT, typename PUT>
+MF_DEV void take_values(const uint64_t *const (&from)[COUNT], uint32_t missing, uint32_t tag, PUT put)
+{
+    while (missing) {
+        uint64_t v[COUNT][2];
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            if (missing >> k & 1) {
+                load_16_relaxed(from[k], v[k][0], v[k][1]);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            if ((missing >> k & 1) && (uint32_t)(v[k][0] >> 32) == tag && (uint32_t)(v[k][1] >> 32) == tag) {
+                put(k, (uint32_t)v[k][0], (uint32_t)v[k][1]);
+                missing &= ~(1u << k);
+            }
+        }
+    }
+}
+
+/* The intermediate.  It comes over x, which nobody of the block multiplies any more. */
+template <bool FP8, int T>
+MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint8_t *h, float *scales)
+{
+    const int tid = threadIdx.x - PRODUCERS, tokens = (int)p.e.num_tokens;
+    const uint32_t tag = s->tag;
+    barrier_wait(&s->ends, 0); /* read next, behind the barrier below */
+    named_barrier<STAGED, CONSUMERS>();
+    if constexpr (FP8) {
+        const int groups = p.width / 128, all = w.tiles * tokens * groups, at = tid & 7;
+        for (int i = tid >> 3; i < all;
+             i += CONSUMERS / 8) { /* eight lanes have a line, four columns of every 32 each */
+            const int of = i / groups, line = i - of * groups, tile = tokens == 1 ? of : of / tokens,
+                      t = of - tile * tokens;
+            if (!(s->uses[tile] >> t & 1)) {
+                continue;
+            }
+            const int row = (tile * p.one.h_lines + line) * H_ROWS + t, of_row = s->row[tile * TOKENS + t];
+            const uint64_t *from[4];
+            uint32_t words[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                from[k] = values_of(p, of_row, line * 128 + k * 32 + at * 4);
+            }
+            take_values(from, 0xf, tag, [&](int k, uint32_t low, uint32_t high) {
+                words[2 * k] = low;
+                words[2 * k + 1] = high;
+            });
+            const uint4 raw[2] = { make_uint4(words[0], words[1], words[2], words[3]),
+                                   make_uint4(words[4], words[5], words[6], words[7]) };
+            float scale;
+            const uint4 q = quantise_16<true>(raw, p.e.e8m0, scale);
+            const uint32_t codes[4] = { q.x, q.y, q.z, q.w };
+            uint8_t *to = h + row * LINE;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                *(uint32_t *)(to + row_chunk(row, 2 * k + (at >> 2)) + (at & 3) * 4) = codes[k];
+            }
+            if (at == 0) {
+                scales[(tile * p.one.h_lines + line) * T + t] = scale;
+            }
+        }
+        fence_shared_for_products();
+    } else {
+        constexpr int AT_ONCE = 6;
+        const int pieces = p.width / 4, all = (int)p.e.num_pairs * pieces;
+        for (int first = tid; first < all; first += AT_ONCE * CONSUMERS) {
+            uint32_t missing = 0;
+            const uint64_t *from[AT_ONCE];
+            uint8_t *to[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                const int i = first + k * CONSUMERS, row = i / pieces, c = i - row * pieces,
+                          tile = i < all ? s->tile[row] : -1;
+                const bool is_mine = tile >= 0 && s->row[tile * TOKENS + row / (int)p.e.num_columns] == row;
+                missing |= is_mine ? 1u << k : 0;
+                from[k] = values_of(p, row, c * 4);
+                to[k] = h + row * pieces * 8 + row_chunk(row, c >> 1) + (c & 1) * 8;
+            }
+            take_values(from, missing, tag,
+                        [&](int k, uint32_t low, uint32_t high) { *(uint2 *)to[k] = make_uint2(low, high); });
+        }
+    }
+    named_barrier<STAGED, CONSUMERS>();
+}
+
+/* ---- what ends groups of w2's rows ---- */
+
+MF_DEV float as_stored(float v, int dtype)
+{
+    return dtype == MF_BF16 ? bf16_to_f32((uint16_t)pack_bf16(v, 0.0f)) : v;
+}
+
+/* What a column adds to a token's element; sums: of tile 0, `stride` floats from one to the next one's.  Few
+ * instructions: nothing else of the GPU runs any more. */
+MF_DEV float add_columns(const one_state *s, float acc, int first, int end, const float *sums, int stride)
+{
+#pragma unroll 4
+    for (int i = first; i < end; i++) {
+        const int tile = s->tile[i];
+        const float v = tile < 0 ? 0.0f : sums[max(tile, 0) * stride], next = __fmaf_rn(s->weight[i], v, acc);
+        acc = tile == -1 ? acc : next;
+    }
+    return acc;
+}
+
+/* Element `at` of out, for a token: the chain of ref/sum_reduce.c over the columns. */
+MF_DEV void combine(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, int64_t at, int t,
+                    const float *sums, int stride)
+{
+    const int columns = (int)p.e.num_columns, first = t * columns, end = first + columns, shared = end - sum.num_shared;
+    const float residual =
+        sum.residual ? load_float(sum.residual, sum.out_dtype, t * sum.residual_stride + at, sum.bytewise) : 0.0f;
+    const float routed = add_columns(s, 0.0f, first, shared, sums, stride);
+    float out = __fmaf_rn(sum.factor, routed, add_columns(s, 0.0f, shared, end, sums, stride));
+    if (sum.residual) {
+        out = __fadd_rn(out, residual);
+    }
+    store_float(sum.out, sum.out_dtype, t * sum.out_stride + at, out, sum.bytewise);
+}
+
+/* A tile's sums of a group, as y would hold them: [row][T]. */
+template <int T> MF_DEV float *sums_of(const mf_cuda_grouped &p, float *sums, int group, int tile, int row)
+{
+    return sums + ((group * p.one.most_tiles + tile) * p.one.down_rows + row) * T;
+}
+
+/* Which of a group's tokens, or of y's rows, a thread ends first; divided before anybody waits for it. */
+MF_DEV uint32_t place_of(const mf_cuda_grouped &p)
+{
+    return (threadIdx.x - PRODUCERS) / (uint32_t)p.one.down_rows;
+}
+
+/* Rows of out, or of y, of `count` groups from group `first` of the block's. */
+template <int T>
+MF_DEV void end_groups(const mf_cuda_grouped &p, const mf_cuda_sum &sum, const one_state *s, const share &w, int first,
+                       int count, float *sums, uint32_t place)
+{
+    const uint32_t tid = threadIdx.x - PRODUCERS, rows = (uint32_t)p.one.down_rows,
+                   each = (uint32_t)(p.one.combines ? p.e.num_tokens : p.e.num_pairs);
+    const int stride = (int)rows * T;
+    for (uint32_t i = tid; i < (uint32_t)count * each * rows; i += CONSUMERS) {
+        uint32_t rest = place;
+        if (i != tid) {
+            rest = i / rows;
+        }
+        const uint32_t row = i - rest * rows, group = each == 1 ? rest : rest / each, of = rest - group * each;
+        const int64_t at = (int64_t)((w.first_group + first + (int)group) * (int)rows + (int)row);
+        const float *own = sums_of<T>(p, sums, (int)group, 0, (int)row);
+        if (at >= p.e.hidden_size) {
+            continue;
+        }
+        if (p.one.combines) {
+            combine(p, sum, s, at, (int)of, own + of, stride);
+        } else if (s->tile[of] != -1) {
+            const float v = s->tile[of] < 0 ? 0.0f : own[s->tile[of] * stride + of / (uint32_t)p.e.num_columns];
+            store_float(p.e.y, p.e.y_dtype, y_offset(p.e, of) + at, v, p.e.bytewise);
+        }
+    }
+}
+
+#endif
