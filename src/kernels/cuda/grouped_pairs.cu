@@ -503,17 +503,30 @@ MF_DEV void copy_rows(const mf_cuda_grouped &p, const int32_t *offsets, uint32_t
 
 /* ---- the thread that brings weights, and gives out work ---- */
 
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const tiles_before *prefix, uint8_t *stages,
-                          pair_state *s, int rank)
+/* The second block's: the n-th claim of the first one. */
+MF_DEV uint32_t take_claim(pair_state *s, int n)
 {
-    const int slots = (int)p.e.num_slots, clusters = (int)(gridDim.x / 2);
+    barrier_expect(&s->claimed[n % CLAIMS], 4);
+    barrier_wait(&s->claimed[n % CLAIMS], n / CLAIMS & 1);
+    return *(const volatile uint32_t *)&s->claims[n % CLAIMS];
+}
+
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const tiles_before *prefix, uint32_t first_unit,
+                          uint8_t *stages, pair_state *s, int rank)
+{
+    const int slots = (int)p.e.num_slots;
     const int64_t ups = tiles_before::units(prefix[slots], p.up_tiles),
                   units = ups + tiles_before::units(prefix[slots], p.down_units);
     stage_cursor cursor = { 0, p.stages, 1 };
-    int64_t next = blockIdx.x / 2;
+    int64_t next = first_unit;
+    if (rank == 0) {
+        give_word(&s->claims[0], first_unit, &s->claimed[0], 1);
+    } else {
+        next = take_claim(s, 0);
+    }
     int n = 0;
     for (; next < units; n++) {
-        const uint32_t claimed = rank == 0 ? atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u) : 0;
+        const uint32_t claimed = rank == 0 ? claim_unit(p) : 0;
         const bool is_down = next >= ups;
         const int local = (int)(is_down ? next - ups : next), row_tiles = is_down ? p.down_units : p.up_tiles;
         int low = 0, high = slots; /* units before `low` <= local < units before `high` */
@@ -572,16 +585,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
             }
             /* The other block is at most as many stages behind as there are: it has read the word that was here. */
             if (rank == 0 && i == min(1, stages_used - 1)) {
-                give_word(&s->claims[n % CLAIMS], claimed, &s->claimed[n % CLAIMS], 1);
+                give_word(&s->claims[(n + 1) % CLAIMS], claimed, &s->claimed[(n + 1) % CLAIMS], 1);
             }
         }
-        uint32_t got = claimed;
-        if (rank != 0) {
-            barrier_expect(&s->claimed[n % CLAIMS], 4);
-            barrier_wait(&s->claimed[n % CLAIMS], n / CLAIMS & 1);
-            got = *(const volatile uint32_t *)&s->claims[n % CLAIMS];
-        }
-        next = (int64_t)clusters + got;
+        next = rank == 0 ? claimed : take_claim(s, n + 1);
     }
     barrier_wait(&s->s.empty[cursor.stage], cursor.parity);
     s->s.units[n % UNITS].slot = -1;
@@ -667,6 +674,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         barrier_init_fence();
     }
     wait_for_previous();
+    const uint32_t first = threadIdx.x == 0 && rank == 0 ? claim_unit(p) : 0;
     scan_pairs(p, offsets, prefix, s->s.sums);
     cluster_sync();
     const int tiles = tiles_before::tiles(prefix[p.e.num_slots]); /* their counters come first, then the slots' rows' */
@@ -674,7 +682,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x < PRODUCERS) {
         give_registers<COPYING_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights(p, offsets, prefix, stages, s, rank);
+            bring_weights(p, offsets, prefix, first, stages, s, rank);
         } else if (threadIdx.x == 32) {
             bring_tokens(p, maps, offsets, ready, stages, s);
         } else if (warp >= 2) {

@@ -90,19 +90,19 @@ MF_DEV place_in_order place_of(const mf_cuda_grouped &p, int64_t n)
 
 /* ---- the warp that brings weights, and gives out work ---- */
 
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint8_t *stages,
-                          shared_state *s)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint32_t first,
+                          uint8_t *stages, shared_state *s)
 {
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
     const int64_t groups = (tiles + p.rows_group - 1) / p.rows_group; /* behind the last one w13's turn is empty */
     const int64_t units = p.rows_group * (p.up_tiles + groups * (p.up_tiles + p.down_units));
     stage_cursor cursor = { 0, p.stages, 1 };
-    int64_t next = blockIdx.x;
+    int64_t next = first;
     int made = 0;
     while (next < units) {
-        const uint32_t claimed = atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
+        const uint32_t claimed = claim_unit(p);
         const place_in_order at = place_of(p, next);
-        next = (int64_t)gridDim.x + claimed;
+        next = claimed;
         if (at.tile >= tiles) {
             continue;
         }
@@ -521,11 +521,12 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
         barrier_init_fence();
     }
     wait_for_previous();
+    const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
     scan_tiles(p, TILE, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<OTHERS_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights(p, offsets, prefix, stages, s);
+            bring_weights(p, offsets, prefix, first, stages, s);
         } else if (threadIdx.x == RELAY) {
             relay(s, p.stages);
         } else if (threadIdx.x >= FIRST_GATHERER) {
