@@ -11,8 +11,8 @@
 
 #include "base/error.h"
 
-/* Of every thread that the libraries start: no frame is above 8 KiB and nothing recurses on input. */
-enum { MF_THREAD_STACK_BYTES = 256 << 10 };
+/* Of every thread that the libraries start: products of many tokens keep some 250 KiB beside them, and nothing recurses on input. */
+enum { MF_THREAD_STACK_BYTES = 512 << 10 };
 
 /* A thread with a stack of that size (tests under a sanitizer: what that needs); 0 or an errno value. */
 int mf_thread_start(pthread_t *thread, void *(*run)(void *context), void *context);

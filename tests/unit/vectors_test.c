@@ -110,7 +110,8 @@ static void pack_tokens(const rung *r, bool plain, mf_cpu_form form, int64_t k, 
 
 static void check_pack(const rung *r, mf_cpu_form form, int64_t k, int64_t n, int64_t cut, uint64_t *seed)
 {
-    const bool codes = form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_PANEL;
+    const bool codes = form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_HALVES ||
+                       form == MF_CPU_FORM_I8_PANEL;
     const size_t bytes = (size_t)(n * mf_cpu_form_bytes(form, k)) + 64;
     float *x = mf_alloc_array((size_t)(k * n), sizeof *x);
     uint8_t *got = guarded(bytes), *expected = guarded(bytes);
@@ -147,21 +148,44 @@ TEST(packed_inputs_have_the_bits_of_the_plain_loops)
     }
 }
 
-/* Where the products read a column is where packing puts it. */
+static float packed_at(mf_cpu_form form, const void *row, int64_t i)
+{
+    switch (form) {
+    case MF_CPU_FORM_BF16:
+    case MF_CPU_FORM_BF16_QUADS:
+        return mf_bf16_to_f32(((const uint16_t *)row)[i]);
+    case MF_CPU_FORM_I8:
+    case MF_CPU_FORM_I8_SPLIT:
+    case MF_CPU_FORM_I8_HALVES:
+        return ((const int8_t *)row)[i];
+    default:
+        return ((const float *)row)[i];
+    }
+}
+
+/* Where the products read a column is where packing puts it, in calls of 64 columns too, and zeros stand behind the row. */
 TEST(packed_columns_lie_where_the_form_says)
 {
-    enum { K = 130 };
-    float x[K], row[192] __attribute__((aligned(64)));
+    enum { K = 130, COLUMNS = 256 };
+    float x[K], row[COLUMNS + 64] __attribute__((aligned(64)));
     for (int k = 0; k < K; k++) {
-        x[k] = (float)(k + 1);
+        x[k] = (float)(k % 120 + 1); /* exact in every form */
     }
     EACH_RUNG(r)
     {
-        mf_cpu_pack pack = { .form = MF_CPU_FORM_F32_SPLIT, .k = K, .num_tokens = 1, .row = row };
-        memset(row, POISON, sizeof row);
-        r->kernels->pack(&pack, x, 0, K);
-        for (int64_t k = 0; k < 192; k++) {
-            CHECK(row[mf_cpu_form_place(r->kernels, MF_CPU_FORM_F32_SPLIT, k)] == (k < K ? (float)(k + 1) : 0.0f));
+        for (int f = 0; f < MF_CPU_FORM_COUNT; f++) {
+            const mf_cpu_form form = (mf_cpu_form)f;
+            mf_cpu_pack pack = { .form = form, .k = K, .num_tokens = 1, .row = row };
+            if (mf_cpu_form_is_panel(form)) {
+                continue;
+            }
+            memset(row, POISON, sizeof row);
+            for (int64_t first = 0; first < K; first += 64) {
+                r->kernels->pack(&pack, x + first, first, K - first < 64 ? K - first : 64);
+            }
+            for (int64_t k = 0; k < mf_cpu_form_columns(form, K); k++) {
+                CHECK(packed_at(form, row, mf_cpu_form_place(r->kernels, form, k)) == (k < K ? x[k] : 0.0f));
+            }
         }
     }
 }

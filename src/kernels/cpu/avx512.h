@@ -71,6 +71,22 @@ INLINE __m512 rint16(__m512 x)
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
+/* b[4q + j] holds, in each lane of 16 bytes, word j of its four words of four rows from 4q on; v[j] word j of all rows. */
+INLINE void turn_lanes16(const __m512i b[16], __m512i v[16])
+{
+    UNROLL(16) for (int j = 0; j < 4; j++)
+    {
+        const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+        const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512i high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+        const __m512i high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+        v[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+        v[8 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+        v[4 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+        v[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+    }
+}
+
 /* Lane l of v[j] becomes lane j of v[l]. */
 INLINE void turn16(__m512i v[16])
 {
@@ -87,17 +103,7 @@ INLINE void turn16(__m512i v[16])
         b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
         b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
     }
-    UNROLL(16) for (int j = 0; j < 4; j++)
-    {
-        const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
-        const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
-        const __m512i high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
-        const __m512i high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
-        v[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-        v[8 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-        v[4 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-        v[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-    }
+    turn_lanes16(b, v);
 }
 
 /* pack, split and turn_panel, called by mf_cpu_kernels_fill_avx512. */

@@ -21,24 +21,46 @@ typedef enum mf_cpu_input {
 } mf_cpu_input;
 
 /* How they lie in memory: each product of each rung asks for one of these.  Columns are zero-padded to a multiple of
- * MF_CPU_COLUMNS; rows start at multiples of 64 bytes. */
+ * MF_CPU_COLUMNS, in the interleaved forms of MF_CPU_INTERLEAVED; rows start at multiples of 64 bytes. */
 typedef enum mf_cpu_form {
     MF_CPU_FORM_F32,        /* f32, k ascending */
     MF_CPU_FORM_F32_SPLIT,  /* f32; of each `split` columns (mf_cpu_kernels) the even k first, then the odd: the order in
                                which pairs of bf16, or of 4-bit codes, come out of one vector */
     MF_CPU_FORM_BF16,       /* bf16, k ascending */
+    MF_CPU_FORM_BF16_QUADS, /* bf16; of each MF_CPU_INTERLEAVED columns the first pairs of the four 32 columns, then the
+                               second, to the sixteenth; of each 8 columns pairs are 0 and 4, 1 and 5, 2 and 6, 3 and 7, as
+                               4-bit codes come out of words of 16 bits, shifted by 4 each time */
     MF_CPU_FORM_I8,         /* int8 codes, k ascending; behind them one i32 per 32 codes: their sum */
     MF_CPU_FORM_I8_SPLIT,   /* the same; of each 32 columns the even k first, then the odd */
+    MF_CPU_FORM_I8_HALVES,  /* the same; of each MF_CPU_INTERLEAVED columns the even k first, then the odd */
     MF_CPU_FORM_BF16_PANEL, /* n <= 16 tokens together: [k / 2][n][2] bf16 */
     MF_CPU_FORM_I8_PANEL,   /* n <= 16 tokens together: [k / 4][n][4] int8, then [k / 32][n] i32 sums of 32 codes */
     MF_CPU_FORM_COUNT
 } mf_cpu_form;
 
-enum { MF_CPU_COLUMNS = 64, MF_CPU_PANEL = 16, MF_CPU_MOST_TILE_TOKENS = 128 };
+enum { MF_CPU_COLUMNS = 64, MF_CPU_INTERLEAVED = 128, MF_CPU_PANEL = 16, MF_CPU_MOST_TILE_TOKENS = 128 };
 
 static inline int64_t mf_cpu_round_columns(int64_t k)
 {
     return (k + MF_CPU_COLUMNS - 1) / MF_CPU_COLUMNS * MF_CPU_COLUMNS;
+}
+
+/* Into how many parts a form takes each MF_CPU_INTERLEAVED columns apart by k modulo their number; 1: into none. */
+static inline int mf_cpu_form_parts(mf_cpu_form form)
+{
+    return form == MF_CPU_FORM_I8_HALVES ? 2 : 1;
+}
+
+static inline bool mf_cpu_form_is_interleaved(mf_cpu_form form)
+{
+    return mf_cpu_form_parts(form) > 1 || form == MF_CPU_FORM_BF16_QUADS;
+}
+
+/* Columns of a row with the zeros behind it. */
+static inline int64_t mf_cpu_form_columns(mf_cpu_form form, int64_t k)
+{
+    return !mf_cpu_form_is_interleaved(form) ? mf_cpu_round_columns(k)
+                                             : (k + MF_CPU_INTERLEAVED - 1) / MF_CPU_INTERLEAVED * MF_CPU_INTERLEAVED;
 }
 
 static inline bool mf_cpu_form_is_panel(mf_cpu_form form)
@@ -49,12 +71,13 @@ static inline bool mf_cpu_form_is_panel(mf_cpu_form form)
 /* Bytes of one row; of one token's share of a panel. */
 static inline int64_t mf_cpu_form_bytes(mf_cpu_form form, int64_t k)
 {
-    const int64_t columns = mf_cpu_round_columns(k);
+    const int64_t columns = mf_cpu_form_columns(form, k);
     switch (form) {
     case MF_CPU_FORM_F32:
     case MF_CPU_FORM_F32_SPLIT:
         return 4 * columns;
     case MF_CPU_FORM_BF16:
+    case MF_CPU_FORM_BF16_QUADS:
     case MF_CPU_FORM_BF16_PANEL:
         return 2 * columns;
     default:
@@ -168,6 +191,18 @@ typedef struct mf_cpu_kernels {
 void mf_cpu_tile_c(const mf_cpu_tile *tile); /* every format with MF_CPU_FORM_F32, any group size */
 /* Every form, for any split: what a rung's own pack falls back to. */
 void mf_cpu_pack_c(const mf_cpu_pack *pack, int64_t split, const float *x, int64_t first, int64_t n);
+/* Where column k stands when each `block` columns are taken apart by k modulo `parts`. */
+static inline int64_t mf_cpu_place_apart(int64_t k, int64_t block, int64_t parts)
+{
+    const int64_t i = k % block;
+    return k - i + i % parts * (block / parts) + i / parts;
+}
+/* Where MF_CPU_FORM_BF16_QUADS keeps column k. */
+static inline int64_t mf_cpu_place_in_quads(int64_t k)
+{
+    const int64_t i = k % MF_CPU_INTERLEAVED;
+    return k - i + (i % 32 / 8 * 4 + i % 4) * 8 + i / 32 * 2 + i % 8 / 4;
+}
 /* Where a form keeps column k of a row, in elements, for the forms that are not panels. */
 int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k);
 
@@ -186,6 +221,9 @@ void mf_cpu_kernels_fill_c(mf_cpu_kernels *kernels);
 void mf_cpu_kernels_fill_avx2(mf_cpu_kernels *kernels); /* only in builds for x86-64 */
 void mf_cpu_products_fill_avx2(mf_cpu_kernels *kernels);   /* the product table, split and tile_tokens; so does the next */
 void mf_cpu_products_fill_avx512(mf_cpu_kernels *kernels);
+/* Codes under scales of groups; called by the rungs' products. */
+void mf_cpu_quads_fill_avx512_vnni(mf_cpu_kernels *kernels);
+void mf_cpu_quads_fill_avx512_bf16(mf_cpu_kernels *kernels);
 void mf_cpu_codes_fill_avx2(mf_cpu_kernels *kernels); /* products of int8 inputs */
 void mf_cpu_products_fill_avx512_vnni(mf_cpu_kernels *kernels); /* + VNNI: products of int8 inputs */
 void mf_cpu_products_fill_avx512_bf16(mf_cpu_kernels *kernels); /* + BF16, VBMI: products of bf16 inputs */

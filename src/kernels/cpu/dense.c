@@ -58,10 +58,9 @@ static void run_linear(void *context, int64_t task, int32_t thread)
     const int64_t first = task * LINEAR_ROWS;
     const int64_t rows = call->w->n - first < LINEAR_ROWS ? call->w->n - first : LINEAR_ROWS;
     const int64_t next = first + call->num_threads * LINEAR_ROWS; /* of this thread when all are equally fast */
-    for (int64_t t = 0; t < call->num_tokens; t += call->kernels->tile_tokens) {
+    for (int64_t t = 0, n; t < call->num_tokens; t += n) {
         const void *x[MF_CPU_MOST_TILE_TOKENS];
-        const int64_t left = call->num_tokens - t;
-        const int64_t n = left < call->kernels->tile_tokens ? left : call->kernels->tile_tokens;
+        n = mf_cpu_tile_share(call->kernels, call->num_tokens - t);
         mf_cpu_point(call->source.form, call->rows, call->row_bytes, t, n, x);
         mf_cpu_tile tile = { .w = call->w,
                              .first_row = first,
@@ -94,7 +93,7 @@ void mf_cpu_linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
                          .rows = (uint8_t *)(((uintptr_t)device->scratch + 63) & ~(uintptr_t)63),
                          .out_stride = out_stride };
     call.source = mf_cpu_source_for(call.kernels, w->format, act_dtype, MF_QUANT_NONE);
-    call.row_bytes = mf_cpu_form_bytes(call.source.form, w->k);
+    call.row_bytes = mf_cpu_row_bytes(call.source.form, w->k);
     int64_t step = (int64_t)device->scratch_bytes / call.row_bytes / MF_CPU_PANEL * MF_CPU_PANEL;
     if (step == 0) { /* rows of 16 KiB x 16 columns: no model has them */
         mf_ref_linear(device, w, bias, act_dtype, x, x_stride, num_tokens, out, out_stride);

@@ -106,7 +106,7 @@ static void find_sources(pass *p, bool has_input_scale)
         const mf_slot *slot = &e->slots[s];
         const mf_cpu_source in = source13(p, slot);
         const mf_cpu_source out = source2(p, slot);
-        const int64_t bytes = mf_cpu_form_bytes(out.form, slot->down.k);
+        const int64_t bytes = mf_cpu_row_bytes(out.form, slot->down.k);
         p->h_bytes = bytes > p->h_bytes ? bytes : p->h_bytes;
         p->has_quant2 |= out.quant != MF_QUANT_NONE;
         int32_t i = 0;
@@ -118,7 +118,7 @@ static void find_sources(pass *p, bool has_input_scale)
             p->x[p->num_sources++] = (input_rows){ .quant = in.quant,
                                                    .form = in.form,
                                                    .by_pair = panel || has_input_scale || in.quant == MF_QUANT_FP8_STATIC,
-                                                   .row_bytes = mf_cpu_form_bytes(in.form, e->hidden_size) };
+                                                   .row_bytes = mf_cpu_row_bytes(in.form, e->hidden_size) };
         }
     }
 }
@@ -473,12 +473,12 @@ static void run_up(void *context, int64_t task, int32_t thread)
     const int64_t begin = p->offsets[p->active[a]];
     const int64_t end = p->offsets[p->active[a] + 1];
     uint8_t *h_rows = p->h + begin * p->h_bytes;
-    for (int64_t i = begin; i < end; i += p->kernels->tile_tokens) {
+    for (int64_t i = begin, n; i < end; i += n) {
         const void *x[MOST_TOKENS];
         float scales[MOST_TOKENS];
         _Alignas(64) float gate[MOST_TOKENS * UP_ROWS];
         _Alignas(64) float up[MOST_TOKENS * UP_ROWS];
-        const int64_t n = end - i < p->kernels->tile_tokens ? end - i : p->kernels->tile_tokens;
+        n = mf_cpu_tile_share(p->kernels, end - i);
         point_to_inputs(p, &in, begin, i, n, x, scales);
         mf_cpu_tile tile = { .first_row = first_row,
                              .num_rows = num_rows,
@@ -552,10 +552,10 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
     const mf_cpu_source source = source2(p, slot);
     const int64_t begin = p->offsets[p->active[a]];
     const int64_t end = p->offsets[p->active[a] + 1];
-    for (int64_t i = begin; i < end; i += p->kernels->tile_tokens) {
+    for (int64_t i = begin, n; i < end; i += n) {
         const void *h[MOST_TOKENS];
         _Alignas(64) float out[MOST_TOKENS * DOWN_ROWS];
-        const int64_t n = end - i < p->kernels->tile_tokens ? end - i : p->kernels->tile_tokens;
+        n = mf_cpu_tile_share(p->kernels, end - i);
         mf_cpu_point(source.form, p->h + begin * p->h_bytes, p->h_bytes, i - begin, n, h);
         mf_cpu_tile tile = { .first_row = first_row,
                              .num_rows = num_rows,

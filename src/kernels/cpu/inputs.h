@@ -22,6 +22,23 @@ static inline mf_cpu_source mf_cpu_source_for(const mf_cpu_kernels *kernels, mf_
     return (mf_cpu_source){ .quant = quant, .form = product->form, .fn = product->fn };
 }
 
+/* Bytes from one packed row to the next.  Rows that start at the same place of a page would push each other out of a cache
+ * when several are read side by side. */
+static inline int64_t mf_cpu_row_bytes(mf_cpu_form form, int64_t k)
+{
+    const int64_t bytes = mf_cpu_form_bytes(form, k);
+    return bytes % 2048 == 0 && !mf_cpu_form_is_panel(form) ? bytes + 64 : bytes;
+}
+
+/* Tokens of the next tile when `left` of them remain, whole panels of them: tiles as equal as possible, since a small one at
+ * the end reads and decodes its rows for a few. */
+static inline int64_t mf_cpu_tile_share(const mf_cpu_kernels *kernels, int64_t left)
+{
+    const int64_t num_tiles = (left + kernels->tile_tokens - 1) / kernels->tile_tokens;
+    const int64_t share = ((left + num_tiles - 1) / num_tiles + MF_CPU_PANEL - 1) / MF_CPU_PANEL * MF_CPU_PANEL;
+    return share < left ? share : left;
+}
+
 /* Where tokens [first, first + n) of a run of `count` start: one pointer per token, or per panel of 16.  Rows and panels
  * stand in order from `rows` on, row_bytes per token; first is a multiple of MF_CPU_PANEL for panels. */
 static inline void mf_cpu_point(mf_cpu_form form, const uint8_t *rows, int64_t row_bytes, int64_t first, int64_t n,

@@ -100,18 +100,18 @@ static void tile_int4_codes_c(const mf_cpu_tile *tile)
     }
 }
 
-/* Column of a split row: in each `block`, the even ones first. */
-static int64_t split_place(int64_t k, int64_t block)
+/* For the forms that are not panels. */
+static int64_t place(mf_cpu_form form, int64_t split, int64_t k)
 {
-    const int64_t i = k % block;
-    return k - i + i / 2 + (i % 2) * (block / 2);
+    return form == MF_CPU_FORM_F32_SPLIT    ? mf_cpu_place_apart(k, split, 2)
+           : form == MF_CPU_FORM_I8_SPLIT   ? mf_cpu_place_apart(k, 32, 2)
+           : form == MF_CPU_FORM_BF16_QUADS ? mf_cpu_place_in_quads(k)
+                                            : mf_cpu_place_apart(k, MF_CPU_INTERLEAVED, mf_cpu_form_parts(form));
 }
 
 int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k)
 {
-    return form == MF_CPU_FORM_F32_SPLIT ? split_place(k, kernels->split)
-           : form == MF_CPU_FORM_I8_SPLIT ? split_place(k, 32)
-                                          : k;
+    return place(form, kernels->split, k);
 }
 
 /* One value of a row or panel; the split forms' block is the table's. */
@@ -122,19 +122,17 @@ static void put(const mf_cpu_pack *p, int64_t split, int64_t k, float value)
     uint8_t *row = p->row;
     switch (p->form) {
     case MF_CPU_FORM_F32:
-        memcpy(row + 4 * k, &value, 4);
-        break;
     case MF_CPU_FORM_F32_SPLIT:
-        memcpy(row + 4 * split_place(k, split), &value, 4);
+        memcpy(row + 4 * place(p->form, split, k), &value, 4);
         break;
     case MF_CPU_FORM_BF16:
-        memcpy(row + 2 * k, &narrow, 2);
+    case MF_CPU_FORM_BF16_QUADS:
+        memcpy(row + 2 * place(p->form, split, k), &narrow, 2);
         break;
     case MF_CPU_FORM_I8:
-        memcpy(row + k, &code, 1);
-        break;
     case MF_CPU_FORM_I8_SPLIT:
-        memcpy(row + split_place(k, 32), &code, 1);
+    case MF_CPU_FORM_I8_HALVES:
+        memcpy(row + place(p->form, split, k), &code, 1);
         break;
     case MF_CPU_FORM_BF16_PANEL:
         memcpy(row + ((k / 2 * p->num_tokens + p->token) * 2 + k % 2) * 2, &narrow, 2);
@@ -147,7 +145,7 @@ static void put(const mf_cpu_pack *p, int64_t split, int64_t k, float value)
 
 void mf_cpu_pack_c(const mf_cpu_pack *p, int64_t split, const float *x, int64_t first, int64_t n)
 {
-    const int64_t columns = mf_cpu_round_columns(p->k);
+    const int64_t columns = mf_cpu_form_columns(p->form, p->k);
     const int64_t end = first + n == p->k ? columns : first + n;
     const bool has_sums = p->form >= MF_CPU_FORM_I8 && p->form != MF_CPU_FORM_BF16_PANEL;
     int32_t sum = 0;

@@ -31,10 +31,31 @@ INLINE void spread(const mf_cpu_pack *p, int64_t first_word, const uint32_t *wor
     }
 }
 
+/* 64 columns as bf16, the first or second half of 128: pairs of their two 32s side by side, every 16 bytes. */
+INLINE void put_quads(uint8_t *to, int64_t half, const __m512 v[4])
+{
+    const __mmask16 mask = half ? 0xcccc : 0x3333;
+    __m512i pairs[2]; /* sixteen of 32 columns */
+    UNROLL(2) for (int j = 0; j < 2; j++) {
+        const __m512i words =
+            _mm512_inserti64x4(_mm512_castsi256_si512(bf16x16_from_f32(v[2 * j])), bf16x16_from_f32(v[2 * j + 1]), 1);
+        pairs[j] = _mm512_unpacklo_epi16(words, _mm512_bsrli_epi128(words, 8)); /* 0 and 4, 1 and 5, ... of each 8 */
+    }
+    UNROLL(4) for (int j = 0; j < 4; j++) {
+        const __m512i first = _mm512_setr_epi32(0, 16, 0, 16, 1, 17, 1, 17, 2, 18, 2, 18, 3, 19, 3, 19);
+        const __m512i index = _mm512_add_epi32(first, _mm512_set1_epi32(4 * j));
+        _mm512_mask_storeu_epi32(to + 64 * j, mask, _mm512_permutex2var_epi32(pairs[0], index, pairs[1]));
+    }
+}
+
 INLINE void put_block(const mf_cpu_pack *p, mf_cpu_form form, int64_t columns, int64_t k, const __m512 v[4])
 {
     uint8_t *row = p->row;
     uint32_t words[BLOCK / 2];
+    const int64_t apart = k / MF_CPU_INTERLEAVED * MF_CPU_INTERLEAVED, half = k / BLOCK % 2;
+    if (form == MF_CPU_FORM_BF16_QUADS) {
+        put_quads(row + 2 * apart, half, v);
+    }
     UNROLL(4) for (int j = 0; j < 4; j++) {
         switch (form) {
         case MF_CPU_FORM_F32:
@@ -52,6 +73,12 @@ INLINE void put_block(const mf_cpu_pack *p, mf_cpu_form form, int64_t columns, i
         case MF_CPU_FORM_I8_SPLIT:
             store_codes(row + k + 16 * j, every_other(v[j / 2 * 2], v[j / 2 * 2 + 1], j % 2));
             break;
+        case MF_CPU_FORM_I8_HALVES:
+            store_codes(row + apart + 64 * (j % 2) + 32 * half + 16 * (j / 2),
+                        every_other(v[j / 2 * 2], v[j / 2 * 2 + 1], j % 2));
+            break;
+        case MF_CPU_FORM_BF16_QUADS:
+            break;
         case MF_CPU_FORM_BF16_PANEL:
             _mm256_storeu_si256((__m256i *)(void *)(words + 8 * j), bf16x16_from_f32(v[j]));
             break;
@@ -65,7 +92,8 @@ INLINE void put_block(const mf_cpu_pack *p, mf_cpu_form form, int64_t columns, i
     } else if (form == MF_CPU_FORM_I8_PANEL) {
         spread(p, k / 4, words, BLOCK / 4);
     }
-    if (form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_PANEL) {
+    if (form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_HALVES ||
+        form == MF_CPU_FORM_I8_PANEL) {
         const int32_t sums[2] = { sum_of_codes(v[0], v[1]), sum_of_codes(v[2], v[3]) };
         memcpy(words, sums, sizeof sums);
         if (form == MF_CPU_FORM_I8_PANEL) {
@@ -78,8 +106,8 @@ INLINE void put_block(const mf_cpu_pack *p, mf_cpu_form form, int64_t columns, i
 
 INLINE void pack_as(const mf_cpu_pack *p, mf_cpu_form form, const float *x, int64_t first, int64_t n)
 {
-    const int64_t columns = mf_cpu_round_columns(p->k);
-    const int64_t whole = n / BLOCK * BLOCK;
+    const int64_t columns = mf_cpu_form_columns(form, p->k);
+    int64_t whole = n / BLOCK * BLOCK;
     __m512 v[4];
     for (int64_t i = 0; i < whole; i += BLOCK) {
         UNROLL(4) for (int j = 0; j < 4; j++) {
@@ -92,8 +120,15 @@ INLINE void pack_as(const mf_cpu_pack *p, mf_cpu_form form, const float *x, int6
             v[j] = _mm512_maskz_loadu_ps(mask16(n - whole - 16 * j), x + whole + 16 * j);
         }
         put_block(p, form, columns, first + whole, v);
+        whole += BLOCK;
     } else if (whole < n) { /* no block: what follows it is not known yet */
         mf_cpu_pack_c(p, SPLIT, x + whole, first + whole, n - whole);
+    }
+    if (first + n == p->k && first + whole < columns) { /* the other half of an interleaved block */
+        UNROLL(4) for (int j = 0; j < 4; j++) {
+            v[j] = _mm512_setzero_ps();
+        }
+        put_block(p, form, columns, first + whole, v);
     }
 }
 
@@ -109,11 +144,17 @@ static void pack_avx512(const mf_cpu_pack *p, const float *x, int64_t first, int
     case MF_CPU_FORM_BF16:
         pack_as(p, MF_CPU_FORM_BF16, x, first, n);
         break;
+    case MF_CPU_FORM_BF16_QUADS:
+        pack_as(p, MF_CPU_FORM_BF16_QUADS, x, first, n);
+        break;
     case MF_CPU_FORM_I8:
         pack_as(p, MF_CPU_FORM_I8, x, first, n);
         break;
     case MF_CPU_FORM_I8_SPLIT:
         pack_as(p, MF_CPU_FORM_I8_SPLIT, x, first, n);
+        break;
+    case MF_CPU_FORM_I8_HALVES:
+        pack_as(p, MF_CPU_FORM_I8_HALVES, x, first, n);
         break;
     case MF_CPU_FORM_BF16_PANEL:
         pack_as(p, MF_CPU_FORM_BF16_PANEL, x, first, n);

@@ -17,7 +17,6 @@
  *   stream_passes(format)   how often stream() may go over its rows before gemm() is faster
  *   is_flushed(format)      values are codes, their groups' scales come after the products
  *   decoder, decoder_for(format, scale, zero)   what turns codes under one scale into values
- *   has_one_decoder(format, w)   all groups of w have the same one; with HAS_ONE_DECODER, else never
  *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is
  * not read and counts as 0; `seen` collects what has_nan_code asks seen_codes, seen_none(), has_seen_nan(seen)
  *   multiply_add(w, x, acc), flush(acc, scale, total), vec_zero(), vec_load(p)
@@ -30,6 +29,7 @@
 #define MF_KERNELS_CPU_PRODUCT_LOOPS_H
 
 #include "kernels/cpu/product_rare.h"
+#include "kernels/cpu/rows_ahead.h"
 #include "kernels/cpu/unroll.h"
 
 /* BLOCK times ROWS rows are decoded together, so many vectors of each: by default what fits in a first-level cache of
@@ -59,7 +59,8 @@ typedef struct rows {
     int64_t scale[ROWS]; /* index of the row's first scale */
     int64_t bytes;       /* of one row */
     int64_t next_rows;   /* from a row's end to the row that takes its place in the next block */
-    int64_t ahead;       /* from a row to the one that stream() asks for: whole blocks of ROWS rows */
+    mf_cpu_rows_ahead next; /* ROWS rows that stream() asks for meanwhile; w NULL: nobody knows them */
+    const uint8_t *ahead;   /* their codes; or the rows' own, which are there */
     int num_rows;        /* that are not repeated */
     seen_codes seen;
 } rows;
@@ -91,15 +92,6 @@ INLINE int64_t group_columns(mf_format format, const mf_matrix *w)
                                            : MF_MXFP4_GROUP;
 }
 
-#ifndef HAS_ONE_DECODER
-INLINE bool has_one_decoder(mf_format format, const mf_matrix *w)
-{
-    (void)format;
-    (void)w;
-    return false;
-}
-#endif
-
 /* Columns whose scales fit in `scales`. */
 INLINE int64_t span_columns(mf_format format, const mf_matrix *w)
 {
@@ -113,21 +105,23 @@ INLINE int64_t offset_of(mf_format format, int64_t k)
     return (int64_t)((uint64_t)k * (uint64_t)mf_format_bits(format) / 8);
 }
 
-INLINE rows rows_at(mf_format format, const mf_cpu_tile *tile, int64_t r)
+/* Filled where it stands: a copy would wait for its own stores. */
+INLINE void set_rows(mf_format format, const mf_cpu_tile *tile, int64_t r, rows *q)
 {
     const mf_matrix *w = tile->w;
-    rows q = { .bytes = (w->k * mf_format_bits(format) + 7) / 8, .seen = seen_none() };
-    const int64_t block = ROWS * (w->row_stride * mf_format_bits(format) / 8);
-    q.next_rows = block - q.bytes;
-    q.ahead = (STREAM_AHEAD + block - 1) / block * block;
-    q.num_rows = tile->num_rows - r < ROWS ? (int)(tile->num_rows - r) : ROWS;
+    const int64_t row_bytes = w->row_stride * mf_format_bits(format) / 8, block = ROWS * row_bytes;
+    q->bytes = (w->k * mf_format_bits(format) + 7) / 8;
+    q->next_rows = block - q->bytes;
+    q->num_rows = tile->num_rows - r < ROWS ? (int)(tile->num_rows - r) : ROWS;
+    q->seen = seen_none();
     UNROLL(4) for (int i = 0; i < ROWS; i++)
     {
-        const int64_t row = tile->first_row + r + (i < q.num_rows ? i : q.num_rows - 1);
-        q.codes[i] = (const uint8_t *)w->data + row * (w->row_stride * mf_format_bits(format) / 8);
-        q.scale[i] = (format == MF_FORMAT_FP8_BLOCK ? row / MF_FP8_BLOCK_SIZE : row) * w->scale_row_stride;
+        const int64_t row = tile->first_row + r + (i < q->num_rows ? i : q->num_rows - 1);
+        q->codes[i] = (const uint8_t *)w->data + row * row_bytes;
+        q->scale[i] = (format == MF_FORMAT_FP8_BLOCK ? row / MF_FP8_BLOCK_SIZE : row) * w->scale_row_stride;
     }
-    return q;
+    q->next = mf_cpu_rows_ahead_of(tile, r, block > STREAM_AHEAD ? ROWS : (STREAM_AHEAD / (block + 1) + 1) * ROWS);
+    q->ahead = q->next.w ? (const uint8_t *)q->next.w->data + q->next.row * row_bytes : q->codes[0];
 }
 
 /* n columns from `first`, a multiple of the group, on. */
@@ -167,7 +161,7 @@ INLINE int lines_of_step(mf_format format)
 /* Before the codes from column k on, a line of each row or a longer step, are read by stream(). */
 INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
 {
-    const uint8_t *p = q->codes[0] + q->ahead + ROWS * offset_of(format, k);
+    const uint8_t *p = q->ahead + ROWS * offset_of(format, k);
     UNROLL(8) for (int i = 0; i < ROWS * lines_of_step(format); i++)
     {
         __builtin_prefetch(p + i * LINE, 0, 3);
@@ -188,14 +182,14 @@ INLINE void prefetch_share(const rows *q, int64_t offset, int64_t bytes, int64_t
 }
 
 /* Scales and zero points of the rows that prefetch_next asks for. */
-INLINE void prefetch_scales(mf_format format, const mf_matrix *w, const rows *q)
+INLINE void prefetch_scales(mf_format format, const rows *q)
 {
-    if (!mf_format_is_4bit(format)) { /* one scale per row, or per 128 rows */
+    const mf_matrix *w = q->next.w;
+    if (!w || format < MF_FORMAT_FP8_BLOCK || (format == MF_FORMAT_FP8_BLOCK && q->next.row % MF_FP8_BLOCK_SIZE != 0)) {
         return;
     }
-    const int64_t row_bytes = offset_of(format, w->row_stride);
-    const int64_t at = q->scale[0] + q->ahead / (row_bytes > 0 ? row_bytes : 1) * w->scale_row_stride;
-    const int64_t count = ROWS * w->scale_row_stride;
+    const int64_t at = mf_matrix_scale_row(w, q->next.row);
+    const int64_t count = (format == MF_FORMAT_FP8_BLOCK ? 1 : ROWS) * w->scale_row_stride;
     const int64_t size = (int64_t)mf_dtype_size(w->scale_dtype);
     const uint8_t *p = (const uint8_t *)w->scale + at * size;
     for (int64_t i = 0; i < count * size; i += LINE) {
@@ -276,7 +270,8 @@ INLINE void flush_parts(int NT, const scales *s, int64_t g, vec part[ROWS][TOKEN
 
 /* ROWS rows times NT tokens from t on.  GROUP is the columns of a group where they are known when compiling and divide
  * a line of codes or are a multiple of it, else 0. */
-INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
+INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t,
+                   int64_t pass, int64_t num_passes)
 {
     const int columns = step_columns(format);
     const int line =
@@ -284,12 +279,13 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
     const mf_matrix *w = tile->w;
     const int64_t group = GROUP ? GROUP : group_columns(format, w);
     const int64_t span = span_columns(format, w);
-    const bool is_lined = GROUP || !is_grouped(format), has_one = has_one_decoder(format, w);
+    const bool is_lined = GROUP || !is_grouped(format);
     const uint8_t *x[TOKENS];
     vec acc[ROWS][TOKENS], part[ROWS][TOKENS];
     scales s;
+    int64_t asks = pass; /* lines until memory is asked again: each pass has its share of them */
     if (t == 0) {
-        prefetch_scales(format, w, q);
+        prefetch_scales(format, q);
     }
     UNROLL(8) for (int j = 0; j < NT; j++)
     {
@@ -312,13 +308,14 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
         const int64_t lined_end =
             GROUP > line ? first + (end - first) / (GROUP ? GROUP : 1) * GROUP : end; /* no group is cut */
         for (; is_lined && k + line <= lined_end; k += line) {
-            if (t == 0) {
+            if (asks-- == 0) {
                 prefetch_next(format, q, k);
+                asks = num_passes - 1;
             }
             UNROLL(4) for (int u = 0; u < line / columns; u++)
             {
                 const int64_t at = k + u * columns;
-                if (GROUP && !has_one &&
+                if (GROUP &&
                     (GROUP < line ? u * columns % (GROUP ? GROUP : 1) == 0 : u == 0 && at % (GROUP ? GROUP : 1) == 0)) {
                     UNROLL(4) for (int i = 0; i < ROWS; i++)
                     {
@@ -336,11 +333,12 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
             const int64_t stop = is_grouped(format) && first + (g + 1) * group < end ? first + (g + 1) * group : end;
             UNROLL(4) for (int i = 0; i < ROWS; i++)
             {
-                d[i] = has_one ? d[i] : decoder_at(format, w, &s, i, g);
+                d[i] = decoder_at(format, w, &s, i, g);
             }
             for (; k + columns <= stop; k += columns) {
-                if (t == 0 && k % line == 0) {
+                if (k % line == 0 && asks-- == 0) {
                     prefetch_next(format, q, k);
+                    asks = num_passes - 1;
                 }
                 step(format, NT, q, x, k, columns, d, is_flushed(format) ? part : acc);
             }
@@ -553,7 +551,7 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
     for (int64_t r = 0; r < tile->num_rows; r += BLOCK * ROWS) {
         int num_blocks = 0;
         for (; num_blocks < BLOCK && r + num_blocks * ROWS < tile->num_rows; num_blocks++) {
-            q[num_blocks] = rows_at(format, tile, r + num_blocks * ROWS);
+            set_rows(format, tile, r + num_blocks * ROWS, &q[num_blocks]);
         }
         for (int64_t t0 = 0; t0 < tile->num_tokens; t0 += GEMM_TOKENS) {
             const int64_t num_tokens = tile->num_tokens - t0 < GEMM_TOKENS ? tile->num_tokens - t0 : GEMM_TOKENS;
@@ -606,22 +604,23 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
 
 /* ---- a tile ---- */
 
-INLINE void stream_some(mf_format format, int GROUP, int n, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t)
+INLINE void stream_some(mf_format format, int GROUP, int n, const mf_cpu_tile *tile, rows *q, int64_t r, int64_t t,
+                        int64_t pass, int64_t num_passes)
 {
     const int most = stream_tokens(format);
     if (n == 1) {
-        stream(format, GROUP, 1, tile, q, r, t);
+        stream(format, GROUP, 1, tile, q, r, t, pass, num_passes);
     } else if (most >= 2 && n == 2) {
-        stream(format, GROUP, 2, tile, q, r, t);
+        stream(format, GROUP, 2, tile, q, r, t, pass, num_passes);
     } else if (most >= 3 && n == 3) {
-        stream(format, GROUP, 3, tile, q, r, t);
+        stream(format, GROUP, 3, tile, q, r, t, pass, num_passes);
 #if TOKENS_IN_REGISTERS >= 6
     } else if (most >= 4 && n == 4) {
-        stream(format, GROUP, 4, tile, q, r, t);
+        stream(format, GROUP, 4, tile, q, r, t, pass, num_passes);
     } else if (most >= 5 && n == 5) {
-        stream(format, GROUP, 5, tile, q, r, t);
+        stream(format, GROUP, 5, tile, q, r, t, pass, num_passes);
     } else if (most >= 6 && n == 6) {
-        stream(format, GROUP, 6, tile, q, r, t);
+        stream(format, GROUP, 6, tile, q, r, t, pass, num_passes);
 #endif
     }
 }
@@ -631,10 +630,12 @@ INLINE void stream_rows(mf_format format, int GROUP, const mf_cpu_tile *tile)
 {
     const int64_t num_passes = (tile->num_tokens + stream_tokens(format) - 1) / stream_tokens(format);
     for (int64_t r = 0; r < tile->num_rows; r += ROWS) {
-        rows q = rows_at(format, tile, r);
+        rows q;
+        set_rows(format, tile, r, &q);
         for (int64_t pass = 0; pass < num_passes; pass++) { /* as equal as possible */
             const int64_t t = tile->num_tokens * pass / num_passes;
-            stream_some(format, GROUP, (int)(tile->num_tokens * (pass + 1) / num_passes - t), tile, &q, r, t);
+            stream_some(format, GROUP, (int)(tile->num_tokens * (pass + 1) / num_passes - t), tile, &q, r, t, pass,
+                        num_passes);
         }
         if (is_fp8(format) && has_seen_nan(q.seen)) {
             mf_cpu_spread_nan_codes(tile, r, q.num_rows);

@@ -23,27 +23,33 @@ void mf_cpu_spread_nan_codes(const mf_cpu_tile *tile, int64_t r, int64_t num_row
     }
 }
 
-/* Where column k stands when of each `block` columns the even ones come first. */
-static int64_t place(int64_t k, int64_t block)
+/* How a form takes columns apart. */
+typedef struct order {
+    int64_t block, parts;
+    bool quads;
+} order;
+
+static int64_t place(order o, int64_t k)
 {
-    const int64_t i = k % block;
-    return k - i + i / 2 + (i % 2) * (block / 2);
+    return o.quads ? mf_cpu_place_in_quads(k) : mf_cpu_place_apart(k, o.block, o.parts);
 }
 
 static float input_at(mf_cpu_form form, const void *x, int64_t i)
 {
     switch (form) {
     case MF_CPU_FORM_BF16:
+    case MF_CPU_FORM_BF16_QUADS:
         return mf_bf16_to_f32(((const uint16_t *)x)[i]);
     case MF_CPU_FORM_I8:
     case MF_CPU_FORM_I8_SPLIT:
+    case MF_CPU_FORM_I8_HALVES:
         return (float)((const int8_t *)x)[i];
     default:
         return ((const float *)x)[i];
     }
 }
 
-static float row_times_values(const mf_cpu_tile *tile, mf_cpu_form form, int64_t block, int64_t r, const void *x)
+static float row_times_values(const mf_cpu_tile *tile, mf_cpu_form form, order o, int64_t r, const void *x)
 {
     const mf_matrix *w = tile->w;
     float acc[LANES] = { 0 };
@@ -52,14 +58,14 @@ static float row_times_values(const mf_cpu_tile *tile, mf_cpu_form form, int64_t
         const int64_t count = w->k - first < CHUNK ? w->k - first : CHUNK;
         mf_matrix_decode_row(w, tile->first_row + r, first, count, values);
         for (int64_t i = 0; i < count; i++) {
-            acc[i % LANES] += values[i] * input_at(form, x, place(first + i, block));
+            acc[i % LANES] += values[i] * input_at(form, x, place(o, first + i));
         }
     }
     return ((acc[0] + acc[4]) + (acc[2] + acc[6])) + ((acc[1] + acc[5]) + (acc[3] + acc[7]));
 }
 
 /* Codes times codes: exact inside a group, the groups' sums in f32. */
-static float row_times_codes(const mf_cpu_tile *tile, int64_t block, int64_t r, const int8_t *x)
+static float row_times_codes(const mf_cpu_tile *tile, order o, int64_t r, const int8_t *x)
 {
     const mf_matrix *w = tile->w;
     const int64_t row = tile->first_row + r;
@@ -74,7 +80,7 @@ static float row_times_codes(const mf_cpu_tile *tile, int64_t block, int64_t r, 
             const int64_t count = end - k < CHUNK ? end - k : CHUNK;
             mf_matrix_decode_codes(w, row, k, count, codes);
             for (int64_t i = 0; i < count; i++) {
-                sum += (int32_t)codes[i] * x[place(k + i, block)];
+                sum += (int32_t)codes[i] * x[place(o, k + i)];
             }
         }
         total += mf_matrix_scale_at(w, scale_row + g) * (float)sum;
@@ -84,13 +90,17 @@ static float row_times_codes(const mf_cpu_tile *tile, int64_t block, int64_t r, 
 
 void mf_cpu_tile_rare(const mf_cpu_tile *tile, mf_cpu_form form, int64_t split)
 {
-    const bool is_codes = form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT;
-    const int64_t block = form == MF_CPU_FORM_F32_SPLIT ? split : form == MF_CPU_FORM_I8_SPLIT ? 32 : 1;
+    const bool is_codes = form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_HALVES;
+    const order o = form == MF_CPU_FORM_F32_SPLIT  ? (order){ .block = split, .parts = 2 }
+                    : form == MF_CPU_FORM_I8_SPLIT ? (order){ .block = 32, .parts = 2 }
+                                                   : (order){ .block = MF_CPU_INTERLEAVED,
+                                                             .parts = mf_cpu_form_parts(form),
+                                                             .quads = form == MF_CPU_FORM_BF16_QUADS };
     for (int64_t r = 0; r < tile->num_rows; r++) {
         for (int64_t t = 0; t < tile->num_tokens; t++) {
             float *out = tile->out + t * tile->out_stride + r;
-            *out = is_codes ? row_times_codes(tile, block, r, tile->x[t]) * tile->x_scale[t]
-                            : row_times_values(tile, form, block, r, tile->x[t]);
+            *out = is_codes ? row_times_codes(tile, o, r, tile->x[t]) * tile->x_scale[t]
+                            : row_times_values(tile, form, o, r, tile->x[t]);
         }
     }
 }

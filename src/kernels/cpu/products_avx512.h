@@ -57,32 +57,31 @@ INLINE __m128i load_pairs(const uint8_t *p, int64_t n)
     return n >= 32 ? _mm_loadu_si128((const __m128i *)(const void *)p) : _mm_maskz_loadu_epi8(first16((n + 1) / 2), p);
 }
 
-/* n <= 16 scales; lanes past n are not read. */
-INLINE void load_scales(mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+/* The scales that `mask` names, 0 for the others, which are not read. */
+INLINE __m512 scales_as_floats(mf_dtype dtype, const uint8_t *p, __mmask16 mask)
 {
-    const __mmask16 mask = first16(n);
-    __m512 v;
     switch (dtype) {
     case MF_F8_E8M0: {
         const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p));
         __m512i bits = _mm512_slli_epi32(codes, 23);
-        bits = _mm512_mask_mov_epi32(bits, _mm512_testn_epi32_mask(codes, codes), _mm512_set1_epi32(0x00400000));
+        bits = _mm512_mask_mov_epi32(bits, _mm512_mask_testn_epi32_mask(mask, codes, codes), _mm512_set1_epi32(0x00400000));
         bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(codes, _mm512_set1_epi32(255)),
                                      _mm512_set1_epi32(0x7fc00000));
-        v = _mm512_castsi512_ps(bits);
-        break;
+        return _mm512_castsi512_ps(bits);
     }
     case MF_BF16:
-        v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
-        break;
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
     case MF_F16:
-        v = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-        break;
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
     default:
-        v = _mm512_maskz_loadu_ps(mask, p);
-        break;
+        return _mm512_maskz_loadu_ps(mask, p);
     }
-    _mm512_storeu_ps(out, v);
+}
+
+/* n <= 16 scales; lanes past n are not read. */
+INLINE void load_scales(mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+{
+    _mm512_storeu_ps(out, scales_as_floats(dtype, p, first16(n)));
 }
 
 #endif
