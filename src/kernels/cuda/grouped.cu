@@ -393,7 +393,13 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    copy_box_once(to + k * SUBTILE, k & 1 ? m1 : m0, first + 64 * (is_down ? k : k >> 1), line, full);
+                    const CUtensorMap *map = k & 1 ? m1 : m0;
+                    const int row = first + 64 * (is_down ? k : k >> 1);
+                    if (slot_tiles == 1) {
+                        copy_box_once(to + k * SUBTILE, map, row, line, full);
+                    } else { /* other blocks read it for their tokens */
+                        copy_box(to + k * SUBTILE, map, row, line, full);
+                    }
                 }
                 stage_cursor::next(cursor);
                 if (++line == u.lines) {
