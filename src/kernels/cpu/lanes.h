@@ -4,8 +4,8 @@
 
 #include "kernels/cpu/cpu_kernels.h"
 
-/* MF_CPU_FORM_BF16_QUADS.  INT4_GROUP: groups of a multiple of 32 columns, or one group a row; zero points above 16 give
- * nonsense. */
+/* MF_CPU_FORM_BF16_QUADS.  INT4_GROUP: groups of a multiple of 32 columns, or one group a row; zero points above 16
+ * give nonsense. */
 void mf_cpu_lanes_int4_bf16(const mf_cpu_tile *tile);
 void mf_cpu_lanes_mxfp4_bf16(const mf_cpu_tile *tile);
 void mf_cpu_lanes_fp8_block_bf16(const mf_cpu_tile *tile);

@@ -74,8 +74,8 @@ INLINE __m512i words_of(__m512 v)
 INLINE __m512i arrange(const lanes_kind kind, __m512i line)
 {
     return kind.format == MF_FORMAT_FP8_BLOCK
-               ? _mm512_shuffle_epi8(line, _mm512_broadcast_i32x4(
-                                               _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)))
+               ? _mm512_shuffle_epi8(
+                     line, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)))
                : line;
 }
 
@@ -91,14 +91,14 @@ INLINE void expand(const lanes_kind kind, __m512i v, __m512i offset, __m512i *st
         steps[1] = _mm512_unpackhi_epi8(low, high);
         return;
     }
-    const __m512 e2m1 =
-        _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                       -2.0f, -3.0f, -4.0f, -6.0f);
     const __m512 ints = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i less_8 = words_of(_mm512_sub_ps(ints, _mm512_set1_ps(8.0f)));
     const __m512i less_16 = words_of(_mm512_sub_ps(ints, _mm512_set1_ps(16.0f))); /* then 0 to 15 */
     const __m512i values = kind.format == MF_FORMAT_MXFP4 ? words_of(e2m1)
-                           : kind.has_zero                ? _mm512_mask_blend_epi16(0xffff0000u, less_16, words_of(ints))
-                                                          : less_8;
+                           : kind.has_zero ? _mm512_mask_blend_epi16(0xffff0000u, less_16, words_of(ints))
+                                           : less_8;
     UNROLL(4) for (int i = 0; i < 4; i++)
     {
         /* codes i and 4 + i of each row in the low bits of its words: the permutation looks at five */
@@ -157,7 +157,6 @@ INLINE void finish(const lanes_kind kind, const mf_cpu_tile *tile, int64_t r, in
 }
 
 #include "kernels/cpu/product_lanes.h"
-
 
 void mf_cpu_lanes_int4_bf16(const mf_cpu_tile *tile)
 {

@@ -1,5 +1,6 @@
-/* lanes_avx512_vnni.c - int8 inputs of many tokens times int8 and int4 codes with VPDPBUSD, sixteen rows as lanes: the bits
- * of the products of few.  One side of the instruction is unsigned: codes get a bias, which the inputs' sums take back. */
+/* lanes_avx512_vnni.c - int8 inputs of many tokens times int8 and int4 codes with VPDPBUSD, sixteen rows as lanes: the
+ * bits of the products of few.  One side of the instruction is unsigned: codes get a bias, which the inputs' sums take
+ * back. */
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/products_avx512.h"
 
@@ -96,7 +97,8 @@ INLINE acc_type vec_of(int32_t start)
 }
 
 /* Less the bias times the sum of a unit's inputs; INT8's goes once, at the end. */
-INLINE void chain_starts(const lanes_kind kind, const uint8_t *x, const mf_matrix *w, int64_t first, int64_t end, int32_t *out)
+INLINE void chain_starts(const lanes_kind kind, const uint8_t *x, const mf_matrix *w, int64_t first, int64_t end,
+                         int32_t *out)
 {
     const uint8_t *sums = x + lanes_columns(kind, w->k) + first / 32 * 4;
     const int64_t unit = unit_columns(kind), num_units = (end - first + unit - 1) / unit;
@@ -107,7 +109,8 @@ INLINE void chain_starts(const lanes_kind kind, const uint8_t *x, const mf_matri
     }
     for (int64_t u = 0; u < num_units; u += 16) {
         const __mmask16 mask = first16(num_units - u);
-        _mm512_mask_storeu_epi32(out + u, mask, _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, sums + 4 * u), factor));
+        _mm512_mask_storeu_epi32(out + u, mask,
+                                 _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, sums + 4 * u), factor));
     }
 }
 
@@ -132,9 +135,8 @@ INLINE acc_type dot(acc_type acc, __m512i w, __m512i x)
 /* INT8: integers to the end. */
 INLINE __m512 lanes_flush(const lanes_kind kind, acc_type acc, __m512 scale, __m512 total)
 {
-    return kind.format == MF_FORMAT_INT4_GROUP
-               ? _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, total)
-               : _mm512_castsi512_ps(_mm512_add_epi32(acc, _mm512_castps_si512(total)));
+    return kind.format == MF_FORMAT_INT4_GROUP ? _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, total)
+                                               : _mm512_castsi512_ps(_mm512_add_epi32(acc, _mm512_castps_si512(total)));
 }
 
 INLINE __m512 add_totals(const lanes_kind kind, __m512 a, __m512 b)

@@ -5,8 +5,8 @@
  * broadcast.  Codes of sixteen rows are turned round and expanded into steps once for all tokens of a call, so that no
  * sum runs over lanes and the scales of sixteen rows take one fma.
  *
- * Order of sums for one (row, token), whatever else a call carries: a chain over the steps of a unit, ascending; unit u's
- * sum goes through lanes_flush() into total u % 4, u ascending; then (0 + 2) + (1 + 3).  Scales per row come last.
+ * Order of sums for one (row, token), whatever else a call carries: a chain over the steps of a unit, ascending; unit
+ * u's sum goes through lanes_flush() into total u % 4, u ascending; then (0 + 2) + (1 + 3).  Scales per row come last.
  *
  * The including file defines, before:
  *   STEP_COLUMNS            columns of a step
@@ -23,9 +23,8 @@
  *   has_offset(kind), load_offsets(w, at, n)         n <= 16 values, as 32 bits each, added to a row's codes
  *   load_scales_of(format, dtype, p, n, out)         n <= 16 stored scales
  *   acc_type, acc_zero()    an accumulator; totals are kept as 16 times 32 bits of any kind
- *   HAS_STARTS              whether chains start from other than 0: chain_starts(kind, x, w, first, end, out) for the units
- *                           of some columns, and vec_of(start)
- *   dot(acc, w, x), lanes_flush(kind, acc, scale, total), add_totals(kind, a, b)
+ *   HAS_STARTS              whether chains start from other than 0: chain_starts(kind, x, w, first, end, out) for the
+ * units of some columns, and vec_of(start) dot(acc, w, x), lanes_flush(kind, acc, scale, total), add_totals(kind, a, b)
  *   input_term(kind, x, k)  what finish() asks for of an input
  *   finish(kind, tile, r, t, rows, total, row_scales, term)   totals of 16 rows of token t become outputs */
 #ifndef MF_KERNELS_CPU_PRODUCT_LANES_H
@@ -35,12 +34,12 @@
 
 enum {
     LANES = 16,
-    SIDES = 4,                  /* sixteens of rows that meet a token together */
+    SIDES = 4, /* sixteens of rows that meet a token together */
     LANE_ROWS = LANES * SIDES,
-    CHUNK_STEPS = 256,          /* expanded at a time: 64 KiB of SIDES, read from the second-level cache */
+    CHUNK_STEPS = 256, /* expanded at a time: 64 KiB of SIDES, read from the second-level cache */
     MOST_UNITS = CHUNK_STEPS / 8,
-    LANE_TOKENS = 96,           /* whose totals are kept */
-    TOTALS = 4,                 /* of each (row, token) */
+    LANE_TOKENS = 96, /* whose totals are kept */
+    TOTALS = 4,       /* of each (row, token) */
     LANE_LINE = 64
 };
 
@@ -72,8 +71,8 @@ typedef struct lanes_run {
     int64_t first_unit; /* counted from the row's start */
     lanes_kind kind;
     const int32_t *start; /* [tokens][MOST_UNITS] */
-    const float *scale; /* [units][SIDES][LANES] */
-    float *total;       /* [tokens][TOTALS][LANE_ROWS] */
+    const float *scale;   /* [units][SIDES][LANES] */
+    float *total;         /* [tokens][TOTALS][LANE_ROWS] */
     lanes_ahead *ahead;
 } lanes_run;
 
@@ -188,8 +187,10 @@ LANES_KERNEL(1, 7)
 LANES_KERNEL(1, 8)
 
 static const lanes_fn lanes_of_4[] = { lanes_4_1, lanes_4_2, lanes_4_3, lanes_4_4, lanes_4_5, lanes_4_6 };
-static const lanes_fn lanes_of_2[] = { lanes_2_1, lanes_2_2, lanes_2_3, lanes_2_4, lanes_2_5, lanes_2_6, lanes_2_7, lanes_2_8 };
-static const lanes_fn lanes_of_1[] = { lanes_1_1, lanes_1_2, lanes_1_3, lanes_1_4, lanes_1_5, lanes_1_6, lanes_1_7, lanes_1_8 };
+static const lanes_fn lanes_of_2[] = { lanes_2_1, lanes_2_2, lanes_2_3, lanes_2_4,
+                                       lanes_2_5, lanes_2_6, lanes_2_7, lanes_2_8 };
+static const lanes_fn lanes_of_1[] = { lanes_1_1, lanes_1_2, lanes_1_3, lanes_1_4,
+                                       lanes_1_5, lanes_1_6, lanes_1_7, lanes_1_8 };
 
 /* ---- codes into steps ---- */
 
@@ -204,8 +205,8 @@ INLINE int64_t lane_row(const mf_cpu_tile *tile, int64_t r)
     return tile->first_row + (r < tile->num_rows ? r : tile->num_rows - 1);
 }
 
-/* 64 bytes of sixteen rows: 32 bits of each of them; where a byte is a column, in the order that unpacking of bytes makes
- * two steps of: of each four rows two bytes, then the next two. */
+/* 64 bytes of sixteen rows: 32 bits of each of them; where a byte is a column, in the order that unpacking of bytes
+ * makes two steps of: of each four rows two bytes, then the next two. */
 INLINE void turn(const lanes_kind kind, __m512i v[LANES])
 {
     if (mf_format_bits(kind.format) != 8 || STEP_COLUMNS != 2) {
@@ -241,7 +242,8 @@ INLINE __m512 row_scales(const lanes_kind kind, const mf_cpu_tile *tile, int64_t
     return _mm512_loadu_ps(scale);
 }
 
-/* Values of the groups from number `from` on, `at` the first row's index of the first of them, for each unit of the columns. */
+/* Values of the groups from number `from` on, `at` the first row's index of the first of them, for each unit of the
+ * columns. */
 INLINE void spread_to_units(const lanes_kind kind, bool is_offset, const mf_cpu_tile *tile, int64_t r, int64_t first,
                             int64_t end, float *to, int64_t stride)
 {
@@ -364,10 +366,10 @@ INLINE int64_t lane_chunk(const lanes_kind kind, const mf_matrix *w)
     return ((w->k + num - 1) / num + whole - 1) / whole * whole;
 }
 
-/* What is expanded next, from column `first` on: of these rows or, where it is 0, of those that follow.  Its scales are asked
- * for at once, its codes by ask(), evenly over the time that this chunk takes. */
-INLINE lanes_ahead ask_for_chunk(const lanes_kind kind, const mf_cpu_tile *tile, int64_t r, int64_t first, int64_t chunk,
-                                 int64_t num_tokens)
+/* What is expanded next, from column `first` on: of these rows or, where it is 0, of those that follow.  Its scales are
+ * asked for at once, its codes by ask(), evenly over the time that this chunk takes. */
+INLINE lanes_ahead ask_for_chunk(const lanes_kind kind, const mf_cpu_tile *tile, int64_t r, int64_t first,
+                                 int64_t chunk, int64_t num_tokens)
 {
     enum { EXPANSION = 7 }; /* tokens that take as long to multiply */
     const mf_matrix *w = tile->w;
@@ -400,9 +402,12 @@ INLINE lanes_ahead ask_for_chunk(const lanes_kind kind, const mf_cpu_tile *tile,
     const int64_t per_line = (lines * EXPANSION / (EXPANSION + num_tokens) + expanded - 1) / expanded;
     const int64_t turns = (num_tokens + 3) / 4 * (chunk / STEP_COLUMNS / 4);
     const int64_t left = lines - per_line * expanded > 0 ? lines - per_line * expanded : 0;
-    return (lanes_ahead){
-        .p = p, .end = p + part, .part = part, .stride = stride, .per_line = per_line, .per_turn = (left + turns - 1) / turns
-    };
+    return (lanes_ahead){ .p = p,
+                          .end = p + part,
+                          .part = part,
+                          .stride = stride,
+                          .per_line = per_line,
+                          .per_turn = (left + turns - 1) / turns };
 }
 
 /* (0 + 2) + (1 + 3) of tokens from t0 on become outputs. */
@@ -435,7 +440,8 @@ INLINE void lanes_many(const lanes_kind kind, const mf_cpu_tile *tile)
         const lanes_fn *fns = sides == 4 ? lanes_of_4 : sides == 2 ? lanes_of_2 : lanes_of_1;
         for (int64_t t0 = 0; t0 < tile->num_tokens; t0 += LANE_TOKENS) {
             const int64_t num_tokens = tile->num_tokens - t0 < LANE_TOKENS ? tile->num_tokens - t0 : LANE_TOKENS;
-            const int64_t least_runs = (num_tokens + at_once - 1) / at_once; /* sums of 4 and 5 tokens stay in registers */
+            const int64_t least_runs =
+                (num_tokens + at_once - 1) / at_once; /* sums of 4 and 5 tokens stay in registers */
             const int64_t num_runs = num_tokens / best > least_runs ? num_tokens / best : least_runs;
             memset(block.total, 0, (size_t)num_tokens * sizeof block.total[0]);
             for (int64_t t = 0; t < num_tokens; t++) {
@@ -453,22 +459,25 @@ INLINE void lanes_many(const lanes_kind kind, const mf_cpu_tile *tile)
                     chain_starts(kind, tile->x[t0 + t], w, first, end, block.start[t]);
                 }
 #endif
-                const int64_t num_steps = (end - first + 31) / 32 * (32 / STEP_COLUMNS); /* inputs are padded that far */
-                for (int64_t run = 0; run < num_runs; run++) { /* as equal as possible */
+                const int64_t num_steps =
+                    (end - first + 31) / 32 * (32 / STEP_COLUMNS); /* inputs are padded that far */
+                for (int64_t run = 0; run < num_runs; run++) {     /* as equal as possible */
                     const int64_t t = num_tokens * run / num_runs;
                     const int64_t n = num_tokens * (run + 1) / num_runs - t;
-                    const lanes_run call = { .step = block.step[0],
-                                             .num_steps = num_steps,
-                                             .unit_steps = unit_columns(kind) / STEP_COLUMNS,
-                                             .x = (const uint8_t *const *)tile->x + t0 + t,
-                                             .first_unit = first / unit_columns(kind),
-                                             .kind = kind,
+                    const lanes_run call = {
+                        .step = block.step[0],
+                        .num_steps = num_steps,
+                        .unit_steps = unit_columns(kind) / STEP_COLUMNS,
+                        .x = (const uint8_t *const *)tile->x + t0 + t,
+                        .first_unit = first / unit_columns(kind),
+                        .kind = kind,
 #if HAS_STARTS
-                                             .start = block.start[t],
+                        .start = block.start[t],
 #endif
-                                             .scale = block.scale[0][0],
-                                             .total = block.total[t][0],
-                                             .ahead = &ahead };
+                        .scale = block.scale[0][0],
+                        .total = block.total[t][0],
+                        .ahead = &ahead
+                    };
                     fns[n - 1](&call);
                 }
             }

@@ -1,8 +1,8 @@
-/* quads_avx512.h - few tokens times codes under scales of 32 columns or more: four rows and four units of 32 columns are the
- * lanes of a vector; the loops, written once for two kinds of inputs.
+/* quads_avx512.h - few tokens times codes under scales of 32 columns or more: four rows and four units of 32 columns
+ * are the lanes of a vector; the loops, written once for two kinds of inputs.
  *
- * Four or eight rows are read side by side, which memory likes best.  Lanes change places so that each holds a unit's sum
- * of one row: no sum runs over lanes before the end, and one fma takes the scales of four units of four rows.
+ * Four or eight rows are read side by side, which memory likes best.  Lanes change places so that each holds a unit's
+ * sum of one row: no sum runs over lanes before the end, and one fma takes the scales of four units of four rows.
  *
  * Order of sums for one (row, token): a unit's sum, as the including file says, times its scale is added to the total
  * number u modulo 4 of four, u ascending; at last (t0 + t2) + (t1 + t3).
@@ -23,7 +23,7 @@
 enum {
     COLUMNS = 128, /* four units */
     UNIT = 32,
-    SPAN = 4096,   /* columns whose scales are converted at a time */
+    SPAN = 4096, /* columns whose scales are converted at a time */
     LINE = 64,
     AHEAD_BYTES = 6144, /* at least so much is asked for in advance */
     RUN_ROWS = 16,      /* rows that several passes over tokens find in a cache */
@@ -64,7 +64,7 @@ INLINE void put_units(const __m512 rows[4], float (*out)[16])
 
 /* The dtype is looked at once per tile: a choice within the loops takes a sixth of a product's time. */
 typedef struct scale_fns {
-    void (*convert)(const uint8_t *p, int64_t count, float *out); /* of `count` groups of a row */
+    void (*convert)(const uint8_t *p, int64_t count, float *out);                 /* of `count` groups of a row */
     void (*units)(const uint8_t *const rows[4], int64_t count, float (*out)[16]); /* of `count` units of four rows */
 } scale_fns;
 
@@ -75,7 +75,7 @@ typedef struct scale_fns {
             _mm512_storeu_ps(out + g, scales_as_floats(dtype, p + g * (size), first16(count - g)));                    \
         }                                                                                                              \
     }                                                                                                                  \
-    static void units_##name(const uint8_t *const rows[4], int64_t count, float (*out)[16])                            \
+    static void units_##name(const uint8_t *const rows[4], int64_t count, float(*out)[16])                             \
     {                                                                                                                  \
         __m512 v[4];                                                                                                   \
         int64_t u = 0;                                                                                                 \
@@ -127,7 +127,7 @@ typedef struct quads_work {
     const mf_cpu_tile *tile;
     const scale_fns *scales;
     int64_t group, scale_size;
-    int64_t ahead; /* rows */
+    int64_t ahead;       /* rows */
     int64_t scales_step; /* bytes of scales that are asked for with each block of columns of four rows */
     spans *spans;
 } quads_work;
@@ -197,7 +197,8 @@ INLINE cursor cursor_at(const quads_work *work, int64_t r, int64_t ahead)
         next = (mf_cpu_rows_ahead){ tile->w, tile->first_row + r };
     }
     return (cursor){ .codes = mf_matrix_row(next.w, next.row),
-                     .scales = (const uint8_t *)next.w->scale + mf_matrix_scale_row(next.w, next.row) * work->scale_size,
+                     .scales =
+                         (const uint8_t *)next.w->scale + mf_matrix_scale_row(next.w, next.row) * work->scale_size,
                      .codes_step = is_known ? LINE : 0,
                      .scales_step = is_known ? work->scales_step : 0 };
 }
@@ -206,8 +207,8 @@ INLINE cursor cursor_at(const quads_work *work, int64_t r, int64_t ahead)
 INLINE int lines_of(const quads_kind kind);
 /* Whatever a step looks values up in. */
 INLINE __m512i table_of(const quads_kind kind);
-/* G blocks of COLUMNS from number `at` on, number b of the span, of Q quads of rows times NT tokens; `left` columns of the
- * last are there. */
+/* G blocks of COLUMNS from number `at` on, number b of the span, of Q quads of rows times NT tokens; `left` columns of
+ * the last are there. */
 INLINE void quads_step(const quads_kind kind, int Q, int G, int NT, const quads_work *work, const uint8_t *const *codes,
                        cursor *ahead, int64_t at, int64_t b, int64_t left, const uint8_t *const *x, __m512i table,
                        vec total[MOST_QUADS][MOST]);
@@ -303,18 +304,21 @@ static void quads_tile(const mf_cpu_tile *tile, const rows_fn rows[MOST], mf_cpu
     }
     const int64_t passes = (tile->num_tokens + MOST - 1) / MOST;
     const int64_t run = passes == 1 ? tile->num_rows : RUN_ROWS;
-    const int64_t row_bytes = w->row_stride * (int64_t)mf_format_bits(w->format) / 8, blocks = (w->k + COLUMNS - 1) / COLUMNS;
+    const int64_t row_bytes = w->row_stride * (int64_t)mf_format_bits(w->format) / 8,
+                  blocks = (w->k + COLUMNS - 1) / COLUMNS;
     spans s;
-    const quads_work work = { .tile = tile,
-                              .scales = w->scale_dtype == MF_F16        ? &scales_f16
-                                        : w->scale_dtype == MF_BF16     ? &scales_bf16
-                                        : w->scale_dtype == MF_F8_E8M0 ? &scales_e8m0
-                                                                       : &scales_f32,
-                              .group = mf_matrix_group(w),
-                              .scale_size = (int64_t)mf_dtype_size(w->scale_dtype),
-                              .ahead = (AHEAD_BYTES / (8 * row_bytes + 1) + 1) * 8,
-                              .scales_step = (8 * w->scale_row_stride * (int64_t)mf_dtype_size(w->scale_dtype) + blocks - 1) / blocks,
-                              .spans = &s };
+    const quads_work work = {
+        .tile = tile,
+        .scales = w->scale_dtype == MF_F16       ? &scales_f16
+                  : w->scale_dtype == MF_BF16    ? &scales_bf16
+                  : w->scale_dtype == MF_F8_E8M0 ? &scales_e8m0
+                                                 : &scales_f32,
+        .group = mf_matrix_group(w),
+        .scale_size = (int64_t)mf_dtype_size(w->scale_dtype),
+        .ahead = (AHEAD_BYTES / (8 * row_bytes + 1) + 1) * 8,
+        .scales_step = (8 * w->scale_row_stride * (int64_t)mf_dtype_size(w->scale_dtype) + blocks - 1) / blocks,
+        .spans = &s
+    };
     for (int64_t first = 0; first < tile->num_rows; first += run) {
         const int64_t end = tile->num_rows - first < run ? tile->num_rows : first + run;
         for (int64_t pass = 0; pass < passes; pass++) { /* as equal as possible */

@@ -1,7 +1,8 @@
 /* quads_avx512_bf16.c - codes under scales of 32 columns or more times few bf16 inputs, with VDPBF16PS.
  *
  * Words of 32 bits change places within a row and between rows, so that lane 4r + q holds the same columns of unit q of
- * row r.  A unit's sum is a chain over its sixteen pairs of columns: 0 and 4, 1 and 5, 2 and 6, 3 and 7 of each eight. */
+ * row r.  A unit's sum is a chain over its sixteen pairs of columns: 0 and 4, 1 and 5, 2 and 6, 3 and 7 of each eight.
+ */
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/products_avx512.h"
 #include "kernels/cpu/values_avx512_bf16.h"
@@ -22,13 +23,20 @@ INLINE int lines_of(const quads_kind kind)
 
 /* ---- values ---- */
 
-/* What the low five bits of a word stand for, as bf16.  Without zero points the highest of them is the next code's; with
- * them the five are a code less its zero point. */
+/* What the low five bits of a word stand for, as bf16.  Without zero points the highest of them is the next code's;
+ * with them the five are a code less its zero point. */
 #define BF16_INT(i) ((i) < 0 ? 0x8000 | BF16_SIZE(-(i)) : (i) > 0 ? BF16_SIZE(i) : 0)
-#define BF16_SIZE(n) ((n) >= 16 ? 0x4180 : (n) >= 8 ? 0x4100 + ((n)-8) * 16 : (n) >= 4 ? 0x4080 + ((n)-4) * 32 : (n) >= 2 ? 0x4000 + ((n)-2) * 64 : 0x3f80)
+#define BF16_SIZE(n)                                                                                                   \
+    ((n) >= 16  ? 0x4180                                                                                               \
+     : (n) >= 8 ? 0x4100 + ((n)-8) * 16                                                                                \
+     : (n) >= 4 ? 0x4080 + ((n)-4) * 32                                                                                \
+     : (n) >= 2 ? 0x4000 + ((n)-2) * 64                                                                                \
+                : 0x3f80)
 #define INTS4(i) BF16_INT(i), BF16_INT((i) + 1), BF16_INT((i) + 2), BF16_INT((i) + 3)
 #define INTS16(i) INTS4(i), INTS4((i) + 4), INTS4((i) + 8), INTS4((i) + 12)
-#define E2M1 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0
+#define E2M1                                                                                                           \
+    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040,    \
+        0xc080, 0xc0c0
 static _Alignas(64) const uint16_t less_8[32] = { INTS16(-8), INTS16(-8) };
 static _Alignas(64) const uint16_t less_zero[32] = { INTS16(0), INTS16(-16) };
 static _Alignas(64) const uint16_t e2m1[32] = { E2M1, E2M1 };
@@ -38,7 +46,8 @@ INLINE void turn_quad(const quads_kind kind, const __m512i v[4][2], __m512i word
 {
     __m512i a[4], b[4];
     if (kind.format == MF_FORMAT_FP8_BLOCK) {
-        /* of each eight bytes two pairs of the four units, then the next two: unpacking makes two steps of columns of that */
+        /* of each eight bytes two pairs of the four units, then the next two: unpacking makes two steps of columns of
+         * that */
 #define PAIR(k) (k), (k) + 4, (k) + 32, (k) + 36, (k) + 64, (k) + 68, (k) + 96, (k) + 100
 #define EIGHT(k) PAIR(k), PAIR((k) + 1), PAIR((k) + 2), PAIR((k) + 3)
         static _Alignas(64) const uint8_t pick[2][64] = { { EIGHT(0), EIGHT(8) }, { EIGHT(16), EIGHT(24) } };
@@ -240,7 +249,8 @@ INLINE __m128 sum_units(const mf_cpu_tile *tile, int64_t t, vec total)
     return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, total));
 }
 
-/* Quads of rows and blocks of columns at a time, for 1 to 4 tokens: chains enough, and rows few enough for the memory. */
+/* Quads of rows and blocks of columns at a time, for 1 to 4 tokens: chains enough, and rows few enough for the memory.
+ */
 #define QUADS_KIND(name, format_, zero, G1, Q2, G2)                                                                    \
     QUADS_ROWS(name, format_, zero, 1, G1, 1)                                                                          \
     QUADS_ROWS(name, format_, zero, Q2, G2, 2)                                                                         \

@@ -1,7 +1,8 @@
-/* quads_avx512_vnni.c - int4 codes times few int8 inputs with VPDPBUSD: bytes of two codes, which are unsigned as they are.
+/* quads_avx512_vnni.c - int4 codes times few int8 inputs with VPDPBUSD: bytes of two codes, which are unsigned as they
+ * are.
  *
- * Lane 4q + w of a row's sums is part of unit q; the four parts of four rows are added crosswise, so that lane 4q + r is
- * unit q of row r.  A unit's sum is an integer and exact. */
+ * Lane 4q + w of a row's sums is part of unit q; the four parts of four rows are added crosswise, so that lane 4q + r
+ * is unit q of row r.  A unit's sum is an integer and exact. */
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/products_avx512.h"
 
@@ -27,7 +28,8 @@ INLINE __m512i table_of(const quads_kind kind)
 }
 
 /* What the zero points of the units take off: times the sums of their inputs, which stand behind the codes. */
-INLINE __m512i less_zeros(const quads_kind kind, const mf_cpu_tile *tile, const uint8_t *x, int64_t at, const int32_t *zeros)
+INLINE __m512i less_zeros(const quads_kind kind, const mf_cpu_tile *tile, const uint8_t *x, int64_t at,
+                          const int32_t *zeros)
 {
     const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const uint8_t *p = x + mf_cpu_form_columns(MF_CPU_FORM_I8_HALVES, tile->w->k) + at * 16;

@@ -1,7 +1,7 @@
 /* rows_ahead.h - what a thread reads some kilobytes after the rows at hand, for loops that ask the memory for it.
  *
- * A few short rows at a time are no pattern that hardware prefetchers follow, least of all where a tile ends and the next
- * one's rows, of another slot's matrix, lie elsewhere. */
+ * A few short rows at a time are no pattern that hardware prefetchers follow, least of all where a tile ends and the
+ * next one's rows, of another slot's matrix, lie elsewhere. */
 #ifndef MF_KERNELS_CPU_ROWS_AHEAD_H
 #define MF_KERNELS_CPU_ROWS_AHEAD_H
 

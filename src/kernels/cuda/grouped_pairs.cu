@@ -511,8 +511,8 @@ MF_DEV uint32_t take_claim(pair_state *s, int n)
     return *(const volatile uint32_t *)&s->claims[n % CLAIMS];
 }
 
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const tiles_before *prefix, uint32_t first_unit,
-                          uint8_t *stages, pair_state *s, int rank)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const tiles_before *prefix,
+                          uint32_t first_unit, uint8_t *stages, pair_state *s, int rank)
 {
     const int slots = (int)p.e.num_slots;
     const int64_t ups = tiles_before::units(prefix[slots], p.up_tiles),

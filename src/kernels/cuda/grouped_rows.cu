@@ -1,10 +1,10 @@
-/* grouped_rows.cu - FP8 experts on Hopper where slots have many tokens: both grouped products in one launch, tiles of 128
- * tokens by 256 weight rows of one slot.
+/* grouped_rows.cu - FP8 experts on Hopper where slots have many tokens: both grouped products in one launch, tiles of
+ * 128 tokens by 256 weight rows of one slot.
  *
  * Tokens are the products' 64-row operand, a warpgroup's 64 of the tile, and weights its columns: a thread then meets
  * two tokens' scales and one of the weights a part, where grouped.cu's meets the scales of all tokens; a thread's rows
- * hold whole groups of 128 columns of the intermediate together with three neighbours, so that a warpgroup quantises alone;
- * and a warp writes its own tokens' rows of the output.  The tensor cores give the same bits in either role.
+ * hold whole groups of 128 columns of the intermediate together with three neighbours, so that a warpgroup quantises
+ * alone; and a warp writes its own tokens' rows of the output.  The tensor cores give the same bits in either role.
  *
  * Units (slot, tokens, rows) are claimed one after the other from a counter.  Tiles go in groups, w2's units of a group
  * behind w13's of the next one: when they are claimed, what they wait for is done or nearly so, and the stores of the
@@ -16,8 +16,9 @@ namespace
 {
 
 constexpr int TILE = MF_CUDA_ROWS_TOKENS, ROWS = 256, STAGE_TOKENS = ROWS * LINE;
-constexpr int STAGE_SCALES = STAGE_TOKENS + TILE * LINE, STAGE = STAGE_SCALES + SCALE_BYTES; /* a token's each, two of weights */
-constexpr int RING = 2 * TILE * 16; /* tokens' scales, two times four lines' */
+constexpr int STAGE_SCALES = STAGE_TOKENS + TILE * LINE,
+              STAGE = STAGE_SCALES + SCALE_BYTES;                        /* a token's each, two of weights */
+constexpr int RING = 2 * TILE * 16;                                      /* tokens' scales, two times four lines' */
 constexpr int STAGING = MF_CUDA_ROWS_STAGING, OWN_STAGING = STAGING / 8; /* a warp's: 16 tokens by 64 columns */
 static_assert(STAGE == MF_CUDA_ROWS_STAGE && OWN_STAGING == 16 * 128, "the plan counts with these");
 
@@ -25,8 +26,8 @@ static_assert(STAGE == MF_CUDA_ROWS_STAGE && OWN_STAGING == 16 * 128, "the plan 
 MF_PTX void store_matrices(void *row, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
 #if MF_HAS_WGMMA
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(a), "r"(b),
-                 "r"(c), "r"(d)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
                  : "memory");
 #endif
 }
@@ -39,8 +40,8 @@ struct rows_state : shared_state {
     uint64_t landed[STAGES_AT_MOST]; /* tokens and scales */
 };
 
-/* An operand of products from the lower half of its descriptor: what a warp's lanes have in common, so that it is made where
- * the instruction wants it. */
+/* An operand of products from the lower half of its descriptor: what a warp's lanes have in common, so that it is made
+ * where the instruction wants it. */
 MF_DEV uint32_t operand_place(const void *shared)
 {
     return __reduce_or_sync(MF_FULL_WARP, (uint32_t)product_operand(shared));
@@ -214,7 +215,8 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
             if (tid < 2) {
                 if (line == 0) {
                     const int block = u.row / 128 + (u.is_down ? 2 * (i / u.lines) + tid : 0);
-                    weight_scales = all_scales + (int64_t)min(block, last) * scales_stride; /* rows past the last one: any */
+                    weight_scales =
+                        all_scales + (int64_t)min(block, last) * scales_stride; /* rows past the last one: any */
                 }
                 copy_word_async(scales + TILE + tid, weight_scales + line, true);
             }
@@ -251,8 +253,8 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
     }
 }
 
-/* One thread: what cp.async has brought to a stage is the products', too.  It has no copies under way itself, for which the fence
- * would wait, and the multiplying warps need none. */
+/* One thread: what cp.async has brought to a stage is the products', too.  It has no copies under way itself, for which
+ * the fence would wait, and the multiplying warps need none. */
 MF_DEV void relay(rows_state *s, int stages)
 {
     stage_cursor cursor = { 0, stages, 0 };
@@ -354,15 +356,16 @@ MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u, int group)
     }
 }
 
-/* 16 tokens by 256 columns of the output: a warp's, 64 columns at a time, so that 128 bytes of a token go out in one piece. */
-MF_DEV void write_down(const mf_cuda_grouped &p, const float *bias, int row, float (&low)[64], float (&high)[64], uint8_t *staging,
-                       uint16_t *const (&to)[4])
+/* 16 tokens by 256 columns of the output: a warp's, 64 columns at a time, so that 128 bytes of a token go out in one
+ * piece. */
+MF_DEV void write_down(const mf_cuda_grouped &p, const float *bias, int row, float (&low)[64], float (&high)[64],
+                       uint8_t *staging, uint16_t *const (&to)[4])
 {
     const int lane = threadIdx.x & 31, hidden = (int)p.e.hidden_size;
     if (bias) {
 #pragma unroll
         for (int i = 0; i < 32; i++) {
-            float (&v)[64] = i < 16 ? low : high;
+            float(&v)[64] = i < 16 ? low : high;
             const int column = row + 8 * i + 2 * (lane & 3), at = 4 * (i & 15);
             const float b0 = column < hidden ? bias[column] : 0.0f, b1 = column < hidden ? bias[column + 1] : 0.0f;
             v[at] = __fadd_rn(v[at], b0);
@@ -373,13 +376,14 @@ MF_DEV void write_down(const mf_cuda_grouped &p, const float *bias, int row, flo
     }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-        float (&v)[64] = c < 2 ? low : high;
+        float(&v)[64] = c < 2 ? low : high;
         __syncwarp(); /* what was here has been read */
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int at = 32 * (c & 1) + 8 * j;
             store_matrices(staging + swizzled(lane & 15, 2 * j + (lane >> 4)), pack_bf16(v[at], v[at + 1]),
-                           pack_bf16(v[at + 2], v[at + 3]), pack_bf16(v[at + 4], v[at + 5]), pack_bf16(v[at + 6], v[at + 7]));
+                           pack_bf16(v[at + 2], v[at + 3]), pack_bf16(v[at + 4], v[at + 5]),
+                           pack_bf16(v[at + 6], v[at + 7]));
         }
         __syncwarp();
         const int column = row + 64 * c;
@@ -405,7 +409,8 @@ MF_DEV void promote_rows(float (&acc)[64], const float (&part)[64], float low, f
     }
 }
 
-MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_state *s, const uint8_t *ring, uint8_t *staging)
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_state *s, const uint8_t *ring,
+                    uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, lane = tid & 31, token = (tid >> 5) * 16 + (lane >> 2);
@@ -443,7 +448,8 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int t = (tid >> 5) * 16 + 4 * k + (lane >> 3);
-            to[k] = is_down && t < count ? (uint16_t *)p.e.y + y_offset(p.e, p.sorted[u->first + t]) + (lane & 7) * 8 : nullptr;
+            to[k] = is_down && t < count ? (uint16_t *)p.e.y + y_offset(p.e, p.sorted[u->first + t]) + (lane & 7) * 8
+                                         : nullptr;
         }
 #pragma unroll 1
         for (int step = 0; step < steps; step++) {
@@ -456,7 +462,8 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
 #pragma unroll 1
             for (int line = 0; line < lines; line++) {
                 const uint8_t *stage = stages + cursor.stage * STAGE;
-                const uint32_t rows = operand_place(stage), tokens = operand_place(stage + STAGE_TOKENS + group * SUBTILE);
+                const uint32_t rows = operand_place(stage),
+                               tokens = operand_place(stage + STAGE_TOKENS + group * SUBTILE);
                 const float *scales = (const float *)(stage + STAGE_SCALES);
                 float low, high, weight[2];
                 barrier_wait(&s->full[cursor.stage], cursor.parity);
@@ -466,11 +473,13 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
                     products_begin();
 #pragma unroll
                     for (int k = 0; k < 4; k++) { /* 32 bytes of K each */
-                        products<128>::e4m3(part, operand_at(tokens + 2 * k), operand_at(rows + t * (2 * SUBTILE >> 4) + 2 * k), k > 0);
+                        products<128>::e4m3(part, operand_at(tokens + 2 * k),
+                                            operand_at(rows + t * (2 * SUBTILE >> 4) + 2 * k), k > 0);
                     }
                     products_commit();
                     if (t == 0) { /* here nothing waits for them */
-                        const float *own = wide ? (const float *)(ring + half + token * 16) + (line & 3) : scales + token;
+                        const float *own =
+                            wide ? (const float *)(ring + half + token * 16) + (line & 3) : scales + token;
                         low = own[0];
                         high = own[wide ? 32 : 8];
                         weight[0] = scales[TILE];
@@ -543,6 +552,7 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
 
 int mf_cuda_launch_grouped_rows(const mf_cuda_grouped *call, void *stream)
 {
-    const size_t bytes = (size_t)call->stages * STAGE + STAGING + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
+    const size_t bytes =
+        (size_t)call->stages * STAGE + STAGING + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
     return launch_shared(true, rows_kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
