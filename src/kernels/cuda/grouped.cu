@@ -7,7 +7,6 @@
  * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
  * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
  * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
-#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 
 namespace
@@ -64,14 +63,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
     /* Two tokens' results for one row: sums i and i + 1. */
     auto value = [&](int i) {
         const int half = i >> 1 & 1;
-        float g0 = gate[i], g1 = gate[i + 1], u0 = up[i], u1 = up[i + 1];
-        if (has_bias) {
-            g0 = __fadd_rn(g0, gb[half]);
-            g1 = __fadd_rn(g1, gb[half]);
-            u0 = __fadd_rn(u0, ub[half]);
-            u1 = __fadd_rn(u1, ub[half]);
-        }
-        return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+        return two_results(act, has_bias, gate[i], gate[i + 1], up[i], up[i + 1], gb[half], ub[half]);
     };
     if constexpr (FP8) {
 #pragma unroll
@@ -353,16 +345,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         const bool is_down = next >= ups;
         const int64_t local = is_down ? next - ups : next;
         const int row_tiles = is_down ? p.down_units : p.up_tiles;
-        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
-        const int tile_unit = (int)(local / row_tiles);
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (prefix[middle] <= tile_unit) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
+        const int low = slot_of(prefix, slots, (int)(local / row_tiles));
         const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
         const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
         const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);

@@ -109,6 +109,21 @@ MF_DEV void scan_tiles(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     __syncthreads();
 }
 
+/* The slot that tile `tile` belongs to: prefix[slot] <= tile < prefix[slot + 1]. */
+template <typename Number> MF_DEV int slot_of(const int32_t *prefix, int slots, Number tile)
+{
+    int low = 0, high = slots;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (prefix[middle] <= tile) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 /* The next unit of work.  A block waits for those before its own only, and blocks that run have claimed them: a launch
  * ends however few of its blocks find room at a time. */
 MF_DEV uint32_t claim_unit(const mf_cuda_grouped &p)
@@ -192,6 +207,19 @@ MF_DEV float apply(const swiglu &s, float g, float u)
         r = r > s.limit ? s.limit : r;
     }
     return __fmul_rn(r, __fadd_rn(u, s.beta));
+}
+
+/* The intermediate of two tokens in one row, from their sums and the row's biases. */
+MF_DEV uint32_t two_results(const swiglu &act, bool has_bias, float gate0, float gate1, float up0, float up1,
+                            float gate_bias, float up_bias)
+{
+    if (has_bias) {
+        gate0 = __fadd_rn(gate0, gate_bias);
+        gate1 = __fadd_rn(gate1, gate_bias);
+        up0 = __fadd_rn(up0, up_bias);
+        up1 = __fadd_rn(up1, up_bias);
+    }
+    return pack_bf16(apply(act, gate0, up0), apply(act, gate1, up1));
 }
 
 /* x / scale rounded as a division is: what x * r is off by, twice.  r: 1 / scale, rounded, and normal. */

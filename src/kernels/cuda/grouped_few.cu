@@ -4,7 +4,6 @@
  * matching up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever
  * lies behind the rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for
  * FP8, makes all tokens' codes while its first weights are on the way.  All write the same codes to the same place. */
-#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 
 namespace

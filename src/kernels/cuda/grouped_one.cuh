@@ -3,7 +3,6 @@
 #ifndef MF_KERNELS_CUDA_GROUPED_ONE_CUH
 #define MF_KERNELS_CUDA_GROUPED_ONE_CUH
 
-#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 

@@ -489,16 +489,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         const bool is_down = next >= ups;
         const int64_t local = is_down ? next - ups : next;
         const int row_tiles = is_down ? p.down_units : p.up_tiles;
-        int low = 0, high = slots; /* prefix[low] <= local / row_tiles < prefix[high] */
-        const int tile_unit = (int)(local / row_tiles);
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (prefix[middle] <= tile_unit) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
+        const int low = slot_of(prefix, slots, (int)(local / row_tiles));
         const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
         const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
         const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);

@@ -70,57 +70,6 @@ struct pair_state {
 };
 static_assert(sizeof(pair_state) <= MF_CUDA_PAIR_STATE, "the plan knows how much");
 
-/* ---- instructions ---- */
-
-/* The place of `p` in the shared memory of the cluster's block `rank`. */
-MF_PTX uint32_t address_of_block(const void *p, int rank)
-{
-    uint32_t at = 0;
-#if MF_HAS_WGMMA
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(p)), "r"(rank));
-#endif
-    return at;
-}
-
-/* Arrives at the barrier of the cluster's block `rank`. */
-MF_PTX void arrive_at_block(uint64_t *barrier, int rank)
-{
-#if MF_HAS_WGMMA
-    /* Without .release.cluster, which is a fence of the whole device each time: only products' reads went before. */
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of_block(barrier, rank)) : "memory");
-#endif
-}
-
-/* A word to a block of the cluster, whose barrier counts its bytes. */
-MF_PTX void give_word(uint32_t *word, uint32_t v, uint64_t *barrier, int rank)
-{
-#if MF_HAS_WGMMA
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
-                     address_of_block(word, rank)),
-                 "r"(v), "r"(address_of_block(barrier, rank))
-                 : "memory");
-#endif
-}
-
-/* copy_box to the same place of both blocks; each one's barrier counts the bytes. */
-MF_PTX void copy_box_to_both(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
-{
-#if MF_HAS_WGMMA
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"((uint16_t)3)
-                 : "memory");
-#endif
-}
-
-/* The end of what all threads of a cluster do. */
-MF_PTX void cluster_end()
-{
-#if MF_HAS_WGMMA
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-
 /* ---- tiles ---- */
 
 /* Of slots before one: pairs of tiles, and odd tiles. */
@@ -212,14 +161,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
     /* Two tokens' results for one row: sums i and i + 1. */
     auto value = [&](int i) {
         const int half = i >> 1 & 1;
-        float g0 = gate[i], g1 = gate[i + 1], u0 = up[i], u1 = up[i + 1];
-        if (has_bias) {
-            g0 = __fadd_rn(g0, gb[half]);
-            g1 = __fadd_rn(g1, gb[half]);
-            u0 = __fadd_rn(u0, ub[half]);
-            u1 = __fadd_rn(u1, ub[half]);
-        }
-        return pack_bf16(apply(act, g0, u0), apply(act, g1, u1));
+        return two_results(act, has_bias, gate[i], gate[i + 1], up[i], up[i + 1], gb[half], ub[half]);
     };
     const int to = (lane >> 4) * 8 + (lane & 7), chunk = warp * 2 + (lane >> 3 & 1), from = own >> 3, count = u->count;
     uint16_t *h = (uint16_t *)p.e.h + (int64_t)(u->first + from) * p.e.h_stride + row + (own & 7) * 8;
@@ -706,22 +648,5 @@ int mf_cuda_launch_grouped_pairs(const mf_cuda_grouped *call, const mf_cuda_row_
 {
     const size_t bytes =
         (size_t)call->stages * STAGE + 4 * PIECE + sizeof(pair_state) + ((size_t)call->e.num_slots + 1) * 8;
-    const int error = allow_shared(pairs_kernel, bytes);
-    if (error != 0) {
-        return error;
-    }
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = 2;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)call->blocks & ~1u);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return (int)cudaLaunchKernelEx(&config, pairs_kernel, *call, *maps);
+    return launch_clusters(2, pairs_kernel, dim3((unsigned)call->blocks & ~1u), THREADS, bytes, stream, *call, *maps);
 }

@@ -22,16 +22,6 @@ constexpr int RING = 2 * TILE * 16;                                      /* toke
 constexpr int STAGING = MF_CUDA_ROWS_STAGING, OWN_STAGING = STAGING / 8; /* a warp's: 16 tokens by 64 columns */
 static_assert(STAGE == MF_CUDA_ROWS_STAGE && OWN_STAGING == 16 * 128, "the plan counts with these");
 
-/* Four 8 x 8 matrices of 2-byte elements to the 16-byte rows whose addresses the lanes give. */
-MF_PTX void store_matrices(void *row, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
-{
-#if MF_HAS_WGMMA
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(a),
-                 "r"(b), "r"(c), "r"(d)
-                 : "memory");
-#endif
-}
-
 /* A block's first warp brings weights, the second says what has landed, two gather tokens. */
 constexpr int RELAY = 32, FIRST_GATHERER = 64, NUM_GATHERERS = 64;
 constexpr int OTHERS_REGISTERS = 56, MULTIPLIERS_REGISTERS = 224; /* a gathering thread holds the places of 16 rows */
@@ -107,15 +97,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         if (at.tile >= tiles) {
             continue;
         }
-        int low = 0, high = slots; /* prefix[low] <= at.tile < prefix[high] */
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            if (prefix[middle] <= at.tile) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
+        const int low = slot_of(prefix, slots, at.tile);
         const int inside = (int)at.tile - prefix[low], count = offsets[low + 1] - offsets[low];
         const int width = p.width > 0 ? p.width : (int)p.e.slots[low].up.n;
         unit u;

@@ -30,7 +30,32 @@ static int launch_kernel(bool early, void (*kernel)(Params...), dim3 grid, unsig
     return (int)cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-/* Both. */
+/* A launch in clusters of `cluster` blocks, early and with as much shared memory as it asks for. */
+template <typename... Params, typename... Args>
+static int launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes,
+                           void *stream, Args... args)
+{
+    const int error = allow_shared(kernel, shared_bytes);
+    if (error != 0) {
+        return error;
+    }
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = (cudaStream_t)stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/* Dynamic shared memory and an early start. */
 template <typename... Params, typename... Args>
 static int launch_shared(bool early, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes,
                          void *stream, Args... args)

@@ -344,30 +344,6 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_kernel(const __grid_cons
 
 /* ---- launches ---- */
 
-template <typename Kernel>
-int launch_cluster(Kernel kernel, dim3 grid, unsigned threads, size_t bytes, cudaStream_t stream,
-                   const mf_cuda_linear_maps &call)
-{
-    const int error = allow_shared(kernel, bytes);
-    if (error != 0) {
-        return error;
-    }
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = CLUSTER;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return (int)cudaLaunchKernelEx(&config, kernel, call);
-}
-
 template <int N, int PARTS, int EACH> int launch_stream_of(mf_cuda_linear_maps &call, cudaStream_t stream)
 {
     constexpr int STAGE = stream_stage_bytes<N, PARTS>(), MOST = 96 * 1024;
@@ -379,7 +355,7 @@ template <int N, int PARTS, int EACH> int launch_stream_of(mf_cuda_linear_maps &
     size_t bytes = (size_t)call.stages * STAGE;
     bytes = bytes < sums ? sums : bytes;
     const dim3 grid((unsigned)(p.first_block[p.num] * CLUSTER), 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
-    return launch_cluster(stream_kernel<N, PARTS, EACH>, grid, STREAM_THREADS, bytes, stream, call);
+    return launch_clusters(CLUSTER, stream_kernel<N, PARTS, EACH>, grid, STREAM_THREADS, bytes, stream, call);
 }
 
 template <int N> int launch_stream(mf_cuda_linear_maps &call, cudaStream_t stream)

@@ -108,6 +108,20 @@ MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, ui
 #endif
 }
 
+/* copy_box of weights that a launch reads once, or a few times close together: they leave the second-level cache before
+ * what the kernels of a step share - their code, tables, activations - which a layer's experts would push out. */
+MF_PTX void copy_box_once(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    constexpr uint64_t EVICT_FIRST = 0x12f0000000000000; /* as createpolicy.fractional.L2::evict_first makes it */
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%3, %4, "
+                 "%5}], [%2], %6;" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "l"(EVICT_FIRST)
+                 : "memory");
+#endif
+}
+
 /* What ordinary stores and cp.async wrote to shared memory is seen by wgmma. */
 MF_PTX void fence_shared_for_products()
 {
@@ -132,6 +146,67 @@ MF_PTX void store_transposed(void *row, uint32_t a, uint32_t b, uint32_t c, uint
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(a),
                  "r"(b), "r"(c), "r"(d)
                  : "memory");
+#endif
+}
+
+/* Four 8 x 8 matrices of 2-byte elements to the 16-byte rows whose addresses the lanes give. */
+MF_PTX void store_matrices(void *row, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+#if MF_HAS_WGMMA
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
+                 : "memory");
+#endif
+}
+
+/* ---- clusters of two blocks ---- */
+
+/* The place of `p` in the shared memory of the cluster's block `rank`. */
+MF_PTX uint32_t address_of_block(const void *p, int rank)
+{
+    uint32_t at = 0;
+#if MF_HAS_WGMMA
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(p)), "r"(rank));
+#endif
+    return at;
+}
+
+/* Arrives at the barrier of the cluster's block `rank`. */
+MF_PTX void arrive_at_block(uint64_t *barrier, int rank)
+{
+#if MF_HAS_WGMMA
+    /* Without .release.cluster, which is a fence of the whole device each time: only products' reads went before. */
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of_block(barrier, rank)) : "memory");
+#endif
+}
+
+/* A word to a block of the cluster, whose barrier counts its bytes. */
+MF_PTX void give_word(uint32_t *word, uint32_t v, uint64_t *barrier, int rank)
+{
+#if MF_HAS_WGMMA
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
+                     address_of_block(word, rank)),
+                 "r"(v), "r"(address_of_block(barrier, rank))
+                 : "memory");
+#endif
+}
+
+/* copy_box to the same place of both blocks; each one's barrier counts the bytes. */
+MF_PTX void copy_box_to_both(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "h"((uint16_t)3)
+                 : "memory");
+#endif
+}
+
+/* The end of what all threads of a cluster do. */
+MF_PTX void cluster_end()
+{
+#if MF_HAS_WGMMA
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 
