@@ -82,13 +82,7 @@ INLINE __m512i arrange(const lanes_kind kind, __m512i line)
 INLINE void expand(const lanes_kind kind, __m512i v, __m512i offset, __m512i *steps)
 {
     if (kind.format == MF_FORMAT_FP8_BLOCK) {
-        const __m512i low0 = _mm512_load_si512(e4m3_low), low1 = _mm512_load_si512(e4m3_low + 64);
-        const __m512i high0 = _mm512_load_si512(e4m3_high), high1 = _mm512_load_si512(e4m3_high + 64);
-        const __m512i low = _mm512_permutex2var_epi8(low0, v, low1); /* looks at seven bits */
-        __m512i high = _mm512_permutex2var_epi8(high0, v, high1);
-        high = _mm512_ternarylogic_epi64(high, v, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (v & 0x80) */
-        steps[0] = _mm512_unpacklo_epi8(low, high);
-        steps[1] = _mm512_unpackhi_epi8(low, high);
+        e4m3_values(v, &steps[0], &steps[1]);
         return;
     }
     const __m512 e2m1 = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,

@@ -233,7 +233,7 @@ INLINE void turn(const lanes_kind kind, __m512i v[LANES])
 INLINE __m512 row_scales(const lanes_kind kind, const mf_cpu_tile *tile, int64_t r)
 {
     float scale[LANES];
-    if (kind.format != MF_FORMAT_FP8_CHANNEL && kind.format != MF_FORMAT_INT8_CHANNEL) {
+    if (kind.format != MF_FORMAT_INT8_CHANNEL) {
         return _mm512_setzero_ps();
     }
     for (int64_t i = 0; i < LANES; i++) {

@@ -89,16 +89,13 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
     (void)d;
     switch (format) {
     case MF_FORMAT_FP8_CHANNEL: {
-        const __m512i low0 = _mm512_load_si512(e4m3_low), low1 = _mm512_load_si512(e4m3_low + 64);
-        const __m512i high0 = _mm512_load_si512(e4m3_high), high1 = _mm512_load_si512(e4m3_high + 64);
         __m512i codes = n >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((1ull << n) - 1u, p);
         /* so that pairs of bytes come out in the order of columns */
         codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
-        const __m512i low = _mm512_permutex2var_epi8(low0, codes, low1); /* looks at seven bits */
-        __m512i high = _mm512_permutex2var_epi8(high0, codes, high1);
-        high = _mm512_ternarylogic_epi64(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (codes & 0x80) */
-        values[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi8(low, high));
-        values[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi8(low, high));
+        __m512i first, second;
+        e4m3_values(codes, &first, &second);
+        values[0] = _mm512_castsi512_ps(first);
+        values[1] = _mm512_castsi512_ps(second);
         return;
     }
     case MF_FORMAT_INT8_CHANNEL: {

@@ -90,13 +90,7 @@ INLINE int steps_of(const quads_kind kind)
 INLINE void expand(const quads_kind kind, __m512i word, __m512i table, __m512i zeros, __m512i steps[4])
 {
     if (kind.format == MF_FORMAT_FP8_BLOCK) {
-        const __m512i low0 = _mm512_load_si512(e4m3_low), low1 = _mm512_load_si512(e4m3_low + 64);
-        const __m512i high0 = _mm512_load_si512(e4m3_high), high1 = _mm512_load_si512(e4m3_high + 64);
-        const __m512i low = _mm512_permutex2var_epi8(low0, word, low1); /* looks at seven bits */
-        __m512i high = _mm512_permutex2var_epi8(high0, word, high1);
-        high = _mm512_ternarylogic_epi64(high, word, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (word & 0x80) */
-        steps[0] = _mm512_unpacklo_epi8(low, high);
-        steps[1] = _mm512_unpackhi_epi8(low, high);
+        e4m3_values(word, &steps[0], &steps[1]);
         return;
     }
     UNROLL(4) for (int i = 0; i < 4; i++)
