@@ -115,8 +115,8 @@ typedef struct mf_device_options {
 /* Opens "ref" (the specification in plain C, one thread), "cpu" (the fastest code this machine's ISA allows; the
  * environment variable MOEFUSE_ISA = c | avx2 lowers it) or "cuda" or "cuda:N" (the N-th NVIDIA GPU, compute capability 8.0
  * or later, by a shared object that is looked for at that moment: libmoefuse_cuda.so beside this library or program, or
- * what MOEFUSE_CUDA_LIBRARY names).  options may be NULL.  A device may be used from one thread at a time.  mf_device_close
- * accepts NULL and sets *device to NULL. */
+ * what MOEFUSE_CUDA_LIBRARY names).  options may be NULL.  A device may be used from one thread at a time; the caller's takes
+ * part in the work and needs 512 KiB of stack.  mf_device_close accepts NULL and sets *device to NULL. */
 MF_API mf_status mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 MF_API void mf_device_close(mf_device **device);
 MF_API const char *mf_device_name(const mf_device *device);        /* "ref", "cpu" */
