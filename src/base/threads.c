@@ -33,6 +33,8 @@ enum { STACK_BYTES = 4 * MF_THREAD_STACK_BYTES };
 enum { STACK_BYTES = MF_THREAD_STACK_BYTES };
 #endif
 
+#define WORKER_NAME "mf-worker"
+
 typedef struct mf_worker {
     mf_pool *pool;
     pthread_t thread;
@@ -184,13 +186,16 @@ static int attributes_init(pthread_attr_t *attributes)
     return failed;
 }
 
-int mf_thread_start(pthread_t *thread, void *(*run)(void *context), void *context)
+int mf_thread_start(pthread_t *thread, const char *name, void *(*run)(void *context), void *context)
 {
     pthread_attr_t attributes;
     int failed = attributes_init(&attributes);
     if (!failed) {
         failed = pthread_create(thread, &attributes, run, context);
         pthread_attr_destroy(&attributes);
+    }
+    if (!failed) {
+        pthread_setname_np(*thread, name);
     }
     return failed;
 }
@@ -206,8 +211,11 @@ static bool start_worker(mf_pool *pool, mf_worker *worker, const int32_t *cpu)
                   pthread_create(&worker->thread, &attributes, worker_main, worker) == 0;
         pthread_attr_destroy(&attributes);
         pool->num_pinned += started && places == &set;
+        if (started) {
+            pthread_setname_np(worker->thread, WORKER_NAME);
+        }
     }
-    return started || mf_thread_start(&worker->thread, worker_main, worker) == 0;
+    return started || mf_thread_start(&worker->thread, WORKER_NAME, worker_main, worker) == 0;
 }
 
 mf_status mf_pool_open_with(const mf_pool_options *options, mf_pool **out, mf_error *err)

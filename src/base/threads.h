@@ -14,8 +14,9 @@
 /* Of every thread that the libraries start: products of many tokens keep some 250 KiB beside them, and nothing recurses on input. */
 enum { MF_THREAD_STACK_BYTES = 512 << 10 };
 
-/* A thread with a stack of that size (tests under a sanitizer: what that needs); 0 or an errno value. */
-int mf_thread_start(pthread_t *thread, void *(*run)(void *context), void *context);
+/* A thread with a stack of that size (tests under a sanitizer: what that needs); 0 or an errno value.  name: at most 15 bytes,
+ * what `top -H` shows; a system that gives no names changes nothing else. */
+int mf_thread_start(pthread_t *thread, const char *name, void *(*run)(void *context), void *context);
 
 typedef struct mf_pool mf_pool;
 

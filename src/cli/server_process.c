@@ -229,7 +229,7 @@ mf_status mf_server_process_start(const mf_server_options *options, mf_server_pr
     p->show_log = options->show_log;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, NULL);
-    p->has_reader = mf_thread_start(&p->reader, read_log, p) == 0;
+    p->has_reader = mf_thread_start(&p->reader, "mf-log", read_log, p) == 0;
     status = p->has_reader ? wait_until_ready(p, options->stop, err) : mf_fail(err, MF_ERR_NOMEM, "server: no thread");
     *out = p;
     if (status != MF_OK) {

@@ -38,7 +38,7 @@ static mf_status open_thread(mf_service *s, mf_error *err)
     if (s->wake_fd < 0) {
         return mf_fail(err, MF_ERR_IO, "eventfd: %s", strerror(errno));
     }
-    int failed = mf_thread_start(&s->thread, mf_service_thread, s);
+    int failed = mf_thread_start(&s->thread, "mf-engine", mf_service_thread, s);
     if (failed) {
         return mf_fail(err, MF_ERR_NOMEM, "the engine's thread: %s", strerror(failed));
     }

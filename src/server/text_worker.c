@@ -63,7 +63,7 @@ mf_status mf_text_worker_open(int32_t max_jobs, size_t max_bytes, mf_text_worker
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->come, NULL);
     w->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    int failed = w->wake_fd < 0 ? errno : mf_thread_start(&w->thread, work, w);
+    int failed = w->wake_fd < 0 ? errno : mf_thread_start(&w->thread, "mf-text", work, w);
     if (failed) {
         mf_text_worker_close(&w);
         return mf_fail(err, MF_ERR_IO, "text worker: %s", strerror(failed));

@@ -220,13 +220,12 @@ def same_tokens(program, quick):
 # ---- an engine that stands still, an end that comes too soon ------------------------------------------------------------------
 
 
-def busiest_thread(pid):
-    def ticks(tid):
-        with open(f"/proc/{pid}/task/{tid}/stat") as f:
-            fields = f.read().rsplit(")", 1)[1].split()
-        return int(fields[11]) + int(fields[12])
+def engine_thread(pid):
+    def name(tid):
+        with open(f"/proc/{pid}/task/{tid}/comm") as f:
+            return f.read().strip()
 
-    return max(map(int, os.listdir(f"/proc/{pid}/task")), key=ticks)
+    return next(tid for tid in map(int, os.listdir(f"/proc/{pid}/task")) if name(tid) == "mf-engine")
 
 
 class StoppedThread:
@@ -258,7 +257,7 @@ def stalled_engine(program, quick):
         while not all(c.times for _, c in load.live.values()):
             load.turn(0.1)
         try:
-            stopped = StoppedThread(busiest_thread(server.process.pid)).__enter__()
+            stopped = StoppedThread(engine_thread(server.process.pid)).__enter__()
         except OSError as error:
             print(f"# not run: a thread cannot be stopped here ({error})", flush=True)
             return

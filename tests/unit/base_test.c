@@ -85,7 +85,7 @@ TEST(threads_have_small_stacks)
     pthread_t thread;
     mf_pool *pool;
     mf_error err = { 0 };
-    CHECK_EQ(mf_thread_start(&thread, measure_stack, &alone), 0);
+    CHECK_EQ(mf_thread_start(&thread, "mf-test", measure_stack, &alone), 0);
     pthread_join(thread, NULL);
     CHECK_OK(mf_pool_open(3, &pool, &err), err);
     for (int i = 0; i < 1000 && !sizes[1] && !sizes[2]; i++) {
