@@ -24,7 +24,7 @@ typedef struct mla_call {
     int64_t first, num_tokens;           /* the portion */
     int64_t query_stride, result_stride; /* floats per head */
     float *query;                        /* [num_tokens, heads, query_stride] */
-    float *result;                       /* [num_tokens, heads, result_stride] */
+    void *result;                        /* [num_tokens, heads, result_stride] of the cache's type */
     float *room;                         /* threads' parts: room_floats each; or the inner attention's scratch memory */
     int64_t room_floats;
     int64_t row_bytes; /* of a packed result */
@@ -50,12 +50,12 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
     const int64_t rows =
         c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2 : DECODED_ROWS * c.result_stride;
     const int64_t absorbing = rows + args->qk_nope_head_dim * TOKENS;
-    const int64_t expanding = (TOKENS * c.row_bytes + 2 * args->kv_lora_rank + 3) / 4;
+    const int64_t expanding = (TOKENS * c.row_bytes + 3) / 4 + args->kv_lora_rank;
     c.room_floats = ((absorbing > expanding ? absorbing : expanding) + 15) / 16 * 16;
     if (args->scratch) {
         c.query = args->scratch + (64 - (uintptr_t)args->scratch % 64) % 64 / sizeof(float);
         c.result = c.query + c.num_tokens * args->num_heads * c.query_stride;
-        c.room = c.result + c.num_tokens * args->num_heads * c.result_stride;
+        c.room = (float *)c.result + c.num_tokens * args->num_heads * c.result_stride;
     }
     return c;
 }
@@ -75,6 +75,7 @@ static mf_cpu_attend make_attend(const mla_call *c)
                             .q_token_stride = args->num_heads * c->query_stride,
                             .q_head_stride = c->query_stride,
                             .out = c->result,
+                            .out_dtype = args->kv.dtype,
                             .out_token_stride = args->num_heads * c->result_stride,
                             .out_head_stride = c->result_stride,
                             .scratch = c->room };
@@ -108,6 +109,7 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const 
     const mf_mla_args *args = c->args;
     const int64_t nope = args->qk_nope_head_dim, first_row = head * (nope + args->v_head_dim);
     float ones[TOKENS];
+    _Alignas(64) uint8_t weighed[MF_CPU_TILE_WEIGHTS_BYTES];
     mf_cpu_asker nothing = { 0 };
     for (int64_t t = 0; t < TOKENS; t++) {
         ones[t] = 1.0f;
@@ -123,19 +125,24 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const 
             limits[t] = (int32_t)count;
         }
         c->kernels->attention.tiles->pack_rows(stored, count, args->kv_lora_rank, &nothing, rows);
+        const mf_cpu_tile_weights of = { .weights = weights + j * stride,
+                                         .num_rows = count,
+                                         .ahead = &nothing,
+                                         .limits = limits,
+                                         .num_queries = c->num_tokens,
+                                         .stride = stride };
         const mf_cpu_tile_blend blend = { .rows = rows,
+                                          .weights = weighed,
                                           .num_rows = count,
                                           .ahead = &nothing,
-                                          .weights = weights + j * stride,
-                                          .limits = limits,
-                                          .num_queries = c->num_tokens,
-                                          .stride = stride,
-                                          .n = args->kv_lora_rank,
                                           .alpha = j > 0 ? ones : NULL,
-                                          .beta = j > 0 ? ones : NULL,
-                                          .acc = c->query + head * c->query_stride,
-                                          .acc_stride = args->num_heads * c->query_stride };
-        c->kernels->attention.tiles->blend(&blend);
+                                          .beta = j > 0 ? ones : NULL };
+        const mf_cpu_tile_sums sums = { .num_queries = c->num_tokens,
+                                        .n = args->kv_lora_rank,
+                                        .acc = c->query + head * c->query_stride,
+                                        .acc_stride = args->num_heads * c->query_stride };
+        c->kernels->attention.tiles->weigh(&of, weighed);
+        c->kernels->attention.tiles->blend(&blend, 1, &sums);
     }
 }
 
@@ -186,6 +193,33 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
     }
 }
 
+/* What expand_head multiplies: one head's results of all tokens, behind `rows` room for one of them as f32. */
+static void pack_results(const mla_call *c, int64_t head, uint8_t *rows)
+{
+    const int64_t rank = c->args->kv_lora_rank, step = c->args->num_heads * c->result_stride;
+    const bool is_bf16 = c->args->kv.dtype == MF_BF16;
+    const bool turns = is_bf16 && c->kernels->turn_panel && c->source.form == MF_CPU_FORM_BF16_PANEL;
+    float *wide = (float *)(void *)rows + (TOKENS * c->row_bytes + 3) / 4;
+    for (int64_t t = 0; t < c->num_tokens; t++) {
+        const int64_t at = t * step + head * c->result_stride;
+        const uint16_t *stored = (const uint16_t *)c->result + at;
+        if (turns && c->num_tokens - t >= MF_CPU_PANEL) {
+            const uint16_t *panel[MF_CPU_PANEL];
+            for (int64_t i = 0; i < MF_CPU_PANEL; i++) {
+                panel[i] = stored + i * step;
+            }
+            c->kernels->turn_panel(panel, rank, rows + t * c->row_bytes);
+            t += MF_CPU_PANEL - 1;
+            continue;
+        }
+        const mf_cpu_pack pack = mf_cpu_pack_at(c->source.form, rank, rows, c->row_bytes, t, c->num_tokens);
+        if (is_bf16) {
+            c->kernels->load_row(stored, MF_BF16, rank, wide);
+        }
+        c->kernels->pack(&pack, is_bf16 ? wide : (const float *)c->result + at, 0, rank);
+    }
+}
+
 /* Outputs of one head. */
 static void expand_head(void *context, int64_t head, int32_t thread)
 {
@@ -193,17 +227,7 @@ static void expand_head(void *context, int64_t head, int32_t thread)
     const mf_mla_args *args = c->args;
     const int64_t width = args->num_heads * args->v_head_dim;
     uint8_t *rows = (uint8_t *)(c->room + thread * c->room_floats);
-    for (int64_t t = 0; t < c->num_tokens; t++) {
-        const mf_cpu_pack pack =
-            mf_cpu_pack_at(c->source.form, args->kv_lora_rank, rows, c->row_bytes, t, c->num_tokens);
-        float *result = c->result + (t * args->num_heads + head) * c->result_stride;
-        if (args->kv.dtype == MF_BF16) {
-            uint16_t *rounded = (uint16_t *)(void *)(rows + c->num_tokens * c->row_bytes);
-            c->kernels->store_row(result, args->kv_lora_rank, MF_BF16, rounded);
-            c->kernels->load_row(rounded, MF_BF16, args->kv_lora_rank, result);
-        }
-        c->kernels->pack(&pack, result, 0, args->kv_lora_rank);
-    }
+    pack_results(c, head, rows);
     const int64_t step = c->kernels->tile_tokens;
     for (int64_t t = 0; t < c->num_tokens; t += step) {
         const void *x[MF_CPU_MOST_TILE_TOKENS];

@@ -262,10 +262,10 @@ static bool pack_rows(const void *const *rows, int64_t num_rows, int64_t dim, mf
 
 /* ---- weighted sums: tiles of [16 queries][16 even or odd columns] ---- */
 
-typedef uint8_t weight_tiles[MOST_GROUPS][MOST_STEPS][TILE];
+_Static_assert(MOST_GROUPS * MOST_STEPS * TILE == MF_CPU_TILE_WEIGHTS_BYTES, "weights of a panel and a block");
 
 /* Weights of 16 queries as tiles [16 queries][32 rows], 0 before a query's begin and from its limit on. */
-static void pack_weights(const mf_cpu_tile_blend *a, int64_t q, uint8_t (*tiles)[TILE])
+static void pack_weights(const mf_cpu_tile_weights *a, int64_t q, uint8_t (*tiles)[TILE])
 {
     const __m512i limits = _mm512_loadu_si512(a->limits + q);
     const __m512i begins = a->begins ? _mm512_loadu_si512(a->begins + q) : _mm512_setzero_si512();
@@ -291,18 +291,26 @@ static void pack_weights(const mf_cpu_tile_blend *a, int64_t q, uint8_t (*tiles)
     }
 }
 
+static void weigh(const mf_cpu_tile_weights *a, void *out)
+{
+    uint8_t(*weights)[MOST_STEPS][TILE] = out;
+    for (int64_t q = a->first_query / SIDE * SIDE; q < a->num_queries; q += SIDE) {
+        pack_weights(a, q, weights[q / SIDE]);
+    }
+}
+
 /* Sums of even and odd columns of 16 queries from q on to columns [i, i + 32) of their rows. */
-INLINE void put_sums(const mf_cpu_tile_blend *a, const float *sums, int64_t q, int64_t i)
+INLINE void put_sums(const mf_cpu_tile_blend *a, const mf_cpu_tile_sums *to, const float *sums, int64_t q, int64_t i)
 {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    const __mmask16 m0 = mask16(a->n - i), m1 = mask16(a->n - i - 16);
+    const __mmask16 m0 = mask16(to->n - i), m1 = mask16(to->n - i - 16);
     const int64_t first = q < a->first_query ? a->first_query : q;
-    const int64_t end = q + SIDE < a->num_queries ? q + SIDE : a->num_queries;
+    const int64_t end = q + SIDE < to->num_queries ? q + SIDE : to->num_queries;
     for (int64_t j = first; j < end; j++) {
         const __m512 even = _mm512_loadu_ps(sums + (j - q) * SIDE), odd = _mm512_loadu_ps(sums + (j - q + SIDE) * SIDE);
         __m512 x = _mm512_permutex2var_ps(even, low, odd), y = _mm512_permutex2var_ps(even, high, odd);
-        float *acc = a->acc + j * a->acc_stride + i;
+        float *acc = to->acc + j * to->acc_stride + i;
         if (a->alpha) {
             const __m512 alpha = _mm512_set1_ps(a->alpha[j]), beta = _mm512_set1_ps(a->beta[j]);
             x = _mm512_fmadd_ps(x, beta, _mm512_mul_ps(_mm512_maskz_loadu_ps(m0, acc), alpha));
@@ -314,10 +322,11 @@ INLINE void put_sums(const mf_cpu_tile_blend *a, const float *sums, int64_t q, i
 }
 
 /* 32 columns of one group of queries, or of two. */
-INLINE void blend_32(const mf_cpu_tile_blend *a, const weight_tiles weights, int64_t q, int64_t i, bool two)
+INLINE void blend_32(const mf_cpu_tile_blend *a, const mf_cpu_tile_sums *to, int64_t q, int64_t i, bool two)
 {
     _Alignas(64) float sums[4][SIDE * SIDE];
-    const int64_t columns = mf_cpu_tile_columns(a->n), steps = (a->num_rows + STEP - 1) / STEP;
+    const uint8_t(*weights)[MOST_STEPS][TILE] = a->weights;
+    const int64_t columns = mf_cpu_tile_columns(to->n), steps = (a->num_rows + STEP - 1) / STEP;
     const int64_t g = q / SIDE, skipped = a->first_row / STEP;
     const uint8_t *rows = (const uint8_t *)a->rows + i / STEP * 2 * TILE + skipped * STEP * columns * 2;
     AMX_ZERO(0);
@@ -343,28 +352,28 @@ INLINE void blend_32(const mf_cpu_tile_blend *a, const weight_tiles weights, int
         AMX_STORE(2, sums[2], AMX_ROW_BYTES);
         AMX_STORE(3, sums[3], AMX_ROW_BYTES);
     }
-    put_sums(a, sums[0], q, i);
+    put_sums(a, to, sums[0], q, i);
     if (two) {
-        put_sums(a, sums[2], q + SIDE, i);
+        put_sums(a, to, sums[2], q + SIDE, i);
     }
 }
 
-static void blend_of(const mf_cpu_tile_blend *a)
+/* Sums of 32 columns stay near while part after part is added. */
+static void blend_of(const mf_cpu_tile_blend *parts, int64_t count, const mf_cpu_tile_sums *to)
 {
-    _Alignas(64) weight_tiles weights;
     const amx_config config = whole_tiles();
-    const int64_t first = a->first_query / SIDE * SIDE;
-    for (int64_t q = first; q < a->num_queries; q += SIDE) {
-        pack_weights(a, q, weights[q / SIDE]);
-    }
     AMX_CONFIGURE(&config);
-    for (int64_t i = 0; i < a->n; i += STEP) {
-        int64_t q = first;
-        for (; q + SIDE < a->num_queries; q += 2 * SIDE) {
-            blend_32(a, (const uint8_t(*)[MOST_STEPS][TILE])weights, q, i, true);
-        }
-        if (q < a->num_queries) {
-            blend_32(a, (const uint8_t(*)[MOST_STEPS][TILE])weights, q, i, false);
+    for (int64_t i = 0; i < to->n; i += STEP) {
+        for (int64_t q = 0; q < to->num_queries; q += 2 * SIDE) {
+            for (const mf_cpu_tile_blend *a = parts; a < parts + count; a++) {
+                const bool low = q + SIDE > a->first_query;
+                const bool high = q + SIDE < to->num_queries && q + 2 * SIDE > a->first_query;
+                if (low && high) {
+                    blend_32(a, to, q, i, true);
+                } else if (low || high) {
+                    blend_32(a, to, low ? q : q + SIDE, i, false);
+                }
+            }
         }
     }
     AMX_RELEASE();
@@ -379,7 +388,7 @@ static void blend_of(const mf_cpu_tile_blend *a)
 void FILL(mf_cpu_kernels *k)
 {
     static const mf_cpu_attention_tiles tiles = {
-        .pack = pack_queries, .scores = scores_of, .pack_rows = pack_rows, .blend = blend_of
+        .pack = pack_queries, .scores = scores_of, .pack_rows = pack_rows, .weigh = weigh, .blend = blend_of
     };
     k->attention.tiles = &tiles;
 }

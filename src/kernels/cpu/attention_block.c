@@ -10,7 +10,11 @@
 
 #include "kernels/ref/ref_ops.h"
 
-enum { QUERIES = MF_CPU_QUERIES, ROWS = MF_CPU_KV_ROWS };
+enum {
+    QUERIES = MF_CPU_QUERIES,
+    ROWS = MF_CPU_KV_ROWS,
+    WEIGHTS = MF_CPU_SPAN_BLOCKS * MF_CPU_TILE_WEIGHTS_BYTES / 4 /* floats */
+};
 
 typedef mf_cpu_attend_item item;
 typedef mf_cpu_attend_block block;
@@ -42,20 +46,32 @@ static float *keys_of(float *room)
     return room + QUERIES * ROWS;
 }
 
-static float *values_of(const mf_cpu_kernels *kernels, const mf_cpu_attend *call, float *room)
+/* Tiles have a place for each block of a span. */
+static float *values_of(const mf_cpu_kernels *kernels, const mf_cpu_attend *call, float *room, int64_t first)
 {
-    return keys_of(room) + key_floats(kernels, call);
+    const int64_t place = mf_cpu_attend_uses_tiles(kernels, call) ? first / ROWS % MF_CPU_SPAN_BLOCKS : 0;
+    return keys_of(room) + key_floats(kernels, call) + place * value_floats(kernels, call);
 }
 
 int64_t mf_cpu_attend_block_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call)
 {
-    return QUERIES * ROWS + key_floats(kernels, call) + value_floats(kernels, call);
+    const int64_t places = mf_cpu_attend_uses_tiles(kernels, call) ? MF_CPU_SPAN_BLOCKS : 1;
+    return QUERIES * ROWS + key_floats(kernels, call) + places * value_floats(kernels, call);
 }
 
 int64_t mf_cpu_attend_panel_floats(const mf_cpu_kernels *kernels, const mf_cpu_attend *call, int64_t num_queries)
 {
-    return mf_cpu_attend_uses_tiles(kernels, call) ? num_queries * mf_cpu_tile_columns(call->key_dim) / 2
-                                                   : num_queries * call->key_dim;
+    if (!mf_cpu_attend_uses_tiles(kernels, call)) {
+        return num_queries * call->key_dim;
+    }
+    return num_queries * mf_cpu_tile_columns(call->key_dim) / 2 + (num_queries < MF_CPU_COPY_QUERIES ? 0 : WEIGHTS);
+}
+
+/* Behind a panel's queries: its weights of the blocks of a span. */
+static void *weights_of(const mf_cpu_kernels *kernels, const mf_cpu_attend *call, float *panel, int64_t place)
+{
+    float *end = panel + mf_cpu_attend_panel_floats(kernels, call, QUERIES);
+    return end - WEIGHTS + place * (WEIGHTS / MF_CPU_SPAN_BLOCKS);
 }
 
 void mf_cpu_attend_pack(const mf_cpu_kernels *kernels, const item *it, float *panel)
@@ -156,7 +172,7 @@ static void make_floats(const mf_cpu_kernels *kernels, const item *it, float *ro
             b->values[s] = b->keys[s] + call->value_first;
         }
     } else {
-        copy_rows(kernels, dtype, b->raw_values, b->n, call->value_dim, values_of(kernels, call, room), b->values);
+        copy_rows(kernels, dtype, b->raw_values, b->n, call->value_dim, values_of(kernels, call, room, 0), b->values);
     }
 }
 
@@ -166,7 +182,7 @@ static void make_tile_rows(const mf_cpu_kernels *kernels, const item *it, float 
 {
     const mf_cpu_attend *call = it->call;
     b->is_finite = kernels->attention.tiles->pack_rows(b->raw_values, b->n, call->value_dim, &b->ahead,
-                                                       values_of(kernels, call, room));
+                                                       values_of(kernels, call, room, b->first));
     const bool in_place = call->kv->block_size % MF_CPU_TILE_ROWS == 0 && call->key_dim % MF_CPU_TILE_COLUMNS == 0;
     const int64_t columns = mf_cpu_tile_columns(call->key_dim), bytes = columns * 2;
     uint8_t *copies = (uint8_t *)keys_of(room);
@@ -262,56 +278,100 @@ static void make_scores(const mf_cpu_kernels *kernels, const item *it, block *b,
     kernels->attention.scores(&scores);
 }
 
-/* Weighted sums by tiles.  Where a value is not finite, rows that a token may not see must not even be weighed with 0:
- * then its rows are laid out for each token on its own. */
-static void blend_tiles(const mf_cpu_kernels *kernels, const item *it, const block *b, mf_cpu_tile_blend *blend,
-                        float *room)
+static mf_cpu_tile_sums tile_sums(const item *it, float *acc)
+{
+    return (mf_cpu_tile_sums){ .num_queries = it->num_queries,
+                               .n = it->call->value_dim,
+                               .acc = acc,
+                               .acc_stride = mf_cpu_attend_acc_stride(it->call) };
+}
+
+/* Where a value is not finite, rows that a token may not see must not even be weighed with 0: the block's rows are laid
+ * out for each token on its own. */
+static void blend_by_token(const mf_cpu_kernels *kernels, const item *it, const block *b, mf_cpu_tile_weights *weights,
+                           mf_cpu_tile_blend *blend, mf_cpu_tile_sums sums, void *weighed, float *rows)
 {
     const mf_cpu_attention_tiles *tiles = kernels->attention.tiles;
     mf_cpu_asker nothing = { 0 };
-    const int64_t end = blend->num_queries;
-    if (b->is_finite || (!blend->begins && blend->limits[blend->first_query] == b->n)) {
-        tiles->blend(blend);
-        return;
-    }
-    float *rows = values_of(kernels, it->call, room);
-    for (int64_t q = blend->first_query; q < end; q = blend->num_queries) {
-        blend->first_query = q;
-        blend->num_queries = q + it->num_heads - q % it->num_heads;
-        blend->num_rows = blend->limits[q];
+    blend->ahead = &nothing;
+    for (int64_t q = blend->first_query; q < it->num_queries; q = sums.num_queries) {
+        blend->first_query = weights->first_query = q;
+        sums.num_queries = weights->num_queries = q + it->num_heads - q % it->num_heads;
+        blend->num_rows = weights->num_rows = weights->limits[q];
         const void *seen[ROWS] = { NULL };
-        for (int64_t s = blend->begins ? blend->begins[q] : 0; s < blend->num_rows; s++) {
+        for (int64_t s = weights->begins ? weights->begins[q] : 0; s < blend->num_rows; s++) {
             seen[s] = b->raw_values[s];
         }
         tiles->pack_rows(seen, blend->num_rows, it->call->value_dim, &nothing, rows);
-        tiles->blend(blend);
+        tiles->weigh(weights, weighed);
+        tiles->blend(blend, 1, &sums);
     }
     tiles->pack_rows(b->raw_values, b->n, it->call->value_dim, &nothing, rows);
+}
+
+/* Weighted sums by tiles, now or at the span's end. */
+static void make_tile_sums(const mf_cpu_kernels *kernels, const item *it, block *b, const view *seen,
+                           const float *alpha, const float *beta, float *panel, float *room, const part *span,
+                           mf_cpu_attend_pending *pending)
+{
+    const mf_cpu_attend *call = it->call;
+    const bool is_all_seen = !seen->begins && seen->limits[seen->first_query] == b->n;
+    _Alignas(64) uint8_t here[MF_CPU_TILE_WEIGHTS_BYTES];
+    float *rows = values_of(kernels, call, room, b->first);
+    mf_cpu_tile_weights weights = { .weights = scores_of(room),
+                                    .first_row = seen->first_row,
+                                    .num_rows = b->n,
+                                    .ahead = &b->ahead,
+                                    .begins = seen->begins,
+                                    .limits = seen->limits,
+                                    .first_query = seen->first_query,
+                                    .num_queries = it->num_queries,
+                                    .stride = it->stride };
+    mf_cpu_tile_blend blend = { .rows = rows,
+                                .weights = here,
+                                .first_row = seen->first_row,
+                                .num_rows = b->n,
+                                .ahead = &b->ahead,
+                                .first_query = seen->first_query,
+                                .alpha = alpha,
+                                .beta = beta };
+    const mf_cpu_tile_sums sums = tile_sums(it, span->acc);
+    if (!b->is_finite && !is_all_seen) {
+        if (pending) {
+            mf_cpu_attend_end_span(kernels, it, span, pending);
+        }
+        blend_by_token(kernels, it, b, &weights, &blend, sums, here, rows);
+    } else if (pending) {
+        const int64_t i = pending->count++;
+        void *weighed = weights_of(kernels, call, panel, i);
+        kernels->attention.tiles->weigh(&weights, weighed);
+        blend.weights = weighed;
+        blend.ahead = &pending->nothing;
+        if (alpha) {
+            blend.alpha = memcpy(pending->alpha[i], alpha, sizeof pending->alpha[i]);
+            blend.beta = memcpy(pending->beta[i], beta, sizeof pending->beta[i]);
+        }
+        pending->parts[i] = blend;
+    } else {
+        kernels->attention.tiles->weigh(&weights, here);
+        kernels->attention.tiles->blend(&blend, 1, &sums);
+    }
+}
+
+void mf_cpu_attend_end_span(const mf_cpu_kernels *kernels, const item *it, const part *span,
+                            mf_cpu_attend_pending *pending)
+{
+    if (pending->count > 0) {
+        const mf_cpu_tile_sums sums = tile_sums(it, span->acc);
+        kernels->attention.tiles->blend(pending->parts, pending->count, &sums);
+        pending->count = 0;
+    }
 }
 
 static void make_sums(const mf_cpu_kernels *kernels, const item *it, block *b, const view *seen, const float *alpha,
                       const float *beta, float *room, float *acc)
 {
     const mf_cpu_attend *call = it->call;
-    if (mf_cpu_attend_uses_tiles(kernels, call)) {
-        mf_cpu_tile_blend blend = { .rows = values_of(kernels, call, room),
-                                    .first_row = seen->first_row,
-                                    .num_rows = b->n,
-                                    .ahead = &b->ahead,
-                                    .weights = scores_of(room),
-                                    .begins = seen->begins,
-                                    .limits = seen->limits,
-                                    .first_query = seen->first_query,
-                                    .num_queries = it->num_queries,
-                                    .stride = it->stride,
-                                    .n = call->value_dim,
-                                    .alpha = alpha,
-                                    .beta = beta,
-                                    .acc = acc,
-                                    .acc_stride = mf_cpu_attend_acc_stride(call) };
-        blend_tiles(kernels, it, b, &blend, room);
-        return;
-    }
     const mf_cpu_blend blend = { .rows = b->values,
                                  .ahead = b->during_blend,
                                  .weights = scores_of(room),
@@ -338,8 +398,8 @@ void mf_cpu_attend_clear(const mf_cpu_attend *call, const part *sums, int64_t nu
 }
 
 /* With a window a query that comes to see rows after others of its panel did must find what it finds alone: nothing. */
-void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, block *b, bool starts, const float *panel,
-                             float *room, const part *span)
+void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, block *b, bool starts, float *panel,
+                             float *room, const part *span, mf_cpu_attend_pending *pending)
 {
     const mf_cpu_attend *call = it->call;
     const int64_t first_query = mf_cpu_attend_first_query(it, b->first);
@@ -381,5 +441,10 @@ void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const item *it, bloc
     if (!starts) {
         kernels->attention.merge(span->max, span->sum, max, sum, it->stride, alpha, beta);
     }
-    make_sums(kernels, it, b, &seen, starts ? NULL : alpha, starts ? NULL : beta, room, span->acc);
+    const float *a = starts ? NULL : alpha, *c = starts ? NULL : beta;
+    if (mf_cpu_attend_uses_tiles(kernels, call)) {
+        make_tile_sums(kernels, it, b, &seen, a, c, panel, room, span, pending);
+    } else {
+        make_sums(kernels, it, b, &seen, a, c, room, span->acc);
+    }
 }

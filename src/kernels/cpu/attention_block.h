@@ -34,6 +34,16 @@ typedef struct mf_cpu_attend_block {
     mf_cpu_asker ahead; /* the same for tiles */
 } mf_cpu_attend_block;
 
+enum { MF_CPU_SPAN_BLOCKS = MF_CPU_SPAN_ROWS / MF_CPU_KV_ROWS };
+
+/* Blocks of a span whose weighted sums a panel has yet to make, by tiles: together they pass over its sums once. */
+typedef struct mf_cpu_attend_pending {
+    int64_t count;
+    mf_cpu_asker nothing; /* blocks of many queries ask for nothing */
+    mf_cpu_tile_blend parts[MF_CPU_SPAN_BLOCKS];
+    float alpha[MF_CPU_SPAN_BLOCKS][MF_CPU_QUERIES], beta[MF_CPU_SPAN_BLOCKS][MF_CPU_QUERIES];
+} mf_cpu_attend_pending;
+
 /* Which of a task's items this is, and whether they together ask for whole rows of the cache. */
 typedef struct mf_cpu_attend_share {
     int64_t index, count;
@@ -96,9 +106,13 @@ void mf_cpu_attend_pack(const mf_cpu_kernels *kernels, const mf_cpu_attend_item 
  * [mf_cpu_attend_block_floats] as far as its rows do not stay where they are; starts: the task's first. */
 void mf_cpu_attend_make_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_share share,
                               float *room, int64_t first, bool starts, mf_cpu_attend_block *b);
-/* Adds a block to a panel's part of the span; the span's first block, `starts`, starts it. */
+/* Adds a block to a panel's part of the span; the span's first block, `starts`, starts it.  With `pending` (panels of
+ * MF_CPU_COPY_QUERIES and more) mf_cpu_attend_end_span makes the sums. */
 void mf_cpu_attend_add_block(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, mf_cpu_attend_block *b,
-                             bool starts, const float *panel, float *room, const mf_cpu_attend_part *span);
+                             bool starts, float *panel, float *room, const mf_cpu_attend_part *span,
+                             mf_cpu_attend_pending *pending);
+void mf_cpu_attend_end_span(const mf_cpu_kernels *kernels, const mf_cpu_attend_item *it, const mf_cpu_attend_part *span,
+                            mf_cpu_attend_pending *pending);
 /* A part without rows: merging onto it gives what is merged. */
 void mf_cpu_attend_clear(const mf_cpu_attend *call, const mf_cpu_attend_part *sums, int64_t num_queries);
 

@@ -205,6 +205,12 @@ static void attend_span(const plan *p, const item *it, const room *r, int64_t sp
     const int64_t task_begin = first_block(p->is_split ? span : 0, begin);
     const int64_t context = mf_cpu_attend_item_context(it);
     const int64_t end = (span + 1) * MF_CPU_SPAN_ROWS < context ? (span + 1) * MF_CPU_SPAN_ROWS : context;
+    mf_cpu_attend_pending pending[MOST_PANELS];
+    const bool puts_off = p->bundle == 1 && p->panel_queries == QUERIES && mf_cpu_attend_uses_tiles(p->kernels, p->call);
+    for (int64_t i = 0; i < MOST_PANELS; i++) {
+        pending[i].count = 0;
+        pending[i].nothing = (mf_cpu_asker){ 0 };
+    }
     for (int64_t first = first_block(span, begin); first < end; first += ROWS) {
         for (int64_t j = 0; j < p->bundle; j++) {
             const mf_cpu_attend_share share = { .index = j, .count = p->bundle, .whole_rows = whole_rows };
@@ -215,12 +221,16 @@ static void attend_span(const plan *p, const item *it, const room *r, int64_t sp
                 const int64_t panel_first = first_block(span, mf_cpu_attend_begin(p->call, panel.first));
                 if (first >= panel_first && mf_cpu_attend_item_context(&panel) > first) {
                     mf_cpu_attend_add_block(p->kernels, &panel, &b, first == panel_first, r->panel[j + i], r->block,
-                                            &out[j + i]);
+                                            &out[j + i], puts_off ? &pending[i] : NULL);
                     b.during_scores.num_rows = 0; /* asked for once */
                     b.during_blend.num_rows = 0;
                 }
             }
         }
+    }
+    item panel;
+    for (int64_t i = 0; puts_off && panel_at(p, it, i, &panel); i++) {
+        mf_cpu_attend_end_span(p->kernels, &panel, &out[i], &pending[i]);
     }
 }
 
@@ -255,10 +265,15 @@ static void finish(const plan *p, const item *it, const part *total, int64_t fir
     const mf_cpu_attend *call = it->call;
     for (int64_t q = first; q < end; q++) {
         const int64_t head = it->group * call->group_heads + it->first_head + q % it->num_heads;
-        float *out =
-            call->out + (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
+        const int64_t at = (it->first + q / it->num_heads) * call->out_token_stride + head * call->out_head_stride;
         const float factor = last_factor(total, q, call->sinks ? call->sinks + head : NULL);
-        p->kernels->attention.scale(total->acc + q * mf_cpu_attend_acc_stride(call), factor, call->value_dim, out);
+        float *acc = total->acc + q * mf_cpu_attend_acc_stride(call);
+        if (call->out_dtype == MF_F32) {
+            p->kernels->attention.scale(acc, factor, call->value_dim, (float *)call->out + at);
+        } else {
+            p->kernels->attention.scale(acc, factor, call->value_dim, acc);
+            p->kernels->store_row(acc, call->value_dim, call->out_dtype, (uint16_t *)call->out + at);
+        }
     }
 }
 

@@ -28,7 +28,8 @@ typedef struct mf_cpu_attend {
     const float *sinks;    /* [heads of all groups] or NULL */
     const float *q; /* token t of the call, head h: q + t * q_token_stride + h * q_head_stride */
     int64_t q_token_stride, q_head_stride;
-    float *out; /* likewise, value_dim floats */
+    void *out; /* likewise, value_dim values of out_dtype: f32, or bf16 to nearest even */
+    mf_dtype out_dtype;
     int64_t out_token_stride, out_head_stride;
     float *scratch; /* mf_cpu_attend_scratch_floats */
 } mf_cpu_attend;

@@ -22,6 +22,7 @@ static mf_cpu_attend make_attend(const mf_gqa_args *args)
                             .q_token_stride = args->num_heads * args->head_dim,
                             .q_head_stride = args->head_dim,
                             .out = args->out,
+                            .out_dtype = MF_F32,
                             .out_token_stride = args->num_heads * args->v_head_dim,
                             .out_head_stride = args->v_head_dim,
                             .scratch = args->scratch };
@@ -41,6 +42,6 @@ void mf_cpu_gqa_attention(mf_device *device, const mf_gqa_args *args)
         attend.num_tokens = left < MF_CPU_ATTEND_TOKENS ? left : MF_CPU_ATTEND_TOKENS;
         mf_cpu_attend_run(device, &attend);
         attend.q += attend.num_tokens * attend.q_token_stride;
-        attend.out += attend.num_tokens * attend.out_token_stride;
+        attend.out = (float *)attend.out + attend.num_tokens * attend.out_token_stride;
     }
 }

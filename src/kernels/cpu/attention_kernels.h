@@ -98,19 +98,32 @@ typedef struct mf_cpu_tile_scores {
     float *out; /* [num_rows, rounded up to 16][stride] */
 } mf_cpu_tile_scores;
 
-/* As mf_cpu_blend, over rows that `pack_rows` has laid out; onto_acc is alpha = beta = 1. */
+/* Weights of rows [first_row, num_rows) for queries [first_query, num_queries), 0 outside [begins, limits). */
+typedef struct mf_cpu_tile_weights {
+    const float *weights; /* [num_rows][stride] */
+    int64_t first_row, num_rows;
+    mf_cpu_asker *ahead;
+    const int32_t *begins, *limits; /* begins: NULL when all are 0 */
+    int64_t first_query, num_queries, stride;
+} mf_cpu_tile_weights;
+
+enum { MF_CPU_TILE_WEIGHTS_BYTES = MF_CPU_QUERIES * MF_CPU_KV_ROWS * 2 };
+
+/* As mf_cpu_blend, over rows that `pack_rows` has laid out, weighed as `weigh` left it; onto_acc is alpha = beta = 1. */
 typedef struct mf_cpu_tile_blend {
-    const void *rows;
+    const void *rows, *weights;
     int64_t first_row, num_rows; /* rows before the first are not needed */
     mf_cpu_asker *ahead;
-    const float *weights; /* [num_rows][stride] */
-    const int32_t *begins, *limits;
-    int64_t first_query, num_queries, stride;
-    int64_t n;
+    int64_t first_query;
     const float *alpha, *beta; /* NULL or [stride] */
+} mf_cpu_tile_blend;
+
+/* Where they go: of num_queries in all, n floats each. */
+typedef struct mf_cpu_tile_sums {
+    int64_t num_queries, n;
     float *acc;
     int64_t acc_stride;
-} mf_cpu_tile_blend;
+} mf_cpu_tile_sums;
 
 typedef struct mf_cpu_attention_tiles {
     /* Queries [stride][dim, padded] as right factors; stride * mf_cpu_tile_columns(dim) * 2 bytes. */
@@ -119,7 +132,9 @@ typedef struct mf_cpu_attention_tiles {
     /* num_rows <= MF_CPU_KV_ROWS rows of bf16 (NULL: zeros), padded with zeros to a multiple of 32 rows and columns, which
      * it takes 2 bytes each.  false: some value is not finite, and 0 times it would not be 0. */
     bool (*pack_rows)(const void *const *rows, int64_t num_rows, int64_t dim, mf_cpu_asker *ahead, void *out);
-    void (*blend)(const mf_cpu_tile_blend *blend);
+    void (*weigh)(const mf_cpu_tile_weights *weights, void *out); /* MF_CPU_TILE_WEIGHTS_BYTES, on a line of the cache */
+    /* `count` parts one after the other: together they pass over acc once. */
+    void (*blend)(const mf_cpu_tile_blend *parts, int64_t count, const mf_cpu_tile_sums *sums);
 } mf_cpu_attention_tiles;
 
 typedef struct mf_cpu_attention_kernels {
