@@ -10,7 +10,8 @@
 #include "kernels/ref/ref_ops.h"
 
 enum {
-    TOKENS = MF_CPU_QUERIES, /* most of a portion */
+    TOKENS = MF_CPU_QUERIES,           /* most of a portion */
+    TILE_TOKENS = MF_CPU_ATTEND_TOKENS, /* the same where W_UK is laid out for tiles, TOKENS of them at a time */
     DECODED_ROWS = 32,       /* of W_UK at a time */
     FEW_ROWS = 8,            /* the same for FEW_TOKENS: they stay in the first level */
     FEW_TOKENS = 8,
@@ -32,6 +33,13 @@ typedef struct mla_call {
     mf_cpu_source source;
 } mla_call;
 
+/* Memory of the results of so many tokens, whole cache lines. */
+static int64_t result_floats(const mla_call *c, int64_t num_tokens)
+{
+    const int64_t values = num_tokens * c->args->num_heads * c->result_stride;
+    return ((c->args->kv.dtype == MF_BF16 ? values / 2 : values) + 15) / 16 * 16;
+}
+
 /* Sizes first; memory when args bring some. */
 static mla_call make_call(const mf_device *device, const mf_mla_args *args)
 {
@@ -39,23 +47,22 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
     mla_call c = { .kernels = kernels, .args = args };
     c.query_stride = mf_cpu_spread(args->kv_lora_rank + args->qk_rope_head_dim);
     c.result_stride = mf_cpu_spread(args->kv_lora_rank);
-    const int64_t per_token = args->num_heads * (c.query_stride + c.result_stride);
-    c.num_tokens = PORTION_FLOATS / per_token < 1        ? 1
-                   : PORTION_FLOATS / per_token < TOKENS ? PORTION_FLOATS / per_token
-                                                         : TOKENS;
-    c.num_tokens = args->num_tokens < c.num_tokens ? args->num_tokens : c.num_tokens;
     c.has_tiles = args->kv.dtype == MF_BF16 && kernels->attention.tiles && args->kv_b->format == MF_FORMAT_BF16;
+    const int64_t per_token = args->num_heads * c.query_stride + result_floats(&c, 1);
+    const int64_t most = c.has_tiles ? TILE_TOKENS : TOKENS, fit = PORTION_FLOATS / per_token;
+    c.num_tokens = fit < 1 ? 1 : fit < most ? fit : most;
+    c.num_tokens = args->num_tokens < c.num_tokens ? args->num_tokens : c.num_tokens;
     c.source = mf_cpu_source_for(kernels, args->kv_b->format, args->kv.dtype, MF_QUANT_NONE);
     c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
     const int64_t rows =
         c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2 : DECODED_ROWS * c.result_stride;
     const int64_t absorbing = rows + args->qk_nope_head_dim * TOKENS;
-    const int64_t expanding = (TOKENS * c.row_bytes + 3) / 4 + args->kv_lora_rank;
+    const int64_t expanding = (c.num_tokens * c.row_bytes + 3) / 4 + args->kv_lora_rank;
     c.room_floats = ((absorbing > expanding ? absorbing : expanding) + 15) / 16 * 16;
     if (args->scratch) {
         c.query = args->scratch + (64 - (uintptr_t)args->scratch % 64) % 64 / sizeof(float);
         c.result = c.query + c.num_tokens * args->num_heads * c.query_stride;
-        c.room = (float *)c.result + c.num_tokens * args->num_heads * c.result_stride;
+        c.room = (float *)c.result + result_floats(&c, c.num_tokens);
     }
     return c;
 }
@@ -89,7 +96,7 @@ size_t mf_cpu_mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
     const mf_cpu_attend attend = make_attend(&c);
     const int64_t inner = mf_cpu_attend_scratch_floats(device, &attend);
     const int64_t rooms = c.room_floats * mf_pool_num_threads(device->pool);
-    return (size_t)(16 + c.num_tokens * args->num_heads * (c.query_stride + c.result_stride) +
+    return (size_t)(16 + c.num_tokens * args->num_heads * c.query_stride + result_floats(&c, c.num_tokens) +
                     (inner > rooms ? inner : rooms));
 }
 
@@ -103,10 +110,26 @@ static void ask_ahead(const mf_matrix *w, int64_t row)
     }
 }
 
-/* The same with tiles: rows of W_UK are to its queries what cached values are to softmax weights. */
-static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const float *weights, int64_t stride)
+/* The head's queries of TOKENS tokens from `first` on, at most, columns one after the other. */
+static int64_t pack_queries(const mla_call *c, int64_t head, int64_t first, float *packed, int64_t *stride)
 {
     const mf_mla_args *args = c->args;
+    const int64_t dim = args->qk_nope_head_dim + args->qk_rope_head_dim;
+    const int64_t count = c->num_tokens - first < TOKENS ? c->num_tokens - first : TOKENS;
+    const float *q[TOKENS];
+    for (int64_t t = 0; t < count; t++) {
+        q[t] = args->q + ((c->first + first + t) * args->num_heads + head) * dim;
+    }
+    *stride = (count + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+    c->kernels->attention.pack(q, count, args->qk_nope_head_dim, packed, *stride);
+    return count;
+}
+
+/* With tiles: rows of W_UK are to its queries what cached values are to softmax weights. */
+static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, float *packed)
+{
+    const mf_mla_args *args = c->args;
+    const mf_cpu_attention_tiles *tiles = c->kernels->attention.tiles;
     const int64_t nope = args->qk_nope_head_dim, first_row = head * (nope + args->v_head_dim);
     float ones[TOKENS];
     _Alignas(64) uint8_t weighed[MF_CPU_TILE_WEIGHTS_BYTES];
@@ -115,34 +138,39 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, const 
         ones[t] = 1.0f;
     }
     for (int64_t j = 0; j < nope; j += MF_CPU_KV_ROWS) {
-        const int64_t count = nope - j < MF_CPU_KV_ROWS ? nope - j : MF_CPU_KV_ROWS;
+        const int64_t rows_left = nope - j < MF_CPU_KV_ROWS ? nope - j : MF_CPU_KV_ROWS;
         const void *stored[MF_CPU_KV_ROWS];
-        int32_t limits[TOKENS] = { 0 };
-        for (int64_t i = 0; i < count; i++) {
+        for (int64_t i = 0; i < rows_left; i++) {
             stored[i] = mf_matrix_row(args->kv_b, first_row + j + i);
         }
-        for (int64_t t = 0; t < c->num_tokens; t++) {
-            limits[t] = (int32_t)count;
+        tiles->pack_rows(stored, rows_left, args->kv_lora_rank, &nothing, rows);
+        for (int64_t first = 0, count; first < c->num_tokens; first += count) {
+            int64_t stride;
+            int32_t limits[TOKENS] = { 0 };
+            count = pack_queries(c, head, first, packed, &stride);
+            for (int64_t t = 0; t < count; t++) {
+                limits[t] = (int32_t)rows_left;
+            }
+            const mf_cpu_tile_weights of = { .weights = packed + j * stride,
+                                             .num_rows = rows_left,
+                                             .ahead = &nothing,
+                                             .limits = limits,
+                                             .num_queries = count,
+                                             .stride = stride };
+            const mf_cpu_tile_blend blend = { .rows = rows,
+                                              .weights = weighed,
+                                              .num_rows = rows_left,
+                                              .ahead = &nothing,
+                                              .alpha = j > 0 ? ones : NULL,
+                                              .beta = j > 0 ? ones : NULL };
+            const int64_t step = args->num_heads * c->query_stride;
+            const mf_cpu_tile_sums sums = { .num_queries = count,
+                                            .n = args->kv_lora_rank,
+                                            .acc = c->query + first * step + head * c->query_stride,
+                                            .acc_stride = step };
+            tiles->weigh(&of, weighed);
+            tiles->blend(&blend, 1, &sums);
         }
-        c->kernels->attention.tiles->pack_rows(stored, count, args->kv_lora_rank, &nothing, rows);
-        const mf_cpu_tile_weights of = { .weights = weights + j * stride,
-                                         .num_rows = count,
-                                         .ahead = &nothing,
-                                         .limits = limits,
-                                         .num_queries = c->num_tokens,
-                                         .stride = stride };
-        const mf_cpu_tile_blend blend = { .rows = rows,
-                                          .weights = weighed,
-                                          .num_rows = count,
-                                          .ahead = &nothing,
-                                          .alpha = j > 0 ? ones : NULL,
-                                          .beta = j > 0 ? ones : NULL };
-        const mf_cpu_tile_sums sums = { .num_queries = c->num_tokens,
-                                        .n = args->kv_lora_rank,
-                                        .acc = c->query + head * c->query_stride,
-                                        .acc_stride = args->num_heads * c->query_stride };
-        c->kernels->attention.tiles->weigh(&of, weighed);
-        c->kernels->attention.tiles->blend(&blend, 1, &sums);
     }
 }
 
@@ -152,21 +180,20 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
     const mla_call *c = context;
     const mf_mla_args *args = c->args;
     const int64_t rank = args->kv_lora_rank, nope = args->qk_nope_head_dim, rope = args->qk_rope_head_dim;
-    const int64_t stride = (c->num_tokens + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
-    const float *q[TOKENS];
-    int32_t limits[TOKENS];
     float *rows = c->room + thread * c->room_floats;
-    float *weights = rows + c->room_floats - args->qk_nope_head_dim * TOKENS;
+    float *packed = rows + c->room_floats - nope * TOKENS;
     float *query = c->query + head * c->query_stride;
     for (int64_t t = 0; t < c->num_tokens; t++) {
-        q[t] = args->q + ((c->first + t) * args->num_heads + head) * (nope + rope);
-        memcpy(query + t * args->num_heads * c->query_stride + rank, q[t] + nope, (size_t)rope * sizeof *query);
+        const float *q = args->q + ((c->first + t) * args->num_heads + head) * (nope + rope);
+        memcpy(query + t * args->num_heads * c->query_stride + rank, q + nope, (size_t)rope * sizeof *query);
     }
-    c->kernels->attention.pack(q, c->num_tokens, nope, weights, stride);
     if (c->has_tiles) {
-        absorb_by_tiles(c, head, rows, weights, stride);
+        absorb_by_tiles(c, head, rows, packed);
         return;
     }
+    int64_t stride;
+    pack_queries(c, head, 0, packed, &stride);
+    int32_t limits[TOKENS];
     const int64_t step = c->num_tokens <= FEW_TOKENS ? FEW_ROWS : DECODED_ROWS;
     for (int64_t j = 0; j < nope; j += step) {
         const float *decoded[DECODED_ROWS];
@@ -181,7 +208,7 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
             limits[t] = (int32_t)count;
         }
         mf_cpu_blend blend = { .rows = decoded,
-                               .weights = weights + j * stride,
+                               .weights = packed + j * stride,
                                .limits = limits,
                                .num_queries = c->num_tokens,
                                .stride = stride,
@@ -199,7 +226,7 @@ static void pack_results(const mla_call *c, int64_t head, uint8_t *rows)
     const int64_t rank = c->args->kv_lora_rank, step = c->args->num_heads * c->result_stride;
     const bool is_bf16 = c->args->kv.dtype == MF_BF16;
     const bool turns = is_bf16 && c->kernels->turn_panel && c->source.form == MF_CPU_FORM_BF16_PANEL;
-    float *wide = (float *)(void *)rows + (TOKENS * c->row_bytes + 3) / 4;
+    float *wide = (float *)(void *)rows + (c->num_tokens * c->row_bytes + 3) / 4;
     for (int64_t t = 0; t < c->num_tokens; t++) {
         const int64_t at = t * step + head * c->result_stride;
         const uint16_t *stored = (const uint16_t *)c->result + at;
