@@ -84,7 +84,9 @@ def cell(row):
     if not row:
         return "-"
     share = f" ({float(row['share']) * 100:.0f} %)" if row["share"] else ""
-    return number(row["figure"]) + share
+    usual = "GB/s" if int(row["T"] or 0) <= 16 else "GFLOP/s"
+    rate = row["unit"] in ("GB/s", "GFLOP/s") and row["unit"] != usual
+    return number(row["figure"]) + (" " + row["unit"] if rate else "") + share
 
 
 def machine(table):

@@ -212,8 +212,8 @@ int mf_bench_mode_kernels(int argc, char **argv)
                "layers of weights take "
                "turns and experts\nare drawn anew for each call, so that no cache holds them.  GB/s counts the stored "
                "bytes of the\n"
-               "experts that a call touched; shares are of ceilings measured in the same run: reading up to T = 16,\n"
-               "the instruction set's arithmetic from T = 64 on.\n");
+               "experts that a call touched; shares are of ceilings measured in the same run: of reading or of the\n"
+               "instruction set's arithmetic, whichever is nearer and so binds.\n");
         mf_flags_help(rows, num_rows, stdout);
         return MF_EXIT_OK;
     }

@@ -126,26 +126,22 @@ TEST(a_block_gives_aligned_pieces_until_it_is_full)
 }
 
 /* 1 us, 20,000 bytes, 30,000 operations: 20 GB/s and 30 GFLOP/s. */
-TEST(a_share_is_of_reading_at_few_tokens_and_of_arithmetic_at_many)
+TEST(a_share_is_of_the_ceiling_that_binds)
 {
     mf_bench_run run = { .read_ceiling = 40,
                          .rate = { [MF_RATE_F32] = 100, [MF_RATE_BF16] = 300, [MF_RATE_INT8] = 60 } };
-    mf_bench_row row = { .us = 1, .tokens = 16 };
+    mf_bench_row row = { .us = 1, .tokens = 64 };
     mf_bench_set_rates(&run, &row, 20000, 30000, MF_RATE_BF16);
     CHECK(row.gb_per_s == 20 && row.gflops == 30 && row.share == 0.5 && row.ceiling == 40);
     CHECK_STR(row.ceiling_unit, "GB/s");
-    row.tokens = 64;
-    mf_bench_set_rates(&run, &row, 20000, 30000, MF_RATE_BF16);
-    CHECK(row.share == 0.1 && row.ceiling == 300);
+    mf_bench_set_rates(&run, &row, 20000, 210000, MF_RATE_BF16);
+    CHECK(row.share == 0.7 && row.ceiling == 300);
     CHECK_STR(row.ceiling_unit, "GFLOP/s");
-    mf_bench_set_rates(&run, &row, 20000, 30000, MF_RATE_INT8); /* no int8 instruction to speak of: f32's rate holds */
+    mf_bench_set_rates(&run, &row, 2000, 30000, MF_RATE_INT8); /* no int8 instruction to speak of: f32's rate holds */
     CHECK(row.share == 0.3 && row.ceiling == 100);
     CHECK_STR(row.ceiling_unit, "GOP/s");
-    row.tokens = 32; /* between: whichever is nearer */
-    mf_bench_set_rates(&run, &row, 20000, 30000, MF_RATE_F32);
-    CHECK(row.share == 0.5);
-    mf_bench_set_rates(&run, &row, 20000, 60000, MF_RATE_F32);
-    CHECK(row.share == 0.6);
+    mf_bench_set_rates(&run, &row, 0, 30000, MF_RATE_F32); /* nothing read */
+    CHECK(row.share == 0.3 && row.ceiling == 100);
 }
 
 TEST(a_level_that_is_used_is_available_and_has_loops)

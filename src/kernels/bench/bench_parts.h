@@ -91,8 +91,7 @@ void mf_bench_add_time(mf_bench_run *run, double seconds);
 
 /* A row with names, times and the format's text filled in; sorts the run's times. */
 mf_bench_row mf_bench_make_row(mf_bench_run *run, const char *op, int64_t tokens, bool has_weights);
-/* Sets GB/s, GFLOP/s and the share: reading bounds up to 16 tokens, arithmetic from 64 on, the nearer of the two
- * between. */
+/* Sets GB/s, GFLOP/s and the share of the ceiling that binds, reading or arithmetic: the nearer one. */
 void mf_bench_set_rates(const mf_bench_run *run, mf_bench_row *row, double bytes, double operations, mf_rate_kind kind);
 void mf_bench_emit(const mf_bench_run *run, const mf_bench_row *row);
 

@@ -187,8 +187,7 @@ void mf_bench_set_rates(const mf_bench_run *run, mf_bench_row *row, double bytes
     double rate = run->rate[kind] > run->rate[MF_RATE_F32] ? run->rate[kind] : run->rate[MF_RATE_F32];
     double of_read = run->read_ceiling > 0 ? row->gb_per_s / run->read_ceiling : 0;
     double of_rate = rate > 0 && operations > 0 ? row->gflops / rate : 0;
-    bool by_rate = row->tokens >= 64 || (row->tokens > 16 && of_rate > of_read);
-    if (by_rate && operations > 0) {
+    if (of_rate > of_read) {
         row->ceiling = rate;
         row->ceiling_unit = kind == MF_RATE_INT8 ? "GOP/s" : "GFLOP/s";
         row->share = of_rate;
