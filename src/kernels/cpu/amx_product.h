@@ -22,6 +22,7 @@ enum {
     AMX_TOKEN_TILES = MF_CPU_MOST_TILE_TOKENS / MF_CPU_PANEL,
     AMX_STEPS = 8,    /* most tiles of a chunk along k: 16 KiB for 32 rows */
     AMX_SEGMENTS = 8, /* scales of a row in a chunk */
+    AMX_STREAMS = 4,  /* of addresses in which memory is asked for rows that are tiles as they lie */
     AMX_AHEAD = 256   /* bytes of a row that memory is asked for before they are decoded */
 };
 
@@ -713,16 +714,24 @@ static inline void amx_any_group(const amx_kind kind, const mf_cpu_tile *tile)
     }
 }
 
-/* Lines that memory is asked for, so many in each step: what comes after the rows at hand. */
+/* Lines that memory is asked for, so many in each step: what comes after the rows at hand.  `span` bytes apart are the
+ * starts of AMX_STREAMS streams of addresses, whose pages end at different times; 0: there is one. */
 typedef struct amx_ahead {
     const uint8_t *p, *end;
-    int64_t lines;
+    int64_t span, lines;
 } amx_ahead;
 
 INLINE void amx_ask(amx_ahead *ahead)
 {
     for (int64_t i = 0; i < ahead->lines && ahead->p < ahead->end; i++, ahead->p += AMX_ROW_BYTES) {
-        __builtin_prefetch(ahead->p, 0, 2);
+        if (ahead->span == 0) {
+            __builtin_prefetch(ahead->p, 0, 2);
+            continue;
+        }
+        UNROLL(4) for (int s = 0; s < AMX_STREAMS; s++)
+        {
+            __builtin_prefetch(ahead->p + s * ahead->span, 0, 3);
+        }
     }
 }
 
@@ -786,7 +795,13 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
         work->first_row = tile->first_row + first;
         work->num_rows = rows * AMX_SIDE;
         first += work->num_rows;
-        if (pairs > 1) {
+        if (pairs == 1) { /* the sixteen rows that follow */
+            ahead.p = first < tile->num_rows ? mf_matrix_row(w, tile->first_row + first)
+                      : tile->next           ? mf_matrix_row(tile->next, tile->next_row)
+                                             : NULL;
+            ahead.span = work->num_rows * stride / AMX_STREAMS;
+            ahead.end = ahead.p ? ahead.p + ahead.span : NULL;
+        } else {
             const int64_t left = tile->num_rows - first < AMX_ROWS ? tile->num_rows - first : AMX_ROWS;
             ahead.p = left > 0     ? mf_matrix_row(w, tile->first_row + first)
                       : tile->next ? mf_matrix_row(tile->next, tile->next_row)
@@ -795,7 +810,9 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
         }
         for (int64_t t = 0; t < work->num_panels; t += 2) {
             const int64_t panels = t + 1 < work->num_panels ? 2 : 1;
-            ahead.lines = t == 0 ? 0 : AMX_ROWS * stride / AMX_ROW_BYTES / ((pairs - 1) * steps) + 1;
+            ahead.lines = pairs == 1 ? work->num_rows / AMX_STREAMS
+                          : t == 0   ? 0
+                                     : AMX_ROWS * stride / AMX_ROW_BYTES / ((pairs - 1) * steps) + 1;
             if (rows == 2 && panels == 2) {
                 amx_direct_tiles(kind, 2, 2, decode, work, t, &ahead);
             } else if (rows == 2) {

@@ -19,7 +19,11 @@ enum {
     PASS_PAIRS = 16384,
     PASS_INPUT_BYTES = 96 << 20, /* 1,024 tokens of nine columns of 4,096 bf16 */
     UP_ROWS = 64, /* = MF_CPU_COLUMNS: a task's columns of h are packed on their own */
-    DOWN_ROWS = 64,
+    DOWN_ROWS = 64,  /* of one product */
+    DOWN_BYTES = 128 << 10, /* of w2 make a task, where that leaves enough of them: memory is read in long pieces */
+    MOST_DOWN_BLOCKS = 8,   /* products of one task */
+    LEAST_TASKS = 8,        /* of a thread */
+    FEW_PAIRS = 256,        /* whose blocks of y stay in a cache though they are wider */
     MOST_TOKENS = MF_CPU_MOST_TILE_TOKENS,
     MAX_SOURCES = 16 /* (quantisation, form) pairs */
 };
@@ -61,7 +65,7 @@ typedef struct pass {
     float *h_scales;      /* [pairs], of codes */
     uint8_t *y_blocks;    /* [threads][tokens * C][DOWN_ROWS] of y_dtype, for the combine */
     int64_t y_block_bytes;
-    int64_t down_rows;    /* output columns of one task */
+    int64_t down_rows;    /* output columns of one task of down and combine */
 } pass;
 
 static int64_t ceil_div(int64_t a, int64_t b)
@@ -158,7 +162,9 @@ static size_t lay_out(pass *p, int64_t tokens, int64_t num_columns, int32_t num_
     p->h = mf_carve(base, &total, mf_carve_count(pairs, p->h_bytes, 1), 1);
     p->h_scales = mf_carve(base, &total, pairs, sizeof(float));
     if (y_dtype) {
-        p->y_block_bytes = pairs * DOWN_ROWS * (int64_t)mf_dtype_size(*y_dtype);
+        const int64_t few = pairs < FEW_PAIRS ? pairs : FEW_PAIRS; /* grows with the tokens */
+        const int64_t wide = few * MOST_DOWN_BLOCKS;
+        p->y_block_bytes = (wide > pairs ? wide : pairs) * DOWN_ROWS * (int64_t)mf_dtype_size(*y_dtype);
         p->y_blocks = mf_carve(base, &total, mf_carve_count(num_threads, p->y_block_bytes, 1), 1);
     }
     return total;
@@ -245,9 +251,28 @@ static int64_t count_up(const pass *p, int64_t slot)
     return ceil_div(p->experts->slots[slot].up.n, UP_ROWS);
 }
 
+/* Products of DOWN_ROWS rows of w2 that one task is, of `all`. */
+static int64_t down_blocks(const pass *p, int64_t slot, int64_t all, int64_t least_tasks)
+{
+    const mf_matrix *w = &p->experts->slots[slot].down;
+    int64_t blocks = 1;
+    while (blocks < MOST_DOWN_BLOCKS && blocks * DOWN_ROWS * w->k * mf_format_bits(w->format) / 8 < DOWN_BYTES &&
+           all >= 2 * blocks * least_tasks * p->num_threads) {
+        blocks *= 2;
+    }
+    return blocks;
+}
+
+/* Rows of w2 of one task. */
+static int64_t down_task_rows(const pass *p, int64_t slot)
+{
+    const int64_t all = p->num_active * ceil_div(p->experts->hidden_size, DOWN_ROWS);
+    return DOWN_ROWS * down_blocks(p, slot, all, LEAST_TASKS);
+}
+
 static int64_t count_down(const pass *p, int64_t slot)
 {
-    return ceil_div(p->experts->slots[slot].down.n, DOWN_ROWS);
+    return ceil_div(p->experts->slots[slot].down.n, down_task_rows(p, slot));
 }
 
 static int64_t count_panels(const pass *p, int64_t slot)
@@ -583,19 +608,24 @@ static void run_down(void *context, int64_t task, int32_t thread)
 {
     const pass *p = context;
     const int64_t a = active_of(p, task);
-    const int64_t first_row = (task - p->first_task[a]) * DOWN_ROWS;
-    const int64_t rows = p->experts->hidden_size - first_row;
+    const int64_t task_rows = down_task_rows(p, p->active[a]);
+    const int64_t first = (task - p->first_task[a]) * task_rows;
+    const int64_t left = p->experts->hidden_size - first;
+    const int64_t end = first + (left < task_rows ? left : task_rows);
     const mf_matrix *w = &p->experts->slots[p->active[a]].down;
-    multiply_down(p, thread, a, first_row, rows < DOWN_ROWS ? rows : DOWN_ROWS, w, first_row + p->num_threads * DOWN_ROWS,
-                  store_y);
+    for (int64_t row = first; row < end; row += DOWN_ROWS) {
+        const bool is_last = row + DOWN_ROWS >= end;
+        multiply_down(p, thread, a, row, is_last ? end - row : DOWN_ROWS, w,
+                      is_last ? first + p->num_threads * task_rows : row + DOWN_ROWS, store_y);
+    }
 }
 
 static void store_block(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
 {
-    (void)first_row;
     const mf_dtype dtype = p->sum->args->x.dtype;
     uint8_t *block = p->y_blocks + thread * p->y_block_bytes;
-    p->kernels->store_row(y, num_rows, dtype, block + (int64_t)pair * DOWN_ROWS * (int64_t)mf_dtype_size(dtype));
+    const int64_t at = pair * p->down_rows + first_row % p->down_rows;
+    p->kernels->store_row(y, num_rows, dtype, block + at * (int64_t)mf_dtype_size(dtype));
 }
 
 /* One block of output columns: w2 of every active slot into the thread's block of y, then the combine over it. */
@@ -607,8 +637,14 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
         const bool is_last = a + 1 == p->num_active;
+        const mf_matrix *w = &p->experts->slots[p->active[a]].down;
         const mf_matrix *next = &p->experts->slots[p->active[is_last ? 0 : a + 1]].down;
-        multiply_down(p, thread, a, first, rows, next, is_last ? first + p->num_threads * p->down_rows : first, store_block);
+        const int64_t next_row = is_last ? first + p->num_threads * p->down_rows : first;
+        for (int64_t r = 0; r < rows; r += DOWN_ROWS) {
+            const bool is_end = r + DOWN_ROWS >= rows;
+            multiply_down(p, thread, a, first + r, is_end ? rows - r : DOWN_ROWS, is_end ? next : w,
+                          is_end ? next_row : first + r + DOWN_ROWS, store_block);
+        }
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */
@@ -616,8 +652,8 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     mf_sum_reduce_args args = *p->sum->args;
     mf_sum_reduce_call call = *p->sum;
     call.args = &args;
-    args.x.stride[0] = p->num_columns * DOWN_ROWS;
-    args.x.stride[1] = DOWN_ROWS;
+    args.x.stride[0] = p->num_columns * p->down_rows;
+    args.x.stride[1] = p->down_rows;
     args.x.data = (void *)((uintptr_t)(p->y_blocks + thread * p->y_block_bytes) -
                            (uintptr_t)((p->first_token * args.x.stride[0] + first) * size));
     for (int64_t t = p->first_token; t < p->first_token + p->num_tokens; t++) {
@@ -638,7 +674,7 @@ static void zero_columns_past_slots(const pass *p, int32_t thread_count)
                 memset(y_of(p, (int32_t)pair), 0, (size_t)p->experts->hidden_size * mf_dtype_size(p->args->y.dtype));
                 continue;
             }
-            const int64_t bytes = DOWN_ROWS * (int64_t)mf_dtype_size(p->sum->args->x.dtype);
+            const int64_t bytes = p->down_rows * (int64_t)mf_dtype_size(p->sum->args->x.dtype);
             for (int32_t i = 0; i < thread_count; i++) {
                 memset(p->y_blocks + i * p->y_block_bytes + pair * bytes, 0, (size_t)bytes);
             }
@@ -647,10 +683,15 @@ static void zero_columns_past_slots(const pass *p, int32_t thread_count)
 }
 
 /* Output columns of one task of down and combine: enough tasks for every thread. */
-static int64_t choose_down_rows(int64_t hidden, int32_t num_threads)
+static int64_t choose_down_rows(const pass *p, int64_t pairs)
 {
+    enum { TASKS = 4 }; /* of a thread */
+    const int64_t hidden = p->experts->hidden_size;
     int64_t rows = DOWN_ROWS;
-    while (rows > 16 && ceil_div(hidden, rows) < 4 * (int64_t)num_threads) {
+    if (pairs <= FEW_PAIRS && p->experts->num_slots > 0) {
+        rows *= down_blocks(p, 0, ceil_div(hidden, DOWN_ROWS), TASKS);
+    }
+    while (rows > 16 && ceil_div(hidden, rows) < TASKS * p->num_threads) {
         rows /= 2;
     }
     return rows;
@@ -692,7 +733,7 @@ static mf_status run(mf_device *device, const mf_experts_call *call, const mf_su
     const int64_t step = most > 0 ? ceil_div(call->num_tokens, ceil_div(call->num_tokens, most)) : 0;
     lay_out(&p, step, call->num_columns, num_threads, sum ? &sum->args->x.dtype : NULL, call->workspace);
     p.num_threads = num_threads;
-    p.down_rows = choose_down_rows(call->experts->hidden_size, num_threads);
+    p.down_rows = choose_down_rows(&p, step * call->num_columns);
     for (; p.first_token < call->num_tokens; p.first_token += step) {
         p.num_tokens = call->num_tokens - p.first_token < step ? call->num_tokens - p.first_token : step;
         run_pass(device, &p);
