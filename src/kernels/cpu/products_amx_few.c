@@ -9,16 +9,11 @@
  * total.  What the tile product does to subnormals does not arise: inputs outside [2^-80, 2^80), other than zero, and
  * scales of mxfp4 outside [2^-37, 2^37] are left to tiles.  So are groups and rows that do not fit. */
 #include "kernels/cpu/amx_few.h"
-#include "kernels/cpu/avx512.h"
+#include "kernels/cpu/amx_few_rows.h"
 
 enum {
-    LANES = 16,
-    SIDE = 16,          /* vectors of a block: 64 bytes of sixteen rows */
-    STEP = 32,          /* columns of a tile */
-    SPAN_STEPS = 64,    /* whose scales are converted at a time */
-    AHEAD = 16,         /* rows */
-    STREAMS = 2,        /* in which memory is asked for them */
-    MOST_INPUTS = 16384 /* floats */
+    MOST_INPUTS = 16384, /* floats */
+    MOST_STEPS = 2       /* tiles of columns side by side */
 };
 
 /* What is known when the compiler unfolds a product. */
@@ -53,6 +48,18 @@ INLINE int block_columns(mf_format format)
     return mf_format_is_4bit(format) ? 128 : 64;
 }
 
+/* Tiles of columns whose chains run side by side, where registers suffice and decoding leaves room for more. */
+INLINE int steps_at_once(const few_kind kind)
+{
+    return !mf_format_is_4bit(kind.format) && kind.tokens <= 2 ? MOST_STEPS : 1;
+}
+
+/* Streams of addresses in which memory is asked for what comes next. */
+INLINE int streams_of(mf_format format)
+{
+    return mf_format_is_4bit(format) ? 2 : 4;
+}
+
 /* ---- inputs ---- */
 
 /* Panel words to floats; false: values that sums might lose. */
@@ -71,114 +78,6 @@ static bool widen_inputs(few_work *work, int64_t words)
         _mm512_store_si512(work->odd + i, _mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000u)));
     }
     return fits == ~(__mmask32)0;
-}
-
-/* ---- blocks ---- */
-
-/* `bytes` <= 64 at p of each of sixteen rows, turned round; zeros behind them. */
-INLINE void load_block(const uint8_t *p, int64_t stride, int64_t bytes, __m512i v[SIDE])
-{
-    if (bytes >= 64) {
-        UNROLL(16) for (int r = 0; r < LANES; r++, p += stride)
-        {
-            v[r] = _mm512_loadu_si512(p);
-        }
-    } else {
-        const __mmask64 mask = ((__mmask64)1 << bytes) - 1;
-        UNROLL(16) for (int r = 0; r < LANES; r++, p += stride)
-        {
-            v[r] = _mm512_maskz_loadu_epi8(mask, p);
-        }
-    }
-    turn16(v);
-}
-
-/* ---- what comes next ---- */
-
-/* Bytes that memory is asked for, some lines per tile of columns, from the start and from the middle on. */
-typedef struct ahead {
-    const uint8_t *p, *end;
-    int64_t half, lines;
-} ahead;
-
-INLINE void ask(ahead *a)
-{
-    for (int64_t i = 0; i < a->lines && a->p < a->end; i++, a->p += 64) {
-        UNROLL(8) for (int s = 0; s < STREAMS; s++)
-        {
-            __builtin_prefetch(a->p + s * a->half, 0, 2);
-        }
-    }
-}
-
-/* The sixteen rows AHEAD rows after the ones at hand, in the order of addresses: their codes, or their scales where
- * those of the matrix start at `scales`. */
-INLINE ahead ahead_at(const few_work *work, int64_t row_bytes, const uint8_t *scales, int64_t steps)
-{
-    const mf_cpu_tile *tile = work->tile;
-    const mf_matrix *w = tile->w;
-    int64_t row = work->row + AHEAD;
-    if (row >= tile->first_row + tile->num_rows) {
-        if (!tile->next || tile->next->format != w->format) {
-            return (ahead){ 0 };
-        }
-        w = tile->next;
-        row += tile->next_row - tile->first_row - tile->num_rows;
-        scales = scales ? w->scale : NULL;
-    }
-    const uint8_t *p = scales ? scales + row * row_bytes : (const uint8_t *)w->data + row * row_bytes;
-    const int64_t half = LANES / STREAMS * row_bytes;
-    return (ahead){ .p = p, .end = p + half, .half = half, .lines = (half / 64 + steps - 1) / steps };
-}
-
-/* ---- scales ---- */
-
-/* `count` <= SPAN_STEPS scales from number `first` on of each row; false: outside what sums keep. */
-INLINE bool load_scales(const few_kind kind, few_work *work, int64_t first, int64_t count)
-{
-    const mf_matrix *w = work->tile->w;
-    const int size = kind.scale_dtype == MF_F32 ? 4 : kind.scale_dtype == MF_F8_E8M0 ? 1 : 2;
-    const int per_block = 64 / size;
-    const uint8_t *p = (const uint8_t *)w->scale + (work->row * w->scale_row_stride + first) * size;
-    __mmask16 fits = 0xffff;
-    for (int64_t g = 0; g < count; g += per_block, p += 64) {
-        __m512i v[SIDE];
-        load_block(p, w->scale_row_stride * size, (count - g) * size, v);
-        const int64_t left = count - g < per_block ? count - g : per_block;
-        UNROLL(16) for (int j = 0; j < SIDE; j++)
-        {
-            if (j * (4 / size) >= left) {
-                break;
-            }
-            float(*out)[LANES] = work->scale + g + j * (4 / size);
-            switch (kind.scale_dtype) {
-            case MF_BF16:
-                _mm512_store_si512(out[0], _mm512_slli_epi32(v[j], 16));
-                _mm512_store_si512(out[1], _mm512_and_si512(v[j], _mm512_set1_epi32((int)0xffff0000u)));
-                break;
-            case MF_F16:
-                _mm512_store_ps(out[0], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v[j])));
-                _mm512_store_ps(out[1], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v[j], 16))));
-                break;
-            case MF_F8_E8M0:
-                UNROLL(4) for (int i = 0; i < 4; i++)
-                {
-                    const __m512i code =
-                        _mm512_and_si512(_mm512_srli_epi32(v[j], (unsigned)(8 * i)), _mm512_set1_epi32(255));
-                    if (j * 4 + i < left) {
-                        fits &= _mm512_cmple_epu32_mask(_mm512_sub_epi32(code, _mm512_set1_epi32(127 - 37)),
-                                                        _mm512_set1_epi32(2 * 37));
-                    }
-                    _mm512_store_si512(out[i], _mm512_slli_epi32(code, 23));
-                }
-                break;
-            default:
-                _mm512_store_si512(out[0], v[j]);
-                break;
-            }
-        }
-    }
-    return fits == 0xffff;
 }
 
 /* ---- codes as floats ---- */
@@ -262,34 +161,44 @@ INLINE __m512 code_at(mf_format format, __m512i word, int i, __m512 table)
 
 /* ---- products ---- */
 
-/* One tile's columns from k on, their codes in words from `block` on. */
-INLINE void multiply_step(const few_kind kind, const bool normal, const few_work *work, const uint32_t (*block)[LANES],
-                          int64_t k, __m512 table, __m512 *sums)
+typedef __m512 step_sums[MOST_STEPS][MF_CPU_AMX_FEW];
+
+/* The columns of `count` tiles from k on, their codes in words from `block` on: chains enough that none waits for itself.
+ */
+INLINE void multiply_steps(const few_kind kind, const int count, const bool normal, const few_work *work,
+                           const uint32_t (*block)[LANES], int64_t k, __m512 table, step_sums sums)
 {
     const int per_word = mf_format_is_4bit(kind.format) ? 8 : 4;
     const float *even_x = work->even + k / 2 * kind.tokens, *odd_x = work->odd + k / 2 * kind.tokens;
-    __m512 even[MF_CPU_AMX_FEW], odd[MF_CPU_AMX_FEW];
+    __m512 even[MOST_STEPS][MF_CPU_AMX_FEW], odd[MOST_STEPS][MF_CPU_AMX_FEW];
     UNROLL(16) for (int i = 0; i < STEP; i += 2)
     {
-        const __m512i word = _mm512_load_si512(block[i / per_word]);
-        __m512 a, b;
-        if (is_fp8(kind.format)) {
-            fp8_pair(word, i % per_word, normal, &a, &b);
-        } else {
-            a = code_at(kind.format, word, i % per_word, table);
-            b = code_at(kind.format, word, i % per_word + 1, table);
-        }
-        UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+        UNROLL(4) for (int s = 0; s < count; s++)
         {
-            const __m512 x = _mm512_set1_ps(even_x[i / 2 * kind.tokens + t]);
-            const __m512 y = _mm512_set1_ps(odd_x[i / 2 * kind.tokens + t]);
-            even[t] = i == 0 ? _mm512_mul_ps(a, x) : _mm512_fmadd_ps(a, x, even[t]);
-            odd[t] = i == 0 ? _mm512_mul_ps(b, y) : _mm512_fmadd_ps(b, y, odd[t]);
+            const __m512i word = _mm512_load_si512(block[(s * STEP + i) / per_word]);
+            const int at = (s * STEP + i) / 2 * kind.tokens;
+            __m512 a, b;
+            if (is_fp8(kind.format)) {
+                fp8_pair(word, i % per_word, normal, &a, &b);
+            } else {
+                a = code_at(kind.format, word, i % per_word, table);
+                b = code_at(kind.format, word, i % per_word + 1, table);
+            }
+            UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+            {
+                const __m512 x = _mm512_set1_ps(even_x[at + t]);
+                const __m512 y = _mm512_set1_ps(odd_x[at + t]);
+                even[s][t] = i == 0 ? _mm512_mul_ps(a, x) : _mm512_fmadd_ps(a, x, even[s][t]);
+                odd[s][t] = i == 0 ? _mm512_mul_ps(b, y) : _mm512_fmadd_ps(b, y, odd[s][t]);
+            }
         }
     }
-    UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+    UNROLL(4) for (int s = 0; s < count; s++)
     {
-        sums[t] = _mm512_add_ps(even[t], odd[t]);
+        UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+        {
+            sums[s][t] = _mm512_add_ps(even[s][t], odd[s][t]);
+        }
     }
 }
 
@@ -311,37 +220,52 @@ INLINE __m512 scale_at(const few_kind kind, const few_work *work, int64_t g)
     return _mm512_load_ps(work->scale[g % SPAN_STEPS]);
 }
 
-/* `steps` tiles of a block, the first of them number `step` of the row. */
-INLINE void multiply_block(const few_kind kind, const bool normal, const few_work *work, int64_t step, int64_t steps,
-                           __m512 table, few_sums *s, ahead *next, ahead *next_scales)
+/* What tile number `step` of the rows sums up to enters the totals. */
+INLINE void add_step(const few_kind kind, const few_work *work, int64_t step, const __m512 *sums, few_sums *s)
 {
-    const int words = SIDE * STEP / block_columns(kind.format);
-    for (int64_t i = 0; i < steps; i++) {
-        __m512 sums[MF_CPU_AMX_FEW];
-        ask(next);
-        ask(next_scales);
-        multiply_step(kind, normal, work, work->block + i * words, (step + i) * STEP, table, sums);
+    UNROLL(4) for (int t = 0; t < kind.tokens; t++)
+    {
+        if (kind.group_steps == 0) {
+            s->total[t] = _mm512_add_ps(s->total[t], sums[t]);
+        } else if (kind.group_steps == 1) {
+            const __m512 scale = _mm512_load_ps(work->scale[step % SPAN_STEPS]);
+            s->total[t] = _mm512_fmadd_ps(scale, sums[t], s->total[t]);
+        } else {
+            s->part[t] = step % kind.group_steps == 0 ? sums[t] : _mm512_add_ps(s->part[t], sums[t]);
+        }
+    }
+    if (kind.group_steps > 1 && (step % kind.group_steps == kind.group_steps - 1 || (step + 1) * STEP == work->tile->w->k)) {
+        const __m512 scale = scale_at(kind, work, step / kind.group_steps);
         UNROLL(4) for (int t = 0; t < kind.tokens; t++)
         {
-            if (kind.group_steps == 0) {
-                s->total[t] = _mm512_add_ps(s->total[t], sums[t]);
-            } else if (kind.group_steps == 1) {
-                const __m512 scale = _mm512_load_ps(work->scale[(step + i) % SPAN_STEPS]);
-                s->total[t] = _mm512_fmadd_ps(scale, sums[t], s->total[t]);
-            } else {
-                s->part[t] = (step + i) % kind.group_steps == 0 ? sums[t] : _mm512_add_ps(s->part[t], sums[t]);
-            }
+            const __m512 part = kind.format == MF_FORMAT_FP8_BLOCK ? true_size(kind.format, s->part[t]) : s->part[t];
+            s->total[t] = _mm512_fmadd_ps(scale, part, s->total[t]);
         }
-        if (kind.group_steps > 1 &&
-            ((step + i) % kind.group_steps == kind.group_steps - 1 || (step + i + 1) * STEP == work->tile->w->k)) {
-            const __m512 scale = scale_at(kind, work, (step + i) / kind.group_steps);
-            UNROLL(4) for (int t = 0; t < kind.tokens; t++)
-            {
-                const __m512 part =
-                    kind.format == MF_FORMAT_FP8_BLOCK ? true_size(kind.format, s->part[t]) : s->part[t];
-                s->total[t] = _mm512_fmadd_ps(scale, part, s->total[t]);
-            }
+    }
+}
+
+/* `steps` tiles of a block, the first of them number `step` of the row. */
+INLINE void multiply_block(const few_kind kind, const bool normal, const few_work *work, int64_t step, int64_t steps,
+                           __m512 table, few_sums *s, ahead *next)
+{
+    const int words = SIDE * STEP / block_columns(kind.format), streams = streams_of(kind.format);
+    const int count = steps_at_once(kind), lines = SIDE * STEP / block_columns(kind.format) / streams;
+    ask_scales(next);
+    int64_t i = 0;
+    for (; i + count <= steps; i += count) {
+        step_sums sums;
+        ask_codes(next, streams, count * lines);
+        multiply_steps(kind, count, normal, work, work->block + i * words, (step + i) * STEP, table, sums);
+        UNROLL(4) for (int j = 0; j < count; j++)
+        {
+            add_step(kind, work, step + i + j, sums[j], s);
         }
+    }
+    for (; count > 1 && i < steps; i++) {
+        step_sums sums;
+        ask_codes(next, streams, lines);
+        multiply_steps(kind, 1, normal, work, work->block + i * words, (step + i) * STEP, table, sums);
+        add_step(kind, work, step + i, sums[0], s);
     }
 }
 
@@ -354,8 +278,7 @@ INLINE bool multiply_rows(const few_kind kind, few_work *work)
     const int64_t span = kind.group_steps ? SPAN_STEPS * kind.group_steps : all;
     const uint8_t *p = mf_matrix_row(w, work->row);
     const __m512 table = four_bit_table(kind.format);
-    ahead next = ahead_at(work, w->row_stride * bits / 8, NULL, all);
-    ahead next_scales = { 0 };
+    ahead next = ahead_at(work->tile, work->row, streams_of(kind.format), (all + block_steps - 1) / block_steps);
     if (kind.group_steps && kind.format == MF_FORMAT_FP8_BLOCK) {
         if (work->row / MF_FP8_BLOCK_SIZE != (work->row + LANES - 1) / MF_FP8_BLOCK_SIZE) {
             return false; /* rows of two blocks */
@@ -364,8 +287,6 @@ INLINE bool multiply_rows(const few_kind kind, few_work *work)
         for (int64_t g = 0; g * MF_FP8_BLOCK_SIZE < w->k; g++) {
             work->block_scale[g] = mf_matrix_scale_at(w, first + g);
         }
-    } else if (kind.group_steps) {
-        next_scales = ahead_at(work, w->scale_row_stride * (int64_t)mf_dtype_size(kind.scale_dtype), w->scale, all);
     }
     few_sums s;
     UNROLL(4) for (int t = 0; t < kind.tokens; t++)
@@ -377,7 +298,8 @@ INLINE bool multiply_rows(const few_kind kind, few_work *work)
         __m512i v[SIDE];
         if (kind.group_steps && kind.format != MF_FORMAT_FP8_BLOCK && step % span == 0) {
             const int64_t groups = (all - step + kind.group_steps - 1) / kind.group_steps;
-            if (!load_scales(kind, work, step / kind.group_steps, groups < SPAN_STEPS ? groups : SPAN_STEPS)) {
+            if (!load_scales(w, kind.scale_dtype, work->row, step / kind.group_steps,
+                             groups < SPAN_STEPS ? groups : SPAN_STEPS, work->scale)) {
                 return false;
             }
         }
@@ -388,9 +310,9 @@ INLINE bool multiply_rows(const few_kind kind, few_work *work)
             _mm512_store_si512(work->block[j], v[j]);
         }
         if (steps == block_steps && normal) {
-            multiply_block(kind, true, work, step, block_steps, table, &s, &next, &next_scales);
+            multiply_block(kind, true, work, step, block_steps, table, &s, &next);
         } else {
-            multiply_block(kind, false, work, step, steps, table, &s, &next, &next_scales);
+            multiply_block(kind, false, work, step, steps, table, &s, &next);
         }
     }
     __m512 row_scale = _mm512_set1_ps(1.0f);

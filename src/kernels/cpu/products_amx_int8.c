@@ -1,5 +1,7 @@
 /* products_amx_int8.c - products with AMX: int8 codes of inputs times INT8_CHANNEL's codes and INT4_GROUP's, exact in
  * i32 under each scale (amx_product.h says how). */
+#include "base/cpu_features.h"
+#include "kernels/cpu/amx_few.h"
 #include "kernels/cpu/amx_product.h"
 
 /* Columns of a tile: 64 bytes, or half of it so that a group of 32 codes is whole tiles. */
@@ -81,13 +83,26 @@ AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, 
 AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8),
          decode_int4_whole)
 
-static void tile_int4(const mf_cpu_tile *tile)
+static void tiles_int4(const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
     if (w->group_size % STEP == 0 || w->group_size >= w->k) {
         tile_int4_whole(tile);
     } else {
         tile_int4_halves(tile);
+    }
+}
+
+/* Vectors as far as they reach, the rows they leave by tiles. */
+static void few_int4(const mf_cpu_tile *tile)
+{
+    mf_cpu_tile rest = *tile;
+    const int64_t done = mf_cpu_amx_few_int8(tile);
+    rest.first_row += done;
+    rest.num_rows -= done;
+    rest.out += done;
+    if (rest.num_rows > 0) {
+        tiles_int4(&rest);
     }
 }
 
@@ -100,5 +115,5 @@ static void tile_int4(const mf_cpu_tile *tile)
 void FILL(mf_cpu_kernels *k)
 {
     k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int8, MF_CPU_FORM_I8_PANEL };
-    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int4, MF_CPU_FORM_I8_PANEL };
+    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ mf_cpu_features_get()->avx512_vnni ? few_int4 : tiles_int4, MF_CPU_FORM_I8_PANEL };
 }
