@@ -83,7 +83,7 @@ AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, 
 AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8),
          decode_int4_whole)
 
-static void tiles_int4(const mf_cpu_tile *tile)
+static void tile_int4(const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
     if (w->group_size % STEP == 0 || w->group_size >= w->k) {
@@ -94,16 +94,25 @@ static void tiles_int4(const mf_cpu_tile *tile)
 }
 
 /* Vectors as far as they reach, the rows they leave by tiles. */
+static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
+{
+    const int64_t done = mf_cpu_amx_few_int8(&tile);
+    tile.first_row += done;
+    tile.num_rows -= done;
+    tile.out += done;
+    if (tile.num_rows > 0) {
+        tiles(&tile);
+    }
+}
+
+static void few_int8(const mf_cpu_tile *tile)
+{
+    few_then(tile_int8, *tile);
+}
+
 static void few_int4(const mf_cpu_tile *tile)
 {
-    mf_cpu_tile rest = *tile;
-    const int64_t done = mf_cpu_amx_few_int8(tile);
-    rest.first_row += done;
-    rest.num_rows -= done;
-    rest.out += done;
-    if (rest.num_rows > 0) {
-        tiles_int4(&rest);
-    }
+    few_then(tile_int4, *tile);
 }
 
 #if defined(MF_AMX_EMULATE)
@@ -114,6 +123,9 @@ static void few_int4(const mf_cpu_tile *tile)
 
 void FILL(mf_cpu_kernels *k)
 {
-    k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] = (mf_cpu_product){ tile_int8, MF_CPU_FORM_I8_PANEL };
-    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ mf_cpu_features_get()->avx512_vnni ? few_int4 : tiles_int4, MF_CPU_FORM_I8_PANEL };
+    const bool few = mf_cpu_features_get()->avx512_vnni;
+    k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] =
+        (mf_cpu_product){ few ? few_int8 : tile_int8, MF_CPU_FORM_I8_PANEL };
+    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] =
+        (mf_cpu_product){ few ? few_int4 : tile_int4, MF_CPU_FORM_I8_PANEL };
 }
