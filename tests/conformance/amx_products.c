@@ -444,6 +444,32 @@ TEST(amx_int8_products_have_the_promised_bits)
     }
 }
 
+/* Vectors take these too, up to a panel of tokens or half of it. */
+TEST(amx_products_of_few_int8_tokens_have_the_promised_bits)
+{
+    const rungs r = all_rungs();
+    static const mf_format formats[] = { MF_FORMAT_INT8_CHANNEL, MF_FORMAT_INT4_GROUP };
+    static const int64_t widths[] = { 32, 96, 130, 256, 416, 1408, 2336, 2880 };
+    uint64_t seed = 25;
+    for (size_t f = 0; f < 2; f++) {
+        for (int i = 0; i < 17 * 8; i++) {
+            const int64_t rows = CONF_PICK(&seed, 16, 65, 129, 150);
+            shape s = { .format = formats[f],
+                        .int8 = true,
+                        .zeros = i / 17 % 2,
+                        .rows = rows,
+                        .k = widths[i % 8],
+                        .gap = conf_below(&seed, 3) * 8,
+                        .group = CONF_PICK(&seed, 32, 64, 128),
+                        .scale_dtype = (mf_dtype)CONF_PICK(&seed, MF_F32, MF_BF16, MF_F16),
+                        .first_row = conf_below(&seed, rows),
+                        .tokens = 1 + i % 17 };
+            s.num_rows = 1 + conf_below(&seed, rows - s.first_row);
+            check_shape(&r, &s, 300 * f + (size_t)i);
+        }
+    }
+}
+
 /* A token's row of results does not depend on who shares the call with it, nor a row's on the rows around it. */
 TEST(amx_bits_do_not_depend_on_company)
 {

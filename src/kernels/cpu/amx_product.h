@@ -94,6 +94,8 @@ typedef struct amx_work {
 
 /* Decodes the feed's rows; each format has its own. */
 typedef void (*amx_feed_fn)(amx_work *work);
+/* The same, and multiplies the chunk before. */
+typedef void (*amx_mixed_fn)(amx_work *work, const amx_chunk *chunk);
 
 static inline int64_t amx_tokens(const amx_work *work, int64_t panel)
 {
@@ -599,6 +601,26 @@ INLINE void amx_feed_rows(const amx_kind kind, amx_decode_fn decode, amx_work *w
     }
 }
 
+/* The same with a whole chunk, times one panel, multiplied between rows: instructions for tiles and vectors overlap.
+ * The feed's chunk is whole too. */
+INLINE void amx_feed_and_multiply(const amx_kind kind, amx_decode_fn decode, amx_work *work, const amx_chunk *chunk)
+{
+    enum { LINE = 64, ROWS = AMX_ROWS / AMX_STEPS };
+    const amx_feed *feed = &work->feed;
+    const int64_t whole = kind.steps * kind.width;
+    amx_codes codes = { .w = feed->w, .p = feed->p, .row = feed->first_row, .first = feed->chunk.first };
+    uint8_t *left = work->left[feed->number & 1][0][0];
+    for (int64_t s = 0; s < AMX_STEPS; s++) {
+        for (int64_t r = s * ROWS; r < (s + 1) * ROWS; r++, codes.p += feed->stride, codes.row++) {
+            for (int64_t i = 0; i < whole * mf_format_bits(kind.format) / 8; i += LINE) {
+                __builtin_prefetch(codes.p + feed->ahead + i, 0, 2);
+            }
+            decode(&codes, whole, left + r / AMX_SIDE * (AMX_STEPS * AMX_TILE_BYTES) + r % AMX_SIDE * AMX_ROW_BYTES);
+        }
+        amx_multiply(kind, 2, 1, false, work, 0, chunk->base, s, s + 1);
+    }
+}
+
 /* The chunk from column `first` of a block's rows on is the next to be decoded. */
 INLINE void amx_begin_feed(const amx_kind kind, amx_work *work, int64_t first_row, int64_t first)
 {
@@ -830,8 +852,9 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
 
 /* The chunks of the blocks from row `first` of the tile on, each decoded before the one that precedes it is multiplied.
  */
-INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_work *work, int64_t first)
+INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed, amx_work *work, int64_t first)
 {
+    const int64_t whole = kind.steps * kind.width;
     const mf_cpu_tile *tile = work->tile;
     work->feed.number = -1;
     amx_begin_feed(kind, work, tile->first_row + first, 0);
@@ -844,6 +867,18 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_work *work, in
         work->number = work->feed.number;
         amx_begin_feed(kind, work, is_last ? work->first_row + AMX_ROWS : work->first_row,
                        is_last ? 0 : chunk.first + chunk.count);
+        if (!kind.scaled && work->num_panels == 1 && work->num_rows == AMX_ROWS && chunk.count == whole &&
+            work->feed.num_rows == AMX_ROWS && work->feed.chunk.count == whole) {
+            if (chunk.base == 0) {
+                amx_zero_sums(2, 1, false);
+            }
+            mixed(work, &chunk);
+            if (is_last) {
+                amx_keep_sums(2, 1, work, 0);
+                amx_finish(kind, work);
+            }
+            continue;
+        }
         if (work->feed.num_rows > 0) {
             feed(work);
         }
@@ -858,7 +893,8 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_work *work, in
     }
 }
 
-INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn feed, const mf_cpu_tile *tile)
+INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn feed, amx_mixed_fn mixed,
+                        const mf_cpu_tile *tile)
 {
     /* A group that ends with the row may end anywhere: the panel is zero from there on. */
     if (kind.scaled && mf_matrix_group(tile->w) % kind.width != 0 && mf_matrix_group(tile->w) < tile->w->k) {
@@ -871,7 +907,7 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     AMX_CONFIGURE(&config);
     const int64_t done = kind.direct ? amx_direct(kind, decode, &work) : 0;
     if (done < tile->num_rows) {
-        amx_blocks(kind, feed, &work, done);
+        amx_blocks(kind, feed, mixed, &work, done);
     }
     AMX_RELEASE();
 }
@@ -882,9 +918,13 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     {                                                                                                                  \
         amx_feed_rows(kind, decode, work);                                                                             \
     }                                                                                                                  \
+    static __attribute__((noinline)) void name##_mixed(amx_work *work, const amx_chunk *chunk)                         \
+    {                                                                                                                  \
+        amx_feed_and_multiply(kind, decode, work, chunk);                                                              \
+    }                                                                                                                  \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        amx_product(kind, decode, name##_feed, tile);                                                                  \
+        amx_product(kind, decode, name##_feed, name##_mixed, tile);                                                                  \
     }
 
 #endif
