@@ -40,6 +40,9 @@ static inline amx_config amx_config_of(int side, int depth)
 #define AMX_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
 #define AMX_LOAD(t, p, stride)                                                                                         \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
+/* The same for what is not soon used again: it leaves the first-level cache to others. */
+#define AMX_LOAD_ONCE(t, p, stride)                                                                                    \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #t ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
 #define AMX_STORE(t, p, stride)                                                                                        \
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(p)), "r"((int64_t)(stride)) : "memory")
 /* sums += left * right, of bf16; of int8 */
@@ -189,6 +192,7 @@ AMX_EMULATED amx_int8(int sums, int left, int right)
 #define AMX_RELEASE() amx_release()
 #define AMX_ZERO(t) amx_zero(t)
 #define AMX_LOAD(t, p, stride) amx_load(t, p, stride)
+#define AMX_LOAD_ONCE(t, p, stride) amx_load(t, p, stride)
 #define AMX_STORE(t, p, stride) amx_store(t, p, stride)
 #define AMX_BF16(sums, left, right) amx_bf16(sums, left, right)
 #define AMX_INT8(sums, left, right) amx_int8(sums, left, right)

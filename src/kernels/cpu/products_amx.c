@@ -2,7 +2,7 @@
  */
 #include "base/cpu_features.h"
 #include "kernels/cpu/amx_few.h"
-#include "kernels/cpu/amx_product.h"
+#include "kernels/cpu/amx_many.h"
 
 enum { STEP = 32 }; /* columns of a tile: 64 bytes of bf16 */
 
@@ -230,13 +230,18 @@ INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
 
 /* ---- the table's entries ---- */
 
-#define KIND(...) ((amx_kind){ .width = STEP, __VA_ARGS__ })
-AMX_TILE(tile_bf16, KIND(.format = MF_FORMAT_BF16, .direct = true, .steps = 8), decode_bf16)
-AMX_TILE(tile_fp8_block, KIND(.format = MF_FORMAT_FP8_BLOCK, .scaled = true, .steps = 8), decode_fp8)
-AMX_TILE(tile_fp8_channel, KIND(.format = MF_FORMAT_FP8_CHANNEL, .steps = 8), decode_fp8)
-AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .steps = 8), decode_int8)
-AMX_TILE(tile_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .steps = 8), decode_int4)
-AMX_TILE(tile_mxfp4, KIND(.format = MF_FORMAT_MXFP4, .steps = 8), decode_mxfp4)
+#define KIND(...) ((amx_kind){ .width = STEP, .steps = 8, __VA_ARGS__ })
+AMX_TILE(tile_bf16, KIND(.format = MF_FORMAT_BF16, .direct = true), decode_bf16)
+AMX_TILE(tile_fp8_block, KIND(.format = MF_FORMAT_FP8_BLOCK, .scaled = true), decode_fp8)
+AMX_TILE(tile_fp8_channel, KIND(.format = MF_FORMAT_FP8_CHANNEL), decode_fp8)
+AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL), decode_int8)
+AMX_TILE(tile_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true), decode_int4)
+AMX_TILE(tile_mxfp4, KIND(.format = MF_FORMAT_MXFP4), decode_mxfp4)
+AMX_MANY(many_fp8_block, KIND(.format = MF_FORMAT_FP8_BLOCK, .scaled = true), tile_fp8_block)
+AMX_MANY(many_fp8_channel, KIND(.format = MF_FORMAT_FP8_CHANNEL), tile_fp8_channel)
+AMX_MANY(many_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL), tile_int8)
+AMX_MANY(many_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true), tile_int4)
+AMX_MANY(many_mxfp4, KIND(.format = MF_FORMAT_MXFP4), tile_mxfp4)
 
 /* Few tokens by vectors as far as they reach, the rows they leave by tiles. */
 static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
@@ -259,20 +264,23 @@ static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
     }
 }
 
-#define FEW_OR(name, tiles, most)                                                                                      \
+/* Tokens to the loops that are made for as many. */
+#define BY_TOKENS(name, tiles, most, many)                                                                             \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
         if (tile->num_tokens <= (most)) {                                                                              \
             few_then(tiles, *tile);                                                                                    \
-        } else {                                                                                                       \
+        } else if (tile->num_tokens <= MF_CPU_PANEL) {                                                                 \
             tiles(tile);                                                                                               \
+        } else {                                                                                                       \
+            many(tile);                                                                                                \
         }                                                                                                              \
     }
-FEW_OR(few_fp8_block, tile_fp8_block, MOST_FP8)
-FEW_OR(few_fp8_channel, tile_fp8_channel, MOST_FP8)
-FEW_OR(few_int8, tile_int8, MOST_INT8)
-FEW_OR(few_int4, tile_int4, MOST_INT4)
-FEW_OR(few_mxfp4, tile_mxfp4, MOST_MXFP4)
+BY_TOKENS(any_fp8_block, tile_fp8_block, MOST_FP8, many_fp8_block)
+BY_TOKENS(any_fp8_channel, tile_fp8_channel, MOST_FP8, many_fp8_channel)
+BY_TOKENS(any_int8, tile_int8, MOST_INT8, many_int8)
+BY_TOKENS(any_int4, tile_int4, MOST_INT4, many_int4)
+BY_TOKENS(any_mxfp4, tile_mxfp4, MOST_MXFP4, many_mxfp4)
 
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated
@@ -288,11 +296,11 @@ void FILL(mf_cpu_kernels *k)
 {
     static const mf_cpu_tile_fn tiles[MF_FORMAT_COUNT] = {
         [MF_FORMAT_BF16] = tile_bf16,
-        [MF_FORMAT_FP8_BLOCK] = few_fp8_block,
-        [MF_FORMAT_FP8_CHANNEL] = few_fp8_channel,
-        [MF_FORMAT_INT8_CHANNEL] = few_int8,
-        [MF_FORMAT_INT4_GROUP] = few_int4,
-        [MF_FORMAT_MXFP4] = few_mxfp4,
+        [MF_FORMAT_FP8_BLOCK] = any_fp8_block,
+        [MF_FORMAT_FP8_CHANNEL] = any_fp8_channel,
+        [MF_FORMAT_INT8_CHANNEL] = any_int8,
+        [MF_FORMAT_INT4_GROUP] = any_int4,
+        [MF_FORMAT_MXFP4] = any_mxfp4,
     };
     k->isa = ISA;
     k->tile_tokens = MF_CPU_MOST_TILE_TOKENS; /* codes are decoded once for all of them */

@@ -2,7 +2,7 @@
  * i32 under each scale (amx_product.h says how). */
 #include "base/cpu_features.h"
 #include "kernels/cpu/amx_few.h"
-#include "kernels/cpu/amx_product.h"
+#include "kernels/cpu/amx_many.h"
 
 /* Columns of a tile: 64 bytes, or half of it so that a group of 32 codes is whole tiles. */
 enum { STEP = 64, HALF = 32 };
@@ -76,20 +76,22 @@ INLINE void decode_int4_whole(const amx_codes *codes, int64_t count, uint8_t *ou
     decode_int4(STEP, codes, count, out);
 }
 
-#define KIND(...) ((amx_kind){ .int8 = true, __VA_ARGS__ })
-AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .direct = true, .width = STEP, .steps = 8), decode_int8)
-AMX_TILE(tile_int4_halves, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = HALF, .steps = 8),
-         decode_int4_halves)
-AMX_TILE(tile_int4_whole, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = STEP, .steps = 8),
-         decode_int4_whole)
+#define KIND(...) ((amx_kind){ .int8 = true, .steps = 8, __VA_ARGS__ })
+#define INT4(width_) KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true, .width = width_)
+AMX_TILE(tile_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL, .direct = true, .width = STEP), decode_int8)
+AMX_TILE(tile_int4_halves, INT4(HALF), decode_int4_halves)
+AMX_TILE(tile_int4_whole, INT4(STEP), decode_int4_whole)
+AMX_MANY(many_int4_halves, INT4(HALF), tile_int4_halves)
+AMX_MANY(many_int4_whole, INT4(STEP), tile_int4_whole)
 
 static void tile_int4(const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
+    const bool is_many = tile->num_tokens > MF_CPU_PANEL;
     if (w->group_size % STEP == 0 || w->group_size >= w->k) {
-        tile_int4_whole(tile);
+        (is_many ? many_int4_whole : tile_int4_whole)(tile);
     } else {
-        tile_int4_halves(tile);
+        (is_many ? many_int4_halves : tile_int4_halves)(tile);
     }
 }
 
