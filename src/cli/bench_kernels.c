@@ -11,7 +11,7 @@
 typedef struct kernels_flags {
     mf_bench_options options;
     const char *isa, *csv, *numa;
-    int64_t threads, repeats, context, seed;
+    int64_t threads, repeats, context, group_size, seed;
     bool json, no_progress, help;
 } kernels_flags;
 
@@ -153,7 +153,7 @@ static mf_status choose_isa(const char *isa, mf_error *err)
 static size_t fill_flags(kernels_flags *v, mf_flag *rows)
 {
     const mf_bench_options defaults = MF_BENCH_OPTIONS_INIT;
-    *v = (kernels_flags){ .options = defaults, .context = defaults.context, .numa = "first-touch" };
+    *v = (kernels_flags){ .options = defaults, .context = defaults.context, .group_size = defaults.group_size, .numa = "first-touch" };
     mf_bench_options *o = &v->options;
     const mf_flag table[] = {
         { "what", "--op", NULL, MF_FLAG_TEXT, &o->ops, .argument = "NAMES",
@@ -162,6 +162,8 @@ static size_t fill_flags(kernels_flags *v, mf_flag *rows)
           .help = "v2-lite, qwen3-30b, v3-tp8, glm-air-tp2, kimi-k2-tp8, tiny; with commas, or all (v2-lite)" },
         { "what", "--format", NULL, MF_FLAG_TEXT, &o->formats, .argument = "NAMES",
           .help = "of weights: bf16, fp8_block, int8_channel, int4_group, mxfp4, ...; with commas, or all (bf16)" },
+        { "what", "--group-size", NULL, MF_FLAG_INT, &v->group_size, .min = 32, .max = 1 << 20, .argument = "N",
+          .help = "columns under one scale of int4_group, a multiple of 32 (32)" },
         { "what", "--act-quant", NULL, MF_FLAG_TEXT, &o->act_quant, .choices = "none|w8a8|int8", .argument = "Q",
           .help = "how activations enter; formats that it does not touch are left out (none)" },
         { "what", "--dtype", NULL, MF_FLAG_TEXT, &o->dtype, .choices = "bf16|f32", .argument = "T",
@@ -220,6 +222,7 @@ int mf_bench_mode_kernels(int argc, char **argv)
     v.options.threads = (int32_t)v.threads;
     v.options.repeats = (int32_t)v.repeats;
     v.options.context = v.context;
+    v.options.group_size = v.group_size;
     v.options.interleave = strcmp(v.numa, "interleave") == 0;
     v.options.seed = (uint64_t)v.seed;
     mf_log_output_start(&(mf_log_output_options){ .level = "warn" }, NULL);

@@ -89,10 +89,10 @@ TEST(matrices_of_every_format_are_valid_finite_and_inside_their_room)
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         mf_error err = { 0 };
         mf_bench_block block;
-        size_t room = mf_bench_matrix_room((mf_format)f, n, k);
+        size_t room = mf_bench_matrix_room((mf_format)f, 64, n, k);
         CHECK_EQ(mf_bench_block_open(&block, NULL, room, MF_BENCH_PAGES_HUGE, &err), MF_OK);
         mf_matrix m;
-        CHECK_EQ(mf_bench_make_matrix(&block, (mf_format)f, n, k, &m, &err), MF_OK);
+        CHECK_EQ(mf_bench_make_matrix(&block, (mf_format)f, 64, n, k, &m, &err), MF_OK);
         CHECK_EQ(mf_matrix_check(&m, "w", &err), MF_OK);
         CHECK(block.used <= room);
         float row[260];

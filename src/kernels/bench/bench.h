@@ -48,6 +48,8 @@ mf_status mf_bench_read_rates(const int32_t *threads, int32_t count, bool huge, 
 
 /* ---- the kernels ---- */
 
+enum { MF_BENCH_INT4_GROUP = 32 }; /* unless asked otherwise */
+
 typedef struct mf_bench_options {
     const char *ops; /* names with commas, or "all" */
     const char *shapes;
@@ -57,6 +59,7 @@ typedef struct mf_bench_options {
     const char *routing;          /* "uniform", "skewed" */
     const char *tokens;           /* "1,4,16"; NULL: the op's own list */
     int64_t context;              /* of attention */
+    int64_t group_size;           /* columns under one scale of int4_group */
     int32_t threads;              /* 0 = all */
     bool pin_threads, interleave; /* as --pin-threads and --numa interleave */
     int32_t repeats;              /* 0 = as many as fit `seconds`, at least 5 unless they take ten times as long */
@@ -67,7 +70,7 @@ typedef struct mf_bench_options {
 #define MF_BENCH_OPTIONS_INIT                                                                                          \
     {                                                                                                                  \
         .ops = "experts", .shapes = "v2-lite", .formats = "bf16", .act_quant = "none", .dtype = "bf16",                \
-        .routing = "uniform", .context = 1024, .seconds = 1.0                                                          \
+        .routing = "uniform", .context = 1024, .group_size = MF_BENCH_INT4_GROUP, .seconds = 1.0                                                          \
     }
 
 typedef struct mf_bench_row {

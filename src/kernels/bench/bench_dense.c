@@ -21,7 +21,7 @@ mf_status mf_bench_linear(mf_bench_run *run, bool is_head, int64_t tokens, mf_er
     const mf_bench_shape *s = run->shape;
     const int64_t n = is_head ? VOCABULARY : s->hidden;
     const int64_t k = is_head ? s->hidden : s->heads * (s->kv_heads ? s->head_dim : s->v_dim);
-    const size_t room = mf_bench_matrix_room(run->format, n, k);
+    const size_t room = mf_bench_matrix_room(run->format, run->options->group_size, n, k);
     const int32_t copies = copies_for((double)room);
     mf_matrix weights[MAX_COPIES];
     mf_bench_block block = { 0 };
@@ -35,7 +35,7 @@ mf_status mf_bench_linear(mf_bench_run *run, bool is_head, int64_t tokens, mf_er
             mf_bench_block_open(&block, run->device->pool, (size_t)copies * room, mf_bench_pages_of(run->options), err);
     }
     for (int32_t c = 0; status == MF_OK && c < copies; c++) {
-        status = mf_bench_make_matrix(&block, run->format, n, k, &weights[c], err);
+        status = mf_bench_make_matrix(&block, run->format, run->options->group_size, n, k, &weights[c], err);
     }
     double started = 0;
     run->num_times = 0;

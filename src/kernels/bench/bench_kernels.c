@@ -165,6 +165,9 @@ static mf_status read_plan(const mf_bench_options *o, bench_plan *plan, mf_error
     if (o->tokens) {
         MF_TRY(read_tokens(o->tokens, plan->tokens, &plan->num_tokens, err));
     }
+    if (o->group_size < 32 || o->group_size % 32 != 0) {
+        return mf_fail(err, MF_ERR_INVALID, "--group-size: expected a multiple of 32; got %lld", (long long)o->group_size);
+    }
     plan->act_quant = quant_of[quant];
     plan->act_dtype = dtype == 0 ? MF_BF16 : MF_F32;
     bool any = false;

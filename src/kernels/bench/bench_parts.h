@@ -108,9 +108,10 @@ int64_t mf_bench_draw_ids(mf_bench_run *run, int64_t tokens, int32_t *ids, uint8
 /* ---- weights ---- */
 
 int64_t mf_bench_code_bits(mf_format format);
-size_t mf_bench_matrix_room(mf_format format, int64_t n, int64_t k);
-mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out,
-                               mf_error *err);
+/* int4_group: columns under one scale of INT4_GROUP. */
+size_t mf_bench_matrix_room(mf_format format, int64_t int4_group, int64_t n, int64_t k);
+mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t int4_group, int64_t n, int64_t k,
+                               mf_matrix *out, mf_error *err);
 
 /* Layers of experts that take turns, so that caches hold nothing that a model's next layer would not find there. */
 typedef struct mf_bench_layers {

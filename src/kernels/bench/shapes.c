@@ -150,8 +150,13 @@ mf_bench_row mf_bench_make_row(mf_bench_run *run, const char *op, int64_t tokens
     const char *quant = run->act_quant == MF_ACT_QUANT_W8A8   ? "+w8a8"
                         : run->act_quant == MF_ACT_QUANT_INT8 ? "+int8"
                                                               : "";
-    snprintf(row.dtype, sizeof row.dtype, "%s%s",
-             has_weights ? mf_format_name(run->format) : mf_dtype_name(run->act_dtype), has_weights ? quant : "");
+    char group[24] = "";
+    if (run->format == MF_FORMAT_INT4_GROUP && run->options->group_size != MF_BENCH_INT4_GROUP) {
+        snprintf(group, sizeof group, "/%lld", (long long)run->options->group_size);
+    }
+    snprintf(row.dtype, sizeof row.dtype, "%s%s%s",
+             has_weights ? mf_format_name(run->format) : mf_dtype_name(run->act_dtype), has_weights ? group : "",
+             has_weights ? quant : "");
     int32_t n = run->num_times;
     qsort(run->times, (size_t)n, sizeof *run->times, mf_bench_compare_doubles);
     if (n > 0) {

@@ -6,7 +6,11 @@
 #include "kernels/bench/bench_parts.h"
 #include "kernels/format.h"
 
-enum { INT4_GROUP_SIZE = 32 };
+/* Columns under one scale. */
+static int64_t group_of(mf_format format, int64_t int4_group)
+{
+    return format == MF_FORMAT_INT4_GROUP ? int4_group : format == MF_FORMAT_MXFP4 ? MF_MXFP4_GROUP : 0;
+}
 
 /* Bytes that calls run through before one layer comes again, where memory allows. */
 #define ROTATED_BYTES ((size_t)1 << 30)
@@ -22,7 +26,7 @@ typedef struct scale_grid {
     mf_dtype dtype;
 } scale_grid;
 
-static scale_grid scales_of(mf_format format, int64_t n, int64_t k)
+static scale_grid scales_of(mf_format format, int64_t int4_group, int64_t n, int64_t k)
 {
     switch (format) {
     case MF_FORMAT_FP8_BLOCK:
@@ -32,7 +36,7 @@ static scale_grid scales_of(mf_format format, int64_t n, int64_t k)
     case MF_FORMAT_INT8_CHANNEL:
         return (scale_grid){ n, 1, MF_F32 };
     case MF_FORMAT_INT4_GROUP:
-        return (scale_grid){ n, (k + INT4_GROUP_SIZE - 1) / INT4_GROUP_SIZE, MF_F16 };
+        return (scale_grid){ n, (k + int4_group - 1) / int4_group, MF_F16 };
     case MF_FORMAT_MXFP4:
         return (scale_grid){ n, (k + 31) / 32, MF_F8_E8M0 };
     default:
@@ -40,9 +44,9 @@ static scale_grid scales_of(mf_format format, int64_t n, int64_t k)
     }
 }
 
-size_t mf_bench_matrix_room(mf_format format, int64_t n, int64_t k)
+size_t mf_bench_matrix_room(mf_format format, int64_t int4_group, int64_t n, int64_t k)
 {
-    scale_grid grid = scales_of(format, n, k);
+    scale_grid grid = scales_of(format, int4_group, n, k);
     size_t codes = (size_t)(n * k * mf_bench_code_bits(format) / 8);
     return codes + (size_t)(grid.rows * grid.columns) * mf_dtype_size(grid.dtype) + 128;
 }
@@ -62,10 +66,10 @@ static void fill_scales(void *scales, mf_dtype dtype, int64_t count)
     }
 }
 
-mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t n, int64_t k, mf_matrix *out,
-                               mf_error *err)
+mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t int4_group, int64_t n, int64_t k,
+                               mf_matrix *out, mf_error *err)
 {
-    scale_grid grid = scales_of(format, n, k);
+    scale_grid grid = scales_of(format, int4_group, n, k);
     mf_matrix m = { .n = n, .k = k, .row_stride = k, .format = format };
     m.data = mf_bench_block_take(block, (size_t)(n * k * mf_bench_code_bits(format) / 8));
     if (grid.rows) {
@@ -76,7 +80,7 @@ mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t 
         m.scale = scales;
         m.scale_dtype = grid.dtype;
         m.scale_row_stride = grid.columns;
-        m.group_size = format == MF_FORMAT_INT4_GROUP ? INT4_GROUP_SIZE : format == MF_FORMAT_MXFP4 ? 32 : 0;
+        m.group_size = group_of(format, int4_group);
     }
     if (!m.data || (grid.rows && !m.scale)) {
         return mf_fail(err, MF_ERR_INTERNAL, "bench: the weights do not fit in what was reserved for them");
@@ -87,11 +91,11 @@ mf_status mf_bench_make_matrix(mf_bench_block *block, mf_format format, int64_t 
 
 static mf_status make_slot(mf_bench_run *run, mf_bench_block *block, mf_slot *slot, mf_error *err)
 {
-    const int64_t width = run->shape->width, hidden = run->shape->hidden;
+    const int64_t width = run->shape->width, hidden = run->shape->hidden, group = run->options->group_size;
     *slot = (mf_slot){ .activation = MF_ACT_SILU };
-    MF_TRY(mf_bench_make_matrix(block, run->format, width, hidden, &slot->gate, err));
-    MF_TRY(mf_bench_make_matrix(block, run->format, width, hidden, &slot->up, err));
-    return mf_bench_make_matrix(block, run->format, hidden, width, &slot->down, err);
+    MF_TRY(mf_bench_make_matrix(block, run->format, group, width, hidden, &slot->gate, err));
+    MF_TRY(mf_bench_make_matrix(block, run->format, group, width, hidden, &slot->up, err));
+    return mf_bench_make_matrix(block, run->format, group, hidden, width, &slot->down, err);
 }
 
 static mf_status make_experts(mf_bench_run *run, const mf_slot *slots, int64_t count, mf_experts **out, mf_error *err)
@@ -120,8 +124,9 @@ mf_status mf_bench_layers_open(mf_bench_run *run, mf_bench_layers *layers, mf_er
     *layers = (mf_bench_layers){ 0 };
     const mf_bench_shape *s = run->shape;
     const int64_t num_slots = s->experts + s->shared;
-    size_t layer_bytes = (size_t)num_slots * (2 * mf_bench_matrix_room(run->format, s->width, s->hidden) +
-                                              mf_bench_matrix_room(run->format, s->hidden, s->width));
+    const int64_t group = run->options->group_size;
+    size_t layer_bytes = (size_t)num_slots * (2 * mf_bench_matrix_room(run->format, group, s->width, s->hidden) +
+                                              mf_bench_matrix_room(run->format, group, s->hidden, s->width));
     size_t wanted = ROTATED_BYTES / layer_bytes + 1;
     layers->count = wanted < 2 ? 2 : wanted > MF_BENCH_MAX_LAYERS ? MF_BENCH_MAX_LAYERS : (int32_t)wanted;
     mf_slot *slots = mf_alloc_array((size_t)num_slots, sizeof *slots);
