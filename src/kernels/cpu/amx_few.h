@@ -1,4 +1,5 @@
-/* amx_few.h - products of few tokens with vectors and the bits of tiles (products_amx_few.c, products_amx_few_int8.c). */
+/* amx_few.h - products of few tokens with vectors and the bits of tiles (products_amx_few.c,
+ * products_amx_few_int8.c). */
 #ifndef MF_KERNELS_CPU_AMX_FEW_H
 #define MF_KERNELS_CPU_AMX_FEW_H
 

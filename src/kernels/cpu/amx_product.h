@@ -1,7 +1,8 @@
 /* amx_product.h - how a product walks its matrix in tiles, for bf16 and for int8; the files that include it decode.
  *
  * 32 rows at a time, their columns in chunks.  A chunk's codes become tiles of 16 rows in a buffer in L1, and then the
- * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they
+ * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  With one panel whose sums stay in
+ * tiles both go on at the same time.  Rows that are tiles as they
  * lie (bf16, and int8 times int8) are loaded from where they are, every two panels anew: from the second-level cache
  * that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
  * stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is [row][token]
@@ -924,7 +925,7 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     }                                                                                                                  \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        amx_product(kind, decode, name##_feed, name##_mixed, tile);                                                                  \
+        amx_product(kind, decode, name##_feed, name##_mixed, tile);                                                    \
     }
 
 #endif

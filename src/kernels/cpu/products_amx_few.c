@@ -234,7 +234,8 @@ INLINE void add_step(const few_kind kind, const few_work *work, int64_t step, co
             s->part[t] = step % kind.group_steps == 0 ? sums[t] : _mm512_add_ps(s->part[t], sums[t]);
         }
     }
-    if (kind.group_steps > 1 && (step % kind.group_steps == kind.group_steps - 1 || (step + 1) * STEP == work->tile->w->k)) {
+    if (kind.group_steps > 1 &&
+        (step % kind.group_steps == kind.group_steps - 1 || (step + 1) * STEP == work->tile->w->k)) {
         const __m512 scale = scale_at(kind, work, step / kind.group_steps);
         UNROLL(4) for (int t = 0; t < kind.tokens; t++)
         {

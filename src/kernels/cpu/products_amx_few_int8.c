@@ -199,7 +199,9 @@ typedef void (*rows_fn)(int4_work *work);
     {                                                                                                                  \
         multiply_int4_rows(low, high, true, work);                                                                     \
     }
-#define ALL(F) F(1, 0) F(2, 0) F(3, 0) F(4, 0) F(5, 0) F(6, 0) F(7, 0) F(8, 0) F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) F(8, 7) F(8, 8)
+#define ALL(F)                                                                                                         \
+    F(1, 0) F(2, 0) F(3, 0) F(4, 0) F(5, 0) F(6, 0) F(7, 0) F(8, 0)                                                    \
+    F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) F(8, 7) F(8, 8)
 #define NAME(low, high) rows_##low##_##high,
 #define NAME_OF_ZEROS(low, high) zeros_##low##_##high,
 ALL(ROWS)
