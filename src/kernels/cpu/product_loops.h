@@ -48,8 +48,9 @@ enum {
 };
 
 /* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks.  stream() asks for the
- * rows that come next, in the order of addresses, at least this many bytes ahead: memory gives 20 % more than when it
- * asks ahead in each row.  gemm() asks for its next chunk while it multiplies. */
+ * rows that come next, in two streams of addresses, at least this many bytes ahead and into the second-level cache:
+ * memory gives 20 % more than when it asks for one stream, or into the first level beside the rows at hand.  gemm()
+ * asks for its next chunk while it multiplies. */
 enum { LINE = 64, STREAM_AHEAD = 6144 };
 
 /* ROWS stored rows; rows past the tile's last one repeat it.  `format` and NT below are compile-time constants once
@@ -158,13 +159,16 @@ INLINE int lines_of_step(mf_format format)
     return step_columns(format) * (int)mf_format_bits(format) / 8 > LINE ? 2 : 1;
 }
 
-/* Before the codes from column k on, a line of each row or a longer step, are read by stream(). */
+/* Before the codes from column k on, a line of each row or a longer step, are read by stream(): the same share of two
+ * streams of addresses, the first and the second half of the next rows. */
 INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
 {
-    const uint8_t *p = q->ahead + ROWS * offset_of(format, k);
-    UNROLL(8) for (int i = 0; i < ROWS * lines_of_step(format); i++)
+    const int64_t half = ROWS / 2 * (q->bytes + q->next_rows) / ROWS;
+    const uint8_t *p = q->ahead + ROWS / 2 * offset_of(format, k);
+    UNROLL(4) for (int i = 0; i < ROWS / 2 * lines_of_step(format); i++)
     {
-        __builtin_prefetch(p + i * LINE, 0, 3);
+        __builtin_prefetch(p + i * LINE, 0, 2);
+        __builtin_prefetch(p + half + i * LINE, 0, 2);
     }
 }
 
