@@ -26,6 +26,8 @@ typedef enum mf_cpu_form {
     MF_CPU_FORM_F32,        /* f32, k ascending */
     MF_CPU_FORM_F32_SPLIT,  /* f32; of each `split` columns (mf_cpu_kernels) the even k first, then the odd: the order in
                                which pairs of bf16, or of 4-bit codes, come out of one vector */
+    MF_CPU_FORM_F32_BYTES,  /* f32; of each MF_CPU_COLUMNS columns eight vectors of eight: 0, 4, 8, 12 and 32, 36, 40, 44,
+                               from each of 0, 2, 16, 18, 1, 3, 17, 19 on, as 4-bit codes come out of 32 bytes of AVX2 */
     MF_CPU_FORM_BF16,       /* bf16, k ascending */
     MF_CPU_FORM_BF16_QUADS, /* bf16; of each MF_CPU_INTERLEAVED columns the first pairs of the four 32 columns, then the
                                second, to the sixteenth; of each 8 columns pairs are 0 and 4, 1 and 5, 2 and 6, 3 and 7, as
@@ -75,6 +77,7 @@ static inline int64_t mf_cpu_form_bytes(mf_cpu_form form, int64_t k)
     switch (form) {
     case MF_CPU_FORM_F32:
     case MF_CPU_FORM_F32_SPLIT:
+    case MF_CPU_FORM_F32_BYTES:
         return 4 * columns;
     case MF_CPU_FORM_BF16:
     case MF_CPU_FORM_BF16_QUADS:
@@ -202,6 +205,12 @@ static inline int64_t mf_cpu_place_in_quads(int64_t k)
 {
     const int64_t i = k % MF_CPU_INTERLEAVED;
     return k - i + (i % 32 / 8 * 4 + i % 4) * 8 + i / 32 * 2 + i % 8 / 4;
+}
+/* Where MF_CPU_FORM_F32_BYTES keeps column k. */
+static inline int64_t mf_cpu_place_in_bytes(int64_t k)
+{
+    const int64_t i = k % MF_CPU_COLUMNS;
+    return k - i + (i % 2 * 4 + i / 16 % 2 * 2 + i / 2 % 2) * 8 + i / 32 * 4 + i / 4 % 4;
 }
 /* Where a form keeps column k of a row, in elements, for the forms that are not panels. */
 int64_t mf_cpu_form_place(const mf_cpu_kernels *kernels, mf_cpu_form form, int64_t k);

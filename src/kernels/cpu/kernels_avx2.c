@@ -323,6 +323,14 @@ INLINE bool pack_block(const mf_cpu_pack *p, int64_t k, const float *x)
             store_split((float *)(void *)row + k + i, _mm256_loadu_ps(x + i), _mm256_loadu_ps(x + i + 8));
         }
         return true;
+    case MF_CPU_FORM_F32_BYTES: {
+        static const uint8_t from[8] = { 0, 2, 16, 18, 1, 3, 17, 19 };
+        const __m256i lanes = _mm256_setr_epi32(0, 4, 8, 12, 32, 36, 40, 44);
+        for (int v = 0; v < 8; v++) {
+            _mm256_storeu_ps((float *)(void *)row + k + 8 * v, _mm256_i32gather_ps(x + from[v], lanes, 4));
+        }
+        return true;
+    }
     case MF_CPU_FORM_I8: {
         const int32_t sums[2] = { store_codes(row + k, x), store_codes(row + k + 32, x + 32) };
         memcpy(row + mf_cpu_round_columns(p->k) + 4 * (k / 32), sums, sizeof sums);

@@ -106,6 +106,7 @@ static int64_t place(mf_cpu_form form, int64_t split, int64_t k)
     return form == MF_CPU_FORM_F32_SPLIT    ? mf_cpu_place_apart(k, split, 2)
            : form == MF_CPU_FORM_I8_SPLIT   ? mf_cpu_place_apart(k, 32, 2)
            : form == MF_CPU_FORM_BF16_QUADS ? mf_cpu_place_in_quads(k)
+           : form == MF_CPU_FORM_F32_BYTES  ? mf_cpu_place_in_bytes(k)
                                             : mf_cpu_place_apart(k, MF_CPU_INTERLEAVED, mf_cpu_form_parts(form));
 }
 
@@ -123,6 +124,7 @@ static void put(const mf_cpu_pack *p, int64_t split, int64_t k, float value)
     switch (p->form) {
     case MF_CPU_FORM_F32:
     case MF_CPU_FORM_F32_SPLIT:
+    case MF_CPU_FORM_F32_BYTES:
         memcpy(row + 4 * place(p->form, split, k), &value, 4);
         break;
     case MF_CPU_FORM_BF16:

@@ -141,6 +141,9 @@ static void pack_avx512(const mf_cpu_pack *p, const float *x, int64_t first, int
     case MF_CPU_FORM_F32_SPLIT:
         pack_as(p, MF_CPU_FORM_F32_SPLIT, x, first, n);
         break;
+    case MF_CPU_FORM_F32_BYTES: /* no product of these rungs asks for it */
+        mf_cpu_pack_c(p, 32, x, first, n);
+        break;
     case MF_CPU_FORM_BF16:
         pack_as(p, MF_CPU_FORM_BF16, x, first, n);
         break;

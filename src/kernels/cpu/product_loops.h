@@ -19,6 +19,9 @@
  *   decoder, decoder_for(format, scale, zero)   what turns codes under one scale into values
  *   load_values(format, p, n, d, seen, values)  n <= step_columns(format) codes at p; whatever stands behind them is
  * not read and counts as 0; `seen` collects what has_nan_code asks seen_codes, seen_none(), has_seen_nan(seen)
+ *   HAS_HALVES              then is_halved(format): a step's first and second half of columns lie in the halves of its
+ * vectors, each under a scale of its own.  load_codes(p, n) become two vectors at a time by load_part(format, codes, d,
+ * part, values), part ascending, with halves_for(format, scales, zeros, g, h), the decoder of groups g and h
  *   multiply_add(w, x, acc), flush(acc, scale, total), vec_zero(), vec_load(p)
  *   pace()                  stands after the products of one token in gemm()'s innermost loop
  *   sum_four(a, b, c, d)    the lanes' sums of four accumulators
@@ -71,6 +74,14 @@ typedef struct scales {
     _Alignas(64) float scale[ROWS][SCALES];
     float zero[ROWS][SCALES];
 } scales;
+
+#if !HAS_HALVES
+INLINE bool is_halved(mf_format format)
+{
+    (void)format;
+    return false;
+}
+#endif
 
 INLINE bool is_fp8(mf_format format)
 {
@@ -125,14 +136,14 @@ INLINE void set_rows(mf_format format, const mf_cpu_tile *tile, int64_t r, rows 
     q->ahead = q->next.w ? (const uint8_t *)q->next.w->data + q->next.row * row_bytes : q->codes[0];
 }
 
-/* n columns from `first`, a multiple of the group, on. */
+/* n columns from `first` on. */
 INLINE void scales_of(mf_format format, const mf_matrix *w, const rows *q, int64_t first, int64_t n, scales *s)
 {
     if (!is_grouped(format)) {
         return;
     }
     const int64_t group = group_columns(format, w);
-    const int64_t num_scales = (n + group - 1) / group;
+    const int64_t num_scales = (first + n - 1) / group - first / group + 1;
     const int64_t size = (int64_t)mf_dtype_size(w->scale_dtype);
     for (int i = 0; i < ROWS; i++) {
         const int64_t at = q->scale[i] + first / group;
@@ -142,6 +153,12 @@ INLINE void scales_of(mf_format format, const mf_matrix *w, const rows *q, int64
         }
         for (int64_t g = 0; format == MF_FORMAT_INT4_GROUP && w->zero && g < num_scales; g++) {
             s->zero[i][g] = (float)w->zero[at + g];
+        }
+        if (format == MF_FORMAT_INT4_GROUP && is_halved(format) && !w->zero) {
+            static const float eights[16] = { 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8 };
+            for (int64_t g = 0; g < num_scales; g += 16) {
+                memcpy(&s->zero[i][g], eights, sizeof eights);
+            }
         }
     }
 }
@@ -153,6 +170,16 @@ INLINE decoder decoder_at(mf_format format, const mf_matrix *w, const scales *s,
                : decoder_for(format, 1.0f, 0.0f);
 }
 
+#if HAS_HALVES
+/* Of the step at k, of columns [first, end) whose scales are in s. */
+INLINE decoder halves_at(mf_format format, const scales *s, int i, int64_t group, int64_t first, int64_t k, int64_t end)
+{
+    const int64_t half = k + step_columns(format) / 2, from = first / group;
+    const int64_t g = k / group - from, h = half < end ? half / group - from : g;
+    return halves_for(format, s->scale[i], s->zero[i], g, h);
+}
+#endif
+
 /* A step that is longer than a line asks for two. */
 INLINE int lines_of_step(mf_format format)
 {
@@ -160,12 +187,22 @@ INLINE int lines_of_step(mf_format format)
 }
 
 /* Before the codes from column k on, a line of each row or a longer step, are read by stream(): the same share of two
- * streams of addresses, the first and the second half of the next rows. */
+ * streams of addresses, the first and the second half of the next rows.  4 bits take longer to decode than to read: they
+ * gain from the first-level cache and lose by a second stream. */
 INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
 {
     const int64_t half = ROWS / 2 * (q->bytes + q->next_rows) / ROWS;
+    const int lines = ROWS / 2 * lines_of_step(format);
     const uint8_t *p = q->ahead + ROWS / 2 * offset_of(format, k);
-    UNROLL(4) for (int i = 0; i < ROWS / 2 * lines_of_step(format); i++)
+    if (mf_format_is_4bit(format)) {
+        p = q->ahead + ROWS * offset_of(format, k);
+        UNROLL(8) for (int i = 0; i < 2 * lines; i++)
+        {
+            __builtin_prefetch(p + i * LINE, 0, 3);
+        }
+        return;
+    }
+    UNROLL(4) for (int i = 0; i < lines; i++)
     {
         __builtin_prefetch(p + i * LINE, 0, 2);
         __builtin_prefetch(p + half + i * LINE, 0, 2);
@@ -231,6 +268,26 @@ INLINE void step(mf_format format, int NT, rows *q, const uint8_t *const *x, int
                  vec acc[ROWS][TOKENS])
 {
     const int vectors = step_columns(format) * COLUMN_BYTES / (int)sizeof(vec);
+#if HAS_HALVES
+    if (is_halved(format)) {
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            const half_codes codes = load_codes(q->codes[i] + offset_of(format, k), n);
+            UNROLL(4) for (int part = 0; part < vectors / 2; part++)
+            {
+                vec values[2];
+                load_part(format, codes, &d[i], part, values);
+                UNROLL(8) for (int j = 0; j < NT; j++)
+                {
+                    const uint8_t *xk = x[j] + k * COLUMN_BYTES + 2 * part * (int64_t)sizeof(vec);
+                    acc[i][j] = multiply_add(values[0], vec_load(xk), acc[i][j]);
+                    acc[i][j] = multiply_add(values[1], vec_load(xk + sizeof(vec)), acc[i][j]);
+                }
+            }
+        }
+        return;
+    }
+#endif
     if (vectors == 1) {
         vec values[ROWS];
         UNROLL(4) for (int i = 0; i < ROWS; i++)
@@ -305,6 +362,26 @@ INLINE void stream(mf_format format, int GROUP, int NT, const mf_cpu_tile *tile,
         decoder d[ROWS];
         int64_t k = first;
         scales_of(format, w, q, first, end - first, &s);
+#if HAS_HALVES
+        for (; is_halved(format) && k < end; k += columns) {
+            if (k % line == 0 && asks-- == 0) {
+                prefetch_next(format, q, k);
+                asks = num_passes - 1;
+            }
+            UNROLL(4) for (int i = 0; i < ROWS; i++)
+            {
+                d[i] = halves_at(format, &s, i, group, first, k, end);
+            }
+            if (k + columns <= end) {
+                step(format, NT, q, x, k, columns, d, acc);
+            } else {
+                step(format, NT, q, x, k, end - k, d, acc);
+            }
+        }
+        if (is_halved(format)) {
+            continue;
+        }
+#endif
         UNROLL(4) for (int i = 0; i < ROWS; i++)
         {
             d[i] = decoder_at(format, w, &s, i, 0);
@@ -371,6 +448,23 @@ INLINE void decode(mf_format format, const mf_matrix *w, rows *q, const scales *
     const int vectors = columns * COLUMN_BYTES / (int)sizeof(vec);
     const int64_t group = group_columns(format, w);
     int64_t at = 0;
+#if HAS_HALVES
+    for (int64_t k = first; is_halved(format) && k < end; k += columns, at += vectors) {
+        const int64_t n = end - k < columns ? end - k : columns;
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            const decoder d = halves_at(format, s, i, group, first, k, end);
+            const half_codes codes = load_codes(q->codes[i] + offset_of(format, k), n);
+            UNROLL(4) for (int part = 0; part < vectors / 2; part++)
+            {
+                load_part(format, codes, &d, part, &values[i][at + 2 * part]);
+            }
+        }
+    }
+    if (is_halved(format)) {
+        return;
+    }
+#endif
     for (int64_t start = first, g = 0; start < end; start += group, g++) {
         const int64_t stop = end - start < group ? end : start + group;
         decoder d[ROWS];
@@ -550,7 +644,8 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
     rows q[BLOCK];
     const mf_matrix *w = tile->w;
     const int64_t group = group_columns(format, w);
-    const int64_t chunk = group < CHUNK_COLUMNS ? CHUNK_COLUMNS / group * group : CHUNK_COLUMNS;
+    const int64_t chunk =
+        group < CHUNK_COLUMNS && !is_halved(format) ? CHUNK_COLUMNS / group * group : CHUNK_COLUMNS;
     const int64_t group_vectors = is_flushed(format) ? group * COLUMN_BYTES / (int64_t)sizeof(vec) : 0;
     for (int64_t r = 0; r < tile->num_rows; r += BLOCK * ROWS) {
         int num_blocks = 0;
@@ -565,7 +660,7 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
             }
             for (int64_t first = 0, end; first < w->k; first = end) {
                 end = w->k - first < chunk ? w->k : first + chunk;
-                if (is_grouped(format) && chunk < group && end > (first / group + 1) * group) {
+                if (is_grouped(format) && !is_halved(format) && chunk < group && end > (first / group + 1) * group) {
                     end = (first / group + 1) * group;
                 }
                 const int64_t step_size = step_columns(format);

@@ -25,13 +25,15 @@ void mf_cpu_spread_nan_codes(const mf_cpu_tile *tile, int64_t r, int64_t num_row
 
 /* How a form takes columns apart. */
 typedef struct order {
+    mf_cpu_form form;
     int64_t block, parts;
-    bool quads;
 } order;
 
 static int64_t place(order o, int64_t k)
 {
-    return o.quads ? mf_cpu_place_in_quads(k) : mf_cpu_place_apart(k, o.block, o.parts);
+    return o.form == MF_CPU_FORM_BF16_QUADS  ? mf_cpu_place_in_quads(k)
+           : o.form == MF_CPU_FORM_F32_BYTES ? mf_cpu_place_in_bytes(k)
+                                             : mf_cpu_place_apart(k, o.block, o.parts);
 }
 
 static float input_at(mf_cpu_form form, const void *x, int64_t i)
@@ -91,11 +93,10 @@ static float row_times_codes(const mf_cpu_tile *tile, order o, int64_t r, const 
 void mf_cpu_tile_rare(const mf_cpu_tile *tile, mf_cpu_form form, int64_t split)
 {
     const bool is_codes = form == MF_CPU_FORM_I8 || form == MF_CPU_FORM_I8_SPLIT || form == MF_CPU_FORM_I8_HALVES;
-    const order o = form == MF_CPU_FORM_F32_SPLIT  ? (order){ .block = split, .parts = 2 }
-                    : form == MF_CPU_FORM_I8_SPLIT ? (order){ .block = 32, .parts = 2 }
-                                                   : (order){ .block = MF_CPU_INTERLEAVED,
-                                                             .parts = mf_cpu_form_parts(form),
-                                                             .quads = form == MF_CPU_FORM_BF16_QUADS };
+    const order o = form == MF_CPU_FORM_F32_SPLIT  ? (order){ form, .block = split, .parts = 2 }
+                    : form == MF_CPU_FORM_I8_SPLIT ? (order){ form, .block = 32, .parts = 2 }
+                                                   : (order){ form, .block = MF_CPU_INTERLEAVED,
+                                                              .parts = mf_cpu_form_parts(form) };
     for (int64_t r = 0; r < tile->num_rows; r++) {
         for (int64_t t = 0; t < tile->num_tokens; t++) {
             float *out = tile->out + t * tile->out_stride + r;

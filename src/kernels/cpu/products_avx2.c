@@ -1,7 +1,8 @@
 /* products_avx2.c - products of f32 inputs with AVX2, FMA and F16C.
  *
- * Inputs lie in steps of 16 columns.  bf16 and 4-bit codes come out of one vector as even and odd columns, so their
- * products ask for the split form; the others for ascending columns. */
+ * Inputs lie in steps of 16 columns.  bf16 comes out of one vector as even and odd columns, so its product asks for the
+ * split form; 4-bit codes come out of 32 bytes, 64 columns, by tables of bytes and have a form of their own; the others
+ * ask for ascending columns. */
 #include "kernels/cpu/avx2.h"
 
 typedef __m256 vec;
@@ -9,12 +10,17 @@ typedef __m256 vec;
 #define COLUMN_BYTES 4
 #define TOKENS_IN_REGISTERS 3
 #define HAS_FLUSHED_FORMATS 0
-enum { ROWS = 4, TOKENS = 3, SCALES_AT_ONCE = 8, STEP = 16 };
+#define HAS_HALVES 1
+enum { ROWS = 4, TOKENS = 3, SCALES_AT_ONCE = 8, STEP = 16, BYTES_STEP = 64 };
+
+INLINE bool is_halved(mf_format format)
+{
+    return mf_format_is_4bit(format);
+}
 
 INLINE int step_columns(mf_format format)
 {
-    (void)format;
-    return STEP;
+    return is_halved(format) ? BYTES_STEP : STEP;
 }
 
 INLINE int stream_tokens(mf_format format)
@@ -73,7 +79,7 @@ INLINE void sum_four(vec a, vec b, vec c, vec d, float out[4])
 
 /* ---- codes as values ---- */
 
-/* FP8_BLOCK: the scale times 2^8; INT4: the scale, and minus scale times zero point; MXFP4: the eight magnitudes. */
+/* FP8_BLOCK: the scale times 2^8; INT4: the scale, and what it makes of 8 less the zero point. */
 typedef struct decoder {
     __m256 scale, shift;
 } decoder;
@@ -81,13 +87,21 @@ typedef struct decoder {
 INLINE decoder decoder_for(mf_format format, float scale, float zero)
 {
     const __m256 s = _mm256_set1_ps(format == MF_FORMAT_FP8_BLOCK ? scale * 256.0f : scale);
-    if (format == MF_FORMAT_INT4_GROUP) {
-        return (decoder){ s, _mm256_set1_ps(-(zero * scale)) };
-    }
-    if (format == MF_FORMAT_MXFP4) {
-        return (decoder){ _mm256_mul_ps(_mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f), s), s };
-    }
+    (void)zero;
     return (decoder){ s, s };
+}
+
+INLINE __m256 halves(const float *first, const float *second)
+{
+    return _mm256_blend_ps(_mm256_broadcast_ss(first), _mm256_broadcast_ss(second), 0xf0);
+}
+
+INLINE decoder halves_for(mf_format format, const float *scale, const float *zero, int64_t g, int64_t h)
+{
+    const __m256 s = halves(scale + g, scale + h);
+    return (decoder){ s, format == MF_FORMAT_INT4_GROUP
+                             ? _mm256_mul_ps(_mm256_sub_ps(_mm256_set1_ps(8.0f), halves(zero + g, zero + h)), s)
+                             : s };
 }
 
 /* Of fp8's halves. */
@@ -117,12 +131,6 @@ INLINE __m128i load16(const uint8_t *p)
 INLINE __m128i load8(const uint8_t *p)
 {
     return _mm_loadl_epi64((const __m128i *)(const void *)p);
-}
-
-INLINE __m256 mxfp4_values(__m256i codes, const decoder *d)
-{
-    const __m256i sign = _mm256_and_si256(_mm256_slli_epi32(codes, 28), _mm256_set1_epi32((int)0x80000000u));
-    return _mm256_xor_ps(_mm256_permutevar8x32_ps(d->scale, codes), _mm256_castsi256_ps(sign));
 }
 
 INLINE void load_whole(mf_format format, const uint8_t *p, const decoder *d, seen_codes *seen, vec values[2])
@@ -158,23 +166,10 @@ INLINE void load_whole(mf_format format, const uint8_t *p, const decoder *d, see
         }
         return;
     }
-    case MF_FORMAT_INT8_CHANNEL:
+    default:
         values[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(p)));
         values[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(p + 8)));
         return;
-    case MF_FORMAT_INT4_GROUP: {
-        const __m256i codes = _mm256_cvtepu8_epi32(load8(p));
-        const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi32(15));
-        values[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), d->scale, d->shift);
-        values[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(codes, 4)), d->scale, d->shift);
-        return;
-    }
-    default: {
-        const __m256i codes = _mm256_cvtepu8_epi32(load8(p));
-        values[0] = mxfp4_values(codes, d);
-        values[1] = mxfp4_values(_mm256_srli_epi32(codes, 4), d);
-        return;
-    }
     }
 }
 
@@ -191,34 +186,75 @@ INLINE void load_values(mf_format format, const uint8_t *p, int64_t n, const dec
     load_whole(format, padded, d, seen, values);
 }
 
-/* n <= 8 scales. */
-INLINE void load_scales(mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+/* What 4 bits stand for as bf16, which they are exactly: the low and the high byte. */
+#define E2M1(f) f(0x0000), f(0x3f00), f(0x3f80), f(0x3fc0), f(0x4000), f(0x4040), f(0x4080), f(0x40c0), f(0x8000), \
+        f(0xbf00), f(0xbf80), f(0xbfc0), f(0xc000), f(0xc040), f(0xc080), f(0xc0c0)
+#define LESS_8(f) f(0xc100), f(0xc0e0), f(0xc0c0), f(0xc0a0), f(0xc080), f(0xc040), f(0xc000), f(0xbf80), f(0x0000), \
+        f(0x3f80), f(0x4000), f(0x4040), f(0x4080), f(0x40a0), f(0x40c0), f(0x40e0)
+#define LOW_BYTE(v) (char)((v)&0xff)
+#define HIGH_BYTE(v) (char)((v) >> 8)
+
+typedef __m256i half_codes;
+
+/* n of 64 columns */
+INLINE half_codes load_codes(const uint8_t *p, int64_t n)
 {
-    uint8_t padded[32] = { 0 };
+    if (n >= BYTES_STEP) {
+        return _mm256_loadu_si256((const __m256i *)(const void *)p);
+    }
+    uint8_t padded[BYTES_STEP / 2] = { 0 };
+    memcpy(padded, p, (size_t)((n + 1) / 2));
+    return _mm256_loadu_si256((const __m256i *)(const void *)padded);
+}
+
+/* Two of the eight vectors of 64 columns: of the low nibbles of 32 bytes, then the high ones; of each sixteen bytes the
+ * first eight, then the others; of those the even bytes and the odd. */
+INLINE void load_part(mf_format format, half_codes bytes, const decoder *d, int part, vec values[2])
+{
+    const __m256i codes = _mm256_and_si256(part < 2 ? bytes : _mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(15));
+    const bool is_int = format == MF_FORMAT_INT4_GROUP;
+    const __m128i low_table = is_int ? _mm_setr_epi8(LESS_8(LOW_BYTE)) : _mm_setr_epi8(E2M1(LOW_BYTE));
+    const __m128i high_table = is_int ? _mm_setr_epi8(LESS_8(HIGH_BYTE)) : _mm_setr_epi8(E2M1(HIGH_BYTE));
+    const __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(low_table), codes);
+    const __m256i high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(high_table), codes);
+    const __m256i pairs = part % 2 ? _mm256_unpackhi_epi8(low, high) : _mm256_unpacklo_epi8(low, high);
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000u)));
+    values[0] = is_int ? _mm256_fmadd_ps(even, d->scale, d->shift) : _mm256_mul_ps(even, d->scale);
+    values[1] = is_int ? _mm256_fmadd_ps(odd, d->scale, d->shift) : _mm256_mul_ps(odd, d->scale);
+}
+
+/* Eight scales. */
+INLINE __m256 scales_as_floats(mf_dtype dtype, const uint8_t *p)
+{
     switch (dtype) {
     case MF_F8_E8M0: {
-        memcpy(padded, p, (size_t)n);
-        const __m256i codes = _mm256_cvtepu8_epi32(load8(padded));
+        const __m256i codes = _mm256_cvtepu8_epi32(load8(p));
         __m256i bits = _mm256_slli_epi32(codes, 23);
         bits =
             _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x00400000), _mm256_cmpeq_epi32(codes, _mm256_setzero_si256()));
         bits =
             _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc00000), _mm256_cmpeq_epi32(codes, _mm256_set1_epi32(255)));
-        _mm256_storeu_ps(out, _mm256_castsi256_ps(bits));
-        return;
+        return _mm256_castsi256_ps(bits);
     }
     case MF_BF16:
-        memcpy(padded, p, (size_t)n * 2);
-        _mm256_storeu_ps(out, f32_from_bf16(padded));
-        return;
+        return f32_from_bf16(p);
     case MF_F16:
-        memcpy(padded, p, (size_t)n * 2);
-        _mm256_storeu_ps(out, _mm256_cvtph_ps(load16(padded)));
-        return;
+        return _mm256_cvtph_ps(load16(p));
     default:
-        memcpy(out, p, (size_t)n * sizeof(float));
-        return;
+        return _mm256_loadu_ps((const float *)(const void *)p);
     }
+}
+
+/* n <= 8 scales. */
+INLINE void load_scales(mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
+{
+    uint8_t padded[32] = { 0 };
+    if (n < 8) { /* a copy of unknown length takes longer than all the rest */
+        memcpy(padded, p, (size_t)n * mf_dtype_size(dtype));
+        p = padded;
+    }
+    _mm256_storeu_ps(out, scales_as_floats(dtype, p));
 }
 
 INLINE void load_scales_of(mf_format format, mf_dtype dtype, const uint8_t *p, int64_t n, float *out)
@@ -244,8 +280,8 @@ static void fp8_block_avx2(const mf_cpu_tile *tile)
 
 static void int4_avx2(const mf_cpu_tile *tile)
 {
-    if (tile->w->group_size % STEP != 0 && tile->w->group_size < tile->w->k) { /* groups start inside vectors */
-        mf_cpu_tile_rare(tile, MF_CPU_FORM_F32_SPLIT, STEP);
+    if (tile->w->group_size % (BYTES_STEP / 2) != 0 && tile->w->group_size < tile->w->k) { /* inside halves */
+        mf_cpu_tile_rare(tile, MF_CPU_FORM_F32_BYTES, STEP);
         return;
     }
     product(MF_FORMAT_INT4_GROUP, tile);
@@ -260,8 +296,8 @@ void mf_cpu_products_fill_avx2(mf_cpu_kernels *k)
         [MF_FORMAT_FP8_BLOCK] = { fp8_block_avx2, MF_CPU_FORM_F32 },
         [MF_FORMAT_FP8_CHANNEL] = { fp8_channel_avx2, MF_CPU_FORM_F32 },
         [MF_FORMAT_INT8_CHANNEL] = { int8_avx2, MF_CPU_FORM_F32 },
-        [MF_FORMAT_INT4_GROUP] = { int4_avx2, MF_CPU_FORM_F32_SPLIT },
-        [MF_FORMAT_MXFP4] = { mxfp4_avx2, MF_CPU_FORM_F32_SPLIT },
+        [MF_FORMAT_INT4_GROUP] = { int4_avx2, MF_CPU_FORM_F32_BYTES },
+        [MF_FORMAT_MXFP4] = { mxfp4_avx2, MF_CPU_FORM_F32_BYTES },
     };
     for (int f = 0; f < MF_FORMAT_COUNT; f++) {
         k->product[f][MF_CPU_INPUT_F32] = products[f];
