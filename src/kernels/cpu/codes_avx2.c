@@ -10,7 +10,7 @@ typedef struct weights {
     __m256i code, magnitude;
 } weights;
 
-enum { CODES = 32, INT8_TOKENS = 2, INT4_TOKENS = 2, INT8_BIAS = 0 };
+enum { CODES = 32, INT8_TOKENS = 2, INT4_TOKENS = 3, INT4_COLUMNS = 64, INT8_BIAS = 0 };
 
 INLINE ivec int_zero(void)
 {
@@ -51,39 +51,15 @@ INLINE ivec dot_int8(ivec acc, weights w, ivec x)
     return add_pairs(acc, _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.code)));
 }
 
-/* 16 bytes are a group of 32 columns: low nibbles, the even ones, then high. */
-INLINE ivec load_int4(const uint8_t *p, int64_t n)
+/* 32 bytes are 64 columns: low nibbles, the even ones, then high. */
+INLINE __m256i load_int4(const uint8_t *p, int64_t n)
 {
-    __m128i bytes;
-    if (n == CODES) {
-        bytes = _mm_loadu_si128((const __m128i *)(const void *)p);
-    } else {
-        uint8_t padded[CODES / 2] = { 0 };
-        memcpy(padded, p, (size_t)((n + 1) / 2));
-        bytes = _mm_loadu_si128((const __m128i *)(const void *)padded);
+    if (n == INT4_COLUMNS) {
+        return _mm256_loadu_si256((const __m256i *)(const void *)p);
     }
-    const __m256i moved = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(bytes), _mm256_setr_epi64x(0, 0, 4, 4));
-    return _mm256_and_si256(moved, _mm256_set1_epi8(15));
-}
-
-INLINE ivec dot_int4(ivec acc, ivec codes, ivec x)
-{
-    return add_pairs(acc, _mm256_maddubs_epi16(codes, x));
-}
-
-INLINE ivec lane_sums(ivec x)
-{
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x), _mm256_set1_epi16(1));
-}
-
-INLINE ivec times_minus_8(ivec sums)
-{
-    return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sums, 3));
-}
-
-INLINE ivec times_minus(ivec sums, ivec zeros)
-{
-    return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_mullo_epi32(sums, zeros));
+    uint8_t padded[INT4_COLUMNS / 2] = { 0 };
+    memcpy(padded, p, (size_t)((n + 1) / 2));
+    return _mm256_loadu_si256((const __m256i *)(const void *)padded);
 }
 
 INLINE fvec scale_add(fvec scale, ivec sums, fvec acc)
@@ -91,14 +67,15 @@ INLINE fvec scale_add(fvec scale, ivec sums, fvec acc)
     return _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), acc);
 }
 
+/* The halves of 64 columns. */
 INLINE fvec each_32(const float *p)
 {
-    return _mm256_broadcast_ss(p);
+    return _mm256_blend_ps(_mm256_broadcast_ss(p), _mm256_broadcast_ss(p + 1), 0xf0);
 }
 
-INLINE ivec each_32_int(const int32_t *p)
+INLINE ivec each_32_words(const int32_t *p)
 {
-    return _mm256_set1_epi32(p[0]);
+    return _mm256_blend_epi32(_mm256_set1_epi16((short)p[0]), _mm256_set1_epi16((short)p[1]), 0xf0);
 }
 
 INLINE void sum_four_int(ivec a, ivec b, ivec c, ivec d, int32_t *out)
@@ -162,36 +139,60 @@ INLINE void scales_of(bool has_zero, bool is_first, const mf_matrix *w, const co
             __builtin_prefetch(scales + ROWS_AHEAD * w->scale_row_stride * size + line, 0, 3);
         }
         load_scales(w->scale_dtype, scales, g1 - g0 + 1, out);
-        for (int64_t b = blocks - 1; per_group > 1 && b > 0; b--) { /* from the back: sources are read before written over */
-            out[b] = out[(first / 32 + b) / per_group - g0];
+        for (int64_t g = g1, b = blocks; per_group > 1 && g >= g0; g--) { /* from the back: read before written over */
+            const float value = out[g - g0];
+            const int64_t start = g > g0 ? g * per_group - first / 32 : 0;
+            for (; b >= start + 4; b -= 4) {
+                _mm_storeu_ps(out + b - 4, _mm_set1_ps(value));
+            }
+            while (b > start) {
+                out[--b] = value;
+            }
         }
         out[blocks] = out[blocks + 1] = 0.0f;
-        for (int64_t b = 0; has_zero && b < blocks + 2; b++) {
-            s->zero[i][b] = b < blocks ? w->zero[q->scale[i] + (first / 32 + b) / per_group] : 0;
+        s->zero[i][blocks] = s->zero[i][blocks + 1] = 0;
+        for (int64_t g = g0, b = 0; has_zero && g <= g1; g++) {
+            const int64_t stop = g < g1 ? (g + 1) * per_group - first / 32 : blocks;
+            while (b < stop) {
+                s->zero[i][b++] = w->zero[q->scale[i] + g];
+            }
         }
     }
 }
 
+/* 64 columns from k on, n of them there: sums of four products fit 16 bits, as do eight times the sums of four inputs. */
 INLINE void int4_step(bool has_zero, int NT, const code_rows *q, const int8_t *const *x, int64_t k, int64_t n, int64_t b,
                       const span_scales *s, fvec acc[ROWS][INT4_TOKENS])
 {
-    ivec xk[INT4_TOKENS], start[INT4_TOKENS];
+    const __m256i ones = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1), mask = _mm256_set1_epi8(15);
+    const int64_t at = k - k % MF_CPU_INTERLEAVED + k % MF_CPU_INTERLEAVED / 2;
+    ivec even[INT4_TOKENS], odd[INT4_TOKENS], fours[INT4_TOKENS];
     UNROLL(8) for (int j = 0; j < NT; j++) {
-        xk[j] = load_x(x[j] + k);
-        start[j] = lane_sums(xk[j]);
-        start[j] = has_zero ? start[j] : times_minus_8(start[j]);
+        even[j] = load_x(x[j] + at);
+        odd[j] = load_x(x[j] + at + MF_CPU_INTERLEAVED / 2);
+        fours[j] = _mm256_add_epi16(_mm256_maddubs_epi16(ones, even[j]), _mm256_maddubs_epi16(ones, odd[j]));
+        fours[j] = has_zero ? fours[j] : _mm256_slli_epi16(fours[j], 3);
     }
     UNROLL(4) for (int i = 0; i < ROWS; i++) {
-        const ivec codes = load_int4(q->codes[i] + k / 2, n);
+        const __m256i codes = load_int4(q->codes[i] + k / 2, n);
+        const __m256i low = _mm256_and_si256(codes, mask), high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
         const fvec scale = each_32(&s->scale[i][b]);
         UNROLL(8) for (int j = 0; j < NT; j++) {
-            const ivec first = has_zero ? times_minus(start[j], each_32_int(&s->zero[i][b])) : start[j];
-            acc[i][j] = scale_add(scale, dot_int4(first, codes, xk[j]), acc[i][j]);
+            ivec sums = _mm256_add_epi16(_mm256_maddubs_epi16(low, even[j]), _mm256_maddubs_epi16(high, odd[j]));
+            if (has_zero) {
+                const ivec zeros = _mm256_madd_epi16(fours[j], each_32_words(&s->zero[i][b]));
+                sums = _mm256_sub_epi32(_mm256_madd_epi16(sums, ones16), zeros);
+            } else {
+                sums = _mm256_madd_epi16(_mm256_sub_epi16(sums, fours[j]), ones16);
+            }
+            acc[i][j] = scale_add(scale, sums, acc[i][j]);
         }
     }
 }
 
-INLINE void int4_rows(bool has_zero, int NT, const mf_cpu_tile *tile, const code_rows *q, int64_t r, int64_t t)
+/* s holds the scales of the last span: where that is all of them, later tokens find them there. */
+INLINE void int4_rows(bool has_zero, int NT, const mf_cpu_tile *tile, const code_rows *q, int64_t r, int64_t t,
+                      span_scales *s)
 {
     const int64_t size = tile->w->k;
     const int8_t *x[INT4_TOKENS];
@@ -204,17 +205,18 @@ INLINE void int4_rows(bool has_zero, int NT, const mf_cpu_tile *tile, const code
     }
     for (int64_t first = 0; first < size; first += SPAN) {
         const int64_t end = size - first < SPAN ? size : first + SPAN;
-        span_scales s;
-        scales_of(has_zero, t == 0, tile->w, q, first, &s);
+        if (t == 0 || size > SPAN) {
+            scales_of(has_zero, t == 0, tile->w, q, first, s);
+        }
         int64_t k = first;
-        for (; k + CODES <= end; k += CODES) {
+        for (; k + INT4_COLUMNS <= end; k += INT4_COLUMNS) {
             if (t == 0 && k % (2 * LINE) == 0) {
                 ask_ahead(q, k / 2);
             }
-            int4_step(has_zero, NT, q, x, k, CODES, (k - first) / 32, &s, acc);
+            int4_step(has_zero, NT, q, x, k, INT4_COLUMNS, (k - first) / 32, s, acc);
         }
         if (k < end) {
-            int4_step(has_zero, NT, q, x, k, end - k, (k - first) / 32, &s, acc);
+            int4_step(has_zero, NT, q, x, k, end - k, (k - first) / 32, s, acc);
         }
     }
     UNROLL(8) for (int j = 0; j < NT; j++) {
@@ -228,14 +230,19 @@ INLINE void int4_rows(bool has_zero, int NT, const mf_cpu_tile *tile, const code
 
 INLINE void int4_tile(bool has_zero, const mf_cpu_tile *tile)
 {
+    span_scales s;
     for (int64_t r = 0; r < tile->num_rows; r += ROWS) {
         const code_rows q = code_rows_at(tile, r);
         int64_t t = 0;
         for (; t + INT4_TOKENS <= tile->num_tokens; t += INT4_TOKENS) {
-            int4_rows(has_zero, INT4_TOKENS, tile, &q, r, t);
+            int4_rows(has_zero, INT4_TOKENS, tile, &q, r, t, &s);
         }
-        for (; t < tile->num_tokens; t++) {
-            int4_rows(has_zero, 1, tile, &q, r, t);
+        if (t + 2 <= tile->num_tokens) {
+            int4_rows(has_zero, 2, tile, &q, r, t, &s);
+            t += 2;
+        }
+        if (t < tile->num_tokens) {
+            int4_rows(has_zero, 1, tile, &q, r, t, &s);
         }
     }
 }
@@ -243,7 +250,7 @@ INLINE void int4_tile(bool has_zero, const mf_cpu_tile *tile)
 static void int4_codes(const mf_cpu_tile *tile)
 {
     if (tile->w->group_size % 32 != 0) {
-        mf_cpu_tile_rare(tile, MF_CPU_FORM_I8_SPLIT, 32);
+        mf_cpu_tile_rare(tile, MF_CPU_FORM_I8_HALVES, 1);
     } else if (tile->w->zero) {
         int4_tile(true, tile);
     } else {
@@ -254,5 +261,5 @@ static void int4_codes(const mf_cpu_tile *tile)
 void mf_cpu_codes_fill_avx2(mf_cpu_kernels *k)
 {
     k->product[MF_FORMAT_INT8_CHANNEL][MF_CPU_INPUT_I8] = (mf_cpu_product){ int8_codes, MF_CPU_FORM_I8 };
-    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ int4_codes, MF_CPU_FORM_I8_SPLIT };
+    k->product[MF_FORMAT_INT4_GROUP][MF_CPU_INPUT_I8] = (mf_cpu_product){ int4_codes, MF_CPU_FORM_I8_HALVES };
 }

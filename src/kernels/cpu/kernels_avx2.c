@@ -336,6 +336,20 @@ INLINE bool pack_block(const mf_cpu_pack *p, int64_t k, const float *x)
         memcpy(row + mf_cpu_round_columns(p->k) + 4 * (k / 32), sums, sizeof sums);
         return true;
     }
+    case MF_CPU_FORM_I8_HALVES: {
+        uint8_t codes[BLOCK];
+        const int32_t sums[2] = { store_codes(codes, x), store_codes(codes + 32, x + 32) };
+        const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)codes);
+        const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 32));
+        const __m256i low = _mm256_set1_epi16(0xff);
+        const __m256i even = _mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+        const __m256i odd = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+        uint8_t *to = row + k - k % MF_CPU_INTERLEAVED + k % MF_CPU_INTERLEAVED / 2;
+        _mm256_storeu_si256((__m256i *)(void *)to, _mm256_permute4x64_epi64(even, 0xd8));
+        _mm256_storeu_si256((__m256i *)(void *)(to + MF_CPU_INTERLEAVED / 2), _mm256_permute4x64_epi64(odd, 0xd8));
+        memcpy(row + mf_cpu_form_columns(p->form, p->k) + 4 * (k / 32), sums, sizeof sums);
+        return true;
+    }
     default:
         return false;
     }
@@ -354,6 +368,9 @@ static void pack_avx2(const mf_cpu_pack *p, const float *x, int64_t first, int64
     }
     if (i < n) {
         mf_cpu_pack_c(p, SPLIT, x + i, first + i, n - i);
+    } else if (first + n == p->k && mf_cpu_round_columns(p->k) < mf_cpu_form_columns(p->form, p->k)) {
+        const float zeros[BLOCK] = { 0 };
+        pack_block(p, mf_cpu_round_columns(p->k), zeros);
     }
 }
 
