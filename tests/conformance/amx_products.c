@@ -389,7 +389,7 @@ TEST(amx_int4_products_have_the_promised_bits)
                             .group = groups[g],
                             .scale_dtype = (mf_dtype)CONF_PICK(&seed, MF_F32, MF_BF16, MF_F16),
                             .first_row = conf_below(&seed, rows),
-                            .tokens = all_tokens[conf_below(&seed, 9)] };
+                            .tokens = all_tokens[conf_below(&seed, 12)] };
                 s.num_rows = 1 + conf_below(&seed, rows - s.first_row);
                 check_shape(&r, &s, 10 * g + i);
             }

@@ -264,23 +264,26 @@ static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
     }
 }
 
+/* Most tokens for which the tiles of amx_product.h are as fast, where codes take long to decode or scales to apply. */
+enum { MOST_TILES = 2 * MF_CPU_PANEL };
+
 /* Tokens to the loops that are made for as many. */
-#define BY_TOKENS(name, tiles, most, many)                                                                             \
+#define BY_TOKENS(name, tiles, most, many, most_tiles)                                                                 \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
         if (tile->num_tokens <= (most)) {                                                                              \
             few_then(tiles, *tile);                                                                                    \
-        } else if (tile->num_tokens <= MF_CPU_PANEL) {                                                                 \
+        } else if (tile->num_tokens <= (most_tiles)) {                                                                 \
             tiles(tile);                                                                                               \
         } else {                                                                                                       \
             many(tile);                                                                                                \
         }                                                                                                              \
     }
-BY_TOKENS(any_fp8_block, tile_fp8_block, MOST_FP8, many_fp8_block)
-BY_TOKENS(any_fp8_channel, tile_fp8_channel, MOST_FP8, many_fp8_channel)
-BY_TOKENS(any_int8, tile_int8, MOST_INT8, many_int8)
-BY_TOKENS(any_int4, tile_int4, MOST_INT4, many_int4)
-BY_TOKENS(any_mxfp4, tile_mxfp4, MOST_MXFP4, many_mxfp4)
+BY_TOKENS(any_fp8_block, tile_fp8_block, MOST_FP8, many_fp8_block, MOST_TILES)
+BY_TOKENS(any_fp8_channel, tile_fp8_channel, MOST_FP8, many_fp8_channel, MF_CPU_PANEL)
+BY_TOKENS(any_int8, tile_int8, MOST_INT8, many_int8, MF_CPU_PANEL)
+BY_TOKENS(any_int4, tile_int4, MOST_INT4, many_int4, MF_CPU_PANEL)
+BY_TOKENS(any_mxfp4, tile_mxfp4, MOST_MXFP4, many_mxfp4, MOST_TILES)
 
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated
