@@ -15,9 +15,9 @@
 #include "kernels/cpu/inputs.h"
 
 enum {
-    PASS_TOKENS = 2048, /* these three bound the workspace; no result depends on them */
+    PASS_TOKENS = 1024, /* these three bound the workspace; no result depends on them */
     PASS_PAIRS = 16384,
-    PASS_INPUT_BYTES = 160 << 20, /* 1,024 tokens of nine columns of 7,168 bf16 */
+    PASS_INPUT_BYTES = 126 << 20, /* 1,024 tokens of nine columns of 7,168 bf16 */
     UP_ROWS = 64, /* = MF_CPU_COLUMNS: a task's columns of h are packed on their own */
     DOWN_ROWS = 64,  /* of one product */
     DOWN_BYTES = 128 << 10, /* of w2 make a task, where that leaves enough of them: memory is read in long pieces */
