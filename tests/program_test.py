@@ -213,6 +213,7 @@ def bench_kernels():
             (["--tokens", "1;4"], ["--tokens: expected integers", 'got "1;4"']),
             (["--act-quant", "fp4"], ["--act-quant: expected one of none|w8a8|int8", 'got "fp4"']),
             (["--act-quant", "int8", "--format", "bf16"], ["--act-quant int8 has no effect on --format bf16", "int4_group"]),
+            (["--group-size", "100"], ["--group-size: expected a multiple of 32; got 100"]),
             (["--routing", "random"], ["--routing: expected one of uniform|skewed"]),
             (["--dtype", "f64"], ["--dtype: expected one of bf16|f32"]),
             (["--isa", "sse2"], ["--isa: expected one of c", 'got "sse2"']),
@@ -226,8 +227,10 @@ def bench_kernels():
     claim("bench kernels --json has a row per op, format and token count",
           len(rows) == 30 and all(keys <= set(row) and row["us"] > 0 for row in rows), r.out)
     by = {(row["op"], row["dtype"], row["M"]): row for row in rows}
-    claim("a product's row divides by reading at few tokens and by arithmetic at many",
-          by["experts", "bf16", 1]["ceiling_unit"] == "GB/s" and by["experts", "bf16", 70]["ceiling_unit"] == "GFLOP/s", rows)
+    products = [row for row in rows if row["op"] in ("experts", "linear", "lm-head")]
+    rate_of = {"GB/s": lambda row: row["GB/s"], "GFLOP/s": lambda row: row["TFLOP/s"] * 1e3}
+    claim("a product's share is its rate over the ceiling that the row names", products and
+          all(abs(rate_of[row["ceiling_unit"]](row) / row["ceiling"] / row["share"] - 1) < 1e-2 for row in products), products)
     one = by["experts", "bf16", 1]
     stored = one["experts"] * 3 * 256 * 64 * 2  # 4 routed and 1 shared expert of three 256 x 64 matrices
     claim("GB/s counts the stored bytes of the distinct experts", one["experts"] == 5
