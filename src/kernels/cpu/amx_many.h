@@ -52,87 +52,52 @@ INLINE many_right many_panel(const amx_kind kind, const amx_work *work, int64_t 
     return (many_right){ (const uint8_t *)work->tile->x[panel] + step * bytes, bytes, row_bytes };
 }
 
-/* Two tiles of rows, or one. */
-typedef struct many_left {
-    const uint8_t *p;
-    int64_t tile, step, stride;
-} many_left;
-
-/* Sums += `steps` steps of rows times one or two panels, from step `base` of the panels on. */
-INLINE void many_multiply(const amx_kind kind, const int rows, const int panels, many_work *many, many_left left,
-                          int64_t panel, int64_t base, int64_t steps)
+/* As amx_multiply, of the first buffer of rows. */
+INLINE void many_multiply(const amx_kind kind, const int rows, const int panels, many_work *many, int64_t panel,
+                          int64_t base, int64_t first, int64_t end)
 {
     const amx_work *work = &many->work;
     const int64_t last = panel + panels - 1;
-    many_right right0 = many_panel(kind, work, panel, base);
-    many_right right1 = many_panel(kind, work, last, base);
+    many_right right0 = many_panel(kind, work, panel, base + first);
+    many_right right1 = many_panel(kind, work, last, base + first);
     const bool has_spare = last == work->num_panels - 1 && work->spare_offset >= 0;
     const uint8_t *spare = has_spare ? (const uint8_t *)work->tile->x[last] + work->spare_offset : NULL;
-    for (int64_t s = 0; s < steps; s++) {
+    const uint8_t *left0 = work->left[0][0][first], *left1 = work->left[0][1][first];
+    for (int64_t s = first; s < end; s++, left0 += AMX_TILE_BYTES, left1 += AMX_TILE_BYTES) {
         if (right1.p == spare) {
             right1.p = work->spare;
             right1.stride = AMX_ROW_BYTES;
             right0 = panels == 1 ? right1 : right0;
         }
         AMX_LOAD_ONCE(6, right0.p, right0.stride);
-        AMX_LOAD(4, left.p, left.stride);
+        AMX_LOAD(4, left0, AMX_ROW_BYTES);
         AMX_PRODUCT(kind, 0, 4, 6);
         if (panels == 2) {
             AMX_LOAD_ONCE(7, right1.p, right1.stride);
             AMX_PRODUCT(kind, 1, 4, 7);
         }
         if (rows == 2) {
-            AMX_LOAD(5, left.p + left.tile, left.stride);
+            AMX_LOAD(5, left1, AMX_ROW_BYTES);
             AMX_PRODUCT(kind, 2, 5, 6);
             if (panels == 2) {
                 AMX_PRODUCT(kind, 3, 5, 7);
             }
         }
         many_ask(&many->ahead);
-        left.p += left.step;
         right0.p += right0.step;
         right1.p += right1.step;
     }
 }
 
-INLINE many_left many_rows(const many_work *many, int64_t step)
-{
-    return (many_left){ many->work.left[0][0][step], sizeof many->work.left[0][0], AMX_TILE_BYTES, AMX_ROW_BYTES };
-}
-
-/* One scale per row or none: sums go on from chunk to chunk. */
 INLINE void many_pair_plain(const amx_kind kind, const int rows, const int panels, many_work *many, int64_t panel,
                             const amx_chunk *chunk)
 {
-    amx_work *work = &many->work;
-    const bool stay = work->num_panels <= 2;
-    if (chunk->base == 0) {
-        amx_zero_sums(rows, panels, false);
-    } else if (!stay) {
-        amx_load_sums(rows, panels, work, panel);
-    }
-    many_multiply(kind, rows, panels, many, many_rows(many, 0), panel, chunk->base, chunk->steps);
-    if (!stay || chunk->first + chunk->count == work->tile->w->k) {
-        amx_keep_sums(rows, panels, work, panel);
-    }
+    amx_resume_sums(rows, panels, &many->work, panel, chunk);
+    many_multiply(kind, rows, panels, many, panel, chunk->base, 0, chunk->steps);
+    amx_leave_sums(rows, panels, &many->work, panel, chunk);
 }
 
 /* ---- segments with scales of their own ---- */
-
-/* The tokens' sums of codes in segment g, which a zero point multiplies. */
-INLINE __m512i many_code_sum(const amx_kind kind, const amx_work *work, const amx_chunk *chunk, int64_t g,
-                             int64_t panel)
-{
-    const int64_t tokens = amx_tokens(work, panel);
-    const uint8_t *sums = (const uint8_t *)work->tile->x[panel] + work->columns * tokens;
-    const int64_t first = chunk->first + g * chunk->group_steps * kind.width;
-    const int64_t end = chunk->first + chunk->count, columns = chunk->group_steps * kind.width;
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t k = first; k < first + columns && k < end; k += 32) {
-        sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(mask16(tokens), sums + k / 32 * tokens * 4));
-    }
-    return sum;
-}
 
 /* total = fma(scale, segment's sum, total) for one tile, segments ascending. */
 INLINE void many_add_tile(const amx_kind kind, const int count, const bool has_zeros, many_work *many, int64_t row_tile,
@@ -147,7 +112,7 @@ INLINE void many_add_tile(const amx_kind kind, const int count, const bool has_z
     const uint8_t *parts = many->ring[p->half][0][2 * row_tile + t];
     __m512i x_sum[MANY_GROUP];
     for (int g = 0; has_zeros && g < count; g++) {
-        x_sum[g] = many_code_sum(kind, work, &p->chunk, p->first + g, p->panel + t);
+        x_sum[g] = amx_code_sum(kind, work, &p->chunk, p->first + g, p->panel + t);
     }
     UNROLL(16) for (int v = 0; v < AMX_SIDE; v++)
     {
@@ -197,7 +162,7 @@ INLINE void many_flush(const amx_kind kind, many_work *many)
 INLINE void many_pair_scaled(const amx_kind kind, const int rows, const int panels, many_work *many, int64_t panel,
                              const amx_chunk *chunk)
 {
-    amx_work *work = &many->work;
+    const amx_work *work = &many->work;
     for (int64_t g = 0; g < chunk->segments;) {
         const int64_t most = chunk->group_steps == 1 ? MANY_GROUP : 1;
         const int64_t count = chunk->segments - g < most ? chunk->segments - g : most;
@@ -214,7 +179,7 @@ INLINE void many_pair_scaled(const amx_kind kind, const int rows, const int pane
             const int64_t end = g + 1 == chunk->segments ? chunk->steps : first + chunk->group_steps;
             uint8_t(*parts)[AMX_TILE_BYTES] = many->ring[next.half][i];
             amx_zero_sums(rows, panels, false);
-            many_multiply(kind, rows, panels, many, many_rows(many, first), panel, chunk->base + first, end - first);
+            many_multiply(kind, rows, panels, many, panel, chunk->base, first, end);
             amx_store_sums(rows, panels, AMX_ROW_BYTES, parts[0], parts[1], parts[2], parts[3]);
         }
         many_flush(kind, many); /* of those before, which have left for L1 by now */
@@ -235,17 +200,10 @@ INLINE void many_pair_of(const amx_kind kind, const int rows, const int panels, 
 INLINE void many_pairs(const amx_kind kind, many_work *many, const amx_chunk *chunk)
 {
     const amx_work *work = &many->work;
+    const int64_t row_tiles = work->num_rows > AMX_SIDE ? 2 : 1;
     for (int64_t t = 0; t < work->num_panels; t += 2) {
         const int64_t panels = t + 1 < work->num_panels ? 2 : 1;
-        if (work->num_rows > AMX_SIDE && panels == 2) {
-            many_pair_of(kind, 2, 2, many, t, chunk);
-        } else if (work->num_rows > AMX_SIDE) {
-            many_pair_of(kind, 2, 1, many, t, chunk);
-        } else if (panels == 2) {
-            many_pair_of(kind, 1, 2, many, t, chunk);
-        } else {
-            many_pair_of(kind, 1, 1, many, t, chunk);
-        }
+        AMX_BY_SIZE(many_pair_of, kind, row_tiles, panels, many, t, chunk);
     }
 }
 
@@ -303,8 +261,8 @@ INLINE void many_product(const amx_kind kind, amx_feed_fn feed, const mf_cpu_til
 #define AMX_MANY(name, kind, few)                                                                                      \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        if (kind.scaled && mf_matrix_group(tile->w) % kind.width != 0 && mf_matrix_group(tile->w) < tile->w->k) {      \
-            few(tile); /* groups that no tile fits */                                                                  \
+        if (!amx_groups_fit(kind, tile->w)) {                                                                          \
+            few(tile);                                                                                                 \
         } else {                                                                                                       \
             many_product(kind, few##_feed, tile);                                                                      \
         }                                                                                                              \

@@ -1,10 +1,9 @@
 /* amx_product.h - how a product walks its matrix in tiles, for bf16 and for int8; the files that include it decode.
  *
  * 32 rows at a time, their columns in chunks.  A chunk's codes become tiles of 16 rows in a buffer in L1, and then the
- * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  With one panel whose sums stay in
- * tiles both go on at the same time.  Rows that are tiles as they
- * lie (bf16, and int8 times int8) are loaded from where they are, every two panels anew: from the second-level cache
- * that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
+ * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  With one panel whose sums
+ * stay in tiles both go on at the same time.  Rows that are tiles as they lie (bf16, and int8 times int8) are loaded
+ * from where they are, every two panels anew: from the second-level cache that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
  * stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is [row][token]
  * and is turned round at the end.
  *
@@ -254,38 +253,49 @@ INLINE void amx_keep_sums(const int rows, const int panels, amx_work *work, int6
 }
 
 /* One scale per row or none: sums go on from chunk to chunk, in the tiles where nothing else needs them. */
-INLINE void amx_pair_plain(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t panel,
-                           const amx_chunk *chunk)
+INLINE bool amx_sums_stay(const amx_work *work)
 {
-    const bool stay = work->num_panels <= 2;
+    return work->num_panels <= 2;
+}
+
+INLINE void amx_resume_sums(const int rows, const int panels, const amx_work *work, int64_t panel,
+                            const amx_chunk *chunk)
+{
     if (chunk->base == 0) {
         amx_zero_sums(rows, panels, false);
-    } else if (!stay) {
+    } else if (!amx_sums_stay(work)) {
         amx_load_sums(rows, panels, work, panel);
     }
-    amx_multiply(kind, rows, panels, false, work, panel, chunk->base, 0, chunk->steps);
-    if (!stay || chunk->first + chunk->count == work->tile->w->k) {
+}
+
+INLINE void amx_leave_sums(const int rows, const int panels, amx_work *work, int64_t panel, const amx_chunk *chunk)
+{
+    if (!amx_sums_stay(work) || chunk->first + chunk->count == work->tile->w->k) {
         amx_keep_sums(rows, panels, work, panel);
     }
 }
 
+INLINE void amx_pair_plain(const amx_kind kind, const int rows, const int panels, amx_work *work, int64_t panel,
+                           const amx_chunk *chunk)
+{
+    amx_resume_sums(rows, panels, work, panel, chunk);
+    amx_multiply(kind, rows, panels, false, work, panel, chunk->base, 0, chunk->steps);
+    amx_leave_sums(rows, panels, work, panel, chunk);
+}
+
 /* ---- segments with scales of their own ---- */
 
-/* Of each of the chunk's segments: the tokens' sums of codes, which zero points multiply. */
-INLINE void amx_code_sums(const amx_kind kind, const amx_work *work, const amx_chunk *chunk, int64_t panel,
-                          __m512i *x_sum)
+/* The tokens' sums of codes in the chunk's segment g, which a zero point multiplies. */
+INLINE __m512i amx_code_sum(const amx_kind kind, const amx_work *work, const amx_chunk *chunk, int64_t g, int64_t panel)
 {
-    const int64_t tokens = amx_tokens(work, panel);
+    const int64_t tokens = amx_tokens(work, panel), columns = chunk->group_steps * kind.width;
     const uint8_t *sums = (const uint8_t *)work->tile->x[panel] + work->columns * tokens;
-    const int64_t end = chunk->first + chunk->count;
-    for (int64_t g = 0; g < chunk->segments; g++) {
-        x_sum[g] = _mm512_setzero_si512();
-        const int64_t first = chunk->first + g * chunk->group_steps * kind.width;
-        for (int64_t k = first; k < first + chunk->group_steps * kind.width && k < end; k += 32) {
-            const __m512i part = _mm512_maskz_loadu_epi32(mask16(tokens), sums + k / 32 * tokens * 4);
-            x_sum[g] = _mm512_add_epi32(x_sum[g], part);
-        }
+    const int64_t first = chunk->first + g * columns, end = chunk->first + chunk->count;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t k = first; k < first + columns && k < end; k += 32) {
+        sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(mask16(tokens), sums + k / 32 * tokens * 4));
     }
+    return sum;
 }
 
 /* total = fma(scale, segment's sum, total) for one tile, segments ascending.  A vector is a row of 16 tokens (is_wide),
@@ -330,7 +340,9 @@ INLINE void amx_add_segments(const amx_kind kind, const int segments, const bool
     const amx_pending *p = &work->pending;
     __m512i x_sum[2][AMX_SEGMENTS];
     for (int64_t t = 0; has_zeros && t < p->panels; t++) {
-        amx_code_sums(kind, work, &p->chunk, p->panel + t, x_sum[t]);
+        for (int64_t g = 0; g < p->chunk.segments; g++) {
+            x_sum[t][g] = amx_code_sum(kind, work, &p->chunk, g, p->panel + t);
+        }
     }
     for (int64_t r = 0; r < p->rows; r++) {
         for (int64_t t = 0; t < p->panels; t++) {
@@ -413,20 +425,19 @@ INLINE void amx_pair_of(const amx_kind kind, const int rows, const int panels, a
     }
 }
 
-/* One or two tiles of rows by one or two panels. */
-INLINE void amx_pair(const amx_kind kind, amx_work *work, int64_t rows, int64_t panel, int64_t panels,
-                     const amx_chunk *chunk)
-{
-    if (rows == 2 && panels == 2) {
-        amx_pair_of(kind, 2, 2, work, panel, chunk);
-    } else if (rows == 2) {
-        amx_pair_of(kind, 2, 1, work, panel, chunk);
-    } else if (panels == 2) {
-        amx_pair_of(kind, 1, 2, work, panel, chunk);
-    } else {
-        amx_pair_of(kind, 1, 1, work, panel, chunk);
-    }
-}
+/* f with constants for one or two tiles of rows and one or two panels. */
+#define AMX_BY_SIZE(f, kind, rows, panels, ...)                                                                        \
+    do {                                                                                                               \
+        if ((rows) == 2 && (panels) == 2) {                                                                            \
+            f(kind, 2, 2, __VA_ARGS__);                                                                                \
+        } else if ((rows) == 2) {                                                                                      \
+            f(kind, 2, 1, __VA_ARGS__);                                                                                \
+        } else if ((panels) == 2) {                                                                                    \
+            f(kind, 1, 2, __VA_ARGS__);                                                                                \
+        } else {                                                                                                       \
+            f(kind, 1, 1, __VA_ARGS__);                                                                                \
+        }                                                                                                              \
+    } while (0)
 
 /* ---- blocks of rows ---- */
 
@@ -696,6 +707,13 @@ INLINE void amx_finish(const amx_kind kind, const amx_work *work)
     }
 }
 
+/* Whether scales change between tiles only.  A group that ends with the row may end anywhere: the panel is zero from
+ * there on. */
+INLINE bool amx_groups_fit(const amx_kind kind, const mf_matrix *w)
+{
+    return !kind.scaled || mf_matrix_group(w) % kind.width == 0 || mf_matrix_group(w) >= w->k;
+}
+
 /* Groups that no tile fits, in plain C: columns ascending inside a group, groups ascending. */
 static inline void amx_any_group(const amx_kind kind, const mf_cpu_tile *tile)
 {
@@ -836,15 +854,7 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
             ahead.lines = pairs == 1 ? work->num_rows / AMX_STREAMS
                           : t == 0   ? 0
                                      : AMX_ROWS * stride / AMX_ROW_BYTES / ((pairs - 1) * steps) + 1;
-            if (rows == 2 && panels == 2) {
-                amx_direct_tiles(kind, 2, 2, decode, work, t, &ahead);
-            } else if (rows == 2) {
-                amx_direct_tiles(kind, 2, 1, decode, work, t, &ahead);
-            } else if (panels == 2) {
-                amx_direct_tiles(kind, 1, 2, decode, work, t, &ahead);
-            } else {
-                amx_direct_tiles(kind, 1, 1, decode, work, t, &ahead);
-            }
+            AMX_BY_SIZE(amx_direct_tiles, kind, rows, panels, decode, work, t, &ahead);
         }
         amx_finish(kind, work);
     }
@@ -885,7 +895,8 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed
         }
         const int64_t row_tiles = (work->num_rows + AMX_SIDE - 1) / AMX_SIDE;
         for (int64_t t = 0; t < work->num_panels; t += 2) {
-            amx_pair(kind, work, row_tiles, t, t + 1 < work->num_panels ? 2 : 1, &chunk);
+            const int64_t panels = t + 1 < work->num_panels ? 2 : 1;
+            AMX_BY_SIZE(amx_pair_of, kind, row_tiles, panels, work, t, &chunk);
         }
         if (is_last) {
             amx_flush(kind, work);
@@ -897,8 +908,7 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed
 INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn feed, amx_mixed_fn mixed,
                         const mf_cpu_tile *tile)
 {
-    /* A group that ends with the row may end anywhere: the panel is zero from there on. */
-    if (kind.scaled && mf_matrix_group(tile->w) % kind.width != 0 && mf_matrix_group(tile->w) < tile->w->k) {
+    if (!amx_groups_fit(kind, tile->w)) {
         amx_any_group(kind, tile);
         return;
     }
