@@ -567,11 +567,11 @@ static void run_requant(void *context, int64_t task, int32_t thread)
     }
 }
 
-/* Rows [first_row, first_row + num_rows) of w2 of active slot a times its pairs; each pair's sums go to store(). */
+/* At most DOWN_ROWS rows of w2 of active slot a from first_row on times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
 
-static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
-                          const mf_matrix *next, int64_t next_row, store_fn store)
+static void multiply_down_block(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
+                                const mf_matrix *next, int64_t next_row, store_fn store)
 {
     const mf_slot *slot = &p->experts->slots[p->active[a]];
     const mf_cpu_source source = source2(p, slot);
@@ -597,6 +597,18 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
     }
 }
 
+/* Any number of them; next: what comes after the last. */
+static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t first, int64_t num_rows,
+                          const mf_matrix *next, int64_t next_row, store_fn store)
+{
+    const mf_matrix *w = &p->experts->slots[p->active[a]].down;
+    int64_t row = first;
+    for (; first + num_rows - row > DOWN_ROWS; row += DOWN_ROWS) {
+        multiply_down_block(p, thread, a, row, DOWN_ROWS, w, row + DOWN_ROWS, store);
+    }
+    multiply_down_block(p, thread, a, row, first + num_rows - row, next, next_row, store);
+}
+
 static void store_y(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
 {
     (void)thread;
@@ -611,13 +623,8 @@ static void run_down(void *context, int64_t task, int32_t thread)
     const int64_t task_rows = down_task_rows(p, p->active[a]);
     const int64_t first = (task - p->first_task[a]) * task_rows;
     const int64_t left = p->experts->hidden_size - first;
-    const int64_t end = first + (left < task_rows ? left : task_rows);
-    const mf_matrix *w = &p->experts->slots[p->active[a]].down;
-    for (int64_t row = first; row < end; row += DOWN_ROWS) {
-        const bool is_last = row + DOWN_ROWS >= end;
-        multiply_down(p, thread, a, row, is_last ? end - row : DOWN_ROWS, w,
-                      is_last ? first + p->num_threads * task_rows : row + DOWN_ROWS, store_y);
-    }
+    multiply_down(p, thread, a, first, left < task_rows ? left : task_rows, &p->experts->slots[p->active[a]].down,
+                  first + p->num_threads * task_rows, store_y);
 }
 
 static void store_block(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y)
@@ -637,14 +644,9 @@ static void run_down_combine(void *context, int64_t task, int32_t thread)
     const int64_t rows = hidden - first < p->down_rows ? hidden - first : p->down_rows;
     for (int64_t a = 0; a < p->num_active; a++) {
         const bool is_last = a + 1 == p->num_active;
-        const mf_matrix *w = &p->experts->slots[p->active[a]].down;
         const mf_matrix *next = &p->experts->slots[p->active[is_last ? 0 : a + 1]].down;
-        const int64_t next_row = is_last ? first + p->num_threads * p->down_rows : first;
-        for (int64_t r = 0; r < rows; r += DOWN_ROWS) {
-            const bool is_end = r + DOWN_ROWS >= rows;
-            multiply_down(p, thread, a, first + r, is_end ? rows - r : DOWN_ROWS, is_end ? next : w,
-                          is_end ? next_row : first + r + DOWN_ROWS, store_block);
-        }
+        multiply_down(p, thread, a, first, rows, next, is_last ? first + p->num_threads * p->down_rows : first,
+                      store_block);
     }
     /* The combine finds column h of pair (t, c) at its stride from a base that lies `first` columns, and the passes
      * before this one, below the block. */
