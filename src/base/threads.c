@@ -33,8 +33,6 @@ enum { STACK_BYTES = 4 * MF_THREAD_STACK_BYTES };
 enum { STACK_BYTES = MF_THREAD_STACK_BYTES };
 #endif
 
-#define WORKER_NAME "mf-worker"
-
 typedef struct mf_worker {
     mf_pool *pool;
     pthread_t thread;
@@ -173,7 +171,6 @@ static void release_owner(mf_pool *pool)
     }
 }
 
-/* On its CPU from its first instruction, so that its stack lies near it; cpu NULL: anywhere. */
 static int attributes_init(pthread_attr_t *attributes)
 {
     int failed = pthread_attr_init(attributes);
@@ -186,12 +183,15 @@ static int attributes_init(pthread_attr_t *attributes)
     return failed;
 }
 
-int mf_thread_start(pthread_t *thread, const char *name, void *(*run)(void *context), void *context)
+/* places: where it runs from its first instruction on, so that its stack lies near it; NULL: anywhere. */
+static int start_thread(pthread_t *thread, const char *name, const cpu_set_t *places, void *(*run)(void *context),
+                        void *context)
 {
     pthread_attr_t attributes;
     int failed = attributes_init(&attributes);
     if (!failed) {
-        failed = pthread_create(thread, &attributes, run, context);
+        failed = places ? pthread_attr_setaffinity_np(&attributes, sizeof *places, places) : 0;
+        failed = failed ? failed : pthread_create(thread, &attributes, run, context);
         pthread_attr_destroy(&attributes);
     }
     if (!failed) {
@@ -200,22 +200,19 @@ int mf_thread_start(pthread_t *thread, const char *name, void *(*run)(void *cont
     return failed;
 }
 
+int mf_thread_start(pthread_t *thread, const char *name, void *(*run)(void *context), void *context)
+{
+    return start_thread(thread, name, NULL, run, context);
+}
+
 static bool start_worker(mf_pool *pool, mf_worker *worker, const int32_t *cpu)
 {
+    static const char name[] = "mf-worker";
     cpu_set_t set;
-    pthread_attr_t attributes;
-    bool started = false;
     const cpu_set_t *places = cpu && one_cpu(*cpu, &set) ? &set : is_moved ? &places_before : NULL;
-    if (places && attributes_init(&attributes) == 0) {
-        started = pthread_attr_setaffinity_np(&attributes, sizeof *places, places) == 0 &&
-                  pthread_create(&worker->thread, &attributes, worker_main, worker) == 0;
-        pthread_attr_destroy(&attributes);
-        pool->num_pinned += started && places == &set;
-        if (started) {
-            pthread_setname_np(worker->thread, WORKER_NAME);
-        }
-    }
-    return started || mf_thread_start(&worker->thread, WORKER_NAME, worker_main, worker) == 0;
+    const bool started = places && start_thread(&worker->thread, name, places, worker_main, worker) == 0;
+    pool->num_pinned += started && places == &set;
+    return started || start_thread(&worker->thread, name, NULL, worker_main, worker) == 0;
 }
 
 mf_status mf_pool_open_with(const mf_pool_options *options, mf_pool **out, mf_error *err)
