@@ -84,9 +84,8 @@ def cell(row):
     if not row:
         return "-"
     share = f" ({float(row['share']) * 100:.0f} %)" if row["share"] else ""
-    usual = "GB/s" if int(row["T"] or 0) <= 16 else "GFLOP/s"
-    rate = row["unit"] in ("GB/s", "GFLOP/s") and row["unit"] != usual
-    return number(row["figure"]) + (" " + row["unit"] if rate else "") + share
+    unusual = ("GFLOP/s", "GOP/s") if int(row["T"] or 0) <= 16 else ("GB/s",)
+    return number(row["figure"]) + (f" {row['unit']}" if row["unit"] in unusual else "") + share
 
 
 def machine(table):

@@ -153,7 +153,9 @@ static mf_status choose_isa(const char *isa, mf_error *err)
 static size_t fill_flags(kernels_flags *v, mf_flag *rows)
 {
     const mf_bench_options defaults = MF_BENCH_OPTIONS_INIT;
-    *v = (kernels_flags){ .options = defaults, .context = defaults.context, .group_size = defaults.group_size, .numa = "first-touch" };
+    *v = (kernels_flags){
+        .options = defaults, .context = defaults.context, .group_size = defaults.group_size, .numa = "first-touch"
+    };
     mf_bench_options *o = &v->options;
     const mf_flag table[] = {
         { "what", "--op", NULL, MF_FLAG_TEXT, &o->ops, .argument = "NAMES",

@@ -70,7 +70,7 @@ typedef struct mf_bench_options {
 #define MF_BENCH_OPTIONS_INIT                                                                                          \
     {                                                                                                                  \
         .ops = "experts", .shapes = "v2-lite", .formats = "bf16", .act_quant = "none", .dtype = "bf16",                \
-        .routing = "uniform", .context = 1024, .group_size = MF_BENCH_INT4_GROUP, .seconds = 1.0                                                          \
+        .routing = "uniform", .context = 1024, .group_size = MF_BENCH_INT4_GROUP, .seconds = 1.0                      \
     }
 
 typedef struct mf_bench_row {
