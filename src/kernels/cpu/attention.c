@@ -40,6 +40,12 @@ static int64_t result_floats(const mla_call *c, int64_t num_tokens)
     return ((c->args->kv.dtype == MF_BF16 ? values / 2 : values) + 15) / 16 * 16;
 }
 
+/* Of one head's queries of the portion: TOKENS at a time. */
+static int64_t packed_floats(const mla_call *c)
+{
+    return c->args->qk_nope_head_dim * ((c->num_tokens + TOKENS - 1) / TOKENS * TOKENS);
+}
+
 /* Sizes first; memory when args bring some. */
 static mla_call make_call(const mf_device *device, const mf_mla_args *args)
 {
@@ -56,7 +62,7 @@ static mla_call make_call(const mf_device *device, const mf_mla_args *args)
     c.row_bytes = mf_cpu_form_bytes(c.source.form, args->kv_lora_rank);
     const int64_t rows =
         c.has_tiles ? MF_CPU_KV_ROWS * mf_cpu_tile_columns(args->kv_lora_rank) / 2 : DECODED_ROWS * c.result_stride;
-    const int64_t absorbing = rows + args->qk_nope_head_dim * TOKENS;
+    const int64_t absorbing = rows + packed_floats(&c);
     const int64_t expanding = (c.num_tokens * c.row_bytes + 3) / 4 + args->kv_lora_rank;
     c.room_floats = ((absorbing > expanding ? absorbing : expanding) + 15) / 16 * 16;
     if (args->scratch) {
@@ -110,19 +116,21 @@ static void ask_ahead(const mf_matrix *w, int64_t row)
     }
 }
 
-/* The head's queries of TOKENS tokens from `first` on, at most, columns one after the other. */
-static int64_t pack_queries(const mla_call *c, int64_t head, int64_t first, float *packed, int64_t *stride)
+static int64_t packed_stride(int64_t count)
+{
+    return (count + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
+}
+
+/* The head's queries of `count` <= TOKENS tokens from `first` on, columns one after the other. */
+static void pack_queries(const mla_call *c, int64_t head, int64_t first, int64_t count, float *packed)
 {
     const mf_mla_args *args = c->args;
     const int64_t dim = args->qk_nope_head_dim + args->qk_rope_head_dim;
-    const int64_t count = c->num_tokens - first < TOKENS ? c->num_tokens - first : TOKENS;
     const float *q[TOKENS];
     for (int64_t t = 0; t < count; t++) {
         q[t] = args->q + ((c->first + first + t) * args->num_heads + head) * dim;
     }
-    *stride = (count + MF_CPU_QUERY_LANES - 1) / MF_CPU_QUERY_LANES * MF_CPU_QUERY_LANES;
-    c->kernels->attention.pack(q, count, args->qk_nope_head_dim, packed, *stride);
-    return count;
+    c->kernels->attention.pack(q, count, args->qk_nope_head_dim, packed, packed_stride(count));
 }
 
 /* With tiles: rows of W_UK are to its queries what cached values are to softmax weights. */
@@ -145,13 +153,17 @@ static void absorb_by_tiles(const mla_call *c, int64_t head, float *rows, float 
         }
         tiles->pack_rows(stored, rows_left, args->kv_lora_rank, &nothing, rows);
         for (int64_t first = 0, count; first < c->num_tokens; first += count) {
-            int64_t stride;
+            float *own = packed + first * nope;
             int32_t limits[TOKENS] = { 0 };
-            count = pack_queries(c, head, first, packed, &stride);
+            count = c->num_tokens - first < TOKENS ? c->num_tokens - first : TOKENS;
+            const int64_t stride = packed_stride(count);
+            if (j == 0) {
+                pack_queries(c, head, first, count, own);
+            }
             for (int64_t t = 0; t < count; t++) {
                 limits[t] = (int32_t)rows_left;
             }
-            const mf_cpu_tile_weights of = { .weights = packed + j * stride,
+            const mf_cpu_tile_weights of = { .weights = own + j * stride,
                                              .num_rows = rows_left,
                                              .ahead = &nothing,
                                              .limits = limits,
@@ -181,7 +193,7 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
     const mf_mla_args *args = c->args;
     const int64_t rank = args->kv_lora_rank, nope = args->qk_nope_head_dim, rope = args->qk_rope_head_dim;
     float *rows = c->room + thread * c->room_floats;
-    float *packed = rows + c->room_floats - nope * TOKENS;
+    float *packed = rows + c->room_floats - packed_floats(c);
     float *query = c->query + head * c->query_stride;
     for (int64_t t = 0; t < c->num_tokens; t++) {
         const float *q = args->q + ((c->first + t) * args->num_heads + head) * (nope + rope);
@@ -191,9 +203,9 @@ static void absorb_head(void *context, int64_t head, int32_t thread)
         absorb_by_tiles(c, head, rows, packed);
         return;
     }
-    int64_t stride;
-    pack_queries(c, head, 0, packed, &stride);
+    const int64_t stride = packed_stride(c->num_tokens);
     int32_t limits[TOKENS];
+    pack_queries(c, head, 0, c->num_tokens, packed);
     const int64_t step = c->num_tokens <= FEW_TOKENS ? FEW_ROWS : DECODED_ROWS;
     for (int64_t j = 0; j < nope; j += step) {
         const float *decoded[DECODED_ROWS];
