@@ -24,6 +24,7 @@ static const attention_shape shapes[] = {
     { "mla, 7 heads, blocks of 17", true, 7, 1, 40, 80, 24, 80, 17, { 260, 129, 2 }, MF_FORMAT_INT8_CHANNEL },
     { "mla, 16 heads, a wide latent", true, 16, 1, 32, 16, 16, 256, 16, { 100, 20, 7 }, MF_FORMAT_BF16 },
     { "mla, 72 heads", true, 72, 1, 8, 8, 8, 16, 16, { 150, 20, 7 }, MF_FORMAT_F16 },
+    { "mla, 3 heads of 160", true, 3, 1, 160, 24, 8, 40, 16, { 150, 70, 3 }, MF_FORMAT_BF16 },
     { "5 heads alone, window 37, blocks of 17", false, 5, 5, 24, 24, 0, 0, 17, { 530, 64, 2 }, .window = 37 },
     { "16 heads on 2, window 128, sinks",
       false,
