@@ -301,7 +301,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
         if (u->slot < 0) {
-            leave_counters(p, tiles, s);
+            leave_counters(p, tiles);
             return;
         }
         if (u->count <= 16) {
@@ -368,11 +368,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
                 if (i == 0) {
-                    s->units[made++ % UNITS] = u;
+                    announce(s, made++, u);
                 }
                 uint64_t *full = &s->full[cursor.stage];
                 uint8_t *to = stages + cursor.stage * STAGE;
-                barrier_arrive(&s->announced[cursor.stage]);
                 barrier_expect(full, STAGE_ROWS);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
@@ -394,8 +393,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         next = claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
-    s->units[made % UNITS].slot = -1;
-    barrier_arrive(&s->announced[cursor.stage]);
+    announce_end(s, made);
     barrier_arrive(&s->full[cursor.stage]);
 }
 
@@ -417,8 +415,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
     const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(s, n);
         if (u.slot < 0) {
             barrier_arrive(&s->full[cursor.stage]);
             return;
@@ -440,7 +437,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
             const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
-                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
                 const uint8_t *from = rows_from + line * LINE;
@@ -479,8 +476,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 1 + GATHERERS);
             barrier_init(&s->empty[i], 8);
-            barrier_init(&s->announced[i], 1);
         }
+        init_announcements(s);
         barrier_init_fence();
     }
     wait_for_previous();

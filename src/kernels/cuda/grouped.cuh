@@ -18,7 +18,7 @@ constexpr int SCALE_BYTES = 1024;  /* of a stage: the tokens' scales, whole swiz
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_OWN }; /* OWN + warpgroup */
+enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_LISTS, BARRIER_OWN }; /* OWN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */
 struct unit {
@@ -34,13 +34,39 @@ struct unit {
 constexpr int STAGES_AT_MOST = 6, UNITS = 8; /* one being written, one begun in each stage */
 
 struct shared_state {
-    uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[STAGES_AT_MOST];
+    uint64_t full[STAGES_AT_MOST], empty[STAGES_AT_MOST], announced[UNITS];
     unit units[UNITS];
     int32_t sums[THREADS / 32];
-    int32_t is_last;
 };
 
 typedef const volatile unit *unit_ref;
+
+MF_DEV void init_announcements(shared_state *s)
+{
+    for (int i = 0; i < UNITS; i++) {
+        barrier_init(&s->announced[i], 1);
+    }
+}
+
+/* The block's n-th unit, once its first stage is free: whoever has its place in the ring has left its last stage. */
+MF_DEV void announce(shared_state *s, int n, const unit &u)
+{
+    s->units[n % UNITS] = u;
+    barrier_arrive(&s->announced[n % UNITS]);
+}
+
+MF_DEV void announce_end(shared_state *s, int n)
+{
+    s->units[n % UNITS].slot = -1;
+    barrier_arrive(&s->announced[n % UNITS]);
+}
+
+/* Waits for it. */
+MF_DEV unit_ref announced_unit(shared_state *s, int n)
+{
+    barrier_wait(&s->announced[n % UNITS], n / UNITS & 1);
+    return &s->units[n % UNITS];
+}
 
 struct stage_cursor {
     int stage, stages;
@@ -131,18 +157,18 @@ MF_DEV uint32_t claim_unit(const mf_cuda_grouped &p)
     return atomicAdd(p.work + MF_CUDA_WORK_NEXT, 1u);
 }
 
-/* The last block whose work is written leaves the counters as it found them. */
-MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
+/* The last block whose work is written leaves the counters as it found them; returns whether this one is. */
+MF_DEV bool leave_counters(const mf_cuda_grouped &p, int tiles)
 {
     const int tid = threadIdx.x - PRODUCERS;
     named_barrier<BARRIER_BOTH, 256>();
+    bool is_last = false;
     if (tid == 0) {
         __threadfence();
-        s->is_last = atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1;
+        is_last = atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1;
     }
-    named_barrier<BARRIER_BOTH, 256>();
-    if (!s->is_last) {
-        return;
+    if (!sync_threads_or(BARRIER_BOTH, 256, is_last)) {
+        return false;
     }
     for (int i = tid; i < tiles; i += 256) {
         p.work[MF_CUDA_WORK_TILES + i] = 0;
@@ -153,6 +179,7 @@ MF_DEV void leave_counters(const mf_cuda_grouped &p, int tiles, shared_state *s)
     if (tid == 0) {
         p.work[MF_CUDA_WORK_NEXT] = p.work[MF_CUDA_WORK_DONE] = 0;
     }
+    return true;
 }
 
 /* The place of a 16-byte chunk in swizzled rows. */

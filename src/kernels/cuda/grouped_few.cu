@@ -127,11 +127,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint32_t
                 for (int line = 0; line < u.lines; line += LINES<ROWS>) {
                     barrier_wait(&s->empty[cursor.stage], cursor.parity);
                     if (step == 0 && line == 0) {
-                        s->units[made++ % UNITS] = u;
+                        announce(s, made++, u);
                     }
                     uint64_t *full = &s->full[cursor.stage];
                     uint8_t *to = stages + cursor.stage * STAGE;
-                    barrier_arrive(&s->announced[cursor.stage]);
                     barrier_expect(full, 2 * BOX_BYTES);
                     copy_box_once(to, m0, row0, line, full);
                     copy_box_once(to + BOX_BYTES, m1, row1, line, full);
@@ -142,8 +141,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint32_t
         next = (int)claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
-    s->units[made % UNITS].slot = -1;
-    barrier_arrive(&s->announced[cursor.stage]);
+    announce_end(s, made);
     barrier_arrive(&s->full[cursor.stage]);
 }
 
@@ -156,8 +154,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages
     const int tid = threadIdx.x - 32, chunk = tid & 7, team = tid >> 3;
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(s, n);
         if (u.slot < 0) {
             barrier_arrive(&s->full[cursor.stage]);
             return;
@@ -183,7 +180,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages
             }
             for (int line = 0; line < u.lines; line += LINES<ROWS>) {
                 if (!is_first) {
-                    barrier_wait(&s->announced[cursor.stage], cursor.parity);
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
                 }
                 is_first = false;
                 const int lines = min(LINES<ROWS>, u.lines - line);
@@ -386,10 +383,9 @@ MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, sha
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(s, n);
         if (u.slot < 0) {
-            leave_counters(p, l->num_tiles, s);
+            leave_counters(p, l->num_tiles);
             return;
         }
         const mf_cuda_slot &slot = p.e.slots[u.slot];
@@ -435,8 +431,8 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 1 + GATHERERS);
             barrier_init(&s->empty[i], 8);
-            barrier_init(&s->announced[i], 1);
         }
+        init_announcements(s);
         barrier_init_fence();
     }
     __syncthreads();
@@ -445,6 +441,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
     if (threadIdx.x < PRODUCERS) {
         const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
         make_lists(p, l);
+        named_arrive<BARRIER_LISTS, THREADS>();
         if (threadIdx.x == 0) {
             bring_weights<FP8, ROWS>(p, l, first, stages, s);
         } else if (threadIdx.x >= 32) {
@@ -460,6 +457,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
             named_barrier<BARRIER_CODES, 256 + GATHERERS>();
         }
         zero_strangers(p);
+        named_barrier<BARRIER_LISTS, THREADS>();
         consume<FP8, ROWS>(p, l, stages, s);
     }
 }

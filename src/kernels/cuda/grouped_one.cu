@@ -484,6 +484,7 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
         }
     }
     stage_h<true, T>(p, s, w, h, h_scales);
+    barrier_wait(&s->added, 0); /* w2's sums lie where w13's parts were */
     for (int n = 0; n < w.groups; n++) {
         multiply_down<T>(p, s, w, stages, r, h, h_scales, down_scales, n, sums);
         named_barrier<STAGED, CONSUMERS>();
@@ -624,8 +625,8 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
 {
     const int tid = threadIdx.x - 32;
     read_ends(p, s, sum, p.one.combines, tid);
-    named_barrier<OWN, HELPERS>();
     if constexpr (FP8) {
+        named_barrier<OWN, HELPERS>();
         read_down_scales(p, s, w, down_scales, tid);
         share of = w;
         for (int n = 0, block = w.block; block >= 0; n++) {
@@ -633,7 +634,7 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
             copy_commit();
             copy_wait<0>();
             named_barrier<OWN, HELPERS>();
-            if (n == 0 && tid == 0) {
+            if (n == 0) {
                 barrier_arrive(&s->ends);
             }
             add_up_parts<T>(p, s, of, up_parts, x_scales, up_scales, tid >> 5);
@@ -642,7 +643,8 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
                 of = share_of<true>(p, w.tiles, block);
             }
         }
-    } else if (tid == 0) {
+        barrier_arrive(&s->added);
+    } else {
         barrier_arrive(&s->ends);
     }
 }
@@ -689,7 +691,8 @@ __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(&s->full[i], 1);
             barrier_init(&s->empty[i], WARPS);
         }
-        barrier_init(&s->ends, 1);
+        barrier_init(&s->ends, HELPERS);
+        barrier_init(&s->added, HELPERS);
         barrier_init(&s->decided, 1);
         barrier_init(&s->known, WARPS + (FP8 ? HELPERS / 32 : 0));
         for (int i = 0; i < 3 && one.even.slots > 0; i++) { /* maps never change: no need to wait for anybody */

@@ -33,6 +33,7 @@ struct tile_end {
 struct one_state {
     uint64_t full[MF_CUDA_ONE_STAGES], empty[MF_CUDA_ONE_STAGES], ends; /* ends: `end` and scales have been read */
     uint64_t decided, known;                                            /* `next` is there; is known to all */
+    uint64_t added; /* FP8: the helpers have read all of w13's parts */
     int32_t next;                                                       /* share of w13; -1: none any more */
     int32_t num_tiles;                                                  /* slots in use */
     uint32_t biased;                                                    /* tiles whose w2 has a bias, as bits */
@@ -276,11 +277,12 @@ static __device__ __noinline__ int claim_share(uint32_t *claimed, uint32_t tag)
 template <int THREADS_OF_ROLES> MF_DEV int next_share(one_state *s, int n)
 {
     barrier_wait(&s->decided, n & 1);
-    const int next = s->next;
-    __syncwarp();
+    int next = 0;
     if ((threadIdx.x & 31) == 0) {
+        next = s->next;
         barrier_arrive(&s->known);
     }
+    next = __shfl_sync(MF_FULL_WARP, next, 0);
     if (next >= 0) {
         named_barrier<NEXT, THREADS_OF_ROLES>();
     }

@@ -445,7 +445,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[i % UNITS];
         if (u->slot < 0) {
-            leave_counters(p, tiles, s);
+            leave_counters(p, tiles);
             return;
         }
         if constexpr (TILES == 1) {
@@ -510,11 +510,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
                 if (i == 0) {
-                    s->units[made++ % UNITS] = u;
+                    announce(s, made++, u);
                 }
                 uint64_t *full = &s->full[cursor.stage];
                 uint8_t *to = stages + cursor.stage * STAGE;
-                barrier_arrive(&s->announced[cursor.stage]);
                 barrier_expect(full, 2 * TILES * SUBTILE);
 #pragma unroll
                 for (int k = 0; k < 2 * TILES; k++) {
@@ -531,8 +530,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         next = claimed;
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
-    s->units[made % UNITS].slot = -1;
-    barrier_arrive(&s->announced[cursor.stage]);
+    announce_end(s, made);
     barrier_arrive(&s->full[cursor.stage]);
 }
 
@@ -545,8 +543,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
     const int tid = threadIdx.x - 32, chunk = tid & 31, first_row = tid >> 5;
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(s, n);
         if (u.slot < 0) {
             barrier_arrive(&s->full[cursor.stage]);
             return;
@@ -572,7 +569,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
         for (int step = 0; step < u.steps; step++) {
             for (int line = 0; line < u.lines; line++) {
                 if (step + line > 0) {
-                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
+                    barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
                 }
                 uint8_t *to = stages + cursor.stage * STAGE + to_line;
                 const uint8_t *from = rows_from + line * TOKEN_BYTES;
@@ -618,8 +615,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<MAX>) packed_kernel(const __gr
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 1 + GATHERERS);
             barrier_init(&s->empty[i], 8);
-            barrier_init(&s->announced[i], 1);
         }
+        init_announcements(s);
         barrier_init_fence();
     }
     wait_for_previous();

@@ -381,8 +381,8 @@ MF_DEV void consume(const mf_cuda_grouped &p, int counters, uint8_t *stages, pai
         unit_ref u = &s->s.units[n % UNITS];
         if (u->slot < 0) {
             barrier_wait(&s->copied, 0);
-            leave_counters(p, counters, &s->s);
-            if (s->s.is_last && threadIdx.x == PRODUCERS) {
+            const bool is_last = leave_counters(p, counters);
+            if (is_last && threadIdx.x == PRODUCERS) {
                 p.work[MF_CUDA_WORK_COPIED] = 0;
             }
             return;
@@ -504,11 +504,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
             barrier_wait(&s->s.empty[cursor.stage], cursor.parity);
             if (i == 0) {
-                s->s.units[n % UNITS] = u;
+                announce(&s->s, n, u);
             }
             uint64_t *full = &s->s.full[cursor.stage];
             uint8_t *to = stages + cursor.stage * STAGE;
-            barrier_arrive(&s->s.announced[cursor.stage]);
             barrier_expect(full, STAGE_ROWS);
 #pragma unroll
             for (int k = 0; k < 4; k++) { /* of two row tiles of w13, gate and up in turn */
@@ -533,8 +532,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         next = rank == 0 ? claimed : take_claim(s, n + 1);
     }
     barrier_wait(&s->s.empty[cursor.stage], cursor.parity);
-    s->s.units[n % UNITS].slot = -1;
-    barrier_arrive(&s->s.announced[cursor.stage]);
+    announce_end(&s->s, n);
     barrier_arrive(&s->s.full[cursor.stage]);
 }
 
@@ -567,8 +565,7 @@ MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps,
     stage_cursor cursor = { 0, p.stages, 0 };
     int known = -1; /* a slot whose tokens are there */
     for (int n = 0;; n++) {
-        barrier_wait(&s->s.announced[cursor.stage], cursor.parity);
-        const unit u = s->s.units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(&s->s, n);
         if (u.slot < 0) {
             barrier_arrive(&s->s.full[cursor.stage]);
             return;
@@ -582,7 +579,9 @@ MF_DEV void bring_tokens(const mf_cuda_grouped &p, const mf_cuda_row_maps &maps,
         const CUtensorMap *map = (const CUtensorMap *)(u.is_down ? maps.h : maps.x);
         for (int step = 0; step < u.steps; step++) {
             for (int line = 0; line < u.lines; line++) {
-                barrier_wait(&s->s.announced[cursor.stage], cursor.parity);
+                if (step + line > 0) {
+                    barrier_wait(&s->s.empty[cursor.stage], cursor.parity ^ 1);
+                }
                 copy_tokens(stages + cursor.stage * STAGE + STAGE_ROWS, map, u.first, u.count, line,
                             &s->s.full[cursor.stage]);
                 stage_cursor::next(cursor);
@@ -607,8 +606,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->s.full[i], 2);
             barrier_init(&s->s.empty[i], 16);
-            barrier_init(&s->s.announced[i], 1);
         }
+        init_announcements(&s->s);
         for (int i = 0; i < CLAIMS; i++) {
             barrier_init(&s->claimed[i], 1);
         }

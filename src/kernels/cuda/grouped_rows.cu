@@ -119,11 +119,10 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
             barrier_wait(&s->empty[cursor.stage], cursor.parity);
             if (i == 0) {
-                s->units[made++ % UNITS] = u;
+                announce(s, made++, u);
             }
             uint64_t *full = &s->full[cursor.stage];
             uint8_t *to = stages + cursor.stage * STAGE;
-            barrier_arrive(&s->announced[cursor.stage]);
             barrier_expect(full, STAGE_TOKENS);
             copy_box(to, m0, first, line, full);
             copy_box(to + SUBTILE, m0, first + 64, line, full);
@@ -137,8 +136,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         }
     }
     barrier_wait(&s->empty[cursor.stage], cursor.parity);
-    s->units[made % UNITS].slot = -1;
-    barrier_arrive(&s->announced[cursor.stage]);
+    announce_end(s, made);
     barrier_arrive(&s->full[cursor.stage]);
 }
 
@@ -157,8 +155,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
     stage_cursor cursor = { 0, p.stages, 0 };
     int half = 0; /* of the ring */
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        const unit u = s->units[n % UNITS];
+        const unit u = *(const unit *)announced_unit(s, n);
         if (u.slot < 0) {
             barrier_arrive(&s->landed[cursor.stage]);
             return;
@@ -190,7 +187,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
         const int total = u.steps * u.lines, copied = p.stages % u.lines == 0 ? min(total, p.stages) : total;
         for (int i = 0, line = 0; i < total; i++) {
             if (i > 0) {
-                barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1); /* announced next: the unit is known */
+                barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
             }
             uint8_t *to = stages + cursor.stage * STAGE + STAGE_TOKENS;
             float *scales = (float *)(to + TILE * LINE);
@@ -241,8 +238,7 @@ MF_DEV void relay(rows_state *s, int stages)
 {
     stage_cursor cursor = { 0, stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->announced[cursor.stage], cursor.parity);
-        unit_ref u = &s->units[n % UNITS];
+        unit_ref u = announced_unit(s, n);
         const bool is_last = u->slot < 0;
         const int total = is_last ? 1 : u->steps * u->lines;
         for (int i = 0; i < total; i++) {
@@ -402,7 +398,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[n % UNITS];
         if (u->slot < 0) {
-            leave_counters(p, tiles, s);
+            leave_counters(p, tiles);
             return;
         }
         const bool is_down = u->is_down != 0;
@@ -507,8 +503,8 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
             barrier_init(&s->full[i], 2);
             barrier_init(&s->landed[i], NUM_GATHERERS);
             barrier_init(&s->empty[i], 8);
-            barrier_init(&s->announced[i], 1);
         }
+        init_announcements(s);
         barrier_init_fence();
     }
     wait_for_previous();
