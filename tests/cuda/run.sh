@@ -75,9 +75,12 @@ models() {
 sanitizer() {
     local check="compute-sanitizer --error-exitcode 9"
     export MOEFUSE_CUDA_REPEATS=3 MOEFUSE_CUDA_NO_FAULTS=1
-    for tool in memcheck racecheck synccheck; do
-        start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture"
+    for tool in memcheck initcheck racecheck synccheck; do
+        start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture" a_captured where_slots
         start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
+        start $tool-units-many ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_many
+        start $tool-units-fp8 ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_fp8
+        start $tool-units-4bit ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_4
         start $tool-pick ${CHECK_LIMIT:-140} env MOEFUSE_CUDA_ROUNDS=1 $check --tool $tool "$out/pick" small_vocabularies
         start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row usual_models
         start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram

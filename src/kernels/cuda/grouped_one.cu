@@ -726,6 +726,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                 p.work[MF_CUDA_WORK_LAUNCHES] = s->tag;
             }
         }
+        __syncwarp(); /* a warp whose other lanes have left is, to synccheck, one that barriers miss */
     } else if (threadIdx.x < PRODUCERS) {
         help<FP8, T>(p, sum, s, w, x_scales, up_parts, up_scales, down_scales);
     } else if constexpr (FP8) {
