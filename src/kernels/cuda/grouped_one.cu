@@ -131,7 +131,7 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
     int own_units = w.own_units;
     for (int n = 0, block = w.block; block >= 0; n++) {
         multiply_units(p, s, stages, x, block, own_units, r);
-        block = next_share<CONSUMERS>(s, n);
+        block = next_share(s, n);
         if (block >= 0) {
             own_units = share_of<false>(p, w.tiles, block).own_units;
         }
@@ -476,16 +476,17 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
     const uint32_t place = place_of(p);
     stage_cursor r = { 0, p.one.stages, 0 };
     share of = w;
-    for (int n = 0, block = w.block; block >= 0; n++) {
+    int n = 0;
+    for (int block = w.block; block >= 0; n++) {
         multiply_segments<T>(s, half, r, of, x, up_parts);
-        block = next_share<CONSUMERS + HELPERS>(s, n);
+        block = next_share(s, n);
         if (block >= 0) {
             of = share_of<true>(p, w.tiles, block);
         }
     }
     stage_h<true, T>(p, s, w, h, h_scales);
-    barrier_wait(&s->added, 0); /* w2's sums lie where w13's parts were */
-    for (int n = 0; n < w.groups; n++) {
+    barrier_wait(&s->known, (n - 1) & 1); /* w2's sums lie where w13's parts were: the helpers have read them */
+    for (n = 0; n < w.groups; n++) {
         multiply_down<T>(p, s, w, stages, r, h, h_scales, down_scales, n, sums);
         named_barrier<STAGED, CONSUMERS>();
         end_groups<T>(p, sum, s, w, n, 1, sums, place);
@@ -638,12 +639,11 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
                 barrier_arrive(&s->ends);
             }
             add_up_parts<T>(p, s, of, up_parts, x_scales, up_scales, tid >> 5);
-            block = next_share<CONSUMERS + HELPERS>(s, n);
+            block = next_share(s, n);
             if (block >= 0) {
                 of = share_of<true>(p, w.tiles, block);
             }
         }
-        barrier_arrive(&s->added);
     } else {
         barrier_arrive(&s->ends);
     }
@@ -692,9 +692,9 @@ __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(&s->empty[i], WARPS);
         }
         barrier_init(&s->ends, HELPERS);
-        barrier_init(&s->added, HELPERS);
         barrier_init(&s->decided, 1);
         barrier_init(&s->known, WARPS + (FP8 ? HELPERS / 32 : 0));
+        barrier_init(&s->together, WARPS + (FP8 ? HELPERS / 32 : 0));
         for (int i = 0; i < 3 && one.even.slots > 0; i++) { /* maps never change: no need to wait for anybody */
             prefetch_map(map_of(p, (int)p.e.num_slots, 0, i));
         }
@@ -726,7 +726,6 @@ __global__ void __launch_bounds__(THREADS, 1)
                 p.work[MF_CUDA_WORK_LAUNCHES] = s->tag;
             }
         }
-        __syncwarp(); /* a warp whose other lanes have left is, to synccheck, one that barriers miss */
     } else if (threadIdx.x < PRODUCERS) {
         help<FP8, T>(p, sum, s, w, x_scales, up_parts, up_scales, down_scales);
     } else if constexpr (FP8) {

@@ -19,7 +19,7 @@ constexpr int UP_AHEAD = 4;
 template <bool FP8> constexpr int DOWN_AHEAD = FP8 ? 2 : 3;
 
 /* Named barriers; two of a kind take turns. */
-enum { LISTS = 1, HELPERS_LISTS, STAGED, OWN, NEXT, PARTS, PARTS_FREE = PARTS + 2 };
+enum { LISTS = 1, HELPERS_LISTS, STAGED, OWN, PARTS, PARTS_FREE = PARTS + 2 };
 
 constexpr int BATCH = 2, PARTS_LINES = BATCH * UP_LINES; /* stages of w13 whose parts are added together (FP8) */
 
@@ -33,7 +33,7 @@ struct tile_end {
 struct one_state {
     uint64_t full[MF_CUDA_ONE_STAGES], empty[MF_CUDA_ONE_STAGES], ends; /* ends: `end` and scales have been read */
     uint64_t decided, known;                                            /* `next` is there; is known to all */
-    uint64_t added; /* FP8: the helpers have read all of w13's parts */
+    uint64_t together;                                                  /* all begin with another share */
     int32_t next;                                                       /* share of w13; -1: none any more */
     int32_t num_tiles;                                                  /* slots in use */
     uint32_t biased;                                                    /* tiles whose w2 has a bias, as bits */
@@ -274,9 +274,10 @@ static __device__ __noinline__ int claim_share(uint32_t *claimed, uint32_t tag)
 
 /* Waits for the n-th share of w13 that this block takes for another one.  Shared memory between the warps of all roles
  * is used from its beginning again. */
-template <int THREADS_OF_ROLES> MF_DEV int next_share(one_state *s, int n)
+MF_DEV int next_share(one_state *s, int n)
 {
     barrier_wait(&s->decided, n & 1);
+    __syncwarp(); /* known: what this warp had to do with the share before is done */
     int next = 0;
     if ((threadIdx.x & 31) == 0) {
         next = s->next;
@@ -284,7 +285,10 @@ template <int THREADS_OF_ROLES> MF_DEV int next_share(one_state *s, int n)
     }
     next = __shfl_sync(MF_FULL_WARP, next, 0);
     if (next >= 0) {
-        named_barrier<NEXT, THREADS_OF_ROLES>();
+        if ((threadIdx.x & 31) == 0) {
+            barrier_arrive(&s->together);
+        }
+        barrier_wait(&s->together, n & 1);
     }
     return next;
 }
