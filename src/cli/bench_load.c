@@ -42,12 +42,24 @@ struct load {
 
 /* ---- bodies ---- */
 
+static json_t *list_of_ids(const mf_bench_prompt *p)
+{
+    json_t *ids = json_array();
+    for (int64_t i = 0; i < p->prompt_len; i++) {
+        json_array_append_new(ids, json_integer(p->ids[i]));
+    }
+    return ids;
+}
+
 static json_t *make_body(const mf_load_options *o, const mf_bench_prompt *p, int64_t index)
 {
-    json_t *text = json_stringn(p->text, p->size);
+    json_t *text = p->ids ? list_of_ids(p) : json_stringn(p->text, p->size);
     json_t *body = json_pack("{s:s, s:o, s:I, s:b, s:{s:b}}", "model", o->model, o->chat ? "messages" : "prompt",
                              o->chat ? json_pack("[{s:s, s:o}]", "role", "user", "content", text) : text, "max_tokens",
                              (json_int_t)p->output_len, "stream", 1, "stream_options", "include_usage", 1);
+    if (body && p->ids) { /* the answer has no text either */
+        json_object_set_new(body, "return_token_ids", json_true());
+    }
     if (body && o->ignore_eos) {
         json_object_set_new(body, "ignore_eos", json_true());
     }

@@ -15,6 +15,7 @@ void mf_bench_prompts_close(mf_bench_prompts *prompts)
 {
     for (int64_t i = 0; prompts->items && i < prompts->count; i++) {
         mf_free(prompts->items[i].text);
+        mf_free(prompts->items[i].ids);
     }
     mf_free(prompts->items);
     *prompts = (mf_bench_prompts){ 0 };
@@ -150,6 +151,35 @@ mf_status mf_bench_prompts_random(const mf_tokenizer *tok, const mf_random_promp
         mf_bench_prompts_close(out);
     }
     return status;
+}
+
+mf_status mf_bench_prompts_random_ids(int64_t vocab_size, const mf_random_prompts *o, mf_bench_prompts *out,
+                                      mf_error *err)
+{
+    *out = (mf_bench_prompts){ 0 };
+    uint64_t state = o->seed;
+    const uint64_t prefix_seed = mf_random_below(&state, UINT64_MAX);
+    out->items = mf_alloc_array((size_t)o->count, sizeof *out->items);
+    if (!out->items) {
+        return out_of_memory(err);
+    }
+    for (int64_t i = 0; i < o->count; i++) {
+        mf_bench_prompt *p = &out->items[i];
+        uint64_t prefix_state = prefix_seed;
+        out->count = i + 1;
+        p->prompt_len = o->prefix_len + draw_length(o->input_len, o->range_ratio, o->prefix_len ? 0 : 1, &state);
+        p->output_len = draw_length(o->output_len, o->range_ratio, 1, &state);
+        p->ids = mf_alloc_array((size_t)p->prompt_len, sizeof *p->ids);
+        if (!p->ids) {
+            mf_bench_prompts_close(out);
+            return out_of_memory(err);
+        }
+        for (int64_t k = 0; k < p->prompt_len; k++) {
+            uint64_t *from = k < o->prefix_len ? &prefix_state : &state;
+            p->ids[k] = (int32_t)mf_random_below(from, (uint64_t)vocab_size);
+        }
+    }
+    return MF_OK;
 }
 
 /* ---- files ---- */

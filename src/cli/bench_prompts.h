@@ -5,8 +5,9 @@
 #include "text/tokenizer.h"
 
 typedef struct mf_bench_prompt {
-    char *text; /* UTF-8, owned */
+    char *text; /* UTF-8, owned; NULL: ids */
     size_t size;
+    int32_t *ids; /* [prompt_len], owned; NULL: text */
     int64_t prompt_len; /* tokens */
     int64_t output_len; /* tokens to ask for */
 } mf_bench_prompt;
@@ -29,6 +30,10 @@ typedef struct mf_random_prompts {
 
 mf_status mf_bench_prompts_random(const mf_tokenizer *tok, const mf_random_prompts *options, mf_bench_prompts *out,
                                   mf_error *err);
+
+/* The same as lists of ids below vocab_size, for a server without a tokenizer: lengths are exact. */
+mf_status mf_bench_prompts_random_ids(int64_t vocab_size, const mf_random_prompts *options, mf_bench_prompts *out,
+                                      mf_error *err);
 
 /* custom: JSON lines {"prompt" (or "question"), "output_tokens"?}; fewer lines than `count`: they are asked again, in
  * order. sharegpt: a JSON list of {"conversations": [{"value"}, {"value"}, ...]}: the first turn asks, the second one's

@@ -87,6 +87,16 @@ static bool is_role_only(const json_t *choice)
            !json_is_string(json_object_get(choice, "finish_reason"));
 }
 
+/* Where ids were asked for, they are the answer's text: numbers, each behind a blank. */
+static void take_ids(mf_bench_record *r, const json_t *ids)
+{
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        if (mf_buffer_printf(&r->text, " %lld", (long long)json_integer_value(json_array_get(ids, i))) != MF_OK) {
+            mf_bench_record_fail(r, "client: out of memory");
+        }
+    }
+}
+
 static void take_piece(mf_bench_record *r, const json_t *choice, double now_s)
 {
     if (r->ttft_s == 0 && is_role_only(choice)) {
@@ -99,6 +109,7 @@ static void take_piece(mf_bench_record *r, const json_t *choice, double now_s)
         mf_bench_record_fail(r, "client: out of memory");
     }
     r->latency_s = since;
+    take_ids(r, json_object_get(choice, "token_ids"));
     const json_t *text = json_object_get(choice, "text");
     text = text ? text : json_object_get(json_object_get(choice, "delta"), "content");
     if (json_is_string(text) &&

@@ -14,6 +14,7 @@
 #include "cli/bench_compare.h"
 #include "cli/bench_modes.h"
 #include "cli/bench_serve.h"
+#include "model/config.h"
 #include "text/tokenizer_dir.h"
 
 enum { NUM_OWN_FLAGS = 32 };
@@ -23,6 +24,7 @@ typedef struct serve_flags {
     const char *request_rate, *percentile_metrics, *metric_percentiles, *sweep, *result_dir, *result_filename;
     mf_flag_list goodput;
     int64_t max_concurrency;
+    bool takes_ids; /* MODEL has no tokenizer */
     bool save_result, temperature_given, rounds_given, percentile_metrics_given;
 } serve_flags;
 
@@ -50,7 +52,8 @@ static void fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--api-key", NULL, MF_FLAG_TEXT, &b->api_key, .argument = "KEY",
           .help = "sent as bearer token (none)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &b->tokenizer, .argument = "DIR",
-          .help = "a folder with a tokenizer: makes random prompts and counts tokens (MODEL)" },
+          .help = "a folder with a tokenizer: makes random prompts and counts tokens (MODEL; where it has none, prompts "
+                  "are ids)" },
         { "load", "--dataset-name", NULL, MF_FLAG_TEXT, &b->dataset_name, .choices = "random|custom|sharegpt",
           .argument = "D",
           .help = "custom: JSON lines with \"prompt\"; sharegpt: a list of conversations; both read --dataset-path "
@@ -167,6 +170,22 @@ static mf_status settle_figures(serve_flags *f, const char *const *positionals, 
     return MF_OK;
 }
 
+/* "config.json", "deepseek-v2-lite.json": a model without weights, which --load-format dummy runs. */
+static bool is_config(const char *path)
+{
+    size_t n = strlen(path);
+    return n > 5 && strcmp(path + n - 5, ".json") == 0 && mf_path_is_file(path);
+}
+
+static void take_tokenizer_of_model(serve_flags *f, const char *model)
+{
+    mf_serve_bench *b = &f->bench;
+    if (!b->tokenizer) {
+        b->tokenizer = model;
+        f->takes_ids = strcmp(b->dataset_name, "random") == 0 && (is_config(model) || !mf_tokenizer_in_dir(model));
+    }
+}
+
 /* Against a server that others started, MODEL is a name, or a folder with its tokenizer. */
 static mf_status settle_base_url(serve_flags *f, const char *const *positionals, int32_t num_positionals, mf_error *err)
 {
@@ -177,8 +196,8 @@ static mf_status settle_base_url(serve_flags *f, const char *const *positionals,
     }
     const char *model = b->model.model ? b->model.model : num_positionals ? positionals[0] : NULL;
     const char *name = b->served_model_name;
-    if (model && mf_path_is_dir(model)) {
-        b->tokenizer = b->tokenizer ? b->tokenizer : model;
+    if (model && (mf_path_is_dir(model) || is_config(model))) {
+        take_tokenizer_of_model(f, model);
     } else if (model && !name) {
         name = model;
     }
@@ -194,8 +213,10 @@ static mf_status settle_own(serve_flags *f, const char *const *positionals, int3
 {
     mf_serve_bench *b = &f->bench;
     MF_TRY(mf_model_flags_settle(&b->model, positionals, num_positionals, err));
-    MF_TRY(mf_model_dir_check(b->model.model, err));
-    b->tokenizer = b->tokenizer ? b->tokenizer : b->model.model;
+    if (!is_config(b->model.model)) {
+        MF_TRY(mf_model_dir_check(b->model.model, err));
+    }
+    take_tokenizer_of_model(f, b->model.model);
     if (b->served_model_name && strlen(b->served_model_name) >= sizeof b->model_id) {
         return mf_fail(err, MF_ERR_INVALID, "--served-model-name: expected at most 256 bytes");
     }
@@ -212,13 +233,30 @@ static mf_status settle_own(serve_flags *f, const char *const *positionals, int3
     return MF_OK;
 }
 
-static mf_status open_tokenizer(mf_serve_bench *b, mf_error *err)
+/* Prompts are lists of ids then, as the server wants them. */
+static mf_status read_vocab_size(mf_serve_bench *b, mf_error *err)
 {
+    mf_model_config *config = NULL;
+    if (strcmp(b->backend, "openai-chat") == 0) {
+        return mf_fail(err, MF_ERR_INVALID, "--backend openai-chat: expected a tokenizer; %.400s has none", b->tokenizer);
+    }
+    MF_TRY(mf_model_config_load(b->tokenizer, &config, err));
+    b->vocab_size = config->vocab_size;
+    mf_model_config_close(&config);
+    return MF_OK;
+}
+
+static mf_status open_tokenizer(serve_flags *f, mf_error *err)
+{
+    mf_serve_bench *b = &f->bench;
     if (!b->tokenizer) {
         return strcmp(b->dataset_name, "random") != 0
                    ? MF_OK
                    : mf_fail(err, MF_ERR_INVALID,
                              "--dataset-name random: expected --tokenizer DIR, or MODEL as a folder; got neither");
+    }
+    if (f->takes_ids) {
+        return read_vocab_size(b, err);
     }
     mf_status status = mf_path_is_file(b->tokenizer) ? mf_tokenizer_open(b->tokenizer, &b->tok, err)
                                                      : mf_tokenizer_open_dir(b->tokenizer, &b->tok, err);
@@ -376,7 +414,7 @@ static int run(serve_flags *f, mf_error *err)
     signal(SIGPIPE, SIG_IGN);
     json_t *results = NULL;
     b->flags = asked_flags(f);
-    mf_status status = open_tokenizer(b, err);
+    mf_status status = open_tokenizer(f, err);
     int exit_code = status == MF_ERR_INVALID ? MF_EXIT_USAGE : MF_EXIT_MODEL;
     if (status == MF_OK) {
         status = mf_serve_bench_run(b, &results, err);

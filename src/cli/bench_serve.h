@@ -34,7 +34,8 @@ typedef struct mf_serve_bench {
     /* found out */
     char model_id[257];
     const char *tokenizer_id;
-    mf_tokenizer *tok; /* NULL: none was given */
+    mf_tokenizer *tok;  /* NULL: none was given */
+    int64_t vocab_size; /* above 0: the model has no tokenizer, random prompts are ids below it */
     json_t *flags;     /* what was asked, for the results */
 } mf_serve_bench;
 

@@ -118,7 +118,8 @@ static mf_status make_prompts(const mf_serve_bench *b, uint64_t seed, int64_t co
                                 .prefix_len = b->prefix_len,
                                 .range_ratio = b->range_ratio,
                                 .seed = seed };
-        return mf_bench_prompts_random(b->tok, &o, out, err);
+        return b->vocab_size > 0 ? mf_bench_prompts_random_ids(b->vocab_size, &o, out, err)
+                                 : mf_bench_prompts_random(b->tok, &o, out, err);
     }
     return mf_bench_prompts_file(b->tok, b->dataset_path, strcmp(b->dataset_name, "sharegpt") == 0, count,
                                  b->file_output_len, seed, out, err);
