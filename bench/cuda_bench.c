@@ -1,10 +1,11 @@
 /* cuda_bench.c - the operations of device cuda over the shapes of models, from captured graphs, timed by events.
  *
- *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [--quick | --few] [--once] [--shape PREFIX] [--tokens T]
+ *     moefuse_cuda_bench [gate] [align] [combine] [experts] [layer] [modes] [--quick | --few] [--once] [--shape PREFIX] [--tokens T]
  *
  * Weights rotate over four layers and the L2 cache is swept before each replay, so that nothing is met warm that a model
  * would meet cold; --once runs each call once, for a profiler.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
- * empty kernel's place in a graph) are measured in the same run. */
+ * empty kernel's place in a graph) are measured in the same run.  modes, which has to be asked for: the layer with its shared expert
+ * in slots, beside the routed ones and before them, as model/bands.c keeps it. */
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
@@ -372,6 +373,7 @@ static const shape shapes[] = {
       { { 1, 45.0, 35 }, { 2, 0, 0 }, { 4, 118.4, 0 }, { 16, 234.7, 0 }, { 64, 288.4, 268 }, { 256, 335.5, 0 }, { 1024, 413.2, 0 }, { 8192, 2608, 1800 } } },
     { "GLM-4.5-Air TP2 bf16", MF_FORMAT_BF16, 4096, 704, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID,
       { { 1, 54.3, 40 }, { 2, 0, 0 }, { 4, 140.4, 0 }, { 16, 363.3, 0 }, { 64, 532.9, 515 }, { 256, 612.1, 0 }, { 1024, 676.0, 0 }, { 8192, 3304, 2250 } } },
+    { "GLM-4.5-Air fp8", MF_FORMAT_FP8_BLOCK, 4096, 1408, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID, EVERY_T },
     { "Qwen3-30B-A3B int4/128", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 128 },
     { "Qwen3-30B-A3B int4/32", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
     { "gpt-oss-20b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 32, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
@@ -382,6 +384,7 @@ typedef struct layer_bench {
     const shape *s;
     mf_gate_config config;
     mf_experts *experts[LAYERS];
+    mf_experts *routed[LAYERS], *shared[LAYERS]; /* modes: the same slots as two tables */
     mf_gate_args gate[LAYERS];
     mf_layer_args layer[LAYERS];
     mf_experts_args experts_args[LAYERS];
@@ -453,7 +456,19 @@ static void give_scales(const shape *s, mf_matrix *m)
     free(scales);
 }
 
-static void open_layers(layer_bench *b)
+static mf_experts *open_table(const shape *s, const mf_slot *list, int slots)
+{
+    mf_experts *experts;
+    const mf_experts_desc desc = { .num_slots = slots,
+                                   .hidden_size = s->hidden,
+                                   .slots = list,
+                                   .act_dtype = MF_BF16,
+                                   .act_quant = s->format == MF_FORMAT_FP8_BLOCK ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
+    OK(mf_experts_create(device, &desc, &experts, &err));
+    return experts;
+}
+
+static void open_layers(layer_bench *b, bool apart)
 {
     const shape *s = b->s;
     const int slots = s->experts + s->shared;
@@ -471,12 +486,11 @@ static void open_layers(layer_bench *b)
             gate.data = w13 + format_bytes(s, e * 2 * w * h);
             list[e] = (mf_slot){ .gate = gate, .up = up, .down = down };
         }
-        const mf_experts_desc desc = { .num_slots = slots,
-                                       .hidden_size = h,
-                                       .slots = list,
-                                       .act_dtype = MF_BF16,
-                                       .act_quant = s->format == MF_FORMAT_FP8_BLOCK ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
-        OK(mf_experts_create(device, &desc, &b->experts[l], &err));
+        b->experts[l] = open_table(s, list, slots);
+        if (apart) {
+            b->routed[l] = open_table(s, list, s->experts);
+            b->shared[l] = open_table(s, list + s->experts, s->shared);
+        }
     }
     free(list);
 }
@@ -495,7 +509,7 @@ static void bench_shape(const shape *given, bool experts, bool layer)
     const shape *s = &wanted;
     layer_bench b = { .s = s, .config = gate_config(s->experts, s->top_k, s->groups, s->kept, s->shared, s->scoring) };
     const int columns = s->top_k + s->shared;
-    open_layers(&b);
+    open_layers(&b, false);
     const size_t slot_bytes = bytes_with_scales(s, 3 * s->hidden * s->width);
     for (int p = 0; p < 8 && s->points[p].t; p++) {
         const int64_t t = s->points[p].t;
@@ -573,6 +587,62 @@ static void bench_shape(const shape *given, bool experts, bool layer)
     }
 }
 
+/* The layer in its three modes as a model calls it: outputs of experts in f32, added to the residual. */
+static void bench_modes(const shape *s)
+{
+    static const int64_t ts[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192 };
+    static const mf_layer_mode modes[] = { MF_MODE_SLOT, MF_MODE_OVERLAP, MF_MODE_SERIAL };
+    layer_bench b = { .s = s };
+    open_layers(&b, true);
+    for (size_t i = 0; i < sizeof ts / sizeof ts[0]; i++) {
+        const int64_t t = ts[i];
+        if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16) || (only_tokens && t != only_tokens)) {
+            continue;
+        }
+        void *gone[LAYERS * 3];
+        int num_gone = 0;
+        printf("modes %-22s T %5lld ", s->name, (long long)t);
+        for (int l = 0; l < LAYERS; l++) {
+            float *logits = random_logits(t * s->experts, 21 + (uint64_t)l);
+            void *device_logits = gone[num_gone++] = put(logits, (size_t)(t * s->experts) * 4);
+            void *x = gone[num_gone++] = weights((size_t)(t * s->hidden) * 2, MF_FORMAT_BF16, 7);
+            void *out = gone[num_gone++] = room((size_t)(t * s->hidden) * 4);
+            b.gate[l] = (mf_gate_args){ .config = &b.config, .router_logits = mf_tensor_2d(device_logits, MF_F32, t, s->experts) };
+            b.layer[l] = (mf_layer_args){ .gate = &b.gate[l],
+                                          .y_dtype = MF_F32,
+                                          .x = mf_tensor_2d(x, MF_BF16, t, s->hidden),
+                                          .residual = mf_tensor_2d(out, MF_F32, t, s->hidden),
+                                          .out = mf_tensor_2d(out, MF_F32, t, s->hidden) };
+            CUDA(cudaMemset(out, 0, (size_t)(t * s->hidden) * 4));
+            free(logits);
+        }
+        for (size_t m = 0; m < sizeof modes / sizeof modes[0]; m++) {
+            const bool is_slot = modes[m] == MF_MODE_SLOT;
+            b.config = gate_config(s->experts, s->top_k, s->groups, s->kept, is_slot ? s->shared : 0, s->scoring);
+            b.config.bias_domain = MF_BIAS_NONE;
+            for (int l = 0; l < LAYERS; l++) {
+                b.layer[l].mode = modes[m];
+                b.layer[l].experts = is_slot ? b.experts[l] : b.routed[l];
+                b.layer[l].shared = is_slot ? NULL : b.shared[l];
+            }
+            b.bytes = mf_moe_layer_workspace_bytes(&b.layer[0]);
+            b.workspace = room(b.bytes);
+            printf(" %s %8.2f", mf_layer_mode_name(modes[m]), measure(layer_work, &b, t <= 16 ? 10 * LAYERS : 2 * LAYERS));
+            mf_device_free(device, b.workspace);
+        }
+        printf(" us\n");
+        fflush(stdout);
+        for (int g = 0; g < num_gone; g++) {
+            mf_device_free(device, gone[g]);
+        }
+    }
+    for (int l = 0; l < LAYERS; l++) {
+        mf_experts_destroy(&b.experts[l]);
+        mf_experts_destroy(&b.routed[l]);
+        mf_experts_destroy(&b.shared[l]);
+    }
+}
+
 static bool wants(int argc, char **argv, const char *name)
 {
     bool any = false;
@@ -615,6 +685,15 @@ int main(int argc, char **argv)
     for (size_t i = 0; (experts || layer) && i < sizeof shapes / sizeof shapes[0]; i++) {
         if (!only_shape || strncmp(shapes[i].name, only_shape, strlen(only_shape)) == 0) {
             bench_shape(&shapes[i], experts, layer);
+        }
+    }
+    bool modes = false;
+    for (int i = 1; i < argc; i++) {
+        modes |= strcmp(argv[i], "modes") == 0;
+    }
+    for (size_t i = 0; modes && i < sizeof shapes / sizeof shapes[0]; i++) {
+        if (shapes[i].shared > 0 && (!only_shape || strncmp(shapes[i].name, only_shape, strlen(only_shape)) == 0)) {
+            bench_modes(&shapes[i]);
         }
     }
     mf_device_close(&device);

@@ -23,6 +23,8 @@ typedef struct layer_run {
     int64_t chunk;      /* tokens between gate and out at a time */
     bool is_slot, scales_input, has_shared_weights;
     bool masks_rows;    /* some rows may not take part: row_valid is made */
+    bool overlaps;      /* the shared MLP runs beside the routed experts, with scratch of its own */
+    bool starts_beside; /* it does so beside the gate already */
     bool is_combined;   /* experts and combine are one operation of the backend: no y */
     mf_gate_config config;
     mf_gate_args gate;
@@ -36,6 +38,8 @@ typedef struct layer_run {
     mf_tensor hidden;          /* x in y_dtype; with zero experts */
     void *scratch;             /* of the unfused gate and of the experts, one after the other */
     size_t scratch_bytes;
+    void *shared_scratch;      /* of the shared MLP: the same unless it overlaps */
+    size_t shared_scratch_bytes;
     size_t total_bytes;
 } layer_run;
 
@@ -114,13 +118,27 @@ static void lay_out(layer_run *run, const mf_layer_args *args, uint8_t *base)
         if (run->has_shared_weights) {
             run->shared_weights = carve_2d(base, total, MF_F32, tokens, run->num_shared);
         }
-        scratch = larger(scratch, mf_fused_experts_workspace_bytes(args->shared, run->chunk, run->num_shared));
+        const size_t shared = mf_fused_experts_workspace_bytes(args->shared, run->chunk, run->num_shared);
+        run->overlaps = args->mode == MF_MODE_OVERLAP && ops->beside_begin;
+        if (run->overlaps && shared != SIZE_MAX) {
+            run->shared_scratch = mf_carve(base, total, (int64_t)shared, 1);
+            run->shared_scratch_bytes = shared;
+        } else {
+            scratch = larger(scratch, shared);
+        }
     }
     if (args->unfused_gate) {
         scratch = larger(scratch, mf_moe_gate_workspace_bytes(&run->gate));
     }
     run->scratch_bytes = scratch;
     run->scratch = scratch == SIZE_MAX ? mf_carve(base, total, -1, 1) : mf_carve(base, total, (int64_t)scratch, 1);
+    if (!run->shared_scratch_bytes) {
+        run->shared_scratch = run->scratch;
+        run->shared_scratch_bytes = scratch;
+    }
+    /* The gate has checked a mask and ids by the time that they are read. */
+    run->starts_beside = run->overlaps && !run->masks_rows && !run->scales_input && !mf_tensor_present(&run->hidden) &&
+                         tokens > 0 && tokens <= run->chunk;
 }
 
 /* Enough of the arguments to lay out the workspace. */
@@ -401,18 +419,40 @@ static mf_sum_reduce_args combine_args(const layer_run *run, int64_t first, int6
     return sum;
 }
 
+static mf_status run_shared(mf_device *device, const layer_run *run, int64_t first, int64_t count, mf_error *err)
+{
+    const mf_experts_args shared = { .experts = run->args->shared,
+                                     .x = rows_of(&run->args->x, first, count),
+                                     .topk_ids = rows_of(&run->shared_ids, first, count),
+                                     .y = rows_of(&run->shared_y, 0, count) };
+    return mf_fused_experts(device, &shared, run->shared_scratch, run->shared_scratch_bytes, err);
+}
+
+static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error *err);
+
+/* The shared MLP on the second stream; prepares: with the rows' preparation in front of it, there too. */
+static mf_status run_beside(mf_device *device, const layer_run *run, int64_t first, int64_t count, bool prepares, mf_error *err)
+{
+    MF_TRY(device->ops->beside_begin(device, err));
+    mf_status status = prepares ? prepare_rows(device, run, err) : MF_OK;
+    if (status == MF_OK) {
+        status = run_shared(device, run, first, count, err);
+    }
+    mf_error ignored;
+    const mf_status ended = device->ops->beside_end(device, status == MF_OK ? err : &ignored);
+    return status == MF_OK ? ended : status;
+}
+
 /* Experts and combine of `count` tokens from `first`. */
 static mf_status run_chunk(mf_device *device, const layer_run *run, int64_t first, int64_t count, mf_error *err)
 {
     const mf_layer_args *args = run->args;
     mf_tensor addends[MAX_SHARED];
     const mf_sum_reduce_args sum = combine_args(run, first, count, addends);
-    if (!run->is_slot && run->num_shared > 0) {
-        mf_experts_args shared = { .experts = args->shared,
-                                   .x = rows_of(&args->x, first, count),
-                                   .topk_ids = rows_of(&run->shared_ids, first, count),
-                                   .y = rows_of(&run->shared_y, 0, count) };
-        MF_TRY(mf_fused_experts(device, &shared, run->scratch, run->scratch_bytes, err));
+    if (run->overlaps && !run->starts_beside) {
+        MF_TRY(run_beside(device, run, first, count, false, err));
+    } else if (!run->overlaps && !run->is_slot && run->num_shared > 0) {
+        MF_TRY(run_shared(device, run, first, count, err));
     }
     mf_experts_args routed = { .experts = args->experts,
                                .x = rows_of(&args->x, first, count),
@@ -473,7 +513,9 @@ static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error 
 
 static mf_status run_chunks(mf_device *device, const layer_run *run, mf_error *err)
 {
-    MF_TRY(prepare_rows(device, run, err));
+    if (!run->starts_beside) {
+        MF_TRY(prepare_rows(device, run, err));
+    }
     for (int64_t first = 0; first < run->num_tokens; first += run->chunk) {
         const int64_t left = run->num_tokens - first;
         MF_TRY(run_chunk(device, run, first, left < run->chunk ? left : run->chunk, err));
@@ -507,16 +549,23 @@ mf_status mf_moe_layer(mf_device *device, const mf_layer_args *args, void *works
     }
     MF_TRY(mf_check_workspace(workspace, workspace_bytes, run.total_bytes, err));
     lay_out(&run, args, workspace);
-    if (args->unfused_gate) {
-        MF_TRY(mf_moe_gate_unfused(device, &run.gate, run.scratch, run.scratch_bytes, err));
-    } else {
-        MF_TRY(mf_moe_fused_gate(device, &run.gate, err));
+    mf_status status = MF_OK;
+    if (run.starts_beside) {
+        status = run_beside(device, &run, 0, run.num_tokens, true, err);
     }
-    if (run.num_tokens == 0) {
-        return MF_OK;
+    if (status == MF_OK) {
+        status = args->unfused_gate ? mf_moe_gate_unfused(device, &run.gate, run.scratch, run.scratch_bytes, err)
+                                    : mf_moe_fused_gate(device, &run.gate, err);
     }
-    mf_fp_env saved = mf_fp_enter();
-    mf_status status = run_chunks(device, &run, err);
-    mf_fp_leave(saved);
+    if (status == MF_OK && run.num_tokens > 0) {
+        mf_fp_env saved = mf_fp_enter();
+        status = run_chunks(device, &run, err);
+        mf_fp_leave(saved);
+    }
+    if (run.overlaps) { /* waited for by the combine, unless something failed before it */
+        mf_error ignored;
+        const mf_status joined = device->ops->beside_join(device, status == MF_OK ? err : &ignored);
+        status = status == MF_OK ? joined : status;
+    }
     return status;
 }

@@ -383,6 +383,12 @@ typedef struct mf_device_ops {
     /* Optional: of each row what its pick asks for; the rows are as before afterwards.  workspace: pick_bytes. */
     size_t (*pick_bytes)(const mf_device *device, int64_t num_rows, int64_t n);
     void (*pick)(mf_device *device, const mf_pick_call *call);
+    /* Optional, all three or none: experts called between begin and end run on a second stream, behind what was called before
+     * begin and beside what is called after end.  A combine with addends waits for them, or join, which does nothing where
+     * nobody is to be waited for. */
+    mf_status (*beside_begin)(mf_device *device, mf_error *err);
+    mf_status (*beside_end)(mf_device *device, mf_error *err);
+    mf_status (*beside_join)(mf_device *device, mf_error *err);
     /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
      * it, or past it, it is taken when it is needed, which a graph cannot hold. */
     mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);

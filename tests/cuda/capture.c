@@ -24,7 +24,7 @@ enum { EXPERTS = 16, SHARED = 1, TOP_K = 4, HIDDEN = 256, WIDTH = 128, MAX_TOKEN
 
 typedef struct problem {
     mf_device *device;
-    mf_experts *experts;
+    mf_experts *experts, *routed, *shared; /* the last two: the same slots as two tables, in mode OVERLAP */
     mf_gate_config config;
     mf_gate_args gate;
     mf_layer_args layer;
@@ -57,11 +57,12 @@ static void *random_bf16(mf_device *device, uint64_t *seed, size_t count)
     return block;
 }
 
+static mf_slot slots[EXPERTS + SHARED];
+
 /* apart: blocks of odd sizes lie between the slots, which then have no common distance. */
 static void open_problem(problem *p, int64_t tokens, bool apart)
 {
     enum { SLOTS = EXPERTS + SHARED };
-    static mf_slot slots[SLOTS];
     uint64_t seed = 5;
     memset(p, 0, sizeof *p);
     CHECK_OK(mf_device_open("cuda", NULL, &p->device, &err), err);
@@ -108,9 +109,28 @@ static void open_problem(problem *p, int64_t tokens, bool apart)
     p->workspace = on_device(p->device, NULL, p->workspace_bytes);
 }
 
+/* The same layer with its shared expert on the second stream. */
+static void set_overlap(problem *p)
+{
+    mf_experts_desc desc = { .num_slots = EXPERTS, .hidden_size = HIDDEN, .slots = slots, .act_dtype = MF_BF16 };
+    CHECK_OK(mf_experts_create(p->device, &desc, &p->routed, &err), err);
+    desc.num_slots = SHARED;
+    desc.slots = slots + EXPERTS;
+    CHECK_OK(mf_experts_create(p->device, &desc, &p->shared, &err), err);
+    p->config.num_shared_slots = 0;
+    p->gate.histogram = mf_tensor_1d(p->histogram, MF_I32, EXPERTS);
+    p->layer.mode = MF_MODE_OVERLAP;
+    p->layer.experts = p->routed;
+    p->layer.shared = p->shared;
+    p->workspace_bytes = mf_moe_layer_workspace_bytes(&p->layer);
+    p->workspace = on_device(p->device, NULL, p->workspace_bytes);
+}
+
 static void close_problem(problem *p)
 {
     mf_experts_destroy(&p->experts);
+    mf_experts_destroy(&p->routed);
+    mf_experts_destroy(&p->shared);
     mf_device_close(&p->device); /* the test's blocks go with the process */
 }
 
@@ -122,7 +142,7 @@ static void fetch(problem *p, int64_t tokens, float *out, int32_t *histogram)
     CUDA_OK(cudaDeviceSynchronize());
 }
 
-static void check_replays(int64_t tokens, int replays)
+static void check_replays(int64_t tokens, int replays, bool overlaps)
 {
     static float want[MAX_TOKENS * HIDDEN], got[MAX_TOKENS * HIDDEN];
     int32_t want_counts[EXPERTS + SHARED], got_counts[EXPERTS + SHARED];
@@ -133,6 +153,14 @@ static void check_replays(int64_t tokens, int replays)
     open_problem(&p, tokens, false);
     CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
     fetch(&p, tokens, want, want_counts);
+    const size_t counted = overlaps ? EXPERTS * sizeof *want_counts : sizeof want_counts;
+    if (overlaps) {
+        set_overlap(&p);
+        CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+        fetch(&p, tokens, got, got_counts);
+        CHECK_MEM(got, want, (size_t)tokens * HIDDEN * 4);
+        CHECK_MEM(got_counts, want_counts, counted);
+    }
     CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     CHECK_OK(mf_device_set_stream(p.device, stream, &err), err);
     CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal)); /* a wait or an allocation would break it */
@@ -144,7 +172,7 @@ static void check_replays(int64_t tokens, int replays)
         if (i % 50 == 0 || i == replays - 1) {
             fetch(&p, tokens, got, got_counts);
             CHECK_MEM(got, want, (size_t)tokens * HIDDEN * 4);
-            CHECK_MEM(got_counts, want_counts, sizeof want_counts);
+            CHECK_MEM(got_counts, want_counts, counted);
         }
     }
     CUDA_OK(cudaGraphExecDestroy(exec));
@@ -162,17 +190,25 @@ static int repeats(void)
 
 TEST(a_captured_layer_of_one_token_replays_with_the_same_bits)
 {
-    check_replays(1, repeats());
+    check_replays(1, repeats(), false);
 }
 
 TEST(a_captured_layer_of_a_few_tokens_replays_with_the_same_bits)
 {
-    check_replays(9, repeats());
+    check_replays(9, repeats(), false);
 }
 
 TEST(a_captured_layer_of_many_tokens_replays_with_the_same_bits)
 {
-    check_replays(MAX_TOKENS, repeats());
+    check_replays(MAX_TOKENS, repeats(), false);
+}
+
+TEST(a_shared_expert_on_the_second_stream_has_the_bits_of_one_in_slots_also_in_a_graph)
+{
+    static const int64_t tokens[] = { 1, 4, 9, MAX_TOKENS };
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+        check_replays(tokens[i], repeats(), true);
+    }
 }
 
 /* Slots that lie evenly are read through tensor maps that they share. */

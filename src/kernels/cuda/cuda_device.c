@@ -131,6 +131,68 @@ static mf_device_memory_ops memory_ops = { .alloc = memory_alloc,
                                                  .set_stream = set_stream,
                                                  .stream = get_stream };
 
+/* ---- a second stream ---- */
+
+/* Calls go to the other stream, with the counters that grouped products keep there. */
+static void change_streams(cuda_state *state, cudaStream_t to)
+{
+    uint32_t *work = state->work;
+    state->stream = to;
+    state->work = state->work_beside;
+    state->work_beside = work;
+}
+
+/* With marks everything stays in one stream: their parts follow one another. */
+static mf_status beside_begin(mf_device *device, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    MF_TRY(enter(device, err));
+    if (state->marks) {
+        return MF_OK;
+    }
+    MF_CUDA(device, cudaEventRecord(state->fork, state->stream), err);
+    MF_CUDA(device, cudaStreamWaitEvent(state->beside, state->fork, 0), err);
+    state->in_front = state->stream;
+    change_streams(state, state->beside);
+    return MF_OK;
+}
+
+static mf_status beside_end(mf_device *device, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    if (!state->in_front) {
+        return MF_OK;
+    }
+    change_streams(state, state->in_front);
+    state->in_front = NULL;
+    MF_TRY(enter(device, err));
+    MF_CUDA(device, cudaEventRecord(state->join, state->beside), err);
+    state->must_join = true;
+    return MF_OK;
+}
+
+static mf_status beside_join(mf_device *device, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    if (!state->must_join) {
+        return MF_OK;
+    }
+    state->must_join = false;
+    MF_TRY(enter(device, err));
+    MF_CUDA(device, cudaStreamWaitEvent(state->stream, state->join, 0), err);
+    return MF_OK;
+}
+
+/* The launch behind a join depends on two others, of which only one could let it start early. */
+static mf_status join_for_sum(mf_device *device, mf_cuda_sum *sum, mf_error *err)
+{
+    if (state_of(device)->must_join && sum->num_addends > 0) {
+        MF_TRY(beside_join(device, err));
+        sum->starts_early = 0;
+    }
+    return MF_OK;
+}
+
 /* ---- gate, align, combine ---- */
 
 static mf_status gate(mf_device *device, const mf_gate_call *call, bool fused, void *workspace, mf_error *err)
@@ -184,6 +246,7 @@ static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
     if (sum.num_tokens == 0 || sum.hidden_size == 0) {
         return MF_OK;
     }
+    MF_TRY(join_for_sum(device, &sum, err));
     return check(device, mf_cuda_launch_sum_reduce(&sum, state_of(device)->stream), "sum-reduce", err);
 }
 
@@ -402,15 +465,21 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
             return MF_OK;
         }
         mf_cuda_mark(device, MF_PART_COMBINE);
+        MF_TRY(join_for_sum(device, &sum, err));
         return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {
+        if (state->must_join) {
+            MF_TRY(beside_join(device, err));
+            plan.call.starts_early = 0;
+        }
         const mf_cuda_path path = takes(own->paths.w2, MF_CUDA_PATH_FP8) ? MF_CUDA_PATH_FP8 : MF_CUDA_PATH_BF16;
         return check(device, mf_cuda_launch_few_combine(&plan.call, path, &sum, state->stream), "experts' w2 and combine", err);
     }
     MF_TRY(launch_down(device, &plan, &own->paths, state->stream, err));
     mf_cuda_mark(device, MF_PART_COMBINE);
+    MF_TRY(join_for_sum(device, &sum, err));
     return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
 }
 
@@ -427,8 +496,19 @@ static void close_device(mf_device *device)
         (void)cudaStreamSynchronize(state->own);
         (void)cudaStreamDestroy(state->own);
     }
+    if (state->beside) {
+        (void)cudaStreamSynchronize(state->beside);
+        (void)cudaStreamDestroy(state->beside);
+    }
+    if (state->fork) {
+        (void)cudaEventDestroy(state->fork);
+    }
+    if (state->join) {
+        (void)cudaEventDestroy(state->join);
+    }
     (void)cudaFree(state->counts);
     (void)cudaFree(state->work);
+    (void)cudaFree(state->work_beside);
     mf_cuda_dense_close(device);
     free(state);
     device->backend = NULL;
@@ -450,6 +530,9 @@ static mf_device_ops cuda_ops = {
     .experts_combine_workspace_bytes = experts_combine_bytes,
     .experts_combine = experts_combine,
     .sum_reduce = sum_reduce,
+    .beside_begin = beside_begin,
+    .beside_end = beside_end,
+    .beside_join = beside_join,
 };
 
 static mf_status find_gpu(mf_device *device, struct cudaDeviceProp *prop, mf_error *err)
@@ -508,8 +591,15 @@ static mf_status init(mf_device *device, mf_error *err)
     state->stream = state->own;
     MF_CUDA(device, cudaMalloc((void **)&state->counts, bytes), err);
     MF_CUDA(device, cudaMemsetAsync(state->counts, 0, bytes, state->stream), err);
-    MF_CUDA(device, cudaMalloc((void **)&state->work, MF_CUDA_WORK_WORDS * sizeof *state->work), err);
-    MF_CUDA(device, cudaMemsetAsync(state->work, 0, MF_CUDA_WORK_WORDS * sizeof *state->work, state->stream), err);
+    uint32_t **const works[] = { &state->work, &state->work_beside };
+    for (size_t i = 0; i < sizeof works / sizeof works[0]; i++) {
+        const size_t size = MF_CUDA_WORK_WORDS * sizeof *state->work;
+        MF_CUDA(device, cudaMalloc((void **)works[i], size), err);
+        MF_CUDA(device, cudaMemsetAsync(*works[i], 0, size, state->stream), err);
+    }
+    MF_CUDA(device, cudaStreamCreateWithFlags(&state->beside, cudaStreamNonBlocking), err);
+    MF_CUDA(device, cudaEventCreateWithFlags(&state->fork, cudaEventDisableTiming), err);
+    MF_CUDA(device, cudaEventCreateWithFlags(&state->join, cudaEventDisableTiming), err);
     MF_CUDA(device, cudaStreamSynchronize(state->stream), err);
     snprintf(device->description, sizeof device->description, "cuda %.60s sm_%d, %lld GiB", prop.name,
              (int)state->gpu.capability, (long long)(prop.totalGlobalMem >> 30));
