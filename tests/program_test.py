@@ -81,6 +81,11 @@ def run_verb():
     r = moefuse("run", MODEL, "-p", PROMPT, "--device", "cuda", env={"MOEFUSE_CUDA_LIBRARY": "/nonexistent/libmoefuse_cuda.so"})
     claim("without the CUDA backend --device cuda says what is missing",
           r.code == 5 and "device cuda: libmoefuse_cuda.so cannot be opened" in r.err and "MOEFUSE_CUDA_LIBRARY" in r.err, r.all)
+    r = moefuse("run", MODEL, "-p", PROMPT, "--device", "cuda:7", env={"MOEFUSE_CUDA_LIBRARY": "/nonexistent/libmoefuse_cuda.so"})
+    claim("one of several GPUs is named by its number", r.code == 5 and "device cuda:7: libmoefuse_cuda.so" in r.err, r.all)
+    for name in ("cuda:", "cuda:x", "cuda:1x", "cuda:1000", "cuda:N", "cpu:1"):
+        r = moefuse("run", MODEL, "-p", PROMPT, "--device", name)
+        claim(f"--device {name} is refused", r.code == 2 and f'expected one of cpu|cuda|cuda:N|ref; got "{name}"' in r.err, r.all)
     r = moefuse("run", MODEL, "-p", PROMPT, "--gpu-memory-utilization", "1.5")
     claim("a share of a GPU's memory past the whole is refused", r.code == 2 and "0.05..1" in r.err, r.all)
     r = moefuse("run", MODEL, "-p", PROMPT, "--json")

@@ -13,9 +13,12 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu.csv"
 GPU_RESULTS = ROOT / "bench" / "results" / "gpu.csv"
+GPU_SERVE_RESULTS = ROOT / "bench" / "results" / "gpu_serve.csv"
 README = ROOT / "README.md"
 COLUMNS = "date,commit,cpu,isa,threads,what,shape,dtype,T,figure,unit,ceiling,share".split(",")
 GPU_COLUMNS = "date,gpu,who,version,what,shape,dtype,T,figure,unit".split(",")
+SERVE_COLUMNS = ("date,gpu,version,shape,dtype,fusion,concurrency,requests,input_len,output_len,output_tok_s,total_tok_s,"
+                 "ttft_ms,ttft_p99_ms,itl_ms,itl_p99_ms").split(",")
 KERNEL_TOKENS = (1, 4, 16, 64, 256, 1024)
 GPU_TOKENS = (1, 4, 16, 64, 256, 1024, 8192)
 
@@ -29,7 +32,8 @@ def read_rows(path, columns=COLUMNS):
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             sys.exit(f"{path}:{number}: expected {len(columns)} columns")
-        row["figure"] = float(row["figure"])
+        for name in row.keys() & {"figure", *SERVE_COLUMNS[10:]}:
+            row[name] = float(row[name])
     return rows
 
 
@@ -209,6 +213,29 @@ def gpu_models(table):
         table.line(what, *(number(rows[0]["figure"]) if rows else "-" for rows in found))
 
 
+class ServeTable:
+    """Runs of `bench serve` on a GPU: a line per model and concurrency, shared experts in slots beside separate ones."""
+
+    def __init__(self, rows):
+        self.newest = {(r["shape"], r["dtype"], int(r["concurrency"]), r["fusion"]): r for r in rows}
+
+    def text(self):
+        if not self.newest:
+            return "Not measured yet.\n"
+        lines = ["| model | requests at once | TTFT, ms (p99) | between tokens, ms (p99) | output tok/s | all tok/s |", "|" + "---|" * 6]
+        for shape, dtype, concurrency in dict.fromkeys(k[:3] for k in self.newest):
+            pair = [r for r in (self.newest.get((shape, dtype, concurrency, f)) for f in ("on", "off")) if r]
+            cells = [[f"{number(r['ttft_ms'])} ({number(r['ttft_p99_ms'])})" for r in pair],
+                     [f"{number(r['itl_ms'])} ({number(r['itl_p99_ms'])})" for r in pair],
+                     [number(r["output_tok_s"]) for r in pair], [number(r["total_tok_s"]) for r in pair]]
+            gain = f", {(pair[0]['output_tok_s'] / pair[1]['output_tok_s'] - 1) * 100:+.0f} %" if len(pair) == 2 else ""
+            shown = [" / ".join(c) for c in cells]
+            lines.append(f"| {shape}, {dtype} | {concurrency} | {shown[0]} | {shown[1]} | {shown[2]}{gain} | {shown[3]} |")
+        rows = self.newest.values()
+        dates, gpus, versions = (", ".join(dict.fromkeys(r[c] for r in rows)) for c in ("date", "gpu", "version"))
+        return "\n".join(lines) + f"\n\n{dates}, {gpus}: moefuse {versions}.\n"
+
+
 GPU_TABLES = {"gpulayer": gpu_layer, "gpuoperations": gpu_operations, "gpumodels": gpu_models}
 TABLES = {"machine": machine, "kernels": kernels, "layer": layer, "gate": gate, "models": models, "shipped": shipped}
 
@@ -218,12 +245,15 @@ def main():
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     rows, gpu_rows = read_rows(RESULTS), read_rows(GPU_RESULTS, GPU_COLUMNS)
+    serve_rows = read_rows(GPU_SERVE_RESULTS, SERVE_COLUMNS)
     text = README.read_text(encoding="utf-8")
 
     def fill(match):
         name = match.group(1)
+        if name == "gpuserve":
+            return f"<!-- bench:{name} -->\n{ServeTable(serve_rows).text()}<!-- /bench -->"
         if name not in TABLES and name not in GPU_TABLES:
-            sys.exit(f"{README}: unknown table bench:{name}; known: {', '.join(TABLES | GPU_TABLES)}")
+            sys.exit(f"{README}: unknown table bench:{name}; known: {', '.join([*TABLES, *GPU_TABLES, 'gpuserve'])}")
         table = GpuTable(gpu_rows) if name in GPU_TABLES else Table(rows)
         (TABLES | GPU_TABLES)[name](table)
         return f"<!-- bench:{name} -->\n{table.text()}<!-- /bench -->"

@@ -49,13 +49,22 @@ const char *mf_nearest_name(const char *name, const char *const *candidates, siz
     return best;
 }
 
+/* A choice "cuda:N" stands for every number of up to three digits. */
+static bool is_choice(const char *choice, size_t len, const char *text)
+{
+    if (len < 2 || memcmp(choice + len - 2, ":N", 2) != 0) {
+        return strlen(text) == len && memcmp(choice, text, len) == 0;
+    }
+    const size_t digits = strncmp(text, choice, len - 1) == 0 ? strspn(text + len - 1, "0123456789") : 0;
+    return digits >= 1 && digits <= 3 && text[len - 1 + digits] == '\0';
+}
+
 static bool choice_matches(const char *choices, const char *text)
 {
-    size_t n = strlen(text);
     for (const char *p = choices; p && *p;) {
         const char *end = strchr(p, '|');
         size_t len = end ? (size_t)(end - p) : strlen(p);
-        if (len == n && memcmp(p, text, n) == 0) {
+        if (is_choice(p, len, text)) {
             return true;
         }
         p = end ? end + 1 : NULL;

@@ -34,7 +34,7 @@ typedef struct mf_flag {
     void *value;          /* holds the default before parsing */
     bool *given;          /* optional: set when flag or environment gave it */
     double min, max;
-    const char *choices;  /* TEXT: "auto|dummy" or NULL */
+    const char *choices;  /* TEXT: "auto|dummy" or NULL; "cuda:N": any number there */
     const char *argument; /* "N", "TEXT" for --help */
     const char *help;     /* default included */
 } mf_flag;

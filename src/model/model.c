@@ -455,6 +455,7 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
     mf_plan_options plan_options = options->plan;
     plan_options.one_format_a_table = model->device->one_format_a_table && model->act_dtype == MF_BF16;
+    plan_options.has_second_stream = model->device->ops->beside_begin != NULL;
     plan_options.warns_of_wide_inputs = model->device->wants_fp8_inputs && model->act_dtype == MF_BF16 &&
                                         model->act_quant == MF_ACT_QUANT_NONE;
     MF_TRY_GOTO(mf_plan_make(model->config, model->weights, &plan_options, &model->plan, err), fail);

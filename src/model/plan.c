@@ -112,7 +112,7 @@ static void plan_layer(const mf_plan *plan, const mf_layer_weights *layer, mf_la
     out->shared_format = layer->shared.up.format;
     int64_t num_chunks = (layer->shared.up.n - 1) / width + 1; /* a last chunk may be narrower: a slot has its own width */
     if (slot_obstacle(plan, layer, num_chunks, width, out->reason, sizeof out->reason)) {
-        out->mode = MF_MODE_SERIAL; /* OVERLAP needs a second stream, which a CPU has not */
+        out->mode = plan->options.has_second_stream ? MF_MODE_OVERLAP : MF_MODE_SERIAL;
         char ignored[sizeof out->reason];
         bool cut = num_chunks <= MF_PLAN_MAX_SHARED_CHUNKS && !chunks_straddle(&layer->shared, width, ignored, sizeof ignored);
         /* The same chunks as slots would have, so that the bits stay the same; one wide product where slots are impossible. */

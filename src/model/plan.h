@@ -13,12 +13,13 @@ typedef struct mf_plan_options {
     bool disable_fused_gate;
     int32_t num_shared_expert_replicas; /* 1..64 */
     bool one_format_a_table; /* the device's kernels want that: see ops.h */
+    bool has_second_stream; /* a separate shared expert runs beside the routed ones */
     bool warns_of_wide_inputs; /* FP8 experts would be much faster with FP8 inputs */
 } mf_plan_options;
 
 typedef struct mf_layer_plan {
     bool is_moe;
-    mf_layer_mode mode;       /* SLOT or SERIAL; meaningful when has_shared */
+    mf_layer_mode mode;       /* meaningful when has_shared */
     bool has_shared;
     bool fused_gate;
     int32_t num_shared_chunks;  /* S: slots of the gate in SLOT mode, else slots of the separate product */
@@ -43,7 +44,7 @@ mf_status mf_plan_make(const mf_model_config *config, const mf_weights *weights,
 void mf_plan_close(mf_plan **plan);
 
 /* The slots of a MoE layer under the plan: routed experts, then the chunks' replicas in SLOT mode.  *slots is an array of
- * *num_slots in the arena; *shared / *num_shared are the chunks for SERIAL (0 in SLOT). */
+ * *num_slots in the arena; *shared / *num_shared are the chunks of the others (0 in SLOT). */
 struct mf_arena;
 mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, int64_t layer, struct mf_arena *arena,
                               mf_slot **slots, int64_t *num_slots, mf_slot **shared, int64_t *num_shared, mf_error *err);

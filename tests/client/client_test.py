@@ -422,6 +422,16 @@ def own_server():
         texts[d["max_concurrency"]].add(json.dumps(d["generated_texts"]))
     claim("all variants and rounds answer the same prompts alike", all(len(t) == 1 for t in texts.values()), texts)
     claim("the summary compares variants", "against fused" in r.out and "95 % interval" in r.out, r.out)
+    config = TEMP / "config.json"
+    config.write_bytes((pathlib.Path(MODEL) / "config.json").read_bytes())
+    r = moefuse("bench", "serve", config, *few, "--load-format", "dummy", "--max-concurrency", 3, "--random-range-ratio", 0.5, "--save-detailed",
+                "--json")
+    d = json.loads(r.out) if r.code == 0 else {"generated_texts": []}
+    claim("a model without a tokenizer is asked with lists of ids, and its answers are ids", len(d["generated_texts"]) == 6 and d["failed"] == 0 and
+          [len(t.split()) for t in d["generated_texts"]] == d["output_lens"] and len(set(d["input_lens"])) > 1 and
+          all(int(i) >= 0 for t in d["generated_texts"] for i in t.split()), r.all)
+    r = moefuse("bench", "serve", config, *few, "--load-format", "dummy", "--backend", "openai-chat")
+    claim("a chat without a tokenizer is refused", r.code == 2 and "expected a tokenizer" in r.err, r.all)
     r = moefuse("bench", "serve", MODEL, *few, "--max-model-len", 10)
     claim("more tokens than the model takes are refused", r.code == 2 and "at most 10 tokens; got 20" in r.err, r.all)
     r = moefuse("bench", "serve", MODEL, *few, "--kv-cache-memory-bytes", 1)

@@ -228,10 +228,74 @@ static void pick(mf_device *device, const mf_pick_call *call)
     }
 }
 
+/* A second stream that is as late as it may be: what is called on it runs when somebody waits for it. */
+static struct {
+    bool is_open, must_join;
+    int num_late, num_forks;
+    mf_experts_call call;
+    mf_experts_args args;
+} beside;
+
+static mf_status beside_begin(mf_device *device, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    CHECK(!beside.is_open && !beside.must_join);
+    beside.is_open = true;
+    beside.num_forks++;
+    return MF_OK;
+}
+
+static mf_status beside_end(mf_device *device, mf_error *err)
+{
+    (void)device;
+    (void)err;
+    CHECK(beside.is_open);
+    beside.is_open = false;
+    beside.must_join = true;
+    return MF_OK;
+}
+
+static mf_status beside_join(mf_device *device, mf_error *err)
+{
+    mf_status status = MF_OK;
+    CHECK(!beside.is_open);
+    if (beside.must_join && beside.num_late) {
+        status = ref->experts(device, &beside.call, err);
+        beside.num_late = 0;
+    }
+    beside.must_join = false;
+    return status;
+}
+
+static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)
+{
+    if (!beside.is_open) {
+        return ref->experts(device, call, err);
+    }
+    CHECK_EQ(beside.num_late, 0);
+    beside.args = *call->args;
+    beside.call = *call;
+    beside.call.args = &beside.args;
+    beside.num_late = 1;
+    memset(call->args->y.data, 0xa5, (size_t)(call->num_tokens * call->args->y.stride[0]) * mf_dtype_size(call->args->y.dtype));
+    return MF_OK;
+}
+
+static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, mf_error *err)
+{
+    CHECK(!beside.is_open);
+    if (call->args->num_addends > 0) {
+        MF_TRY(beside_join(device, err));
+    }
+    return ref->sum_reduce(device, call, err);
+}
+
 mf_status __real_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 mf_status __wrap_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err);
 
 static bool with_memory; /* the next "ref" has memory of its own */
+static bool with_second_stream;
 
 mf_status __wrap_mf_device_open(const char *name, const mf_device_options *options, mf_device **device, mf_error *err)
 {
@@ -248,6 +312,13 @@ mf_status __wrap_mf_device_open(const char *name, const mf_device_options *optio
         own.delta_net = delta_net;
         own.pick_bytes = pick_bytes;
         own.pick = pick;
+        if (with_second_stream) {
+            own.beside_begin = beside_begin;
+            own.beside_end = beside_end;
+            own.beside_join = beside_join;
+            own.experts = experts;
+            own.sum_reduce = sum_reduce;
+        }
         (*device)->ops = &own;
     }
     return MF_OK;
@@ -296,6 +367,38 @@ TEST(a_model_in_memory_of_the_devices_own_gives_the_same_bits)
         mf_free(there);
         mf_free(load[0]);
         mf_free(load[1]);
+        golden_close(&g);
+    }
+}
+
+/* One shared expert and two, one with a gate of its own; a format that keeps it out of the slots. */
+TEST(a_shared_expert_beside_the_routed_ones_gives_the_bits_of_one_in_slots)
+{
+    static const char *const names[] = { "v3", "v2_lite", "v3_fp8", "qwen2", "qwen3_next" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        golden g;
+        golden_open(names[i], &g);
+        float *fused = golden_logits(&g, g.num_tokens), *apart = golden_logits(&g, g.num_tokens);
+        int32_t bad_rows[2] = { 0, 0 };
+        for (int k = 0; k < 2; k++) {
+            mf_model_options options = golden_options("ref");
+            options.plan.disable_shared_experts_fusion = k == 1;
+            with_memory = with_second_stream = true;
+            free_bytes = 60 << 20;
+            beside.num_forks = 0;
+            mf_model *model = golden_model(&g, &options);
+            with_memory = with_second_stream = false;
+            const mf_plan *plan = mf_model_get_plan(model);
+            golden_run(model, g.ids, g.num_tokens, 7, k ? apart : fused, NULL, &bad_rows[k]);
+            CHECK_EQ(plan->num_serial, 0);
+            CHECK_EQ(plan->num_overlap, k ? plan->num_moe : 0);
+            CHECK(k ? beside.num_forks > 0 : beside.num_forks == 0);
+            mf_model_close(&model);
+        }
+        CHECK_EQ(bad_rows[1], bad_rows[0]);
+        CHECK_MEM(apart, fused, (size_t)g.num_tokens * (size_t)g.vocab_size * sizeof *fused);
+        mf_free(fused);
+        mf_free(apart);
         golden_close(&g);
     }
 }
