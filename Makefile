@@ -113,7 +113,8 @@ test-aarch64: setup-test
 test-gpu:
 	@tests/cuda/build.sh build/gpu
 	@for t in golden_test act_dtype_test states_test; do cp build/dev/bin/tests/$$t build/gpu/ 2>/dev/null || true; done
-	@tests/cuda/run.sh build/gpu tests models sanitizer
+	@cp build/release/bin/moefuse build/gpu/ 2>/dev/null || true
+	@tests/cuda/run.sh build/gpu tests models program sanitizer
 
 bench-gpu:
 	@tests/cuda/build.sh build/gpu

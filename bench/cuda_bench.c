@@ -4,8 +4,8 @@
  *
  * Weights rotate over four layers and the L2 cache is swept before each replay, so that nothing is met warm that a model
  * would meet cold; --once runs each call once, for a profiler.  Each figure is the median of 25 replays divided by the calls in a graph.  The ceilings (bytes copied, an
- * empty kernel's place in a graph) are measured in the same run.  modes, which has to be asked for: the layer with its shared expert
- * in slots, beside the routed ones and before them, as model/bands.c keeps it. */
+ * empty kernel's place in a graph) are measured in the same run.  modes, which has to be asked for: the layer with its
+ * shared expert in slots, beside the routed ones and before them, as model/bands.c keeps it. */
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
@@ -590,7 +590,7 @@ static void bench_shape(const shape *given, bool experts, bool layer)
 /* The layer in its three modes as a model calls it: outputs of experts in f32, added to the residual. */
 static void bench_modes(const shape *s)
 {
-    static const int64_t ts[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192 };
+    static const int64_t ts[] = { 1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192 };
     static const mf_layer_mode modes[] = { MF_MODE_SLOT, MF_MODE_OVERLAP, MF_MODE_SERIAL };
     layer_bench b = { .s = s };
     open_layers(&b, true);

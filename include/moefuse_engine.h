@@ -60,6 +60,7 @@ typedef struct mf_engine_options {
     int32_t num_sampled_ids;        /* ids at or past it are padding rows of the vocabulary and never chosen; 0 = all */
     int32_t disable_shared_experts_fusion;
     int32_t disable_fused_gate;
+    int32_t disable_fusion_bands;   /* 1: shared experts in slots at any number of tokens, whatever a GPU's measured bands say */
     int32_t num_shared_expert_replicas; /* 1..64 */
     int32_t (*progress)(void *context, const mf_engine_progress *info); /* optional; 0 = stop loading: MF_ERR_CANCELLED */
     void *progress_context;

@@ -102,7 +102,7 @@ def run_verb():
         f.flush()
         r = moefuse("run", "-f", f.name, "--model", MODEL)
         claim("a prompt from a file gives the same answer", r.out == plain, r.all)
-    for flags in (["--disable-shared-experts-fusion"], ["--disable-fused-gate"], ["--num-shared-expert-replicas", "3"],
+    for flags in (["--disable-shared-experts-fusion"], ["--disable-fused-gate"], ["--disable-fusion-bands"], ["--num-shared-expert-replicas", "3"],
                   ["--threads", "1"], ["--no-mmap"], ["--weights-memory", "copy"],
                   ["--pin-threads"], ["--pin-threads", "--numa", "interleave"], ["--max-num-batched-tokens", "7"], ["--no-enable-prefix-caching"]):
         r = moefuse("run", MODEL, "-p", PROMPT, *flags)

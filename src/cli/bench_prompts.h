@@ -7,7 +7,7 @@
 typedef struct mf_bench_prompt {
     char *text; /* UTF-8, owned; NULL: ids */
     size_t size;
-    int32_t *ids; /* [prompt_len], owned; NULL: text */
+    int32_t *ids;       /* [prompt_len], owned; NULL: text */
     int64_t prompt_len; /* tokens */
     int64_t output_len; /* tokens to ask for */
 } mf_bench_prompt;

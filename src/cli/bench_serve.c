@@ -52,8 +52,9 @@ static void fill_flags(serve_flags *v, mf_flag *rows)
         { "server", "--api-key", NULL, MF_FLAG_TEXT, &b->api_key, .argument = "KEY",
           .help = "sent as bearer token (none)" },
         { "server", "--tokenizer", NULL, MF_FLAG_TEXT, &b->tokenizer, .argument = "DIR",
-          .help = "a folder with a tokenizer: makes random prompts and counts tokens (MODEL; where it has none, prompts "
-                  "are ids)" },
+          .help =
+              "a folder with a tokenizer: makes random prompts and counts tokens (MODEL; where it has none, prompts "
+              "are ids)" },
         { "load", "--dataset-name", NULL, MF_FLAG_TEXT, &b->dataset_name, .choices = "random|custom|sharegpt",
           .argument = "D",
           .help = "custom: JSON lines with \"prompt\"; sharegpt: a list of conversations; both read --dataset-path "
@@ -238,7 +239,8 @@ static mf_status read_vocab_size(mf_serve_bench *b, mf_error *err)
 {
     mf_model_config *config = NULL;
     if (strcmp(b->backend, "openai-chat") == 0) {
-        return mf_fail(err, MF_ERR_INVALID, "--backend openai-chat: expected a tokenizer; %.400s has none", b->tokenizer);
+        return mf_fail(err, MF_ERR_INVALID, "--backend openai-chat: expected a tokenizer; %.400s has none",
+                       b->tokenizer);
     }
     MF_TRY(mf_model_config_load(b->tokenizer, &config, err));
     b->vocab_size = config->vocab_size;

@@ -49,7 +49,8 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
         ROW("model", "--seed", MF_FLAG_INT, seed, .min = -any, .max = any, .argument = "N",
             .help = "of sampling, and of dummy weights (0)"),
         ROW("device", "--device", MF_FLAG_TEXT, device, .choices = "cpu|cuda|cuda:N|ref", .argument = "D",
-            .help = "cpu; cuda: the first NVIDIA GPU of CUDA_VISIBLE_DEVICES, cuda:1 the second; ref: the specification in plain C, slow (cpu)"),
+            .help = "cpu; cuda: the first NVIDIA GPU of CUDA_VISIBLE_DEVICES, cuda:1 the second; ref: the specification in "
+                    "plain C, slow (cpu)"),
         ROW("device", "--threads", MF_FLAG_INT, threads, .alias = "-t", .min = 0, .max = 256, .argument = "N",
             .help = "threads of the CPU pool; 0: one per core (0)"),
         ROW("device", "--pin-threads", MF_FLAG_BOOL, pin_threads, .help = "keep each thread on a CPU of its own"),
@@ -73,6 +74,8 @@ void mf_model_flags_fill(mf_model_flags *v, mf_flag *rows)
             .help = "run every shared expert as its own product; same bits"),
         ROW("fusion", "--disable-fused-gate", MF_FLAG_BOOL, disable_fused_gate,
             .help = "run the gate as separate steps; same bits"),
+        ROW("fusion", "--disable-fusion-bands", MF_FLAG_BOOL, disable_fusion_bands,
+            .help = "on a GPU: shared experts in slots at any number of tokens, whatever was measured to be faster; same bits"),
         ROW("fusion", "--num-shared-expert-replicas", MF_FLAG_INT, num_shared_expert_replicas, .given = &v->replicas_given,
             .min = 1, .max = 64, .argument = "N", .help = "slot ids per shared chunk, one copy of the bytes (1)"),
         ROW("fusion", "--no-batch-invariant", MF_FLAG_BOOL, no_batch_invariant,

@@ -15,7 +15,7 @@ typedef struct mf_model_flags {
     bool no_enable_prefix_caching;
     int64_t tensor_parallel_size;
     bool enable_expert_parallel;
-    bool disable_shared_experts_fusion, disable_fused_gate;
+    bool disable_shared_experts_fusion, disable_fused_gate, disable_fusion_bands;
     int64_t num_shared_expert_replicas;
     bool replicas_given;
     bool no_batch_invariant;
@@ -26,7 +26,7 @@ typedef struct mf_model_flags {
     bool help;
 } mf_model_flags;
 
-enum { MF_NUM_MODEL_FLAGS = 34 };
+enum { MF_NUM_MODEL_FLAGS = 35 };
 
 /* Sets the defaults and writes MF_NUM_MODEL_FLAGS rows that point into *values. */
 void mf_model_flags_fill(mf_model_flags *values, mf_flag *rows);

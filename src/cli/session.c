@@ -104,6 +104,7 @@ static mf_status open_engine(const mf_model_flags *flags, const mf_session_optio
     options.num_stop_token_ids = session->prompt.num_stop_token_ids;
     options.disable_shared_experts_fusion = flags->disable_shared_experts_fusion;
     options.disable_fused_gate = flags->disable_fused_gate;
+    options.disable_fusion_bands = flags->disable_fusion_bands;
     options.num_shared_expert_replicas = (int32_t)flags->num_shared_expert_replicas;
     if (more->max_num_queued_reqs > 0) {
         options.max_num_queued_reqs = more->max_num_queued_reqs;

@@ -196,6 +196,7 @@ static mf_status show(const info_flags *f, mf_error *err)
     mf_plan_options plan_options = {
         .disable_shared_experts_fusion = f->model.disable_shared_experts_fusion,
         .disable_fused_gate = f->model.disable_fused_gate,
+        .disable_fusion_bands = f->model.disable_fusion_bands,
         .num_shared_expert_replicas = (int32_t)f->model.num_shared_expert_replicas,
     };
     mf_status status;

@@ -96,6 +96,7 @@ static mf_status open_model(model_context *c, const mf_engine_options *o, mf_err
         .memory_utilization = o->gpu_memory_utilization,
         .plan = { .disable_shared_experts_fusion = o->disable_shared_experts_fusion != 0,
                   .disable_fused_gate = o->disable_fused_gate != 0,
+                  .disable_fusion_bands = o->disable_fusion_bands != 0,
                   .num_shared_expert_replicas = o->num_shared_expert_replicas },
         .progress = { .fn = o->progress ? forward_progress : NULL, .context = c },
     };

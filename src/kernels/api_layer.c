@@ -38,7 +38,7 @@ typedef struct layer_run {
     mf_tensor hidden;          /* x in y_dtype; with zero experts */
     void *scratch;             /* of the unfused gate and of the experts, one after the other */
     size_t scratch_bytes;
-    void *shared_scratch;      /* of the shared MLP: the same unless it overlaps */
+    void *shared_scratch; /* of the shared MLP: the same unless it overlaps */
     size_t shared_scratch_bytes;
     size_t total_bytes;
 } layer_run;
@@ -431,7 +431,8 @@ static mf_status run_shared(mf_device *device, const layer_run *run, int64_t fir
 static mf_status prepare_rows(mf_device *device, const layer_run *run, mf_error *err);
 
 /* The shared MLP on the second stream; prepares: with the rows' preparation in front of it, there too. */
-static mf_status run_beside(mf_device *device, const layer_run *run, int64_t first, int64_t count, bool prepares, mf_error *err)
+static mf_status run_beside(mf_device *device, const layer_run *run, int64_t first, int64_t count, bool prepares,
+                            mf_error *err)
 {
     MF_TRY(device->ops->beside_begin(device, err));
     mf_status status = prepares ? prepare_rows(device, run, err) : MF_OK;

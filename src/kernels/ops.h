@@ -383,9 +383,9 @@ typedef struct mf_device_ops {
     /* Optional: of each row what its pick asks for; the rows are as before afterwards.  workspace: pick_bytes. */
     size_t (*pick_bytes)(const mf_device *device, int64_t num_rows, int64_t n);
     void (*pick)(mf_device *device, const mf_pick_call *call);
-    /* Optional, all three or none: experts called between begin and end run on a second stream, behind what was called before
-     * begin and beside what is called after end.  A combine with addends waits for them, or join, which does nothing where
-     * nobody is to be waited for. */
+    /* Optional, all three or none: experts called between begin and end run on a second stream, behind what was called
+     * before begin and beside what is called after end.  A combine with addends waits for them, or join, which does
+     * nothing where nobody is to be waited for. */
     mf_status (*beside_begin)(mf_device *device, mf_error *err);
     mf_status (*beside_end)(mf_device *device, mf_error *err);
     mf_status (*beside_join)(mf_device *device, mf_error *err);
@@ -409,6 +409,7 @@ struct mf_device {
     void *backend;       /* cuda: its state */
     void *library;       /* cuda: the shared object that the ops come from */
     char name[16];
+    char gpu[16]; /* cuda: "sm_90", which tables of measurements go by */
     char description[120];
 };
 

@@ -596,12 +596,14 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
     const mf_model_scratch *s = &model->scratch;
     const mf_model_layer *l = &model->layers[layer];
     const float *bias = model->weights->layers[layer].e_score_correction_bias;
+    const mf_layer_mode mode = mf_plan_mode(&model->plan->layers[layer], num_tokens);
+    const bool is_apart = l->shared && mode != MF_MODE_SLOT;
     *call = (mf_moe_call){
-        .gate = { .config = &l->gate,
+        .gate = { .config = is_apart ? &l->gate_apart : &l->gate,
                   .router_logits = mf_tensor_2d(s->router_logits, MF_F32, num_tokens, l->gate.num_experts) },
-        .layer = { .experts = l->experts,
-                   .shared = l->shared,
-                   .mode = model->plan->layers[layer].mode,
+        .layer = { .experts = is_apart && l->routed ? l->routed : l->experts,
+                   .shared = is_apart ? l->shared : NULL,
+                   .mode = mode,
                    .unfused_gate = !model->plan->layers[layer].fused_gate,
                    .y_dtype = MF_F32,
                    .x = mf_tensor_2d(s->mlp_in, model->act_dtype, num_tokens, config->hidden_size),
@@ -610,7 +612,7 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
     };
     if (config->has_shared_gate) { /* the gate writes it into shared slots; a separate MLP takes it from the layer */
         mf_tensor logits = mf_tensor_1d(s->shared_gate, MF_F32, num_tokens);
-        if (l->shared) {
+        if (is_apart) {
             call->layer.shared_gate_weight = logits;
         } else {
             call->gate.shared_gate = logits;

@@ -96,6 +96,22 @@ static size_t attention_workspace(const mf_model *model, int64_t layer)
     return floats * sizeof(float);
 }
 
+/* A layer's, in every mode that it may have at up to so many tokens. */
+static size_t moe_workspace(const mf_model *model, int64_t layer)
+{
+    const mf_layer_plan *plan = &model->plan->layers[layer];
+    size_t most = 0;
+    for (const mf_mode_band *b = plan->bands;; b++) {
+        const bool is_last = !b || b->max_tokens >= model->max_batch_tokens;
+        mf_moe_call call;
+        mf_model_moe_call(model, layer, is_last ? model->max_batch_tokens : b->max_tokens, &call);
+        most = larger_size(most, mf_moe_layer_workspace_bytes(&call.layer));
+        if (is_last) {
+            return most;
+        }
+    }
+}
+
 /* The largest need of any part that uses the workspace, at full batch and full context. */
 static size_t largest_workspace(const mf_model *model)
 {
@@ -108,9 +124,7 @@ static size_t largest_workspace(const mf_model *model)
             const size_t rows = (size_t)mf_model_dense_rows(model, l) * 2 * sizeof(float);
             bytes = larger_size(bytes, rows * (size_t)model->weights->layers[l].dense.up.n);
         } else {
-            mf_moe_call call;
-            mf_model_moe_call(model, l, model->max_batch_tokens, &call);
-            bytes = mf_moe_layer_workspace_bytes(&call.layer);
+            bytes = moe_workspace(model, l);
         }
         largest = bytes > largest ? bytes : largest;
     }
@@ -288,10 +302,15 @@ static mf_status open_layer(mf_model *model, int64_t l, mf_arena *arena, mf_erro
     if (num_shared) {
         MF_TRY(create_experts(model, shared, num_shared, l, "shared expert", &layer->shared, err));
     }
+    const bool in_slots = decided->has_shared && decided->has_slots;
+    if (num_shared && in_slots) {
+        MF_TRY(create_experts(model, slots, model->config->gate.num_experts, l, "experts", &layer->routed, err));
+    }
     layer->gate = model->config->gate;
-    layer->gate.num_shared_slots = decided->has_shared && decided->mode == MF_MODE_SLOT ? decided->num_shared_chunks : 0;
-    layer->gate.num_replicas = decided->num_replicas;
     layer->gate.shared_weight = model->config->has_shared_gate ? MF_SHARED_PER_TOKEN : MF_SHARED_ONE;
+    layer->gate_apart = layer->gate;
+    layer->gate.num_shared_slots = in_slots ? decided->num_shared_chunks : 0;
+    layer->gate.num_replicas = decided->num_replicas;
     return MF_OK;
 }
 
@@ -455,6 +474,7 @@ mf_status mf_model_open(const char *dir, const mf_model_options *options, mf_mod
     MF_TRY_GOTO(mf_weights_load(dir, model->config, &weights_options, &model->weights, err), fail);
     mf_plan_options plan_options = options->plan;
     plan_options.one_format_a_table = model->device->one_format_a_table && model->act_dtype == MF_BF16;
+    plan_options.gpu = model->device->gpu;
     plan_options.has_second_stream = model->device->ops->beside_begin != NULL;
     plan_options.warns_of_wide_inputs = model->device->wants_fp8_inputs && model->act_dtype == MF_BF16 &&
                                         model->act_quant == MF_ACT_QUANT_NONE;
@@ -481,6 +501,7 @@ void mf_model_close(mf_model **out)
     for (int64_t l = 0; model->layers && l < model->config->num_layers; l++) {
         mf_experts_destroy(&model->layers[l].dense);
         mf_experts_destroy(&model->layers[l].experts);
+        mf_experts_destroy(&model->layers[l].routed);
         mf_experts_destroy(&model->layers[l].shared);
     }
     mf_free(model->layers);

@@ -9,8 +9,10 @@
 typedef struct mf_model_layer {
     mf_experts *dense;   /* a dense layer's MLP: an expert that every token picks; else NULL */
     mf_experts *experts; /* a MoE layer's routed experts and, in SLOT mode, its shared chunks */
+    mf_experts *routed;  /* without those, where the layer changes its mode; else NULL */
     mf_experts *shared;  /* the shared chunks of a separate shared expert; else NULL */
     mf_gate_config gate; /* with the plan's shared slots and replicas */
+    mf_gate_config gate_apart; /* without, where the shared expert is separate */
 } mf_model_layer;
 
 /* Memory of one forward call, for max_batch_tokens rows.  Parts that never live at the same time share `workspace`. */

@@ -99,6 +99,36 @@ static void warn(mf_plan *plan, const char *fmt, ...)
     }
 }
 
+/* Who decides between the modes, and what they are at a few tokens. */
+static void choose_bands(const mf_plan *plan, const mf_layer_weights *layer, bool can_be_slots, mf_layer_plan *out)
+{
+    const mf_plan_options *options = &plan->options;
+    const mf_mlp_weights *routed = &layer->experts[0];
+    const mf_band_table key = { .gpu = options->gpu ? options->gpu : "",
+                                .format = routed->up.format,
+                                .hidden_size = routed->up.k,
+                                .width = routed->up.n,
+                                .num_experts = plan->config->gate.num_experts,
+                                .top_k = plan->config->gate.top_k,
+                                .num_shared = out->num_shared_chunks };
+    const mf_band_table *found = mf_bands_find(&key);
+    if (!options->has_second_stream || (can_be_slots && options->disable_fusion_bands)) {
+        out->mode = can_be_slots ? MF_MODE_SLOT : MF_MODE_SERIAL;
+    } else {
+        out->bands = can_be_slots ? (found ? found->fused : mf_bands_unmeasured)
+                     : found      ? found->apart
+                                  : mf_bands_unmeasured_apart;
+        out->source = found ? found->source : NULL;
+        out->mode = out->bands[0].mode;
+    }
+    out->has_slots = out->mode == MF_MODE_SLOT;
+    out->is_apart = !out->has_slots;
+    for (const mf_mode_band *b = out->bands; b; b = b->max_tokens == INT64_MAX ? NULL : b + 1) {
+        out->has_slots = out->has_slots || b->mode == MF_MODE_SLOT;
+        out->is_apart = out->is_apart || b->mode != MF_MODE_SLOT;
+    }
+}
+
 static void plan_layer(const mf_plan *plan, const mf_layer_weights *layer, mf_layer_plan *out)
 {
     int64_t width = plan->config->moe_intermediate_size;
@@ -112,15 +142,15 @@ static void plan_layer(const mf_plan *plan, const mf_layer_weights *layer, mf_la
     out->shared_format = layer->shared.up.format;
     int64_t num_chunks = (layer->shared.up.n - 1) / width + 1; /* a last chunk may be narrower: a slot has its own width */
     if (slot_obstacle(plan, layer, num_chunks, width, out->reason, sizeof out->reason)) {
-        out->mode = plan->options.has_second_stream ? MF_MODE_OVERLAP : MF_MODE_SERIAL;
         char ignored[sizeof out->reason];
         bool cut = num_chunks <= MF_PLAN_MAX_SHARED_CHUNKS && !chunks_straddle(&layer->shared, width, ignored, sizeof ignored);
         /* The same chunks as slots would have, so that the bits stay the same; one wide product where slots are impossible. */
         out->num_shared_chunks = cut ? (int32_t)num_chunks : 1;
+        choose_bands(plan, layer, false, out);
         return;
     }
-    out->mode = MF_MODE_SLOT;
     out->num_shared_chunks = (int32_t)num_chunks;
+    choose_bands(plan, layer, true, out);
     out->num_replicas = plan->options.num_shared_expert_replicas;
 }
 
@@ -243,6 +273,32 @@ static mf_status print_layer(const mf_plan *plan, int64_t l, mf_buffer *out)
     return count > 1 ? mf_buffer_printf(out, "..%d\n", (int)(first + count - 1)) : mf_buffer_append_text(out, "\n");
 }
 
+/* "SLOT up to 64 tokens, OVERLAP up to 256, SLOT beyond (NVIDIA H200, 2026-11-30)": once for all layers that have the
+ * same. */
+static mf_status print_bands(const mf_plan *plan, mf_buffer *out)
+{
+    for (int64_t l = 0; l < plan->config->num_layers; l++) {
+        const mf_layer_plan *layer = &plan->layers[l];
+        bool is_told = !layer->bands;
+        for (int64_t i = 0; i < l && !is_told; i++) {
+            is_told = plan->layers[i].bands == layer->bands;
+        }
+        if (is_told) {
+            continue;
+        }
+        MF_TRY(mf_buffer_append_text(out, "        "));
+        const mf_mode_band *b = layer->bands;
+        for (; b->max_tokens != INT64_MAX; b++) {
+            MF_TRY(
+                mf_buffer_printf(out, "%s up to %lld tokens, ", mf_layer_mode_name(b->mode), (long long)b->max_tokens));
+        }
+        MF_TRY(mf_buffer_printf(out, "%s %s (%s)\n", mf_layer_mode_name(b->mode),
+                                b == layer->bands ? "at any number of tokens" : "beyond",
+                                layer->source ? layer->source : "this shape was not measured"));
+    }
+    return MF_OK;
+}
+
 mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_layers, mf_buffer *out)
 {
     (void)device_name; /* cpu and ref take every pair of formats: no reason depends on the backend so far */
@@ -257,6 +313,7 @@ mf_status mf_plan_print(const mf_plan *plan, const char *device_name, bool all_l
                                 (int)plan->num_overlap, (int)plan->num_serial));
     }
     MF_TRY(mf_buffer_printf(out, " | replicas %d\n", (int)plan->options.num_shared_expert_replicas));
+    MF_TRY(print_bands(plan, out));
     mf_layer_mode most = majority_mode(plan);
     const mf_layer_plan *shown = NULL; /* the reason of the majority is printed once */
     for (int64_t l = 0; l < plan->config->num_layers; l++) {

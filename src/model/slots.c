@@ -50,9 +50,10 @@ mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, in
     int32_t num_experts = plan->config->gate.num_experts;
     int32_t num_chunks = decided->has_shared ? decided->num_shared_chunks : 0;
     int32_t replicas = decided->num_replicas;
-    bool in_slots = decided->has_shared && decided->mode == MF_MODE_SLOT;
+    const bool in_slots = decided->has_shared && decided->has_slots,
+               is_apart = decided->has_shared && decided->is_apart;
     *num_slots = num_experts + (in_slots ? num_chunks * replicas : 0);
-    *num_shared = in_slots ? 0 : num_chunks;
+    *num_shared = is_apart ? num_chunks : 0;
     *slots = mf_arena_array(arena, (size_t)*num_slots, sizeof **slots);
     *shared = *num_shared ? mf_arena_array(arena, (size_t)*num_shared, sizeof **shared) : NULL;
     if (!*slots || (*num_shared && !*shared)) {
@@ -64,11 +65,10 @@ mf_status mf_plan_layer_slots(const mf_plan *plan, const mf_weights *weights, in
     }
     for (int32_t j = 0; j < num_chunks; j++) {
         mf_slot chunk = shared_chunk(plan, &w->shared, num_chunks, j);
-        if (!in_slots) {
+        if (is_apart) {
             (*shared)[j] = chunk;
-            continue;
         }
-        for (int32_t r = 0; r < replicas; r++) {
+        for (int32_t r = 0; in_slots && r < replicas; r++) {
             (*slots)[num_experts + j * replicas + r] = chunk;
         }
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go, over what build.sh made:  run.sh BUILD [tests] [models] [sanitizer] [bench]
+# Everything that needs a GPU, in one go, over what build.sh made:  run.sh BUILD [tests] [models] [program] [sanitizer] [bench]
 # models: whole models against the goldens, with golden_test, act_dtype_test and states_test of a CMake build copied to BUILD.
+# program: what the program refuses and says, the shipped model's accuracy, a soak, with moefuse of a CMake build copied to BUILD.
 # Programs run side by side; a line says how each ended, failures show their first lines.  Logs are left in BUILD/logs.
 set -uo pipefail
 out=$(cd "$1" && pwd)
@@ -72,6 +73,17 @@ models() {
     finish
 }
 
+# One after the other: they look at the GPU's memory.
+program() {
+    [ -x "$out/moefuse" ] || { echo "program: no moefuse in $out"; return; }
+    local here
+    here=$(cd "$(dirname "$0")" && pwd)
+    start refusals ${LIMIT:-170} "$here/refusals.sh" "$out/moefuse"
+    finish
+    start whole_models ${LIMIT:-170} "$here/whole_models.sh" "$out/moefuse"
+    finish
+}
+
 sanitizer() {
     local check="compute-sanitizer --error-exitcode 9"
     export MOEFUSE_CUDA_REPEATS=3 MOEFUSE_CUDA_NO_FAULTS=1
@@ -97,6 +109,7 @@ for part in $what; do
     case $part in
     tests) tests ;;
     models) models ;;
+    program) program ;;
     sanitizer) sanitizer ;;
     few) "$out/cuda_bench" experts --few 2>&1 ;;
     bench) "$out/cuda_bench" ${BENCH_FLAGS:-} 2>&1 | tee "$logs/bench.log" ;;

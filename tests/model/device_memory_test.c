@@ -278,7 +278,8 @@ static mf_status experts(mf_device *device, const mf_experts_call *call, mf_erro
     beside.call = *call;
     beside.call.args = &beside.args;
     beside.num_late = 1;
-    memset(call->args->y.data, 0xa5, (size_t)(call->num_tokens * call->args->y.stride[0]) * mf_dtype_size(call->args->y.dtype));
+    memset(call->args->y.data, 0xa5,
+           (size_t)(call->num_tokens * call->args->y.stride[0]) * mf_dtype_size(call->args->y.dtype));
     return MF_OK;
 }
 
@@ -399,6 +400,56 @@ TEST(a_shared_expert_beside_the_routed_ones_gives_the_bits_of_one_in_slots)
         CHECK_MEM(apart, fused, (size_t)g.num_tokens * (size_t)g.vocab_size * sizeof *fused);
         mf_free(fused);
         mf_free(apart);
+        golden_close(&g);
+    }
+}
+
+static const mf_band_table *bands_of_test; /* what the next model finds measured */
+const mf_band_table *__wrap_mf_bands_find(const mf_band_table *key);
+
+const mf_band_table *__wrap_mf_bands_find(const mf_band_table *key)
+{
+    (void)key;
+    return bands_of_test;
+}
+
+/* Chunks of 1, 3 and 11 tokens are each in another band. */
+TEST(a_layer_that_changes_its_mode_with_the_tokens_gives_the_same_bits)
+{
+    static const char *const names[] = { "v3", "v2_lite", "v3_fp8", "qwen2", "qwen3_next" };
+    static const int chunks[] = { 1, 3, 11 };
+    mf_band_table table = { .source = "a test",
+                            .fused = { { 2, MF_MODE_SLOT }, { 5, MF_MODE_OVERLAP }, { INT64_MAX, MF_MODE_SERIAL } },
+                            .apart = { { 2, MF_MODE_SERIAL }, { INT64_MAX, MF_MODE_OVERLAP } } };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        golden g;
+        golden_open(names[i], &g);
+        const size_t bytes = (size_t)g.num_tokens * (size_t)g.vocab_size * sizeof(float);
+        float *want = golden_logits(&g, g.num_tokens), *got = golden_logits(&g, g.num_tokens);
+        mf_model *model = open_model(&g, false);
+        golden_run(model, g.ids, g.num_tokens, g.num_tokens, want, NULL, NULL);
+        mf_model_close(&model);
+        for (int way = 0; way < 3; way++) {
+            mf_model_options options = golden_options("ref");
+            options.plan.disable_shared_experts_fusion = way == 1;
+            options.plan.disable_fusion_bands = way == 2;
+            with_memory = with_second_stream = true;
+            free_bytes = 60 << 20;
+            bands_of_test = &table;
+            model = golden_model(&g, &options);
+            with_memory = with_second_stream = false;
+            bands_of_test = NULL;
+            for (int c = 0; c < 3; c++) {
+                beside.num_forks = 0;
+                golden_run(model, g.ids, g.num_tokens, chunks[c], got, NULL, NULL);
+                CHECK_MEM(got, want, bytes);
+                CHECK(c == 0 || way == 2 ? beside.num_forks == 0
+                                         : c == 2 || beside.num_forks > 0); /* 11: and what is left */
+            }
+            mf_model_close(&model);
+        }
+        mf_free(want);
+        mf_free(got);
         golden_close(&g);
     }
 }

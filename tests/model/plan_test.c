@@ -127,6 +127,62 @@ TEST(a_plain_model_has_every_shared_expert_in_slots)
     fixture_close(&f);
 }
 
+/* Bands are a device's: a shape that was measured, one that was not, and slots at any number of tokens by a flag. */
+TEST(a_device_with_a_second_stream_says_which_bands_it_goes_by)
+{
+    fixture f;
+    fixture_open(&f);
+    mf_plan_options options = { .num_shared_expert_replicas = 1, .has_second_stream = true, .gpu = "sm_90" };
+    mf_plan *plan = make(&f, &options);
+    check_print(plan, false,
+                "fusion  gate fused 3/3 | shared slots: SLOT 3, OVERLAP 0, SERIAL 0 | replicas 1\n"
+                "        SLOT at any number of tokens (this shape was not measured)\n");
+    CHECK(plan->layers[1].has_slots && !plan->layers[1].is_apart);
+    mf_plan_close(&plan);
+    options.disable_shared_experts_fusion = true;
+    plan = make(&f, &options);
+    check_print(plan, false,
+                "fusion  gate fused 3/3 | shared slots: SLOT 0, OVERLAP 3, SERIAL 0 | replicas 1\n"
+                "        OVERLAP at any number of tokens (this shape was not measured)\n"
+                "        3 layers: shared expert separate (overlap): --disable-shared-experts-fusion\n");
+    mf_plan_close(&plan);
+    options = (mf_plan_options){
+        .num_shared_expert_replicas = 1, .has_second_stream = true, .gpu = "sm_90", .disable_fusion_bands = true
+    };
+    plan = make(&f, &options);
+    check_print(plan, false, "fusion  gate fused 3/3 | shared slots: SLOT 3, OVERLAP 0, SERIAL 0 | replicas 1\n");
+    CHECK(plan->layers[1].bands == NULL);
+    mf_plan_close(&plan);
+    fixture_close(&f);
+}
+
+/* Every list ends, ascends, and has slots only where they are possible; DeepSeek-V2-Lite's is found. */
+TEST(shipped_bands_are_lists_that_end)
+{
+    mf_band_table key = { .gpu = "sm_90",
+                          .format = MF_FORMAT_BF16,
+                          .hidden_size = 2048,
+                          .width = 1408,
+                          .num_experts = 64,
+                          .top_k = 6,
+                          .num_shared = 2 };
+    const mf_band_table *found = mf_bands_find(&key);
+    CHECK(found && found->source);
+    CHECK_EQ(mf_bands_mode(found->fused, 1), MF_MODE_SLOT);
+    const mf_mode_band *lists[] = { found->fused, found->apart, mf_bands_unmeasured, mf_bands_unmeasured_apart };
+    for (int i = 0; i < 4; i++) {
+        int n = 0;
+        while (lists[i][n].max_tokens != INT64_MAX) {
+            CHECK(n + 1 < MF_MAX_BANDS && lists[i][n].max_tokens < lists[i][n + 1].max_tokens);
+            n++;
+        }
+        CHECK(i % 2 == 0 || mf_bands_mode(lists[i], 1) != MF_MODE_SLOT);
+        CHECK_EQ(mf_bands_mode(lists[i], INT64_MAX), lists[i][n].mode);
+    }
+    key.gpu = "";
+    CHECK(mf_bands_find(&key) == NULL);
+}
+
 TEST(a_shared_expert_of_another_format_is_still_in_slots)
 {
     fixture f;

@@ -601,6 +601,7 @@ static mf_status init(mf_device *device, mf_error *err)
     MF_CUDA(device, cudaEventCreateWithFlags(&state->fork, cudaEventDisableTiming), err);
     MF_CUDA(device, cudaEventCreateWithFlags(&state->join, cudaEventDisableTiming), err);
     MF_CUDA(device, cudaStreamSynchronize(state->stream), err);
+    snprintf(device->gpu, sizeof device->gpu, "sm_%d", (int)state->gpu.capability);
     snprintf(device->description, sizeof device->description, "cuda %.60s sm_%d, %lld GiB", prop.name,
              (int)state->gpu.capability, (long long)(prop.totalGlobalMem >> 30));
     return MF_OK;

@@ -16,11 +16,11 @@ typedef struct mf_cuda_state {
     uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
     void *rounded;    /* inputs of products in bf16; grows */
     size_t rounded_bytes;
-    mf_cuda_stream beside;  /* the second stream, with work of its own */
+    mf_cuda_stream beside;   /* the second stream, with work of its own */
     mf_cuda_stream in_front; /* the first one while calls go to the second; else NULL */
     uint32_t *work_beside;
     mf_cuda_event fork, join;
-    bool must_join; /* join is recorded and nobody has waited for it */
+    bool must_join;       /* join is recorded and nobody has waited for it */
     mf_cuda_marks *marks; /* NULL: nobody asks where time goes */
     mf_error failure; /* status MF_OK: none so far */
 } mf_cuda_state;
