@@ -278,7 +278,12 @@ __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__
             for (int w = 0; w < WARPS; w++) {
                 v = __fadd_rn(v, sums[w][t][c]);
             }
-            p.out[((t0 + t) * p.num_heads + head) * p.rank + column] = v;
+            const int64_t at = ((t0 + t) * p.num_heads + head) * p.rank + column;
+            if (p.rounded) {
+                p.rounded[at] = f32_to_bf16(__fmul_rn(v, p.scale));
+            } else {
+                p.out[at] = v;
+            }
         }
     }
 }

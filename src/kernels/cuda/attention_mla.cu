@@ -24,13 +24,6 @@ template <int TILES, bool DECODE> constexpr int shared_bytes()
     return STAGES_OF<DECODE> * PIECE * DIM * 2 + TILES * 16 * DIM * 2 + TILES * 16 * SCORE_PITCH * 4;
 }
 
-/* pack_chunk of a row on 16 bytes. */
-MF_DEV uint4 pack_wide_chunk(const float *x)
-{
-    const float4 a = *(const float4 *)x, b = *(const float4 *)(x + 4);
-    return make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
-}
-
 MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
                       int64_t last)
 {
@@ -86,9 +79,11 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
         const int row = i / CHUNKS, chunk = i % CHUNKS, token = row / group, head = head0 + row % group;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (token < tokens && head < p.num_heads) {
-            v = pack_wide_chunk(chunk < RANK / 8 ? p.q + (t0 + token) * p.q_stride + head * p.q_head_stride + chunk * 8
-                                                 : p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride +
-                                                       chunk * 8 - RANK);
+            v = chunk < RANK / 8 ? *(const uint4 *)((const uint16_t *)p.q + (t0 + token) * p.q_stride +
+                                                    head * p.q_head_stride + chunk * 8)
+                                 : pack_chunk(p.q_tail + (t0 + token) * p.tail_stride + head * p.tail_head_stride +
+                                                  chunk * 8 - RANK,
+                                              p.scale);
         }
         queries[place<CHUNKS>(row, chunk)] = v;
     }
@@ -160,13 +155,17 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                     acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.0f;
                 }
 #pragma unroll(DECODE ? 3 : CHUNKS / 4)                /* decode meets its code cold: less of it */
-                for (int c = 0; c < CHUNKS / 4; c++) { /* halves of units */
-                    token_chunk<MF_CUDA_PATH_BF16> key;
-                    key.v[0] = rows[place<CHUNKS>(warp * 8 + g, c * 4 + q)];
+                for (int c = 0; c < CHUNKS / 4; c++) { /* two steps of 16 columns */
+                    uint32_t key[4];
+                    load_tiles(key, rows + place<CHUNKS>(warp * 8 + (lane & 7), c * 4 + (lane >> 3)));
 #pragma unroll
                     for (int i = 0; i < TILES; i++) {
-                        add_half<MF_CUDA_PATH_BF16>(acc[i], queries[place<CHUNKS>(i * 16 + g, c * 4 + q)],
-                                                    queries[place<CHUNKS>(i * 16 + g + 8, c * 4 + q)], key);
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            uint32_t a[4];
+                            load_tiles(a, queries + place<CHUNKS>(i * 16 + (lane & 15), c * 4 + k * 2 + (lane >> 4)));
+                            mma_bf16(acc[i], a[0], a[1], a[2], a[3], key[2 * k], key[2 * k + 1]);
+                        }
                     }
                 }
 #pragma unroll
@@ -190,7 +189,8 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                     s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
                 }
                 mask(s, base, q, first[i], last[i]);
-                weigh(s, p.scale, packed[i], most, part[i]);
+                weigh(s, most, part[i]);
+                pack_weights(packed[i], s);
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     if (DECODE && is_mine[i][e] && warp == 0 && q == 0) {
@@ -259,12 +259,18 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     if (is_mine[i][e]) {
-                        float *to_row =
-                            p.out + ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
+                        const float part_of_all = __frcp_rn(sum[i][e]);
+                        const int64_t row =
+                            ((t0 + token[i][e]) * p.num_heads + head[i][e]) * RANK + warp * 64 + 2 * q;
 #pragma unroll
                         for (int n = 0; n < 8; n++) {
-                            *(float2 *)(to_row + n * 8) = make_float2(__fdiv_rn(value[i][n][2 * e], sum[i][e]),
-                                                                      __fdiv_rn(value[i][n][2 * e + 1], sum[i][e]));
+                            const float low = __fmul_rn(value[i][n][2 * e], part_of_all),
+                                        high = __fmul_rn(value[i][n][2 * e + 1], part_of_all);
+                            if (p.rounded) {
+                                *(uint32_t *)(p.rounded + row + n * 8) = pack_bf16(low, high);
+                            } else {
+                                *(float2 *)(p.out + row + n * 8) = make_float2(low, high);
+                            }
                         }
                     }
                 }

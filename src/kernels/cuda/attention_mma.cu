@@ -57,20 +57,21 @@ template <int DIM> struct query_rows {
     uint32_t v[DIM / 16][4];
 };
 
-MF_DEV uint32_t query_pair(const float *row, int column)
+MF_DEV uint32_t query_pair(const float *row, int column, float scale)
 {
     const float2 v = row ? *(const float2 *)(row + column) : make_float2(0.0f, 0.0f);
-    return pack_bf16(v.x, v.y);
+    return pack_query(v.x, v.y, scale);
 }
 
-template <int DIM> MF_DEV void load_queries(query_rows<DIM> &r, const float *low, const float *high, int q)
+template <int DIM>
+MF_DEV void load_queries(query_rows<DIM> &r, const float *low, const float *high, float scale, int q)
 {
 #pragma unroll
     for (int s = 0; s < DIM / 16; s++) {
-        r.v[s][0] = query_pair(low, s * 16 + 2 * q);
-        r.v[s][1] = query_pair(high, s * 16 + 2 * q);
-        r.v[s][2] = query_pair(low, s * 16 + 8 + 2 * q);
-        r.v[s][3] = query_pair(high, s * 16 + 8 + 2 * q);
+        r.v[s][0] = query_pair(low, s * 16 + 2 * q, scale);
+        r.v[s][1] = query_pair(high, s * 16 + 2 * q, scale);
+        r.v[s][2] = query_pair(low, s * 16 + 8 + 2 * q, scale);
+        r.v[s][3] = query_pair(high, s * 16 + 8 + 2 * q, scale);
     }
 }
 
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
         if (piece == start) {
             wait_for_previous();
             load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL,
-                         g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, q);
+                         g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, p.scale, q);
         }
         copy_wait<1>();
         __syncthreads();
@@ -161,7 +162,8 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
             s.v[n][0] = low.x, s.v[n][1] = low.y, s.v[n][2] = high.x, s.v[n][3] = high.y;
         }
         mask(s, piece * PIECE, q, begins, ends);
-        weigh(s, p.scale, packed, most, sum);
+        weigh(s, most, sum);
+        pack_weights(packed, s);
         weigh_values<CHUNKS, TILES>(out, packed, values, warp * TILES, lane);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -223,8 +225,8 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
             __syncthreads();
             if (tid < count) {
 #pragma unroll 4
-                for (int i = 0; i < tid; i++) { /* merge_factors2's maximum */
-                    m = sums[i] != 0.0f && (maxima[i] > m || is_nan(m)) ? maxima[i] : m;
+                for (int i = 0; i < tid; i++) {
+                    m = sums[i] != 0.0f ? next_maximum2(m, maxima[i]) : m;
                 }
                 float old = 1.0f, next = 0.0f;
                 if (sums[tid] != 0.0f) {
@@ -256,7 +258,7 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
             }
         }
         if (is_mine && pass > 0) {
-            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fdiv_rn(value, sum);
+            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fmul_rn(value, __frcp_rn(sum));
         }
     }
 }
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __
         head[e] = kv_head * group + row % group;
         rows[e] = token[e] < tokens ? p.q + (t0 + token[e]) * p.q_stride + head[e] * p.q_head_stride : NULL;
     }
-    load_queries(r, rows[0], rows[1], q);
+    load_queries(r, rows[0], rows[1], p.scale, q);
 
     for (int begin = 0, end; begin < tokens; begin = end) {
         for (end = begin + 1;
@@ -336,7 +338,8 @@ __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __
             float most[2], part[2], of_old[2], of_next[2];
             score<DIM>(s, r, keys, lane);
             mask(s, base, q, first, last);
-            weigh(s, p.scale, packed, most, part);
+            weigh(s, most, part);
+            pack_weights(packed, s);
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 if (part[e] != 0.0f) {
@@ -398,10 +401,12 @@ __global__ void __launch_bounds__(32 * PREFILL_WARPS, 1) prefill_kernel(const __
         for (int e = 0; e < 2; e++) {
             if (is_mine[e]) {
                 float *to_row = p.out + ((t0 + token[e]) * p.num_heads + head[e]) * DIM;
+                const float part_of_all = __frcp_rn(sum[e]);
 #pragma unroll
                 for (int n = 0; n < TILES; n++) {
                     *(float2 *)(to_row + n * 8 + 2 * q) =
-                        make_float2(__fdiv_rn(value[n][2 * e], sum[e]), __fdiv_rn(value[n][2 * e + 1], sum[e]));
+                        make_float2(__fmul_rn(value[n][2 * e], part_of_all),
+                                    __fmul_rn(value[n][2 * e + 1], part_of_all));
                 }
             }
         }

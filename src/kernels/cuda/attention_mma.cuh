@@ -1,9 +1,9 @@
 /* attention_mma.cuh - attention through the tensor cores, what grouped queries and MLA share.
  *
- * Positions are cut into pieces of 64.  A piece's scores are bf16 products with f32 sums (queries rounded to bf16), its
- * weights exp2 of what they lie below the piece's maximum, rounded to bf16 for the values' product and summed
- * unrounded.  Pieces are merged in ascending order, in registers or by a kernel of its own, so a row's bits depend on
- * its position, window and chunk alone.
+ * Positions are cut into pieces of 64.  A piece's scores are bf16 products with f32 sums (queries times the scale, in
+ * units of log2, rounded to bf16), its weights exp2 of what they lie below the piece's maximum, rounded to bf16 for the
+ * values' product and summed unrounded.  Pieces are merged in ascending order, in registers or by a kernel of its own,
+ * so a row's bits depend on its position, window and chunk alone.
  *
  * Rows of a piece lie in shared memory with their chunks swapped so that ldmatrix meets no bank twice. */
 #ifndef MF_KERNELS_CUDA_ATTENTION_MMA_CUH
@@ -21,15 +21,32 @@ template <int CHUNKS> MF_DEV int place(int row, int chunk)
     return row * CHUNKS + (chunk ^ (((row & 1) << 2) | ((row >> 1) & 3)));
 }
 
-MF_DEV uint4 pack_chunk(const float *x)
+/* A pair of a query's columns as the scores' products take it. */
+MF_DEV uint32_t pack_query(float low, float high, float scale)
 {
-    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    return pack_bf16(__fmul_rn(low, scale), __fmul_rn(high, scale));
+}
+
+/* Eight columns of a row on 16 bytes. */
+MF_DEV uint4 pack_chunk(const float *x, float scale)
+{
+    const float4 a = *(const float4 *)x, b = *(const float4 *)(x + 4);
+    return make_uint4(pack_query(a.x, a.y, scale), pack_query(a.z, a.w, scale), pack_query(b.x, b.y, scale),
+                      pack_query(b.z, b.w, scale));
+}
+
+/* The maximum that weights are counted from when `next` joins.  It stays while no weight exceeds 2^SLACK: what is
+ * summed so far seldom has to be scaled. */
+constexpr float SLACK = 8.0f;
+MF_DEV float next_maximum2(float m, float next)
+{
+    return next > __fadd_rn(m, SLACK) || is_nan(m) ? next : m;
 }
 
 /* Factors in units of log2, as merge_factors. */
 MF_DEV void merge_factors2(float &m, float next, float &of_old, float &of_next)
 {
-    const float most = next > m || is_nan(m) ? next : m;
+    const float most = next_maximum2(m, next);
     of_old = m == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(m, most));
     of_next = next == minus_infinity() ? 0.0f : exp2_fast(__fsub_rn(next, most));
     m = most;
@@ -45,36 +62,57 @@ struct scores {
     float v[8][4];
 };
 
-/* Weights of the scores in place, rounded pairs into `packed` as operands of four steps over positions; the piece's
- * maxima, in units of log2, and sums of rows g and g + 8.  scale is positive: the largest product is the largest
- * score's. */
-MF_DEV void weigh(scores &s, float scale, uint32_t (&packed)[4][4], float (&most)[2], float (&sum)[2])
+/* Weights of the scores in place; the piece's maxima of rows g and g + 8, and what this thread's weights sum to. */
+MF_DEV void weigh_own(scores &s, float (&most)[2], float (&sum)[2])
 {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        float m = minus_infinity();
+        float m = fmaxf(s.v[0][2 * e], s.v[0][2 * e + 1]), other = fmaxf(s.v[1][2 * e], s.v[1][2 * e + 1]);
 #pragma unroll
-        for (int n = 0; n < 8; n++) {
+        for (int n = 2; n < 8; n += 2) {
             m = fmaxf(m, fmaxf(s.v[n][2 * e], s.v[n][2 * e + 1]));
+            other = fmaxf(other, fmaxf(s.v[n + 1][2 * e], s.v[n + 1][2 * e + 1]));
         }
+        m = fmaxf(m, other);
         m = fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 1));
-        m = __fmul_rn(fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 2)), scale);
-        const float below = m == minus_infinity() ? 0.0f : m; /* where nothing is seen, every weight is 0 */
+        most[e] = fmaxf(m, __shfl_xor_sync(MF_FULL_WARP, m, 2));
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const float below = most[e] == minus_infinity() ? 0.0f : most[e]; /* where nothing is seen, every weight is 0 */
         float total = 0.0f;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float &v = s.v[n][2 * e + k];
-                v = exp2_fast(__fsub_rn(__fmul_rn(v, scale), below)); /* of the largest exactly 1 */
-                total = __fadd_rn(total, v);
+                v = exp2_fast(__fsub_rn(v, below)); /* of the largest exactly 1 */
+                total = n + k == 0 ? v : __fadd_rn(total, v);
             }
         }
-        total = __fadd_rn(total, __shfl_xor_sync(MF_FULL_WARP, total, 1));
-        total = __fadd_rn(total, __shfl_xor_sync(MF_FULL_WARP, total, 2));
-        most[e] = m;
         sum[e] = total;
     }
+}
+
+/* A row's four threads' sums together. */
+MF_DEV void sum_threads(float (&sum)[2])
+{
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        sum[e] = __fadd_rn(sum[e], __shfl_xor_sync(MF_FULL_WARP, sum[e], 1));
+        sum[e] = __fadd_rn(sum[e], __shfl_xor_sync(MF_FULL_WARP, sum[e], 2));
+    }
+}
+
+MF_DEV void weigh(scores &s, float (&most)[2], float (&sum)[2])
+{
+    weigh_own(s, most, sum);
+    sum_threads(sum);
+}
+
+/* Weights rounded, as operands of four steps over positions. */
+MF_DEV void pack_weights(uint32_t (&packed)[4][4], const scores &s)
+{
 #pragma unroll
     for (int step = 0; step < 4; step++) {
         packed[step][0] = pack_bf16(s.v[2 * step][0], s.v[2 * step][1]);

@@ -1,11 +1,13 @@
 /* attention_wgmma.cu - prefill of grouped queries over a bf16 cache on Hopper, in attention_mma.cuh's arithmetic and
  * with its bits: wgmma sums as mma.sync does.
  *
- * A block takes 128 rows (heads of a kv head, of some tokens), 64 a warpgroup.  A third warpgroup gathers pieces of
- * keys and values; while a piece's values are summed the next one's scores are under way. */
+ * A block takes 128 rows (heads of a kv head, of some tokens), 64 a warpgroup.  A warp of a third warpgroup brings
+ * keys and values of two pieces at a time by tensor copies.  The second piece's scores are weighed while the first
+ * one's values are summed, the next pair is scored with the second one's values; the two warpgroups take turns at that.
+ */
 #include <type_traits>
 
-#include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -13,162 +15,86 @@
 namespace
 {
 
-constexpr int GATHERERS = 128, THREADS = GATHERERS + 256, ROWS = 128;
-constexpr int LINE = 128, SUB = 64 * LINE; /* 64 columns of 64 rows */
+constexpr int HELPERS = 128, THREADS = HELPERS + 256, ROWS = 128;
 
-/* sums (=, or += with `add`) 16 positions' weights in registers times their values, rows of which are positions. */
-template <int DIM> struct value_products;
-template <> struct value_products<128> {
-    static __device__ __forceinline__ void add(float (&sums)[64], const uint32_t (&a)[4], uint64_t values, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %69, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MF_SUMS_128
-                     "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1; }"
-                     : MF_OPERANDS_128
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(values), "r"(add));
-#endif
-    }
-};
-template <> struct value_products<64> {
-    static __device__ __forceinline__ void add(float (&sums)[32], const uint32_t (&a)[4], uint64_t values, int add)
-    {
-#if MF_HAS_WGMMA
-        asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MF_SUMS_64
-                     "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1; }"
-                     : MF_OPERANDS_64
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(values), "r"(add));
-#endif
-    }
-};
-
-/* sums (=, or += with `add`) 16 columns of queries in registers times 64 positions' keys. */
-MF_DEV void score_products(float (&sums)[32], const uint32_t (&a)[4], uint64_t keys, int add)
-{
-#if MF_HAS_WGMMA
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" MF_SUMS_64
-                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0; }"
-                 : MF_OPERANDS_64
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(keys), "r"(add));
-#endif
-}
-
-/* Lines of 64 columns, rows of which are summed over: 8 rows on, and the next line. */
-MF_DEV uint64_t value_operand(const void *shared)
-{
-    return (uint64_t)((shared_address(shared) & 0x3ffffu) >> 4) | (uint64_t)(SUB >> 4) << 16 | (uint64_t)64 << 32 |
-           (uint64_t)1 << 62;
-}
-
-MF_DEV uint32_t swizzled(int row, int chunk)
-{
-    return (uint32_t)(row * LINE + ((chunk ^ (row & 7)) << 4));
-}
-
-template <int DIM> constexpr int PART = PIECE *DIM * 2; /* keys, or values, of a piece */
-template <int DIM> constexpr int STAGES = DIM == 128 ? 5 : 6;
+constexpr int PAIR = 2 * PIECE, PITCH = PAIR * LINE; /* pieces come in pairs, as lines of 64 columns of 128 rows */
+constexpr int PAIR_BOXES = PAIR / BOX;
+template <int DIM> constexpr int PART = PAIR *DIM * 2; /* keys, or values, of a pair */
+template <int DIM> constexpr int STAGES = DIM == 128 ? 3 : 6;
 template <int DIM> constexpr int SHARED_BYTES = ROWS *DIM * 2 + STAGES<DIM> * 2 * PART<DIM>;
 
-/* Tokens [begin, end) of a block that follow one another in a sequence. */
-MF_DEV int run_end(const int32_t *sequences, const int32_t *positions, int begin, int tokens)
-{
-    int end = begin + 1;
-    while (end < tokens && sequences[end] == sequences[begin] && positions[end] == positions[end - 1] + 1) {
-        end++;
-    }
-    return end;
-}
-
-template <int STAGES> struct cursor {
-    int stage;
-    uint32_t parity;
-    MF_DEV_MEMBER void next(cursor &c)
-    {
-        if (++c.stage == STAGES) {
-            c.stage = 0;
-            c.parity ^= 1;
-        }
-    }
+template <int DIM> struct barriers {
+    uint64_t keys[STAGES<DIM>], values[STAGES<DIM>], empty[STAGES<DIM>];
 };
 
-/* A warp gathers 16 rows of each piece, whose places in the cache 16 of its lanes find, one piece ahead. */
+/* One warp: lanes find where 16 positions each lie, 4 pairs at a time and one time ahead.  Where a pair's rows follow
+ * one another, two copies bring it.  Positions that no row of the run sees arrive as zeros where a box has no others.
+ */
 template <int DIM>
-MF_DEV void gather(const mf_cuda_attention &p, const int32_t *sequences, const int32_t *positions, int tokens,
-                   uint8_t *stages, uint64_t *full, uint64_t *empty)
+MF_DEV void bring(const mf_cuda_attention_maps &c, const int32_t *sequences, const int32_t *positions, int tokens,
+                  uint8_t *stages, barriers<DIM> &b)
 {
-    constexpr int CHUNKS = DIM / 8, SIDE = 32 / CHUNKS, STEP = GATHERERS / CHUNKS, TURNS = PIECE / STEP;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunk = lane % CHUNKS,
-              row0 = warp * SIDE + lane / CHUNKS;
-    const int found_row = warp * SIDE + lane % 16 / SIDE * STEP + lane % SIDE;
-    const uint16_t *cached = (const uint16_t *)p.cache + blockIdx.y * DIM + chunk * 8;
-    const uint32_t at_row = chunk / 8 * SUB + swizzled(row0, chunk % 8), size = (uint32_t)p.block_size;
-    const int row_size = (int)p.row_size;
+    constexpr int LINES = DIM / 64, AT_ONCE = 32 / PAIR_BOXES, NOWHERE = -PAIR;
+    const mf_cuda_attention &p = c.p;
+    const int lane = threadIdx.x & 31, key_line = blockIdx.y * LINES, value_line = key_line + p.value_at / 64;
+    const uint32_t size = (uint32_t)p.block_size;
     cursor<STAGES<DIM>> at = { 0, 1 };
     for (int begin = 0, end; begin < tokens; begin = end) {
         end = run_end(sequences, positions, begin, tokens);
         const int32_t *blocks = p.block_table + (int64_t)sequences[begin] * p.max_blocks;
-        const int lowest = (int)first_seen(p, positions[begin]), highest = positions[end - 1], last = highest / PIECE;
-        auto find = [&](int piece) { /* a row of the cache, -1: none */
-                                     const int position = piece * PIECE + found_row;
-                                     return position >= lowest && position <= highest
-                                                ? (int)(blocks[(uint32_t)position / size] * size +
-                                                        (uint32_t)position % size)
-                                                : -1;
+        const int lowest = (int)first_seen(p, positions[begin]), highest = positions[end - 1], last = highest / PAIR;
+        auto find = [&](int pair) { /* a row of the cache */
+                                    const int position = pair * PAIR + lane * BOX;
+                                    return position + BOX > lowest && position <= highest
+                                               ? (int)(blocks[(uint32_t)position / size] * size +
+                                                       (uint32_t)position % size)
+                                               : NOWHERE;
         };
-        int found = find(lowest / PIECE);
-        for (int piece = lowest / PIECE; piece <= last; piece++) {
-            const int rows = found;
-            if (piece < last) {
-                found = find(piece + 1);
+        int found = find(lowest / PAIR);
+        for (int pair = lowest / PAIR; pair <= last; pair += AT_ONCE) {
+            const int row = found;
+            if (pair + AT_ONCE <= last) {
+                found = find(pair + AT_ONCE);
             }
-            uint8_t *keys = stages + at.stage * 2 * PART<DIM> + at_row;
-            barrier_wait(&empty[at.stage], at.parity);
-#pragma unroll
-            for (int i = 0; i < TURNS; i++) {
-                const int row = __shfl_sync(MF_FULL_WARP, rows, i * SIDE + lane / CHUNKS);
-                const uint16_t *from = cached + (int64_t)(row < 0 ? 0 : row) * row_size;
-                copy_async(keys + i * STEP * LINE, from, row >= 0);
-                copy_async(keys + PART<DIM> + i * STEP * LINE, from + p.value_at, row >= 0);
+            const int first_row = __shfl_sync(MF_FULL_WARP, row, lane / PAIR_BOXES * PAIR_BOXES);
+            const uint32_t follows =
+                __ballot_sync(MF_FULL_WARP, row == first_row + lane % PAIR_BOXES * BOX && row >= 0);
+            for (int i = 0; i < AT_ONCE && pair + i <= last; i++) {
+                uint8_t *keys = stages + at.stage * 2 * PART<DIM>;
+                const int box_row = __shfl_sync(MF_FULL_WARP, row, i * PAIR_BOXES + lane % PAIR_BOXES);
+                const bool is_whole = (follows >> i * PAIR_BOXES & ((1u << PAIR_BOXES) - 1)) == (1u << PAIR_BOXES) - 1;
+                barrier_wait(&b.empty[at.stage], at.parity);
+                if (lane == 0) {
+                    barrier_expect(&b.keys[at.stage], PART<DIM>);
+                    barrier_expect(&b.values[at.stage], PART<DIM>);
+                    if (is_whole) {
+                        copy_box(keys, &c.whole, box_row, key_line, &b.keys[at.stage]);
+                        copy_box(keys + PART<DIM>, &c.whole, box_row, value_line, &b.values[at.stage]);
+                    }
+                }
+                __syncwarp();
+                if (!is_whole && lane < 2 * LINES * PAIR_BOXES) {
+                    const int line = lane / PAIR_BOXES % LINES, of_values = lane / (PAIR_BOXES * LINES);
+                    copy_box(keys + of_values * PART<DIM> + line * PITCH + lane % PAIR_BOXES * BOX * LINE, &c.part,
+                             box_row, (of_values ? value_line : key_line) + line,
+                             of_values ? &b.values[at.stage] : &b.keys[at.stage]);
+                }
+                cursor<STAGES<DIM>>::next(at);
             }
-            barrier_arrive_after_copies(&full[at.stage]);
-            cursor<STAGES<DIM>>::next(at);
         }
-    }
-    copy_commit();
-    copy_wait<0>();
-}
-
-/* One warp's 16 rows by columns [8n, 8n + 8) of a piece's values as token `only` sees them: elsewhere zeros. */
-template <int DIM>
-MF_DEV void weigh_seen(float (&out)[4], const uint32_t (&packed)[4][4], const uint8_t *values, int n, int from, int to)
-{
-    const int lane = threadIdx.x & 31, column = n * 8 + (lane >> 2), q = lane & 3;
-    auto value = [&](int row) {
-        const uint8_t *at = values + column / 64 * SUB + swizzled(row, column % 64 / 8) + column % 8 * 2;
-        return row >= from && row <= to ? (uint32_t) * (const uint16_t *)at : 0u;
-    };
-    out[0] = out[1] = out[2] = out[3] = 0.0f;
-#pragma unroll 1
-    for (int step = 0; step < 4; step++) {
-        const int row = step * 16 + 2 * q;
-        uint32_t w[4]; /* selected, not indexed: registers */
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            w[i] = step == 0 ? packed[0][i] : step == 1 ? packed[1][i] : step == 2 ? packed[2][i] : packed[3][i];
-        }
-        mma_bf16(out, w[0], w[1], w[2], w[3], value(row) | value(row + 1) << 16, value(row + 8) | value(row + 9) << 16);
     }
 }
 
-/* A warp's 16 rows of queries from what the projection left: norm, rope, bf16. */
+/* A warp's 16 rows of queries from what the projection left: norm, rope, bf16.  Partners meet where the last four rows
+ * will lie. */
 template <int DIM>
 MF_DEV void make_queries(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, const int32_t *positions, int64_t t0,
-                         int tokens, int row0, uint8_t *queries, float *room)
+                         int tokens, int row0, uint8_t *queries)
 {
     constexpr int KEPT = DIM / 32, AT_ONCE = 4;
     const int lane = threadIdx.x & 31, group = p.num_heads / p.num_kv_heads;
+    static_assert(AT_ONCE * LINE >= DIM * 4, "room for a head");
+    float *room = (float *)(queries + (row0 % 64 + 16 - AT_ONCE) * LINE);
     float v[AT_ONCE][KEPT];
     head_maker<KEPT> maker[AT_ONCE];
 #pragma unroll 1
@@ -190,29 +116,171 @@ MF_DEV void make_queries(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &
         }
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
-            const int row = row0 + i + n;
             make_head(v[n], r, r.q_norm, maker[n], room, lane);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+            const int row = row0 + i + n;
 #pragma unroll
             for (int k = 0; k < KEPT; k++) {
                 const int e = k * 32 + lane;
                 *(uint16_t *)(queries + e / 64 * SUB + swizzled(row % 64, e % 64 / 8) + e % 8 * 2) =
-                    row / group < tokens ? f32_to_bf16(v[n][k]) : (uint16_t)0;
+                    row / group < tokens ? f32_to_bf16(__fmul_rn(v[n][k], p.scale)) : (uint16_t)0;
             }
         }
     }
 }
 
+/* The same where halves of a whole head are rotated: partners lie in one thread, and rows go through side by side. */
+template <int DIM>
+MF_DEV void make_whole_queries(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, const int32_t *positions,
+                               int64_t t0, int tokens, int row0, uint8_t *queries)
+{
+    constexpr int KEPT = DIM / 32, HALF = KEPT / 2, AT_ONCE = 16;
+    const int lane = threadIdx.x & 31, group = p.num_heads / p.num_kv_heads;
+    const float *heads = p.q + t0 * p.q_stride + (int64_t)blockIdx.y * group * p.q_head_stride + lane;
+    float weight[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        weight[k] = r.q_norm ? r.q_norm[k * 32 + lane] : 0.0f;
+    }
+    int token = row0 / group, head = row0 % group;
+#pragma unroll 1
+    for (int i = 0; i < 16; i += AT_ONCE) {
+        float v[AT_ONCE][KEPT];
+        float2 angle[AT_ONCE][HALF];
+        bool is_there[AT_ONCE];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+            is_there[n] = token < tokens;
+            const int at = is_there[n] ? token : 0;
+            const float *from = heads + at * p.q_stride + head * p.q_head_stride;
+            const float2 *angles = (const float2 *)r.cos_sin + positions[at] * (DIM / 2) + lane;
+#pragma unroll
+            for (int k = 0; k < KEPT; k++) {
+                v[n][k] = from[k * 32];
+            }
+#pragma unroll
+            for (int k = 0; k < HALF; k++) {
+                angle[n][k] = angles[k * 32];
+            }
+            if (++head == group) {
+                head = 0;
+                token++;
+            }
+        }
+        auto norm = [&]() {
+            float sum[AT_ONCE];
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; n++) {
+                sum[n] = 0.0f;
+#pragma unroll
+                for (int k = 0; k < KEPT; k++) {
+                    sum[n] = __fmaf_rn(v[n][k], v[n][k], sum[n]);
+                }
+            }
+            float own = 0.0f; /* a lane finds the factor of one row */
+#pragma unroll
+            for (int step = 16; step > 0; step /= 2) {
+#pragma unroll
+                for (int n = 0; n < AT_ONCE; n++) {
+                    sum[n] = __fadd_rn(sum[n], __shfl_xor_sync(MF_FULL_WARP, sum[n], step));
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; n++) {
+                own = lane % AT_ONCE == n ? sum[n] : own;
+            }
+            own = norm_scale(own, DIM, r.eps);
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; n++) {
+                const float scale = __shfl_sync(MF_FULL_WARP, own, n);
+#pragma unroll
+                for (int k = 0; k < KEPT; k++) {
+                    v[n][k] = __fmul_rn(__fmul_rn(v[n][k], scale), weight[k]);
+                }
+            }
+        };
+        if (r.q_norm && !r.norm_after_rope) {
+            norm();
+        }
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+#pragma unroll
+            for (int k = 0; k < HALF; k++) {
+                const float c = angle[n][k].x, s = angle[n][k].y, low = v[n][k], high = v[n][k + HALF];
+                v[n][k] = __fsub_rn(__fmul_rn(low, c), __fmul_rn(high, s));
+                v[n][k + HALF] = __fadd_rn(__fmul_rn(high, c), __fmul_rn(low, s));
+            }
+        }
+        if (r.q_norm && r.norm_after_rope) {
+            norm();
+        }
+        static_assert(AT_ONCE % 8 == 0, "a row's place in its eight is n % 8");
+        uint8_t *to = queries + (row0 % 64 + i) * LINE + lane % 8 * 2;
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+#pragma unroll
+            for (int k = 0; k < KEPT; k++) {
+                *(uint16_t *)(to + k / 2 * SUB + swizzled(n, k % 2 * 4 + lane / 8)) =
+                    is_there[n] ? (uint16_t)pack_query(v[n][k], 0.0f, p.scale) : (uint16_t)0;
+            }
+        }
+    }
+}
+
+/* Rows of a warpgroup's results, through its part of shared memory; row r of it is head r % group of token r / group.
+ */
+template <int DIM>
+MF_DEV void store_rounded(const mf_cuda_attention &p, const float (&value)[DIM / 2], const float (&part_of_all)[2],
+                          int64_t t0, int begin, int end, int own, uint8_t *room)
+{
+    constexpr int CHUNKS = DIM / 8, AT_ONCE = 32 / CHUNKS;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, group = p.num_heads / p.num_kv_heads;
+    sync_threads(1 + own, 128); /* the queries have been read */
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n += 2) {
+        uint32_t v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float *of = value + 4 * (n + i / 2) + 2 * (i % 2);
+            v[i] = pack_query(of[0], of[1], part_of_all[i % 2]);
+        }
+        const int chunk = n + (lane >> 4);
+        store_matrices(room + chunk / 8 * SUB + swizzled(warp * 16 + (lane & 15), chunk % 8), v[0], v[1], v[2], v[3]);
+    }
+    __syncwarp();
+    const int chunk = lane % CHUNKS;
+    int row = warp * 16 + lane / CHUNKS, token = (own * 64 + row) / group, head = (own * 64 + row) % group;
+#pragma unroll
+    for (int i = 0; i < 16 / AT_ONCE; i++) {
+        if (token >= begin && token < end) {
+            *(uint4 *)(p.rounded + ((t0 + token) * p.num_heads + blockIdx.y * group + head) * DIM + chunk * 8) =
+                *(const uint4 *)(room + chunk / 8 * SUB + swizzled(row, chunk % 8));
+        }
+        row += AT_ONCE;
+        for (head += AT_ONCE; head >= group; head -= group) {
+            token++;
+        }
+    }
+}
+
 template <int DIM, bool MAKES>
-MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, float *rooms, const int32_t *sequences,
-                   const int32_t *positions, int64_t t0, int tokens, uint8_t *shared, uint64_t *full, uint64_t *empty)
+MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, const int32_t *sequences,
+                   const int32_t *positions, int64_t t0, int tokens, uint8_t *shared, barriers<DIM> &b)
 {
     constexpr int CHUNKS = DIM / 8;
-    const int tid = threadIdx.x - GATHERERS, own = tid >> 7, in_group = tid & 127, warp = in_group >> 5,
-              lane = tid & 31, g = lane >> 2, q = lane & 3;
+    const int tid = threadIdx.x - HELPERS, own = __shfl_sync(MF_FULL_WARP, tid >> 7, 0), in_group = tid & 127,
+              warp = in_group >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
     const int group = p.num_heads / p.num_kv_heads, kv_head = blockIdx.y;
     uint8_t *queries = shared + own * 64 * DIM * 2, *stages = shared + ROWS * DIM * 2;
     if constexpr (MAKES) {
-        make_queries<DIM>(p, r, positions, t0, tokens, own * 64 + warp * 16, queries, rooms + (tid >> 5) * DIM);
+        if (r.rope_dim == DIM && !r.rope_pair) {
+            make_whole_queries<DIM>(p, r, positions, t0, tokens, own * 64 + warp * 16, queries);
+        } else {
+            make_queries<DIM>(p, r, positions, t0, tokens, own * 64 + warp * 16, queries);
+        }
     }
 #pragma unroll 4
     for (int i = 0; i < (MAKES ? 0 : 64 * CHUNKS / 128); i++) {
@@ -220,14 +288,12 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, flo
         const bool is_there = all / group < tokens;
         const float *from = p.q + (t0 + all / group) * p.q_stride + (kv_head * group + all % group) * p.q_head_stride;
         *(uint4 *)(queries + chunk / 8 * SUB + swizzled(row, chunk % 8)) =
-            is_there ? pack_chunk(from + chunk * 8) : make_uint4(0, 0, 0, 0);
+            is_there ? pack_chunk(from + chunk * 8, p.scale) : make_uint4(0, 0, 0, 0);
     }
     sync_threads(1 + own, 128);
-    uint32_t query[DIM / 16][4]; /* in registers: shared memory has enough to do with keys and values */
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-        load_tiles(query[k], queries + k / 4 * SUB + swizzled(warp * 16 + (lane & 15), k % 4 * 2 + (lane >> 4)));
-    }
+    fence_shared_for_products();
+    sync_threads(1 + own, 128);
+    const uint64_t query = product_operand(queries);
     int token[2], head[2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
@@ -235,101 +301,92 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, flo
         token[e] = row / group;
         head[e] = kv_head * group + row % group;
     }
-    float products_of[32], value[DIM / 2], out[DIM / 2];
+    float sums[64], value[DIM / 2], out[DIM / 2];
+    uint32_t packed[4][4]; /* weights of a piece */
     auto begin_scores = [&](int stage) {
-        const uint8_t *keys = stages + stage * 2 * PART<DIM>;
-        pin(products_of);
+        const uint64_t keys = product_operand(stages + stage * 2 * PART<DIM>);
+        pin(sums);
         products_begin();
 #pragma unroll
         for (int k = 0; k < DIM / 16; k++) {
-            score_products(products_of, query[k], product_operand(keys + k / 4 * SUB) + 2 * (k % 4), k > 0);
+            products<128>::bf16(sums, query + k / 4 * (SUB >> 4) + 2 * (k % 4),
+                                keys + k / 4 * (PITCH >> 4) + 2 * (k % 4), k > 0);
+        }
+        products_commit();
+    };
+    auto begin_values = [&](int stage, int half) {
+        const uint64_t values = value_operand(stages + stage * 2 * PART<DIM> + PART<DIM> + half * PIECE * LINE, PITCH);
+        pin(out);
+        products_begin();
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            value_products<DIM>::add(out, packed[step], values + step * (16 * LINE >> 4), step > 0);
         }
         products_commit();
     };
     cursor<STAGES<DIM>> at = { 0, 0 };
+    constexpr int TURN = 3; /* barriers: one of each warpgroup's turns */
+    if (own == 1) {
+        arrive_threads(TURN, 256);
+    }
     for (int begin = 0, end; begin < tokens; begin = end) {
         end = run_end(sequences, positions, begin, tokens);
-        const int lowest = (int)first_seen(p, positions[begin]), highest = positions[end - 1],
-                  last_first = (int)first_seen(p, highest), from = lowest / PIECE, to = highest / PIECE;
-        int first[2], last[2];
+        const int begin_position = positions[begin], lowest = (int)first_seen(p, begin_position),
+                  highest = positions[end - 1], last_first = (int)first_seen(p, highest), from = lowest / PAIR,
+                  to = highest / PAIR;
         float m[2], sum[2];
-        bool is_mine[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            is_mine[e] = token[e] >= begin && token[e] < end;
-            last[e] = is_mine[e] ? positions[token[e]] : -1;
-            first[e] = is_mine[e] ? (int)first_seen(p, last[e]) : 0;
-            m[e] = is_mine[e] ? start_maximum2(p, head[e]) : minus_infinity();
+            m[e] = start_maximum2(p, head[e]);
             sum[e] = start_sum(p);
         }
 #pragma unroll
         for (int i = 0; i < DIM / 2; i++) {
             value[i] = 0.0f;
         }
-        barrier_wait(&full[at.stage], at.parity);
-        fence_shared_for_products();
-        begin_scores(at.stage);
-        products_wait<0>();
-        auto take_piece = [&](int piece, auto has_next) {
-            constexpr bool HAS_NEXT = decltype(has_next)::value;
-            pin(products_of);
-            scores s;
+        /* Whether some rows of the run do not see all of a pair. */
+        auto is_cut = [&](int pair) { return pair * PAIR < last_first || pair * PAIR + PAIR - 1 > begin_position; };
+        float of_old[2], of_next[2];
+        bool has_part[2], keeps;
+        auto find_factors = [&](const float(&most)[2], const float(&part)[2]) {
+            keeps = true;
 #pragma unroll
-            for (int i = 0; i < 32; i++) {
-                s.v[i / 4][i % 4] = products_of[i];
+            for (int e = 0; e < 2; e++) { /* without a part the maximum is minus infinity, which changes nothing */
+                has_part[e] = part[e] != 0.0f;
+                merge_factors2(m[e], most[e], of_old[e], of_next[e]);
+                sum[e] = merged(sum[e], of_old[e], part[e], of_next[e]);
+                keeps &= has_part[e] && of_old[e] == 1.0f;
             }
-            const int base = piece * PIECE, stage = at.stage;
-            const uint8_t *values = stages + stage * 2 * PART<DIM> + PART<DIM>;
-            uint32_t packed[4][4];
-            float most[2], part[2], of_old[2], of_next[2];
-            mask(s, base, q, first, last);
-            weigh(s, p.scale, packed, most, part);
-            pin(out);
-            products_begin();
+            keeps = __all_sync(MF_FULL_WARP, keeps);
+        };
+        /* A value that some rows of the run do not see is weighed with 0 there, which a NaN or infinity would survive:
+         * then each token has the values to itself. */
+        auto mend = [&](int stage, int pair, int half) {
+            float none = 0.0f;
 #pragma unroll
-            for (int step = 0; step < 4; step++) {
-                value_products<DIM>::add(out, packed[step], value_operand(values + step * 16 * LINE), step > 0);
+            for (int i = 0; i < DIM / 2; i++) {
+                none = __fmaf_rn(out[i], 0.0f, none);
             }
-            products_commit();
-            cursor<STAGES<DIM>>::next(at);
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                of_old[e] = 1.0f;
-                of_next[e] = 0.0f;
-                if (part[e] != 0.0f) {
-                    merge_factors2(m[e], most[e], of_old[e], of_next[e]);
-                    sum[e] = merged(sum[e], of_old[e], part[e], of_next[e]);
-                }
-            }
-            products_wait<0>();
-            pin(out);
-            /* A value that some rows of the run do not see is weighed with 0 there, which a NaN or infinity would
-             * survive: then each token has the values to itself. */
-            bool is_bad = false;
-            if (base < last_first || base + PIECE - 1 > positions[begin]) {
-                for (int i = in_group; i < PIECE * CHUNKS; i += 128) {
-                    is_bad |= has_no_end(((const uint4 *)values)[i]);
-                }
-                is_bad = sync_threads_or(1 + own, 128, is_bad);
-            }
-            if (is_bad) {
+            if (__any_sync(MF_FULL_WARP, none != 0.0f)) {
+                const uint8_t *values = stages + stage * 2 * PART<DIM> + PART<DIM> + half * PIECE * LINE;
+                const int base = pair * PAIR + half * PIECE;
 #pragma unroll 1
                 for (int only = begin; only < end; only++) {
                     const int seen = (int)first_seen(p, positions[only]);
 #pragma unroll
                     for (int n = 0; n < DIM / 8; n++) {
                         float alone[4];
-                        weigh_seen<DIM>(alone, packed, values, n, seen - base, positions[only] - base);
+                        weigh_seen(alone, packed, values, PITCH, n, seen - base, positions[only] - base);
 #pragma unroll
                         for (int k = 0; k < 4; k++) {
-                            const int e = k / 2;
-                            out[4 * n + k] = token[e] == only ? alone[k] : out[4 * n + k];
+                            out[4 * n + k] = token[k / 2] == only ? alone[k] : out[4 * n + k];
                         }
                     }
                 }
             }
-            const bool keeps = part[0] != 0.0f && part[1] != 0.0f && of_old[0] == 1.0f && of_old[1] == 1.0f;
-            if (__all_sync(MF_FULL_WARP, keeps)) { /* times 1 changes nothing */
+        };
+        auto merge = [&]() {
+            if (keeps) { /* times 1 changes nothing */
 #pragma unroll
                 for (int i = 0; i < DIM / 2; i++) {
                     value[i] = __fmaf_rn(out[i], of_next[i / 2 % 2], value[i]);
@@ -337,7 +394,7 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, flo
             } else {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    if (part[e] != 0.0f) {
+                    if (has_part[e]) {
 #pragma unroll
                         for (int n = 0; n < DIM / 8; n++) {
                             float &low = value[4 * n + 2 * e], &high = value[4 * n + 2 * e + 1];
@@ -347,52 +404,125 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, flo
                     }
                 }
             }
+        };
+        /* The scores of a pair are there: weighs the first piece, then the second one while the first one's values are
+         * summed, and scores the next pair while the second one's are.  PLAIN: all rows see all of the pair.  Products
+         * are never open from one turn to another, which would have them done one by one. */
+        auto take_pair = [&](int pair, auto is_plain, auto has_next) {
+            constexpr bool PLAIN = decltype(is_plain)::value, HAS_NEXT = decltype(has_next)::value;
+            const int stage = at.stage;
+            scores s[2];
+            float most[2], part[2];
+#pragma unroll
+            for (int i = 0; i < 64; i++) {
+                s[i / 32].v[i / 4 % 8][i % 4] = sums[i];
+            }
+            if (!PLAIN) {
+                int first[2], last[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const bool is_mine = token[e] >= begin && token[e] < end;
+                    last[e] = is_mine ? positions[token[e]] : -1;
+                    first[e] = is_mine ? (int)first_seen(p, last[e]) : 0;
+                }
+                mask(s[0], pair * PAIR, q, first, last);
+                mask(s[1], pair * PAIR + PIECE, q, first, last);
+            }
+            weigh(s[0], most, part);
+            pack_weights(packed, s[0]);
+            barrier_wait(&b.values[stage], at.parity);
+            begin_values(stage, 0);
+            cursor<STAGES<DIM>>::next(at);
+            if (HAS_NEXT) { /* here, where it also keeps the compiler from weighing before the products begin */
+                barrier_wait(&b.keys[at.stage], at.parity);
+            }
+            find_factors(most, part);
+            weigh_own(s[1], most, part);
+            not_before(part[0], queries);
+            not_before(part[1], queries);
+            products_wait<0>();
+            pin(out);
+            if (!PLAIN) {
+                mend(stage, pair, 0);
+            }
+            merge();
+            sum_threads(part);
+            pack_weights(packed, s[1]);
+            sync_threads(TURN + own, 256);
+            begin_values(stage, 1);
+            if (HAS_NEXT) {
+                begin_scores(at.stage);
+            }
+            arrive_threads(TURN + 1 - own, 256);
+            find_factors(most, part);
+            products_wait<HAS_NEXT && PLAIN ? 1 : 0>();
+            pin(out);
+            if (!PLAIN) {
+                mend(stage, pair, 1);
+            }
+            merge();
             __syncwarp();
             if (lane == 0) {
-                barrier_arrive(&empty[stage]);
+                barrier_arrive(&b.empty[stage]);
             }
-            if constexpr (HAS_NEXT) {
-                barrier_wait(&full[at.stage], at.parity);
-                fence_shared_for_products();
-                begin_scores(at.stage);
-                products_wait<0>();
-            }
+            products_wait<0>();
+            pin(sums);
         };
-        for (int piece = from; piece < to; piece++) {
-            take_piece(piece, std::true_type());
+        barrier_wait(&b.keys[at.stage], at.parity);
+        begin_scores(at.stage);
+        products_wait<0>();
+        pin(sums);
+        const std::true_type yes;
+        const std::false_type no;
+#pragma unroll 1
+        for (int pair = from; pair < to; pair++) {
+#pragma unroll 1
+            for (; pair < to && !is_cut(pair); pair++) {
+                take_pair(pair, yes, yes);
+            }
+            if (pair < to) {
+                take_pair(pair, no, yes);
+            }
         }
-        take_piece(to, std::false_type());
+        take_pair(to, no, no);
+        const float part_of_all[2] = { __frcp_rn(sum[0]), __frcp_rn(sum[1]) };
+        if (p.rounded && end == tokens) {
+            store_rounded<DIM>(p, value, part_of_all, t0, begin, end, own, queries);
+        } else {
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            if (is_mine[e]) {
-                const int64_t row = ((t0 + token[e]) * p.num_heads + head[e]) * DIM + 2 * q;
+            for (int e = 0; e < 2; e++) {
+                if (token[e] >= begin && token[e] < end) {
+                    const int64_t row = ((t0 + token[e]) * p.num_heads + head[e]) * DIM + 2 * q;
 #pragma unroll
-                for (int n = 0; n < DIM / 8; n++) {
-                    const float low = __fdiv_rn(value[4 * n + 2 * e], sum[e]),
-                                high = __fdiv_rn(value[4 * n + 2 * e + 1], sum[e]);
-                    if (p.rounded) {
-                        *(uint32_t *)(p.rounded + row + n * 8) = pack_bf16(low, high);
-                    } else {
-                        *(float2 *)(p.out + row + n * 8) = make_float2(low, high);
+                    for (int n = 0; n < DIM / 8; n++) {
+                        const float low = __fmul_rn(value[4 * n + 2 * e], part_of_all[e]),
+                                    high = __fmul_rn(value[4 * n + 2 * e + 1], part_of_all[e]);
+                        if (p.rounded) {
+                            *(uint32_t *)(p.rounded + row + n * 8) = pack_bf16(low, high);
+                        } else {
+                            *(float2 *)(p.out + row + n * 8) = make_float2(low, high);
+                        }
                     }
                 }
             }
         }
     }
+    if (own == 0) {
+        sync_threads(TURN, 256); /* no arrival is left over */
+    }
 }
 
 /* MAKES: the queries, too, from what the projection left. */
 template <int DIM, bool MAKES>
-__global__ void __launch_bounds__(THREADS, 1)
-    prefill_kernel(const __grid_constant__ mf_cuda_attention p, const __grid_constant__ mf_cuda_gqa_prepare r)
+__global__ void __launch_bounds__(THREADS, 1) prefill_kernel(const __grid_constant__ mf_cuda_attention_maps c)
 {
     if (!MF_HAS_WGMMA) {
         return;
     }
+    const mf_cuda_attention &p = c.p;
     extern __shared__ __align__(1024) uint8_t shared[];
     __shared__ int32_t sequences[ROWS], positions[ROWS];
-    __shared__ float rooms[MAKES ? 8 * DIM : 1];
-    __shared__ uint64_t full[STAGES<DIM>], empty[STAGES<DIM>];
+    __shared__ barriers<DIM> b;
     let_next_start();
     const int each = ROWS / (p.num_heads / p.num_kv_heads);
     const int64_t t0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * each; /* the longest contexts first */
@@ -402,40 +532,40 @@ __global__ void __launch_bounds__(THREADS, 1)
         positions[threadIdx.x] = p.position[t0 + threadIdx.x];
     }
     if (threadIdx.x == 0) {
+        prefetch_map(&c.whole);
+        prefetch_map(&c.part);
         for (int i = 0; i < STAGES<DIM>; i++) {
-            barrier_init(&full[i], GATHERERS);
-            barrier_init(&empty[i], 8);
+            barrier_init(&b.keys[i], 1);
+            barrier_init(&b.values[i], 1);
+            barrier_init(&b.empty[i], 8);
         }
         barrier_init_fence();
     }
     __syncthreads();
     wait_for_previous();
-    if (threadIdx.x < GATHERERS) {
-        give_registers<40>();
-        gather<DIM>(p, sequences, positions, tokens, shared + ROWS * DIM * 2, full, empty);
+    if (threadIdx.x < HELPERS) {
+        give_registers<24>();
+        if (threadIdx.x < 32) {
+            bring<DIM>(c, sequences, positions, tokens, shared + ROWS * DIM * 2, b);
+        }
     } else {
-        take_registers<232>();
-        attend<DIM, MAKES>(p, r, rooms, sequences, positions, t0, tokens, shared, full, empty);
+        take_registers<240>();
+        attend<DIM, MAKES>(p, c.r, sequences, positions, t0, tokens, shared, b);
     }
 }
 
-template <int DIM> int launch(const mf_cuda_attention &p, const mf_cuda_gqa_prepare *prepare, cudaStream_t stream)
+template <int DIM> int launch(const mf_cuda_attention_maps &c, void *stream)
 {
-    const int each = ROWS / (p.num_heads / p.num_kv_heads);
-    const dim3 grid((unsigned)((p.num_tokens + each - 1) / each), (unsigned)p.num_kv_heads);
-    const mf_cuda_gqa_prepare r = prepare ? *prepare : mf_cuda_gqa_prepare{};
-    return prepare
-               ? launch_shared(true, prefill_kernel<DIM, true>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, p, r)
-               : launch_shared(true, prefill_kernel<DIM, false>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, p,
-                               r);
+    const int each = ROWS / (c.p.num_heads / c.p.num_kv_heads);
+    const dim3 grid((unsigned)((c.p.num_tokens + each - 1) / each), (unsigned)c.p.num_kv_heads);
+    return c.makes_queries
+               ? launch_shared(true, prefill_kernel<DIM, true>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, c)
+               : launch_shared(true, prefill_kernel<DIM, false>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, c);
 }
 
 } // namespace
 
-int mf_cuda_launch_attention_hopper(const mf_cuda_attention *call, const mf_cuda_gqa_prepare *prepare, void *stream)
+int mf_cuda_launch_attention_wgmma(const mf_cuda_attention_maps *call, void *stream)
 {
-    mf_cuda_attention p = *call;
-    p.scale = (float)((double)p.scale * 1.4426950408889634); /* scores in units of log2 */
-    return p.head_dim == 64 ? launch<64>(p, prepare, (cudaStream_t)stream)
-                            : launch<128>(p, prepare, (cudaStream_t)stream);
+    return call->p.head_dim == 64 ? launch<64>(*call, stream) : launch<128>(*call, stream);
 }

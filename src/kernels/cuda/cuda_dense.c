@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 #include <string.h>
 
+#include "kernels/cuda/attention_wgmma.h"
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 #include "kernels/cuda/linear_wgmma.h"
@@ -139,10 +140,10 @@ static bool takes_wgmma(const mf_device *device, const mf_cuda_linear *p)
 
 static void launch_wgmma(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
-    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    const int64_t width = p->num_batches > 0 ? p->num_batches * p->x_step : p->w[0].k;
     if (rounded && p->parts == 1 && on16(rounded)) {
         p->x = rounded;
-        p->x_stride = k;
+        p->x_stride = width;
     } else if (!round_x(device, p, width)) {
         return;
     }
@@ -177,12 +178,12 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
         launch_wgmma(device, p, rounded);
         return;
     }
-    const int64_t k = p->w[0].k, width = p->num_batches > 0 ? p->num_batches * p->x_step : k;
+    const int64_t width = p->num_batches > 0 ? p->num_batches * p->x_step : p->w[0].k;
     const bool rings = plan_ring(device, p);
     const bool is_few = p->num_tokens > MF_CUDA_LINEAR_RING && p->num_tokens <= MF_CUDA_LINEAR_FEW;
     if (rounded && p->parts == 1) {
         p->x = rounded;
-        p->x_stride = k;
+        p->x_stride = width;
     } else if (rings && p->x_is_wide) {
         p->x_is_f32 = 1;
     } else if (!round_x(device, p, width)) {
@@ -583,6 +584,21 @@ static bool takes_mma_attention(const mf_device *device, const mf_cuda_attention
            p->num_heads / p->num_kv_heads <= 128;
 }
 
+/* Many rows on Hopper, which copies boxes of the cache's blocks. */
+static bool takes_hopper_attention(const mf_device *device, const mf_cuda_attention *p)
+{
+    return mf_cuda_state_of(device)->gpu.capability == 90 && p->block_size % MF_CUDA_ATTENTION_BOX == 0 &&
+           p->row_size % 64 == 0 && p->value_at % 64 == 0 &&
+           (!p->q_tail || (p->num_heads < MF_CUDA_MLA_ROWS ? MF_CUDA_MLA_ROWS % p->num_heads == 0
+                                                       : p->num_heads % MF_CUDA_MLA_ROWS == 0));
+}
+
+/* Few rows, whose pieces find room in memory. */
+static bool is_few_rows(const mf_cuda_attention *p)
+{
+    return p->num_tokens <= DECODE_TOKENS && may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
+}
+
 static void run_attention(mf_device *device, mf_cuda_attention *p, float *partial)
 {
     const bool is_mma = takes_mma_attention(device, p);
@@ -592,13 +608,14 @@ static void run_attention(mf_device *device, mf_cuda_attention *p, float *partia
     p->num_splits = (int32_t)min_i64(min_i64(p->most_spans, (wanted + blocks - 1) / blocks), MAX_SPLITS);
     p->partial = partial;
     if (is_mma) {
-        const bool is_decode = p->num_tokens <= DECODE_TOKENS && fits;
+        const bool is_decode = is_few_rows(p);
         done(device,
-             p->q_tail   ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
+             !is_decode && takes_hopper_attention(device, p)
+                 ? (p->q_tail ? mf_cuda_launch_attention_mla_hopper(p, stream_of(device))
+                              : mf_cuda_launch_attention_hopper(p, NULL, stream_of(device)))
+             : p->q_tail ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
              : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
-             : mf_cuda_state_of(device)->gpu.capability == 90
-                 ? mf_cuda_launch_attention_hopper(p, NULL, stream_of(device))
-                 : mf_cuda_launch_attention_prefill(p, stream_of(device)),
+                         : mf_cuda_launch_attention_prefill(p, stream_of(device)),
              "attention");
         return;
     }
@@ -650,8 +667,7 @@ static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, c
                         const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
 {
     mf_cuda_attention p = gqa_of(args);
-    const bool is_decode = p.num_tokens <= DECODE_TOKENS && may_split(p.num_tokens, p.num_heads, p.most_spans, p.v_dim);
-    if (is_decode || mf_cuda_state_of(device)->gpu.capability != 90 || !takes_mma_attention(device, &p)) {
+    if (is_few_rows(&p) || !takes_mma_attention(device, &p) || !takes_hopper_attention(device, &p)) {
         return false;
     }
     if (!begin(device)) {
@@ -681,8 +697,9 @@ static size_t mla_scratch_floats(const mf_device *device, const mf_mla_args *arg
            partial_room(rows, args->num_heads, num_spans(&args->kv), args->kv_lora_rank) + 1;
 }
 
-/* The v rows of kv_b times each head's latent result. */
-static void unabsorb(mf_device *device, const mf_mla_args *args, const float *latent, int64_t num_tokens, float *out)
+/* The v rows of kv_b times each head's latent result, which is `rounded` already where that is not NULL. */
+static void unabsorb(mf_device *device, const mf_mla_args *args, const float *latent, const uint16_t *rounded,
+                     int64_t num_tokens, float *out)
 {
     mf_cuda_linear p = { .num = 1,
                          .w = { seen_matrix(args->kv_b) },
@@ -701,10 +718,17 @@ static void unabsorb(mf_device *device, const mf_mla_args *args, const float *la
                          .out_step = args->v_head_dim };
     if (args->kv.dtype == MF_BF16 &&
         takes_mma(args->kv_b, MF_BF16)) { /* latent results may be rounded where the cache is */
-        launch_mma(device, &p, NULL);
+        launch_mma(device, &p, rounded);
     } else {
         done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "latent results");
     }
+}
+
+/* Queries into the latent space through the tensor cores, for attention's own: sizes decide, never the batch. */
+static bool takes_mma_absorb(const mf_cuda_absorb *p, const mf_matrix *kv_b)
+{
+    return p->rounded && takes_mma(kv_b, MF_BF16) && (p->nope == 64 || p->nope == 128 || p->nope == 192) &&
+           ((uintptr_t)p->q & 7) == 0 && p->q_stride % 2 == 0 && p->q_head_stride % 2 == 0;
 }
 
 static void mla_attention(mf_device *device, const mf_mla_args *args)
@@ -718,17 +742,6 @@ static void mla_attention(mf_device *device, const mf_mla_args *args)
     for (int64_t t = 0; t < args->num_tokens; t += rows) {
         const int64_t count = min_i64(rows, args->num_tokens - t);
         const float *q = args->q + t * heads * (nope + tail);
-        const mf_cuda_absorb absorb = { .kv_b = seen_matrix(args->kv_b),
-                                        .q = q,
-                                        .q_stride = heads * (nope + tail),
-                                        .q_head_stride = nope + tail,
-                                        .num_tokens = count,
-                                        .num_heads = (int32_t)heads,
-                                        .nope = (int32_t)nope,
-                                        .v_dim = (int32_t)args->v_head_dim,
-                                        .rank = (int32_t)rank,
-                                        .out = q_lat };
-        done(device, mf_cuda_launch_absorb(&absorb, stream_of(device)), "latent queries");
         mf_cuda_attention p = { .num_tokens = count,
                                 .num_heads = (int32_t)heads,
                                 .num_kv_heads = 1,
@@ -746,8 +759,26 @@ static void mla_attention(mf_device *device, const mf_mla_args *args)
         set_view(&p, &args->kv);
         p.sequence += t;
         p.position += t;
+        const bool is_mma = takes_mma_attention(device, &p);
+        p.rounded = is_mma && !is_few_rows(&p) && takes_mma(args->kv_b, MF_BF16) ? (uint16_t *)o_lat : NULL;
+        const mf_cuda_absorb absorb = { .kv_b = seen_matrix(args->kv_b),
+                                        .q = q,
+                                        .q_stride = heads * (nope + tail),
+                                        .q_head_stride = nope + tail,
+                                        .num_tokens = count,
+                                        .num_heads = (int32_t)heads,
+                                        .nope = (int32_t)nope,
+                                        .v_dim = (int32_t)args->v_head_dim,
+                                        .rank = (int32_t)rank,
+                                        .out = q_lat,
+                                        .rounded = is_mma ? (uint16_t *)q_lat : NULL,
+                                        .scale = (float)((double)args->softmax_scale * 1.4426950408889634) };
+        done(device,
+             takes_mma_absorb(&absorb, args->kv_b) ? mf_cuda_launch_absorb_mma(&absorb, stream_of(device))
+                                                   : mf_cuda_launch_absorb(&absorb, stream_of(device)),
+             "latent queries");
         run_attention(device, &p, partial);
-        unabsorb(device, args, o_lat, count, args->out + t * heads * args->v_head_dim);
+        unabsorb(device, args, o_lat, p.rounded, count, args->out + t * heads * args->v_head_dim);
     }
 }
 

@@ -153,12 +153,12 @@ typedef struct mf_cuda_attention {
     int32_t value_at, value_step; /* values of kv head g begin at value_at + g * value_step of a row */
     int64_t window, chunk;
     const float *sinks;
-    const float *q;      /* [T, heads, head_dim] */
+    const float *q;      /* [T, heads, head_dim]; of attention_mla.cu bf16, times the scale in units of log2 */
     const float *q_tail; /* with MLA: the last tail_dim of a head's query, else NULL */
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;
     float *out; /* [T, heads, v_dim] */
-    uint16_t *rounded; /* the same in bf16, instead, of attention_wgmma.cu; or NULL */
+    uint16_t *rounded; /* the same in bf16, instead, of attention_wgmma.cu and attention_mla.cu's prefill; or NULL */
     float scale;
     int32_t cache_is_bf16;
     int32_t heads_at_once; /* of a block */
@@ -180,6 +180,8 @@ int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *s
 /* MLA with a latent of 512 and a rotated part of 64. */
 int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream); /* decode: 2 kernels */
 int64_t mf_cuda_attention_mla_shared(void); /* bytes that a block needs */
+/* Its prefill on sm_90: 64 rows a block, so numbers of heads that divide 64 or are multiples of it. */
+int mf_cuda_launch_attention_mla_hopper(const mf_cuda_attention *call, void *stream);
 
 int mf_cuda_launch_attention_plain(const mf_cuda_attention *call, int64_t shared_bytes, void *stream);
 int mf_cuda_launch_attention_merge(const mf_cuda_attention *call, void *stream);
@@ -191,10 +193,14 @@ typedef struct mf_cuda_absorb {
     const float *q;
     int64_t q_stride, q_head_stride, num_tokens;
     int32_t num_heads, nope, v_dim, rank;
-    float *out; /* [T, heads, rank] */
+    float *out;        /* [T, heads, rank] */
+    uint16_t *rounded; /* the same times `scale` in bf16, instead, or NULL */
+    float scale;
 } mf_cuda_absorb;
 
 int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream);
+/* bf16 rows on 16 bytes, nope 64, 128 or 192, rank of whole 64 columns, q on 8 bytes; `rounded`. */
+int mf_cuda_launch_absorb_mma(const mf_cuda_absorb *call, void *stream);
 
 typedef struct mf_cuda_kv_write {
     void *cache;
