@@ -61,13 +61,14 @@ template <int PARTS> MF_DEV void load_x(uint4 (&v)[PARTS], const mf_cuda_linear 
 }
 
 /* x [T, k] as planes of bf16 in shared memory, eight columns a thread at a time. */
-template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int64_t x_at, int tokens, int k)
+template <int PARTS, int THREADS>
+MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &p, int64_t x_at, int tokens, int k)
 {
     const int pitch = k * 2 + X_PAD, chunks = k / 8;
 #pragma unroll 1
     for (int t = 0; t < tokens; t++) {
 #pragma unroll 2
-        for (int c = threadIdx.x; c < chunks; c += blockDim.x) {
+        for (int c = threadIdx.x; c < chunks; c += THREADS) {
             uint4 v[PARTS];
             load_x<PARTS>(v, p, x_at + t * p.x_stride + c * 8);
 #pragma unroll
@@ -78,34 +79,27 @@ template <int PARTS> MF_DEV void stage_x(uint8_t *shared, const mf_cuda_linear &
     }
 }
 
-/* The norm's weights behind what stage_norm leaves, on their way while the block waits. */
-MF_DEV void ask_norm_weights(float *to, const mf_cuda_linear &p, int n)
-{
-#pragma unroll 1
-    for (int i = threadIdx.x * 4; i < n; i += blockDim.x * 4) {
-        copy_async(to + i, p.norm_weight + i, true);
-    }
-}
-
 /* The norm's result as planes in shared memory: the sums and products of dense.cu's norm_kernel<8>, in its order.
- * Behind the planes lie the row and the weights as f32.  Loops are left as loops: this code is met cold.
+ * Behind the planes lies the row as f32.  A thread has four elements in registers, and their weights, which it has
+ * asked for before; rows of more than four a thread take turns.  Loops are left as loops: this code is met cold.
  * under_way: called when the row is on its way. */
-template <int PARTS, int DEPTH, typename UNDER_WAY>
-MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n, UNDER_WAY under_way)
+template <int PARTS, int THREADS, typename UNDER_WAY>
+MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n, float4 weights, UNDER_WAY under_way)
 {
     __shared__ float parts[8];
-    const int pitch = n * 2 + X_PAD, tid = threadIdx.x;
+    const int pitch = n * 2 + X_PAD, tid = threadIdx.x, each = THREADS * 4;
     float *row = (float *)(shared + PARTS * pitch);
-    const float *weights = row + n;
     const bool writes = blockIdx.x == 0;
-#pragma unroll 2
-    for (int i = tid * 4; i < n; i += blockDim.x * 4) {
+    float4 own = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+    for (int i = tid * 4; i < n; i += each) {
         float4 v = __ldcg((const float4 *)(p.norm_acc + i));
         if (p.norm_add) {
             const float4 add = __ldcg((const float4 *)(p.norm_add + i));
             v = make_float4(__fadd_rn(v.x, add.x), __fadd_rn(v.y, add.y), __fadd_rn(v.z, add.z), __fadd_rn(v.w, add.w));
         }
         *(float4 *)(row + i) = v;
+        own = i < each ? v : own;
         if (writes && p.norm_out) {
             *(float4 *)(p.norm_out + i) = v;
         }
@@ -126,7 +120,6 @@ MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n, UNDER_WA
             parts[tid >> 5] = sum;
         }
     }
-    copy_wait<DEPTH - 1>(); /* the weights */
     __syncthreads();
     float sum = 0.0f;
 #pragma unroll
@@ -135,17 +128,24 @@ MF_DEV void stage_norm(uint8_t *shared, const mf_cuda_linear &p, int n, UNDER_WA
     }
     const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)n), p.norm_eps)));
 #pragma unroll 1
-    for (int c = tid; c < n / 2; c += blockDim.x) {
-        const float2 v = *(const float2 *)(row + 2 * c), w = *(const float2 *)(weights + 2 * c);
-        const float x = __fmul_rn(__fmul_rn(v.x, scale), w.x), y = __fmul_rn(__fmul_rn(v.y, scale), w.y);
-        uint32_t words[PARTS];
-        split_pair<PARTS>(words, x, y);
+    for (int i = tid * 4; i < n; i += each) {
+        if (i >= each) {
+            own = *(const float4 *)(row + i);
+            weights = *(const float4 *)(p.norm_weight + i);
+        }
+        const float x[4] = { __fmul_rn(__fmul_rn(own.x, scale), weights.x),
+                             __fmul_rn(__fmul_rn(own.y, scale), weights.y),
+                             __fmul_rn(__fmul_rn(own.z, scale), weights.z),
+                             __fmul_rn(__fmul_rn(own.w, scale), weights.w) };
+        uint32_t low[PARTS], high[PARTS];
+        split_pair<PARTS>(low, x[0], x[1]);
+        split_pair<PARTS>(high, x[2], x[3]);
 #pragma unroll
         for (int k = 0; k < PARTS; k++) {
-            *(uint32_t *)(shared + k * pitch + 4 * c) = words[k];
+            *(uint2 *)(shared + k * pitch + 2 * i) = make_uint2(low[k], high[k]);
         }
-        if (writes && p.norm_rounded) {
-            *(uint32_t *)(p.norm_rounded + 2 * c) = pack_bf16(x, y);
+        if (writes && p.norm_rounded) { /* the first plane is what rounding makes of it */
+            *(uint2 *)(p.norm_rounded + i) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
         }
     }
 }
@@ -169,7 +169,7 @@ MF_DEV void enter_tile(asking &a, const mf_cuda_linear &p, int start, int lane)
 }
 
 template <int RUNS, int PARTS, bool NORM, bool DEEP>
-__global__ void __launch_bounds__(32 * RUNS * GROUPS<RUNS>, 1) ring_kernel(const __grid_constant__ mf_cuda_linear p)
+__global__ void __launch_bounds__(32 * RUNS * GROUPS<RUNS>, 2) ring_kernel(const __grid_constant__ mf_cuda_linear p)
 {
     constexpr int DEPTH = DEPTHS<RUNS, DEEP>, OF_GROUP = 32 * RUNS, PITCH = ROWS + 1;
     extern __shared__ __align__(128) uint8_t shared[];
@@ -210,24 +210,28 @@ __global__ void __launch_bounds__(32 * RUNS * GROUPS<RUNS>, 1) ring_kernel(const
         a.slot = a.slot + 1 == DEPTH ? 0 : a.slot + 1;
     };
     let_next_start();
-    if constexpr (NORM) { /* in the first group of copies: there when the first unit is */
-        ask_norm_weights((float *)(x + PARTS * pitch) + k, p, k);
+    float4 norm_weights = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (NORM && threadIdx.x * 4 < k) {
+        norm_weights = *(const float4 *)(p.norm_weight + threadIdx.x * 4);
     }
     const int early = NORM ? min(p.early, DEPTH) : DEPTH;
 #pragma unroll 1
     for (int i = 0; i < early; i++) { /* nobody writes weights: they need not wait for what comes before */
         ask();
+        if (!NORM) { /* one after the other: all at once would hold up what the kernels in front still store */
+            copy_wait<0>();
+        }
     }
     wait_for_previous();
     if constexpr (NORM) {
-        stage_norm<PARTS, DEPTH>(x, p, k, [&] {
+        stage_norm<PARTS, 32 * RUNS * GROUPS<RUNS>>(x, p, k, norm_weights, [&] {
 #pragma unroll 1
             for (int i = early; i < DEPTH; i++) {
                 ask();
             }
         });
     } else {
-        stage_x<PARTS>(x, p, x_at, tokens, k);
+        stage_x<PARTS, 32 * RUNS * GROUPS<RUNS>>(x, p, x_at, tokens, k);
     }
     __syncthreads();
     int slot = 0;
@@ -268,7 +272,11 @@ __global__ void __launch_bounds__(32 * RUNS * GROUPS<RUNS>, 1) ring_kernel(const
                 to[8] = acc[2 + e];
             }
         }
-        sync_threads(1 + group, OF_GROUP);
+        if (GROUPS<RUNS> == 1 || group == 0) {
+            sync_threads<1, OF_GROUP>();
+        } else {
+            sync_threads<2, OF_GROUP>();
+        }
         const int which = matrix_of(p, tile);
         const int64_t r0 = (tile - p.first_block[which]) * ROWS;
         const int rows = (int)min((p.num_batches > 0 ? p.rows : p.w[which].n) - r0, (int64_t)ROWS);
@@ -324,7 +332,7 @@ void mf_cuda_linear_ring_plan(mf_cuda_linear *call)
 
 int64_t mf_cuda_linear_ring_shared(const mf_cuda_linear *p)
 {
-    const int64_t k = p->w[0].k, x = p->parts * p->num_tokens * (k * 2 + X_PAD) + (p->norm_weight ? k * 8 : 0);
+    const int64_t k = p->w[0].k, x = p->parts * p->num_tokens * (k * 2 + X_PAD) + (p->norm_weight ? k * 4 : 0);
     const int64_t warps = (int64_t)p->runs * groups_of(*p);
     return (int64_t)p->runs * p->ring_groups * p->ring_units * UNIT_ROOM + warps * 2 * p->num_tokens * (ROWS + 1) * 4 +
            x;

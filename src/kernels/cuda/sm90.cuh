@@ -173,6 +173,12 @@ MF_PTX void sync_threads(int name, int n)
     asm volatile("barrier.sync %0, %1;" ::"r"(name), "r"(n) : "memory");
 }
 
+/* The same with numbers that the compiler knows: only such barriers leave the others to blocks beside this one. */
+template <int NAME, int N> MF_PTX void sync_threads()
+{
+    asm volatile("barrier.sync %0, %1;" ::"n"(NAME), "n"(N) : "memory");
+}
+
 MF_PTX bool sync_threads_or(int name, int n, bool v)
 {
     uint32_t any;
