@@ -713,13 +713,30 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
     return __reduce_min_sync(MF_FULL_WARP, WARPS < 8 ? (lane < WARPS ? top.y : UINT32_MAX) : lane < 8 ? top.x : UINT32_MAX);
 }
 
+/* How many of 64 keys come before expert i's. */
+MF_DEV int rank_among(const uint32_t (&keys)[64], uint32_t key, int i)
+{
+    int rank = 0;
+#pragma unroll 4
+    for (int j = 0; j < 64; j += 4) {
+        const uint4 k = *(const uint4 *)(keys + j);
+        rank += k.x >= key + (j >= i);
+        rank += k.y >= key + (j + 1 >= i);
+        rank += k.z >= key + (j + 2 >= i);
+        rank += k.w >= key + (j + 3 >= i);
+    }
+    return rank;
+}
+
 template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
 __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_constant__ rows_call c)
 {
     constexpr int N = WARPS * 32;
+    constexpr bool ALL = N == 64; /* all are candidates */
     __shared__ candidate list[N == 64 ? 128 : N];
     __shared__ float parts[SOFTMAX ? N : 1];
     __shared__ uint2 tops[WARPS];
+    __shared__ __align__(16) uint32_t keys[64];
     __shared__ choice chosen[MAX_K];
     __shared__ int num_candidates;
     const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
@@ -766,6 +783,9 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
             if (lane == 0) {
                 tops[warp] = make_uint2(best, second);
             }
+            if (ALL) {
+                keys[i & 63] = key;
+            }
             general = sync_threads_or(1, N, odd);
             if (!general) {
                 const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
@@ -775,17 +795,24 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
                     w = zero_if_below(d, -87.0f, exp_in_range(d));
                     parts[i] = w;
                 }
-                bool kept;
-                const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
-                const bool is_candidate = kept && key >= bound;
-                const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
-                int at = 0;
-                if (lane == 0 && has != 0) {
-                    at = add_shared(&num_candidates, __popc(has));
-                }
-                at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
-                if (is_candidate) {
-                    list[at] = candidate{ key, i, w, 0 };
+                if constexpr (ALL) {
+                    const int rank = rank_among(keys, key, i);
+                    if (rank < MAX_K) {
+                        chosen[rank] = choice{ i, w };
+                    }
+                } else {
+                    bool kept;
+                    const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
+                    const bool is_candidate = kept && key >= bound;
+                    const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
+                    int at = 0;
+                    if (lane == 0 && has != 0) {
+                        at = add_shared(&num_candidates, __popc(has));
+                    }
+                    at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
+                    if (is_candidate) {
+                        list[at] = candidate{ key, i, w, 0 };
+                    }
                 }
             }
         }
@@ -797,7 +824,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
         }
         sync_threads(1, N);
         if (valid && !general) { /* eight lanes a candidate: how many come before it */
-            const int n = num_candidates, eighth = lane & 7;
+            const int n = ALL ? 0 : num_candidates, eighth = lane & 7;
 #pragma unroll 1
             for (int a = 0; a < n; a += WARPS * 4) {
                 const int own = a + warp * 4 + (lane >> 3);
