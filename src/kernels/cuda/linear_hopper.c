@@ -62,6 +62,12 @@ static int32_t tile_rows(const mf_cuda_gpu *gpu, const mf_cuda_linear *call)
     return narrow < wide ? 128 : 192;
 }
 
+bool mf_cuda_linear_is_tall(const mf_cuda_linear *call)
+{
+    enum { LEAST = 65536 };
+    return call->num_batches == 0 && call->parts == 1 && call->w[0].n >= LEAST;
+}
+
 int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream)
 {
     encode_fn make = NULL;
@@ -71,7 +77,7 @@ int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, vo
     }
     mf_cuda_linear_maps maps = { .p = *call };
     mf_cuda_linear *p = &maps.p;
-    const bool is_few = p->num_tokens <= MF_CUDA_STREAM_TOKENS;
+    const bool is_few = p->num_tokens <= MF_CUDA_STREAM_TOKENS && !mf_cuda_linear_is_tall(p);
     maps.w_rows = is_few ? 64 : tile_rows(gpu, p);
     for (maps.x_rows = is_few ? 32 : 128; is_few && maps.x_rows < p->num_tokens; maps.x_rows *= 2) {
     }

@@ -160,6 +160,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
     }
     cluster_sync();
     float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
+#pragma unroll(EACH == 1 ? 4 : 2)
     for (int at = tid; at < 8 * N; at += STREAM_THREADS) { /* this block's eight rows */
         const int r = rank * 8 + (at & 7), t = at >> 3;
         float part[CLUSTER * EACH];

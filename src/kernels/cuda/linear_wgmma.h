@@ -3,6 +3,7 @@
 #define MF_KERNELS_CUDA_LINEAR_WGMMA_H
 
 #include <cuda.h>
+#include <stdbool.h>
 
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/plan.h"
@@ -23,6 +24,9 @@ typedef struct mf_cuda_linear_maps {
 /* Products with bf16 matrices whose k is a multiple of 64 and whose rows lie on 16 bytes; x as planes of bf16.  A
  * cudaError_t. */
 int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream);
+
+/* Matrices of so many rows that tiles of 128 are enough for every multiprocessor, and many times over. */
+bool mf_cuda_linear_is_tall(const mf_cuda_linear *call);
 
 int mf_cuda_launch_linear_stream(mf_cuda_linear_maps *call, void *stream);
 int mf_cuda_launch_linear_tiles(const mf_cuda_linear_maps *call, int multiprocessors, void *stream);
