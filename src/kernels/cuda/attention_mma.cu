@@ -27,28 +27,19 @@ MF_DEV void copy_piece(uint4 *keys, uint4 *values, const mf_cuda_attention &p, c
     }
 }
 
-/* Where the rows of a piece lie, by 64 threads: -1 outside [first, last]. */
-MF_DEV void find_rows(int32_t *row_of, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
-                      int64_t last)
-{
-    if (threadIdx.x < PIECE) {
-        const int64_t position = base + threadIdx.x;
-        const uint32_t size = (uint32_t)p.block_size, at = (uint32_t)position;
-        row_of[threadIdx.x] =
-            position >= first && position <= last ? (int32_t)((uint32_t)blocks[at / size] * size + at % size) : -1;
-    }
-}
-
-/* The rows' keys or values, chunk by chunk; zeros where there is no row. */
+/* The rows' keys or values, chunk by chunk; zeros where there is no row, and nothing in row `skipped`. */
 template <int DIM, int THREADS>
-MF_DEV void copy_part(uint4 *rows, const uint16_t *part, int64_t row_size, const int32_t *row_of)
+MF_DEV void copy_part(uint4 *rows, const uint16_t *part, int64_t row_size, const int32_t *row_of, int skipped)
 {
     constexpr int CHUNKS = DIM / 8;
     const int chunk = threadIdx.x % CHUNKS;
 #pragma unroll 4
     for (int row = threadIdx.x / CHUNKS; row < PIECE; row += THREADS / CHUNKS) {
         const int from = row_of[row];
-        copy_async(rows + place<CHUNKS>(row, chunk), part + (from < 0 ? 0 : from) * row_size + chunk * 8, from >= 0);
+        if (row != skipped) {
+            copy_async(rows + place<CHUNKS>(row, chunk), part + (from < 0 ? 0 : from) * row_size + chunk * 8,
+                       from >= 0);
+        }
     }
 }
 
@@ -119,28 +110,39 @@ __global__ void __launch_bounds__(32 * DECODE_WARPS) decode_kernel(const __grid_
     const float *queries = p.q + t * p.q_stride + head0 * p.q_head_stride;
     query_rows<DIM> r;
     const int64_t begins[2] = { first, first }, ends[2] = { position, position };
-    /* A token alone: what lies before its own piece was cached by earlier steps, and the kernels in front do not touch
-     * it. */
-    const int64_t start = first / PIECE + blockIdx.z;
-    const bool is_early = p.num_tokens == 1 && start < position / PIECE;
+    const int64_t start = first / PIECE + blockIdx.z, own_piece = position / PIECE;
+    const bool is_early = is_alone(p, t);
     const uint16_t *cached = (const uint16_t *)p.cache + kv_head * DIM;
 #pragma unroll 1
-    for (int64_t piece = start; piece <= position / PIECE; piece += p.num_splits) {
+    for (int64_t piece = start; piece <= own_piece; piece += p.num_splits) {
         find_rows(row_of, p, blocks, piece * PIECE, first, position); /* the table is no kernel's work */
         __syncthreads();
         if (!is_early) {
             wait_for_previous();
         }
-        copy_part<DIM, THREADS>(keys, cached, p.row_size, row_of);
+        /* The token's own row, where the others are asked for before it is there. */
+        const int skipped = is_early && piece == start && piece == own_piece ? (int)(position % PIECE) : -1;
+        copy_part<DIM, THREADS>(keys, cached, p.row_size, row_of, skipped);
         copy_commit();
-        copy_part<DIM, THREADS>(values, cached + p.value_at, p.row_size, row_of);
+        copy_part<DIM, THREADS>(values, cached + p.value_at, p.row_size, row_of, skipped);
         copy_commit();
         if (piece == start) {
             wait_for_previous();
+            if (skipped >= 0 && threadIdx.x < 2 * CHUNKS) {
+                const int chunk = threadIdx.x % CHUNKS;
+                const bool is_key = threadIdx.x < CHUNKS;
+                copy_async((is_key ? keys : values) + place<CHUNKS>(skipped, chunk),
+                           cached + (is_key ? 0 : p.value_at) + row_of[skipped] * p.row_size + chunk * 8, true);
+            }
+            copy_commit();
             load_queries(r, g < heads ? queries + g * p.q_head_stride : NULL,
                          g + 8 < heads ? queries + (g + 8) * p.q_head_stride : NULL, p.scale, q);
         }
-        copy_wait<1>();
+        if (piece == start) {
+            copy_wait<0>();
+        } else {
+            copy_wait<1>();
+        }
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -258,7 +260,13 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
             }
         }
         if (is_mine && pass > 0) {
-            p.out[(t * p.num_heads + head) * p.v_dim + j] = __fmul_rn(value, __frcp_rn(sum));
+            const int64_t at = (t * p.num_heads + head) * p.v_dim + j;
+            const float v = __fmul_rn(value, __frcp_rn(sum));
+            if (p.rounded) {
+                p.rounded[at] = f32_to_bf16(v);
+            } else {
+                p.out[at] = v;
+            }
         }
     }
 }

@@ -181,4 +181,24 @@ MF_DEV bool has_no_end(const uint4 &v)
     return bad;
 }
 
+/* Where the rows of a piece lie, by 64 threads: -1 outside [first, last]. */
+MF_DEV void find_rows(int32_t *row_of, const mf_cuda_attention &p, const int32_t *blocks, int64_t base, int64_t first,
+                      int64_t last)
+{
+    if (threadIdx.x < PIECE) {
+        const int64_t position = base + threadIdx.x;
+        const uint32_t size = (uint32_t)p.block_size, at = (uint32_t)position;
+        row_of[threadIdx.x] =
+            position >= first && position <= last ? (int32_t)((uint32_t)blocks[at / size] * size + at % size) : -1;
+    }
+}
+
+/* Whether no other row of the batch (of at most as many as the block has threads) is of row t's sequence: what lies
+ * before its position was then cached by earlier steps, and the kernels in front do not touch it. */
+MF_DEV bool is_alone(const mf_cuda_attention &p, int64_t t)
+{
+    const int other = threadIdx.x;
+    return !__syncthreads_or(other < p.num_tokens && other != t && p.sequence[other] == p.sequence[t]);
+}
+
 #endif

@@ -664,22 +664,26 @@ static void gqa_attention(mf_device *device, const mf_gqa_args *args)
     }
 }
 
-/* Many rows on Hopper: attention makes its queries, keys and values are cached before it. */
+/* Keys and values are cached first.  Many rows on Hopper: attention makes its queries. */
 static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
                         const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
 {
     mf_cuda_attention p = gqa_of(args);
-    if (is_few_rows(&p) || !takes_mma_attention(device, &p) || !takes_hopper_attention(device, &p)) {
+    if (!takes_mma_attention(device, &p) || (!is_few_rows(&p) && !takes_hopper_attention(device, &p))) {
         return false;
     }
     if (!begin(device)) {
         return true; /* told by a later call */
     }
     mf_cuda_gqa_prepare r = prepare_of(prepare);
-    r.leaves_queries = 1;
+    r.leaves_queries = !is_few_rows(&p);
     *is_rounded = act_dtype == MF_BF16 && takes_mma(reader, act_dtype) && on16(args->out);
     p.rounded = *is_rounded ? (uint16_t *)args->out : NULL;
     done(device, mf_cuda_launch_gqa_prepare(&r, stream_of(device)), "keys");
+    if (is_few_rows(&p)) {
+        run_attention(device, &p, args->scratch);
+        return true;
+    }
     done(device, mf_cuda_launch_attention_hopper(&p, &r, stream_of(device)), "attention");
     return true;
 }
@@ -762,7 +766,7 @@ static void mla_attention(mf_device *device, const mf_mla_args *args)
         p.sequence += t;
         p.position += t;
         const bool is_mma = takes_mma_attention(device, &p);
-        p.rounded = is_mma && !is_few_rows(&p) && takes_mma(args->kv_b, MF_BF16) ? (uint16_t *)o_lat : NULL;
+        p.rounded = is_mma && takes_mma(args->kv_b, MF_BF16) ? (uint16_t *)o_lat : NULL;
         const mf_cuda_absorb absorb = { .kv_b = seen_matrix(args->kv_b),
                                         .q = q,
                                         .q_stride = heads * (nope + tail),

@@ -158,7 +158,7 @@ typedef struct mf_cuda_attention {
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;
     float *out; /* [T, heads, v_dim] */
-    uint16_t *rounded; /* the same in bf16, instead, of attention_wgmma.cu and attention_mla.cu's prefill; or NULL */
+    uint16_t *rounded; /* the same in bf16, instead, with tensor cores and a bf16 cache; or NULL */
     float scale;
     int32_t cache_is_bf16;
     int32_t heads_at_once; /* of a block */

@@ -1,0 +1,194 @@
+/* attend_once.c - attention that takes what the projections left: gqa_at_once leaves the results and the cache that
+ * gqa_prepare and gqa_attention leave one after the other, to the bit.
+ *
+ * Needs a GPU; tests/cuda/run.sh runs it. */
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/number.h"
+#include "base/random.h"
+#include "kernels/ops.h"
+#include "test.h"
+
+enum { BLOCK = 16, MOST_CONTEXT = 5000, NUM_BLOCKS = (MOST_CONTEXT + BLOCK - 1) / BLOCK, MOST_HEADS = 128 };
+
+static mf_error err;
+static mf_device *device;
+static uint64_t seed;
+
+static void *room(size_t bytes)
+{
+    void *block;
+    CHECK_OK(mf_device_malloc(device, bytes, &block, &err), err);
+    return block;
+}
+
+static void *put(const void *data, size_t bytes)
+{
+    void *block = room(bytes);
+    CHECK_OK(mf_device_copy(device, block, data, bytes, &err), err);
+    return block;
+}
+
+static void *get(const void *from, size_t bytes)
+{
+    void *to = malloc(bytes);
+    CHECK_OK(mf_device_copy(device, to, from, bytes, &err), err);
+    return to;
+}
+
+static float *random_floats(size_t n)
+{
+    float *v = malloc(n * sizeof *v);
+    for (size_t i = 0; i < n; i++) {
+        v[i] = (float)(int64_t)(mf_random_below(&seed, 2001) - 1000) * 1e-3f;
+    }
+    float *at = put(v, n * sizeof *v);
+    free(v);
+    return at;
+}
+
+static uint16_t *random_bf16(size_t n)
+{
+    uint16_t *v = malloc(n * sizeof *v);
+    for (size_t i = 0; i < n; i++) {
+        v[i] = mf_f32_to_bf16((float)(int64_t)(mf_random_below(&seed, 2001) - 1000) * 1e-3f);
+    }
+    uint16_t *at = put(v, n * sizeof *v);
+    free(v);
+    return at;
+}
+
+/* One token of one sequence, whose blocks lie in an order of their own. */
+static mf_kv_view view_of(int position, int64_t row_size, void *cache)
+{
+    static int32_t table[NUM_BLOCKS];
+    static const int32_t zero = 0;
+    for (int i = 0; i < NUM_BLOCKS; i++) {
+        table[i] = (i * 7 + 3) % NUM_BLOCKS;
+    }
+    const int32_t at = position;
+    return (mf_kv_view){ .dtype = MF_BF16,
+                         .row_size = row_size,
+                         .block_size = BLOCK,
+                         .block_table = put(table, sizeof table),
+                         .max_blocks = NUM_BLOCKS,
+                         .sequence = put(&zero, sizeof zero),
+                         .position = put(&at, sizeof at),
+                         .max_context = position + 1,
+                         .cache = cache };
+}
+
+static void same_bytes(const void *a, const void *b, size_t bytes, const char *what, int shape, int position)
+{
+    void *x = get(a, bytes), *y = get(b, bytes);
+    if (memcmp(x, y, bytes) != 0) {
+        fail_msg("shape %d, position %d: %s differ", shape, position, what);
+    }
+    free(x);
+    free(y);
+}
+
+static const int positions[] = { 0, 1, 63, 64, 65, 130, 511, 4097, MOST_CONTEXT - 1 };
+
+typedef struct gqa_shape {
+    int heads, kv_heads, dim, rope_dim;
+    bool has_norm, pair, norm_after_rope, has_sinks;
+    int window;
+} gqa_shape;
+
+TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
+{
+    static const gqa_shape shapes[] = {
+        { 32, 4, 128, 128, .has_norm = true },
+        { 12, 2, 64, 64, .has_norm = true, .pair = true, .norm_after_rope = true, .has_sinks = true, .window = 100 },
+        { 20, 1, 128, 64, .has_norm = false },
+        { 24, 24, 64, 32, .has_norm = true, .pair = true },
+        { 8, 8, 128, 0, .has_norm = true },
+    };
+    CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
+    const mf_device_ops *ops = device->ops;
+    const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
+    int done = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const gqa_shape *s = &shapes[i];
+        const size_t width = (size_t)(s->heads * s->dim), row = (size_t)(2 * s->kv_heads * s->dim);
+        const size_t cached = (size_t)NUM_BLOCKS * BLOCK * row;
+        seed = 3 + i;
+        float *cos_sin = random_floats((size_t)MOST_CONTEXT * 128), *q_norm = random_floats(128),
+              *k_norm = random_floats(128);
+        float *sinks = random_floats(MOST_HEADS);
+        uint16_t *start = random_bf16(cached), *caches[2] = { room(cached * 2), room(cached * 2) };
+        void *host = get(start, cached * 2);
+        for (size_t n = 0; n < sizeof positions / sizeof positions[0]; n++) {
+            float *left = random_floats(width), *rows = random_floats(row), *q[2], *out[2];
+            for (int k = 0; k < 2; k++) {
+                void *v = get(left, width * 4);
+                q[k] = put(v, width * 4);
+                free(v);
+                out[k] = room(width * 4);
+                CHECK_OK(mf_device_copy(device, caches[k], host, cached * 2, &err), err);
+            }
+            mf_gqa_args args = { .num_tokens = 1,
+                                 .num_heads = s->heads,
+                                 .num_kv_heads = s->kv_heads,
+                                 .head_dim = s->dim,
+                                 .v_head_dim = s->dim,
+                                 .softmax_scale = 0.09f,
+                                 .window = s->window,
+                                 .sinks = s->has_sinks ? sinks : NULL,
+                                 .kv = view_of(positions[n], (int64_t)row, NULL) };
+            args.scratch = room(ops->gqa_scratch_floats(device, &args) * 4);
+            mf_gqa_prepare_call prepare = { .num_tokens = 1,
+                                            .num_heads = s->heads,
+                                            .num_kv_heads = s->kv_heads,
+                                            .head_dim = s->dim,
+                                            .v_head_dim = s->dim,
+                                            .rows = rows,
+                                            .q_norm = s->has_norm ? q_norm : NULL,
+                                            .k_norm = s->has_norm ? k_norm : NULL,
+                                            .eps = 1e-6f,
+                                            .rope_dim = s->rope_dim,
+                                            .rope_pair = s->pair,
+                                            .norm_after_rope = s->norm_after_rope,
+                                            .cos_sin = cos_sin };
+            for (int k = 0; k < 2; k++) {
+                args.kv.cache = caches[k];
+                prepare.kv = args.kv;
+                prepare.q = q[k];
+                args.q = q[k];
+                args.out = out[k];
+                if (k == 0) {
+                    ops->gqa_prepare(device, &prepare);
+                    ops->gqa_attention(device, &args);
+                    ops->convert(device, out[0], (int64_t)width, MF_BF16, q[0]);
+                } else {
+                    bool is_rounded = false;
+                    if (!ops->gqa_at_once(device, &prepare, &args, &reader, MF_BF16, &is_rounded)) {
+                        break;
+                    }
+                    CHECK(is_rounded);
+                    CHECK_OK(mf_device_synchronize(device, &err), err);
+                    same_bytes(q[0], out[1], width * 2, "results", (int)i, positions[n]);
+                    same_bytes(caches[0], caches[1], cached * 2, "caches", (int)i, positions[n]);
+                    done++;
+                }
+            }
+            for (int k = 0; k < 2; k++) {
+                mf_device_free(device, q[k]);
+                mf_device_free(device, out[k]);
+            }
+            mf_device_free(device, left);
+            mf_device_free(device, rows);
+            mf_device_free(device, args.scratch);
+        }
+        for (int k = 0; k < 2; k++) {
+            mf_device_free(device, caches[k]);
+        }
+        mf_device_free(device, start);
+        free(host);
+    }
+    CHECK_EQ(done, (int)(sizeof shapes / sizeof shapes[0] * (sizeof positions / sizeof positions[0])));
+    mf_device_close(&device);
+}
