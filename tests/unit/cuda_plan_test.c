@@ -493,7 +493,7 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
             plan_grouped(&p, 128, (mf_cuda_path)path, tokens[i], 768);
             const mf_cuda_grouped *g = &p.plan.grouped;
             if (g->rows_group) { /* grouped_rows.cu's: below */
-                CHECK(path == MF_CUDA_PATH_FP8 && tokens[i] > 1535);
+                CHECK(path == MF_CUDA_PATH_FP8 && tokens[i] >= 1024);
                 continue;
             }
             const bool few = tokens[i] <= MF_CUDA_FEW_GROUPED_TOKENS;
@@ -514,14 +514,14 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
                 CHECK(!mixed.plan.grouped.x_in_order && mixed.plan.is_grouped);
             }
             CHECK_EQ(g->max_tokens, tokens[i] < 768 ? 64 : path == MF_CUDA_PATH_FP8 ? 128 : 160);
-            CHECK_EQ(g->clears_counts, tokens[i] * 8 > MF_CUDA_PREPARE_PAIRS);
+            CHECK_EQ(g->clears_counts, tokens[i] * 8 > MF_CUDA_SORTED_PAIRS);
         }
     }
 }
 
 TEST(fp8_tokens_are_rows_where_slots_have_many_of_them)
 {
-    static const int64_t tokens[] = { 1535, 1536, 8192, 100000 }, widths[] = { 128, 256, 768, 2048 };
+    static const int64_t tokens[] = { 1023, 1024, 8192, 100000 }, widths[] = { 128, 256, 768, 2048 };
     for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
         for (size_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
             experts_problem p;
@@ -530,11 +530,11 @@ TEST(fp8_tokens_are_rows_where_slots_have_many_of_them)
             p.experts.max_intermediate_size = widths[w];
             CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
             const mf_cuda_grouped *g = &p.plan.grouped;
-            CHECK_EQ(g->rows_group > 0, tokens[i] >= 1536); /* 96 a slot */
+            CHECK_EQ(g->rows_group > 0, tokens[i] >= 1024); /* 64 a slot */
             CHECK(p.plan.is_grouped && g->max_tokens == 128);
             if (g->rows_group) {
                 CHECK_EQ(g->stages, 4);
-                CHECK(g->stages * MF_CUDA_ROWS_STAGE + MF_CUDA_ROWS_STAGING + 4096 <= h200.shared_bytes);
+                CHECK(g->stages * MF_CUDA_ROWS_STAGE + 4096 <= h200.shared_bytes);
                 CHECK(g->up_tiles * 128 >= widths[w] && (g->up_tiles - 1) * 128 < widths[w]);
                 CHECK(g->down_units * g->down_steps >= g->down_tiles && (g->down_units - 1) * g->down_steps < g->down_tiles);
                 CHECK(g->down_tiles * 256 >= 2048 && g->rows_group * g->up_tiles >= g->blocks - g->up_tiles);

@@ -185,6 +185,7 @@ typedef struct mf_cuda_experts {
 
 /* Both grouped products of a table on Hopper (grouped.cu), with what prepares them (grouped_prepare.cu). */
 enum { MF_CUDA_FEW_GROUPED_TOKENS = 8, MF_CUDA_FEW_GROUPED_PAIRS = 128 }; /* grouped_few.cu takes */
+enum { MF_CUDA_SORTED_PAIRS = 12288 }; /* at most, that one block sorts */
 enum { MF_CUDA_PREPARE_PAIRS = 4096, MF_CUDA_GROUPED_SLOTS = 2048, MF_CUDA_GROUPED_TILES = 65536 };
 
 /* Words of the device's own counters, all zero between calls; those from LAUNCHES on are grouped_one.cu's, which tells
@@ -206,8 +207,9 @@ enum {
 };
 
 /* Boxes that a table's tensor maps copy: 64 rows by a line of 128 bytes; 32 and 64 rows by 4 and 2 lines; grouped_one.cu's: 8
- * rows by 8 lines, and what mf_cuda_box_rows and mf_cuda_box_lines say of w2. */
-enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOX_UP, MF_CUDA_BOX_DOWN, MF_CUDA_BOXES };
+ * rows by 8 lines, and what mf_cuda_box_rows and mf_cuda_box_lines say of w2; FP8: 128 rows by a line as grouped_rows.cu wants
+ * them. */
+enum { MF_CUDA_BOX_LONG = 0, MF_CUDA_BOX_32, MF_CUDA_BOX_64, MF_CUDA_BOX_UP, MF_CUDA_BOX_DOWN, MF_CUDA_BOX_TURNED, MF_CUDA_BOXES };
 
 /* Rows of w2's boxes, which are large because the copy engine takes 0.2 us for the smallest: as many as a product has
  * (bf16: 16); FP8: a block's, of a product's 64. */
@@ -299,10 +301,8 @@ static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
     return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
 }
 
-/* grouped_rows.cu: tokens of a tile; shared memory of a stage, 256 weight rows and the tokens' by 128 bytes of K with their scales,
- * and of results. */
-enum { MF_CUDA_ROWS_TOKENS = 128, MF_CUDA_ROWS_STAGE = (256 + MF_CUDA_ROWS_TOKENS) * 128 + 1024,
-       MF_CUDA_ROWS_STAGING = 16384 };
+/* grouped_rows.cu: tokens of a tile; shared memory of a stage, 256 weight rows and the tokens' by 128 bytes of K with their scales. */
+enum { MF_CUDA_ROWS_TOKENS = 128, MF_CUDA_ROWS_STAGE = (256 + MF_CUDA_ROWS_TOKENS) * 128 + 1024 };
 
 /* The same of grouped_few.cu. */
 static inline int64_t mf_cuda_few_stage_bytes(int rows)

@@ -14,7 +14,9 @@ namespace
 
 constexpr int STAGE_ROWS = 4 * SUBTILE;
 constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
-constexpr int STAGING = 9216;   /* results on their way out: see write_up, write_down */
+constexpr int GATHERING_REGISTERS = 56,
+              MULTIPLYING_REGISTERS = 224; /* a gathering thread holds the places of 14 rows */
+constexpr int STAGING = 9216;              /* results on their way out: see write_up, write_down */
 
 template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
@@ -148,7 +150,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             const float b = r < hidden ? slot.down_bias[r] : 0.0f;
 #pragma unroll
             for (int i = 0; i < N / 8; i++) {
-                float (&s)[N / 2] = k >> 1 ? high : low;
+                float(&s)[N / 2] = k >> 1 ? high : low;
                 s[4 * i + 2 * (k & 1)] = __fadd_rn(s[4 * i + 2 * (k & 1)], b);
                 s[4 * i + 2 * (k & 1) + 1] = __fadd_rn(s[4 * i + 2 * (k & 1) + 1], b);
             }
@@ -167,7 +169,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             own_barrier(group);
 #pragma unroll
             for (int t = 0; t < 2; t++) {
-                float (&v)[N / 2] = t ? high : low;
+                float(&v)[N / 2] = t ? high : low;
                 const int token = (lane >> 4) * 8 + (lane & 7), chunk = t * 8 + warp * 2 + (lane >> 3 & 1);
                 store_transposed(whole + (token * WIDE_PITCH + chunk * 8) * 2, pack_bf16(v[8 * c], v[8 * c + 1]),
                                  pack_bf16(v[8 * c + 2], v[8 * c + 3]), pack_bf16(v[8 * c + 4], v[8 * c + 5]),
@@ -377,7 +379,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 for (int k = 0; k < 4; k++) {
                     const CUtensorMap *map = k & 1 ? m1 : m0;
                     const int row = first + 64 * (is_down ? k : k >> 1);
-                    if (slot_tiles == 1) {
+                    if (slot_tiles == 1 && p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS) {
                         copy_box_once(to + k * SUBTILE, map, row, line, full);
                     } else { /* other blocks read it for their tokens */
                         copy_box(to + k * SUBTILE, map, row, line, full);
@@ -400,58 +402,77 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
 /* ---- the warps that gather tokens ---- */
 
 /* Scales of a warpgroup's rows: of gate and up, or of w2's, one per line; NULL: rows past the last. */
-MF_DEV const float *weight_scales(const mf_cuda_grouped &p, const unit &u, int step, int group, int half)
+MF_DEV const float *weight_scales(const mf_cuda_grouped &p, unit_ref u, int step, int group, int half)
 {
-    const mf_cuda_slot &slot = p.e.slots[u.slot];
-    const mf_cuda_matrix &m = u.is_down ? slot.down : half ? slot.up : slot.gate;
-    const int64_t row = u.is_down ? u.row + 256 * step + 128 * group : u.row;
+    const mf_cuda_slot &slot = p.e.slots[u->slot];
+    const mf_cuda_matrix &m = u->is_down ? slot.down : half ? slot.up : slot.gate;
+    const int64_t row = u->is_down ? u->row + 256 * step + 128 * group : u->row;
     return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
 }
 
-template <bool FP8, int MAX>
-MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, shared_state *s)
+template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>();
+    constexpr int STAGE = stage_bytes<FP8, MAX>(), APART = GATHERERS / 8, EACH = (MAX + APART - 1) / APART;
+    static_assert(APART == 12, "every other row of a thread's is swizzled alike");
     const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
+    const uint32_t tokens = shared_address(stages + STAGE_ROWS),
+                   own[2] = { tokens + swizzled(first_row, chunk), tokens + (swizzled(first_row, chunk) ^ 64) };
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        const unit u = *(const unit *)announced_unit(s, n);
-        if (u.slot < 0) {
+        unit_ref u = announced_unit(s, n);
+        if (u->slot < 0) {
             barrier_arrive(&s->full[cursor.stage]);
             return;
         }
-        if (u.is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+        const bool is_down = u->is_down != 0;
+        const int first = u->first, count = u->count, lines = u->lines, steps = u->steps;
+        auto row_of = [&](int t) {
+            return is_down ? (uint32_t)(first + t) : (uint32_t)__ldg(p.sorted + first + t) / (uint32_t)p.e.num_columns;
+        };
+        const uint32_t pitch = (uint32_t)((is_down ? p.h_pitch : p.x_pitch) / 16);
+        uint32_t
+            at[EACH]; /* where this thread's rows begin, in 16 bytes: in registers, lest every copy wait for a table */
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const int t = first_row + APART * k;
+            at[k] = t < count ? row_of(t) * pitch : 0;
+        }
+        constexpr int SCALES = (MAX + GATHERERS - 1) / GATHERERS;
+        uint32_t scale_at[SCALES];
+#pragma unroll
+        for (int k = 0; FP8 && k < SCALES; k++) {
+            const int t = tid + GATHERERS * k;
+            scale_at[k] = t < count ? row_of(t) * (uint32_t)(is_down ? p.h_groups : p.x_groups) : 0;
+        }
+        if (is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) < (uint32_t)u->need) {
             }
         }
-        named_barrier<BARRIER_GATHER, GATHERERS>(); /* nobody reads the last unit's rows any more */
-        for (int t = tid; t < u.count; t += GATHERERS) {
-            rows[t] = u.is_down ? (uint32_t)(u.first + t) : (uint32_t)p.sorted[u.first + t] / (uint32_t)p.e.num_columns;
-        }
-        named_barrier<BARRIER_GATHER, GATHERERS>();
-        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
-        const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
-        const uint32_t pitch = (uint32_t)(u.is_down ? p.h_pitch : p.x_pitch);
-        const uint32_t groups = (uint32_t)(u.is_down ? p.h_groups : p.x_groups);
-        for (int step = 0; step < u.steps; step++) {
+        for (int step = 0; step < steps; step++) {
             const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
-            for (int line = 0; line < u.lines; line++) {
+            for (int line = 0; line < lines; line++) {
                 if (step + line > 0) {
                     barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
                 }
-                uint8_t *to = stages + cursor.stage * STAGE + STAGE_ROWS;
-                const uint8_t *from = rows_from + line * LINE;
-#pragma unroll 8
-                for (int t = first_row; t < u.count; t += GATHERERS / 8) {
-                    copy_async(to + swizzled(t, chunk), from + (uint64_t)rows[t] * pitch, true);
+                const uint8_t *from = (is_down ? p.h_bytes : p.x_bytes) + chunk * 16 + line * LINE;
+                const uint32_t to[2] = { own[0] + cursor.stage * STAGE, own[1] + cursor.stage * STAGE };
+#pragma unroll
+                for (int k = 0; k < EACH; k++) {
+                    if (first_row + APART * k < count) {
+                        copy_async_at(to[k & 1] + APART * k * LINE, from + (uint64_t)at[k] * 16, 16);
+                    }
                 }
                 if (FP8) {
-                    float *scales = (float *)(to + MAX * LINE);
-                    for (int t = tid; t < u.count; t += GATHERERS) {
-                        copy_word_async(scales + t, scales_from + line + (uint64_t)rows[t] * groups, true);
+                    const float *scales_from = (is_down ? p.h_scales : p.x_scales) + line;
+                    const uint32_t scales = tokens + cursor.stage * STAGE + MAX * LINE + tid * 4;
+#pragma unroll
+                    for (int k = 0; k < SCALES; k++) {
+                        if (tid + GATHERERS * k < count) {
+                            copy_word_async_at(scales + GATHERERS * k * 4, scales_from + scale_at[k]);
+                        }
                     }
                     if (weight_scale) {
-                        copy_word_async(scales + MAX + tid, weight_scale + line, true);
+                        copy_word_async_at(scales + MAX * 4, weight_scale + line);
                     }
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
@@ -462,8 +483,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint32_t *rows, uint8_t *stages, sh
 }
 
 template <bool FP8, int MAX>
-__global__ void __launch_bounds__(THREADS, 1)
-    grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
+__global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
@@ -485,25 +505,24 @@ __global__ void __launch_bounds__(THREADS, 1)
     const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
     scan_tiles(p, MAX, offsets, prefix, s->sums);
     if (threadIdx.x < PRODUCERS) {
-        give_registers<PRODUCER_REGISTERS>();
+        give_registers<GATHERING_REGISTERS>();
         if (threadIdx.x == 0) {
             bring_weights<FP8, MAX>(p, offsets, prefix, first, stages, s);
         } else if (threadIdx.x >= 32) {
-            gather<FP8, MAX>(p, (uint32_t *)(prefix + p.e.num_slots + 1), stages, s);
+            gather<FP8, MAX>(p, stages, s);
         }
     } else {
-        take_registers<CONSUMER_REGISTERS>();
+        take_registers<MULTIPLYING_REGISTERS>();
         zero_strangers(p);
         consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 }
 
-template <bool FP8, int MAX>
-int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
     const auto kernel = grouped_kernel<FP8, MAX>;
     const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
-                         ((size_t)call->e.num_slots + 1) * 8 + MAX * 4;
+                         ((size_t)call->e.num_slots + 1) * 8;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 

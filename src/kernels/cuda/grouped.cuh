@@ -17,7 +17,6 @@ constexpr int SCALE_BYTES = 1024;  /* of a stage: the tokens' scales, whole swiz
 
 /* A block: a warp that brings weights, three that gather tokens, two warpgroups that multiply. */
 constexpr int THREADS = 384, PRODUCERS = 128, GATHERERS = 96;
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 enum { BARRIER_BOTH = 1, BARRIER_GATHER, BARRIER_CODES, BARRIER_PRODUCERS, BARRIER_LISTS, BARRIER_OWN }; /* OWN + warpgroup */
 
 /* A unit of work.  It stays in shared memory while it is worked on: registers are for sums. */

@@ -25,14 +25,30 @@ static CUresult encode(encode_fn make, const void *data, bool fp8, int64_t n, in
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
+/* The same for grouped_rows.cu, 128 rows of a line: of every 32 the four pairs of rows that one thread's sums are of,
+ * 8 i + 2 q and the next, come from rows 8 q + 2 i, so that a thread holds eight rows in one piece. */
+static CUresult encode_turned(encode_fn make, const mf_cuda_matrix *m, CUtensorMap *out)
+{
+    const cuuint64_t row = (cuuint64_t)m->row_stride;
+    const cuuint64_t sizes[5] = { (cuuint64_t)m->k, 2, 4, 4, (cuuint64_t)m->n / 32 };
+    const cuuint64_t pitch[4] = { row, 8 * row, 2 * row, 32 * row };
+    const cuuint32_t box[5] = { 128, 2, 4, 4, 4 }, every[5] = { 1, 1, 1, 1, 1 };
+    return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, (void *)m->data, sizes, pitch, box, every,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
 static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int64_t hidden, int64_t blocks, int box,
                            CUtensorMap *out)
 {
     const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
     const int64_t size = fp8 ? 1 : 2;
+    if (box == MF_CUDA_BOX_TURNED && fp8) {
+        return encode_turned(make, m, out);
+    }
     const int32_t down_rows = mf_cuda_box_rows(fp8, hidden, blocks);
-    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, (uint32_t)down_rows };
-    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(down_rows, m->k * size) };
+    const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, (uint32_t)down_rows, 64 };
+    const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(down_rows, m->k * size), 1 };
     return encode(make, m->data, fp8, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
 }
 

@@ -6,7 +6,7 @@ enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
 enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192 };
 /* grouped_rows.cu's: tokens a slot from which on it is taken, lines of w2 a unit. */
-enum { ROWS_PER_SLOT = 96, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = MF_CUDA_ROWS_STAGING + 6144, ROWS_MOST_STAGES = 4 };
+enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_MOST_STAGES = 4 };
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -203,11 +203,14 @@ static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64
     g->h_pitch = g->e.h_stride * 2;
 }
 
-/* Many tokens of FP8, whose output is bf16 in whole 16 bytes. */
+/* Many tokens of FP8, whose output is bf16 in whole 16 bytes; places in 32 bits. */
 static void plan_rows(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
+    const mf_cuda_experts *e = &g->e;
     const int64_t room = gpu->shared_bytes - ROWS_FIXED_BYTES - 8 * (experts->num_slots + 1), stages = room / MF_CUDA_ROWS_STAGE;
-    if (!g->fp8 || per_slot < ROWS_PER_SLOT || g->e.y_dtype != MF_BF16 || !g->e.y_is_wide || stages < 3) {
+    if (!g->fp8 || per_slot < ROWS_PER_SLOT || e->y_dtype != MF_BF16 || !e->y_is_wide || stages < 3 ||
+        e->num_tokens * e->y_stride + e->num_columns * e->y_column_stride > (int64_t)8 * UINT32_MAX ||
+        e->num_tokens * g->x_pitch > UINT32_MAX || e->num_pairs * g->h_pitch > UINT32_MAX) {
         return;
     }
     const int64_t lines = experts->max_intermediate_size / 128;
@@ -244,7 +247,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
     g->width = paths->width;
     g->blocks = gpu->num_multiprocessors;
-    g->clears_counts = pairs > MF_CUDA_PREPARE_PAIRS;
+    g->clears_counts = pairs > MF_CUDA_SORTED_PAIRS;
     g->e.h_stride = stride;
     g->h_groups = stride / 128;
     g->x_groups = experts->hidden_size / 128;

@@ -1,16 +1,16 @@
 /* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for FP8 the tokens' codes.
  *
- * Up to MF_CUDA_PREPARE_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch
+ * Up to MF_CUDA_SORTED_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch
  * counts the slots, and a second one places the pairs.
- * The order inside a slot is whatever the counters give: a token's column of a product does not see its neighbours, so no
- * bit of the result shows it. */
+ * The order inside a slot is whatever the counters give: a token's column of a product does not see its neighbours, so
+ * no bit of the result shows it. */
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/packed.cuh"
 
 namespace
 {
 
-constexpr int BLOCK = 1024, KEPT = MF_CUDA_PREPARE_PAIRS / BLOCK;
+constexpr int BLOCK = 1024;
 
 /* Exclusive sums over the slots of `counts`, in place; the total to counts[slots]. */
 MF_DEV void scan_counts(uint32_t *counts, int slots)
@@ -50,8 +50,10 @@ MF_DEV void write_offsets(const mf_cuda_grouped &p, const uint32_t *starts, int 
     }
 }
 
-MF_DEV void sort_in_block(const mf_cuda_grouped &p, uint32_t *counts)
+/* PAIRS: at most. */
+template <int PAIRS> MF_DEV void sort_in_block(const mf_cuda_grouped &p, uint32_t *counts)
 {
+    constexpr int KEPT = PAIRS / BLOCK;
     const int slots = (int)p.e.num_slots, pairs = (int)p.e.num_pairs;
     int32_t id[KEPT];
     uint32_t place[KEPT];
@@ -117,9 +119,13 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
     extern __shared__ uint32_t counts[];
     wait_for_previous();
     let_next_start();
-    const bool is_small = p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS;
+    const bool is_small = p.e.num_pairs <= MF_CUDA_SORTED_PAIRS;
     if (is_small && blockIdx.x == 0) {
-        sort_in_block(p, counts);
+        if (p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS) {
+            sort_in_block<MF_CUDA_PREPARE_PAIRS>(p, counts);
+        } else {
+            sort_in_block<MF_CUDA_SORTED_PAIRS>(p, counts);
+        }
         return;
     }
     if (!is_small) {
@@ -175,7 +181,7 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
-    const bool is_small = call->e.num_pairs <= MF_CUDA_PREPARE_PAIRS, early = call->e.starts_early != 0;
+    const bool is_small = call->e.num_pairs <= MF_CUDA_SORTED_PAIRS, early = call->e.starts_early != 0;
     const int64_t per_block = call->packed ? BLOCK / 16 : BLOCK / 8, work = call->e.num_tokens * call->x_groups;
     const int64_t groups = call->fp8 || call->packed ? (work + per_block - 1) / per_block : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;

@@ -17,14 +17,14 @@ namespace
 
 constexpr int TILE = MF_CUDA_ROWS_TOKENS, ROWS = 256, STAGE_TOKENS = ROWS * LINE;
 constexpr int STAGE_SCALES = STAGE_TOKENS + TILE * LINE,
-              STAGE = STAGE_SCALES + SCALE_BYTES;                        /* a token's each, two of weights */
-constexpr int RING = 2 * TILE * 16;                                      /* tokens' scales, two times four lines' */
-constexpr int STAGING = MF_CUDA_ROWS_STAGING, OWN_STAGING = STAGING / 8; /* a warp's: 16 tokens by 64 columns */
-static_assert(STAGE == MF_CUDA_ROWS_STAGE && OWN_STAGING == 16 * 128, "the plan counts with these");
+              STAGE = STAGE_SCALES + SCALE_BYTES; /* a token's each, two of weights */
+constexpr int RING = 2 * TILE * 16;               /* tokens' scales, two times four lines' */
+static_assert(STAGE == MF_CUDA_ROWS_STAGE, "the plan counts with it");
 
 /* A block's first warp brings weights, the second says what has landed, two gather tokens. */
 constexpr int RELAY = 32, FIRST_GATHERER = 64, NUM_GATHERERS = 64;
-constexpr int OTHERS_REGISTERS = 56, MULTIPLIERS_REGISTERS = 224; /* a gathering thread holds the places of 16 rows */
+constexpr int OTHERS_REGISTERS = 72, MULTIPLIERS_REGISTERS = 216; /* a gathering thread holds the places of 16 rows */
+constexpr int APART = NUM_GATHERERS / 8;                          /* rows that a gathering thread has a part of */
 
 struct rows_state : shared_state {
     uint64_t landed[STAGES_AT_MOST]; /* tokens and scales */
@@ -32,9 +32,18 @@ struct rows_state : shared_state {
 
 /* An operand of products from the lower half of its descriptor: what a warp's lanes have in common, so that it is made
  * where the instruction wants it. */
-MF_DEV uint32_t operand_place(const void *shared)
+MF_DEV uint32_t operand_place(uint32_t shared)
 {
-    return __reduce_or_sync(MF_FULL_WARP, (uint32_t)product_operand(shared));
+    return __reduce_or_sync(MF_FULL_WARP, (shared & 0x3ffffu) >> 4 | 1u << 16);
+}
+
+constexpr uint32_t NOWHERE = 0xffffffff;
+
+MF_DEV float load_shared(uint32_t at)
+{
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+    return v;
 }
 
 MF_DEV uint64_t operand_at(uint32_t place)
@@ -113,8 +122,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         if (!at.is_down && u.row >= width) {
             continue;
         }
-        const CUtensorMap *m0 = map_of(p, low, at.is_down ? 2 : 0, MF_CUDA_BOX_LONG),
-                          *m1 = map_of(p, low, at.is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+        const CUtensorMap *m0 = map_of(p, low, at.is_down ? 2 : 0, MF_CUDA_BOX_TURNED),
+                          *m1 = map_of(p, low, at.is_down ? 2 : 1, MF_CUDA_BOX_TURNED);
         const int stages_used = u.steps * u.lines, second = at.is_down ? 128 : 0;
         for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
             barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -124,10 +133,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
             uint64_t *full = &s->full[cursor.stage];
             uint8_t *to = stages + cursor.stage * STAGE;
             barrier_expect(full, STAGE_TOKENS);
-            copy_box(to, m0, first, line, full);
-            copy_box(to + SUBTILE, m0, first + 64, line, full);
-            copy_box(to + 2 * SUBTILE, m1, first + second, line, full);
-            copy_box(to + 3 * SUBTILE, m1, first + second + 64, line, full);
+            copy_turned_box(to, m0, first / 32, line * LINE, full);
+            copy_turned_box(to + 2 * SUBTILE, m1, (first + second) / 32, line * LINE, full);
             stage_cursor::next(cursor);
             if (++line == u.lines) {
                 line = 0;
@@ -148,86 +155,99 @@ MF_DEV bool has_wide_scales(const mf_cuda_grouped &p)
     return p.x_groups % 4 == 0;
 }
 
+/* 16 bytes each to places APART rows apart; zeros, which cost less power than what was there, where `there` has no bit.
+ * A thread has sixteen of these copies a line: with few registers, and its place worked out anew for each, they take
+ * longer than the line's products. */
+MF_PTX void copy_four(uint32_t to, const uint8_t *const (&from)[4], uint32_t there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %5;\n"
+                 "cp.async.cg.shared.global [%0 + %9], [%2], 16, %6;\n"
+                 "cp.async.cg.shared.global [%0 + %10], [%3], 16, %7;\n"
+                 "cp.async.cg.shared.global [%0 + %11], [%4], 16, %8;" ::"r"(to),
+                 "l"(from[0]), "l"(from[1]), "l"(from[2]), "l"(from[3]), "r"(there & 1 ? 16 : 0),
+                 "r"(there & 2 ? 16 : 0), "r"(there & 4 ? 16 : 0), "r"(there & 8 ? 16 : 0), "n"(APART * LINE),
+                 "n"(2 * APART * LINE), "n"(3 * APART * LINE)
+                 : "memory");
+}
+
 MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, rows_state *s)
 {
-    constexpr int EACH = TILE / (NUM_GATHERERS / 8); /* rows of a line: every eighth from first_row on */
+    constexpr int EACH = TILE / APART; /* rows of a line, from first_row on */
     const int tid = threadIdx.x - FIRST_GATHERER, chunk = tid & 7, first_row = tid >> 3;
+    const uint32_t own = shared_address(stages + STAGE_TOKENS) + swizzled(first_row, chunk);
+    const uint32_t own_scales = shared_address(stages + STAGE_SCALES) + tid * 4,
+                   own_ring = shared_address(ring) + tid * 16;
     stage_cursor cursor = { 0, p.stages, 0 };
     int half = 0; /* of the ring */
     for (int n = 0;; n++) {
-        const unit u = *(const unit *)announced_unit(s, n);
-        if (u.slot < 0) {
+        unit_ref u = announced_unit(s, n);
+        if (u->slot < 0) {
             barrier_arrive(&s->landed[cursor.stage]);
             return;
         }
-        const bool wide = !u.is_down && has_wide_scales(p);
-        const uint32_t pieces = (uint32_t)((u.is_down ? p.h_pitch : p.x_pitch) / 16);
+        const bool is_down = u->is_down != 0, wide = !is_down && has_wide_scales(p);
+        const uint32_t pitch = (uint32_t)(is_down ? p.h_pitch : p.x_pitch);
+        const int count = u->count, first = u->first;
         auto row_of = [&](int t) {
-            const int pos = u.first + min(t, u.count - 1);
-            return u.is_down ? (uint32_t)pos : (uint32_t)p.sorted[pos] / (uint32_t)p.e.num_columns;
+            const int pos = first + min(t, count - 1);
+            return is_down ? (uint32_t)pos : (uint32_t)p.sorted[pos] / (uint32_t)p.e.num_columns;
         };
-        uint32_t at[EACH]; /* of the rows, in pieces of 16 bytes */
+        uint32_t at[EACH], there = 0; /* where this thread's pieces of the rows begin */
 #pragma unroll
         for (int k = 0; k < EACH; k++) {
-            at[k] = row_of(first_row + 8 * k) * pieces;
+            at[k] = row_of(first_row + APART * k) * pitch + chunk * 16;
+            there |= (first_row + APART * k < count ? 1u : 0u) << k;
         }
-        const uint32_t scale_rows[2] = { row_of(tid), row_of(tid + NUM_GATHERERS) };
-        if (u.is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need) {
+        const uint32_t per_row = (uint32_t)(is_down ? p.h_groups : p.x_groups);
+        const uint32_t scales_at[2] = { row_of(tid) * per_row, row_of(tid + NUM_GATHERERS) * per_row };
+        if (is_down) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) < (uint32_t)u->need) {
             }
         }
-        const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
-        const float *scales_from = u.is_down ? p.h_scales : p.x_scales, *weight_scales = nullptr;
-        const uint32_t per_row = (uint32_t)(u.is_down ? p.h_groups : p.x_groups);
-        const mf_cuda_slot &slot = p.e.slots[u.slot];
-        const mf_cuda_matrix &weights = u.is_down ? slot.down : tid == 0 ? slot.gate : slot.up;
-        const float *all_scales = (const float *)weights.scale;
-        const int scales_stride = (int)weights.scale_row_stride, last = (int)(weights.n - 1) / 128;
+        const int lines = u->lines, total = u->steps * lines;
         /* Where lines divide stages a stage meets the same line of the same tokens in each step: they stay there. */
-        const int total = u.steps * u.lines, copied = p.stages % u.lines == 0 ? min(total, p.stages) : total;
+        const int copied = p.stages % lines == 0 ? min(total, p.stages) : total;
+        const float *weight_scales = nullptr; /* of two threads */
         for (int i = 0, line = 0; i < total; i++) {
             if (i > 0) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
             }
-            uint8_t *to = stages + cursor.stage * STAGE + STAGE_TOKENS;
-            float *scales = (float *)(to + TILE * LINE);
+            const uint32_t to = own + cursor.stage * STAGE;
+            if (i < copied) {
+                const uint8_t *from = (is_down ? p.h_bytes : p.x_bytes) + line * LINE;
+#pragma unroll
+                for (int k = 0; k < EACH; k += 4) { /* the half that nobody multiplies stays what it was */
+                    const uint8_t *const rows[4] = { from + at[k], from + at[k + 1], from + at[k + 2],
+                                                     from + at[k + 3] };
+                    if (APART * k < 64 || count > 64) {
+                        copy_four(to + APART * k * LINE, rows, there >> k);
+                    }
+                }
+            }
+            const float *scales_from = (is_down ? p.h_scales : p.x_scales) + line;
+            if (wide && (line & 3) == 0) { /* four lines'; with four stages nobody reads what this half held */
+                copy_async_at(own_ring + half, scales_from + scales_at[0], 16);
+                copy_async_at(own_ring + half + NUM_GATHERERS * 16, scales_from + scales_at[1], 16);
+                half ^= TILE * 16;
+            } else if (!wide && i < copied) {
+                copy_word_async_at(own_scales + cursor.stage * STAGE, scales_from + scales_at[0]);
+                copy_word_async_at(own_scales + cursor.stage * STAGE + NUM_GATHERERS * 4, scales_from + scales_at[1]);
+            }
             if (tid < 2) {
                 if (line == 0) {
-                    const int block = u.row / 128 + (u.is_down ? 2 * (i / u.lines) + tid : 0);
+                    const mf_cuda_slot &slot = p.e.slots[u->slot];
+                    const mf_cuda_matrix &weights = is_down ? slot.down : tid == 0 ? slot.gate : slot.up;
+                    const int block = u->row / 128 + (is_down ? 2 * (i / lines) + tid : 0),
+                              last = (int)(weights.n - 1) / 128;
                     weight_scales =
-                        all_scales + (int64_t)min(block, last) * scales_stride; /* rows past the last one: any */
+                        (const float *)weights.scale +
+                        (int64_t)min(block, last) * weights.scale_row_stride; /* rows past the last one: any */
                 }
-                copy_word_async(scales + TILE + tid, weight_scales + line, true);
-            }
-            if (wide && (line & 3) == 0) { /* four lines'; with four stages nobody reads what this half held */
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    copy_async(ring + half + (tid + k * NUM_GATHERERS) * 16,
-                               scales_from + line + (uint64_t)scale_rows[k] * per_row, true);
-                }
-                half ^= TILE * 16;
-            }
-            if (i < copied) {
-                const uint8_t *from = rows_from + line * LINE;
-                to += swizzled(first_row, chunk);
-#pragma unroll
-                for (int k = 0; k < EACH; k++) {
-                    const int t = first_row + 8 * k;
-                    if (t < ((u.count + 63) & ~63)) { /* zeros cost less power than what was there */
-                        copy_async(to + 8 * k * LINE, from + (uint64_t)at[k] * 16, t < u.count);
-                    }
-                }
-                if (!wide) {
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        copy_word_async(scales + tid + k * NUM_GATHERERS,
-                                        scales_from + line + (uint64_t)scale_rows[k] * per_row, true);
-                    }
-                }
+                copy_word_async_at(own_scales + cursor.stage * STAGE + TILE * 4, weight_scales + line);
             }
             barrier_arrive_after_copies(&s->landed[cursor.stage]);
             stage_cursor::next(cursor);
-            line = line + 1 == u.lines ? 0 : line + 1;
+            line = line + 1 == lines ? 0 : line + 1;
         }
     }
 }
@@ -255,6 +275,13 @@ MF_DEV void relay(rows_state *s, int stages)
 
 /* ---- the two warpgroups that multiply ---- */
 
+/* Of 128 rows of weights, those whose sums a lane has at 4 i, 4 i + 1 (its first token) and 4 i + 2, 4 i + 3 (its
+ * second one): this and the next.  The tensor map has turned them, so that four i are eight rows in one piece. */
+MF_DEV int column_of(int i, int q)
+{
+    return (i >> 2) * 32 + 8 * q + (i & 3) * 2;
+}
+
 /* 64 tokens by 128 rows of the intermediate: activation, bf16, codes and a scale per token.  A token's columns are four
  * lanes'.  PLAIN: SiLU without biases, which is less code. */
 template <bool PLAIN>
@@ -268,7 +295,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
         for (int i = 0; i < 16; i++) {
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                const int r = row + 8 * i + 2 * q + e;
+                const int r = row + column_of(i, q) + e;
                 const float gb = slot.gate_bias ? slot.gate_bias[r] : 0.0f, ub = slot.up_bias ? slot.up_bias[r] : 0.0f;
 #pragma unroll
                 for (int k = 0; k < 2; k++) {
@@ -290,7 +317,6 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
         amax = max(amax, __shfl_xor_sync(MF_FULL_WARP, amax, 1));
         amax = max(amax, __shfl_xor_sync(MF_FULL_WARP, amax, 2));
         const float scale = quant_scale(QUANT_FP8_GROUP, 0.0f, p.e.e8m0, __uint_as_float(amax));
-        uint32_t words[8]; /* codes: four lanes' pairs of two i become eight bytes of one i a lane, then eight of 32 */
         auto codes = [&](auto divide) {
 #pragma unroll
             for (int i = 0; i < 16; i++) {
@@ -304,19 +330,14 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
         } else {
             codes([&](float x) { return __fdividef(x, scale); }); /* finite / inf, or NaN */
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const uint32_t other = __shfl_xor_sync(MF_FULL_WARP, q & 1 ? pairs[2 * j] : pairs[2 * j + 1], 1);
-            words[j] = q & 1 ? other | pairs[2 * j + 1] << 16 : pairs[2 * j] | other << 16;
-        }
         const int64_t pos = u->first + token + 8 * k;
         const bool is_there = token + 8 * k < u->count;
         uint8_t *to = p.h_codes + pos * p.e.h_stride + row + 8 * q;
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            const uint32_t other = __shfl_xor_sync(MF_FULL_WARP, q & 2 ? words[2 * m] : words[2 * m + 1], 2);
             if (is_there) {
-                *(uint2 *)(to + 32 * m) = q & 2 ? make_uint2(other, words[2 * m + 1]) : make_uint2(words[2 * m], other);
+                *(uint2 *)(to + 32 * m) =
+                    make_uint2(pairs[4 * m] | pairs[4 * m + 1] << 16, pairs[4 * m + 2] | pairs[4 * m + 3] << 16);
             }
         }
         if (is_there && q == 0) {
@@ -334,17 +355,16 @@ MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u, int group)
     }
 }
 
-/* 16 tokens by 256 columns of the output: a warp's, 64 columns at a time, so that 128 bytes of a token go out in one
- * piece. */
+/* 16 tokens by 256 columns of the output, a warp's: 64 bytes of a token in one piece, four lanes' 16. */
 MF_DEV void write_down(const mf_cuda_grouped &p, const float *bias, int row, float (&low)[64], float (&high)[64],
-                       uint8_t *staging, uint16_t *const (&to)[4])
+                       const uint32_t (&to)[2])
 {
-    const int lane = threadIdx.x & 31, hidden = (int)p.e.hidden_size;
+    const int q = threadIdx.x & 3, hidden = (int)p.e.hidden_size;
     if (bias) {
 #pragma unroll
         for (int i = 0; i < 32; i++) {
             float(&v)[64] = i < 16 ? low : high;
-            const int column = row + 8 * i + 2 * (lane & 3), at = 4 * (i & 15);
+            const int column = row + 128 * (i >> 4) + column_of(i & 15, q), at = 4 * (i & 15);
             const float b0 = column < hidden ? bias[column] : 0.0f, b1 = column < hidden ? bias[column + 1] : 0.0f;
             v[at] = __fadd_rn(v[at], b0);
             v[at + 1] = __fadd_rn(v[at + 1], b1);
@@ -353,23 +373,21 @@ MF_DEV void write_down(const mf_cuda_grouped &p, const float *bias, int row, flo
         }
     }
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-        float(&v)[64] = c < 2 ? low : high;
-        __syncwarp(); /* what was here has been read */
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int at = 32 * (c & 1) + 8 * j;
-            store_matrices(staging + swizzled(lane & 15, 2 * j + (lane >> 4)), pack_bf16(v[at], v[at + 1]),
-                           pack_bf16(v[at + 2], v[at + 3]), pack_bf16(v[at + 4], v[at + 5]),
-                           pack_bf16(v[at + 6], v[at + 7]));
+    for (int t = 0; t < 2; t++) {
+        float(&v)[64] = t ? high : low;
+        if (row + 128 * t >= hidden) {
+            break;
         }
-        __syncwarp();
-        const int column = row + 64 * c;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const uint4 piece = *(const uint4 *)(staging + swizzled(4 * k + (lane >> 3), lane & 7));
-            if (to[k] && column + (lane & 7) * 8 < hidden) {
-                *(uint4 *)(to[k] + column) = piece;
+        for (int k = 0; k < 2; k++) {
+            if (to[k] != NOWHERE) {
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    const int at = 16 * m + 2 * k;
+                    *((uint4 *)p.e.y + to[k] + (row + 128 * t + 32 * m) / 8) =
+                        make_uint4(pack_bf16(v[at], v[at + 1]), pack_bf16(v[at + 4], v[at + 5]),
+                                   pack_bf16(v[at + 8], v[at + 9]), pack_bf16(v[at + 12], v[at + 13]));
+                }
             }
         }
     }
@@ -387,13 +405,12 @@ MF_DEV void promote_rows(float (&acc)[64], const float (&part)[64], float low, f
     }
 }
 
-MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_state *s, const uint8_t *ring,
-                    uint8_t *staging)
+MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_state *s, const uint8_t *ring)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, lane = tid & 31, token = (tid >> 5) * 16 + (lane >> 2);
-    staging += (tid >> 5) * OWN_STAGING;
     int half = 0; /* of the ring */
+    const uint32_t first_stage = shared_address(stages), ring_token = shared_address(ring) + token * 16;
     for (int n = 0;; n++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
         unit_ref u = &s->units[n % UNITS];
@@ -421,17 +438,17 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
             }
             continue;
         }
-        const float *bias = p.e.slots[u->slot].down_bias;
-        uint16_t *to[4];
+        const uint32_t scales_at = wide ? ring_token : token * 4 + STAGE_SCALES;
+        const uint32_t second = wide ? 8 * 16 : 8 * 4;
+        uint32_t to[2]; /* in 16 bytes of y */
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const int t = (tid >> 5) * 16 + 4 * k + (lane >> 3);
-            to[k] = is_down && t < count ? (uint16_t *)p.e.y + y_offset(p.e, p.sorted[u->first + t]) + (lane & 7) * 8
-                                         : nullptr;
+        for (int k = 0; k < 2; k++) {
+            const int t = token + 8 * k;
+            to[k] = is_down && t < count ? (uint32_t)(y_offset(p.e, __ldg(p.sorted + u->first + t)) / 8) + (lane & 3)
+                                         : NOWHERE;
         }
 #pragma unroll 1
         for (int step = 0; step < steps; step++) {
-            const int row = u->row + ROWS * step;
             float acc[2][64];
 #pragma unroll
             for (int i = 0; i < 64; i++) {
@@ -439,12 +456,11 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
             }
 #pragma unroll 1
             for (int line = 0; line < lines; line++) {
-                const uint8_t *stage = stages + cursor.stage * STAGE;
-                const uint32_t rows = operand_place(stage),
-                               tokens = operand_place(stage + STAGE_TOKENS + group * SUBTILE);
-                const float *scales = (const float *)(stage + STAGE_SCALES);
-                float low, high, weight[2];
+                const uint32_t stage = first_stage + cursor.stage * STAGE;
+                const uint32_t rows = operand_place(stage);
+                const uint32_t tokens = operand_place(stage + STAGE_TOKENS + group * SUBTILE);
                 barrier_wait(&s->full[cursor.stage], cursor.parity);
+                float low, high, weight[2];
 #pragma unroll
                 for (int t = 0; t < 2; t++) {
                     float part[64];
@@ -456,12 +472,11 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
                     }
                     products_commit();
                     if (t == 0) { /* here nothing waits for them */
-                        const float *own =
-                            wide ? (const float *)(ring + half + token * 16) + (line & 3) : scales + token;
-                        low = own[0];
-                        high = own[wide ? 32 : 8];
-                        weight[0] = scales[TILE];
-                        weight[1] = scales[TILE + 1];
+                        const uint32_t own = scales_at + (wide ? half + (line & 3) * 4 : stage);
+                        low = load_shared(own);
+                        high = load_shared(own + second);
+                        weight[0] = load_shared(stage + STAGE_SCALES + TILE * 4);
+                        weight[1] = load_shared(stage + STAGE_SCALES + TILE * 4 + 4);
                     }
                     products_wait<0>();
                     pin(part);
@@ -474,7 +489,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
                 half ^= wide && (line & 3) == 3 ? TILE * 16 : 0;
             }
             if (is_down) {
-                write_down(p, bias, row, acc[0], acc[1], staging, to);
+                write_down(p, p.e.slots[u->slot].down_bias, u->row + ROWS * step, acc[0], acc[1], to);
             } else {
                 const mf_cuda_slot &slot = p.e.slots[u->slot];
                 if (slot.activation == MF_ACT_SILU && !slot.gate_bias && !slot.up_bias) {
@@ -494,8 +509,7 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
-    uint8_t *staging = stages + p.stages * STAGE;
-    uint8_t *ring = staging + STAGING;
+    uint8_t *ring = stages + p.stages * STAGE;
     rows_state *s = (rows_state *)(ring + RING);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
@@ -522,7 +536,7 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
     } else {
         take_registers<MULTIPLIERS_REGISTERS>();
         zero_strangers(p);
-        consume(p, prefix[p.e.num_slots], stages, s, ring, staging);
+        consume(p, prefix[p.e.num_slots], stages, s, ring);
     }
 }
 
@@ -530,7 +544,6 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
 
 int mf_cuda_launch_grouped_rows(const mf_cuda_grouped *call, void *stream)
 {
-    const size_t bytes =
-        (size_t)call->stages * STAGE + STAGING + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
+    const size_t bytes = (size_t)call->stages * STAGE + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
     return launch_shared(true, rows_kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }

@@ -61,6 +61,17 @@ MF_PTX void copy_async(void *shared, const void *global, bool is_there)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(is_there ? 16 : 0) : "memory");
 }
 
+/* The first `bytes` of 16, then zeros, to an address in shared memory. */
+MF_PTX void copy_async_at(uint32_t shared, const void *global, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
+MF_PTX void copy_word_async_at(uint32_t shared, const void *global)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 /* One word, or zero. */
 MF_PTX void copy_word_async(void *shared, const void *global, bool is_there)
 {

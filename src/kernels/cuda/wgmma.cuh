@@ -108,6 +108,17 @@ MF_PTX void copy_box(void *shared, const CUtensorMap *map, int row, int line, ui
 #endif
 }
 
+/* copy_box of a matrix [rows / 32][4][4][2][K bytes]; row: in 32s. */
+MF_PTX void copy_turned_box(void *shared, const CUtensorMap *map, int row, int column, uint64_t *barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%4, %3, %3, %3, %5}], [%2];" ::"r"(
+                     shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(column), "r"(row)
+                 : "memory");
+#endif
+}
+
 /* copy_box of weights that a launch reads once, or a few times close together: they leave the second-level cache before
  * what the kernels of a step share - their code, tables, activations - which a layer's experts would push out. */
 MF_PTX void copy_box_once(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
