@@ -16,7 +16,10 @@ constexpr int STAGE_ROWS = 4 * SUBTILE;
 constexpr int WIDE_PITCH = 136; /* of staged tokens with 128 rows: rows of 16 bytes meet all banks */
 constexpr int GATHERING_REGISTERS = 56,
               MULTIPLYING_REGISTERS = 224; /* a gathering thread holds the places of 14 rows */
-constexpr int STAGING = 9216;              /* results on their way out: see write_up, write_down */
+/* Up to so many tokens bf16's products of a line end before the next ones begin: such tiles wait for weights, and with
+ * its stage given back a line earlier there are more of them on their way. */
+constexpr int LONE_TOKENS = 112;
+constexpr int STAGING = 9216; /* results on their way out: see write_up, write_down */
 
 template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
@@ -269,11 +272,18 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                 add_line<FP8, N>(acc[0], rows, tokens, true);
                 add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
                 products_commit();
-                products_wait<1>();
-                if (previous >= 0 && lane == 0) {
-                    barrier_arrive(&s->empty[previous]);
+                if (N <= LONE_TOKENS) {
+                    products_wait<0>();
+                    if (lane == 0) {
+                        barrier_arrive(&s->empty[cursor.stage]);
+                    }
+                } else {
+                    products_wait<1>();
+                    if (previous >= 0 && lane == 0) {
+                        barrier_arrive(&s->empty[previous]);
+                    }
+                    previous = cursor.stage;
                 }
-                previous = cursor.stage;
             }
             stage_cursor::next(cursor);
         }
@@ -281,7 +291,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             products_wait<0>();
             pin(acc[0]);
             pin(acc[1]);
-            if (lane == 0) {
+            if (N > LONE_TOKENS && lane == 0) {
                 barrier_arrive(&s->empty[previous]);
             }
         }

@@ -318,7 +318,6 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, pair
         for (int i = 0; i < N / 2; i++) {
             acc[0][i] = acc[1][i] = 0.0f;
         }
-        int previous = -1;
 #pragma unroll 1
         for (int line = 0; line < lines; line++) {
             const uint8_t *stage = stages + cursor.stage * STAGE;
@@ -334,17 +333,13 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, pair
                                   true);
             }
             products_commit();
-            products_wait<1>();
-            if (previous >= 0) {
-                give_back(&s->s.empty[previous]);
-            }
-            previous = cursor.stage;
+            products_wait<0>(); /* the other warpgroup's go on; a stage more is on its way */
+            give_back(&s->s.empty[cursor.stage]);
             stage_cursor::next(cursor);
         }
         products_wait<0>();
         pin(acc[0]);
         pin(acc[1]);
-        give_back(&s->s.empty[previous]);
         own_barrier(group); /* nobody reads the pieces of what was written before */
         if (u->is_down) {
             write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], pieces, places);
