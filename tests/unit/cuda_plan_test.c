@@ -4,6 +4,7 @@
 
 #include "kernels/align_chunks.h"
 #include "kernels/cuda/plan.h"
+#include "kernels/quantise.h"
 #include "test.h"
 
 static const mf_cuda_gpu h200 = { .capability = 90, .num_multiprocessors = 132, .shared_bytes = 232448 };
@@ -451,28 +452,86 @@ TEST(hopper_multiplies_4_bit_weights_where_every_matrix_is_made_for_it)
     CHECK_EQ(packed(&h200, int4, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
 }
 
+TEST(hopper_multiplies_weights_of_8_and_16_bits_that_meet_bf16)
+{
+    const mf_act_quant none = MF_ACT_QUANT_NONE, w8a8 = MF_ACT_QUANT_W8A8, int8 = MF_ACT_QUANT_INT8;
+    const mf_slot block = slot_of(MF_FORMAT_FP8_BLOCK, 7168, 256), channel = slot_of(MF_FORMAT_FP8_CHANNEL, 2048, 768);
+    const mf_slot bytes = slot_of(MF_FORMAT_INT8_CHANNEL, 2048, 784), half = slot_of(MF_FORMAT_F16, 2048, 768);
+    CHECK_EQ(packed(&h200, block, block, MF_BF16, none), MF_CUDA_PACKED_FP8_BLOCK);
+    CHECK_EQ(packed(&h200, block, slot_of(MF_FORMAT_FP8_BLOCK, 7168, 208), MF_BF16, none), MF_CUDA_PACKED_FP8_BLOCK);
+    CHECK_EQ(packed(&h200, channel, channel, MF_BF16, none), MF_CUDA_PACKED_FP8_CHANNEL);
+    CHECK_EQ(packed(&h200, bytes, bytes, MF_BF16, none), MF_CUDA_PACKED_INT8);
+    CHECK_EQ(packed(&h200, half, half, MF_BF16, none), MF_CUDA_PACKED_F16);
+    CHECK_EQ(packed(&h200, half, half, MF_BF16, w8a8), MF_CUDA_PACKED_F16); /* never quantised */
+    CHECK_EQ(packed(&h200, channel, channel, MF_BF16, int8), MF_CUDA_PACKED_FP8_CHANNEL);
+    CHECK_EQ(packed(&h200, block, block, MF_BF16, w8a8), MF_CUDA_PACKED_NONE); /* grouped.cu's */
+    CHECK_EQ(packed(&h200, channel, channel, MF_BF16, w8a8), MF_CUDA_PACKED_FP8_CHANNEL); /* a scale a token */
+    CHECK_EQ(packed(&h200, bytes, bytes, MF_BF16, int8), MF_CUDA_PACKED_INT8);
+    mf_slot fixed = channel;
+    fixed.input_scale2 = 0.5f; /* a scale that the token does not choose */
+    CHECK_EQ(packed(&h200, channel, fixed, MF_BF16, w8a8), MF_CUDA_PACKED_NONE);
+    const mf_slot all[] = { block, channel, bytes, half };
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(packed(&a100, all[i], all[i], MF_BF16, none), MF_CUDA_PACKED_NONE);
+        CHECK_EQ(packed(&h200, all[i], all[i], MF_F16, none), MF_CUDA_PACKED_NONE);
+        CHECK_EQ(packed(&h200, all[i], all[(i + 1) % 4], MF_BF16, none), MF_CUDA_PACKED_NONE); /* one format a table */
+        for (int what = 0; what < 4; what++) {
+            mf_slot other = all[i];
+            other.down.data = memory + (what == 0 ? 8 : 0);
+            other.gate.row_stride += what == 1 ? 4 : 0;
+            other.activation = what == 2 ? MF_ACT_GELU_ERF : MF_ACT_SILU;
+            other.up.k -= what == 3 ? 4 : 0;
+            CHECK_EQ(packed(&h200, all[i], other, MF_BF16, none), MF_CUDA_PACKED_NONE);
+        }
+    }
+    mf_slot other = block;
+    other.down.scale_dtype = MF_BF16;
+    CHECK_EQ(packed(&h200, block, other, MF_BF16, none), MF_CUDA_PACKED_FP8_BLOCK);
+    other.down.scale = (const uint8_t *)other.down.scale + 1;
+    CHECK_EQ(packed(&h200, block, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
+    other = block;
+    other.up.scale_dtype = MF_BF16; /* gate and up are one unit */
+    CHECK_EQ(packed(&h200, block, other, MF_BF16, none), MF_CUDA_PACKED_NONE);
+}
+
+static void check_packed_plan(mf_cuda_packed kind, int64_t tokens)
+{
+    experts_problem p;
+    make_experts(&p, 128, MF_CUDA_PATH_PLAIN, tokens, memory);
+    p.paths.maps = memory;
+    p.paths.packed = (int32_t)kind;
+    p.experts.hidden_size = 2080;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    const mf_cuda_grouped *g = &p.plan.grouped;
+    const bool has_two = kind >= MF_CUDA_PACKED_FP8_BLOCK && kind != MF_CUDA_PACKED_F16;
+    const bool many = tokens >= (has_two ? 767 : 768); /* 47 a slot, 48 */
+    CHECK(p.plan.is_grouped && !p.plan.copies_x && g->few_rows == 0 && g->packed == (int32_t)kind);
+    const bool several = tokens == 200 && kind >= MF_CUDA_PACKED_FP8_BLOCK, few = tokens <= 9;
+    CHECK_EQ(g->max_tokens, many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : several ? MF_CUDA_PACKED_SEVERAL : MF_CUDA_PACKED_SOME);
+    CHECK_EQ(g->blocks, few || several ? 264 : 132);
+    const int64_t up = 64 * mf_cuda_packed_tiles(g->packed, g->max_tokens);
+    CHECK_EQ(up, many && kind != MF_CUDA_PACKED_F16 ? 128 : 64);
+    CHECK(g->up_tiles * up >= 768 && (g->up_tiles - 1) * up < 768);
+    CHECK(g->down_tiles * 2 * up >= 2080 && g->down_units * g->down_steps >= g->down_tiles);
+    CHECK(g->stages >= 2 && g->stages * mf_cuda_packed_stage_bytes(g->packed, g->max_tokens) * (few || several ? 2 : 1) + 6 * 1024 <= h200.shared_bytes);
+    CHECK(g->x_groups * 128 >= 2080 && g->x_pitch == g->x_groups * 256 && g->h_pitch == 1536);
+    CHECK(p.plan.y && g->x_bytes && g->h_bytes && !g->h_scales);
+    if (kind == MF_CUDA_PACKED_INT8) {
+        const size_t without = mf_cuda_experts_bytes(&p.experts, &p.paths, tokens, 8);
+        p.paths.quant = MF_QUANT_INT8_TOKEN;
+        CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+        CHECK(g->quant == MF_QUANT_INT8_TOKEN && g->h_scales && g->x_scales_out);
+        CHECK(mf_cuda_experts_bytes(&p.experts, &p.paths, tokens, 8) >= without + 4 * (size_t)tokens * 9);
+    }
+}
+
 TEST(packed_products_fit_shared_memory_and_cover_every_row)
 {
-    static const int64_t tokens[] = { 1, 8, 9, 767, 768, 8192, 100000 };
+    static const int64_t tokens[] = { 1, 8, 9, 200, 767, 768, 8192, 100000 };
     for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
-        experts_problem p;
-        make_experts(&p, 128, MF_CUDA_PATH_PLAIN, tokens[i], memory);
-        p.paths.maps = memory;
-        p.paths.packed = MF_CUDA_PACKED_MXFP4;
-        p.experts.hidden_size = 2080;
-        CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
-        const mf_cuda_grouped *g = &p.plan.grouped;
-        const bool many = tokens[i] >= 768;
-        CHECK(p.plan.is_grouped && !p.plan.copies_x && g->few_rows == 0 && g->packed == MF_CUDA_PACKED_MXFP4);
-        const bool few = tokens[i] <= 9;
-        CHECK_EQ(g->max_tokens, many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : MF_CUDA_PACKED_SOME);
-        CHECK_EQ(g->blocks, few ? 264 : 132);
-        const int64_t up = many ? 128 : 64;
-        CHECK(g->up_tiles * up >= 768 && (g->up_tiles - 1) * up < 768);
-        CHECK(g->down_tiles * 2 * up >= 2080 && g->down_units * g->down_steps >= g->down_tiles);
-        CHECK(g->stages >= 2 && g->stages * mf_cuda_packed_stage_bytes(g->max_tokens) * (few ? 2 : 1) + 6 * 1024 <= h200.shared_bytes);
-        CHECK(g->x_groups * 128 >= 2080 && g->x_pitch == g->x_groups * 256 && g->h_pitch == 1536);
-        CHECK(p.plan.y && g->x_bytes && g->h_bytes);
+        for (int kind = MF_CUDA_PACKED_MXFP4; kind <= MF_CUDA_PACKED_F16; kind++) {
+            check_packed_plan((mf_cuda_packed)kind, tokens[i]);
+        }
     }
 }
 

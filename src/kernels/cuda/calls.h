@@ -249,14 +249,18 @@ typedef struct mf_cuda_one {
     mf_cuda_even even;
 } mf_cuda_one;
 
-/* What grouped_packed.cu multiplies bf16 activations with; up to FEW, SOME or MANY tokens a tile. */
+/* What grouped_packed.cu multiplies bf16 activations with; up to FEW, SEVERAL (wide codes), SOME or MANY tokens a tile. */
 typedef enum mf_cuda_packed {
     MF_CUDA_PACKED_NONE = 0,
     MF_CUDA_PACKED_MXFP4,
-    MF_CUDA_PACKED_INT4,    /* bf16 scales, no zero points */
-    MF_CUDA_PACKED_INT4_ANY /* scales of any dtype, zero points */
+    MF_CUDA_PACKED_INT4,     /* bf16 scales, no zero points */
+    MF_CUDA_PACKED_INT4_ANY, /* scales of any dtype, zero points */
+    MF_CUDA_PACKED_FP8_BLOCK,
+    MF_CUDA_PACKED_FP8_CHANNEL,
+    MF_CUDA_PACKED_INT8,
+    MF_CUDA_PACKED_F16
 } mf_cuda_packed;
-enum { MF_CUDA_PACKED_FEW = 16, MF_CUDA_PACKED_SOME = 64, MF_CUDA_PACKED_MANY = 128 };
+enum { MF_CUDA_PACKED_FEW = 16, MF_CUDA_PACKED_SEVERAL = 32, MF_CUDA_PACKED_SOME = 64, MF_CUDA_PACKED_MANY = 128 };
 
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
@@ -281,6 +285,8 @@ typedef struct mf_cuda_grouped {
     mf_cuda_one one;
     int64_t blocks;
     int64_t rows_group; /* grouped_rows.cu's tiles of tokens whose units are claimed together; 0: another kernel takes the call */
+    int32_t quant; /* packed: x and the intermediate are codes of a scale per token (x_scales_out, h_scales): mf_quant */
+    int32_t phase; /* with quant: 1 w13, 2 w2, for between them the intermediate becomes codes */
 } mf_cuda_grouped;
 
 /* grouped_pairs.cu: tokens of a block's tile at most, bytes of results on their way out and of its state. */
@@ -310,10 +316,18 @@ static inline int64_t mf_cuda_few_stage_bytes(int rows)
     return 2 * 128 * 128 + 128 / rows * 1024 + 1024;
 }
 
-/* The same of grouped_packed.cu: 128 rows or 256 by 256 columns, with their scales. */
-static inline int64_t mf_cuda_packed_stage_bytes(int max_tokens)
+/* Tiles of 64 rows that a warpgroup of grouped_packed.cuh multiplies at once.  F16 has rows of two lines: one. */
+static inline int mf_cuda_packed_tiles(int packed, int max_tokens)
 {
-    return (max_tokens == MF_CUDA_PACKED_MANY ? 2 : 1) * (16384 + 6144) + (int64_t)max_tokens * 512;
+    return max_tokens == MF_CUDA_PACKED_MANY && packed != MF_CUDA_PACKED_F16 ? 2 : 1;
+}
+
+/* The same of it: 128 rows a tile by 256 columns of 4 bits, with their scales, or by 128 columns. */
+static inline int64_t mf_cuda_packed_stage_bytes(int packed, int max_tokens)
+{
+    const int tiles = mf_cuda_packed_tiles(packed, max_tokens);
+    return packed < MF_CUDA_PACKED_FP8_BLOCK ? tiles * (16384 + 6144) + (int64_t)max_tokens * 512
+                                             : tiles * 16384 * (packed == MF_CUDA_PACKED_F16 ? 2 : 1) + (int64_t)max_tokens * 256;
 }
 
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream);
@@ -324,6 +338,9 @@ int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
 int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_quantise_packed(const mf_cuda_grouped *call, void *stream); /* between its phases */
+int mf_cuda_launch_grouped_blocks(const mf_cuda_grouped *call, void *stream); /* of its formats, these are */
+int mf_cuda_launch_grouped_wide(const mf_cuda_grouped *call, void *stream);   /* files of their own */
 
 int mf_cuda_launch_copy_x(const mf_cuda_experts *call, void *copy, void *stream); /* 2-byte elements */
 int mf_cuda_launch_quantise_x(const mf_cuda_experts *call, void *stream);

@@ -314,6 +314,7 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
     MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
     MF_TRY_GOTO(memory_copy(device, own->slots, slots, bytes, err), done);
     own->paths.packed = mf_cuda_packed_of(&state_of(device)->gpu, experts, slots);
+    own->paths.quant = own->paths.packed ? slots[0].up.quant : 0;
     if (own->paths.packed || mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots)) {
         status = open_maps(device, experts, slots, own, err);
     }
@@ -412,6 +413,12 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     }
     if (call.packed) {
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
+        if (call.quant) {
+            call.phase = 1;
+            MF_TRY(check(device, mf_cuda_launch_grouped_packed(&call, state->stream), "experts' first product", err));
+            MF_TRY(check(device, mf_cuda_launch_quantise_packed(&call, state->stream), "experts' codes", err));
+            call.phase = 2;
+        }
         return check(device, mf_cuda_launch_grouped_packed(&call, state->stream), "experts' products", err);
     }
     MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/grouped_maps.h"
+#include "kernels/format.h"
 
 typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
                               const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
@@ -52,10 +53,11 @@ static CUresult encode_box(encode_fn make, const mf_cuda_matrix *m, int64_t hidd
     return encode(make, m->data, fp8, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
 }
 
-/* A matrix of 4-bit codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */
+/* A matrix of codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */
 static CUresult encode_packed(encode_fn make, const mf_cuda_matrix *m, CUtensorMap *out)
 {
-    const cuuint64_t sizes[2] = { (cuuint64_t)m->k / 2, (cuuint64_t)m->n }, pitch = (cuuint64_t)m->row_stride / 2;
+    const cuuint64_t bits = (cuuint64_t)mf_format_bits((mf_format)m->format), pitch = (cuuint64_t)m->row_stride * bits / 8;
+    const cuuint64_t sizes[2] = { (cuuint64_t)m->k * bits / 8, (cuuint64_t)m->n };
     const cuuint32_t box[2] = { 128, 64 }, every[2] = { 1, 1 };
     return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)m->data, sizes, &pitch, box, every,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/calls.h"
 
-/* packed: one box a matrix, for grouped_packed.cu. */
+/* packed: one box a matrix, for grouped_packed.cuh. */
 size_t mf_cuda_grouped_maps_bytes(int64_t num_slots, bool packed);
 /* maps: host memory of that many bytes, 64-byte aligned; blocks: of a launch, among which w2's rows are dealt out. */
 mf_status mf_cuda_grouped_maps(const mf_cuda_slot *slots, int64_t num_slots, bool packed, const mf_cuda_even *even,

@@ -1,9 +1,12 @@
 /* grouped_plan.c - which tables grouped.cu computes, and how a call of them is cut into tiles: see plan.h. */
 #include "kernels/carve.h"
 #include "kernels/cuda/plan.h"
+#include "kernels/format.h"
+#include "kernels/quantise.h"
 
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
-enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_PER_SLOT = 8, FEW_UNIT_BYTES = 32768 };
+enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_UNIT_BYTES = 32768 };
+enum { FEW_PER_SLOT = 8, FEW_OF_WIDE = 4, SEVERAL_PER_SLOT = 20 }; /* grouped_packed.cuh's tiles */
 enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192 };
 /* grouped_rows.cu's: tokens a slot from which on it is taken, lines of w2 a unit. */
 enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_MOST_STAGES = 4 };
@@ -53,54 +56,82 @@ bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const
            stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
-/* Codes of 4 bits whose rows the copy engine takes, and a scale for whole 32 columns. */
+/* What grouped_packed.cuh makes bf16 of: rows that the copy engine takes; 4 bits: a scale for whole 32 columns. */
 static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
 {
-    const bool mxfp4 = m->format == MF_FORMAT_MXFP4, int4 = m->format == MF_FORMAT_INT4_GROUP;
-    const int64_t group = m->group_size;
-    if (m->quant != 0 || m->reserved || m->k % 32 != 0 || (uintptr_t)m->data % 16 != 0 || m->row_stride % 32 != 0 ||
-        m->n > INT32_MAX / 2 || m->k > INT32_MAX / 2 || (m->n + 1) * (m->scale_row_stride + 1) > INT32_MAX) {
+    const int64_t group = m->group_size, bits = mf_format_bits((mf_format)m->format), unit = bits == 4 ? 32 : 16;
+    const bool by_token = (m->format == MF_FORMAT_FP8_CHANNEL && m->quant == MF_QUANT_FP8_TOKEN) ||
+                          (m->format == MF_FORMAT_INT8_CHANNEL && m->quant == MF_QUANT_INT8_TOKEN);
+    if ((m->quant != MF_QUANT_NONE && !by_token) || m->reserved || m->k % unit != 0 || (uintptr_t)m->data % 16 != 0 ||
+        m->row_stride * bits % 128 != 0 || m->n > INT32_MAX / 2 || m->k > INT32_MAX / 2) {
         return MF_CUDA_PACKED_NONE;
     }
-    if (int4 && group >= 32 && group <= 1 << 30 && (group & (group - 1)) == 0) {
-        return m->scale_dtype == MF_BF16 && !m->zero ? MF_CUDA_PACKED_INT4 : MF_CUDA_PACKED_INT4_ANY;
+    const bool is_small = (m->n + 1) * (m->scale_row_stride + 1) <= INT32_MAX; /* places of scales are 32 bits */
+    switch (m->format) {
+    case MF_FORMAT_FP8_BLOCK:
+        return MF_CUDA_PACKED_FP8_BLOCK;
+    case MF_FORMAT_FP8_CHANNEL:
+        return MF_CUDA_PACKED_FP8_CHANNEL;
+    case MF_FORMAT_INT8_CHANNEL:
+        return MF_CUDA_PACKED_INT8;
+    case MF_FORMAT_F16:
+        return MF_CUDA_PACKED_F16;
+    case MF_FORMAT_INT4_GROUP:
+        return !is_small || group < 32 || group > 1 << 30 || (group & (group - 1)) != 0 ? MF_CUDA_PACKED_NONE
+               : m->scale_dtype == MF_BF16 && !m->zero                                  ? MF_CUDA_PACKED_INT4
+                                                                                        : MF_CUDA_PACKED_INT4_ANY;
+    case MF_FORMAT_MXFP4:
+        return is_small ? MF_CUDA_PACKED_MXFP4 : MF_CUDA_PACKED_NONE;
+    default:
+        return MF_CUDA_PACKED_NONE;
     }
-    return mxfp4 ? MF_CUDA_PACKED_MXFP4 : MF_CUDA_PACKED_NONE;
 }
 
-static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t max_tokens)
+static int64_t packed_stages(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t packed, int32_t max_tokens)
 {
     const int64_t shared =
-        max_tokens == MF_CUDA_PACKED_FEW ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
+        max_tokens <= MF_CUDA_PACKED_SEVERAL ? gpu->shared_bytes / 2 : gpu->shared_bytes; /* two blocks */
     const int64_t fixed = max_tokens == MF_CUDA_PACKED_MANY ? PACKED_FIXED_BYTES : PACKED_FIXED_BYTES / 3;
     const int64_t room = shared - fixed - 8 * (experts->num_slots + 1);
-    const int64_t stages = room / mf_cuda_packed_stage_bytes(max_tokens);
+    const int64_t stages = room / mf_cuda_packed_stage_bytes(packed, max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
+}
+
+/* What both are, where one kernel takes both. */
+static mf_cuda_packed both_packed(mf_cuda_packed a, mf_cuda_packed b)
+{
+    const bool int4 = (a == MF_CUDA_PACKED_INT4 || a == MF_CUDA_PACKED_INT4_ANY) &&
+                      (b == MF_CUDA_PACKED_INT4 || b == MF_CUDA_PACKED_INT4_ANY);
+    return a == b ? a : int4 ? MF_CUDA_PACKED_INT4_ANY : MF_CUDA_PACKED_NONE;
+}
+
+/* Gate and up are one unit, whose scales that come with its codes lie alike. */
+static bool lie_alike(const mf_cuda_matrix *gate, const mf_cuda_matrix *up)
+{
+    return mf_format_bits((mf_format)gate->format) == 4
+               ? gate->group_size == up->group_size && gate->scale_dtype == up->scale_dtype && !gate->zero == !up->zero
+               : gate->format != MF_FORMAT_FP8_BLOCK || gate->scale_dtype == up->scale_dtype;
 }
 
 mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots)
 {
-    mf_cuda_packed all = MF_CUDA_PACKED_NONE;
-    if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS ||
-        packed_stages(gpu, experts, MF_CUDA_PACKED_SOME) < 2) {
+    if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS) {
         return MF_CUDA_PACKED_NONE;
     }
-    for (int64_t s = 0; s < experts->num_slots; s++) {
+    mf_cuda_packed all = packed_matrix(&slots[0].up);
+    for (int64_t s = 0; s < experts->num_slots && all != MF_CUDA_PACKED_NONE; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
-        if (!slots[s].gate.data || !is_swiglu(slots[s].activation) || of[0]->group_size != of[1]->group_size ||
-            of[0]->scale_dtype != of[1]->scale_dtype || !of[0]->zero != !of[1]->zero) {
+        if (!slots[s].gate.data || !is_swiglu(slots[s].activation) || !lie_alike(of[0], of[1])) {
             return MF_CUDA_PACKED_NONE;
         }
         for (int i = 0; i < 3; i++) {
-            const mf_cuda_packed one = packed_matrix(of[i]);
-            if (one == MF_CUDA_PACKED_NONE ||
-                (all != MF_CUDA_PACKED_NONE && (one == MF_CUDA_PACKED_MXFP4) != (all == MF_CUDA_PACKED_MXFP4))) {
-                return MF_CUDA_PACKED_NONE;
-            }
-            all = one > all ? one : all; /* one matrix with zero points: all go that way */
+            all = of[i]->quant != slots[0].up.quant
+                      ? MF_CUDA_PACKED_NONE
+                      : both_packed(all, packed_matrix(of[i])); /* one matrix with zero points: all go that way */
         }
     }
-    return all;
+    const bool fits = all != MF_CUDA_PACKED_NONE && packed_stages(gpu, experts, all, MF_CUDA_PACKED_SOME) >= 2;
+    return fits ? all : MF_CUDA_PACKED_NONE;
 }
 
 /* Whether grouped_pairs.cu may take a call: slots of one width with many tokens; fewer than these are gathered faster. */
@@ -131,6 +162,10 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
     if (paths->packed) { /* x with its columns in the products' order */
         g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, (hidden + 127) / 128 * 128, 1), 2);
         g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
+        if (paths->quant) {
+            g->x_scales_out = mf_carve(base, &total, num_tokens, 4);
+            g->h_scales = mf_carve(base, &total, pairs, 4);
+        }
     } else if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
         g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
         g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
@@ -173,20 +208,30 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
 }
 
-/* Tiles of 64 rows for few tokens a slot, of 128 for many; rows of x and of the intermediate in whole 128 columns. */
+/* Tiles of 64 rows or of 128; rows of x and of the intermediate in whole 128 columns. */
 static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
-    const bool many = per_slot >= MANY_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_MANY) >= 2;
-    const bool few = per_slot <= FEW_PER_SLOT && packed_stages(gpu, experts, MF_CUDA_PACKED_FEW) >= 2;
+    const bool wide = g->packed >= MF_CUDA_PACKED_FP8_BLOCK;
+    const bool has_two = wide && mf_cuda_packed_tiles(g->packed, MF_CUDA_PACKED_MANY) == 2;
+    const bool many = per_slot >= (has_two ? SEVERAL_PER_SLOT + 1 : MANY_PER_SLOT) &&
+                      packed_stages(gpu, experts, g->packed, MF_CUDA_PACKED_MANY) >= 2;
+    const bool few = per_slot <= (wide ? FEW_OF_WIDE : FEW_PER_SLOT) &&
+                     packed_stages(gpu, experts, g->packed, MF_CUDA_PACKED_FEW) >= 2;
+    const bool several = !few && wide && per_slot <= SEVERAL_PER_SLOT &&
+                         packed_stages(gpu, experts, g->packed, MF_CUDA_PACKED_SEVERAL) >= 2;
     const int64_t width = experts->max_intermediate_size, hidden = experts->hidden_size;
-    const int32_t tiles = many ? 2 : 1;
-    g->max_tokens = many ? MF_CUDA_PACKED_MANY : few ? MF_CUDA_PACKED_FEW : MF_CUDA_PACKED_SOME;
-    g->blocks *= few ? 2 : 1;
-    g->stages = (int32_t)packed_stages(gpu, experts, g->max_tokens);
+    g->max_tokens = many      ? MF_CUDA_PACKED_MANY
+                    : few     ? MF_CUDA_PACKED_FEW
+                    : several ? MF_CUDA_PACKED_SEVERAL
+                              : MF_CUDA_PACKED_SOME;
+    const int32_t tiles = mf_cuda_packed_tiles(g->packed, g->max_tokens);
+    g->blocks *= few || several ? 2 : 1;
+    g->stages = (int32_t)packed_stages(gpu, experts, g->packed, g->max_tokens);
     g->up_tiles = (int32_t)((width + 64 * tiles - 1) / (64 * tiles));
     g->down_tiles = (int32_t)((hidden + 128 * tiles - 1) / (128 * tiles));
     /* Several row tiles of w2 a unit, up to UNIT_LINES stages, while every multiprocessor has units to choose from. */
-    const int64_t lines = (width + 255) / 256, pairs = g->e.num_pairs, most_tiles = pairs / g->max_tokens + 1;
+    const int64_t columns = g->packed < MF_CUDA_PACKED_FP8_BLOCK ? 256 : 128, lines = (width + columns - 1) / columns;
+    const int64_t pairs = g->e.num_pairs, most_tiles = pairs / g->max_tokens + 1;
     const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots,
                   tiles_at_least = used > most_tiles ? used : most_tiles;
     int64_t steps = 1;
@@ -236,6 +281,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->maps = paths->maps;
     g->fp8 = fp8;
     g->packed = paths->packed;
+    g->quant = paths->quant;
     g->x_in_order = takes_pairs(gpu, experts, paths, &g->e);
     g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS : !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
     g->stages = (int32_t)(g->x_in_order ? pair_stages(gpu, experts) : stages_of(gpu, experts, fp8, g->max_tokens));

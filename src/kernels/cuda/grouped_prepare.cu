@@ -93,24 +93,83 @@ MF_DEV void count_chunk(const mf_cuda_grouped &p, uint32_t *counts, int64_t firs
     __syncthreads();
 }
 
-/* Pieces of 16 bytes first, first + step, .. below `pieces` of x's copy for 4-bit weights: columns in their order. */
-MF_DEV void order_columns(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t pieces)
+/* Pieces of 16 bytes first, first + step, .. below `pieces` of x's copy for packed weights: columns in their order. */
+template <bool WIDE> MF_DEV void order_columns(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t pieces)
 {
     const uint32_t per_row = (uint32_t)p.x_groups * 16;
     for (int64_t i = first; i < pieces; i += step) {
         const int64_t row = (uint32_t)i / per_row;
-        const int piece = (int)((uint32_t)i % per_row), column = (piece >> 4) * 128 + packed_column((piece & 15) * 8);
+        const int piece = (int)((uint32_t)i % per_row), column = (piece >> 4) * 128 + packed_column<WIDE>((piece & 15) * 8);
         uint32_t words[4];
 #pragma unroll
         for (int q = 0; q < 4; q++) {
-            const int k = column + 32 * q; /* and k + 4 */
+            const int k = column + 32 * q, next = k + (WIDE ? 1 : 4);
             words[q] = 0;
             if (k < p.e.hidden_size) {
                 words[q] = load_at<uint16_t>(p.e.x, row * p.e.x_stride + k, p.e.bytewise) |
-                           (uint32_t)load_at<uint16_t>(p.e.x, row * p.e.x_stride + k + 4, p.e.bytewise) << 16;
+                           (uint32_t)load_at<uint16_t>(p.e.x, row * p.e.x_stride + next, p.e.bytewise) << 16;
             }
         }
         ((uint4 *)p.x_codes)[i] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
+/* A row of `pieces` times eight numbers, of which at(piece, q) gives the two of a piece that go into word q, as codes
+ * (numbers of bf16, too) and their scale; by a warp. */
+template <typename At> MF_DEV float quantise_row(int quant, int pieces, uint4 *to, At at)
+{
+    const int lane = threadIdx.x & 31;
+    uint32_t amax = 0;
+    for (int i = lane; i < 4 * pieces; i += 32) {
+        const uint32_t two = at(i >> 2, i & 3), a = two << 16 & 0x7fffffffu, b = two & 0x7fff0000u;
+        amax = max(amax, max(a, b)); /* a NaN is the largest of all */
+    }
+    const float scale = quant_scale(quant, 0.0f, false, __uint_as_float(__reduce_max_sync(MF_FULL_WARP, amax)));
+    for (int i = lane; i < pieces; i += 32) {
+        uint32_t words[4];
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const uint32_t two = at(i, q);
+            words[q] = pack_bf16(quant_code(quant, __uint_as_float(two << 16), scale),
+                                 quant_code(quant, __uint_as_float(two & 0xffff0000u), scale));
+        }
+        to[i] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    return scale;
+}
+
+/* x as codes of one scale a token, columns in packed weights' order: rows first, first + step, .. */
+MF_DEV void quantise_tokens(const mf_cuda_grouped &p, int64_t first, int64_t step)
+{
+    for (int64_t row = first; row < p.e.num_tokens; row += step) {
+        const float scale = quantise_row(p.quant, (int)p.x_groups * 16, (uint4 *)p.x_codes + row * p.x_groups * 16,
+                                         [&](int piece, int q) {
+            const int k = (piece >> 4) * 128 + packed_column<true>((piece & 15) * 8) + 32 * q;
+            return k < p.e.hidden_size
+                       ? load_at<uint16_t>(p.e.x, row * p.e.x_stride + k, p.e.bytewise) |
+                             (uint32_t)load_at<uint16_t>(p.e.x, row * p.e.x_stride + k + 1, p.e.bytewise) << 16
+                       : 0u;
+        });
+        if ((threadIdx.x & 31) == 0) {
+            p.x_scales_out[row] = scale;
+        }
+    }
+}
+
+/* The same of the intermediate, in its place. */
+__global__ void __launch_bounds__(256) quantise_kernel(const __grid_constant__ mf_cuda_grouped p)
+{
+    wait_for_previous();
+    let_next_start();
+    const int64_t rows = p.offsets[p.e.num_slots], warps = (int64_t)gridDim.x * 8;
+    for (int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5); row < rows; row += warps) {
+        const mf_cuda_slot &slot = p.e.slots[pair_id(p.e, p.sorted[row])];
+        uint4 *h = (uint4 *)((uint16_t *)p.e.h + row * p.e.h_stride);
+        const float scale = quantise_row(p.quant, (int)((slot.up.n + 127) / 128) * 16, h,
+                                         [&](int piece, int q) { return ((const uint32_t *)h)[4 * piece + q]; });
+        if ((threadIdx.x & 31) == 0) {
+            p.h_scales[row] = scale;
+        }
     }
 }
 
@@ -138,8 +197,12 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
         }
     }
     const int64_t block = blockIdx.x - is_small, blocks = gridDim.x - is_small, work = p.e.num_tokens * p.x_groups;
-    if (p.packed) {
-        order_columns(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
+    if (p.quant) {
+        quantise_tokens(p, block * (BLOCK / 32) + (threadIdx.x >> 5), blocks * (BLOCK / 32));
+    } else if (p.packed >= MF_CUDA_PACKED_FP8_BLOCK) {
+        order_columns<true>(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
+    } else if (p.packed) {
+        order_columns<false>(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
     } else if (p.fp8) {
         quantise_groups(p, block * (BLOCK / 8) + (threadIdx.x >> 3), blocks * (BLOCK / 8), work);
     }
@@ -182,7 +245,8 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
     const bool is_small = call->e.num_pairs <= MF_CUDA_SORTED_PAIRS, early = call->e.starts_early != 0;
-    const int64_t per_block = call->packed ? BLOCK / 16 : BLOCK / 8, work = call->e.num_tokens * call->x_groups;
+    const int64_t per_block = call->quant ? BLOCK / 32 : call->packed ? BLOCK / 16 : BLOCK / 8;
+    const int64_t work = call->e.num_tokens * (call->quant ? 1 : call->x_groups);
     const int64_t groups = call->fp8 || call->packed ? (work + per_block - 1) / per_block : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
     blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
@@ -192,4 +256,11 @@ int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
         return error;
     }
     return launch_shared(early, place_kernel, dim3((unsigned)call->blocks), BLOCK, 2 * bytes, stream, *call);
+}
+
+int mf_cuda_launch_quantise_packed(const mf_cuda_grouped *call, void *stream)
+{
+    const int64_t blocks = (call->e.num_pairs + 7) / 8, most = call->blocks * 8;
+    return launch_kernel(call->e.starts_early != 0, quantise_kernel, dim3((unsigned)(blocks < most ? blocks : most)), 256, 0,
+                         stream, *call);
 }

@@ -44,13 +44,14 @@ typedef struct mf_cuda_paths {
     const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
     int32_t width;    /* with maps: of every slot; 0: they differ */
     mf_cuda_even even;
-    int32_t packed;   /* with maps: grouped_packed.cu's, mf_cuda_packed */
+    int32_t packed;   /* with maps: grouped_packed.cuh's, mf_cuda_packed */
+    int32_t quant;    /* with packed: mf_quant of every matrix */
 } mf_cuda_paths;
 
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
 bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
-/* The same for grouped_packed.cu: how, or MF_CUDA_PACKED_NONE. */
+/* The same for grouped_packed.cuh: how, or MF_CUDA_PACKED_NONE. */
 mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
 /* A matrix as kernels see it; its `reserved` says that codes or scales are not aligned to their own size. */
