@@ -360,6 +360,7 @@ typedef struct shape {
         double peer, target;
     } points[8];
     int64_t group; /* columns of a scale, 4-bit formats */
+    bool w8a16;    /* codes of 8 bits with activations that are not quantised */
 } shape;
 
 #define EVERY_T { { 1, 0, 0 }, { 4, 0, 0 }, { 16, 0, 0 }, { 64, 0, 0 }, { 256, 0, 0 }, { 1024, 0, 0 }, { 8192, 0, 0 } }
@@ -378,6 +379,14 @@ static const shape shapes[] = {
     { "Qwen3-30B-A3B int4/32", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
     { "gpt-oss-20b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 32, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
     { "gpt-oss-120b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 128, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
+    { "w8a16 V3 TP8 fp8", MF_FORMAT_FP8_BLOCK, 7168, 256, 256, 1, 8, 8, 4, MF_SCORING_SIGMOID, EVERY_T, 0, true },
+    { "w8a16 Qwen3 fp8", MF_FORMAT_FP8_BLOCK, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 0, true },
+    { "w8a16 GLM-4.5-Air fp8", MF_FORMAT_FP8_BLOCK, 4096, 1408, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID, EVERY_T, 0, true },
+    { "w8a16 Qwen3 channel", MF_FORMAT_FP8_CHANNEL, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 0, true },
+    { "w8a16 Qwen3 int8", MF_FORMAT_INT8_CHANNEL, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 0, true },
+    { "w8a8 Qwen3 channel", MF_FORMAT_FP8_CHANNEL, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T },
+    { "w8a8 Qwen3 int8", MF_FORMAT_INT8_CHANNEL, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T },
+    { "f16 Qwen3-30B-A3B", MF_FORMAT_F16, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T },
 };
 
 typedef struct layer_bench {
@@ -417,7 +426,7 @@ static void experts_work(void *context, int i)
 /* Bytes of `count` elements, and with scales. */
 static size_t format_bytes(const shape *s, int64_t count)
 {
-    return (size_t)(is_4bit(s->format) ? count / 2 : s->format == MF_FORMAT_FP8_BLOCK ? count : count * 2);
+    return (size_t)(is_4bit(s->format) ? count / 2 : s->format >= MF_FORMAT_FP8_BLOCK ? count : count * 2);
 }
 
 static size_t bytes_with_scales(const shape *s, int64_t count)
@@ -431,20 +440,22 @@ static size_t bytes_with_scales(const shape *s, int64_t count)
 /* Scales of a matrix, near 0.01. */
 static void give_scales(const shape *s, mf_matrix *m)
 {
-    if (s->format == MF_FORMAT_BF16) {
+    if (s->format < MF_FORMAT_FP8_BLOCK) {
         return;
     }
-    const bool block = s->format == MF_FORMAT_FP8_BLOCK;
-    const int64_t rows = block ? m->n / 128 : m->n, columns = block ? m->k / 128 : m->k / s->group, count = rows * columns;
-    m->scale_dtype = block ? MF_F32 : s->format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : MF_BF16;
+    const bool is_f32 = !is_4bit(s->format);
+    const int64_t rows = s->format == MF_FORMAT_FP8_BLOCK ? m->n / 128 : m->n;
+    const int64_t columns = s->format == MF_FORMAT_FP8_BLOCK ? m->k / 128 : is_4bit(s->format) ? m->k / s->group : 1;
+    const int64_t count = rows * columns;
+    m->scale_dtype = is_f32 ? MF_F32 : s->format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : MF_BF16;
     m->scale_row_stride = columns;
     m->group_size = s->group;
-    const size_t size = block ? 4 : s->format == MF_FORMAT_MXFP4 ? 1 : 2;
+    const size_t size = is_f32 ? 4 : s->format == MF_FORMAT_MXFP4 ? 1 : 2;
     uint8_t *scales = malloc((size_t)count * size);
     for (int64_t i = 0; i < count; i++) {
         const float v = 0.01f + 0.0001f * (float)(i % 100);
         const uint16_t h = mf_f32_to_bf16(v);
-        if (block) {
+        if (is_f32) {
             memcpy(scales + 4 * i, &v, 4);
         } else if (size == 2) {
             memcpy(scales + 2 * i, &h, 2);
@@ -463,7 +474,7 @@ static mf_experts *open_table(const shape *s, const mf_slot *list, int slots)
                                    .hidden_size = s->hidden,
                                    .slots = list,
                                    .act_dtype = MF_BF16,
-                                   .act_quant = s->format == MF_FORMAT_FP8_BLOCK ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE };
+                                   .act_quant = s->w8a16 ? MF_ACT_QUANT_NONE : MF_ACT_QUANT_W8A8 };
     OK(mf_experts_create(device, &desc, &experts, &err));
     return experts;
 }
