@@ -442,14 +442,11 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
         make_lists(p, l);
         named_arrive<BARRIER_LISTS, THREADS>();
-        if (FP8 && threadIdx.x < 32) { /* it reads none; synccheck wants whole blocks at a barrier */
-            named_arrive<BARRIER_CODES, THREADS>();
-        }
         if (threadIdx.x == 0) {
             bring_weights<FP8, ROWS>(p, l, first, stages, s);
         } else if (threadIdx.x >= 32) {
             if (FP8) {
-                named_barrier<BARRIER_CODES, THREADS>();
+                named_barrier<BARRIER_CODES, 256 + GATHERERS>();
             }
             gather<FP8, ROWS>(p, l, stages, s);
         }
@@ -457,7 +454,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         if (FP8) {
             const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
             quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);
-            named_barrier<BARRIER_CODES, THREADS>();
+            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
         }
         zero_strangers(p);
         named_barrier<BARRIER_LISTS, THREADS>();
