@@ -3,10 +3,10 @@
  * Sums under one scale are whole numbers and exact in any order.  int4: sixteen rows are the lanes of a vector
  * (amx_few_rows.h), whose words are eight codes: the even ones and the odd ones are four unsigned bytes each; what a
  * zero point takes off is known before, since inputs come with their sums.  Segments' sums enter the totals as the tile
- * product lets them (amx_product.h).  int8: rows are read as they lie, two at a time, which memory likes best; codes
- * become unsigned by adding 128, which the sums of the inputs take back. */
+ * product lets them (amx_product.h).  int8: int8_rows.h. */
 #include "kernels/cpu/amx_few.h"
 #include "kernels/cpu/amx_few_rows.h"
+#include "kernels/cpu/int8_rows.h"
 
 enum {
     MOST_TOKENS = MF_CPU_PANEL,
@@ -230,165 +230,50 @@ static int64_t multiply_int4(const mf_cpu_tile *tile)
 
 /* ---- int8 ---- */
 
-enum {
-    LINE = 64,
-    MOST_ROWS = 64,      /* of a pass */
-    MOST_BYTES = 65536,  /* of the inputs of a call */
-    INT8_TOKENS = 8,
-    AHEAD_BYTES = 2048   /* at least so far ahead are the rows that memory is asked for */
-};
+enum { MOST_BYTES = 65536 }; /* of the inputs of a call */
 
 typedef struct int8_work {
-    _Alignas(64) int32_t dots[INT8_TOKENS][MOST_ROWS][LANES]; /* parts of a row's sums */
-    _Alignas(64) uint8_t inputs[MOST_BYTES + INT8_TOKENS * LINE]; /* [tokens][columns], of several tokens */
-    const mf_cpu_tile *tile;
-    const uint8_t *x; /* [tokens] rows `columns` bytes apart */
-    int64_t columns;
-    int32_t bias[INT8_TOKENS]; /* 128 times the sum of a token's codes */
+    int8_rows_work rows;
+    _Alignas(64) uint8_t inputs[MOST_BYTES + INT8_FEW * INT8_LINE]; /* [tokens][columns], of several tokens */
 } int8_work;
 
 /* A panel's rows one by one, and what 128 more in each code adds. */
-static void take_inputs(int8_work *work, int64_t n)
+static void take_inputs(int8_work *work, int64_t columns, int64_t n)
 {
-    const uint8_t *p = work->tile->x[0];
+    const mf_cpu_tile *tile = work->rows.tile;
+    const uint8_t *p = tile->x[0];
     const int64_t at_once = 16 / n; /* words of four codes of each token in a vector */
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i order = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)n));
-    work->x = n == 1 ? p : work->inputs;
-    for (int64_t q = 0; n > 1 && q < work->columns / 4; q += at_once) {
-        const int64_t left = work->columns / 4 - q < at_once ? work->columns / 4 - q : at_once;
+    for (int64_t q = 0; n > 1 && q < columns / 4; q += at_once) {
+        const int64_t left = columns / 4 - q < at_once ? columns / 4 - q : at_once;
         const __m512i v = _mm512_maskz_loadu_epi32(mask16(left * n), p + q * n * 4);
         for (int64_t t = 0; t < n; t++) {
             const __m512i pick = _mm512_add_epi32(order, _mm512_set1_epi32((int)t));
-            _mm512_mask_storeu_epi32(work->inputs + t * work->columns + q * 4, mask16(left),
-                                     _mm512_permutexvar_epi32(pick, v));
+            _mm512_mask_storeu_epi32(work->inputs + t * columns + q * 4, mask16(left), _mm512_permutexvar_epi32(pick, v));
         }
     }
-    const int32_t *sums = (const int32_t *)(const void *)(p + work->columns * n);
+    const int32_t *sums = (const int32_t *)(const void *)(p + columns * n);
     for (int64_t t = 0; t < n; t++) {
         uint32_t sum = 0; /* wraps, as the sums of the product do */
-        for (int64_t i = 0; i < (work->tile->w->k + 31) / 32; i++) {
+        for (int64_t i = 0; i < (tile->w->k + 31) / 32; i++) {
             sum += (uint32_t)sums[i * n + t];
         }
-        work->bias[t] = (int32_t)(sum * 128u);
+        work->rows.x[t] = n == 1 ? p : work->inputs + t * columns;
+        work->rows.bias[t] = (int32_t)(sum * 128u);
     }
 }
-
-/* Rows [first, first + num_rows) of the tile, those of both halves side by side: two streams of addresses. */
-INLINE void multiply_int8_rows(const int tokens, int8_work *work, int64_t first, int64_t num_rows)
-{
-    const mf_cpu_tile *tile = work->tile;
-    const mf_matrix *w = tile->w, *next = tile->next && tile->next->format == w->format ? tile->next : NULL;
-    const int64_t half = num_rows / 2, whole = w->k / LINE * LINE, columns = work->columns;
-    const int64_t later = AHEAD_BYTES / w->row_stride + 1;
-    const __m512i high = _mm512_set1_epi8((char)0x80);
-    const __mmask64 tail = ((__mmask64)1 << (w->k - whole)) - 1;
-    for (int64_t r = 0; r < half; r++) {
-        const uint8_t *p[2], *ask[2];
-        __m512i dot[2][INT8_TOKENS];
-        UNROLL(2) for (int s = 0; s < 2; s++)
-        {
-            const int64_t row = first + s * half + r, past = row + later - (s + 1) * half - first;
-            p[s] = mf_matrix_row(w, tile->first_row + row);
-            if (past < 0) {
-                ask[s] = mf_matrix_row(w, tile->first_row + row + later);
-            } else if (first + num_rows < tile->num_rows) { /* the next pass is as large, or almost */
-                ask[s] = mf_matrix_row(w, tile->first_row + first + num_rows + s * half + past);
-            } else {
-                ask[s] = next ? mf_matrix_row(next, tile->next_row + s * half + past) : p[s];
-            }
-            UNROLL(8) for (int t = 0; t < tokens; t++)
-            {
-                dot[s][t] = _mm512_setzero_si512();
-            }
-        }
-        const uint8_t *x = work->x;
-        for (int64_t k = 0; k < whole; k += LINE) {
-            UNROLL(2) for (int s = 0; s < 2; s++)
-            {
-                __builtin_prefetch(ask[s] + k, 0, 2);
-                const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(p[s] + k), high);
-                UNROLL(8) for (int t = 0; t < tokens; t++)
-                {
-                    dot[s][t] = _mm512_dpbusd_epi32(dot[s][t], v, _mm512_loadu_si512(x + t * columns + k));
-                }
-            }
-        }
-        UNROLL(2) for (int s = 0; s < 2; s++)
-        {
-            const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(tail, p[s] + whole), high);
-            UNROLL(8) for (int t = 0; t < tokens; t++)
-            {
-                if (tail) { /* inputs are zero behind the last column */
-                    dot[s][t] = _mm512_dpbusd_epi32(dot[s][t], v, _mm512_loadu_si512(x + t * columns + whole));
-                }
-                _mm512_store_si512(work->dots[t][s * half + r], dot[s][t]);
-            }
-        }
-    }
-}
-
-static void store_int8_rows(const int8_work *work, int64_t first, int64_t num_rows)
-{
-    const mf_cpu_tile *tile = work->tile;
-    const mf_matrix *w = tile->w;
-    for (int64_t r = 0; r < num_rows; r += LANES) {
-        float scale[LANES];
-        for (int64_t i = 0; i < LANES; i++) {
-            scale[i] = mf_matrix_scale_at(w, mf_matrix_scale_row(w, tile->first_row + first + r + i));
-        }
-        for (int64_t t = 0; t < tile->num_tokens; t++) {
-            __m512i v[LANES];
-            UNROLL(16) for (int i = 0; i < LANES; i++)
-            {
-                v[i] = _mm512_load_si512(work->dots[t][r + i]);
-            }
-            turn16(v);
-            __m512i sum = _mm512_sub_epi32(v[0], _mm512_set1_epi32(work->bias[t]));
-            UNROLL(16) for (int i = 1; i < LANES; i++)
-            {
-                sum = _mm512_add_epi32(sum, v[i]);
-            }
-            const __m512 out = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(tile->x_scale[t]));
-            _mm512_storeu_ps(tile->out + t * tile->out_stride + first + r, _mm512_mul_ps(out, _mm512_loadu_ps(scale)));
-        }
-    }
-}
-
-typedef void (*int8_fn)(int8_work *work, int64_t first, int64_t num_rows);
-
-#define INT8_ROWS(n)                                                                                                   \
-    static void int8_rows_##n(int8_work *work, int64_t first, int64_t num_rows)                                        \
-    {                                                                                                                  \
-        multiply_int8_rows(n, work, first, num_rows);                                                                  \
-    }
-INT8_ROWS(1)
-INT8_ROWS(2)
-INT8_ROWS(3)
-INT8_ROWS(4)
-INT8_ROWS(5)
-INT8_ROWS(6)
-INT8_ROWS(7)
-INT8_ROWS(8)
-static const int8_fn int8_fns[INT8_TOKENS] = { int8_rows_1, int8_rows_2, int8_rows_3, int8_rows_4,
-                                               int8_rows_5, int8_rows_6, int8_rows_7, int8_rows_8 };
 
 static int64_t multiply_int8(const mf_cpu_tile *tile)
 {
-    const int64_t n = tile->num_tokens, done = tile->num_rows / LANES * LANES;
+    const int64_t n = tile->num_tokens, columns = mf_cpu_round_columns(tile->w->k);
     int8_work work;
-    work.tile = tile;
-    work.columns = mf_cpu_round_columns(tile->w->k);
-    if (n > INT8_TOKENS || (n > 1 && work.columns * n > MOST_BYTES)) {
+    if (n > INT8_FEW || (n > 1 && columns * n > MOST_BYTES)) {
         return 0;
     }
-    take_inputs(&work, n);
-    for (int64_t first = 0, rows; first < done; first += rows) {
-        rows = done - first < MOST_ROWS ? done - first : MOST_ROWS;
-        int8_fns[n - 1](&work, first, rows);
-        store_int8_rows(&work, first, rows);
-    }
-    return done;
+    work.rows.tile = tile;
+    take_inputs(&work, columns, n);
+    return multiply_int8_tile(&work.rows);
 }
 
 int64_t mf_cpu_amx_few_int8(const mf_cpu_tile *tile)

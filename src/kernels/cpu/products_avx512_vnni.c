@@ -42,15 +42,30 @@ INLINE void sum_four_int(ivec a, ivec b, ivec c, ivec d, int32_t *out)
 }
 
 #include "kernels/cpu/codes_loops.h"
+#include "kernels/cpu/int8_rows.h"
 
 /* Sums are exact, so any order gives the same bits: sixteen rows as lanes are faster from so many tokens on. */
 static void int8_avx512_vnni(const mf_cpu_tile *tile)
 {
     enum { MANY = 20 };
-    if (tile->num_tokens < MANY) {
-        int8_codes(tile);
-    } else {
+    if (tile->num_tokens >= MANY) {
         mf_cpu_lanes_int8_codes(tile);
+        return;
+    }
+    int8_rows_work work;
+    work.tile = tile;
+    for (int64_t t = 0; t < tile->num_tokens; t++) {
+        work.x[t] = tile->x[t];
+        work.bias[t] = (int32_t)((uint32_t)sum_of_input(tile->x[t], tile->w->k) * 128u);
+    }
+    const int64_t done = multiply_int8_tile(&work);
+    if (done < tile->num_rows) {
+        mf_cpu_tile rest = *tile;
+        rest.first_row += done;
+        rest.num_rows -= done;
+        rest.out += done;
+        rest.next = NULL;
+        int8_codes(&rest);
     }
 }
 
