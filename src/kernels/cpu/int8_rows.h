@@ -1,8 +1,8 @@
-/* int8_rows.h - int8 codes of few tokens times int8 codes with VPDPBUSD: rows are read as they lie, two at a time and far
- * apart, which memory likes best, and asked for well before they are.
+/* int8_rows.h - int8 codes of few tokens times int8 codes with VPDPBUSD: rows are read as they lie, two at a time and
+ * far apart, which memory likes best, and asked for well before they are.
  *
- * A row's sum is a whole number and exact in any order.  Codes become unsigned by adding 128, which the sums of the inputs
- * take back. */
+ * A row's sum is a whole number and exact in any order.  Codes become unsigned by adding 128, which the sums of the
+ * inputs take back. */
 #ifndef MF_KERNELS_CPU_INT8_ROWS_H
 #define MF_KERNELS_CPU_INT8_ROWS_H
 
@@ -103,7 +103,8 @@ static void store_int8_rows(const int8_rows_work *work, int64_t first_token, int
                 sum = _mm512_add_epi32(sum, v[i]);
             }
             const __m512 out = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(tile->x_scale[token]));
-            _mm512_storeu_ps(tile->out + token * tile->out_stride + first + r, _mm512_mul_ps(out, _mm512_loadu_ps(scale)));
+            _mm512_storeu_ps(tile->out + token * tile->out_stride + first + r,
+                             _mm512_mul_ps(out, _mm512_loadu_ps(scale)));
         }
     }
 }
@@ -124,7 +125,7 @@ INT8_ROWS(6)
 INT8_ROWS(7)
 INT8_ROWS(8)
 static const int8_fn int8_fns[INT8_FEW] = { int8_rows_1, int8_rows_2, int8_rows_3, int8_rows_4,
-                                               int8_rows_5, int8_rows_6, int8_rows_7, int8_rows_8 };
+                                            int8_rows_5, int8_rows_6, int8_rows_7, int8_rows_8 };
 
 /* Whole sixteens of the tile's rows; returns how many rows. */
 static int64_t multiply_int8_tile(int8_rows_work *work)

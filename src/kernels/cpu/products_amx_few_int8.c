@@ -25,8 +25,8 @@ typedef struct int4_work {
     _Alignas(64) float total[MOST_TOKENS][LANES];
     _Alignas(64) __m512i part[MOST_TOKENS];
     _Alignas(64) int32_t even[MOST_WORDS + LANES], odd[MOST_WORDS + LANES]; /* [k / 8][tokens]: four codes */
-    _Alignas(64) int32_t less[MOST_WORDS / 4 + LANES]; /* [k / 32][tokens]: what enters the sums for a zero point of 1, or
-                                                          with all of 8 */
+    _Alignas(64) int32_t less[MOST_WORDS / 4 + LANES]; /* [k / 32][tokens]: what enters the sums for a zero point of 1,
+                                                          or with all of 8 */
     const mf_cpu_tile *tile;
     int64_t tokens, row;
     int group_shift; /* a group is 2^group_shift times 32 columns */
@@ -94,7 +94,8 @@ static void load_span(int4_work *work, int64_t first, int64_t count)
     }
 }
 
-/* `steps` times 32 columns of the block, the first of them number `step` of the row, times `count` tokens from t0 on. */
+/* `steps` times 32 columns of the block, the first of them number `step` of the row, times `count` tokens from t0 on.
+ */
 INLINE void multiply_block(const int count, const bool has_zeros, int4_work *work, int64_t step, int64_t steps,
                            int64_t t0)
 {
@@ -200,8 +201,9 @@ typedef void (*rows_fn)(int4_work *work);
         multiply_int4_rows(low, high, true, work);                                                                     \
     }
 #define ALL(F)                                                                                                         \
-    F(1, 0) F(2, 0) F(3, 0) F(4, 0) F(5, 0) F(6, 0) F(7, 0) F(8, 0)                                                    \
-    F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) F(8, 7) F(8, 8)
+    F(1, 0)                                                                                                            \
+    F(2, 0) F(3, 0) F(4, 0) F(5, 0) F(6, 0) F(7, 0) F(8, 0) F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) F(8, 7)    \
+        F(8, 8)
 #define NAME(low, high) rows_##low##_##high,
 #define NAME_OF_ZEROS(low, high) zeros_##low##_##high,
 ALL(ROWS)
@@ -250,7 +252,8 @@ static void take_inputs(int8_work *work, int64_t columns, int64_t n)
         const __m512i v = _mm512_maskz_loadu_epi32(mask16(left * n), p + q * n * 4);
         for (int64_t t = 0; t < n; t++) {
             const __m512i pick = _mm512_add_epi32(order, _mm512_set1_epi32((int)t));
-            _mm512_mask_storeu_epi32(work->inputs + t * columns + q * 4, mask16(left), _mm512_permutexvar_epi32(pick, v));
+            _mm512_mask_storeu_epi32(work->inputs + t * columns + q * 4, mask16(left),
+                                     _mm512_permutexvar_epi32(pick, v));
         }
     }
     const int32_t *sums = (const int32_t *)(const void *)(p + columns * n);
