@@ -19,6 +19,18 @@ static void print_word(const char *text)
     }
 }
 
+/* "cuda:N" stands for names that nobody knows here. */
+static void print_choices(const char *choices)
+{
+    for (const char *p = choices; *p; p++) {
+        const size_t length = strcspn(p, "|");
+        if (length < 2 || strncmp(p + length - 2, ":N", 2) != 0) {
+            printf("%s%.*s", p == choices ? "" : " ", (int)length, p);
+        }
+        p += length - (p[length] == '\0');
+    }
+}
+
 static bool takes_path(const mf_flag *flag, bool *only_folders)
 {
     const char *argument = flag->argument ? flag->argument : "";
@@ -44,9 +56,7 @@ static void bash_table(mf_flags_listener *listener, const mf_flag *flags, size_t
         printf("        %s%s%s) ", f->name, f->alias ? "|" : "", f->alias ? f->alias : "");
         if (f->choices) {
             printf("values='");
-            for (const char *p = f->choices; *p; p++) {
-                putchar(*p == '|' ? ' ' : *p == '\'' ? ' ' : *p);
-            }
+            print_choices(f->choices);
             printf("'");
         } else {
             printf("kind=%s", !takes_path(f, &only_folders) ? "other" : only_folders ? "folder" : "file");
