@@ -11,6 +11,7 @@
 #include "cli/about.h"
 #include "cli/bench_modes.h"
 #include "engine/engine.h"
+#include "model/config.h"
 
 static volatile sig_atomic_t interrupts;
 
@@ -47,12 +48,6 @@ void mf_bench_common_fill(mf_bench_common *v, mf_flag *rows)
     mf_model_flags_fill(&v->model, rows + sizeof table / sizeof *table);
 }
 
-static bool is_config_file(const char *path)
-{
-    size_t n = strlen(path);
-    return n > 5 && strcmp(path + n - 5, ".json") == 0 && mf_path_is_file(path);
-}
-
 static mf_status settle(mf_bench_common *v, const char *const *positionals, int32_t num_positionals, mf_error *err)
 {
     MF_TRY(mf_model_flags_start_log(&v->model, err));
@@ -60,7 +55,7 @@ static mf_status settle(mf_bench_common *v, const char *const *positionals, int3
     if (v->model.chat_template) {
         mf_log(MF_LOG_WARN, "--chat-template has no effect: bench draws token ids");
     }
-    if (is_config_file(v->model.model) && strcmp(v->model.load_format, "dummy") != 0) {
+    if (mf_model_config_is_file(v->model.model) && strcmp(v->model.load_format, "dummy") != 0) {
         mf_log(MF_LOG_INFO, "%.512s has no weights beside it: --load-format dummy", v->model.model);
         v->model.load_format = "dummy";
     }

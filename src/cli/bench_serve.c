@@ -171,19 +171,12 @@ static mf_status settle_figures(serve_flags *f, const char *const *positionals, 
     return MF_OK;
 }
 
-/* "config.json", "deepseek-v2-lite.json": a model without weights, which --load-format dummy runs. */
-static bool is_config(const char *path)
-{
-    size_t n = strlen(path);
-    return n > 5 && strcmp(path + n - 5, ".json") == 0 && mf_path_is_file(path);
-}
-
 static void take_tokenizer_of_model(serve_flags *f, const char *model)
 {
     mf_serve_bench *b = &f->bench;
     if (!b->tokenizer) {
         b->tokenizer = model;
-        f->takes_ids = strcmp(b->dataset_name, "random") == 0 && (is_config(model) || !mf_tokenizer_in_dir(model));
+        f->takes_ids = strcmp(b->dataset_name, "random") == 0 && (mf_model_config_is_file(model) || !mf_tokenizer_in_dir(model));
     }
 }
 
@@ -197,7 +190,7 @@ static mf_status settle_base_url(serve_flags *f, const char *const *positionals,
     }
     const char *model = b->model.model ? b->model.model : num_positionals ? positionals[0] : NULL;
     const char *name = b->served_model_name;
-    if (model && (mf_path_is_dir(model) || is_config(model))) {
+    if (model && (mf_path_is_dir(model) || mf_model_config_is_file(model))) {
         take_tokenizer_of_model(f, model);
     } else if (model && !name) {
         name = model;
@@ -214,7 +207,7 @@ static mf_status settle_own(serve_flags *f, const char *const *positionals, int3
 {
     mf_serve_bench *b = &f->bench;
     MF_TRY(mf_model_flags_settle(&b->model, positionals, num_positionals, err));
-    if (!is_config(b->model.model)) {
+    if (!mf_model_config_is_file(b->model.model)) {
         MF_TRY(mf_model_dir_check(b->model.model, err));
     }
     take_tokenizer_of_model(f, b->model.model);

@@ -224,11 +224,16 @@ static mf_status load_file(const char *path, mf_model_config **out, mf_error *er
     return status;
 }
 
+bool mf_model_config_is_file(const char *path)
+{
+    size_t length = strlen(path);
+    return length > 5 && strcmp(path + length - 5, ".json") == 0 && mf_path_is_file(path);
+}
+
 mf_status mf_model_config_load(const char *dir, mf_model_config **out, mf_error *err)
 {
     *out = NULL;
-    size_t length = strlen(dir);
-    if (length > 5 && strcmp(dir + length - 5, ".json") == 0 && mf_path_is_file(dir)) {
+    if (mf_model_config_is_file(dir)) {
         return load_file(dir, out, err);
     }
     if (!mf_path_is_dir(dir)) {

@@ -154,6 +154,8 @@ typedef struct mf_model_config {
  * weights.  Errors name file and key; an unknown
  * architecture lists the known ones. */
 mf_status mf_model_config_load(const char *dir, mf_model_config **config, mf_error *err);
+/* Whether `path` is such a file. */
+bool mf_model_config_is_file(const char *path);
 /* The same from config.json's text: `name` stands for the file in messages.  No generation config is read. */
 mf_status mf_model_config_parse(const char *text, size_t size, const char *name, mf_model_config **config, mf_error *err);
 /* Adds generation_config.json's text: more end tokens and the sampling defaults. */
