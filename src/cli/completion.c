@@ -19,15 +19,19 @@ static void print_word(const char *text)
     }
 }
 
-/* "cuda:N" stands for names that nobody knows here. */
+/* Open ones stand for names that nobody knows here. */
 static void print_choices(const char *choices)
 {
-    for (const char *p = choices; *p; p++) {
-        const size_t length = strcspn(p, "|");
-        if (length < 2 || strncmp(p + length - 2, ":N", 2) != 0) {
-            printf("%s%.*s", p == choices ? "" : " ", (int)length, p);
+    for (const char *p = choices; *p;) {
+        const size_t len = strcspn(p, "|");
+        for (size_t i = 0; i < len && !mf_choice_is_open(p, len); i++) {
+            putchar(p[i] == '\'' ? ' ' : p[i]);
         }
-        p += length - (p[length] == '\0');
+        p += len;
+        if (*p == '|') {
+            putchar(' ');
+            p++;
+        }
     }
 }
 

@@ -49,10 +49,15 @@ const char *mf_nearest_name(const char *name, const char *const *candidates, siz
     return best;
 }
 
-/* A choice "cuda:N" stands for every number of up to three digits. */
+bool mf_choice_is_open(const char *choice, size_t len)
+{
+    return len >= 2 && memcmp(choice + len - 2, ":N", 2) == 0;
+}
+
+/* An open choice takes every number of up to three digits. */
 static bool is_choice(const char *choice, size_t len, const char *text)
 {
-    if (len < 2 || memcmp(choice + len - 2, ":N", 2) != 0) {
+    if (!mf_choice_is_open(choice, len)) {
         return strlen(text) == len && memcmp(choice, text, len) == 0;
     }
     const size_t digits = strncmp(text, choice, len - 1) == 0 ? strspn(text + len - 1, "0123456789") : 0;

@@ -52,6 +52,9 @@ typedef struct mf_flags_listener {
 
 extern mf_flags_listener *mf_flags_listing;
 
+/* Whether a choice of so many bytes stands for any number behind a name: "cuda:N". */
+bool mf_choice_is_open(const char *choice, size_t len);
+
 void mf_flags_help(const mf_flag *flags, size_t num_flags, FILE *out);
 
 /* The candidate nearest to `name` by edit distance, or NULL when none is near. */
