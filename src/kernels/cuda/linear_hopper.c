@@ -1,37 +1,14 @@
 /* linear_hopper.c - the host's side of linear_wgmma.cu: which kernel, which tiles, and the tensor maps of a call. */
 #include <cuda_runtime_api.h>
-#include <string.h>
 
 #include "kernels/cuda/linear_wgmma.h"
+#include "kernels/cuda/tensor_maps.h"
 
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-static int find_encode(encode_fn *out)
-{
-    void *found = NULL;
-    enum cudaDriverEntryPointQueryResult result;
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess || !found) {
-        return error != cudaSuccess ? (int)error : (int)cudaErrorNotSupported;
-    }
-    memcpy(out, &found, sizeof *out); /* no cast from data to code */
-    return 0;
-}
-
-/* Rows of bf16 as lines of 64 columns: [line][row][64], a box `box` rows of one line, swizzled as products read them.
- * Rows past the last arrive as zeros. */
-static int encode(encode_fn make, const void *data, int64_t rows, int64_t stride, int64_t columns, int32_t box,
+/* Rows of bf16; a box is `box` rows of one line. */
+static int encode(mf_cuda_encode_fn make, const void *data, int64_t rows, int64_t stride, int64_t columns, int32_t box,
                   CUtensorMap *out)
 {
-    const cuuint64_t sizes[3] = { 64, (cuuint64_t)rows, (cuuint64_t)columns / 64 };
-    const cuuint64_t pitch[2] = { (cuuint64_t)stride * 2, 128 };
-    const cuuint32_t boxes[3] = { 64, (cuuint32_t)box, 1 }, every[3] = { 1, 1, 1 };
-    const CUresult made = make(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)(uintptr_t)data, sizes, pitch, boxes,
-                               every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult made = mf_cuda_encode_lines(make, data, false, rows, columns, stride * 2, (uint32_t)box, 1, out);
     return made == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
 }
 
@@ -70,8 +47,8 @@ bool mf_cuda_linear_is_tall(const mf_cuda_linear *call)
 
 int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream)
 {
-    encode_fn make = NULL;
-    int code = find_encode(&make);
+    mf_cuda_encode_fn make = NULL;
+    int code = mf_cuda_find_encode(&make);
     if (code != 0) {
         return code;
     }
