@@ -7,7 +7,9 @@ moefuse=$1
 root=${MOEFUSE_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
 small=$root/models/word-problems
 large=$root/bench/configs/qwen3-30b-a3b.json
+gpu=cuda
 temp=$(mktemp -d)
+. "$(dirname "$0")/serving.sh"
 trap 'rm -rf "$temp"' EXIT
 failed=0
 number=0
@@ -68,32 +70,17 @@ refused "a server whose model does not fit ends with the same text" 5 'do not fi
 
 # ---- a server that is killed in the middle, and started again ----
 
-start_server() { # log
-    "$moefuse" serve "$small" --device cuda --port "$port" >"$1" 2>&1 </dev/null &
-    server=$!
-    for _ in $(seq 300); do
-        grep -q 'ready on' "$1" && return 0
-        kill -0 "$server" 2>/dev/null || break
-        sleep 0.1
-    done
-    echo "    the server did not get ready:"
-    tail -5 "$1" | sed 's/^/    /'
-    return 1
-}
-
 answer() {
     curl -s -m 20 "http://127.0.0.1:$port/v1/completions" -H 'Content-Type: application/json' \
         -d '{"model":"word-problems","prompt":"Oscar makes 19 pizzas an hour","max_tokens":24,"temperature":0}' |
         grep -o '"text":"[^}]*' | cut -d'"' -f4
 }
 
-in_use() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null | head -1; }
-
 port=${PORT:-18733}
 number=$((number + 1))
 before=$(in_use)
 restarted=no
-if start_server "$temp/first"; then
+if start_server "$temp/first" "$small" --port "$port"; then
     first=$(answer)
     timeout 30 "$moefuse" bench serve "$small" --base-url "http://127.0.0.1:$port" --num-prompts 400 --max-concurrency 16 --no-progress \
         --random-input-len 64 --random-output-len 128 --ignore-eos >"$temp/load" 2>&1 &
@@ -103,7 +90,7 @@ if start_server "$temp/first"; then
     wait "$server" 2>/dev/null
     wait "$load"
     load_rc=$?
-    if start_server "$temp/second"; then
+    if start_server "$temp/second" "$small" --port "$port"; then
         second=$(answer)
         kill -TERM "$server"
         wait "$server"

@@ -14,6 +14,7 @@ server=
 trap '[ -z "$server" ] || kill -9 $server 2>/dev/null; rm -rf "$temp"' EXIT
 failed=0
 number=0
+. "$(dirname "$0")/serving.sh"
 
 claim() { # name passed-or-not detail
     number=$((number + 1))
@@ -38,18 +39,6 @@ P
     done
 }
 
-start_server() {
-    "$moefuse" serve "$model" --device "$gpu" --port 0 "$@" >"$temp/server" 2>&1 </dev/null &
-    server=$!
-    for _ in $(seq 300); do
-        url=$(grep -o 'ready on http://[0-9.:]*' "$temp/server" | cut -d' ' -f3)
-        [ -n "$url" ] && return 0
-        sleep 0.1
-    done
-    tail -5 "$temp/server" | sed 's/^/    /'
-    return 1
-}
-
 stop_server() {
     kill -TERM "$server"
     wait "$server"
@@ -64,10 +53,8 @@ load() { # requests concurrency
         python3 -c 'import json, sys; d = json.load(sys.stdin); print(d["completed"], d["failed"], d["total_output_tokens"])'
 }
 
-in_use() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null | head -1; }
-
 soak() {
-    start_server || { claim "the server starts" no ""; return; }
+    start_server "$temp/server" "$model" --port 0 || { claim "the server starts" no ""; return; }
     local warm=400 first last memory rss rss_last memory_last
     first=$(load "$warm" 16 1) # graphs of all sizes are noted meanwhile
     memory=$(in_use)
@@ -86,7 +73,7 @@ soak() {
 }
 
 company() {
-    start_server --no-enable-prefix-caching || { claim "the server starts" no ""; return; }
+    start_server "$temp/server" "$model" --port 0 --no-enable-prefix-caching || { claim "the server starts" no ""; return; }
     claim "a request's tokens do not depend on its company" "$(python3 - "$url" <<'P'
 import concurrent.futures, json, sys, urllib.request
 url = sys.argv[1]
