@@ -2,10 +2,16 @@
 #include "kernels/cuda/tensor_maps.h"
 
 #include <cuda_runtime_api.h>
+#include <stdatomic.h>
 #include <string.h>
 
 int mf_cuda_find_encode(mf_cuda_encode_fn *out)
 {
+    static _Atomic(mf_cuda_encode_fn) known; /* whoever comes first looks; two find the same */
+    *out = atomic_load_explicit(&known, memory_order_relaxed);
+    if (*out) {
+        return 0;
+    }
     void *found = NULL;
     enum cudaDriverEntryPointQueryResult result;
     const cudaError_t error =
@@ -14,6 +20,7 @@ int mf_cuda_find_encode(mf_cuda_encode_fn *out)
         return error != cudaSuccess ? (int)error : (int)cudaErrorNotSupported;
     }
     memcpy(out, &found, sizeof *out); /* no cast from data to code */
+    atomic_store_explicit(&known, *out, memory_order_relaxed);
     return 0;
 }
 
