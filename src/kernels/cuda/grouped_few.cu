@@ -442,11 +442,14 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
         make_lists(p, l);
         named_arrive<BARRIER_LISTS, THREADS>();
+        if (FP8 && threadIdx.x < 32) { /* waits for no codes, but a barrier is of all of a block's warps */
+            named_arrive<BARRIER_CODES, THREADS>();
+        }
         if (threadIdx.x == 0) {
             bring_weights<FP8, ROWS>(p, l, first, stages, s);
         } else if (threadIdx.x >= 32) {
             if (FP8) {
-                named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+                named_barrier<BARRIER_CODES, THREADS>();
             }
             gather<FP8, ROWS>(p, l, stages, s);
         }
@@ -454,7 +457,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         if (FP8) {
             const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
             quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);
-            named_barrier<BARRIER_CODES, 256 + GATHERERS>();
+            named_arrive<BARRIER_CODES, THREADS>();
         }
         zero_strangers(p);
         named_barrier<BARRIER_LISTS, THREADS>();
