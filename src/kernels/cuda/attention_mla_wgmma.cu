@@ -187,10 +187,7 @@ MF_DEV void score(const mf_cuda_attention &p, const int32_t *sequences, const in
                 to.weights[warp][step][lane] =
                     make_uint4(packed[step][0], packed[step][1], packed[step][2], packed[step][3]);
             }
-            __syncwarp();
-            if (lane == 0) {
-                barrier_arrive(&b.told);
-            }
+            barrier_arrive(&b.told);
         }
         barrier_wait(&b.heard, heard);
         heard ^= 1;
@@ -200,10 +197,7 @@ MF_DEV void score(const mf_cuda_attention &p, const int32_t *sequences, const in
                 to.factors[warp * 16 + g + 8 * e].x = __frcp_rn(sum[e]);
             }
         }
-        __syncwarp();
-        if (lane == 0) {
-            barrier_arrive(&b.told);
-        }
+        barrier_arrive(&b.told);
         begin = r.end;
     }
 }
@@ -228,10 +222,7 @@ MF_DEV void sum_values(const mf_cuda_attention &p, const int32_t *sequences, con
         for (int e = 0; e < 2; e++) {
             of[e] = from.factors[warp * 16 + g + 8 * e];
         }
-        __syncwarp();
-        if (lane == 0) {
-            barrier_arrive(&b.heard);
-        }
+        barrier_arrive(&b.heard);
         told ^= 1;
     };
     for (int begin = 0; begin < tokens;) {
@@ -372,8 +363,8 @@ __global__ void __launch_bounds__(THREADS, 1) prefill_kernel(const __grid_consta
                 barrier_init(&b.empty[i][line], line < VALUE_LINES ? 8 : 4);
             }
         }
-        barrier_init(&b.told, 4);
-        barrier_init(&b.heard, 8);
+        barrier_init(&b.told, 128);
+        barrier_init(&b.heard, 256);
         barrier_init_fence();
     }
     wait_for_previous();
