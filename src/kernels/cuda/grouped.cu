@@ -28,16 +28,6 @@ template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
 
 /* ---- what goes out ---- */
 
-/* Of one warpgroup. */
-MF_DEV void own_barrier(int group)
-{
-    if (group == 0) {
-        named_barrier<BARRIER_OWN, 128>();
-    } else {
-        named_barrier<BARRIER_OWN + 1, 128>();
-    }
-}
-
 /* A unit of w13 is written, or this warpgroup has no rows of it. */
 MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 {
@@ -503,12 +493,7 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_consta
     shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.stages; i++) {
-            barrier_init(&s->full[i], 1 + GATHERERS);
-            barrier_init(&s->empty[i], 8);
-        }
-        init_announcements(s);
-        barrier_init_fence();
+        init_state(s, p.stages, 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */

@@ -47,6 +47,18 @@ MF_DEV void init_announcements(shared_state *s)
     }
 }
 
+/* By one thread, before the others come.  A stage is full when the thread that brings weights and all that gather
+ * tokens have arrived, empty when the multiplying warps have: a lane of each, or all. */
+MF_DEV void init_state(shared_state *s, int stages, int empty_arrivals)
+{
+    for (int i = 0; i < stages; i++) {
+        barrier_init(&s->full[i], 1 + GATHERERS);
+        barrier_init(&s->empty[i], empty_arrivals);
+    }
+    init_announcements(s);
+    barrier_init_fence();
+}
+
 /* The block's n-th unit, once its first stage is free: whoever has its place in the ring has left its last stage. */
 MF_DEV void announce(shared_state *s, int n, const unit &u)
 {
@@ -179,6 +191,16 @@ MF_DEV bool leave_counters(const mf_cuda_grouped &p, int tiles)
         p.work[MF_CUDA_WORK_NEXT] = p.work[MF_CUDA_WORK_DONE] = 0;
     }
     return true;
+}
+
+/* Of one of the two warpgroups that multiply. */
+MF_DEV void own_barrier(int group)
+{
+    if (group == 0) {
+        named_barrier<BARRIER_OWN, 128>();
+    } else {
+        named_barrier<BARRIER_OWN + 1, 128>();
+    }
 }
 
 /* The place of a 16-byte chunk in swizzled rows. */

@@ -428,12 +428,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
     shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
     few_lists *l = (few_lists *)(s + 1);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.stages; i++) {
-            barrier_init(&s->full[i], 1 + GATHERERS);
-            barrier_init(&s->empty[i], 8);
-        }
-        init_announcements(s);
-        barrier_init_fence();
+        init_state(s, p.stages, 8);
     }
     __syncthreads();
     wait_for_previous();

@@ -59,11 +59,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     const scale_grid grid = grid_of<KIND>(m0);
     const int pieces = (int)((m0.k + 127) >> 7);
     if (is_down) {
-        named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
-        for (int t = tid; t < u->count; t += 256) {
-            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
-        }
-        named_barrier<BARRIER_BOTH, 256>();
+        list_places(p, u, places);
     }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -389,12 +385,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<MAX>) packed_kernel(const __gr
     float *token_scales = TILES == 2 ? (float *)staging : (float *)(words + 1); /* with codes of a scale a token */
     int32_t *offsets = (int32_t *)(words + 1) + (TILES == 2 ? 0 : MAX), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.stages; i++) {
-            barrier_init(&s->full[i], 1 + GATHERERS);
-            barrier_init(&s->empty[i], 8);
-        }
-        init_announcements(s);
-        barrier_init_fence();
+        init_state(s, p.stages, 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */

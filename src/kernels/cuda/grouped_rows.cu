@@ -51,16 +51,6 @@ MF_DEV uint64_t operand_at(uint32_t place)
     return product_operand(nullptr) >> 32 << 32 | place;
 }
 
-/* Of one warpgroup. */
-MF_DEV void own_barrier(int group)
-{
-    if (group == 0) {
-        named_barrier<BARRIER_OWN, 128>();
-    } else {
-        named_barrier<BARRIER_OWN + 1, 128>();
-    }
-}
-
 /* ---- units ---- */
 
 /* What the n-th claim is: w13's first group of tiles, then by turns w13 of a group and w2 of the one before. */

@@ -180,14 +180,14 @@ template <bool WIDE, int TILES> MF_DEV int down_row(int group, int warp, int g, 
 
 /* ---- what goes out ---- */
 
-/* Of one warpgroup. */
-MF_DEV void own_barrier(int group)
+/* Where the tokens of a unit of w2 go. */
+MF_DEV void list_places(const mf_cuda_grouped &p, unit_ref u, int64_t *places)
 {
-    if (group == 0) {
-        named_barrier<BARRIER_OWN, 128>();
-    } else {
-        named_barrier<BARRIER_OWN + 1, 128>();
+    named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
+    for (int t = threadIdx.x - PRODUCERS; t < u->count; t += 256) {
+        places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
     }
+    named_barrier<BARRIER_BOTH, 256>();
 }
 
 template <bool WIDE, int TILES, int N>

@@ -90,16 +90,6 @@ template <int N> MF_DEV void add_part(float (&acc)[N / 2], const float (&part)[N
     }
 }
 
-/* Where the tokens of a unit of w2 go. */
-MF_DEV void list_places(const mf_cuda_grouped &p, unit_ref u, int64_t *places)
-{
-    named_barrier<BARRIER_BOTH, 256>(); /* the last unit's readers are done */
-    for (int t = threadIdx.x - PRODUCERS; t < u->count; t += 256) {
-        places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
-    }
-    named_barrier<BARRIER_BOTH, 256>();
-}
-
 /* A row's scale, or 1. */
 template <int KIND> MF_DEV float row_scale(const mf_cuda_matrix &m, int row)
 {
