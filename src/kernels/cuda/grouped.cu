@@ -251,10 +251,7 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
                     pin(part);
                     promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
                 }
-                __syncwarp();
-                if (lane == 0) {
-                    barrier_arrive(&s->empty[cursor.stage]);
-                }
+                barrier_arrive(&s->empty[cursor.stage]); /* all lanes: each for the scales that it has read */
             } else {
                 pin(acc[0]);
                 pin(acc[1]);
@@ -493,7 +490,7 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_consta
     shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
-        init_state(s, p.stages, 8);
+        init_state(s, p.stages, FP8 ? 256 : 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */

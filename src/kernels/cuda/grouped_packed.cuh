@@ -385,7 +385,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<MAX>) packed_kernel(const __gr
     float *token_scales = TILES == 2 ? (float *)staging : (float *)(words + 1); /* with codes of a scale a token */
     int32_t *offsets = (int32_t *)(words + 1) + (TILES == 2 ? 0 : MAX), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
-        init_state(s, p.stages, 8);
+        init_state(s, p.stages, packed_kind<KIND>::WIDE && BLOCKS<MAX> == 2 ? 256 : 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */

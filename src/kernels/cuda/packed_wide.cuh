@@ -194,10 +194,7 @@ MF_DEV void multiply_few(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, 
                     }
                 }
                 if (k == 6) { /* all of the stage is in registers */
-                    __syncwarp();
-                    if (lane == 0) {
-                        barrier_arrive(&s->empty[cursor.stage]);
-                    }
+                    barrier_arrive(&s->empty[cursor.stage]); /* all lanes: each for what it has read */
                 }
                 uint32_t a[2][2], low[2][2];
                 widen_steps<KIND, 1, CHUNKS>(codes, k, a, low);
