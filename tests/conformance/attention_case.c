@@ -119,11 +119,19 @@ const attention_shape *attention_shape_at(int i)
     static attention_shape s;
     s = shapes[i / 2];
     s.cache = i % 2 ? MF_BF16 : MF_F32;
+    static const int few[ATTENTION_SEQUENCES] = { 80, 33, 2 };
+    for (int k = 0; conf_small() && k < ATTENTION_SEQUENCES; k++) {
+        s.length[k] = s.length[k] < few[k] ? s.length[k] : few[k];
+    }
     return &s;
 }
 
 bool attention_is_sampled(int i)
 {
+    const attention_shape *s = &shapes[i / 2];
+    if (conf_small()) { /* those that GPUs have kernels of their own for, and a few for the rest */
+        return i % 2 ? s->key == 64 || s->key == 128 || s->rank == 512 : i % 16 == 0;
+    }
     return conf_full() || i % 2 == 0 || i % 4 == 1;
 }
 

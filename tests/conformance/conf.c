@@ -97,9 +97,15 @@ bool conf_full(void)
     return v && strcmp(v, "full") == 0;
 }
 
+bool conf_small(void)
+{
+    const char *v = getenv("MOEFUSE_CONFORMANCE");
+    return v && strcmp(v, "small") == 0;
+}
+
 bool conf_whole(void)
 {
-    return conf_full() || getenv("MOEFUSE_CONFORMANCE_DEVICE") != NULL;
+    return conf_full() || (!conf_small() && getenv("MOEFUSE_CONFORMANCE_DEVICE") != NULL);
 }
 
 void *conf_alloc(size_t bytes)

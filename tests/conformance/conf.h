@@ -24,6 +24,7 @@ const conf_device *conf_devices(int *count);
 mf_device *conf_ref(void);
 
 bool conf_full(void);
+bool conf_small(void); /* MOEFUSE_CONFORMANCE=small: every kernel, on as little as it takes, for tools that cost a hundredfold */
 bool conf_whole(void); /* full, or a device of its own is under test: nothing is sampled that such a device has kernels for */
 
 /* ---- memory: exactly `bytes` long, 64 guard bytes on both sides, filled with poison ---- */

@@ -54,6 +54,8 @@ static void open_bench(bench *b, int32_t vocab, int32_t num_ids)
     b->list = on_device(b->device, ROWS * sizeof *b->list);
     b->changes = on_device(b->device, (size_t)b->picks.most_changes * sizeof *b->changes);
     b->picked = on_device(b->device, ROWS * sizeof *b->picked);
+    const mf_picked nothing[ROWS] = { { 0 } }; /* a row writes what it has; all of it is fetched */
+    CHECK_OK(mf_device_copy(b->device, b->picked, nothing, sizeof nothing, &err), err);
     b->workspace = on_device(b->device, b->device->ops->pick_bytes(b->device, ROWS, vocab));
 }
 
@@ -258,7 +260,7 @@ TEST(small_vocabularies_are_chosen_from_as_the_sampler_does)
 {
     static const int kinds[] = { KIND_USUAL, KIND_TIES, KIND_FLAT, KIND_INFINITE, KIND_ZEROS };
     static const int32_t small[] = { 51, 64, 65, 511, 513, 1000, 4096, 4097, 8193 };
-    for (size_t i = 0; i < sizeof small / sizeof *small; i++) {
+    for (size_t i = 0; i < sizeof small / sizeof *small; i += rounds() > 1 ? 1 : 4) {
         check_vocab(small[i], small[i] - (int32_t)(i % 4), rounds(), 51 + i, kinds, 5);
     }
 }

@@ -85,33 +85,12 @@ program() {
     finish
 }
 
-sanitizer() {
-    local check="compute-sanitizer --error-exitcode 9"
-    export MOEFUSE_CUDA_REPEATS=3 MOEFUSE_CUDA_NO_FAULTS=1
-    for tool in memcheck initcheck racecheck synccheck; do
-        start $tool-capture ${CHECK_LIMIT:-140} $check --tool $tool "$out/capture" a_captured where_slots
-        start $tool-units ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_whole
-        start $tool-units-many ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_many
-        start $tool-units-fp8 ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_fp8
-        start $tool-units-4bit ${CHECK_LIMIT:-140} $check --tool $tool "$out/experts_units" experts_of_4
-        start $tool-pick ${CHECK_LIMIT:-140} env MOEFUSE_CUDA_ROUNDS=1 $check --tool $tool "$out/pick" small_vocabularies
-        start $tool-gate ${CHECK_LIMIT:-140} $check --tool $tool "$out/gate" worked_row usual_models
-        start $tool-align ${CHECK_LIMIT:-140} $check --tool $tool "$out/align" worked_example wrong_histogram
-        start $tool-combine ${CHECK_LIMIT:-140} $check --tool $tool "$out/sum_reduce" every_hidden
-        start $tool-layer ${CHECK_LIMIT:-140} $check --tool $tool "$out/layer" layer_bits_do_not_depend
-        start $tool-linear ${CHECK_LIMIT:-140} $check --tool $tool "$out/dense" dense_linear_of_bf16 dense_linear_of_fp8 dense_rms_norm
-        start $tool-attention ${CHECK_LIMIT:-140} $check --tool $tool "$out/attention_bits" attention_bits_do_not_depend_on_the_rest
-        start $tool-delta-net ${CHECK_LIMIT:-140} $check --tool $tool "$out/delta_net" delta_net_writes_no_state
-    done
-    finish
-}
-
 for part in $what; do
     case $part in
     tests) tests ;;
     models) models ;;
     program) program ;;
-    sanitizer) sanitizer ;;
+    sanitizer) "$(dirname "$0")/sanitize.sh" "$out" || failed=1 ;;
     few) "$out/cuda_bench" experts --few 2>&1 ;;
     bench) "$out/cuda_bench" ${BENCH_FLAGS:-} 2>&1 | tee "$logs/bench.log" ;;
     esac

@@ -572,6 +572,14 @@ static mf_status find_gpu(mf_device *device, struct cudaDeviceProp *prop, mf_err
     return MF_OK;
 }
 
+/* What launches are cut for: MOEFUSE_CUDA_MULTIPROCESSORS, where there are more, for tools that pay for every block. */
+static int32_t multiprocessors(const struct cudaDeviceProp *prop)
+{
+    const char *fewer = getenv("MOEFUSE_CUDA_MULTIPROCESSORS");
+    const long n = fewer ? strtol(fewer, NULL, 10) : 0;
+    return n > 0 && n < prop->multiProcessorCount ? (int32_t)n : prop->multiProcessorCount;
+}
+
 static mf_status init(mf_device *device, mf_error *err)
 {
     struct cudaDeviceProp prop;
@@ -587,7 +595,7 @@ static mf_status init(mf_device *device, mf_error *err)
     device->ops = &cuda_ops;
     device->prefers_bf16 = true;
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
-                                .num_multiprocessors = prop.multiProcessorCount,
+                                .num_multiprocessors = multiprocessors(&prop),
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
     device->one_format_a_table = state->gpu.capability == 90;
     device->wants_fp8_inputs = state->gpu.capability >= 89;
