@@ -369,8 +369,10 @@ MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &curs
     }
     fence_shared_for_products();
     multiply<FP8, ROWS, STAGES, COUNT>(stage, acc);
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0) {
+    if (!FP8) {
+        __syncwarp();
+    }
+    if (FP8 || (threadIdx.x & 31) == 0) { /* FP8: all lanes, each for the scales that it has read */
 #pragma unroll
         for (int i = 0; i < STAGES; i++) {
             barrier_arrive(empty[i]);
@@ -428,7 +430,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
     shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
     few_lists *l = (few_lists *)(s + 1);
     if (threadIdx.x == 0) {
-        init_state(s, p.stages, 8);
+        init_state(s, p.stages, FP8 ? 256 : 8);
     }
     __syncthreads();
     wait_for_previous();
