@@ -737,7 +737,7 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
     __shared__ float parts[SOFTMAX ? N : 1];
     __shared__ uint2 tops[WARPS];
     __shared__ __align__(16) uint32_t keys[64];
-    __shared__ choice chosen[MAX_K];
+    __shared__ choice chosen[2 * MAX_K]; /* the second half: nobody's, for the warp that only fetches code */
     __shared__ int num_candidates;
     const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
     let_next_start();
@@ -865,7 +865,8 @@ __global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_
         }
     }
     /* The warp after those comes here at once and changes nothing: it fetches the code that the first will need. */
-    emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, chosen[lane & 7], sum, [&](int32_t id) {
+    const choice own = chosen[(lane & 7) + (warp == 0 ? 0 : MAX_K)];
+    emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, own, sum, [&](int32_t id) {
         if (c.histogram) {
             add_relaxed(c.histogram + id, 1);
         }
