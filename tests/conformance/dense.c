@@ -134,7 +134,7 @@ static void check_inputs(mf_dtype act_dtype, mf_format format)
 {
     static const int64_t shapes[][2] = { { 200, 192 }, { 70, 640 },  { 17, 64 },   { 300, 1024 },
                                          { 33, 100 },  { 40, 3136 }, { 130, 128 }, { 47, 4096 } };
-    static const int64_t counts[] = { 1, 4, 5, 8, 9, 17, 32, 33, 65, 130, 300 };
+    static const int64_t counts[] = { 1, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 130, 300 };
     enum { TOKENS = 300, FIRST = 6 };
     /* Whole on a device of its own; elsewhere a sample of what only such a device has kernels for. */
     const bool whole = conf_whole();

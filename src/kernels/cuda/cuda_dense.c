@@ -130,13 +130,10 @@ static int32_t linear_runs(int64_t k)
     return k >= 3072 ? 16 : 8;
 }
 
-/* Hopper's own products, of the same bits; the fewest tokens are quicker without, the router's few rows and a
- * vocabulary's many sooner with. */
+/* Hopper's own products, of the same bits; the fewest tokens are quicker without. */
 static bool takes_wgmma(const mf_device *device, const mf_cuda_linear *p)
 {
-    enum { LEAST = 17, LEAST_OF_SOME = MF_CUDA_LINEAR_RING + 1 };
-    const bool is_sooner = p->parts == 3 || mf_cuda_linear_is_tall(p);
-    return mf_cuda_state_of(device)->gpu.capability == 90 && p->num_tokens >= (is_sooner ? LEAST_OF_SOME : LEAST) &&
+    return mf_cuda_state_of(device)->gpu.capability == 90 && p->num_tokens > MF_CUDA_LINEAR_RING &&
            (p->num_batches == 0 || p->x_step % 64 == 0);
 }
 

@@ -56,7 +56,7 @@ int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, vo
     mf_cuda_linear *p = &maps.p;
     const bool is_few = p->num_tokens <= MF_CUDA_STREAM_TOKENS && !mf_cuda_linear_is_tall(p);
     maps.w_rows = is_few ? 64 : tile_rows(gpu, p);
-    for (maps.x_rows = is_few ? 32 : 128; is_few && maps.x_rows < p->num_tokens; maps.x_rows *= 2) {
+    for (maps.x_rows = is_few ? 16 : 128; is_few && maps.x_rows < p->num_tokens; maps.x_rows *= 2) {
     }
     (void)cut(p, maps.w_rows);
     for (int i = 0; i < p->num && code == 0; i++) {

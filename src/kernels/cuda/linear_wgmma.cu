@@ -2,9 +2,9 @@
  * tensor copies.
  *
  * k is cut into 8 or 16 runs, each summed from zero in ascending order, the runs added in order: the same in both
- * kernels, so a row's bits do not depend on the batch.  STREAM takes up to 128 tokens: 64 weight rows a cluster of 8
- * blocks, a run or two of k a block, whose weights are all under way before the kernel in front has ended; the sums
- * meet through the cluster's shared memory.  TILE takes 128 tokens by 128 or 192 rows at a time, persistent. */
+ * kernels, so a row's bits do not depend on the batch.  WAVE takes up to 64 tokens of one plane, STREAM other products
+ * of up to 128: 64 weight rows a cluster of 4 or 8 blocks, a run or two of k a block, whose weights are all under way
+ * before the kernel in front has ended; the sums meet through the cluster's shared memory.  TILE takes 128 tokens by 128 or 192 rows at a time, persistent. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/linear_wgmma.h"
@@ -175,6 +175,157 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
         }
         if (t < p.num_tokens && r0 + r < num_rows) {
             out[t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+        }
+    }
+    cluster_sync(); /* nobody leaves whose sums are being read */
+}
+
+/* ---- WAVE ---- */
+
+/* Two runs of k a block: clusters of half as many blocks as there are runs. */
+constexpr int WAVE_EACH = 2, WAVE_UNITS = 8; /* at most, of a ring */
+constexpr int WAVE_BYTES = 72 * 1024, WAVE_X_BYTES = 32 * 1024; /* of rings, of tokens': three blocks a multiprocessor */
+
+/* N tokens; weights and tokens have rings of their own, call.stages and call.x_stages units deep. */
+template <int N, int BLOCKS>
+__global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_constant__ mf_cuda_linear_maps call)
+{
+    if (!MF_HAS_WGMMA) {
+        return;
+    }
+    constexpr int X_BYTES = N * LINE, RUNS = BLOCKS * WAVE_EACH, OWN = 64 / BLOCKS, PITCH = 68;
+    extern __shared__ __align__(1024) uint8_t stages[];
+    __shared__ uint64_t w_full[WAVE_UNITS], x_full[WAVE_UNITS];
+    const mf_cuda_linear &p = call.p;
+    const int rank = blockIdx.x % BLOCKS, block = blockIdx.x / BLOCKS, which = matrix_of(p, block);
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
+    const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[which].n;
+    const int r0 = (int)(block - p.first_block[which]) * 64;
+    const int map_row = r0 + (p.num_batches > 0 ? (int)(blockIdx.z * p.batch_rows + p.first_row) : 0);
+    const int x_line = p.num_batches > 0 ? (int)(blockIdx.z * p.x_step / 64) : 0;
+    const int units = (int)(p.w[which].k / 64), first = run_start(rank * WAVE_EACH, units, RUNS),
+              count = run_start((rank + 1) * WAVE_EACH, units, RUNS) - first;
+    uint8_t *tokens = stages + call.stages * SUB;
+    auto bring_weights = [&](int i, int s) {
+        barrier_expect(&w_full[s], SUB);
+        copy_box(stages + s * SUB, &call.w[which], map_row, first + i, &w_full[s]);
+    };
+    auto bring_tokens = [&](int i, int s) {
+        barrier_expect(&x_full[s], X_BYTES);
+        copy_box(tokens + s * X_BYTES, &call.x, 0, x_line + first + i, &x_full[s]);
+    };
+    if (tid == 0) {
+        for (int s = 0; s < WAVE_UNITS; s++) {
+            barrier_init(&w_full[s], 1);
+            barrier_init(&x_full[s], 1);
+        }
+        barrier_init_fence();
+        for (int i = 0; i < min(count, call.stages); i++) { /* nobody writes weights: they need not wait */
+            bring_weights(i, i);
+        }
+    }
+    let_next_start();
+    wait_for_previous();
+    if (tid == 0) {
+        for (int i = 0; i < min(count, call.x_stages); i++) {
+            bring_tokens(i, i);
+        }
+    }
+    __syncthreads();
+    float acc[WAVE_EACH][N / 2];
+#pragma unroll
+    for (int e = 0; e < WAVE_EACH; e++) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            acc[e][i] = 0.0f;
+        }
+        pin(acc[e]);
+    }
+    int i = 0, slot = 0, x_slot = 0;
+    uint32_t parity = 0, x_parity = 0;
+#pragma unroll
+    for (int e = 0; e < WAVE_EACH; e++) {
+        const int end = run_start(rank * WAVE_EACH + e + 1, units, RUNS) - first;
+        for (; i < end; i++) {
+            barrier_wait(&w_full[slot], parity);
+            barrier_wait(&x_full[x_slot], x_parity);
+            products_begin();
+            add_line<N>(acc[e], product_operand(stages + slot * SUB), product_operand(tokens + x_slot * X_BYTES), true);
+            products_commit();
+            const bool more = i + call.stages < count, more_x = i + call.x_stages < count;
+            if (more || more_x) {
+                products_wait<0>();
+                __syncthreads();
+                if (tid == 0 && more) {
+                    bring_weights(i + call.stages, slot);
+                }
+                if (tid == 0 && more_x) {
+                    bring_tokens(i + call.x_stages, x_slot);
+                }
+            }
+            if (++slot == call.stages) {
+                slot = 0;
+                parity ^= 1;
+            }
+            if (++x_slot == call.x_stages) {
+                x_slot = 0;
+                x_parity ^= 1;
+            }
+        }
+    }
+    products_wait<0>();
+    float *sums = (float *)stages; /* [WAVE_EACH][N][PITCH] over what was multiplied */
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < WAVE_EACH; e++) {
+        pin(acc[e]);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int t = n * 8 + 2 * q + (k & 1), r = warp * 16 + g + 8 * (k >> 1);
+                sums[(e * N + t) * PITCH + r] = acc[e][4 * n + k];
+            }
+        }
+    }
+    cluster_sync();
+    float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
+    const int64_t stride = p.out_stride[which];
+    const float *bias = p.bias[which];
+    const bool is_wide = stride % 4 == 0 && (uintptr_t)out % 16 == 0;
+#pragma unroll 1
+    for (int at = tid; at < OWN / 4 * N; at += STREAM_THREADS) { /* this block's rows, four at a time */
+        const int r = rank * OWN + at % (OWN / 4) * 4, t = at / (OWN / 4);
+        float4 part[RUNS];
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            part[run] = load_4_of_block(sums + (run % WAVE_EACH * N + t) * PITCH + r, run / WAVE_EACH);
+        }
+        float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            v[0] = __fadd_rn(v[0], part[run].x);
+            v[1] = __fadd_rn(v[1], part[run].y);
+            v[2] = __fadd_rn(v[2], part[run].z);
+            v[3] = __fadd_rn(v[3], part[run].w);
+        }
+        if (t >= p.num_tokens) {
+            continue;
+        }
+        float *to = out + t * stride + r0 + r;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            v[k] = bias && r0 + r + k < num_rows ? __fadd_rn(v[k], bias[r0 + r + k]) : v[k];
+        }
+        if (is_wide && r0 + r + 4 <= num_rows) {
+            *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
+            continue;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if (r0 + r + k < num_rows) {
+                to[k] = v[k];
+            }
         }
     }
     cluster_sync(); /* nobody leaves whose sums are being read */
@@ -359,8 +510,33 @@ template <int N, int PARTS, int EACH> int launch_stream_of(mf_cuda_linear_maps &
     return launch_clusters(CLUSTER, stream_kernel<N, PARTS, EACH>, grid, STREAM_THREADS, bytes, stream, call);
 }
 
+template <int N, int BLOCKS> int launch_wave(mf_cuda_linear_maps &call, cudaStream_t stream)
+{
+    constexpr int X_BYTES = N * LINE;
+    const mf_cuda_linear &p = call.p;
+    const int units = (int)(p.w[0].k / 64), of_block = (units + BLOCKS - 1) / BLOCKS,
+              most = of_block < WAVE_UNITS ? of_block : WAVE_UNITS;
+    call.x_stages = most < WAVE_X_BYTES / X_BYTES ? most : WAVE_X_BYTES / X_BYTES;
+    const int fits = (WAVE_BYTES - call.x_stages * X_BYTES) / SUB;
+    call.stages = most < fits ? most : fits;
+    const size_t sums = (size_t)WAVE_EACH * N * 68 * 4,
+                 rings = (size_t)call.stages * SUB + (size_t)call.x_stages * X_BYTES;
+    const dim3 grid((unsigned)(p.first_block[p.num] * BLOCKS), 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
+    return launch_clusters(BLOCKS, wave_kernel<N, BLOCKS>, grid, STREAM_THREADS, rings < sums ? sums : rings, stream, call);
+}
+
+template <int N> int launch_wave_of(mf_cuda_linear_maps &call, cudaStream_t stream)
+{
+    return call.p.runs == 8 ? launch_wave<N, 4>(call, stream) : launch_wave<N, 8>(call, stream);
+}
+
 template <int N> int launch_stream(mf_cuda_linear_maps &call, cudaStream_t stream)
 {
+    if constexpr (N <= 64) {
+        if (call.p.parts == 1) {
+            return launch_wave_of<N>(call, stream);
+        }
+    }
     const bool is_split = call.p.parts == 3;
     return call.p.runs == 8
                ? is_split ? launch_stream_of<N, 3, 1>(call, stream) : launch_stream_of<N, 1, 1>(call, stream)
@@ -382,7 +558,8 @@ int launch_tile(const mf_cuda_linear_maps &call, int64_t tiles, int multiprocess
 int mf_cuda_launch_linear_stream(mf_cuda_linear_maps *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
-    return call->x_rows == 32   ? launch_stream<32>(*call, s)
+    return call->x_rows == 16   ? launch_stream<16>(*call, s)
+           : call->x_rows == 32 ? launch_stream<32>(*call, s)
            : call->x_rows == 64 ? launch_stream<64>(*call, s)
                                 : launch_stream<128>(*call, s);
 }

@@ -18,7 +18,7 @@ typedef struct mf_cuda_linear_maps {
     CUtensorMap w[MF_CUDA_LINEAR_MOST], x; /* lines of 64 columns: [line][row][64]; x's planes follow one another */
     mf_cuda_linear p;
     int32_t w_rows, x_rows; /* of a box */
-    int32_t stages;         /* STREAM: set by its launch */
+    int32_t stages, x_stages; /* of rings; set by the launches of STREAM and WAVE */
 } mf_cuda_linear_maps;
 
 /* Products with bf16 matrices whose k is a multiple of 64 and whose rows lie on 16 bytes; x as planes of bf16.  A

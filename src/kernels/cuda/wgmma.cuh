@@ -258,6 +258,19 @@ MF_PTX float load_of_block(const float *p, int rank)
     return v;
 }
 
+/* Four of them, on 16 bytes. */
+MF_PTX float4 load_4_of_block(const float *p, int rank)
+{
+    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#if MF_HAS_WGMMA
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %4, %5; ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at]; }"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared_address(p)), "r"(rank)
+                 : "memory");
+#endif
+    return v;
+}
+
 /* ---- registers of a warpgroup ---- */
 
 template <int COUNT> MF_PTX void give_registers()
