@@ -35,10 +35,13 @@ mf_status mf_cuda_check(mf_device *device, int code, const char *what, mf_error 
 /* Makes the device current; refuses after a failure. */
 mf_status mf_cuda_enter(mf_device *device, mf_error *err);
 
-/* cuda_dense.c: the dense operations, and what serves whole models of the memory operations. */
+/* cuda_dense.c: the dense operations; room of at least `bytes` in `rounded`, which must not be in a graph already. */
 void mf_cuda_add_dense_ops(mf_device_ops *ops);
-void mf_cuda_add_memory_ops(mf_device_memory_ops *ops);
 void mf_cuda_dense_close(mf_device *device);
+mf_status mf_cuda_reserve(mf_device *device, size_t bytes, mf_error *err);
+
+/* cuda_memory.c: what serves whole models of the memory operations. */
+void mf_cuda_add_memory_ops(mf_device_memory_ops *ops);
 
 /* cuda_marks.c: a part (kernels/part.h) begins in the stream; nothing where nobody asks. */
 void mf_cuda_mark(mf_device *device, int part);
