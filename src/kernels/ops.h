@@ -108,6 +108,10 @@ typedef struct mf_device_memory_ops {
     mf_status (*zero)(mf_device *device, void *block, size_t bytes, mf_error *err); /* does not wait */
     mf_status (*fill)(mf_device *device, const mf_fill_call *call, mf_error *err); /* does not wait */
 
+    /* Optional: copy_async and zero (other memory) in one operation that may be noted, for little, either way. */
+    mf_status (*carry)(mf_device *device, void *to, const void *from, size_t bytes, void *zeros, size_t zero_bytes,
+                       mf_error *err);
+
     /* Between begin and end operations are noted and not run; what was noted is then run as often as wanted, with the same
      * pointers and sizes.  end gives NULL when the noting failed. */
     mf_status (*graph_begin)(mf_device *device, mf_error *err);

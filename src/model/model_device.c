@@ -22,7 +22,7 @@ typedef struct step_graph {
 
 struct mf_model_device {
     uint8_t *host, *inputs; /* page-locked, and on the device */
-    size_t bytes;
+    size_t bytes, used;     /* room, and what this step's arrays take of it */
     int32_t *counts,
         *host_counts; /* [num_counts]: layers * experts, then bad rows; behind them keys of the largest logits */
     size_t num_counts, key_offset; /* bytes to the keys, u64 [max_batch_tokens] */
@@ -315,14 +315,34 @@ static int32_t id_of_key(uint64_t key)
     return key == UINT64_MAX || (uint32_t)(key >> 32) <= minus_infinity ? -1 : (int32_t)(UINT32_MAX - (uint32_t)key);
 }
 
+/* Steps that only decode a few rows. */
+static bool may_be_noted(const mf_model *model, const mf_batch *batch)
+{
+    return memory_of(model)->graph_begin && batch->num_tokens <= GRAPH_TOKENS &&
+           batch->num_logit_rows == batch->num_tokens;
+}
+
+/* Whether a step's inputs and results travel among its launches, and so in its graph. */
+static bool carries(const mf_model *model, const mf_batch *batch)
+{
+    return memory_of(model)->carry && may_be_noted(model, batch) && !batch->picks;
+}
+
 static mf_status launch(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step,
                         mf_walk_fn walk, mf_head_fn head, int32_t count, mf_error *err)
 {
     mf_model_device *own = model->on_device;
-    MF_TRY(memory_of(model)->zero(model->device, own->counts, bytes_of_counts(model, batch), err));
+    const mf_device_memory_ops *memory = memory_of(model);
+    const size_t counted = bytes_of_counts(model, batch);
+    const bool is_carried = carries(model, batch);
+    if (is_carried) {
+        MF_TRY(memory->carry(model->device, own->inputs, own->host, own->used, own->counts, counted, err));
+    } else {
+        MF_TRY(memory->zero(model->device, own->counts, counted, err));
+    }
     MF_TRY(walk(model, store, batch, step, err));
     run_head(model, batch, step, head, 0, count);
-    return MF_OK;
+    return is_carried ? memory->carry(model->device, own->host_counts, own->counts, counted, NULL, 0, err) : MF_OK;
 }
 
 static mf_status note(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step, mf_walk_fn walk,
@@ -336,13 +356,6 @@ static mf_status note(mf_model *model, mf_kv_store *store, const mf_batch *batch
     mf_status ended = memory_of(model)->graph_end(model->device, graph, &model->on_device->num_launches,
                                                   status == MF_OK ? err : &ignored);
     return status != MF_OK ? status : ended;
-}
-
-/* Steps that only decode a few rows. */
-static bool may_be_noted(const mf_model *model, const mf_batch *batch)
-{
-    return memory_of(model)->graph_begin && batch->num_tokens <= GRAPH_TOKENS &&
-           batch->num_logit_rows == batch->num_tokens;
 }
 
 static mf_status run_launches(mf_model *model, mf_kv_store *store, const mf_batch *batch, const mf_step *step,
@@ -429,11 +442,17 @@ mf_status mf_model_device_run(mf_model *model, mf_kv_store *store, const mf_batc
     pack_step(&p, batch, step, &there);
     there.load = counted > 0 ? own->counts : NULL;
     there.bad_rows = own->counts + counted;
-    MF_TRY(memory_of(model)->copy_async(model->device, own->inputs, own->host, p.used, err));
+    own->used = p.used;
+    const bool is_carried = carries(model, batch);
+    if (!is_carried) {
+        MF_TRY(memory_of(model)->copy_async(model->device, own->inputs, own->host, p.used, err));
+    }
     MF_TRY(run_launches(model, store, batch, &there, walk, head, err));
     MF_TRY(finish_logits(model, batch, &there, head, logits, err));
-    MF_TRY(
-        memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch), err));
+    if (!is_carried) {
+        MF_TRY(memory_of(model)->copy_async(model->device, own->host_counts, own->counts, bytes_of_counts(model, batch),
+                                            err));
+    }
     MF_TRY(mf_device_synchronize(model->device, err));
     for (size_t i = 0; step->load && i < counted; i++) {
         step->load[i] += own->host_counts[i];

@@ -51,6 +51,15 @@ static mf_status copy_async(mf_device *device, void *to, const void *from, size_
                                       "cudaMemcpyAsync", err);
 }
 
+static mf_status carry(mf_device *device, void *to, const void *from, size_t bytes, void *zeros, size_t zero_bytes,
+                       mf_error *err)
+{
+    MF_TRY(mf_cuda_enter(device, err));
+    return mf_cuda_check(device,
+                         mf_cuda_launch_carry(to, from, (int64_t)bytes, zeros, (int64_t)zero_bytes, stream_of(device)),
+                         "carrying", err);
+}
+
 static mf_status zero(mf_device *device, void *block, size_t bytes, mf_error *err)
 {
     MF_TRY(mf_cuda_enter(device, err));
@@ -131,6 +140,7 @@ void mf_cuda_add_memory_ops(mf_device_memory_ops *ops)
     ops->release_host = release_host;
     ops->copy_async = copy_async;
     ops->zero = zero;
+    ops->carry = carry;
     ops->fill = fill;
     ops->graph_begin = graph_begin;
     ops->graph_end = graph_end;

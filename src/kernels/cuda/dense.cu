@@ -291,6 +291,29 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
     }
 }
 
+/* ---- between host and device ---- */
+
+/* The kernels behind read what it brings before they wait for the one in front of them, so it lets nobody start before its
+ * end, with its stores done. */
+__global__ void __launch_bounds__(1024) carry_kernel(uint32_t *to, const uint32_t *from, int64_t words, uint32_t *zeros, int64_t num_zeros)
+{
+    wait_for_previous();
+    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = first * 4; i < words; i += step * 4) {
+        if (i + 4 <= words) {
+            *(uint4 *)(to + i) = __ldcv((const uint4 *)(from + i));
+        } else {
+            for (int64_t k = i; k < words; k++) {
+                to[k] = __ldcv(from + k);
+            }
+        }
+    }
+    for (int64_t i = first; i < num_zeros; i += step) {
+        zeros[i] = 0;
+    }
+    __threadfence();
+}
+
 /* ---- elements ---- */
 
 __global__ void sigmoid_gate_kernel(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t n,
@@ -455,6 +478,14 @@ int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream)
         return launch_rows(norm_kernel<1>, call->num_tokens, THREADS / 32, stream, *call);
     }
     return launch_rows(norm_kernel<8>, call->num_tokens, 1, stream, *call);
+}
+
+int mf_cuda_launch_carry(void *to, const void *from, int64_t bytes, void *zeros, int64_t zero_bytes, void *stream)
+{
+    const int64_t words = bytes / 4, num_zeros = zero_bytes / 4;
+    const int64_t wanted = blocks_for(words / 4 + 1 > num_zeros ? words / 4 + 1 : num_zeros, 1024);
+    return launch_early(carry_kernel, dim3((unsigned)(wanted < 8 ? wanted : 8)), 1024u, (size_t)0, stream, (uint32_t *)to,
+                        (const uint32_t *)from, words, (uint32_t *)zeros, num_zeros);
 }
 
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,

@@ -62,6 +62,8 @@ int mf_cuda_launch_mla_prepare(const mf_cuda_mla_prepare *call, void *stream);
 int mf_cuda_launch_gqa_prepare(const mf_cuda_gqa_prepare *call, void *stream);
 int mf_cuda_launch_sigmoid_gate(float *x, int64_t x_stride, const float *gate, int64_t gate_stride, int64_t num_rows,
                                 int64_t n, void *stream);
+/* Few bytes, either way between the host's page-locked memory and the device's; `zeros` become 0. All words of 4. */
+int mf_cuda_launch_carry(void *to, const void *from, int64_t bytes, void *zeros, int64_t zero_bytes, void *stream);
 int mf_cuda_launch_convert(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, int dtype, void *out,
                            void *stream);
 int mf_cuda_launch_clip(float *x, int64_t n, float limit, void *stream);
