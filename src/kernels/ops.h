@@ -145,6 +145,8 @@ typedef struct mf_linear_call {
     int64_t num_tokens;
 } mf_linear_call;
 
+enum { MF_NORM_LINEAR_ROWS = 64 };
+
 /* acc += add, then the norm of acc. */
 typedef struct mf_add_norm_call {
     float *acc;          /* [T, n] */
@@ -368,9 +370,14 @@ typedef struct mf_device_ops {
     /* Optional, for a device where each call costs: the same bits as the operations above one by one. */
     void (*linear_many)(mf_device *device, const mf_linear_call *call);
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
-    /* linear_many of the norm's result, which is not written: acc stays, acc + add goes to acc_out, norm->rounded is written.
+    /* linear_many of the norm's result, which is not written: acc stays, acc + add goes to acc_out (which has room for
+     * MF_NORM_LINEAR_ROWS, the most that this does), norm->rounded is written.
      * false: nothing was done, add_norm and linear_many are to be called; the bits are theirs. */
     bool (*norm_linear)(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call);
+    /* Both or none.  The norm (nothing added) of what the next combine writes to acc: the combine may take it along.
+     * took_norm: whether it did; the offer is over. */
+    void (*offer_norm)(mf_device *device, const mf_add_norm_call *norm);
+    bool (*took_norm)(mf_device *device);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
     /* gqa_prepare and gqa_attention in one; what prepare would leave in q and rows is not written.  reader: the product that
      * reads the result next, with inputs rounded to act_dtype; is_rounded: the result lies in out as bf16, rows without gaps,

@@ -266,6 +266,21 @@ static void run_linears_of_h(mf_model *model, const h_product *products, int32_t
     run_products(model, products, count, model->act_dtype, num_tokens);
 }
 
+/* The call for x += add (unless NULL), h = the norm of x, mlp_in = h in act_dtype. */
+static mf_add_norm_call norm_of(const mf_model *model, const float *add, const float *weight, int64_t num_tokens)
+{
+    const mf_model_scratch *s = &model->scratch;
+    return (mf_add_norm_call){ .acc = s->x,
+                               .add = add,
+                               .num_tokens = num_tokens,
+                               .n = model->config->hidden_size,
+                               .weight = weight,
+                               .eps = (float)model->config->rms_norm_eps,
+                               .out = s->h,
+                               .rounded = model->act_dtype == MF_F32 ? NULL : s->mlp_in,
+                               .rounded_dtype = model->act_dtype };
+}
+
 /* x += add (unless NULL); h = the norm of x, and mlp_in = h in act_dtype where somebody reads it there: the experts, and
  * linear_many.  Where the device has one call for both, it waits for the products that come next. */
 static void add_and_norm(mf_model *model, const float *add, const float *weight, int64_t num_tokens, bool for_experts)
@@ -275,15 +290,7 @@ static void add_and_norm(mf_model *model, const float *add, const float *weight,
     const int64_t hidden = model->config->hidden_size;
     const float eps = (float)model->config->rms_norm_eps;
     if (ops->add_norm) {
-        s->deferred = (mf_add_norm_call){ .acc = s->x,
-                                          .add = add,
-                                          .num_tokens = num_tokens,
-                                          .n = hidden,
-                                          .weight = weight,
-                                          .eps = eps,
-                                          .out = s->h,
-                                          .rounded = model->act_dtype == MF_F32 ? NULL : s->mlp_in,
-                                          .rounded_dtype = model->act_dtype };
+        s->deferred = norm_of(model, add, weight, num_tokens);
         return;
     }
     if (add) {
@@ -624,9 +631,11 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
     call->layer.gate = &call->gate;
 }
 
-/* x += routed experts and shared expert of h.  The router reads h itself: which experts are chosen does not depend on what
- * the experts' input is rounded to. */
-static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows, mf_error *err)
+/* x += routed experts and shared expert of h.  The router reads h itself: which experts are chosen does not depend on
+ * what the experts' input is rounded to.  next_norm: weights of the norm of x that comes next, or NULL; *is_normed: it
+ * is done. */
+static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows,
+                         const float *next_norm, bool *is_normed, mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
@@ -652,7 +661,14 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
     if (bad_rows) {
         call.gate.bad_rows = mf_tensor_1d(bad_rows, MF_I32, 1);
     }
-    return mf_moe_layer(model->device, &call.layer, s->workspace, s->workspace_bytes, err);
+    const bool offers = next_norm && model->device->ops->offer_norm;
+    if (offers) {
+        const mf_add_norm_call norm = norm_of(model, NULL, next_norm, num_tokens);
+        model->device->ops->offer_norm(model->device, &norm);
+    }
+    const mf_status status = mf_moe_layer(model->device, &call.layer, s->workspace, s->workspace_bytes, err);
+    *is_normed = offers && model->device->ops->took_norm(model->device);
+    return status;
 }
 
 /* ---- the walk ---- */
@@ -699,10 +715,14 @@ static mf_status walk(mf_model *model, mf_kv_store *store, const mf_batch *batch
                       .max_context = step->max_context };
     mf_state_view states = step->states;
     int64_t num_kv_layers = 0; /* so far: linear layers have no part of the cache, the others no state */
+    bool is_normed = false;    /* h is the norm of x already, by the layer before */
     ops->embed(model->device, &model->weights->embed_tokens, step->token_ids, num_tokens, s->x, config->hidden_size);
     for (int64_t l = 0; l < config->num_layers; l++) {
         const mf_layer_weights *w = &model->weights->layers[l];
-        add_and_norm(model, NULL, w->input_norm, num_tokens, false);
+        if (!is_normed) {
+            add_and_norm(model, NULL, w->input_norm, num_tokens, false);
+        }
+        is_normed = false;
         if (config->layer_is_linear[l]) {
             states.states = store->states + (l - num_kv_layers) * store->num_states * store->slot_floats;
             run_delta_net(model, l, &states, num_tokens);
@@ -713,7 +733,8 @@ static mf_status walk(mf_model *model, mf_kv_store *store, const mf_batch *batch
         beat(batch);
         add_and_norm(model, s->h, w->post_attention_norm, num_tokens, true);
         if (config->layer_is_moe[l]) {
-            MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, err));
+            const float *next_norm = l + 1 < config->num_layers ? model->weights->layers[l + 1].input_norm : NULL;
+            MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, next_norm, &is_normed, err));
         } else {
             MF_TRY(run_dense(model, l, num_tokens, err));
         }

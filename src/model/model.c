@@ -63,7 +63,11 @@ static void carve_scratch(const mf_model *model, mf_model_scratch *s, carver *c)
     s->mlp_out = carve(c, rows, config->num_moe_layers < config->num_layers ? config->hidden_size : 0, sizeof(float));
     s->router_logits = carve(c, rows, config->num_moe_layers > 0 ? config->gate.num_experts : 0, sizeof(float));
     s->shared_gate = carve(c, rows, config->has_shared_gate ? 1 : 0, sizeof(float));
-    s->x_row = carve(c, model->device->ops->norm_linear ? 1 : 0, config->hidden_size, sizeof(float));
+    s->x_row = carve(c,
+                     !model->device->ops->norm_linear ? 0
+                     : rows < MF_NORM_LINEAR_ROWS     ? rows
+                                                      : MF_NORM_LINEAR_ROWS,
+                     config->hidden_size, sizeof(float));
     s->zero_ids = carve(c, rows, 1, sizeof(int32_t));
     s->ones = carve(c, config->qk_norm_unweighted ? 1 : 0, config->head_dim, sizeof(float));
 }

@@ -35,8 +35,8 @@ typedef struct mf_model_scratch {
     float *mlp_out;           /* [T, H] a dense MLP's output */
     float *router_logits;     /* [T, E] */
     float *shared_gate;       /* [T] logits of the shared expert's gate */
-    float *x_row;             /* [H]: the residual stream of a step of one row between the two halves of a layer, where the
-                                 device norms inside its products */
+    float *x_row; /* [MF_NORM_LINEAR_ROWS, H]: the residual stream between the two halves of a layer, where the device
+                     norms inside its products */
     mf_add_norm_call deferred; /* what add_and_norm left to the products that come next; weight NULL: nothing */
     float *ones;              /* [head_dim]: the weights of norms without any */
     int32_t *zero_ids;        /* [T] zeros: what a dense layer's tokens pick */

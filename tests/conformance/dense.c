@@ -199,11 +199,11 @@ TEST(dense_linear_of_f32_inputs_keeps_them_and_has_the_same_bits_for_any_batch)
     check_inputs(MF_F32, MF_FORMAT_BF16);
 }
 
-/* What a device has as one call is what the operations give one by one: for one token with the norm inside the products, and
- * for several beside them. */
+/* What a device has as one call is what the operations give one by one: for one token with the norm inside the
+ * products, and for several beside them, or, where their inputs are f32, behind the norm. */
 TEST(dense_calls_of_several_operations_have_the_bits_of_each)
 {
-    enum { TOKENS = 3 };
+    enum { TOKENS = 21 };
     static const int64_t widths[] = { 320, 512, 2048, 4096 };
     int count;
     const conf_device *devices = conf_devices(&count);
@@ -230,6 +230,27 @@ TEST(dense_calls_of_several_operations_have_the_bits_of_each)
                                           .out_stride = { 37, 16 }, .act_dtype = act_dtype, .x = h, .x_stride = k, .rounded = rounded,
                                           .num_tokens = TOKENS };
             ops->linear_many(device, &many);
+            float *all_inside[3] = { conf_alloc(TOKENS * (size_t)k * 4), conf_alloc(TOKENS * 37 * 4),
+                                     conf_alloc(TOKENS * 16 * 4) };
+            uint16_t *all_rounded = conf_alloc(TOKENS * (size_t)k * 2);
+            mf_add_norm_call every = norm;
+            mf_linear_call into = many;
+            every.acc = acc;
+            every.rounded = all_rounded;
+            into.out[0] = all_inside[1];
+            into.out[1] = all_inside[2];
+            into.x = NULL;
+            into.rounded = NULL;
+            if (ops->norm_linear(device, &every, all_inside[0], &into)) {
+                CHECK_EQ(conf_difference(all_inside[0], sum, MF_F32, TOKENS * k), -1);
+                CHECK_EQ(conf_difference(all_inside[1], out[0], MF_F32, TOKENS * 37), -1);
+                CHECK_EQ(conf_difference(all_inside[2], out[1], MF_F32, TOKENS * 16), -1);
+                CHECK_EQ(conf_difference(all_rounded, rounded, MF_BF16, TOKENS * k), -1);
+            }
+            conf_free(all_inside[0]);
+            conf_free(all_inside[1]);
+            conf_free(all_inside[2]);
+            conf_free(all_rounded);
             for (int t = 0; t < TOKENS; t++) {
                 mf_add_norm_call one = norm;
                 mf_linear_call call = many;

@@ -9,10 +9,11 @@
 #include <unistd.h>
 
 #include "base/random.h"
+#include "kernels/ops.h"
 #include "moefuse.h"
 #include "test.h"
 
-enum { EXPERTS = 16, SHARED = 1, TOP_K = 4, HIDDEN = 256, WIDTH = 128, MAX_TOKENS = 200 };
+enum { EXPERTS = 16, SHARED = 1, TOP_K = 4, HIDDEN = 512, WIDTH = 128, MAX_TOKENS = 200 };
 
 #define CUDA_OK(call)                                                               \
     do {                                                                            \
@@ -225,6 +226,67 @@ TEST(where_slots_lie_changes_no_bit)
             close_problem(&p);
         }
         CHECK_MEM(out[1], out[0], (size_t)tokens * HIDDEN * 4);
+    }
+}
+
+/* The combine of a few rows takes the norm along that is offered to it; the bits are those of the two operations. */
+TEST(an_offered_norm_has_the_bits_of_one_by_itself)
+{
+    static const int64_t counts[] = { 1, 5, 8, 9, 16, 64, MAX_TOKENS };
+    static float want[2][MAX_TOKENS * HIDDEN], got[2][MAX_TOKENS * HIDDEN];
+    static uint16_t want_rounded[MAX_TOKENS * HIDDEN], got_rounded[MAX_TOKENS * HIDDEN];
+    for (size_t i = 0; i < 4 * sizeof counts / sizeof counts[0]; i++) {
+        const int64_t tokens = counts[i / 4];
+        const size_t bytes = (size_t)tokens * HIDDEN * 4;
+        const bool has_residual = i % 2;
+        problem p;
+        uint64_t seed = 31 + i;
+        open_problem(&p, tokens, false);
+        const mf_device_ops *ops = p.device->ops;
+        float *weight = malloc(HIDDEN * 4), *residual = malloc(bytes);
+        for (int64_t k = 0; k < tokens * HIDDEN; k++) {
+            weight[k % HIDDEN] = (float)(mf_random_unit(&seed) + 0.5);
+            residual[k] = (float)(mf_random_unit(&seed) * 8 - 4);
+        }
+        p.layer.y_dtype = i / 2 % 2 ? MF_BF16 : MF_F32;
+        p.workspace_bytes = mf_moe_layer_workspace_bytes(&p.layer);
+        p.workspace = on_device(p.device, NULL, p.workspace_bytes);
+        const mf_add_norm_call norm = { .acc = p.out,
+                                        .num_tokens = tokens,
+                                        .n = HIDDEN,
+                                        .weight = on_device(p.device, weight, HIDDEN * 4),
+                                        .eps = 1e-6f,
+                                        .out = on_device(p.device, NULL, bytes),
+                                        .rounded = on_device(p.device, NULL, bytes / 2),
+                                        .rounded_dtype = MF_BF16 };
+        bool took = true;
+        for (int offers = 0; offers < 2; offers++) {
+            CHECK_OK(mf_device_copy(p.device, p.out, residual, bytes, &err), err); /* it lies where the sum goes */
+            if (has_residual) {
+                p.layer.residual = p.layer.out;
+            }
+            if (offers) {
+                CUDA_OK(cudaMemset(norm.out, 0xa5, bytes));
+                CUDA_OK(cudaMemset(norm.rounded, 0xa5, bytes / 2));
+                CUDA_OK(cudaDeviceSynchronize());
+                ops->offer_norm(p.device, &norm);
+            }
+            CHECK_OK(mf_moe_layer(p.device, &p.layer, p.workspace, p.workspace_bytes, &err), err);
+            took = offers && ops->took_norm(p.device);
+            if (!took) {
+                ops->add_norm(p.device, &norm);
+            }
+            CHECK_OK(mf_device_copy(p.device, offers ? got[0] : want[0], p.out, bytes, &err), err);
+            CHECK_OK(mf_device_copy(p.device, offers ? got[1] : want[1], norm.out, bytes, &err), err);
+            CHECK_OK(mf_device_copy(p.device, offers ? got_rounded : want_rounded, norm.rounded, bytes / 2, &err), err);
+        }
+        CHECK_EQ(took, tokens > 4 && tokens <= 64);
+        CHECK_MEM(got[0], want[0], bytes);
+        CHECK_MEM(got[1], want[1], bytes);
+        CHECK_MEM(got_rounded, want_rounded, bytes / 2);
+        free(weight);
+        free(residual);
+        close_problem(&p);
     }
 }
 

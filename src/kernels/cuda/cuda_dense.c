@@ -254,14 +254,46 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
     }
 }
 
+/* Several rows whose products read three planes: the norm leaves them. */
+static bool norm_planes_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, mf_cuda_linear *p)
+{
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    mf_error err;
+    if (p->parts != 3 || p->num_tokens > MF_NORM_LINEAR_ROWS || !takes_wgmma(device, p)) {
+        return false;
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    if (mf_cuda_reserve(device, (size_t)(3 * p->num_tokens * norm->n) * 2, &err) != MF_OK) {
+        state->failure = state->failure.status == MF_OK ? err : state->failure;
+        return true;
+    }
+    const mf_cuda_norm n = { .acc = acc_out,
+                             .add = norm->add,
+                             .x = norm->acc,
+                             .x_stride = norm->n,
+                             .num_tokens = p->num_tokens,
+                             .n = norm->n,
+                             .weight = norm->weight,
+                             .eps = norm->eps,
+                             .rounded = norm->rounded,
+                             .planes = state->rounded };
+    done(device, mf_cuda_launch_norm(&n, stream_of(device)), "norm");
+    p->x = state->rounded;
+    p->x_stride = norm->n;
+    p->x_plane = p->num_tokens * norm->n;
+    done(device, mf_cuda_linear_hopper(&state->gpu, p, stream_of(device)), "linear");
+    return true;
+}
+
 /* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of
  * norm_kernel<8>. */
 static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
 {
     enum { LEAST = 257, MOST = 16384 };
-    if (call->num_tokens != 1 || norm->n < LEAST || norm->n > MOST ||
-        (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) || !on16(norm->add) ||
-        !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded)) {
+    if (norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) ||
+        !on16(norm->add) || !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded)) {
         return false;
     }
     for (int i = 0; i < call->num; i++) {
@@ -270,7 +302,7 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
         }
     }
     mf_cuda_linear p = { .num = call->num,
-                         .num_tokens = 1,
+                         .num_tokens = call->num_tokens,
                          .parts = call->act_dtype == MF_F32 ? 3 : 1,
                          .runs = linear_runs(norm->n),
                          .norm_acc = norm->acc,
@@ -284,6 +316,10 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
         p.bias[i] = call->bias[i];
         p.out[i] = call->out[i];
         p.out_stride[i] = call->out_stride[i];
+    }
+    if (call->num_tokens > 1) {
+        p.norm_weight = NULL;
+        return norm_planes_linear(device, norm, acc_out, &p);
     }
     if (!plan_ring(device, &p)) {
         return false;
@@ -358,6 +394,18 @@ static void add_norm(mf_device *device, const mf_add_norm_call *call)
                  "convert");
         }
     }
+}
+
+static void offer_norm(mf_device *device, const mf_add_norm_call *norm)
+{
+    mf_cuda_state_of(device)->offered = *norm;
+    mf_cuda_state_of(device)->norm_is_taken = false;
+}
+
+static bool took_norm(mf_device *device)
+{
+    mf_cuda_state_of(device)->offered.weight = NULL;
+    return mf_cuda_state_of(device)->norm_is_taken;
 }
 
 static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
@@ -846,6 +894,8 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
     ops->norm_linear = norm_linear;
+    ops->offer_norm = offer_norm;
+    ops->took_norm = took_norm;
     ops->gqa_prepare = gqa_prepare;
     ops->gqa_at_once = gqa_at_once;
     ops->mla_prepare = mla_prepare;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/combine_norm.h"
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 #include "kernels/cuda/grouped_maps.h"
@@ -433,6 +434,58 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     return check(device, mf_cuda_launch_grouped(&call, state->stream), "experts' products", err);
 }
 
+static bool on16(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+
+/* Whether the offered norm is that of what this sum writes, and the usual sum of few rows into f32. */
+static bool takes_norm(const mf_cuda_sum *sum, const mf_add_norm_call *norm)
+{
+    enum { ROWS = 64, COLUMNS = 10, LEAST = 257, MOST = 8192 };
+    const bool is_plain = sum->vector > 1 && (sum->dtype == MF_F32 || sum->dtype == MF_BF16) &&
+                          sum->out_dtype == MF_F32 && sum->num_columns <= COLUMNS && !sum->identity &&
+                          !sum->num_addends && !sum->num_valid && !sum->row_valid &&
+                          (!sum->residual || sum->wide_residual);
+    return norm->weight && is_plain && sum->out == norm->acc && sum->num_tokens == norm->num_tokens &&
+           sum->num_tokens <= ROWS && sum->hidden_size == norm->n && norm->n >= LEAST && norm->n <= MOST &&
+           !norm->add && sum->out_stride == norm->n && on16(norm->weight) && on16(norm->out) && on16(norm->rounded) &&
+           on16(sum->out) && (!norm->rounded || norm->rounded_dtype == MF_BF16);
+}
+
+static mf_status launch_sum(mf_device *device, const mf_cuda_sum *sum, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    const mf_add_norm_call *norm = &state->offered;
+    if (!takes_norm(sum, norm)) {
+        return check(device, mf_cuda_launch_sum_reduce(sum, state->stream), "sum-reduce", err);
+    }
+    const mf_cuda_combine_norm call = { .x = sum->x,
+                                        .weights = sum->weights,
+                                        .residual = sum->residual,
+                                        .ids = sum->ids,
+                                        .out = sum->out,
+                                        .x_stride = sum->x_stride,
+                                        .column_stride = sum->column_stride,
+                                        .ids_stride = sum->ids_stride,
+                                        .weights_stride = sum->weights_stride,
+                                        .residual_stride = sum->residual_stride,
+                                        .out_stride = sum->out_stride,
+                                        .num_tokens = sum->num_tokens,
+                                        .hidden_size = (int32_t)sum->hidden_size,
+                                        .num_columns = sum->num_columns,
+                                        .routed = sum->num_columns - sum->num_shared,
+                                        .x_is_bf16 = sum->dtype == MF_BF16,
+                                        .factor = sum->factor,
+                                        .norm_eps = norm->eps,
+                                        .norm_weight = norm->weight,
+                                        .norm_out = norm->out,
+                                        .norm_rounded = norm->rounded };
+    state->norm_is_taken = true;
+    return check(device, mf_cuda_launch_combine_norm(&call, sum->starts_early, state->stream), "sum-reduce and norm",
+                 err);
+}
+
 static mf_status experts(mf_device *device, const mf_experts_call *call, mf_error *err)
 {
     const cuda_experts *own = call->experts->backend;
@@ -473,7 +526,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
         }
         mf_cuda_mark(device, MF_PART_COMBINE);
         MF_TRY(join_for_sum(device, &sum, err));
-        return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+        return launch_sum(device, &sum, err);
     }
     MF_TRY(launch_up(device, &plan, &own->paths, state->stream, err));
     if (plan.is_combined) {
@@ -487,7 +540,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
     MF_TRY(launch_down(device, &plan, &own->paths, state->stream, err));
     mf_cuda_mark(device, MF_PART_COMBINE);
     MF_TRY(join_for_sum(device, &sum, err));
-    return check(device, mf_cuda_launch_sum_reduce(&sum, state->stream), "sum-reduce", err);
+    return launch_sum(device, &sum, err);
 }
 
 /* ---- opening ---- */

@@ -5,6 +5,7 @@
 #include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/heads.cuh"
+#include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 namespace
@@ -96,7 +97,17 @@ template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(cons
     const float scale = norm_scale(sum, p.n, p.eps);
     auto store = [&](int64_t i, float x, float w) {
         const float y = __fmul_rn(__fmul_rn(x, scale), w);
-        p.out[t * p.out_stride + i] = y;
+        if (p.out) {
+            p.out[t * p.out_stride + i] = y;
+        }
+        if (p.planes) {
+            float part[3];
+            split_bf16(y, part);
+#pragma unroll
+            for (int k = 0; k < 3; k++) {
+                p.planes[(k * p.num_tokens + t) * p.n + i] = f32_to_bf16(part[k]);
+            }
+        }
         if (p.rounded) {
             p.rounded[t * p.n + i] = f32_to_bf16(y);
         }
@@ -108,8 +119,9 @@ template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(cons
             store(i, v[k], weight[k]);
         }
     }
+    const float *sums = add ? p.acc + t * p.x_stride : row;
     for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
-        store(i, row[i], p.weight[i]);
+        store(i, sums[i], p.weight[i]);
     }
 }
 

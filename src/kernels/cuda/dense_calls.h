@@ -18,14 +18,15 @@ int mf_cuda_launch_embed(const mf_cuda_matrix *table, const int32_t *ids, int64_
                          int64_t out_stride, void *stream);
 
 typedef struct mf_cuda_norm {
-    float *acc;       /* with add: becomes acc + add first */
+    float *acc;       /* with add: becomes x + add first */
     const float *add; /* or NULL */
-    const float *x;   /* what is normed; acc where something is added */
+    const float *x;   /* what is normed, or added to; may be acc */
     int64_t x_stride, num_tokens, n;
     const float *weight;
-    float *out;
+    float *out; /* or NULL */
     int64_t out_stride;
     uint16_t *rounded; /* bf16 [T, n] or NULL */
+    uint16_t *planes;  /* three of bf16 [T, n], as mf_cuda_launch_split makes them, or NULL */
     float eps;
 } mf_cuda_norm;
 

@@ -22,6 +22,8 @@ typedef struct mf_cuda_state {
     mf_cuda_event fork, join;
     bool must_join;       /* join is recorded and nobody has waited for it */
     mf_cuda_marks *marks; /* NULL: nobody asks where time goes */
+    mf_add_norm_call offered; /* of the next combine; weight NULL: none */
+    bool norm_is_taken;
     mf_error failure; /* status MF_OK: none so far */
 } mf_cuda_state;
 
