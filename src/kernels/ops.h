@@ -385,6 +385,9 @@ typedef struct mf_device_ops {
     bool (*gqa_at_once)(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
                         const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded);
     void (*mla_prepare)(mf_device *device, const mf_mla_prepare_call *call);
+    /* The same of mla_prepare and mla_attention, for few rows. */
+    bool (*mla_at_once)(mf_device *device, const mf_mla_prepare_call *prepare, const mf_mla_args *args,
+                        const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded);
     /* Optional: gate[i] = silu(gate[i]) * up[i]: a dense MLP is then three products, whose kernels are faster than those of an
      * expert that everybody picks. */
     void (*glu)(mf_device *device, float *gate, const float *up, int64_t n);

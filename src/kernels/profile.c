@@ -167,6 +167,12 @@ static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, c
     return enter(device, MF_PART_ATTENTION)->gqa_at_once(device, prepare, args, reader, act_dtype, is_rounded);
 }
 
+static bool mla_at_once(mf_device *device, const mf_mla_prepare_call *prepare, const mf_mla_args *args, const mf_matrix *reader,
+                        mf_dtype act_dtype, bool *is_rounded)
+{
+    return enter(device, MF_PART_ATTENTION)->mla_at_once(device, prepare, args, reader, act_dtype, is_rounded);
+}
+
 static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
 {
     enter(device, MF_PART_ATTENTION)->mla_prepare(device, call);
@@ -231,6 +237,7 @@ static void wrap(profile *p)
     WRAP(p, gqa_prepare)
     WRAP(p, gqa_at_once)
     WRAP(p, mla_prepare)
+    WRAP(p, mla_at_once)
     WRAP(p, glu)
     WRAP(p, best)
     WRAP(p, pick)

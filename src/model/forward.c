@@ -302,8 +302,8 @@ static void add_and_norm(mf_model *model, const float *add, const float *weight,
     }
 }
 
-/* h [T, H] normed input -> attention [T, heads * v]: multi-head latent attention. */
-static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+/* h [T, H] normed input -> attention [T, heads * v]: multi-head latent attention.  true: its result lies there as bf16. */
+static bool run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
@@ -323,6 +323,8 @@ static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         ops->rms_norm(device, s->q_a, q_lora, num_tokens, q_lora, w->q_a_norm, latent_eps, s->q_a, q_lora);
         run_linear(model, &w->q_b_proj, NULL, s->q_a, q_lora, num_tokens, s->q, q_width);
     }
+    mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
+    args.kv = *kv;
     if (ops->mla_prepare) {
         const mf_mla_prepare_call call = { .num_tokens = num_tokens,
                                            .num_heads = config->num_heads,
@@ -336,6 +338,10 @@ static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
                                            .rope_pair = config->rope.pair,
                                            .cos_sin = model->rope_table,
                                            .kv = *kv };
+        bool is_rounded = false;
+        if (ops->mla_at_once && ops->mla_at_once(device, &call, &args, &w->o_proj, model->act_dtype, &is_rounded)) {
+            return is_rounded;
+        }
         ops->mla_prepare(device, &call);
     } else {
         ops->rms_norm(device, s->kv, kv_width, num_tokens, latent, w->kv_a_norm, latent_eps, s->kv, kv_width);
@@ -344,9 +350,8 @@ static void run_mla(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
         ops->rope(device, s->kv + latent, kv_width, 1, rope, rope, config->rope.pair, model->rope_table, kv->position, num_tokens);
         ops->kv_write(device, kv, s->kv, kv_width, num_tokens);
     }
-    mf_mla_args args = mf_model_mla_args(model, layer, num_tokens);
-    args.kv = *kv;
     ops->mla_attention(device, &args);
+    return false;
 }
 
 /* Norms every head of rows [T, num_heads * dim] in place; row_stride may be wider.  One call per token or per head,
@@ -520,7 +525,7 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
     if (config->attention == MF_ATTENTION_GQA) {
         is_rounded = run_gqa(model, layer, kv, num_tokens);
     } else {
-        run_mla(model, layer, kv, num_tokens);
+        is_rounded = run_mla(model, layer, kv, num_tokens);
     }
     if (is_rounded) {
         const mf_linear_call call = { .num = 1,

@@ -1,5 +1,5 @@
-/* attend_once.c - attention that takes what the projections left: gqa_at_once leaves the results and the cache that
- * gqa_prepare and gqa_attention leave one after the other, to the bit.
+/* attend_once.c - attention that takes what the projections left: gqa_at_once and mla_at_once leave the results and the
+ * cache that prepare and attention leave one after the other, to the bit.
  *
  * Needs a GPU; tests/cuda/run.sh runs it. */
 #include <stdbool.h>
@@ -91,6 +91,30 @@ static void same_bytes(const void *a, const void *b, size_t bytes, const char *w
 }
 
 static const int positions[] = { 0, 1, 63, 64, 65, 130, 511, 4097, MOST_CONTEXT - 1 };
+
+enum { SEQUENCES = 3 };
+
+/* Rows of up to three sequences, those of one behind each other from `first` on. */
+static mf_kv_view view_of_rows(int num_tokens, int first, int64_t row_size)
+{
+    static int32_t table[SEQUENCES * NUM_BLOCKS];
+    int32_t sequence[64], position[64];
+    for (int i = 0; i < SEQUENCES * NUM_BLOCKS; i++) {
+        table[i] = (i * 7 + 3) % (SEQUENCES * NUM_BLOCKS);
+    }
+    for (int i = 0; i < num_tokens; i++) {
+        sequence[i] = i % SEQUENCES;
+        position[i] = first + i / SEQUENCES;
+    }
+    return (mf_kv_view){ .dtype = MF_BF16,
+                         .row_size = row_size,
+                         .block_size = BLOCK,
+                         .block_table = put(table, sizeof table),
+                         .max_blocks = NUM_BLOCKS,
+                         .sequence = put(sequence, (size_t)num_tokens * 4),
+                         .position = put(position, (size_t)num_tokens * 4),
+                         .max_context = first + (num_tokens + SEQUENCES - 1) / SEQUENCES };
+}
 
 typedef struct gqa_shape {
     int heads, kv_heads, dim, rope_dim;
@@ -190,5 +214,106 @@ TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
         free(host);
     }
     CHECK_EQ(done, (int)(sizeof shapes / sizeof shapes[0] * (sizeof positions / sizeof positions[0])));
+    mf_device_close(&device);
+}
+
+TEST(latents_made_on_the_way_have_the_bits_of_one_step_after_the_other)
+{
+    enum { RANK = 512, ROPE = 64, ROW = RANK + ROPE, MOST_TOKENS = 40 };
+    static const struct {
+        int heads, nope, value;
+        bool pair;
+    } shapes[] = { { 16, 128, 128, true }, { 32, 64, 64, false }, { 8, 192, 128, true }, { 128, 128, 128, false } };
+    static const struct {
+        int tokens, first;
+    } batches[] = { { 1, 0 },    { 1, 1 },    { 1, 63 },           { 1, 64 },
+                    { 1, 65 },   { 1, 130 },  { 1, 511 },          { 1, 800 },
+                    { 1, 2100 }, { 1, 4097 }, { 2, 511 },          { 1, MOST_CONTEXT - 1 },
+                    { 3, 64 },   { 4, 62 },   { 5, 700 },          { 9, 63 },
+                    { 16, 509 }, { 17, 130 }, { MOST_TOKENS, 400 } };
+    enum { NUM_BATCHES = sizeof batches / sizeof batches[0], NUM_SHAPES = sizeof shapes / sizeof shapes[0] };
+    CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
+    const mf_device_ops *ops = device->ops;
+    const size_t cached = (size_t)SEQUENCES * NUM_BLOCKS * BLOCK * ROW;
+    int done = 0;
+    for (int i = 0; i < NUM_SHAPES; i++) {
+        const int heads = shapes[i].heads, nope = shapes[i].nope, value = shapes[i].value;
+        seed = 13 + (uint64_t)i;
+        float *cos_sin = random_floats((size_t)MOST_CONTEXT * ROPE), *norm = random_floats(RANK);
+        const int64_t rows_of_b = (int64_t)heads * (nope + value);
+        const mf_matrix kv_b = { .data = random_bf16((size_t)rows_of_b * RANK),
+                                 .n = rows_of_b,
+                                 .k = RANK,
+                                 .row_stride = RANK,
+                                 .format = MF_FORMAT_BF16 };
+        const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
+        uint16_t *start = random_bf16(cached), *caches[2] = { room(cached * 2), room(cached * 2) };
+        void *host = get(start, cached * 2);
+        for (int n = 0; n < NUM_BATCHES; n++) {
+            const int tokens = batches[n].tokens;
+            const size_t width = (size_t)tokens * heads * (nope + ROPE), wide = (size_t)tokens * heads * value;
+            float *left = random_floats(width), *rows = random_floats((size_t)tokens * ROW), *q[2], *out[2];
+            for (int k = 0; k < 2; k++) {
+                void *v = get(left, width * 4);
+                q[k] = put(v, width * 4);
+                free(v);
+                out[k] = room(wide * 4);
+                CHECK_OK(mf_device_copy(device, caches[k], host, cached * 2, &err), err);
+            }
+            mf_mla_args args = { .num_tokens = tokens,
+                                 .num_heads = heads,
+                                 .qk_nope_head_dim = nope,
+                                 .qk_rope_head_dim = ROPE,
+                                 .v_head_dim = value,
+                                 .kv_lora_rank = RANK,
+                                 .softmax_scale = 0.07f,
+                                 .kv_b = &kv_b,
+                                 .kv = view_of_rows(tokens, batches[n].first, ROW) };
+            args.scratch = room(ops->mla_scratch_floats(device, &args) * 4);
+            mf_mla_prepare_call prepare = { .num_tokens = tokens,
+                                            .num_heads = heads,
+                                            .qk_nope_head_dim = nope,
+                                            .qk_rope_head_dim = ROPE,
+                                            .kv_lora_rank = RANK,
+                                            .rows = rows,
+                                            .norm = norm,
+                                            .eps = 1e-6f,
+                                            .rope_pair = shapes[i].pair,
+                                            .cos_sin = cos_sin };
+            for (int k = 0; k < 2; k++) {
+                bool is_rounded = false;
+                args.kv.cache = caches[k];
+                prepare.kv = args.kv;
+                prepare.q = q[k];
+                args.q = q[k];
+                args.out = out[k];
+                if (k == 0) {
+                    ops->mla_prepare(device, &prepare);
+                    ops->mla_attention(device, &args);
+                } else if (ops->mla_at_once(device, &prepare, &args, &reader, MF_BF16, &is_rounded)) {
+                    float *whole = room(wide * 4);
+                    ops->convert(device, out[0], (int64_t)wide, MF_BF16, whole);
+                    CHECK_OK(mf_device_synchronize(device, &err), err);
+                    same_bytes(is_rounded ? whole : out[0], out[1], wide * (is_rounded ? 2 : 4), "results", i, n);
+                    same_bytes(caches[0], caches[1], cached * 2, "caches", i, n);
+                    mf_device_free(device, whole);
+                    done++;
+                }
+            }
+            for (int k = 0; k < 2; k++) {
+                mf_device_free(device, q[k]);
+                mf_device_free(device, out[k]);
+            }
+            mf_device_free(device, left);
+            mf_device_free(device, rows);
+            mf_device_free(device, args.scratch);
+        }
+        for (int k = 0; k < 2; k++) {
+            mf_device_free(device, caches[k]);
+        }
+        mf_device_free(device, start);
+        free(host);
+    }
+    CHECK_EQ(done, NUM_SHAPES * NUM_BATCHES);
     mf_device_close(&device);
 }

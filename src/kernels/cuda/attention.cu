@@ -232,6 +232,14 @@ __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__
         const int64_t t = t0 + k / p.nope;
         queries[k] = t < p.num_tokens ? p.q[t * p.q_stride + head * p.q_head_stride + k % p.nope] : 0.0f;
     }
+    for (int k = threadIdx.x; k < TOKENS * p.tail && blockIdx.z == 0; k += THREADS) {
+        const int64_t t = t0 + k / p.tail;
+        if (t < p.num_tokens) {
+            const float v = p.q[t * p.q_stride + head * p.q_head_stride + p.nope + k % p.tail];
+            p.rounded[(t * p.num_heads + head) * (p.rank + p.tail) + p.rank + k % p.tail] =
+                f32_to_bf16(__fmul_rn(v, p.scale));
+        }
+    }
     __syncthreads();
     float acc[TOKENS][2];
 #pragma unroll
@@ -278,11 +286,11 @@ __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__
             for (int w = 0; w < WARPS; w++) {
                 v = __fadd_rn(v, sums[w][t][c]);
             }
-            const int64_t at = ((t0 + t) * p.num_heads + head) * p.rank + column;
+            const int64_t row = (t0 + t) * p.num_heads + head;
             if (p.rounded) {
-                p.rounded[at] = f32_to_bf16(__fmul_rn(v, p.scale));
+                p.rounded[row * (p.rank + p.tail) + column] = f32_to_bf16(__fmul_rn(v, p.scale));
             } else {
-                p.out[at] = v;
+                p.out[row * p.rank + column] = v;
             }
         }
     }

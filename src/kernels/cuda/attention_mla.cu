@@ -2,7 +2,8 @@
  * arithmetic: the latent part of a cached row is both key and value of all heads.
  *
  * A block takes TILES * 16 rows (heads of a token, or of several) and one piece at a time in shared memory.  Each of
- * its eight warps scores eight positions, all weigh the same scores, each sums 64 columns of the values. */
+ * its eight warps scores eight positions, all weigh the same scores (DECODE: a warp two heads'), each sums 64 columns of
+ * the values. */
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/early.cuh"
@@ -13,6 +14,7 @@ namespace
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 constexpr int RANK = 512, TAIL = 64, DIM = RANK + TAIL, CHUNKS = DIM / 8;
 constexpr int SCORE_PITCH = PIECE + 8; /* rows g and columns 2q of a warp's floats meet all banks */
+constexpr int WEIGHT_PITCH = PIECE + 8; /* of bf16: eight rows' 16 bytes meet all banks */
 
 static_assert(RANK == WARPS * 64, "a warp takes 64 columns of the values");
 static_assert(PIECE == WARPS * 8, "a warp scores eight positions");
@@ -38,13 +40,79 @@ MF_DEV void copy_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *bl
     }
 }
 
+/* A row by a warp; zeros where there is none. */
+MF_DEV void copy_row(uint4 *rows, int row, const uint16_t *from, bool is_there, int lane)
+{
+#pragma unroll
+    for (int i = 0; i < (CHUNKS + 31) / 32; i++) {
+        const int chunk = i * 32 + lane;
+        if (i < CHUNKS / 32 || chunk < CHUNKS) {
+            copy_async(rows + place<CHUNKS>(row, chunk), from + chunk * 8, is_there);
+        }
+    }
+}
+
+/* Rows of a piece that have been found, but for row `skipped`. */
+MF_DEV void copy_found_rows(uint4 *rows, const mf_cuda_attention &p, const int32_t *row_of, int skipped, int warp,
+                            int lane)
+{
+#pragma unroll 2
+    for (int row = warp; row < PIECE; row += WARPS) {
+        const int from = row_of[row];
+        if (row != skipped) {
+            copy_row(rows, row, (const uint16_t *)p.cache + (from < 0 ? 0 : from) * p.row_size, from >= 0, lane);
+        }
+    }
+}
+
+/* DECODE meets its code cold, so there is little of it.  Scores of two heads and 64 positions by a warp, a lane four of
+ * them, become weights: as they are, and rounded in `weights`.  Returns the maximum of the lane's row. */
+MF_DEV float weigh_two_rows(float *all_scores, uint16_t *weights, int64_t base, int64_t first, int64_t last, int warp,
+                            int lane)
+{
+    const int row = warp * 2 + (lane >> 4), at = (lane & 15) * 4;
+    const int low = first > base ? (int)(first - base) : 0, high = last - base < PIECE ? (int)(last - base) : PIECE;
+    float4 *scores = (float4 *)(all_scores + row * SCORE_PITCH + at);
+    float4 v = *scores;
+    v.x = at >= low && at <= high ? v.x : minus_infinity();
+    v.y = at + 1 >= low && at + 1 <= high ? v.y : minus_infinity();
+    v.z = at + 2 >= low && at + 2 <= high ? v.z : minus_infinity();
+    v.w = at + 3 >= low && at + 3 <= high ? v.w : minus_infinity();
+    float most = fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w));
+#pragma unroll
+    for (int step = 8; step > 0; step /= 2) {
+        most = fmaxf(most, __shfl_xor_sync(MF_FULL_WARP, most, step));
+    }
+    const float below = most == minus_infinity() ? 0.0f : most;
+    v = make_float4(exp2_fast(__fsub_rn(v.x, below)), exp2_fast(__fsub_rn(v.y, below)),
+                    exp2_fast(__fsub_rn(v.z, below)), exp2_fast(__fsub_rn(v.w, below)));
+    *scores = v;
+    *(uint2 *)(weights + row * WEIGHT_PITCH + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    return most;
+}
+
+/* A row's weights in weigh's order: columns 2q, 2q + 1 of each eight one after the other, then the four threads'. */
+MF_DEV float sum_of_row(const float *row, int q)
+{
+    float total = 0.0f;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        const float2 v = *(const float2 *)(row + n * 8 + 2 * q);
+        total = n == 0 ? v.x : __fadd_rn(total, v.x);
+        total = __fadd_rn(total, v.y);
+    }
+    total = __fadd_rn(total, __shfl_xor_sync(MF_FULL_WARP, total, 1));
+    return __fadd_rn(total, __shfl_xor_sync(MF_FULL_WARP, total, 2));
+}
+
 template <int TILES, bool DECODE>
 __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__ mf_cuda_attention p)
 {
     constexpr int ROWS = TILES * 16, STAGES = STAGES_OF<DECODE>;
     extern __shared__ __align__(128) uint4 shared[];
     let_next_start();
-    __shared__ int32_t sequences[ROWS], positions[ROWS];
+    __shared__ int32_t sequences[ROWS], positions[ROWS], row_of[DECODE ? PIECE : 1];
+    __shared__ __align__(16) uint16_t weights[DECODE ? ROWS * WEIGHT_PITCH : 1];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
     uint4 *queries = shared + STAGES * PIECE * CHUNKS;
     float *all_scores = (float *)(queries + ROWS * CHUNKS);
@@ -55,27 +123,28 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
         sequences[threadIdx.x] = p.sequence[t0 + threadIdx.x];
         positions[threadIdx.x] = p.position[t0 + threadIdx.x];
     }
+    int own_row = -1; /* DECODE: its place in the first piece, where it has not been asked for */
     if (!DECODE) {
         wait_for_previous();
     } else {
-        /* The first piece comes while the queries are rounded.  A token alone: what lies before its own piece was
-         * cached by earlier steps, and the kernels in front do not touch it. */
+        /* The first piece is asked for before the kernels in front have ended where no other row of the batch is of
+         * the sequence, but for the token's own row. */
         const int64_t position = p.position[t0], first = first_seen(p, position), piece = first / PIECE + blockIdx.z;
-        const bool is_early = p.num_tokens == 1 && piece < position / PIECE;
+        const bool is_there = piece <= position / PIECE, is_early = is_alone(p, t0);
+        const int skipped = is_early && piece == position / PIECE ? (int)(position % PIECE) : -1;
+        find_rows(row_of, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first, position);
+        __syncthreads();
         if (!is_early) {
             wait_for_previous();
         }
-        if (piece <= position / PIECE) {
-            copy_rows(shared, p, p.block_table + (int64_t)p.sequence[t0] * p.max_blocks, piece * PIECE, first,
-                      position);
+        if (is_there) {
+            copy_found_rows(shared, p, row_of, skipped, warp, lane);
             copy_commit();
         }
-        if (is_early) {
-            wait_for_previous();
-        }
+        own_row = skipped;
     }
 #pragma unroll 3
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+    for (int i = threadIdx.x; !DECODE && i < ROWS * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, chunk = i % CHUNKS, token = row / group, head = head0 + row % group;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (token < tokens && head < p.num_heads) {
@@ -130,13 +199,27 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
             copy_rows(shared, p, blocks, from * PIECE, lowest, highest);
             copy_commit();
         }
+#pragma unroll 1
         for (int64_t piece = from; piece <= to; piece += step) {
             uint4 *rows = shared + (DECODE ? 0 : (piece - from) % 2 * PIECE * CHUNKS);
             if (DECODE) {
                 if (piece > from) {
-                    copy_rows(rows, p, blocks, piece * PIECE, lowest, highest);
-                    copy_commit();
+                    find_rows(row_of, p, blocks, piece * PIECE, lowest, highest);
+                    __syncthreads();
+                    copy_found_rows(rows, p, row_of, -1, warp, lane);
+                } else {
+                    wait_for_previous();
+                    const uint16_t *row0 = (const uint16_t *)p.q + t0 * p.q_stride + head0 * p.q_head_stride;
+#pragma unroll
+                    for (int row = warp; row < ROWS; row += WARPS) {
+                        const bool is_there = head0 + row < p.num_heads;
+                        copy_row(queries, row, row0 + (is_there ? row * DIM : 0), is_there, lane);
+                    }
+                    if (own_row >= 0 && warp == 0) {
+                        copy_row(rows, own_row, (const uint16_t *)p.cache + row_of[own_row] * p.row_size, true, lane);
+                    }
                 }
+                copy_commit();
                 copy_wait<0>();
             } else {
                 if (piece < to) {
@@ -177,9 +260,17 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
             }
             __syncthreads();
             uint32_t packed[TILES][4][4];
-            float part[TILES][2], of_old[TILES][2], of_next[TILES][2];
+            float part[TILES][2], of_old[TILES][2], of_next[TILES][2], own_most = 0.0f;
+            if constexpr (DECODE) {
+                own_most = weigh_two_rows(all_scores, weights, base, lowest, highest, warp, lane);
+                __syncthreads();
 #pragma unroll
-            for (int i = 0; i < TILES; i++) {
+                for (int k = 0; k < 4; k++) {
+                    load_tiles(packed[0][k], weights + (lane & 15) * WEIGHT_PITCH + k * 16 + (lane >> 4) * 8);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < TILES && !DECODE; i++) {
                 scores s;
                 float most[2];
 #pragma unroll
@@ -193,11 +284,7 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                 pack_weights(packed[i], s);
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    if (DECODE && is_mine[i][e] && warp == 0 && q == 0) {
-                        float *to_piece = piece_of(p, t0, head[i][e], piece);
-                        to_piece[0] = most[e];
-                        to_piece[1] = part[i][e];
-                    } else if (!DECODE && part[i][e] != 0.0f) {
+                    if (part[i][e] != 0.0f) {
                         merge_factors2(m[i][e], most[e], of_old[i][e], of_next[i][e]);
                         sum[i][e] = merged(sum[i][e], of_old[i][e], part[i][e], of_next[i][e]);
                     }
@@ -251,6 +338,14 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
                     }
                 }
             } while (!DECODE && only >= 0 && ++only < end);
+            if constexpr (DECODE) {
+                const float most = __shfl_sync(MF_FULL_WARP, own_most, g % 2 * 16),
+                            total = sum_of_row(all_scores + (warp * 2 + g % 2) * SCORE_PITCH, q);
+                const int of_head = head0 + warp * 2 + g;
+                if (g < 2 && q == 0 && of_head < p.num_heads) {
+                    *(float2 *)piece_of(p, t0, of_head, piece) = make_float2(most, total);
+                }
+            }
             __syncthreads(); /* before rows and scores are overwritten */
         }
         if constexpr (!DECODE) {
@@ -281,14 +376,9 @@ __global__ void __launch_bounds__(THREADS, 1) mla_kernel(const __grid_constant__
 
 template <int TILES, bool DECODE> int launch(const mf_cuda_attention &p, dim3 grid, cudaStream_t stream)
 {
-    constexpr int BYTES = shared_bytes<TILES, DECODE>();
-    const cudaError_t error =
-        cudaFuncSetAttribute(mla_kernel<TILES, DECODE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
-    if (error != cudaSuccess) {
-        return (int)error;
-    }
     want_all_shared(mla_kernel<TILES, DECODE>);
-    return launch_early(mla_kernel<TILES, DECODE>, grid, THREADS, (size_t)BYTES, stream, p);
+    return launch_shared(mf_cuda_starts_early != 0, mla_kernel<TILES, DECODE>, grid, THREADS,
+                         (size_t)shared_bytes<TILES, DECODE>(), stream, p);
 }
 
 } // namespace
@@ -304,9 +394,7 @@ int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, v
     p.scale = (float)((double)p.scale * 1.4426950408889634); /* scores in units of log2 */
     const unsigned tokens = (unsigned)p.num_tokens, heads = (unsigned)p.num_heads;
     if (is_decode) {
-        const int code =
-            launch<1, true>(p, dim3(tokens, (heads + 15) / 16, (unsigned)p.num_splits), (cudaStream_t)stream);
-        return code != 0 ? code : mf_cuda_launch_attention_merge_pieces(&p, stream);
+        return launch<1, true>(p, dim3(tokens, (heads + 15) / 16, (unsigned)p.num_splits), (cudaStream_t)stream);
     }
     const unsigned group = heads < 32 ? heads : 32, each = 32 / group;
     return launch<2, false>(p, dim3((tokens + each - 1) / each, (heads + group - 1) / group), (cudaStream_t)stream);

@@ -473,29 +473,34 @@ static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
     }
 }
 
+static mf_cuda_mla_prepare latents_of(const mf_mla_prepare_call *call)
+{
+    const mf_kv_view *kv = &call->kv;
+    return (mf_cuda_mla_prepare){ .num_tokens = call->num_tokens,
+                                  .num_heads = (int32_t)call->num_heads,
+                                  .nope = (int32_t)call->qk_nope_head_dim,
+                                  .rope = (int32_t)call->qk_rope_head_dim,
+                                  .rank = (int32_t)call->kv_lora_rank,
+                                  .rope_pair = call->rope_pair,
+                                  .is_bf16 = kv->dtype == MF_BF16,
+                                  .q = call->q,
+                                  .rows = call->rows,
+                                  .norm = call->norm,
+                                  .cos_sin = call->cos_sin,
+                                  .eps = call->eps,
+                                  .cache = kv->cache,
+                                  .block_table = kv->block_table,
+                                  .sequence = kv->sequence,
+                                  .position = kv->position,
+                                  .row_size = kv->row_size,
+                                  .block_size = kv->block_size,
+                                  .max_blocks = kv->max_blocks };
+}
+
 static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
 {
     if (call->num_tokens > 0 && begin(device)) {
-        const mf_kv_view *kv = &call->kv;
-        const mf_cuda_mla_prepare p = { .num_tokens = call->num_tokens,
-                                        .num_heads = (int32_t)call->num_heads,
-                                        .nope = (int32_t)call->qk_nope_head_dim,
-                                        .rope = (int32_t)call->qk_rope_head_dim,
-                                        .rank = (int32_t)call->kv_lora_rank,
-                                        .rope_pair = call->rope_pair,
-                                        .is_bf16 = kv->dtype == MF_BF16,
-                                        .q = call->q,
-                                        .rows = call->rows,
-                                        .norm = call->norm,
-                                        .cos_sin = call->cos_sin,
-                                        .eps = call->eps,
-                                        .cache = kv->cache,
-                                        .block_table = kv->block_table,
-                                        .sequence = kv->sequence,
-                                        .position = kv->position,
-                                        .row_size = kv->row_size,
-                                        .block_size = kv->block_size,
-                                        .max_blocks = kv->max_blocks };
+        const mf_cuda_mla_prepare p = latents_of(call);
         done(device, mf_cuda_launch_mla_prepare(&p, stream_of(device)), "latents");
     }
 }
@@ -646,26 +651,40 @@ static bool is_few_rows(const mf_cuda_attention *p)
     return p->num_tokens <= DECODE_TOKENS && may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
 }
 
-static void run_attention(mf_device *device, mf_cuda_attention *p, float *partial)
+/* Blocks that share a row's pieces, and where these lie. */
+static void split_rows(const mf_device *device, mf_cuda_attention *p, float *partial)
 {
-    const bool is_mma = takes_mma_attention(device, p);
     const int64_t blocks = p->num_tokens * p->num_kv_heads * (p->q_tail ? (p->num_heads + 15) / 16 : 1);
     const int64_t wanted = 2 * mf_cuda_state_of(device)->gpu.num_multiprocessors;
-    const bool fits = may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
     p->num_splits = (int32_t)min_i64(min_i64(p->most_spans, (wanted + blocks - 1) / blocks), MAX_SPLITS);
     p->partial = partial;
-    if (is_mma) {
-        const bool is_decode = is_few_rows(p);
-        done(device,
-             !is_decode && takes_hopper_attention(device, p)
-                 ? (p->q_tail ? mf_cuda_launch_attention_mla_hopper(p, stream_of(device))
-                              : mf_cuda_launch_attention_hopper(p, NULL, stream_of(device)))
-             : p->q_tail ? mf_cuda_launch_attention_mla(p, is_decode, stream_of(device))
-             : is_decode ? mf_cuda_launch_attention_decode(p, stream_of(device))
-                         : mf_cuda_launch_attention_prefill(p, stream_of(device)),
-             "attention");
+}
+
+static int launch_mma_attention(const mf_device *device, const mf_cuda_attention *p)
+{
+    const mf_cuda_stream stream = mf_cuda_state_of(device)->stream;
+    if (is_few_rows(p)) {
+        if (!p->q_tail) {
+            return mf_cuda_launch_attention_decode(p, stream);
+        }
+        const int code = mf_cuda_launch_attention_mla(p, 1, stream);
+        return code != 0 ? code : mf_cuda_launch_attention_merge_pieces(p, stream);
+    }
+    if (takes_hopper_attention(device, p)) {
+        return p->q_tail ? mf_cuda_launch_attention_mla_hopper(p, stream)
+                         : mf_cuda_launch_attention_hopper(p, NULL, stream);
+    }
+    return p->q_tail ? mf_cuda_launch_attention_mla(p, 0, stream) : mf_cuda_launch_attention_prefill(p, stream);
+}
+
+static void run_attention(mf_device *device, mf_cuda_attention *p, float *partial)
+{
+    split_rows(device, p, partial);
+    if (takes_mma_attention(device, p)) {
+        done(device, launch_mma_attention(device, p), "attention");
         return;
     }
+    const bool fits = may_split(p->num_tokens, p->num_heads, p->most_spans, p->v_dim);
     p->num_splits = fits ? p->num_splits : 1;
     const int64_t bytes = mf_cuda_attention_plain_shared(0, p->head_dim, p->v_dim);
     done(device, mf_cuda_launch_attention_plain(p, bytes, stream_of(device)), "attention");
@@ -782,55 +801,110 @@ static bool takes_mma_absorb(const mf_cuda_absorb *p, const mf_matrix *kv_b)
            ((uintptr_t)p->q & 7) == 0 && p->q_stride % 2 == 0 && p->q_head_stride % 2 == 0;
 }
 
+/* Some rows of a batch on their way through the latent space. */
+typedef struct latent_rows {
+    mf_cuda_attention attention;
+    mf_cuda_absorb absorb;
+    float *partial;
+    bool is_mma, is_decode;
+} latent_rows;
+
+static latent_rows latent_rows_of(const mf_device *device, const mf_mla_args *args, int64_t t, int64_t count)
+{
+    const int64_t rows = mla_rows(args), heads = args->num_heads, rank = args->kv_lora_rank;
+    const int64_t nope = args->qk_nope_head_dim, tail = args->qk_rope_head_dim;
+    float *q_lat = args->scratch, *o_lat = q_lat + rows * heads * rank;
+    const float *q = args->q + t * heads * (nope + tail);
+    latent_rows r = { .attention = { .num_tokens = count,
+                                     .num_heads = (int32_t)heads,
+                                     .num_kv_heads = 1,
+                                     .head_dim = (int32_t)(rank + tail),
+                                     .v_dim = (int32_t)rank,
+                                     .q = q_lat,
+                                     .q_stride = heads * rank,
+                                     .q_head_stride = rank,
+                                     .q_tail = q + nope,
+                                     .tail_stride = heads * (nope + tail),
+                                     .tail_head_stride = nope + tail,
+                                     .tail_dim = (int32_t)tail,
+                                     .out = o_lat,
+                                     .scale = args->softmax_scale },
+                      .absorb = { .kv_b = seen_matrix(args->kv_b),
+                                  .q = q,
+                                  .q_stride = heads * (nope + tail),
+                                  .q_head_stride = nope + tail,
+                                  .num_tokens = count,
+                                  .num_heads = (int32_t)heads,
+                                  .nope = (int32_t)nope,
+                                  .v_dim = (int32_t)args->v_head_dim,
+                                  .rank = (int32_t)rank,
+                                  .out = q_lat,
+                                  .scale = (float)((double)args->softmax_scale * 1.4426950408889634) },
+                      .partial = o_lat + rows * heads * rank };
+    set_view(&r.attention, &args->kv);
+    r.attention.sequence += t;
+    r.attention.position += t;
+    r.is_mma = takes_mma_attention(device, &r.attention);
+    r.is_decode = r.is_mma && is_few_rows(&r.attention);
+    r.attention.rounded = r.is_mma && takes_mma(args->kv_b, MF_BF16) ? (uint16_t *)o_lat : NULL;
+    r.absorb.rounded = r.is_mma ? (uint16_t *)q_lat : NULL;
+    if (r.is_decode) {
+        r.absorb.tail = (int32_t)tail;
+        r.attention.q_stride = heads * (rank + tail);
+        r.attention.q_head_stride = rank + tail;
+    }
+    return r;
+}
+
 static void mla_attention(mf_device *device, const mf_mla_args *args)
 {
     if (args->num_tokens == 0 || !begin(device)) {
         return;
     }
-    const int64_t rows = mla_rows(args), heads = args->num_heads, rank = args->kv_lora_rank;
-    const int64_t nope = args->qk_nope_head_dim, tail = args->qk_rope_head_dim;
-    float *q_lat = args->scratch, *o_lat = q_lat + rows * heads * rank, *partial = o_lat + rows * heads * rank;
+    const int64_t rows = mla_rows(args);
     for (int64_t t = 0; t < args->num_tokens; t += rows) {
         const int64_t count = min_i64(rows, args->num_tokens - t);
-        const float *q = args->q + t * heads * (nope + tail);
-        mf_cuda_attention p = { .num_tokens = count,
-                                .num_heads = (int32_t)heads,
-                                .num_kv_heads = 1,
-                                .head_dim = (int32_t)(rank + tail),
-                                .v_dim = (int32_t)rank,
-                                .q = q_lat,
-                                .q_stride = heads * rank,
-                                .q_head_stride = rank,
-                                .q_tail = q + nope,
-                                .tail_stride = heads * (nope + tail),
-                                .tail_head_stride = nope + tail,
-                                .tail_dim = (int32_t)tail,
-                                .out = o_lat,
-                                .scale = args->softmax_scale };
-        set_view(&p, &args->kv);
-        p.sequence += t;
-        p.position += t;
-        const bool is_mma = takes_mma_attention(device, &p);
-        p.rounded = is_mma && takes_mma(args->kv_b, MF_BF16) ? (uint16_t *)o_lat : NULL;
-        const mf_cuda_absorb absorb = { .kv_b = seen_matrix(args->kv_b),
-                                        .q = q,
-                                        .q_stride = heads * (nope + tail),
-                                        .q_head_stride = nope + tail,
-                                        .num_tokens = count,
-                                        .num_heads = (int32_t)heads,
-                                        .nope = (int32_t)nope,
-                                        .v_dim = (int32_t)args->v_head_dim,
-                                        .rank = (int32_t)rank,
-                                        .out = q_lat,
-                                        .rounded = is_mma ? (uint16_t *)q_lat : NULL,
-                                        .scale = (float)((double)args->softmax_scale * 1.4426950408889634) };
+        latent_rows r = latent_rows_of(device, args, t, count);
         done(device,
-             takes_mma_absorb(&absorb, args->kv_b) ? mf_cuda_launch_absorb_mma(&absorb, stream_of(device))
-                                                   : mf_cuda_launch_absorb(&absorb, stream_of(device)),
+             takes_mma_absorb(&r.absorb, args->kv_b) ? mf_cuda_launch_absorb_mma(&r.absorb, NULL, stream_of(device))
+                                                     : mf_cuda_launch_absorb(&r.absorb, stream_of(device)),
              "latent queries");
-        run_attention(device, &p, partial);
-        unabsorb(device, args, o_lat, p.rounded, count, args->out + t * heads * args->v_head_dim);
+        run_attention(device, &r.attention, r.partial);
+        unabsorb(device, args, r.attention.out, r.attention.rounded, count,
+                 args->out + t * args->num_heads * args->v_head_dim);
     }
+}
+
+/* Few rows; of one, whose pieces are few, in three launches: several blocks merge them, each for itself. */
+static bool mla_at_once(mf_device *device, const mf_mla_prepare_call *prepare, const mf_mla_args *args,
+                        const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
+{
+    enum { MOST_PIECES = 64 };
+    latent_rows r = latent_rows_of(device, args, 0, args->num_tokens);
+    if (args->num_tokens == 0 || !r.is_decode || !takes_mma_absorb(&r.absorb, args->kv_b) ||
+        args->qk_rope_head_dim != MF_CUDA_MLA_TAIL || mla_rows(args) < args->num_tokens) {
+        return false;
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    const mf_cuda_mla_prepare latents = latents_of(prepare);
+    done(device, mf_cuda_launch_absorb_mma(&r.absorb, &latents, stream_of(device)), "latent queries");
+    if (args->num_tokens > 1 || r.attention.most_spans > MOST_PIECES || args->v_head_dim % 32 != 0) {
+        run_attention(device, &r.attention, r.partial);
+        unabsorb(device, args, r.attention.out, r.attention.rounded, args->num_tokens, args->out);
+        return true;
+    }
+    *is_rounded = act_dtype == MF_BF16 && takes_mma(reader, act_dtype) && on16(args->out);
+    const mf_cuda_mla_values values = { .kv_b = seen_matrix(args->kv_b),
+                                        .nope = (int32_t)args->qk_nope_head_dim,
+                                        .v_dim = (int32_t)args->v_head_dim,
+                                        .out = args->out,
+                                        .rounded = *is_rounded ? (uint16_t *)args->out : NULL };
+    split_rows(device, &r.attention, r.partial);
+    done(device, mf_cuda_launch_attention_mla(&r.attention, 1, stream_of(device)), "attention");
+    done(device, mf_cuda_launch_mla_values(&r.attention, &values, stream_of(device)), "latent results");
+    return true;
 }
 
 /* ---- gated delta net ---- */
@@ -899,6 +973,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->gqa_prepare = gqa_prepare;
     ops->gqa_at_once = gqa_at_once;
     ops->mla_prepare = mla_prepare;
+    ops->mla_at_once = mla_at_once;
     ops->glu = glu;
     ops->best = best;
     ops->pick_bytes = pick_bytes;

@@ -168,15 +168,6 @@ __global__ void kv_write_kernel(const mf_cuda_kv_write p)
 
 /* ---- between the projections and grouped-query attention ---- */
 
-template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
-{
-    if (p.is_bf16) {
-        ((uint16_t *)p.cache)[at] = f32_to_bf16(v);
-    } else {
-        ((float *)p.cache)[at] = v;
-    }
-}
-
 /* Positions, tables and weights are no kernel's work: they are read before the kernels in front have ended. */
 template <int KEPT>
 __global__ void __launch_bounds__(THREADS) gqa_prepare_kernel(const __grid_constant__ mf_cuda_gqa_prepare p)
@@ -247,59 +238,19 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
         wait_for_previous();
         return;
     }
-    const int64_t position = p.position[t]; /* nobody writes it, nor the tables: no need to wait */
-    const float *table = p.cos_sin + position * p.rope;
-    constexpr int KEPT = 16;
-    const bool is_query = part < p.num_heads;
-    float *query = p.q + (t * p.num_heads + part) * (p.nope + p.rope) + p.nope;
-    const float *row = p.rows + t * p.row_size;
-    float v[KEPT], weight[KEPT];
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        weight[k] = !is_query && k * 32 + lane < p.rank ? p.norm[k * 32 + lane] : 0.0f;
-    }
-    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / p.block_size];
-    const int64_t to = (block * p.block_size + position % p.block_size) * p.row_size;
-    const float2 angle = lane < half ? *(const float2 *)(table + 2 * lane) : make_float2(1.0f, 0.0f);
-    wait_for_previous();
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        v[k] = !is_query && k * 32 + lane < p.rank ? row[k * 32 + lane] : 0.0f;
-    }
-    for (int i = lane; i < half; i += 32) {
-        const float *from = is_query ? query : row + p.rank;
-        const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
-        const float a = from[first], b = from[second], c = i == lane ? angle.x : table[2 * i],
-                    s = i == lane ? angle.y : table[2 * i + 1];
-        const float x = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)), y = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
-        if (is_query) {
-            query[first] = x;
-            query[second] = y;
-        } else {
-            store_cached(p, to + p.rank + first, x);
-            store_cached(p, to + p.rank + second, y);
-        }
-    }
-    if (is_query) {
+    if (part == p.num_heads) {
+        cache_latent<false>(p, t, lane);
         return;
     }
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        sum = __fmaf_rn(v[k], v[k], sum);
-    }
-    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
-        sum = __fmaf_rn(row[i], row[i], sum);
-    }
-    const float scale = norm_scale(sum_of(sum), p.rank, p.eps);
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        if (k * 32 + lane < p.rank) {
-            store_cached(p, to + k * 32 + lane, __fmul_rn(__fmul_rn(v[k], scale), weight[k]));
-        }
-    }
-    for (int i = KEPT * 32 + lane; i < p.rank; i += 32) {
-        store_cached(p, to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
+    const float *table = p.cos_sin + (int64_t)p.position[t] * p.rope; /* nobody writes them: no need to wait */
+    float *query = p.q + (t * p.num_heads + part) * (p.nope + p.rope) + p.nope;
+    const float2 angle = lane < half ? *(const float2 *)(table + 2 * lane) : make_float2(1.0f, 0.0f);
+    wait_for_previous();
+    for (int i = lane; i < half; i += 32) {
+        const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
+        const float2 v = rotated(query[first], query[second], i == lane ? angle : *(const float2 *)(table + 2 * i));
+        query[first] = v.x;
+        query[second] = v.y;
     }
 }
 

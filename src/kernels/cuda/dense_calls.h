@@ -156,7 +156,8 @@ typedef struct mf_cuda_attention {
     int32_t value_at, value_step; /* values of kv head g begin at value_at + g * value_step of a row */
     int64_t window, chunk;
     const float *sinks;
-    const float *q;      /* [T, heads, head_dim]; of attention_mla.cu bf16, times the scale in units of log2 */
+    /* [T, heads, head_dim]; of attention_mla.cu bf16, times the scale in units of log2, in decode with the tail */
+    const float *q;
     const float *q_tail; /* with MLA: the last tail_dim of a head's query, else NULL */
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;
@@ -180,8 +181,8 @@ int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream
 /* The same prefill on sm_90; with `prepare`, q is what the projection left. */
 int mf_cuda_launch_attention_hopper(const mf_cuda_attention *call, const mf_cuda_gqa_prepare *prepare, void *stream);
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream);
-/* MLA with a latent of 512 and a rotated part of 64. */
-int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream); /* decode: 2 kernels */
+/* MLA with a latent of 512 and a rotated part of 64.  Decode leaves pieces in memory. */
+int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream);
 int64_t mf_cuda_attention_mla_shared(void); /* bytes that a block needs */
 /* Its prefill on sm_90: 64 rows a block, so numbers of heads that divide 64 or are multiples of it. */
 int mf_cuda_launch_attention_mla_hopper(const mf_cuda_attention *call, void *stream);
@@ -196,14 +197,29 @@ typedef struct mf_cuda_absorb {
     const float *q;
     int64_t q_stride, q_head_stride, num_tokens;
     int32_t num_heads, nope, v_dim, rank;
+    int32_t tail;      /* 0, or MF_CUDA_MLA_TAIL elements behind a head's nope, which go behind its latent part */
     float *out;        /* [T, heads, rank] */
-    uint16_t *rounded; /* the same times `scale` in bf16, instead, or NULL */
+    uint16_t *rounded; /* [T, heads, rank + tail] times `scale` in bf16, instead, or NULL */
     float scale;
 } mf_cuda_absorb;
 
+enum { MF_CUDA_MLA_TAIL = 64, MF_CUDA_MLA_FEW = 64 };
+
 int mf_cuda_launch_absorb(const mf_cuda_absorb *call, void *stream);
-/* bf16 rows on 16 bytes, nope 64, 128 or 192, rank of whole 64 columns, q on 8 bytes; `rounded`. */
-int mf_cuda_launch_absorb_mma(const mf_cuda_absorb *call, void *stream);
+/* bf16 rows on 16 bytes, nope 64, 128 or 192, rank of whole 64 columns, q on 8 bytes; `rounded`.  With `prepare`, of
+ * up to MF_CUDA_MLA_FEW rows with tails: these are rotated on the way, and the rows' latents and keys cached. */
+int mf_cuda_launch_absorb_mma(const mf_cuda_absorb *call, const mf_cuda_mla_prepare *prepare, void *stream);
+
+/* One row's results out of the latent space: its pieces merged, times the v rows of kv_b, with the bits of a merge and a
+ * product.  bf16 rows on 16 bytes, rank 512, v_dim of whole 32 rows. */
+typedef struct mf_cuda_mla_values {
+    mf_cuda_matrix kv_b;
+    int32_t nope, v_dim;
+    float *out;        /* [heads, v_dim] */
+    uint16_t *rounded; /* the same in bf16, instead, or NULL */
+} mf_cuda_mla_values;
+
+int mf_cuda_launch_mla_values(const mf_cuda_attention *call, const mf_cuda_mla_values *values, void *stream);
 
 typedef struct mf_cuda_kv_write {
     void *cache;

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/sm90.cuh"
 
 MF_DEV float sum_of(float v)
 {
@@ -66,6 +67,81 @@ MF_DEV void rotate_head(float (&v)[KEPT], float *room, int dim, int pair, const 
         }
     }
     __syncwarp();
+}
+
+template <typename P> MF_DEV void store_cached(const P &p, int64_t at, float v)
+{
+    if (p.is_bf16) {
+        ((uint16_t *)p.cache)[at] = f32_to_bf16(v);
+    } else {
+        ((float *)p.cache)[at] = v;
+    }
+}
+
+/* A pair of elements by an angle's cosine and sine. */
+MF_DEV float2 rotated(float a, float b, float2 angle)
+{
+    return make_float2(__fsub_rn(__fmul_rn(a, angle.x), __fmul_rn(b, angle.y)),
+                       __fadd_rn(__fmul_rn(b, angle.x), __fmul_rn(a, angle.y)));
+}
+
+/* MLA's row of the cache by one warp: the latent's norm, the rotated key.  Waits for the kernels in front when it has
+ * asked for what is no kernel's work: positions, tables, weights.  USUAL: a latent of 512, a key of 64, a bf16 cache.
+ */
+template <bool USUAL> MF_DEV void cache_latent(const mf_cuda_mla_prepare &p, int64_t t, int lane)
+{
+    constexpr int KEPT = 16;
+    const int rank = USUAL ? KEPT * 32 : p.rank, half = USUAL ? 32 : p.rope / 2;
+    const uint32_t position = (uint32_t)p.position[t], size = (uint32_t)p.block_size;
+    const float *table = p.cos_sin + (int64_t)position * (2 * half), *row = p.rows + t * p.row_size;
+    const int64_t block = p.block_table[(int64_t)p.sequence[t] * p.max_blocks + position / size];
+    const int64_t to = (block * p.block_size + position % size) * p.row_size;
+    float v[KEPT], weight[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        weight[k] = USUAL || k * 32 + lane < rank ? p.norm[k * 32 + lane] : 0.0f;
+    }
+    const float2 angle = USUAL || lane < half ? *(const float2 *)(table + 2 * lane) : make_float2(1.0f, 0.0f);
+    auto store = [&](int64_t at, float x) {
+        if (USUAL) {
+            ((uint16_t *)p.cache)[at] = f32_to_bf16(x);
+        } else {
+            store_cached(p, at, x);
+        }
+    };
+    wait_for_previous();
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        v[k] = USUAL || k * 32 + lane < rank ? row[k * 32 + lane] : 0.0f;
+    }
+    for (int i = lane; i < half; i += 32) {
+        const int first = p.rope_pair ? 2 * i : i, second = p.rope_pair ? 2 * i + 1 : i + half;
+        const float2 key = rotated(row[rank + first], row[rank + second],
+                                   USUAL || i == lane ? angle : *(const float2 *)(table + 2 * i));
+        store(to + rank + first, key.x);
+        store(to + rank + second, key.y);
+        if (USUAL) {
+            break;
+        }
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int i = KEPT * 32 + lane; !USUAL && i < rank; i += 32) {
+        sum = __fmaf_rn(row[i], row[i], sum);
+    }
+    const float scale = norm_scale(sum_of(sum), rank, p.eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (USUAL || k * 32 + lane < rank) {
+            store(to + k * 32 + lane, __fmul_rn(__fmul_rn(v[k], scale), weight[k]));
+        }
+    }
+    for (int i = KEPT * 32 + lane; !USUAL && i < rank; i += 32) {
+        store(to + i, __fmul_rn(__fmul_rn(row[i], scale), p.norm[i]));
+    }
 }
 
 /* What a warp needs to make a head of what a projection left. */
