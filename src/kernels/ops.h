@@ -417,6 +417,7 @@ struct mf_device {
     void *scratch;       /* cpu: inputs of dense products */
     size_t scratch_bytes;
     bool prefers_bf16;   /* products of bf16 are faster than those of f32 */
+    bool rounds_outputs; /* a model with bf16 activations: what an expert writes is rounded to bf16, too, before it is summed */
     bool wants_fp8_inputs; /* experts of FP8 blocks are fast with FP8 inputs alone */
     bool one_format_a_table; /* with bf16 activations: slots of several formats in one table get slower kernels, other bits */
     int32_t ordinal;     /* which of several: the N of "cuda:N" */

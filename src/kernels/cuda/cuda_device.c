@@ -646,7 +646,7 @@ static mf_status init(mf_device *device, mf_error *err)
     mf_cuda_add_dense_ops(&cuda_ops);
     device->backend = state;
     device->ops = &cuda_ops;
-    device->prefers_bf16 = true;
+    device->prefers_bf16 = device->rounds_outputs = true;
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = multiprocessors(&prop),
                                 .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
