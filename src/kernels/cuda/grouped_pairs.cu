@@ -3,9 +3,10 @@
  *
  * The blocks of a cluster work on neighbouring tiles of a slot's tokens and on the same rows: each brings half of the
  * weights and the copy engine gives them to both, so that a third less comes from the L2 cache.  An odd tile is worked
- * on by both, on different rows.  Two warps of every block copy tokens into the slots' order meanwhile, ahead of the
- * products, so that the copy engine brings these, too; they claim rows in order, and a unit of w13 waits until its
- * slot's rows are there.
+ * on by both, on different rows.  A tile of 128 tokens, or nearly, has them as the products' 64-row operand and the
+ * weights as 256 columns; any other has weights as rows and as many columns as tokens.  The bits are the same.  Two
+ * warps of every block copy tokens into the slots' order meanwhile, ahead of the products, so that the copy engine
+ * brings these, too; they claim rows in order, and a unit of w13 waits until its slot's rows are there.
  *
  * Units are claimed in order, by a cluster's first block for both.  What a unit waits for, rows or units of w13, is
  * claimed before and waits for nothing but rows, which wait for nothing: clusters come to an end. */
@@ -51,6 +52,51 @@ template <> struct products<152> {
     }
 };
 
+/* 64 tokens by 256 rows, or by 128: the first 128 rows' sums, and the others'.  begin_*: from zero. */
+#define MF_REST_128                                                                                                    \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                               \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                                 \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "                     \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define MF_SIXTEEN(T, v, i)                                                                                            \
+    T(v[i]), T(v[i + 1]), T(v[i + 2]), T(v[i + 3]), T(v[i + 4]), T(v[i + 5]), T(v[i + 6]), T(v[i + 7]), T(v[i + 8]),   \
+        T(v[i + 9]), T(v[i + 10]), T(v[i + 11]), T(v[i + 12]), T(v[i + 13]), T(v[i + 14]), T(v[i + 15])
+#define MF_SIXTY_FOUR(T, v) MF_SIXTEEN(T, v, 0), MF_SIXTEEN(T, v, 16), MF_SIXTEEN(T, v, 32), MF_SIXTEEN(T, v, 48)
+#define MF_ADDS "+f"
+#define MF_IS "=f"
+
+static __device__ __forceinline__ void products_256(float (&low)[64], float (&high)[64], uint64_t tokens, uint64_t rows)
+{
+#if MF_HAS_WGMMA
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" MF_SUMS_128 MF_REST_128
+                 "}, %128, %129, p, 1, 1, 0, 0; }"
+                 : MF_SIXTY_FOUR(MF_ADDS, low), MF_SIXTY_FOUR(MF_ADDS, high)
+                 : "l"(tokens), "l"(rows));
+#endif
+}
+
+static __device__ __forceinline__ void begin_256(float (&low)[64], float (&high)[64], uint64_t tokens, uint64_t rows)
+{
+#if MF_HAS_WGMMA
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" MF_SUMS_128 MF_REST_128
+                 "}, %128, %129, p, 1, 1, 0, 0; }"
+                 : MF_SIXTY_FOUR(MF_IS, low), MF_SIXTY_FOUR(MF_IS, high)
+                 : "l"(tokens), "l"(rows));
+#endif
+}
+
+static __device__ __forceinline__ void begin_128(float (&low)[64], uint64_t tokens, uint64_t rows)
+{
+#if MF_HAS_WGMMA
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MF_SUMS_128 "}, %64, %65, p, 1, 1, 0, 0; }"
+                 : MF_SIXTY_FOUR(MF_IS, low)
+                 : "l"(tokens), "l"(rows));
+#endif
+}
+
 namespace
 {
 
@@ -71,6 +117,28 @@ struct pair_state {
 static_assert(sizeof(pair_state) <= MF_CUDA_PAIR_STATE, "the plan knows how much");
 
 /* ---- tiles ---- */
+
+constexpr int FULL = 128;
+
+/* A slot's tiles are in pairs: all of nearly the same size, at most MAX, if that makes an even number of them; else,
+ * and where they are many, full ones, and a last one of up to MAX. */
+MF_DEV bool has_full_tiles(int count)
+{
+    return count > MAX &&
+           (count >= 8 * FULL || (tiles_of(count, MAX) % 2 == 1 && tiles_of(count - MAX, FULL) % 2 == 1));
+}
+
+MF_DEV int tiles_of_slot(int count)
+{
+    return has_full_tiles(count) ? 1 + tiles_of(count - MAX, FULL) : tiles_of(count, MAX);
+}
+
+/* Whether tokens are the products' 64-row operand: a tile of two warpgroups' 64, or nearly.  Then weights are 256
+ * columns of one product, and shared memory is read a sixth less than for two products of 64 rows by 128 tokens. */
+MF_DEV bool is_full(int count)
+{
+    return count > FULL - 16 && count <= FULL;
+}
 
 /* Of slots before one: pairs of tiles, and odd tiles. */
 struct tiles_before {
@@ -105,7 +173,7 @@ MF_DEV void scan_pairs(const mf_cuda_grouped &p, int32_t *offsets, tiles_before 
     __syncthreads();
     const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
     auto of = [&](int i) {
-        const int tiles = tiles_of(offsets[i + 1] - offsets[i], MAX);
+        const int tiles = tiles_of_slot(offsets[i + 1] - offsets[i]);
         return tiles >> 1 | (tiles & 1) << 20;
     };
     int32_t mine = 0;
@@ -368,12 +436,186 @@ template <int N, typename... Args> MF_DEV void multiply_up_to(int count, Args &.
     }
 }
 
+/* ---- full tiles ---- */
+
+constexpr uint32_t NOWHERE = 0xffffffff;
+
+/* Lane q of four has words 0 to 3 of columns 8 i + 2 q and the next; it gets columns 8 q to 8 q + 7 and stores them. */
+MF_DEV void store_columns(uint4 *base, uint32_t to, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3)
+{
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    uint32_t a = __shfl_xor_sync(MF_FULL_WARP, odd ? w0 : w1, 1), b = __shfl_xor_sync(MF_FULL_WARP, odd ? w2 : w3, 1);
+    w0 = odd ? a : w0;
+    w1 = odd ? w1 : a;
+    w2 = odd ? b : w2;
+    w3 = odd ? w3 : b;
+    a = __shfl_xor_sync(MF_FULL_WARP, high ? w0 : w2, 2);
+    b = __shfl_xor_sync(MF_FULL_WARP, high ? w1 : w3, 2);
+    w0 = high ? a : w0;
+    w1 = high ? b : w1;
+    w2 = high ? w2 : a;
+    w3 = high ? w3 : b;
+    if (to != NOWHERE) {
+        base[to] = make_uint4(w0, w1, w2, w3);
+    }
+}
+
+/* A line's products.  HALVES: of the 256 rows, that there are; FIRST: their sums begin. */
+template <int HALVES, bool FIRST>
+MF_DEV void add_full_line(const mf_cuda_grouped &p, float (&low)[64], float (&high)[64], uint8_t *stages, pair_state *s,
+                          stage_cursor &cursor)
+{
+    const int group = (threadIdx.x - PRODUCERS) >> 7;
+    const uint8_t *stage = stages + cursor.stage * STAGE;
+    barrier_wait(&s->s.full[cursor.stage], cursor.parity);
+    const uint64_t rows = product_operand(stage), tokens = product_operand(stage + STAGE_ROWS + group * SUBTILE);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const uint64_t a = tokens + 2 * k, b = rows + 2 * k;
+        if (HALVES == 2) {
+            if (FIRST && k == 0) {
+                begin_256(low, high, a, b);
+            } else {
+                products_256(low, high, a, b);
+            }
+        } else if (FIRST && k == 0) {
+            begin_128(low, a, b);
+        } else {
+            products<128>::bf16(low, a, b, true);
+        }
+    }
+    products_commit();
+    products_wait<0>(); /* the other warpgroup's go on */
+    give_back(&s->s.empty[cursor.stage]);
+    stage_cursor::next(cursor);
+}
+
+/* 64 tokens by 64 rows of the intermediate: gate's sums, then up's. */
+template <bool PLAIN>
+MF_DEV void write_full_up(const mf_cuda_grouped &p, const mf_cuda_slot &slot, int row, const float (&v)[64],
+                          const uint32_t (&to)[2])
+{
+    const int q = threadIdx.x & 3;
+    const swiglu act = PLAIN ? swiglu_of(MF_ACT_SILU, 0.0f, 1.0f) : swiglu_of(slot);
+    const bool has_bias = !PLAIN && (slot.gate_bias || slot.up_bias);
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+        uint32_t w[2][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = 16 * m + 4 * i, column = row + 32 * m + 8 * i + 2 * q;
+            float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
+            if (!PLAIN) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    gb[e] = slot.gate_bias ? slot.gate_bias[column + e] : 0.0f;
+                    ub[e] = slot.up_bias ? slot.up_bias[column + e] : 0.0f;
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                float g[2] = { v[at + 2 * k], v[at + 2 * k + 1] }, u[2] = { v[at + 32 + 2 * k], v[at + 33 + 2 * k] };
+                if (has_bias) {
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        g[e] = __fadd_rn(g[e], gb[e]);
+                        u[e] = __fadd_rn(u[e], ub[e]);
+                    }
+                }
+                w[k][i] = pack_bf16(apply(act, g[0], u[0]), apply(act, g[1], u[1]));
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            store_columns((uint4 *)p.e.h + row / 8 + 4 * m, to[k], w[k][0], w[k][1], w[k][2], w[k][3]);
+        }
+    }
+}
+
+/* 64 tokens by 128 rows of the output. */
+MF_DEV void write_full_down(const mf_cuda_grouped &p, const float *bias, int row, float (&v)[64],
+                            const uint32_t (&to)[2])
+{
+    const int q = threadIdx.x & 3, hidden = (int)p.e.hidden_size;
+    if (bias) {
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const int column = row + 8 * i + 2 * q;
+            const float b0 = column < hidden ? bias[column] : 0.0f, b1 = column < hidden ? bias[column + 1] : 0.0f;
+            v[4 * i] = __fadd_rn(v[4 * i], b0);
+            v[4 * i + 1] = __fadd_rn(v[4 * i + 1], b1);
+            v[4 * i + 2] = __fadd_rn(v[4 * i + 2], b0);
+            v[4 * i + 3] = __fadd_rn(v[4 * i + 3], b1);
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        if (row + 32 * m >= hidden) { /* whole 32 columns: H is a multiple of 64 */
+            break;
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const float *w = v + 16 * m + 2 * k;
+            store_columns((uint4 *)p.e.y + (row + 32 * m) / 8, to[k], pack_bf16(w[0], w[1]), pack_bf16(w[4], w[5]),
+                          pack_bf16(w[8], w[9]), pack_bf16(w[12], w[13]));
+        }
+    }
+}
+
+template <int HALVES>
+MF_DEV void multiply_full(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, pair_state *s, stage_cursor &cursor)
+{
+    const int tid = threadIdx.x - PRODUCERS, lane = tid & 31, token = (tid >> 5) * 16 + (lane >> 2), q = lane & 3;
+    const int lines = u->lines, steps = u->steps;
+    const bool is_down = HALVES == 2 && u->is_down != 0;
+    uint32_t to[2]; /* where a lane's first 16 bytes of two tokens belong, in 16 bytes of h or y */
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const int pos = u->first + token + 8 * k;
+        to[k] = token + 8 * k >= u->count ? NOWHERE
+                : is_down                 ? (uint32_t)(y_offset(p.e, __ldg(p.sorted + pos)) / 8) + q
+                                          : (uint32_t)((int64_t)pos * p.e.h_stride / 8) + q;
+    }
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        float low[64], high[64];
+        add_full_line<HALVES, true>(p, low, high, stages, s, cursor);
+#pragma unroll 1
+        for (int line = 1; line < lines; line++) {
+            add_full_line<HALVES, false>(p, low, high, stages, s, cursor);
+        }
+        pin(low);
+        if (HALVES == 2) {
+            pin(high);
+        }
+        const int row = u->row + 256 * step;
+        const mf_cuda_slot &slot = p.e.slots[u->slot];
+        if (is_down) {
+            write_full_down(p, slot.down_bias, row, low, to);
+            write_full_down(p, slot.down_bias, row + 128, high, to);
+            continue;
+        }
+        if (slot.activation == MF_ACT_SILU && !slot.gate_bias && !slot.up_bias) {
+            write_full_up<true>(p, slot, row, low, to);
+            if (HALVES == 2) {
+                write_full_up<true>(p, slot, row + 64, high, to);
+            }
+        } else {
+            write_full_up<false>(p, slot, row, low, to);
+            if (HALVES == 2) {
+                write_full_up<false>(p, slot, row + 64, high, to);
+            }
+        }
+        end_up(p, u, tid >> 7);
+    }
+}
+
 MF_DEV void consume(const mf_cuda_grouped &p, int counters, uint8_t *stages, pair_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int n = 0;; n++) {
-        barrier_wait(&s->s.full[cursor.stage], cursor.parity);
-        unit_ref u = &s->s.units[n % UNITS];
+        unit_ref u = announced_unit(&s->s, n);
         if (u->slot < 0) {
             barrier_wait(&s->copied, 0);
             const bool is_last = leave_counters(p, counters);
@@ -382,7 +624,16 @@ MF_DEV void consume(const mf_cuda_grouped &p, int counters, uint8_t *stages, pai
             }
             return;
         }
-        multiply_up_to<32>(u->count, p, u, stages, s, cursor, staging);
+        const bool has_rows = u->is_down || u->row < p.width;
+        if (has_rows && is_full(u->count)) {
+            if (!u->is_down && u->row + 64 >= p.width) {
+                multiply_full<1>(p, u, stages, s, cursor);
+            } else {
+                multiply_full<2>(p, u, stages, s, cursor);
+            }
+        } else {
+            multiply_up_to<32>(u->count, p, u, stages, s, cursor, staging);
+        }
     }
 }
 
@@ -481,12 +732,13 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         const bool odd = inside >= pairs * row_tiles; /* both blocks have the slot's last tile */
         const int row_tile = odd ? 2 * (inside - pairs * row_tiles) : inside / pairs; /* the first block's */
         const int tile = odd ? tiles - 1 : 2 * (inside % pairs) + rank;
-        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, tiles);
+        const int begin = offsets[low], count = offsets[low + 1] - begin;
         unit u;
         u.slot = low;
         u.is_down = is_down;
+        const int size = has_full_tiles(count) ? FULL : tile_size(count, tiles);
         u.first = begin + tile * size;
-        u.count = min(size, count - tile * size); /* some: tiles are as few as hold MAX each */
+        u.count = tile == tiles - 1 ? count - tile * size : size;
         /* As many for both blocks, and so are stages. */
         u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = (row_tile + (odd ? rank : 0)) * (is_down ? 256 * p.down_steps : 128);

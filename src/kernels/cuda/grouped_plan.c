@@ -7,7 +7,7 @@
 enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_UNIT_BYTES = 32768 };
 enum { FEW_PER_SLOT = 8, FEW_OF_WIDE = 4, SEVERAL_PER_SLOT = 20 }; /* grouped_packed.cuh's tiles */
-enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192 };
+enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192, PAIR_FULL_TOKENS = 128 };
 /* grouped_rows.cu's: tokens a slot from which on it is taken, lines of w2 a unit. */
 enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_MOST_STAGES = 4 };
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
@@ -301,9 +301,10 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         plan_packed(gpu, experts, used > 0 ? pairs / used : 0, g);
     }
     const int64_t counters = g->e.num_slots * (g->x_in_order ? 2 : 1); /* beside those of full tiles */
-    if (pairs / g->max_tokens + counters > MF_CUDA_GROUPED_TILES) {
+    const int64_t full = g->x_in_order ? PAIR_FULL_TOKENS : g->max_tokens;
+    if (pairs / full + counters > MF_CUDA_GROUPED_TILES) {
         return mf_fail(err, MF_ERR_UNSUPPORTED, "experts: %lld token-expert pairs in one call; device cuda takes %lld",
-                       (long long)pairs, (long long)g->max_tokens * (MF_CUDA_GROUPED_TILES - counters));
+                       (long long)pairs, (long long)full * (MF_CUDA_GROUPED_TILES - counters));
     }
     plan->is_grouped = true;
     if (g->packed) {
