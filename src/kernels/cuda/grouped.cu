@@ -297,8 +297,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     for (int i = 0;; i++) {
-        barrier_wait(&s->full[cursor.stage], cursor.parity);
-        unit_ref u = &s->units[i % UNITS];
+        unit_ref u = announced_unit(s, i);
         if (u->slot < 0) {
             leave_counters(p, tiles);
             return;

@@ -12,7 +12,7 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int BATCH = 8; /* columns whose loads are in flight together */
-constexpr int PLAIN_THREADS = 256, PLAIN_COLUMNS = 10, MAX_Y = 65535;
+constexpr int PLAIN_THREADS = 128, PLAIN_COLUMNS = 10, MAX_Y = 65535;
 
 struct bf16_bits {
     uint16_t u;
