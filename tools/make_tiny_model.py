@@ -20,7 +20,8 @@ only if every choice of an expert, of a group and of the next greedy token is wi
 golden.bin, little endian: "MFGL", i32 version 1, num_prompt, num_generated, vocab_size; i32 ids of prompt and
 continuation; f32 logits [num_prompt + num_generated, vocab_size].
 golden_bf16.bin, for some cases: the same with the logits of the same ids when what enters every linear layer and expert is
-rounded to bf16 (routers excepted), all else staying f32.
+rounded to bf16 (routers excepted), all else staying f32.  golden_bf16_outputs.bin, where its choices of
+experts are wide enough: what leaves an expert is rounded, too, before it is weighed.
 rope.bin: "MFRP", i32 version 1, num_cases; per case i32 type (0 default, 1 yarn, 2 linear, 3 llama3: beta_fast and
 beta_slow are high_freq_factor and low_freq_factor), dim, original_max, truncate,
 num_positions; f64 theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor (0 = not set); f64 factor on
@@ -741,27 +742,35 @@ def watch_routers(model, config):
 
 
 @torch.no_grad()
-def run_rounded(model, config, ids):
-    """The logits of a text when the input of every linear layer but the routers is rounded to bf16."""
+def run_rounded(model, config, ids, results=False):
+    """The logits of a text when the input of every linear layer but the routers is rounded to bf16; and every expert's result."""
     routers = {m.weight.data_ptr() for name, m in model.named_modules() if name.endswith(("mlp.gate", "mlp.router", "shared_expert_gate"))}
     plain = torch.nn.functional.linear
 
+    last = {p.untyped_storage().data_ptr() for name, p in model.named_parameters()
+            if results and re.search(r"mlp\.(experts|shared_experts?)\.down_proj(_bias|\.weight)?$", name)}
+
     def rounding_linear(x, weight, bias=None):
-        return plain(x if weight.data_ptr() in routers else x.bfloat16().float(), weight, bias)
+        y = plain(x if weight.data_ptr() in routers else x.bfloat16().float(), weight, bias)
+        return y.bfloat16().float() if weight.untyped_storage().data_ptr() in last else y
 
     def rounding_matmul(x, weight):  # gpt-oss's experts
         return plain_matmul(x.bfloat16().float(), weight)
 
-    plain_matmul = torch.Tensor.__matmul__
+    def rounding_add(x, y):  # and their bias
+        both = plain_add(x, y)
+        return both.bfloat16().float() if torch.is_tensor(y) and y.untyped_storage().data_ptr() in last else both
+
+    plain_matmul, plain_add = torch.Tensor.__matmul__, torch.Tensor.__add__
     model.set_experts_implementation("eager")  # one linear call per expert
     gaps, hooks = watch_routers(model, config)
     torch.nn.functional.linear = rounding_linear
-    torch.Tensor.__matmul__ = rounding_matmul
+    torch.Tensor.__matmul__, torch.Tensor.__add__ = rounding_matmul, rounding_add
     try:
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     finally:
         torch.nn.functional.linear = plain
-        torch.Tensor.__matmul__ = plain_matmul
+        torch.Tensor.__matmul__, torch.Tensor.__add__ = plain_matmul, plain_add
     for hook in hooks:
         hook.remove()
     return logits, min(gaps, default=float("inf"))
@@ -879,6 +888,9 @@ def make_case(name, out, attempt):
             print(f"{name}: bf16 activations: closest expert {rounded_gap:.2e}, "
                   f"largest change of a logit {(rounded - logits).abs().max():.3e}")
             write_golden(os.path.join(directory, "golden_bf16.bin"), ids, rounded, config["vocab_size"])
+            rounded, rounded_gap = run_rounded(model, oracle_config, ids, results=True)
+            if rounded_gap >= MIN_BF16_KEY_GAP:
+                write_golden(os.path.join(directory, "golden_bf16_outputs.bin"), ids, rounded, config["vocab_size"])
     write_golden(os.path.join(directory, "golden.bin"), ids, logits, config["vocab_size"])
     return key_gap, logit_gap, logits
 

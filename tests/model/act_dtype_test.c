@@ -2,12 +2,25 @@
  * and against themselves run otherwise. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/sys.h"
 #include "golden_support.h"
 #include "model/model_impl.h"
 
 static const char *const rounded_names[] = { "qwen3", "glm4", "qwen2", "qwen3_next", "gpt_oss", "gpt_oss_mxfp4", NULL };
+/* Of these, transformers' logits with what experts write rounded, too, are there: no choice of an expert is close. */
+static const char *const output_names[] = { "qwen3", "glm4", "gpt_oss", "gpt_oss_mxfp4", NULL };
+
+static bool has_outputs(const char *name)
+{
+    for (int i = 0; output_names[i]; i++) {
+        if (strcmp(output_names[i], name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
 
 static mf_model_options bf16_options(const char *device)
 {
@@ -48,13 +61,15 @@ static double worst_difference(const golden *g, const float *logits, int32_t fir
  * end 2^-8 apart, every later token reads such a value from the cache, and its own sums may then round the other way too.
  * That happens to about one value in 10^5, so texts agree as closely as f32 runs do up to some row (a third of their rows or
  * more were seen) and to a few roundings' effect after it (0.4 % of the largest logit were seen).  Rounding in another
- * place, or of the router's input too, leaves no row close. */
+ * place, or of the router's input too, leaves no row close.  Where a device rounds what experts write and transformers' logits
+ * with that are not there, it agrees as closely as one rounding more allows (1.7 % of the largest logit was seen). */
 TEST(logits_with_bf16_activations_agree_with_transformers)
 {
     for (int i = 0; rounded_names[i]; i++) {
-        golden plain, rounded;
+        golden plain, rounded, outputs;
         golden_open(rounded_names[i], &plain);
         golden_open_file(rounded_names[i], "golden_bf16.bin", &rounded);
+        golden_open_file(rounded_names[i], has_outputs(rounded_names[i]) ? "golden_bf16_outputs.bin" : "golden_bf16.bin", &outputs);
         CHECK_EQ(plain.num_tokens, rounded.num_tokens);
         CHECK_MEM(plain.ids, rounded.ids, (size_t)plain.num_tokens * sizeof *plain.ids);
         double largest = 0.0;
@@ -68,24 +83,27 @@ TEST(logits_with_bf16_activations_agree_with_transformers)
             mf_model_options options = bf16_options(golden_devices[d]);
             bool rounds_outputs;
             float *logits = prefill_as(&rounded, &options, rounded.num_tokens, false, &rounds_outputs);
-            double all = worst_difference(&rounded, logits, 0, rounded.num_tokens);
+            const golden *expected = rounds_outputs ? &outputs : &rounded;
+            double all = worst_difference(expected, logits, 0, rounded.num_tokens);
             double effect = worst_difference(&plain, logits, 0, plain.num_tokens);
             int32_t close_rows = 0;
             for (int32_t t = 0; t < rounded.num_tokens; t++) {
-                close_rows += worst_difference(&rounded, logits, t, 1) < 5e-6 * largest;
+                close_rows += worst_difference(expected, logits, t, 1) < 5e-6 * largest;
             }
             if (getenv("MOEFUSE_TEST_VERBOSE")) {
                 printf("%-10s %-9s %d of %d rows are close; of the largest logit: all rows within %.3g, rounding changes %.3g\n",
                        rounded_names[i], golden_devices[d], (int)close_rows, (int)rounded.num_tokens, all / largest,
                        effect / largest);
             }
-            CHECK(rounds_outputs || close_rows >= rounded.num_tokens / 8);
-            CHECK(all < (rounds_outputs ? 2e-2 : 1e-2) * largest);
+            const bool is_same = !rounds_outputs || has_outputs(rounded_names[i]);
+            CHECK(!is_same || close_rows >= rounded.num_tokens / 8);
+            CHECK(all < (is_same ? 1e-2 : 2e-2) * largest);
             CHECK(effect > 2e-3 * largest);
             mf_free(logits);
         }
         golden_close(&plain);
         golden_close(&rounded);
+        golden_close(&outputs);
     }
 }
 
