@@ -370,8 +370,8 @@ typedef struct mf_device_ops {
     /* Optional, for a device where each call costs: the same bits as the operations above one by one. */
     void (*linear_many)(mf_device *device, const mf_linear_call *call);
     void (*add_norm)(mf_device *device, const mf_add_norm_call *call);
-    /* linear_many of the norm's result, which is not written: acc stays, acc + add goes to acc_out (which has room for
-     * MF_NORM_LINEAR_ROWS, the most that this does), norm->rounded is written.
+    /* linear_many of the norm's result, which is not written: acc + add goes to acc_out (acc itself, or elsewhere and acc stays; then
+     * it has room for MF_NORM_LINEAR_ROWS, the most that this does elsewhere), norm->rounded is written.
      * false: nothing was done, add_norm and linear_many are to be called; the bits are theirs. */
     bool (*norm_linear)(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call);
     /* Both or none.  The norm (nothing added) of what the next combine writes to acc: the combine may take it along.
@@ -379,6 +379,11 @@ typedef struct mf_device_ops {
     void (*offer_norm)(mf_device *device, const mf_add_norm_call *norm);
     bool (*took_norm)(mf_device *device);
     void (*gqa_prepare)(mf_device *device, const mf_gqa_prepare_call *call);
+    /* add_norm (of acc in place, where `norm` is not NULL; its f32 result is not written), linear_many of the result (queries, keys
+     * and values) and gqa_prepare in one: the cache's rows are there, and the queries as the device's gqa_at_once takes them.
+     * args: what gqa_at_once will be called with, prepare NULL.  false: nothing was done. */
+    bool (*gqa_project)(mf_device *device, const mf_add_norm_call *norm, const mf_linear_call *call,
+                        const mf_gqa_prepare_call *prepare, const mf_gqa_args *args);
     /* gqa_prepare and gqa_attention in one; what prepare would leave in q and rows is not written.  reader: the product that
      * reads the result next, with inputs rounded to act_dtype; is_rounded: the result lies in out as bf16, rows without gaps,
      * for linear_many.  false: nothing was done. */

@@ -161,6 +161,12 @@ static void gqa_prepare(mf_device *device, const mf_gqa_prepare_call *call)
     enter(device, MF_PART_ATTENTION)->gqa_prepare(device, call);
 }
 
+static bool gqa_project(mf_device *device, const mf_add_norm_call *norm, const mf_linear_call *call,
+                        const mf_gqa_prepare_call *prepare, const mf_gqa_args *args)
+{
+    return enter(device, MF_PART_DENSE)->gqa_project(device, norm, call, prepare, args);
+}
+
 static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args, const mf_matrix *reader,
                         mf_dtype act_dtype, bool *is_rounded)
 {
@@ -235,6 +241,7 @@ static void wrap(profile *p)
     WRAP(p, add_norm)
     WRAP(p, norm_linear)
     WRAP(p, gqa_prepare)
+    WRAP(p, gqa_project)
     WRAP(p, gqa_at_once)
     WRAP(p, mla_prepare)
     WRAP(p, mla_at_once)

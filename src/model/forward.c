@@ -226,8 +226,33 @@ static void norm_now(mf_model *model)
     }
 }
 
+static mf_linear_call call_of_h(const mf_model *model, const h_product *products, int32_t count, mf_dtype act_dtype,
+                                int64_t num_tokens)
+{
+    const mf_model_scratch *s = &model->scratch;
+    mf_linear_call call = { .num = count,
+                            .act_dtype = act_dtype,
+                            .x = s->h,
+                            .x_stride = model->config->hidden_size,
+                            .rounded = act_dtype == MF_BF16 ? s->mlp_in : NULL,
+                            .num_tokens = num_tokens };
+    for (int32_t i = 0; i < count; i++) {
+        call.w[i] = products[i].w;
+        call.bias[i] = products[i].bias;
+        call.out[i] = products[i].out;
+        call.out_stride[i] = products[i].out_stride;
+    }
+    return call;
+}
+
+/* Where x + add goes when the norm is inside the products: of few rows elsewhere, as each of the product's blocks may read x. */
+static float *sum_in_products(const mf_model_scratch *s, int64_t num_tokens)
+{
+    return num_tokens <= MF_NORM_LINEAR_ROWS ? s->x_row : s->x;
+}
+
 /* Products of the normed input h, in one call where the device has one (it has h rounded, too, then), with the norm inside where
- * it can.  true: it did; h was not written, and x + add is in x_row. */
+ * it can.  true: it did; h was not written, and x + add is in sum_in_products. */
 static bool run_products(mf_model *model, const h_product *products, int32_t count, mf_dtype act_dtype, int64_t num_tokens)
 {
     const mf_device_ops *ops = model->device->ops;
@@ -240,19 +265,9 @@ static bool run_products(mf_model *model, const h_product *products, int32_t cou
         }
         return false;
     }
-    mf_linear_call call = { .num = count,
-                            .act_dtype = act_dtype,
-                            .x = s->h,
-                            .x_stride = hidden,
-                            .rounded = act_dtype == MF_BF16 ? s->mlp_in : NULL,
-                            .num_tokens = num_tokens };
-    for (int32_t i = 0; i < count; i++) {
-        call.w[i] = products[i].w;
-        call.bias[i] = products[i].bias;
-        call.out[i] = products[i].out;
-        call.out_stride[i] = products[i].out_stride;
-    }
-    if (s->deferred.weight && ops->norm_linear && ops->norm_linear(model->device, &s->deferred, s->x_row, &call)) {
+    const mf_linear_call call = call_of_h(model, products, count, act_dtype, num_tokens);
+    if (s->deferred.weight && ops->norm_linear &&
+        ops->norm_linear(model->device, &s->deferred, sum_in_products(s, num_tokens), &call)) {
         s->deferred.weight = NULL;
         return true;
     }
@@ -398,21 +413,23 @@ static void norm_queries_and_keys(mf_model *model, const mf_layer_weights *w, in
     }
 }
 
-/* Norms, rope, the cache's rows and attention in one call or two, where the device has them and nothing unusual stands in
- * between. */
-static bool attend_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens, const mf_gqa_args *args,
-                           bool *is_rounded)
+/* Whether nothing unusual stands between the projections and attention, and the device has a call for what does. */
+static bool is_prepared(const mf_model *model, int64_t layer)
+{
+    const mf_model_config *config = model->config;
+    const bool has_rope = !config->layer_has_no_rope[layer];
+    return model->device->ops->gqa_prepare && !config->has_attention_gate && !(config->qkv_clip > 0) && config->head_dim <= 256 &&
+           config->qk_norm != MF_QK_NORM_WHOLE && (has_rope || !(config->query_floor > 0 || config->qk_norm_after_rope));
+}
+
+static mf_gqa_prepare_call prepare_of(const mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
-    mf_model_scratch *s = &model->scratch;
+    const mf_model_scratch *s = &model->scratch;
     const bool is_by_head = config->qk_norm == MF_QK_NORM_HEAD;
     const bool has_rope = !config->layer_has_no_rope[layer];
-    if (!model->device->ops->gqa_prepare || config->has_attention_gate || config->qkv_clip > 0 || config->head_dim > 256 ||
-        config->qk_norm == MF_QK_NORM_WHOLE || (!has_rope && (config->query_floor > 0 || config->qk_norm_after_rope))) {
-        return false;
-    }
-    const mf_gqa_prepare_call call = {
+    return (mf_gqa_prepare_call){
         .num_tokens = num_tokens,
         .num_heads = config->num_heads,
         .num_kv_heads = config->num_kv_heads,
@@ -429,7 +446,37 @@ static bool attend_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv,
         .cos_sin = model->rope_table,
         .kv = *kv,
     };
+}
+
+/* Products, norms, rope and the cache's rows, then attention: two calls, where the device has them. */
+static bool project_and_attend(mf_model *model, int64_t layer, const h_product (*products)[3], const mf_gqa_args *args,
+                               bool *is_rounded)
+{
     const mf_device_ops *ops = model->device->ops;
+    mf_model_scratch *s = &model->scratch;
+    if (!ops->gqa_project || !is_prepared(model, layer)) {
+        return false;
+    }
+    const mf_linear_call call = call_of_h(model, *products, 3, model->act_dtype, args->num_tokens);
+    const mf_gqa_prepare_call prepare = prepare_of(model, layer, &args->kv, args->num_tokens);
+    if (!ops->gqa_project(model->device, s->deferred.weight ? &s->deferred : NULL, &call, &prepare, args)) {
+        return false;
+    }
+    s->deferred.weight = NULL;
+    (void)ops->gqa_at_once(model->device, NULL, args, &model->weights->layers[layer].o_proj, model->act_dtype, is_rounded);
+    return true;
+}
+
+/* Norms, rope, the cache's rows and attention in one call or two. */
+static bool attend_at_once(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens, const mf_gqa_args *args,
+                           bool *is_rounded)
+{
+    const mf_device_ops *ops = model->device->ops;
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    if (!is_prepared(model, layer)) {
+        return false;
+    }
+    const mf_gqa_prepare_call call = prepare_of(model, layer, kv, num_tokens);
     if (!ops->gqa_at_once || !ops->gqa_at_once(model->device, &call, args, &w->o_proj, model->act_dtype, is_rounded)) {
         ops->gqa_prepare(model->device, &call);
         ops->gqa_attention(model->device, args);
@@ -484,10 +531,13 @@ static bool run_gqa(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_
     const h_product products[3] = { { &w->q_proj, w->q_bias, gated ? s->mixed : s->q, gated ? 2 * q_width : q_width },
                                     { &w->k_proj, w->k_bias, k, kv_width },
                                     { &w->v_proj, w->v_bias, v, kv_width } };
-    run_linears_of_h(model, products, 3, num_tokens);
     mf_gqa_args args = mf_model_gqa_args(model, layer, num_tokens);
     args.kv = *kv;
     bool is_rounded = false;
+    if (project_and_attend(model, layer, &products, &args, &is_rounded)) {
+        return is_rounded;
+    }
+    run_linears_of_h(model, products, 3, num_tokens);
     if (!attend_at_once(model, layer, kv, num_tokens, &args, &is_rounded)) {
         prepare_step_by_step(model, layer, kv, num_tokens);
         ops->gqa_attention(device, &args);
@@ -658,7 +708,7 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
     mf_moe_call call;
     mf_model_moe_call(model, layer, num_tokens, &call);
     if (is_inside) {
-        call.layer.residual.data = s->x_row;
+        call.layer.residual.data = sum_in_products(s, num_tokens);
     }
     if (load) {
         call.gate.load = mf_tensor_1d(load + layer * num_experts, MF_I32, num_experts);

@@ -1,5 +1,6 @@
 /* attend_once.c - attention that takes what the projections left: gqa_at_once and mla_at_once leave the results and the
- * cache that prepare and attention leave one after the other, to the bit.
+ * cache that prepare and attention leave one after the other, to the bit; so do products that end as queries and as the cache's
+ * rows (gqa_project), and products that leave their norm to themselves (norm_linear), of many rows.
  *
  * Needs a GPU; tests/cuda/run.sh runs it. */
 #include <stdbool.h>
@@ -315,5 +316,179 @@ TEST(latents_made_on_the_way_have_the_bits_of_one_step_after_the_other)
         free(host);
     }
     CHECK_EQ(done, NUM_SHAPES * NUM_BATCHES);
+    mf_device_close(&device);
+}
+
+/* ---- many rows: from the norm to attention's results ---- */
+
+typedef struct many_shape {
+    int tokens, behind; /* rows of two sequences; positions before the first one's */
+    int hidden, heads, kv_heads, rope_dim;
+    bool has_norm, norm_after_rope, has_bias, adds;
+} many_shape;
+
+enum { HEAD = 128, MANY_BLOCKS = 256 };
+
+static mf_matrix random_matrix(int64_t n, int64_t k)
+{
+    return (mf_matrix){ .data = (const uint8_t *)random_bf16((size_t)(n * k)), .n = n, .k = k, .row_stride = k, .format = MF_FORMAT_BF16 };
+}
+
+/* Two sequences, the second one from 0 on with a third of the rows. */
+static mf_kv_view view_of_many(const many_shape *s, void *cache)
+{
+    int32_t *sequence = malloc((size_t)s->tokens * 4), *position = malloc((size_t)s->tokens * 4), table[2 * MANY_BLOCKS];
+    const int second = s->tokens - s->tokens / 3;
+    for (int t = 0; t < s->tokens; t++) {
+        sequence[t] = t >= second;
+        position[t] = t >= second ? t - second : t + s->behind;
+    }
+    for (int i = 0; i < 2 * MANY_BLOCKS; i++) {
+        table[i] = i % 2 == 0 ? i / 2 : 2 * MANY_BLOCKS - 1 - i / 2; /* each block once, neighbours apart */
+    }
+    const mf_kv_view view = { .dtype = MF_BF16,
+                              .row_size = 2 * s->kv_heads * HEAD,
+                              .block_size = BLOCK,
+                              .block_table = put(table, sizeof table),
+                              .max_blocks = MANY_BLOCKS,
+                              .sequence = put(sequence, (size_t)s->tokens * 4),
+                              .position = put(position, (size_t)s->tokens * 4),
+                              .max_context = s->tokens + s->behind,
+                              .cache = cache };
+    free(sequence);
+    free(position);
+    return view;
+}
+
+TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_step_after_the_other)
+{
+    static const many_shape shapes[] = {
+        { 300, 77, 512, 32, 4, 128, .has_norm = true },
+        { 1111, 5, 576, 8, 8, 128, .has_norm = true, .norm_after_rope = true, .adds = true },
+        { 200, 0, 3072, 20, 1, 0, .has_bias = true, .adds = true },
+        { 2048, 300, 2048, 16, 4, 128, .has_norm = true, .has_bias = true },
+        { 1500, 0, 1024, 12, 2, 128, .adds = true },
+        { 4100, 0, 2048, 8, 2, 128, .has_norm = true },
+        { 4200, 0, 576, 4, 4, 128, .has_norm = true },
+    };
+    CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
+    const mf_device_ops *ops = device->ops;
+    int done = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const many_shape *s = &shapes[i];
+        const size_t tokens = (size_t)s->tokens, width = (size_t)(s->heads * HEAD), row = (size_t)(2 * s->kv_heads * HEAD);
+        const size_t hidden = (size_t)s->hidden, cached = (size_t)2 * MANY_BLOCKS * BLOCK * row;
+        seed = 30 + i;
+        const mf_matrix w[3] = { random_matrix((int64_t)width, s->hidden), random_matrix(s->kv_heads * HEAD, s->hidden),
+                                 random_matrix(s->kv_heads * HEAD, s->hidden) };
+        const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
+        float *cos_sin = random_floats((size_t)4096 * HEAD), *q_norm = random_floats(HEAD), *k_norm = random_floats(HEAD);
+        float *weight = random_floats(hidden), *bias = random_floats(width), *start = random_floats(tokens * hidden);
+        float *router[2] = { room(tokens * row * 2), room(tokens * row * 2) };
+        float *add = random_floats(tokens * hidden), *acc[3], *q = room(tokens * width * 4), *rows = room(tokens * row * 4);
+        float *h = room(tokens * hidden * 4), *out[2] = { room(tokens * width * 4), room(tokens * width * 4) };
+        void *rounded = room(tokens * hidden * 2), *before = random_bf16(cached), *caches[2], *host = get(before, cached * 2);
+        const mf_kv_view view = view_of_many(s, NULL);
+        for (int k = 0; k < 3; k++) {
+            void *v = get(start, tokens * hidden * 4);
+            acc[k] = put(v, tokens * hidden * 4);
+            free(v);
+        }
+        for (int k = 0; k < 2; k++) {
+            caches[k] = put(host, cached * 2);
+            mf_gqa_args args = { .num_tokens = s->tokens,
+                                 .num_heads = s->heads,
+                                 .num_kv_heads = s->kv_heads,
+                                 .head_dim = HEAD,
+                                 .v_head_dim = HEAD,
+                                 .softmax_scale = 0.09f,
+                                 .q = q,
+                                 .out = out[k],
+                                 .kv = view };
+            args.kv.cache = caches[k];
+            args.scratch = room(ops->gqa_scratch_floats(device, &args) * 4);
+            const mf_gqa_prepare_call prepare = { .num_tokens = s->tokens,
+                                                  .num_heads = s->heads,
+                                                  .num_kv_heads = s->kv_heads,
+                                                  .head_dim = HEAD,
+                                                  .v_head_dim = HEAD,
+                                                  .q = q,
+                                                  .rows = rows,
+                                                  .q_norm = s->has_norm ? q_norm : NULL,
+                                                  .k_norm = s->has_norm ? k_norm : NULL,
+                                                  .eps = 1e-6f,
+                                                  .rope_dim = s->rope_dim,
+                                                  .norm_after_rope = s->norm_after_rope,
+                                                  .cos_sin = cos_sin,
+                                                  .kv = args.kv };
+            const mf_add_norm_call norm = { .acc = acc[k],
+                                            .add = s->adds ? add : NULL,
+                                            .num_tokens = s->tokens,
+                                            .n = s->hidden,
+                                            .weight = weight,
+                                            .eps = 1e-6f,
+                                            .out = h,
+                                            .rounded = rounded,
+                                            .rounded_dtype = MF_BF16 };
+            const mf_linear_call call = { .num = 3,
+                                          .w = { &w[0], &w[1], &w[2] },
+                                          .bias = { s->has_bias ? bias : NULL, NULL, s->has_bias ? bias : NULL },
+                                          .out = { q, rows, rows + row / 2 },
+                                          .out_stride = { (int64_t)width, (int64_t)row, (int64_t)row },
+                                          .act_dtype = MF_BF16,
+                                          .x = h,
+                                          .x_stride = s->hidden,
+                                          .rounded = rounded,
+                                          .num_tokens = s->tokens };
+            mf_add_norm_call router_norm = norm;
+            router_norm.acc = acc[2];
+            const mf_linear_call router_call = { .num = 1, /* of inputs that count as f32 */
+                                                 .w = { &w[1] },
+                                                 .bias = { s->has_bias ? bias : NULL },
+                                                 .out = { router[k] },
+                                                 .out_stride = { (int64_t)row / 2 },
+                                                 .act_dtype = MF_F32,
+                                                 .x = h,
+                                                 .x_stride = s->hidden,
+                                                 .num_tokens = s->tokens };
+            if (k == 0) {
+                ops->add_norm(device, &norm);
+                ops->linear_many(device, &router_call);
+                ops->linear_many(device, &call);
+                ops->gqa_prepare(device, &prepare);
+                ops->gqa_attention(device, &args);
+                ops->convert(device, out[0], (int64_t)(tokens * width), MF_BF16, q);
+                void *results = get(q, tokens * width * 2);
+                CHECK_OK(mf_device_copy(device, out[0], results, tokens * width * 2, &err), err);
+                free(results);
+            } else {
+                bool is_rounded = false;
+                if (ops->norm_linear(device, &router_norm, acc[2], &router_call)) {
+                    CHECK_OK(mf_device_synchronize(device, &err), err);
+                    same_bytes(acc[0], acc[2], tokens * hidden * 4, "sums", (int)i, s->behind);
+                    same_bytes(router[0], router[1], tokens * row * 2, "products of f32", (int)i, s->behind);
+                    done++;
+                }
+                if (ops->gqa_project && ops->gqa_project(device, &norm, &call, &prepare, &args)) {
+                    CHECK(ops->gqa_at_once(device, NULL, &args, &reader, MF_BF16, &is_rounded));
+                    CHECK(is_rounded);
+                    CHECK_OK(mf_device_synchronize(device, &err), err);
+                    same_bytes(acc[0], acc[1], tokens * hidden * 4, "sums", (int)i, s->behind);
+                    same_bytes(caches[0], caches[1], cached * 2, "caches", (int)i, s->behind);
+                    same_bytes(out[0], out[1], tokens * width * 2, "results", (int)i, s->behind);
+                    done++;
+                }
+            }
+            mf_device_free(device, args.scratch);
+        }
+        void *const blocks[] = { acc[0], acc[1], acc[2], router[0], router[1], caches[0], caches[1], q, rows, h, out[0], out[1], rounded, before, start, add };
+        for (size_t k = 0; k < sizeof blocks / sizeof blocks[0]; k++) {
+            mf_device_free(device, blocks[k]);
+        }
+        free(host);
+    }
+    if (strcmp(device->gpu, "sm_90") == 0) {
+        CHECK_EQ(done, 2 * (int)(sizeof shapes / sizeof shapes[0]));
+    }
     mf_device_close(&device);
 }

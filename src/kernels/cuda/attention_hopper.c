@@ -13,6 +13,11 @@ static int encode(mf_cuda_encode_fn make, const mf_cuda_attention *p, int32_t ro
     return made == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
 }
 
+float mf_cuda_attention_scale(float scale)
+{
+    return (float)((double)scale * 1.4426950408889634);
+}
+
 /* A call with its maps: whole boxes are `rows` rows of `lines` lines. */
 static int prepare_call(const mf_cuda_attention *call, int32_t rows, int32_t lines, mf_cuda_attention_maps *out)
 {
@@ -22,7 +27,7 @@ static int prepare_call(const mf_cuda_attention *call, int32_t rows, int32_t lin
         return code;
     }
     out->p = *call;
-    out->p.scale = (float)((double)call->scale * 1.4426950408889634); /* scores in units of log2 */
+    out->p.scale = mf_cuda_attention_scale(call->scale);
     code = encode(make, call, rows, lines, &out->whole);
     return code != 0 ? code : encode(make, call, MF_CUDA_ATTENTION_BOX, 1, &out->part);
 }

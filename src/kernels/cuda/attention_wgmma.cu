@@ -266,7 +266,31 @@ MF_DEV void store_rounded(const mf_cuda_attention &p, const float (&value)[DIM /
     }
 }
 
-template <int DIM, bool MAKES>
+/* What queries come as: f32 that are ready, what the projection left, or bf16 times the scale. */
+enum queries { READY, LEFT, ROUNDED };
+
+/* Rows of bf16 as they lie. */
+template <int DIM>
+MF_DEV void bring_queries(const mf_cuda_attention &p, int64_t t0, int tokens, int own, int in_group, uint8_t *queries)
+{
+    constexpr int CHUNKS = DIM / 8, EACH = 64 * CHUNKS / 128;
+    const int group = p.num_heads / p.num_kv_heads;
+    uint4 v[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int at = i * 128 + in_group, row = own * 64 + at / CHUNKS, token = row / group;
+        const uint16_t *from =
+            (const uint16_t *)p.q + ((t0 + token) * p.num_heads + blockIdx.y * group + row % group) * DIM;
+        v[i] = token < tokens ? *(const uint4 *)(from + at % CHUNKS * 8) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int at = i * 128 + in_group, row = at / CHUNKS, chunk = at % CHUNKS;
+        *(uint4 *)(queries + chunk / 8 * SUB + swizzled(row, chunk % 8)) = v[i];
+    }
+}
+
+template <int DIM, int QUERIES>
 MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, const int32_t *sequences,
                    const int32_t *positions, int64_t t0, int tokens, uint8_t *shared, barriers<DIM> &b)
 {
@@ -275,7 +299,9 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, con
               warp = in_group >> 5, lane = tid & 31, g = lane >> 2, q = lane & 3;
     const int group = p.num_heads / p.num_kv_heads, kv_head = blockIdx.y;
     uint8_t *queries = shared + own * 64 * DIM * 2, *stages = shared + ROWS * DIM * 2;
-    if constexpr (MAKES) {
+    if constexpr (QUERIES == ROUNDED) {
+        bring_queries<DIM>(p, t0, tokens, own, in_group, queries);
+    } else if constexpr (QUERIES == LEFT) {
         if (r.rope_dim == DIM && !r.rope_pair) {
             make_whole_queries<DIM>(p, r, positions, t0, tokens, own * 64 + warp * 16, queries);
         } else {
@@ -283,7 +309,7 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, con
         }
     }
 #pragma unroll 4
-    for (int i = 0; i < (MAKES ? 0 : 64 * CHUNKS / 128); i++) {
+    for (int i = 0; i < (QUERIES == READY ? 64 * CHUNKS / 128 : 0); i++) {
         const int at = i * 128 + in_group, row = at / CHUNKS, chunk = at % CHUNKS, all = own * 64 + row;
         const bool is_there = all / group < tokens;
         const float *from = p.q + (t0 + all / group) * p.q_stride + (kv_head * group + all % group) * p.q_head_stride;
@@ -512,8 +538,7 @@ MF_DEV void attend(const mf_cuda_attention &p, const mf_cuda_gqa_prepare &r, con
     }
 }
 
-/* MAKES: the queries, too, from what the projection left. */
-template <int DIM, bool MAKES>
+template <int DIM, int QUERIES>
 __global__ void __launch_bounds__(THREADS, 1) prefill_kernel(const __grid_constant__ mf_cuda_attention_maps c)
 {
     if (!MF_HAS_WGMMA) {
@@ -550,7 +575,7 @@ __global__ void __launch_bounds__(THREADS, 1) prefill_kernel(const __grid_consta
         }
     } else {
         take_registers<240>();
-        attend<DIM, MAKES>(p, c.r, sequences, positions, t0, tokens, shared, b);
+        attend<DIM, QUERIES>(p, c.r, sequences, positions, t0, tokens, shared, b);
     }
 }
 
@@ -558,9 +583,10 @@ template <int DIM> int launch(const mf_cuda_attention_maps &c, void *stream)
 {
     const int each = ROWS / (c.p.num_heads / c.p.num_kv_heads);
     const dim3 grid((unsigned)((c.p.num_tokens + each - 1) / each), (unsigned)c.p.num_kv_heads);
-    return c.makes_queries
-               ? launch_shared(true, prefill_kernel<DIM, true>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, c)
-               : launch_shared(true, prefill_kernel<DIM, false>, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, c);
+    auto kernel = c.makes_queries    ? prefill_kernel<DIM, LEFT>
+                  : c.p.q_is_rounded ? prefill_kernel<DIM, ROUNDED>
+                                     : prefill_kernel<DIM, READY>;
+    return launch_shared(true, kernel, grid, THREADS, (size_t)SHARED_BYTES<DIM>, stream, c);
 }
 
 } // namespace

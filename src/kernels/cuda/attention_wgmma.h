@@ -24,6 +24,9 @@ typedef struct mf_cuda_attention_maps {
     int32_t makes_queries;
 } mf_cuda_attention_maps;
 
+/* A softmax's scale in units of log2. */
+float mf_cuda_attention_scale(float scale);
+
 /* With a scale in units of log2. */
 int mf_cuda_launch_attention_mla_wgmma(const mf_cuda_attention_maps *call, void *stream);
 int mf_cuda_launch_attention_wgmma(const mf_cuda_attention_maps *call, void *stream);

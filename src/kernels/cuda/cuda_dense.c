@@ -8,8 +8,7 @@
 #include <string.h>
 
 #include "kernels/cuda/attention_wgmma.h"
-#include "kernels/cuda/dense_calls.h"
-#include "kernels/cuda/device_state.h"
+#include "kernels/cuda/dense_ops.h"
 #include "kernels/cuda/linear_wgmma.h"
 #include "kernels/format.h"
 
@@ -17,37 +16,7 @@ enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64
 
 int mf_cuda_starts_early;
 
-static mf_cuda_stream stream_of(mf_device *device)
-{
-    return mf_cuda_state_of(device)->stream;
-}
-
-/* false: the device has failed. */
-static bool begin(mf_device *device)
-{
-    mf_error ignored;
-    return mf_cuda_enter(device, &ignored) == MF_OK;
-}
-
-static void done(mf_device *device, int code, const char *what)
-{
-    mf_error ignored;
-    (void)mf_cuda_check(device, code, what, &ignored);
-}
-
-static bool on16(const void *p)
-{
-    return (uintptr_t)p % 16 == 0;
-}
-
 /* ---- matrices ---- */
-
-/* quant says here whether eight codes of a row can be read at once, from any multiple of eight. */
-static mf_cuda_matrix seen_matrix(const mf_matrix *m)
-{
-    const int64_t bits = mf_format_bits(m->format), wide = bits < 16 ? bits : 16; /* eight codes have `bits` bytes */
-    return mf_cuda_plan_matrix(m, (uintptr_t)m->data % (size_t)wide == 0 && m->row_stride * bits / 8 % wide == 0);
-}
 
 /* Whether a product goes through the tensor cores: the matrix alone decides. */
 static bool takes_mma(const mf_matrix *m, mf_dtype act_dtype)
@@ -287,11 +256,70 @@ static bool norm_planes_linear(mf_device *device, const mf_add_norm_call *norm, 
     return true;
 }
 
+/* The norm of many rows where nobody reads it in f32: rounded, and what that leaves in `rests` where wanted. */
+static void norm_rounded(mf_device *device, const mf_add_norm_call *call, uint16_t *rests)
+{
+    const mf_cuda_norm p = { .acc = call->acc,
+                             .add = call->add,
+                             .num_tokens = call->num_tokens,
+                             .n = call->n,
+                             .weight = call->weight,
+                             .eps = call->eps,
+                             .rounded = call->rounded,
+                             .rests = rests };
+    done(device, mf_cuda_launch_norm_rows(&p, stream_of(device)), "add and norm");
+}
+
+/* The products of more tokens than STREAM takes read planes of bf16 alone: the norm leaves just these. */
+static bool norm_linear_many(mf_device *device, const mf_add_norm_call *norm, const float *acc_out,
+                             const mf_linear_call *call)
+{
+    enum { LEAST = 257 };
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    if (call->num_tokens <= MF_CUDA_STREAM_TOKENS || state->gpu.capability != 90 || !norm->rounded ||
+        norm->rounded_dtype != MF_BF16 || !on16(norm->rounded) || (norm->add && acc_out != norm->acc) ||
+        norm->n < LEAST) {
+        return false;
+    }
+    mf_cuda_linear p = { .num = call->num,
+                         .num_tokens = call->num_tokens,
+                         .parts = call->act_dtype == MF_F32 ? 3 : 1,
+                         .runs = linear_runs(norm->n),
+                         .x = norm->rounded,
+                         .x_stride = norm->n };
+    for (int i = 0; i < call->num; i++) {
+        if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
+            return false;
+        }
+        p.w[i] = seen_matrix(call->w[i]);
+        p.bias[i] = call->bias[i];
+        p.out[i] = call->out[i];
+        p.out_stride[i] = call->out_stride[i];
+    }
+    mf_error err;
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    if (p.parts == 3) {
+        if (mf_cuda_reserve(device, (size_t)(2 * call->num_tokens * norm->n) * 2, &err) != MF_OK) {
+            state->failure = state->failure.status == MF_OK ? err : state->failure;
+            return true;
+        }
+        p.x_rests = state->rounded;
+    }
+    norm_rounded(device, norm, p.parts == 3 ? state->rounded : NULL);
+    done(device, mf_cuda_linear_hopper(&state->gpu, &p, stream_of(device)), "linear");
+    return true;
+}
+
 /* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of
- * norm_kernel<8>. */
+ * norm_kernel<8>.  Or many. */
 static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
 {
     enum { LEAST = 257, MOST = 16384 };
+    if (norm_linear_many(device, norm, acc_out, call)) {
+        return true;
+    }
     if (norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) ||
         !on16(norm->add) || !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded)) {
         return false;
@@ -347,31 +375,6 @@ static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
 
 /* ---- rows and elements ---- */
 
-static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,
-                  int64_t out_stride)
-{
-    if (num_tokens > 0 && begin(device)) {
-        const mf_cuda_matrix m = seen_matrix(table);
-        done(device, mf_cuda_launch_embed(&m, ids, num_tokens, out, out_stride, stream_of(device)), "embed");
-    }
-}
-
-static void rms_norm(mf_device *device, const float *x, int64_t x_stride, int64_t num_tokens, int64_t n,
-                     const float *weight, float eps, float *out, int64_t out_stride)
-{
-    if (num_tokens > 0 && begin(device)) {
-        const mf_cuda_norm p = { .x = x,
-                                 .x_stride = x_stride,
-                                 .num_tokens = num_tokens,
-                                 .n = n,
-                                 .weight = weight,
-                                 .out = out,
-                                 .out_stride = out_stride,
-                                 .eps = eps };
-        done(device, mf_cuda_launch_norm(&p, stream_of(device)), "norm");
-    }
-}
-
 static void add_norm(mf_device *device, const mf_add_norm_call *call)
 {
     if (call->num_tokens > 0 && begin(device)) {
@@ -406,36 +409,6 @@ static bool took_norm(mf_device *device)
 {
     mf_cuda_state_of(device)->offered.weight = NULL;
     return mf_cuda_state_of(device)->norm_is_taken;
-}
-
-static void rope(mf_device *device, float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride,
-                 int64_t dim, bool pair, const float *cos_sin, const int32_t *position, int64_t num_tokens)
-{
-    if (num_tokens > 0 && begin(device)) {
-        done(device,
-             mf_cuda_launch_rope(x, row_stride, num_vectors, vector_stride, dim, pair, cos_sin, position, num_tokens,
-                                 stream_of(device)),
-             "rope");
-    }
-}
-
-static void kv_write(mf_device *device, const mf_kv_view *kv, const float *rows, int64_t rows_stride,
-                     int64_t num_tokens)
-{
-    if (num_tokens > 0 && begin(device)) {
-        const mf_cuda_kv_write p = { .cache = kv->cache,
-                                     .block_table = kv->block_table,
-                                     .sequence = kv->sequence,
-                                     .position = kv->position,
-                                     .row_size = kv->row_size,
-                                     .block_size = kv->block_size,
-                                     .max_blocks = kv->max_blocks,
-                                     .rows_stride = rows_stride,
-                                     .num_tokens = num_tokens,
-                                     .rows = rows,
-                                     .is_bf16 = kv->dtype == MF_BF16 };
-        done(device, mf_cuda_launch_kv_write(&p, stream_of(device)), "cache write");
-    }
 }
 
 static mf_cuda_gqa_prepare prepare_of(const mf_gqa_prepare_call *call)
@@ -502,79 +475,6 @@ static void mla_prepare(mf_device *device, const mf_mla_prepare_call *call)
     if (call->num_tokens > 0 && begin(device)) {
         const mf_cuda_mla_prepare p = latents_of(call);
         done(device, mf_cuda_launch_mla_prepare(&p, stream_of(device)), "latents");
-    }
-}
-
-static void sigmoid_gate(mf_device *device, float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
-                         int64_t num_rows, int64_t n)
-{
-    if (num_rows * n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_sigmoid_gate(x, x_stride, gate, gate_stride, num_rows, n, stream_of(device)),
-             "sigmoid gate");
-    }
-}
-
-static void convert(mf_device *device, const float *x, int64_t n, mf_dtype dtype, void *out)
-{
-    if (n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_convert(x, n, 1, n, (int)dtype, out, stream_of(device)), "convert");
-    }
-}
-
-static void clip(mf_device *device, float *x, int64_t n, float limit)
-{
-    if (n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_clip(x, n, limit, stream_of(device)), "clip");
-    }
-}
-
-static void scale_rows(mf_device *device, float *x, int64_t n, const float *factors, const int32_t *position,
-                       int64_t num_tokens)
-{
-    if (num_tokens * n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_scale_rows(x, n, factors, position, num_tokens, stream_of(device)), "scale rows");
-    }
-}
-
-static void add(mf_device *device, float *acc, const float *x, int64_t n)
-{
-    if (n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_add(acc, x, n, stream_of(device)), "add");
-    }
-}
-
-static void glu(mf_device *device, float *gate, const float *up, int64_t n)
-{
-    if (n > 0 && begin(device)) {
-        done(device, mf_cuda_launch_glu(gate, up, n, stream_of(device)), "activation");
-    }
-}
-
-static void best(mf_device *device, const float *logits, int64_t num_rows, int64_t n, int64_t num_ids, uint64_t *keys)
-{
-    if (num_rows > 0 && begin(device)) {
-        done(device, mf_cuda_launch_best(logits, num_rows, n, num_ids, keys, stream_of(device)), "largest logits");
-    }
-}
-
-static size_t pick_bytes(const mf_device *device, int64_t num_rows, int64_t n)
-{
-    (void)device;
-    return (size_t)mf_cuda_pick_bytes(num_rows, n);
-}
-
-static void pick(mf_device *device, const mf_pick_call *call)
-{
-    if (call->num_rows > 0 && begin(device)) {
-        const mf_cuda_pick p = { .logits = call->logits,
-                                 .num_rows = call->num_rows,
-                                 .n = (int32_t)call->n,
-                                 .num_ids = (int32_t)call->num_ids,
-                                 .picks = call->picks,
-                                 .changes = call->changes,
-                                 .picked = call->picked,
-                                 .workspace = call->workspace };
-        done(device, mf_cuda_launch_pick(&p, mf_cuda_state_of(device)->gpu.shared_bytes, stream_of(device)), "tokens");
     }
 }
 
@@ -728,7 +628,47 @@ static void gqa_attention(mf_device *device, const mf_gqa_args *args)
     }
 }
 
-/* Keys and values are cached first.  Many rows on Hopper: attention makes its queries. */
+/* Many rows on Hopper whose products end as queries and as rows of the cache. */
+static bool gqa_project(mf_device *device, const mf_add_norm_call *norm, const mf_linear_call *call,
+                        const mf_gqa_prepare_call *prepare, const mf_gqa_args *args)
+{
+    enum { HEAD = 128, LEAST = 512 }; /* columns: no run of k is empty */
+    const mf_cuda_attention a = gqa_of(args);
+    const int64_t rows[3] = { args->num_heads * HEAD, args->num_kv_heads * HEAD, args->num_kv_heads * HEAD };
+    if (args->num_tokens <= MF_CUDA_STREAM_TOKENS || !takes_mma_attention(device, &a) || is_few_rows(&a) ||
+        !takes_hopper_attention(device, &a) || args->head_dim != HEAD || args->v_head_dim != HEAD || call->num != 3 ||
+        call->act_dtype != MF_BF16 || !on16(norm ? norm->rounded : call->rounded) ||
+        (norm && norm->rounded_dtype != MF_BF16) || call->w[0]->k < LEAST || (norm && norm->n != call->w[0]->k) ||
+        (prepare->rope_dim != 0 && (prepare->rope_dim != HEAD || prepare->rope_pair)) || !on16(prepare->cos_sin) ||
+        !on16(prepare->q_norm) || !on16(prepare->k_norm)) {
+        return false;
+    }
+    const void *rounded = norm ? norm->rounded : call->rounded;
+    mf_cuda_linear p = { .num = 3, .num_tokens = call->num_tokens, .parts = 1, .runs = linear_runs(call->w[0]->k) };
+    for (int i = 0; i < 3; i++) {
+        if (!rounded || !takes_mma(call->w[i], MF_BF16) || call->w[i]->n != rows[i] || call->w[i]->k != call->w[0]->k) {
+            return false;
+        }
+        p.w[i] = seen_matrix(call->w[i]);
+        p.bias[i] = call->bias[i];
+    }
+    if (!begin(device)) {
+        return true; /* told by a later call */
+    }
+    if (norm) {
+        norm_rounded(device, norm, NULL);
+    }
+    p.x = rounded;
+    p.x_stride = call->w[0]->k;
+    const mf_cuda_gqa_prepare r = prepare_of(prepare);
+    done(device,
+         mf_cuda_linear_hopper_heads(&mf_cuda_state_of(device)->gpu, &p, &r,
+                                     mf_cuda_attention_scale(args->softmax_scale), stream_of(device)),
+         "queries, keys and values");
+    return true;
+}
+
+/* Keys and values are cached first.  Many rows on Hopper: attention makes its queries, or gqa_project has. */
 static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, const mf_gqa_args *args,
                         const mf_matrix *reader, mf_dtype act_dtype, bool *is_rounded)
 {
@@ -739,10 +679,15 @@ static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, c
     if (!begin(device)) {
         return true; /* told by a later call */
     }
-    mf_cuda_gqa_prepare r = prepare_of(prepare);
-    r.leaves_queries = !is_few_rows(&p);
     *is_rounded = act_dtype == MF_BF16 && takes_mma(reader, act_dtype) && on16(args->out);
     p.rounded = *is_rounded ? (uint16_t *)args->out : NULL;
+    if (!prepare) {
+        p.q_is_rounded = 1;
+        done(device, mf_cuda_launch_attention_hopper(&p, NULL, stream_of(device)), "attention");
+        return true;
+    }
+    mf_cuda_gqa_prepare r = prepare_of(prepare);
+    r.leaves_queries = !is_few_rows(&p);
     done(device, mf_cuda_launch_gqa_prepare(&r, stream_of(device)), "keys");
     if (is_few_rows(&p)) {
         run_attention(device, &p, args->scratch);
@@ -949,34 +894,23 @@ static void delta_net(mf_device *device, const mf_delta_net_args *args)
 
 void mf_cuda_add_dense_ops(mf_device_ops *ops)
 {
-    ops->embed = embed;
-    ops->rms_norm = rms_norm;
+    mf_cuda_add_element_ops(ops);
     ops->linear = linear;
-    ops->rope = rope;
-    ops->kv_write = kv_write;
     ops->mla_scratch_floats = mla_scratch_floats;
     ops->mla_attention = mla_attention;
     ops->gqa_scratch_floats = gqa_scratch_floats;
     ops->gqa_attention = gqa_attention;
     ops->delta_net_scratch_floats = delta_net_scratch_floats;
     ops->delta_net = delta_net;
-    ops->sigmoid_gate = sigmoid_gate;
-    ops->convert = convert;
-    ops->clip = clip;
-    ops->scale_rows = scale_rows;
-    ops->add = add;
     ops->linear_many = linear_many;
     ops->add_norm = add_norm;
     ops->norm_linear = norm_linear;
     ops->offer_norm = offer_norm;
     ops->took_norm = took_norm;
     ops->gqa_prepare = gqa_prepare;
+    ops->gqa_project = gqa_project;
     ops->gqa_at_once = gqa_at_once;
     ops->mla_prepare = mla_prepare;
     ops->mla_at_once = mla_at_once;
-    ops->glu = glu;
-    ops->best = best;
-    ops->pick_bytes = pick_bytes;
-    ops->pick = pick;
     ops->reserve = reserve;
 }

@@ -7,6 +7,7 @@
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/matrix.cuh"
+#include "kernels/cuda/sm90.cuh"
 
 namespace
 {
@@ -122,6 +123,83 @@ template <int WARPS> __global__ void __launch_bounds__(THREADS) norm_kernel(cons
     const float *sums = add ? p.acc + t * p.x_stride : row;
     for (int64_t i = first + KEPT * WARPS * 32; i < p.n; i += WARPS * 32) {
         store(i, sums[i], p.weight[i]);
+    }
+}
+
+/* norm_kernel<8> of many rows without gaps, whose result nobody reads in f32: so many blocks a multiprocessor that
+ * loads, sums and stores of different rows overlap.  SPLITS: what rounding leaves, too. */
+template <bool ADDS, bool SPLITS>
+__global__ void __launch_bounds__(THREADS, 8) norm_rows_kernel(const __grid_constant__ mf_cuda_norm p)
+{
+    constexpr int KEPT = 8, WARPS = THREADS / 32;
+    __shared__ float parts[WARPS];
+    begin_early();
+    const int n = (int)p.n;
+    const int64_t row = blockIdx.x * p.n;
+    float *x = p.acc + row;
+    const float *add = p.add + row;
+    auto store = [&](int i, float v, float scale) {
+        const float y = __fmul_rn(__fmul_rn(v, scale), p.weight[i]);
+        const uint16_t high = f32_to_bf16(y);
+        p.rounded[row + i] = high;
+        if (SPLITS) { /* linear_input.cuh's split_bf16; what is left is a number */
+            const float rest = (high & 0x7f80u) != 0x7f80u ? __fsub_rn(y, bf16_to_f32(high)) : 0.0f;
+            const uint32_t middle = pack_bf16(rest, 0.0f);
+            p.rests[row + i] = (uint16_t)middle;
+            p.rests[row + p.num_tokens * p.n + i] =
+                (uint16_t)pack_bf16(__fsub_rn(rest, __uint_as_float(middle << 16)), 0.0f);
+        }
+    };
+    float v[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        v[k] = i < n ? x[i] : 0.0f;
+    }
+    if (ADDS) {
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const int i = threadIdx.x + k * THREADS;
+            v[k] = i < n ? __fadd_rn(v[k], add[i]) : v[k];
+        }
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        if (ADDS && i < n) {
+            x[i] = v[k];
+        }
+        sum = __fmaf_rn(v[k], v[k], sum);
+    }
+    for (int i = threadIdx.x + KEPT * THREADS; i < n; i += THREADS) {
+        float one = x[i];
+        if (ADDS) {
+            one = __fadd_rn(one, add[i]);
+            x[i] = one;
+        }
+        sum = __fmaf_rn(one, one, sum);
+    }
+    sum = sum_of(sum);
+    if ((threadIdx.x & 31) == 0) {
+        parts[threadIdx.x / 32] = sum;
+    }
+    __syncthreads();
+    sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        sum = __fadd_rn(sum, parts[w]);
+    }
+    const float scale = norm_scale(sum, p.n, p.eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        if (i < n) {
+            store(i, v[k], scale);
+        }
+    }
+    for (int i = threadIdx.x + KEPT * THREADS; i < n; i += THREADS) {
+        store(i, x[i], scale);
     }
 }
 
@@ -449,6 +527,14 @@ int mf_cuda_launch_carry(void *to, const void *from, int64_t bytes, void *zeros,
     const int64_t wanted = blocks_for(words / 4 + 1 > num_zeros ? words / 4 + 1 : num_zeros, 1024);
     return launch_early(carry_kernel, dim3((unsigned)(wanted < 8 ? wanted : 8)), 1024u, (size_t)0, stream, (uint32_t *)to,
                         (const uint32_t *)from, words, (uint32_t *)zeros, num_zeros);
+}
+
+int mf_cuda_launch_norm_rows(const mf_cuda_norm *call, void *stream)
+{
+    auto kernel = call->add ? call->rests ? norm_rows_kernel<true, true> : norm_rows_kernel<true, false>
+                  : call->rests ? norm_rows_kernel<false, true>
+                                : norm_rows_kernel<false, false>;
+    return launch_rows(kernel, call->num_tokens, 1, stream, *call);
 }
 
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,

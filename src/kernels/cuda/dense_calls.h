@@ -27,10 +27,13 @@ typedef struct mf_cuda_norm {
     int64_t out_stride;
     uint16_t *rounded; /* bf16 [T, n] or NULL */
     uint16_t *planes;  /* three of bf16 [T, n], as mf_cuda_launch_split makes them, or NULL */
+    uint16_t *rests;   /* norm_rows: [2][T, n] or NULL: what rounding leaves, as two more bf16 numbers */
     float eps;
 } mf_cuda_norm;
 
 int mf_cuda_launch_norm(const mf_cuda_norm *call, void *stream);
+/* Of more than 256 columns without gaps, x acc: `rounded` alone, no `out`. */
+int mf_cuda_launch_norm_rows(const mf_cuda_norm *call, void *stream);
 int mf_cuda_launch_rope(float *x, int64_t row_stride, int64_t num_vectors, int64_t vector_stride, int64_t dim, int pair,
                         const float *cos_sin, const int32_t *position, int64_t num_tokens, void *stream);
 /* A warp takes a head of a query, of a key, or of a row's values; heads of keys have up to 256 elements. */
@@ -116,6 +119,7 @@ typedef struct mf_cuda_linear {
     int32_t parts;     /* 1: x counts as bf16; 3: as f32, in three planes of bf16 */
     int32_t runs;      /* 8 or 16: of k, see linear.cu */
     int64_t x_plane;   /* elements between planes */
+    const uint16_t *x_rests; /* wgmma's tiles: planes past the first one, [2][T, k]; NULL: they follow the first */
     int32_t x_is_wide; /* rows of x begin on 16 bytes */
     /* RING only: whether rings are long; units a warp asks for before it waits, with a norm; blocks at most; units of a
      * ring and groups of warps that are used. */
@@ -158,6 +162,7 @@ typedef struct mf_cuda_attention {
     const float *sinks;
     /* [T, heads, head_dim]; of attention_mla.cu bf16, times the scale in units of log2, in decode with the tail */
     const float *q;
+    int32_t q_is_rounded; /* as there; Hopper's prefill */
     const float *q_tail; /* with MLA: the last tail_dim of a head's query, else NULL */
     int64_t q_stride, q_head_stride, tail_stride, tail_head_stride;
     int32_t tail_dim;

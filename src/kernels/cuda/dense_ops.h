@@ -1,0 +1,43 @@
+/* dense_ops.h - what the files of device cuda's dense operations share: the stream, failures that a later call tells, matrices
+ * as kernels see them. */
+#ifndef MF_KERNELS_CUDA_DENSE_OPS_H
+#define MF_KERNELS_CUDA_DENSE_OPS_H
+
+#include "kernels/cuda/dense_calls.h"
+#include "kernels/cuda/device_state.h"
+#include "kernels/cuda/plan.h"
+#include "kernels/format.h"
+
+void mf_cuda_add_element_ops(mf_device_ops *ops); /* cuda_elements.c */
+
+static inline mf_cuda_stream stream_of(mf_device *device)
+{
+    return mf_cuda_state_of(device)->stream;
+}
+
+/* false: the device has failed. */
+static inline bool begin(mf_device *device)
+{
+    mf_error ignored;
+    return mf_cuda_enter(device, &ignored) == MF_OK;
+}
+
+static inline void done(mf_device *device, int code, const char *what)
+{
+    mf_error ignored;
+    (void)mf_cuda_check(device, code, what, &ignored);
+}
+
+static inline bool on16(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
+}
+
+/* quant says here whether eight codes of a row can be read at once, from any multiple of eight. */
+static inline mf_cuda_matrix seen_matrix(const mf_matrix *m)
+{
+    const int64_t bits = mf_format_bits(m->format), wide = bits < 16 ? bits : 16; /* eight codes have `bits` bytes */
+    return mf_cuda_plan_matrix(m, (uintptr_t)m->data % (size_t)wide == 0 && m->row_stride * bits / 8 % wide == 0);
+}
+
+#endif
