@@ -630,8 +630,8 @@ TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
     static const struct {
         mf_cuda_path path;
         int32_t width;
-        int64_t tokens; /* at most: 160 MB of weights, as many pairs as a warp has lanes, room for h */
-    } cases[] = { { MF_CUDA_PATH_BF16, 1408, 1 }, { MF_CUDA_PATH_BF16, 768, 2 }, { MF_CUDA_PATH_FP8, 768, 2 },
+        int64_t tokens; /* at most: 320 MB of weights for two tokens, else 160, FP8 200; room for h */
+    } cases[] = { { MF_CUDA_PATH_BF16, 1408, 2 }, { MF_CUDA_PATH_BF16, 768, 2 }, { MF_CUDA_PATH_FP8, 768, 2 },
                   { MF_CUDA_PATH_BF16, 256, 4 }, { MF_CUDA_PATH_FP8, 256, 4 } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int64_t tokens = 1; tokens <= 5; tokens++) {

@@ -234,7 +234,7 @@ typedef struct mf_cuda_even {
 } mf_cuda_even;
 
 /* grouped_one.cu: how a block's shared memory is laid out, places in bytes. */
-enum { MF_CUDA_ONE_TOKENS = 4, MF_CUDA_ONE_PAIRS = 32, MF_CUDA_ONE_STAGES = 13, MF_CUDA_ONE_HALF = 8192, MF_CUDA_ONE_STATE = 4096 };
+enum { MF_CUDA_ONE_TOKENS = 4, MF_CUDA_ONE_PAIRS = 40, MF_CUDA_ONE_STAGES = 13, MF_CUDA_ONE_HALF = 8192, MF_CUDA_ONE_STATE = 5120 };
 
 typedef struct mf_cuda_one {
     int32_t tokens;   /* a line's columns: 2 or 4, at least the call's tokens; 0: another kernel takes the call */
@@ -246,6 +246,7 @@ typedef struct mf_cuda_one {
     int32_t floats_at, state_at, bytes;
     int32_t groups; /* of w2's rows, that a block multiplies before it adds up and combines them */
     int32_t down_rows; /* of a group */
+    int32_t shared;    /* slots at the end of the table that all tokens are expected to choose */
     mf_cuda_even even;
 } mf_cuda_one;
 

@@ -75,6 +75,7 @@ MF_DEV void add_lines(float (&acc)[4], uint32_t rows, int row, uint32_t tokens, 
 }
 
 /* A share of w13, a warp a unit. */
+template <bool WARPWISE>
 MF_DEV void multiply_units(const mf_cuda_grouped &p, one_state *s, const uint8_t *stages, const uint8_t *x, int block,
                            int own_units, stage_cursor &r)
 {
@@ -83,9 +84,10 @@ MF_DEV void multiply_units(const mf_cuda_grouped &p, one_state *s, const uint8_t
     const int tokens = (int)p.e.num_tokens, token = min(row, tokens - 1), per_slot = up_units_of(p),
               up_stages = (p.one.x_lines + UP_LINES - 1) / UP_LINES;
     const uint32_t base = shared_address(stages), x_row = shared_address(x) + token * (uint32_t)(p.e.hidden_size * 2);
-    for (int first = 0; first < own_units; first += WARPS) {
-        const int end = min(first + WARPS, own_units), mine = first + warp;
-        const int unit = block + mine * gridDim.x, tile = unit / per_slot,
+    constexpr int AT_ONCE = order<false, WARPWISE>::AT_ONCE;
+    for (int first = 0; first < own_units; first += AT_ONCE) {
+        const int end = min(first + AT_ONCE, own_units), mine = first + ((warp - first) & (WARPS - 1));
+        const int unit = block + in_turn<WARPWISE>(mine, own_units) * gridDim.x, tile = unit / per_slot,
                   first_row = (unit - tile * per_slot) * UP_ROWS;
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
         for (int k = 0; k < up_stages; k++) {
@@ -119,6 +121,7 @@ MF_DEV void multiply_units(const mf_cuda_grouped &p, one_state *s, const uint8_t
     }
 }
 
+template <bool WARPWISE>
 MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages,
                           const share &w, const uint8_t *x, uint8_t *h, float *sums)
 {
@@ -130,26 +133,39 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
     const uint32_t place = place_of(p);
     int own_units = w.own_units;
     for (int n = 0, block = w.block; block >= 0; n++) {
-        multiply_units(p, s, stages, x, block, own_units, r);
+        multiply_units<WARPWISE>(p, s, stages, x, block, own_units, r);
         block = next_share(s, n);
         if (block >= 0) {
             own_units = share_of<false>(p, w.tiles, block).own_units;
         }
     }
-    stage_h<false, 1>(p, s, w, h, nullptr);
+    asking_h a = { warp, -1, 0, 0, 0 };
+    if (WARPWISE) {
+        barrier_wait(&s->ends, 0);
+        next_row(p, s, w.tiles, a);
+    } else {
+        stage_h<false, 1>(p, s, w, h, nullptr);
+    }
     for (int n = 0; n < w.groups; n++) {
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-        down_order o = first_of<false>(w);
-        for (int i = 0; i < w.down_stages; i++, o = next_of<false>(w, o)) {
+        down_order o = first_of<false, WARPWISE>(w);
+        for (int i = 0; i < w.down_stages; i++, o = next_of<false, WARPWISE>(w, o)) {
+            if (WARPWISE && a.tile < w.tiles) { /* others' stages are on their way meanwhile */
+                ask_for_h(p, s, w.tiles, h, a);
+            }
             barrier_wait(&s->full[r.stage], r.parity);
-            if ((n * w.tiles + o.tile) % WARPS == warp) { /* a warp a slot's rows */
-                const int first_line = o.part * p.one.box_lines, h_row = s->row[o.tile * TOKENS + token];
+            if (o.tile % WARPS == warp) { /* a warp a slot's rows */
+                while (WARPWISE && a.tile <= o.tile) {
+                    ask_for_h(p, s, w.tiles, h, a);
+                }
+                const int tile = in_turn<WARPWISE>(o.tile, w.tiles), first_line = o.part * p.one.box_lines,
+                          h_row = s->row[tile * TOKENS + token];
                 add_lines<DOWN_ROWS>(acc, base + r.stage * STAGE + (lane & 15) * LINE, row,
                                      shared_address(h) + h_row * row_bytes + first_line * LINE, h_row,
                                      min(p.one.box_lines, lines - first_line));
                 if (o.part + 1 == w.down_boxes) {
-                    const float *bias = s->end[o.tile].down_bias;
-                    float *to = sums_of<TOKENS>(p, sums, n % p.one.groups, o.tile, g) + 2 * q;
+                    const float *bias = s->end[tile].down_bias;
+                    float *to = sums_of<TOKENS>(p, sums, n % p.one.groups, tile, g) + 2 * q;
 #pragma unroll
                     for (int e = 0; e < 4; e++) { /* rows g and g + 8, tokens 2q and 2q + 1 */
                         if (2 * q < TOKENS) {
@@ -300,7 +316,7 @@ MF_DEV void put_down_sums(const mf_cuda_grouped &p, const one_state *s, const do
                           const float (&v)[4], float *sums)
 {
     float *to = sums_of<T>(p, sums, 0, tile, l.row) + 2 * l.q, end[4] = { v[0], v[1], v[2], v[3] };
-    if (s->biased >> tile & 1) {
+    if (s->biased[T == 4 ? tile >> 5 : 0] >> (tile & 31) & 1) {
         const float *bias = s->end[tile].down_bias;
         const int last = (int)p.e.hidden_size - 1, row = l.first_row + l.row;
         end[0] = __fadd_rn(v[0], bias[min(row, last)]);
@@ -485,7 +501,7 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
         }
     }
     stage_h<true, T>(p, s, w, h, h_scales);
-    barrier_wait(&s->known, (n - 1) & 1); /* w2's sums lie where w13's parts were: the helpers have read them */
+    barrier_wait(&s->added, 0); /* w2's sums lie where w13's parts were: the helpers have read them */
     for (n = 0; n < w.groups; n++) {
         multiply_down<T>(p, s, w, stages, r, h, h_scales, down_scales, n, sums);
         named_barrier<STAGED, CONSUMERS>();
@@ -514,10 +530,12 @@ MF_DEV void read_ends(const mf_cuda_grouped &p, one_state *s, const mf_cuda_sum 
         end.up_stride = (int32_t)slot.up.scale_row_stride;
         end.down_stride = (int32_t)slot.down.scale_row_stride;
     }
-    if (tid < 32) {
+    if (tid < 64) {
         __syncwarp();
         const uint32_t biased = __ballot_sync(MF_FULL_WARP, tid < s->num_tiles && s->end[tid].down_bias);
-        s->biased = biased;
+        if ((tid & 31) == 0) {
+            s->biased[tid >> 5] = biased;
+        }
     }
     if (combines && tid < p.e.num_pairs) {
         const int t = tid / (int)p.e.num_columns;
@@ -644,6 +662,7 @@ MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s,
                 of = share_of<true>(p, w.tiles, block);
             }
         }
+        barrier_arrive(&s->added);
     } else {
         barrier_arrive(&s->ends);
     }
@@ -668,7 +687,29 @@ MF_DEV void prefetch_inputs(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
     }
 }
 
-template <bool FP8, int T>
+/* Weights of slots that all tokens are expected to choose, on their way to the second-level cache before anybody knows
+ * ids: of gates and ups, then of w2, as much as comes while a kernel ends and the next one finds its ids.  A hint:
+ * whoever writes weights yet writes them there. */
+constexpr int SHARED_BYTES = 96 * 1024; /* a block */
+
+MF_DEV void prefetch_lines(const mf_cuda_grouped &p)
+{
+    const int tid = threadIdx.x - PRODUCERS, slots = (int)p.e.num_slots, shared = p.one.shared,
+              each = SHARED_BYTES / LINE,
+              of_matrix = (int)((int64_t)p.e.hidden_size * p.width * (p.fp8 ? 1 : 2) / LINE);
+    for (int i = tid; i < each; i += CONSUMERS) {
+        const int at = blockIdx.x * each + i, n = at / of_matrix; /* gates and ups, then w2 */
+        if (n < 3 * shared) {
+            const mf_cuda_slot &slot = p.e.slots[slots - 1 - (n < 2 * shared ? n >> 1 : n - 2 * shared)];
+            const mf_cuda_matrix &m = n >= 2 * shared ? slot.down : n & 1 ? slot.up : slot.gate;
+            if (m.row_stride == m.k) {
+                prefetch_line(m.data + (int64_t)(at - n * of_matrix) * LINE);
+            }
+        }
+    }
+}
+
+template <bool FP8, int T, bool WARPWISE>
 __global__ void __launch_bounds__(THREADS, 1)
     one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
 {
@@ -692,6 +733,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(&s->empty[i], WARPS);
         }
         barrier_init(&s->ends, HELPERS);
+        barrier_init(&s->added, HELPERS);
         barrier_init(&s->decided, 1);
         barrier_init(&s->known, WARPS + (FP8 ? HELPERS / 32 : 0));
         barrier_init(&s->together, WARPS + (FP8 ? HELPERS / 32 : 0));
@@ -703,10 +745,13 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     let_next_start();
     prefetch_inputs(p, sum);
+    if (threadIdx.x >= PRODUCERS && one.shared > 0) {
+        prefetch_lines(p);
+    }
     share w = share_of<FP8>(p, one.most_tiles, blockIdx.x); /* before it is known: pairs usually name as many slots */
     wait_for_previous();
     if (threadIdx.x < 32) {
-        make_lists(p, s);
+        make_lists<T == 4>(p, s);
         named_arrive<HELPERS_LISTS, HELPERS + 32>();
         named_arrive<LISTS, CONSUMERS + 32>();
     } else if (threadIdx.x < PRODUCERS) {
@@ -720,7 +765,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     if (threadIdx.x < 32) {
         if (threadIdx.x == 0) {
-            bring_weights<FP8>(p, s, stages, w);
+            bring_weights<FP8, WARPWISE>(p, s, stages, w);
             if (atomicAdd(p.work + MF_CUDA_WORK_DONE, 1u) == gridDim.x - 1) { /* all know this launch's tag */
                 p.work[MF_CUDA_WORK_DONE] = p.work[MF_CUDA_WORK_STARTED] = 0;
                 p.work[MF_CUDA_WORK_LAUNCHES] = s->tag;
@@ -731,14 +776,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     } else if constexpr (FP8) {
         multiply_fp8<T>(p, sum, s, stages, w, x, h, h_scales, down_scales, up_parts, sums);
     } else {
-        multiply_bf16(p, sum, s, stages, w, x, h, sums);
+        multiply_bf16<WARPWISE>(p, sum, s, stages, w, x, h, sums);
     }
 }
 
-template <bool FP8, int T> int launch(const mf_cuda_grouped *call, const mf_cuda_sum *sum, cudaStream_t stream)
+template <bool FP8, int T, bool WARPWISE>
+int launch(const mf_cuda_grouped *call, const mf_cuda_sum *sum, cudaStream_t stream)
 {
-    return launch_shared(true, one_kernel<FP8, T>, dim3((unsigned)call->blocks), THREADS, (size_t)call->one.bytes,
-                         stream, *call, *sum);
+    return launch_shared(true, one_kernel<FP8, T, WARPWISE>, dim3((unsigned)call->blocks), THREADS,
+                         (size_t)call->one.bytes, stream, *call, *sum);
 }
 
 } // namespace
@@ -748,8 +794,16 @@ int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *s
     static const mf_cuda_sum none = {};
     cudaStream_t s = (cudaStream_t)stream;
     sum = sum ? sum : &none;
+    mf_cuda_grouped hinted = *call;
+    const int64_t shared = sum->num_shared;
+    hinted.one.shared = call->one.combines && shared > 0 && shared <= call->e.num_slots ? (int32_t)shared : 0;
+    call = &hinted;
     if (call->fp8) {
-        return call->one.tokens == 2 ? launch<true, 2>(call, sum, s) : launch<true, 4>(call, sum, s);
+        return call->one.tokens == 2 ? launch<true, 2, false>(call, sum, s) : launch<true, 4, false>(call, sum, s);
     }
-    return launch<false, 4>(call, sum, s);
+    if (call->one.tokens == 4) {
+        return launch<false, 4, true>(call, sum, s);
+    }
+    return call->e.num_tokens > 1 || call->one.shared > 0 ? launch<false, 2, true>(call, sum, s)
+                                                          : launch<false, 2, false>(call, sum, s);
 }

@@ -11,12 +11,20 @@ constexpr int UP_ROWS = 8, UP_LINES = 8; /* of half a stage */
 constexpr int DOWN_ROWS = 16;            /* bf16: of w2, as many as a product has */
 constexpr int H_ROWS = 8;                /* FP8: of a line of h, as many columns as a product has at least */
 constexpr int HELPERS = 96, CONSUMERS = 256, WARPS = CONSUMERS / 32;
-static_assert(UP_ROWS * UP_LINES * LINE == HALF && PAIRS == 32, "half a stage; a lane a pair");
+static_assert(UP_ROWS * UP_LINES * LINE == HALF && PAIRS <= 64, "half a stage; a lane two pairs");
 
 /* Stages that are asked for and not there yet.  More would bring no byte sooner, and let every other load wait behind
  * them; w2's are not urgent while other blocks still need w13's. */
 constexpr int UP_AHEAD = 4;
-template <bool FP8> constexpr int DOWN_AHEAD = FP8 ? 2 : 3;
+
+/* How a kernel's blocks go about it.  WARPWISE (bf16): a few units of w13 and a few slots of w2 at a time, from both
+ * ends of their lists in turn, a warp asking for the intermediate of the slots that it multiplies: with several tokens,
+ * or where shared slots' weights are in the second-level cache.  Else all side by side, the block asking for all of the
+ * intermediate: one token without shared slots. */
+template <bool FP8, bool WARPWISE> struct order {
+    static constexpr int DOWN_AHEAD = FP8 ? 2 : WARPWISE ? 4 : 3;
+    static constexpr int AT_ONCE = WARPWISE ? 4 : WARPS;
+};
 
 /* Named barriers; two of a kind take turns. */
 enum { LISTS = 1, HELPERS_LISTS, STAGED, OWN, PARTS, PARTS_FREE = PARTS + 2 };
@@ -34,15 +42,16 @@ struct one_state {
     uint64_t full[MF_CUDA_ONE_STAGES], empty[MF_CUDA_ONE_STAGES], ends; /* ends: `end` and scales have been read */
     uint64_t decided, known;                                            /* `next` is there; is known to all */
     uint64_t together;                                                  /* all begin with another share */
+    uint64_t added;                                                     /* FP8: w13's parts have been read */
     int32_t next;                                                       /* share of w13; -1: none any more */
     int32_t num_tiles;                                                  /* slots in use */
-    uint32_t biased;                                                    /* tiles whose w2 has a bias, as bits */
+    uint32_t biased[2];                                                 /* tiles whose w2 has a bias, as bits */
     uint32_t tag;                                                       /* of this launch's words */
-    int32_t slot[PAIRS];
-    uint32_t uses[PAIRS];                    /* a tile's tokens, as bits */
-    alignas(16) int32_t row[PAIRS * TOKENS]; /* of h, by tile and token */
-    int32_t tile[PAIRS];                     /* of pairs; -1: a negative id, -2: one past the last slot */
-    float weight[PAIRS];                     /* of pairs */
+    int32_t slot[PAIRS];                                                /* of tiles */
+    uint32_t uses[PAIRS];                                               /* a tile's tokens, as bits */
+    alignas(8) int16_t row[PAIRS * TOKENS];                             /* of h, by tile and token */
+    int16_t tile[PAIRS]; /* of pairs; -1: a negative id, -2: one past the last slot */
+    float weight[PAIRS]; /* of pairs */
     tile_end end[PAIRS];
     float handed[MF_CUDA_ONE_HANDED]; /* sums of a unit that the block before has begun */
 };
@@ -146,34 +155,67 @@ MF_DEV segment segment_of(const share &w, int i)
              i == 0 ? w.end_stage : w.up_stages };
 }
 
-/* Slots in use, by one warp, a lane a pair. */
-MF_DEV void make_lists(const mf_cuda_grouped &p, one_state *s)
+/* Slots in use, by one warp, a lane a pair; MANY: two pairs. */
+template <bool MANY> MF_DEV void make_lists(const mf_cuda_grouped &p, one_state *s)
 {
-    const int lane = threadIdx.x, columns = (int)p.e.num_columns;
+    const int lane = threadIdx.x, columns = (int)p.e.num_columns, pairs = (int)p.e.num_pairs;
     const uint32_t launches = load_relaxed(p.work + MF_CUDA_WORK_LAUNCHES);
-    const int32_t id = lane < p.e.num_pairs ? pair_id(p.e, lane) : -1;
-    const bool is_there = id >= 0 && id < p.e.num_slots;
-    const uint32_t same = __match_any_sync(MF_FULL_WARP, is_there ? id : -1 - lane);
+    const int32_t id = lane < pairs ? pair_id(p.e, lane) : -1,
+                  id2 = MANY && lane + 32 < pairs ? pair_id(p.e, lane + 32) : -1;
+    const bool is_there = id >= 0 && id < p.e.num_slots, is_there2 = MANY && id2 >= 0 && id2 < p.e.num_slots;
+    const int key = is_there ? id : -1 - lane, key2 = is_there2 ? id2 : -33 - lane;
+    const uint32_t same = __match_any_sync(MF_FULL_WARP, key);
     const int first = __ffs(same) - 1;
     const bool leads = is_there && first == lane;
     const uint32_t leaders = __ballot_sync(MF_FULL_WARP, leads);
     const int tile = __popc(leaders & ((1u << first) - 1u)), token = lane / columns;
-    s->uses[lane] = 0;
-    *(int4 *)&s->row[lane * TOKENS] = make_int4(0, 0, 0, 0); /* of nobody: any row will do */
-    __syncwarp();
-    if (leads) {
-        s->slot[tile] = id;
+    int tiles = __popc(leaders), tile2 = 0;
+    const int token2 = MANY ? (lane + 32) / columns : 0;
+    bool leads2 = false;
+    uint32_t before = 0, same2 = 0; /* who names the second pair's slot: first pairs, second ones */
+    if (MANY) {
+#pragma unroll 4
+        for (int i = 0; i < 32; i++) {
+            before |= __shfl_sync(MF_FULL_WARP, key, i) == key2 ? 1u << i : 0;
+        }
+        same2 = __match_any_sync(MF_FULL_WARP, key2);
+        const int first2 = __ffs(same2) - 1, known = __shfl_sync(MF_FULL_WARP, tile, before ? __ffs(before) - 1 : 0);
+        leads2 = is_there2 && !before && first2 == lane;
+        const uint32_t leaders2 = __ballot_sync(MF_FULL_WARP, leads2);
+        tile2 = before ? known : tiles + __popc(leaders2 & ((1u << first2) - 1u));
+        tiles += __popc(leaders2);
     }
+    if (leads) { /* tokens without the slot: any of its rows will do */
+        s->slot[tile] = id;
+        s->uses[tile] = 0;
+        *(uint2 *)&s->row[tile * TOKENS] = make_uint2(lane * 0x10001u, lane * 0x10001u);
+    }
+    if (leads2) {
+        s->slot[tile2] = id2;
+        s->uses[tile2] = 0;
+        *(uint2 *)&s->row[tile2 * TOKENS] = make_uint2((lane + 32) * 0x10001u, (lane + 32) * 0x10001u);
+    }
+    __syncwarp();
     if (is_there) {
         atomicOr(&s->uses[tile], 1u << token);
         const uint32_t of_token = (columns < 32 ? (1u << columns) - 1u : MF_FULL_WARP) << (token * columns);
         if (__ffs(same & of_token) - 1 == lane) { /* a token may name a slot twice */
-            s->row[tile * TOKENS + token] = lane;
+            s->row[tile * TOKENS + token] = (int16_t)lane;
         }
     }
-    s->tile[lane] = is_there ? tile : id < 0 ? -1 : -2;
+    s->tile[lane] = (int16_t)(is_there ? tile : id < 0 ? -1 : -2);
+    if (MANY && lane + 32 < PAIRS) {
+        if (is_there2) {
+            atomicOr(&s->uses[tile2], 1u << token2);
+            const uint64_t of_token = (((uint64_t)1 << columns) - 1) << (token2 * columns);
+            if (!(before & (uint32_t)of_token) && __ffs(same2 & (uint32_t)(of_token >> 32)) - 1 == lane) {
+                s->row[tile2 * TOKENS + token2] = (int16_t)(lane + 32);
+            }
+        }
+        s->tile[lane + 32] = (int16_t)(is_there2 ? tile2 : id2 < 0 ? -1 : -2);
+    }
     if (lane == 0) {
-        s->num_tiles = __popc(leaders);
+        s->num_tiles = tiles;
         const uint32_t tag =
             launches == 0xffffffffu ? 1 : launches + 1; /* not 0: that of words that nobody has written */
         s->tag = tag;
@@ -181,6 +223,13 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, one_state *s)
         add_relaxed(p.work + MF_CUDA_WORK_STARTED, 1);
     }
     __syncwarp();
+}
+
+/* The i-th of n units or tiles.  WARPWISE: from both ends in turn, so that those of shared slots, whose weights may be
+ * in the second-level cache already, come between others. */
+template <bool WARPWISE> MF_DEV int in_turn(int i, int n)
+{
+    return !WARPWISE ? i : i & 1 ? n - 1 - (i >> 1) : i >> 1;
 }
 
 /* ---- weights ---- */
@@ -208,17 +257,17 @@ struct asking {
     }
 };
 
-/* The stages of a group of w2.  bf16: of as many slots as there are warps, part by part; FP8: slot by slot. */
+/* The stages of a group of w2.  bf16: of as many slots as are worked on at a time, part by part; FP8: slot by slot. */
 struct down_order {
-    int first, end, tile, part;
+    int first, end, tile, part; /* tile: the how-manyeth in turn */
 };
 
-template <bool FP8> MF_DEV down_order first_of(const share &w)
+template <bool FP8, bool WARPWISE> MF_DEV down_order first_of(const share &w)
 {
-    return { 0, FP8 ? w.tiles : min(WARPS, w.tiles), 0, 0 };
+    return { 0, FP8 ? w.tiles : min(order<FP8, WARPWISE>::AT_ONCE, w.tiles), 0, 0 };
 }
 
-template <bool FP8> MF_DEV down_order next_of(const share &w, down_order o)
+template <bool FP8, bool WARPWISE> MF_DEV down_order next_of(const share &w, down_order o)
 {
     if (FP8) {
         if (++o.part == w.down_boxes) {
@@ -234,7 +283,7 @@ template <bool FP8> MF_DEV down_order next_of(const share &w, down_order o)
     if (++o.part == w.down_boxes) {
         o.part = 0;
         o.first = o.tile = o.end;
-        o.end = min(o.end + WARPS, w.tiles);
+        o.end = min(o.end + order<FP8, WARPWISE>::AT_ONCE, w.tiles);
     }
     return o;
 }
@@ -293,7 +342,7 @@ MF_DEV int next_share(one_state *s, int n)
     return next;
 }
 
-template <bool FP8>
+template <bool FP8, bool WARPWISE>
 MF_DEV void bring_w13(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w, asking &a)
 {
     const int per_slot = up_units_of(p);
@@ -312,21 +361,23 @@ MF_DEV void bring_w13(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, c
             }
         }
     } else {
-        for (int first = 0; first < w.own_units; first += WARPS) { /* as many in turn as are worked on at a time */
-            const int end = min(first + WARPS, w.own_units);
+        constexpr int AT_ONCE = order<FP8, WARPWISE>::AT_ONCE;
+        for (int first = 0; first < w.own_units; first += AT_ONCE) { /* as many in turn as are worked on at a time */
+            const int end = min(first + AT_ONCE, w.own_units);
             for (int k = 0; k < w.up_stages; k++) {
                 for (int n = first; n < end; n++) {
-                    bring(w.block + n * gridDim.x, k);
+                    bring(w.block + in_turn<WARPWISE>(n, w.own_units) * gridDim.x, k);
                 }
             }
         }
     }
 }
 
-template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w)
+template <bool FP8, bool WARPWISE>
+MF_DEV void bring_weights(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, const share &w)
 {
     asking a = { { 0, p.one.stages, 1 }, { 0, p.one.stages, 0 }, 0 };
-    bring_w13<FP8>(p, s, stages, w, a);
+    bring_w13<FP8, WARPWISE>(p, s, stages, w, a);
     for (int n = 0;; n++) { /* what is on its way takes longer than to ask whether all blocks run */
         if (n > 0) {
             barrier_wait(&s->known, (n - 1) & 1);
@@ -339,15 +390,15 @@ template <bool FP8> MF_DEV void bring_weights(const mf_cuda_grouped &p, one_stat
         if (next < 0) {
             break;
         }
-        bring_w13<FP8>(p, s, stages, share_of<FP8>(p, w.tiles, next), a);
+        bring_w13<FP8, WARPWISE>(p, s, stages, share_of<FP8>(p, w.tiles, next), a);
     }
     const uint32_t box_bytes = (uint32_t)(p.one.down_rows * p.one.box_lines * LINE);
     for (int group = w.first_group; group < w.first_group + w.groups; group++) {
-        down_order o = first_of<FP8>(w);
-        for (int i = 0; i < w.down_stages; i++, o = next_of<FP8>(w, o)) {
-            uint8_t *to = asking::begin(a, s, stages, DOWN_AHEAD<FP8>, box_bytes);
-            copy_rows(p, to, s->slot[o.tile], 2, group * p.one.down_rows, o.part * p.one.box_lines,
-                      &s->full[a.now.stage]);
+        down_order o = first_of<FP8, WARPWISE>(w);
+        for (int i = 0; i < w.down_stages; i++, o = next_of<FP8, WARPWISE>(w, o)) {
+            uint8_t *to = asking::begin(a, s, stages, order<FP8, WARPWISE>::DOWN_AHEAD, box_bytes);
+            copy_rows(p, to, s->slot[in_turn<WARPWISE>(o.tile, w.tiles)], 2, group * p.one.down_rows,
+                      o.part * p.one.box_lines, &s->full[a.now.stage]);
             asking::end(a);
         }
     }
@@ -361,6 +412,49 @@ MF_DEV uint32_t row_chunk(int row, int chunk)
     return (uint32_t)((chunk ^ (row & 7)) << 4);
 }
 
+/* quantise_16 of eight lanes by themselves, with half as many instructions: a launch meets each of them but a few
+ * times. */
+MF_DEV uint4 quantise_alone(const uint4 (&v)[2], bool e8m0, float &scale)
+{
+    const uint32_t lanes = 0xffu << (threadIdx.x & 24),
+                   words[8] = { v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w };
+    float x[16];
+    uint32_t amax = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        x[2 * i] = __uint_as_float(words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        amax = max(amax, max(words[i] << 16 & 0x7fffffffu, words[i] & 0x7fff0000u));
+    }
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) {
+        amax = max(amax, __shfl_xor_sync(lanes, amax, d));
+    }
+    scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0, __uint_as_float(amax));
+    if (scale < __uint_as_float(0x7f800000u)) {
+        const float r = __frcp_rn(scale);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            x[i] = divided(x[i], scale, r);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < 2; i++) { /* finite / inf, or NaN */
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                x[8 + k] = __fdividef(x[8 + k], scale);
+            }
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const float other = x[k];
+                x[k] = x[8 + k];
+                x[8 + k] = other;
+            }
+        }
+    }
+    return make_uint4(four_codes(x), four_codes(x + 4), four_codes(x + 8), four_codes(x + 12));
+}
+
 template <bool FP8, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, uint8_t *x, float *scales)
 {
     const int tid = threadIdx.x - PRODUCERS;
@@ -371,7 +465,7 @@ template <bool FP8, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, uint8_t
             uint4 raw[2];
             load_group(p, i, at * 16, raw);
             float scale;
-            *(uint4 *)(x + row * LINE + row_chunk(row, at)) = quantise_16<true>(raw, p.e.e8m0, scale);
+            *(uint4 *)(x + row * LINE + row_chunk(row, at)) = quantise_alone(raw, p.e.e8m0, scale);
             if (at == 0) {
                 scales[row] = scale;
             }
@@ -441,7 +535,7 @@ MF_DEV void take_values(const uint64_t *const (&from)[COUNT], uint32_t missing, 
     }
 }
 
-/* The intermediate.  It comes over x, which nobody of the block multiplies any more. */
+/* The intermediate, by the whole block.  FP8: it comes over x, which nobody of the block multiplies any more. */
 template <bool FP8, int T>
 MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint8_t *h, float *scales)
 {
@@ -450,15 +544,27 @@ MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint
     barrier_wait(&s->ends, 0); /* read next, behind the barrier below */
     named_barrier<STAGED, CONSUMERS>();
     if constexpr (FP8) {
-        const int groups = p.width / 128, all = w.tiles * tokens * groups, at = tid & 7;
+        /* Of four tokens by pairs: tiles have few of them. */
+        const int groups = p.width / 128, all = (T == 4 ? (int)p.e.num_pairs : w.tiles * tokens) * groups, at = tid & 7;
         for (int i = tid >> 3; i < all;
              i += CONSUMERS / 8) { /* eight lanes have a line, four columns of every 32 each */
-            const int of = i / groups, line = i - of * groups, tile = tokens == 1 ? of : of / tokens,
-                      t = of - tile * tokens;
-            if (!(s->uses[tile] >> t & 1)) {
-                continue;
+            const int of = i / groups, line = i - of * groups;
+            int tile, t, of_row = of;
+            if (T == 4) {
+                tile = s->tile[of];
+                t = of / (int)p.e.num_columns;
+                if (tile < 0 || s->row[tile * TOKENS + t] != of) {
+                    continue;
+                }
+            } else {
+                tile = tokens == 1 ? of : of / tokens;
+                t = of - tile * tokens;
+                if (!(s->uses[tile] >> t & 1)) {
+                    continue;
+                }
+                of_row = s->row[tile * TOKENS + t];
             }
-            const int row = (tile * p.one.h_lines + line) * H_ROWS + t, of_row = s->row[tile * TOKENS + t];
+            const int row = (tile * p.one.h_lines + line) * H_ROWS + t;
             const uint64_t *from[4];
             uint32_t words[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
 #pragma unroll
@@ -472,7 +578,7 @@ MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint
             const uint4 raw[2] = { make_uint4(words[0], words[1], words[2], words[3]),
                                    make_uint4(words[4], words[5], words[6], words[7]) };
             float scale;
-            const uint4 q = quantise_16<true>(raw, p.e.e8m0, scale);
+            const uint4 q = quantise_alone(raw, p.e.e8m0, scale);
             const uint32_t codes[4] = { q.x, q.y, q.z, q.w };
             uint8_t *to = h + row * LINE;
 #pragma unroll
@@ -505,6 +611,70 @@ MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint
         }
     }
     named_barrier<STAGED, CONSUMERS>();
+}
+
+/* WARPWISE: a warp brings the intermediate of the tiles whose rows of w2 it multiplies, row by row as they become
+ * known. */
+struct asking_h {
+    int tile, row, chunk; /* the next: the tile in turn; its row of h, -1: none yet; piece */
+    uint32_t missing, tokens;
+};
+
+constexpr int H_AT_ONCE = 6; /* pieces of a lane */
+
+MF_DEV void next_row(const mf_cuda_grouped &p, const one_state *s, int tiles, asking_h &a)
+{
+    const int pieces = p.width / 4;
+    a.chunk += 32 * H_AT_ONCE;
+    if (a.row < 0 || a.chunk >= pieces) {
+        a.chunk = 0;
+        if (a.row >= 0 && !a.tokens) {
+            a.tile += WARPS;
+            a.row = -1;
+        }
+        if (a.tile >= tiles) {
+            return;
+        }
+        const int tile = in_turn<true>(a.tile, tiles);
+        if (a.row < 0) {
+            a.tokens = s->uses[tile];
+        }
+        a.row = s->row[tile * TOKENS + __ffs(a.tokens) - 1];
+        a.tokens &= a.tokens - 1;
+    }
+    a.missing = 0;
+#pragma unroll
+    for (int k = 0; k < H_AT_ONCE; k++) {
+        a.missing |= a.chunk + 32 * k + (int)(threadIdx.x & 31) < pieces ? 1u << k : 0;
+    }
+}
+
+/* Looks once at what is missing of a row's piece; all lanes. */
+MF_DEV void ask_for_h(const mf_cuda_grouped &p, const one_state *s, int tiles, uint8_t *h, asking_h &a)
+{
+    const int pieces = p.width / 4, first = a.chunk + (threadIdx.x & 31);
+    const uint32_t tag = s->tag;
+    const uint64_t *from = values_of(p, a.row, first * 4);
+    uint8_t *to = h + a.row * pieces * 8;
+    uint64_t v[H_AT_ONCE][2];
+#pragma unroll
+    for (int k = 0; k < H_AT_ONCE; k++) {
+        if (a.missing >> k & 1) {
+            load_16_relaxed(from + 64 * k, v[k][0], v[k][1]);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < H_AT_ONCE; k++) {
+        if ((a.missing >> k & 1) && (uint32_t)(v[k][0] >> 32) == tag && (uint32_t)(v[k][1] >> 32) == tag) {
+            const int c = first + 32 * k;
+            *(uint2 *)(to + row_chunk(a.row, c >> 1) + (c & 1) * 8) = make_uint2((uint32_t)v[k][0], (uint32_t)v[k][1]);
+            a.missing &= ~(1u << k);
+        }
+    }
+    if (!__any_sync(MF_FULL_WARP, a.missing)) {
+        __syncwarp();
+        next_row(p, s, tiles, a);
+    }
 }
 
 /* ---- what ends groups of w2's rows ---- */

@@ -45,17 +45,17 @@ static int32_t place(size_t *total, int64_t bytes)
 void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *g)
 {
     enum { LINE = 128, UP_ROWS = 8, PARTS_LINES = 16, LEAST_STAGES = 6, GROUPS_BYTES = 20 * 1024 };
-    enum {
-        MOST_BYTES = 160000000
-    }; /* of weights: quicker than grouped_few.cu up to 156 MB, slower from 240 MB on (H200) */
     const int64_t tokens = g->e.num_tokens, pairs = g->e.num_pairs, hidden = g->e.hidden_size, width = g->width;
     if (tokens > MF_CUDA_ONE_TOKENS || pairs > MF_CUDA_ONE_PAIRS || width <= 0 || pairs * width > MF_CUDA_ONE_VALUES ||
         g->blocks > MF_CUDA_ONE_BLOCKS) {
         return;
     }
-    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 ? 2 : 4,
+    const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 && pairs <= 32 ? 2 : 4, /* 2: a lane a pair */
                   tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
-    if (tiles * 3 * hidden * width * size > MOST_BYTES) {
+    /* Of weights, up to where it is quicker than grouped_few.cu (H200): bf16 of one token and two at 312 MB, of four not at
+     * 282 and 550 MB; FP8 of four at 198 MB. */
+    const int64_t most_bytes = g->fp8 ? 200000000 : tokens <= 2 ? 320000000 : 160000000;
+    if (tiles * 3 * hidden * width * size > most_bytes) {
         return;
     }
     const int64_t x_lines = hidden * size / LINE, down_rows = mf_cuda_box_rows(g->fp8, hidden, g->blocks),
@@ -79,12 +79,17 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     one.down_rows = (int32_t)down_rows;
     one.groups = (int32_t)(g->fp8 || fit < 1 ? 1 : fit < groups ? fit : groups);
     size_t up = 0, down = 0;
-    /* h comes over x while parts of w13 may still be added. */
+    /* FP8: h comes over x while parts of w13 may still be added; bf16: other warps still multiply x. */
     const int64_t x_bytes = g->fp8 ? padded * columns * LINE : tokens * hidden * 2,
                   h_bytes = g->fp8 ? tiles * h_lines * 8 * LINE : pairs * width * 2;
-    one.x_at = place(&up, x_bytes > h_bytes ? x_bytes : h_bytes);
+    one.x_at = place(&up, g->fp8 && x_bytes < h_bytes ? h_bytes : x_bytes);
     one.up_parts_at = place(&up, up_parts * 4);
-    one.h_at = place(&down, x_bytes > h_bytes ? x_bytes : h_bytes);
+    if (g->fp8) {
+        one.h_at = place(&down, x_bytes > h_bytes ? x_bytes : h_bytes);
+    } else {
+        down = up;
+        one.h_at = place(&down, h_bytes);
+    }
     one.sums_at = place(&down, one.groups * sums * 4);
     size_t total = up > down ? up : down;
     one.floats_at = place(&total, floats * 4);
