@@ -246,7 +246,6 @@ typedef struct mf_cuda_one {
     int32_t floats_at, state_at, bytes;
     int32_t groups; /* of w2's rows, that a block multiplies before it adds up and combines them */
     int32_t down_rows; /* of a group */
-    int32_t shared;    /* slots at the end of the table that all tokens are expected to choose */
     mf_cuda_even even;
 } mf_cuda_one;
 

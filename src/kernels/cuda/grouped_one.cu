@@ -687,28 +687,6 @@ MF_DEV void prefetch_inputs(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
     }
 }
 
-/* Weights of slots that all tokens are expected to choose, on their way to the second-level cache before anybody knows
- * ids: of gates and ups, then of w2, as much as comes while a kernel ends and the next one finds its ids.  A hint:
- * whoever writes weights yet writes them there. */
-constexpr int SHARED_BYTES = 96 * 1024; /* a block */
-
-MF_DEV void prefetch_lines(const mf_cuda_grouped &p)
-{
-    const int tid = threadIdx.x - PRODUCERS, slots = (int)p.e.num_slots, shared = p.one.shared,
-              each = SHARED_BYTES / LINE,
-              of_matrix = (int)((int64_t)p.e.hidden_size * p.width * (p.fp8 ? 1 : 2) / LINE);
-    for (int i = tid; i < each; i += CONSUMERS) {
-        const int at = blockIdx.x * each + i, n = at / of_matrix; /* gates and ups, then w2 */
-        if (n < 3 * shared) {
-            const mf_cuda_slot &slot = p.e.slots[slots - 1 - (n < 2 * shared ? n >> 1 : n - 2 * shared)];
-            const mf_cuda_matrix &m = n >= 2 * shared ? slot.down : n & 1 ? slot.up : slot.gate;
-            if (m.row_stride == m.k) {
-                prefetch_line(m.data + (int64_t)(at - n * of_matrix) * LINE);
-            }
-        }
-    }
-}
-
 template <bool FP8, int T, bool WARPWISE>
 __global__ void __launch_bounds__(THREADS, 1)
     one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
@@ -745,9 +723,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     let_next_start();
     prefetch_inputs(p, sum);
-    if (threadIdx.x >= PRODUCERS && one.shared > 0) {
-        prefetch_lines(p);
-    }
     share w = share_of<FP8>(p, one.most_tiles, blockIdx.x); /* before it is known: pairs usually name as many slots */
     wait_for_previous();
     if (threadIdx.x < 32) {
@@ -794,16 +769,12 @@ int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *s
     static const mf_cuda_sum none = {};
     cudaStream_t s = (cudaStream_t)stream;
     sum = sum ? sum : &none;
-    mf_cuda_grouped hinted = *call;
-    const int64_t shared = sum->num_shared;
-    hinted.one.shared = call->one.combines && shared > 0 && shared <= call->e.num_slots ? (int32_t)shared : 0;
-    call = &hinted;
     if (call->fp8) {
         return call->one.tokens == 2 ? launch<true, 2, false>(call, sum, s) : launch<true, 4, false>(call, sum, s);
     }
     if (call->one.tokens == 4) {
         return launch<false, 4, true>(call, sum, s);
     }
-    return call->e.num_tokens > 1 || call->one.shared > 0 ? launch<false, 2, true>(call, sum, s)
-                                                          : launch<false, 2, false>(call, sum, s);
+    const bool has_shared = call->one.combines && sum->num_shared > 0 && sum->num_shared <= call->e.num_slots;
+    return call->e.num_tokens > 1 || has_shared ? launch<false, 2, true>(call, sum, s) : launch<false, 2, false>(call, sum, s);
 }
