@@ -1,6 +1,6 @@
 /* attend_once.c - attention that takes what the projections left: gqa_at_once and mla_at_once leave the results and the
- * cache that prepare and attention leave one after the other, to the bit; so do products that end as queries and as the cache's
- * rows (gqa_project), and products that leave their norm to themselves (norm_linear), of many rows.
+ * cache that prepare and attention leave one after the other, to the bit; so do products that end as queries and as the
+ * cache's rows (gqa_project), and products that leave their norm to themselves (norm_linear), of many rows.
  *
  * Needs a GPU; tests/cuda/run.sh runs it. */
 #include <stdbool.h>
@@ -331,13 +331,16 @@ enum { HEAD = 128, MANY_BLOCKS = 256 };
 
 static mf_matrix random_matrix(int64_t n, int64_t k)
 {
-    return (mf_matrix){ .data = (const uint8_t *)random_bf16((size_t)(n * k)), .n = n, .k = k, .row_stride = k, .format = MF_FORMAT_BF16 };
+    return (mf_matrix){
+        .data = (const uint8_t *)random_bf16((size_t)(n * k)), .n = n, .k = k, .row_stride = k, .format = MF_FORMAT_BF16
+    };
 }
 
 /* Two sequences, the second one from 0 on with a third of the rows. */
 static mf_kv_view view_of_many(const many_shape *s, void *cache)
 {
-    int32_t *sequence = malloc((size_t)s->tokens * 4), *position = malloc((size_t)s->tokens * 4), table[2 * MANY_BLOCKS];
+    int32_t *sequence = malloc((size_t)s->tokens * 4), *position = malloc((size_t)s->tokens * 4),
+            table[2 * MANY_BLOCKS];
     const int second = s->tokens - s->tokens / 3;
     for (int t = 0; t < s->tokens; t++) {
         sequence[t] = t >= second;
@@ -376,18 +379,22 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
     int done = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const many_shape *s = &shapes[i];
-        const size_t tokens = (size_t)s->tokens, width = (size_t)(s->heads * HEAD), row = (size_t)(2 * s->kv_heads * HEAD);
+        const size_t tokens = (size_t)s->tokens, width = (size_t)(s->heads * HEAD),
+                     row = (size_t)(2 * s->kv_heads * HEAD);
         const size_t hidden = (size_t)s->hidden, cached = (size_t)2 * MANY_BLOCKS * BLOCK * row;
         seed = 30 + i;
         const mf_matrix w[3] = { random_matrix((int64_t)width, s->hidden), random_matrix(s->kv_heads * HEAD, s->hidden),
                                  random_matrix(s->kv_heads * HEAD, s->hidden) };
         const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
-        float *cos_sin = random_floats((size_t)4096 * HEAD), *q_norm = random_floats(HEAD), *k_norm = random_floats(HEAD);
+        float *cos_sin = random_floats((size_t)4096 * HEAD), *q_norm = random_floats(HEAD),
+              *k_norm = random_floats(HEAD);
         float *weight = random_floats(hidden), *bias = random_floats(width), *start = random_floats(tokens * hidden);
         float *router[2] = { room(tokens * row * 2), room(tokens * row * 2) };
-        float *add = random_floats(tokens * hidden), *acc[3], *q = room(tokens * width * 4), *rows = room(tokens * row * 4);
+        float *add = random_floats(tokens * hidden), *acc[3], *q = room(tokens * width * 4),
+              *rows = room(tokens * row * 4);
         float *h = room(tokens * hidden * 4), *out[2] = { room(tokens * width * 4), room(tokens * width * 4) };
-        void *rounded = room(tokens * hidden * 2), *before = random_bf16(cached), *caches[2], *host = get(before, cached * 2);
+        void *rounded = room(tokens * hidden * 2), *before = random_bf16(cached), *caches[2],
+             *host = get(before, cached * 2);
         const mf_kv_view view = view_of_many(s, NULL);
         for (int k = 0; k < 3; k++) {
             void *v = get(start, tokens * hidden * 4);
@@ -481,7 +488,8 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
             }
             mf_device_free(device, args.scratch);
         }
-        void *const blocks[] = { acc[0], acc[1], acc[2], router[0], router[1], caches[0], caches[1], q, rows, h, out[0], out[1], rounded, before, start, add };
+        void *const blocks[] = { acc[0], acc[1], acc[2], router[0], router[1], caches[0], caches[1], q,
+                                 rows,   h,      out[0], out[1],    rounded,   before,    start,     add };
         for (size_t k = 0; k < sizeof blocks / sizeof blocks[0]; k++) {
             mf_device_free(device, blocks[k]);
         }

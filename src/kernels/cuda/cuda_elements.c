@@ -1,4 +1,5 @@
-/* cuda_elements.c - the host's side of dense operations on rows and elements: embed, norm, rope, cache writes, and the like. */
+/* cuda_elements.c - the host's side of dense operations on rows and elements: embed, norm, rope, cache writes, and the
+ * like. */
 #include "kernels/cuda/dense_ops.h"
 
 static void embed(mf_device *device, const mf_matrix *table, const int32_t *ids, int64_t num_tokens, float *out,

@@ -334,9 +334,10 @@ __global__ void __launch_bounds__(THREADS) mla_prepare_kernel(const __grid_const
 
 /* ---- between host and device ---- */
 
-/* The kernels behind read what it brings before they wait for the one in front of them, so it lets nobody start before its
- * end, with its stores done. */
-__global__ void __launch_bounds__(1024) carry_kernel(uint32_t *to, const uint32_t *from, int64_t words, uint32_t *zeros, int64_t num_zeros)
+/* The kernels behind read what it brings before they wait for the one in front of them, so it lets nobody start before
+ * its end, with its stores done. */
+__global__ void __launch_bounds__(1024)
+    carry_kernel(uint32_t *to, const uint32_t *from, int64_t words, uint32_t *zeros, int64_t num_zeros)
 {
     wait_for_previous();
     const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
@@ -525,14 +526,14 @@ int mf_cuda_launch_carry(void *to, const void *from, int64_t bytes, void *zeros,
 {
     const int64_t words = bytes / 4, num_zeros = zero_bytes / 4;
     const int64_t wanted = blocks_for(words / 4 + 1 > num_zeros ? words / 4 + 1 : num_zeros, 1024);
-    return launch_early(carry_kernel, dim3((unsigned)(wanted < 8 ? wanted : 8)), 1024u, (size_t)0, stream, (uint32_t *)to,
-                        (const uint32_t *)from, words, (uint32_t *)zeros, num_zeros);
+    return launch_early(carry_kernel, dim3((unsigned)(wanted < 8 ? wanted : 8)), 1024u, (size_t)0, stream,
+                        (uint32_t *)to, (const uint32_t *)from, words, (uint32_t *)zeros, num_zeros);
 }
 
 int mf_cuda_launch_norm_rows(const mf_cuda_norm *call, void *stream)
 {
-    auto kernel = call->add ? call->rests ? norm_rows_kernel<true, true> : norm_rows_kernel<true, false>
-                  : call->rests ? norm_rows_kernel<false, true>
+    auto kernel = call->add     ? call->rests ? norm_rows_kernel<true, true> : norm_rows_kernel<true, false>
+                      : call->rests ? norm_rows_kernel<false, true>
                                 : norm_rows_kernel<false, false>;
     return launch_rows(kernel, call->num_tokens, 1, stream, *call);
 }

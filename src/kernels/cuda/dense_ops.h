@@ -1,5 +1,5 @@
-/* dense_ops.h - what the files of device cuda's dense operations share: the stream, failures that a later call tells, matrices
- * as kernels see them. */
+/* dense_ops.h - what the files of device cuda's dense operations share: the stream, failures that a later call tells,
+ * matrices as kernels see them. */
 #ifndef MF_KERNELS_CUDA_DENSE_OPS_H
 #define MF_KERNELS_CUDA_DENSE_OPS_H
 

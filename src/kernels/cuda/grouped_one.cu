@@ -776,5 +776,6 @@ int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *s
         return launch<false, 4, true>(call, sum, s);
     }
     const bool has_shared = call->one.combines && sum->num_shared > 0 && sum->num_shared <= call->e.num_slots;
-    return call->e.num_tokens > 1 || has_shared ? launch<false, 2, true>(call, sum, s) : launch<false, 2, false>(call, sum, s);
+    return call->e.num_tokens > 1 || has_shared ? launch<false, 2, true>(call, sum, s)
+                                                : launch<false, 2, false>(call, sum, s);
 }

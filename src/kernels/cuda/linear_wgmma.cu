@@ -1,10 +1,11 @@
 /* linear_wgmma.cu - products of a model's dense layers with bf16 weights on Hopper: linear.cu's, through wgmma and
  * tensor copies.
  *
- * k is cut into 8 or 16 runs, each summed from zero in ascending order, the runs added in order: the same in all kernels,
- * so a row's bits do not depend on the batch.  WAVE takes up to 64 tokens of one plane, STREAM other products of up to 128:
- * 64 weight rows a cluster of 4 or 8 blocks, a run or two of k a block, whose weights are all under way before the kernel in
- * front has ended; the sums meet through the cluster's shared memory.  More tokens: linear_tiles.cu. */
+ * k is cut into 8 or 16 runs, each summed from zero in ascending order, the runs added in order: the same in all
+ * kernels, so a row's bits do not depend on the batch.  WAVE takes up to 64 tokens of one plane, STREAM other products
+ * of up to 128: 64 weight rows a cluster of 4 or 8 blocks, a run or two of k a block, whose weights are all under way
+ * before the kernel in front has ended; the sums meet through the cluster's shared memory.  More tokens:
+ * linear_tiles.cu. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/linear_lines.cuh"
@@ -146,7 +147,8 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
 
 /* Two runs of k a block: clusters of half as many blocks as there are runs. */
 constexpr int WAVE_EACH = 2, WAVE_UNITS = 8; /* at most, of a ring */
-constexpr int WAVE_BYTES = 72 * 1024, WAVE_X_BYTES = 32 * 1024; /* of rings, of tokens': three blocks a multiprocessor */
+constexpr int WAVE_BYTES = 72 * 1024,
+              WAVE_X_BYTES = 32 * 1024; /* of rings, of tokens': three blocks a multiprocessor */
 
 /* N tokens; weights and tokens have rings of their own, call.stages and call.x_stages units deep. */
 template <int N, int BLOCKS>
@@ -321,7 +323,8 @@ template <int N, int BLOCKS> int launch_wave(mf_cuda_linear_maps &call, cudaStre
     const size_t sums = (size_t)WAVE_EACH * N * 68 * 4,
                  rings = (size_t)call.stages * SUB + (size_t)call.x_stages * X_BYTES;
     const dim3 grid((unsigned)(p.first_block[p.num] * BLOCKS), 1, p.num_batches > 0 ? (unsigned)p.num_batches : 1);
-    return launch_clusters(BLOCKS, wave_kernel<N, BLOCKS>, grid, STREAM_THREADS, rings < sums ? sums : rings, stream, call);
+    return launch_clusters(BLOCKS, wave_kernel<N, BLOCKS>, grid, STREAM_THREADS, rings < sums ? sums : rings, stream,
+                           call);
 }
 
 template <int N> int launch_wave_of(mf_cuda_linear_maps &call, cudaStream_t stream)

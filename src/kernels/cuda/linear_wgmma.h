@@ -16,14 +16,14 @@ enum { MF_CUDA_STREAM_TOKENS = 128 };
 
 typedef struct mf_cuda_linear_maps {
     CUtensorMap w[MF_CUDA_LINEAR_MOST], x; /* lines of 64 columns: [line][row][64]; x's planes follow one another */
-    CUtensorMap rests;      /* TILE: x's planes past the first */
+    CUtensorMap rests;                     /* TILE: x's planes past the first */
     mf_cuda_linear p;
-    int32_t w_rows, x_rows; /* of a box */
-    int32_t tile_rows;      /* TILE: of weights; two boxes where blocks are paired */
-    int32_t is_paired;      /* TILE: clusters of two blocks share weights */
-    int32_t is_double;      /* TILE of 128 rows: two sets of sums, runs of four lines */
+    int32_t w_rows, x_rows;   /* of a box */
+    int32_t tile_rows;        /* TILE: of weights; two boxes where blocks are paired */
+    int32_t is_paired;        /* TILE: clusters of two blocks share weights */
+    int32_t is_double;        /* TILE of 128 rows: two sets of sums, runs of four lines */
     int32_t stages, x_stages; /* of rings; set by the launches of STREAM and WAVE */
-    int32_t makes_heads;    /* TILE: the products are queries, keys and values, finished by `heads` */
+    int32_t makes_heads;      /* TILE: the products are queries, keys and values, finished by `heads` */
     mf_cuda_gqa_prepare heads;
     float query_scale; /* queries become bf16 times this, in heads.q */
 } mf_cuda_linear_maps;
@@ -31,8 +31,8 @@ typedef struct mf_cuda_linear_maps {
 /* Products with bf16 matrices whose k is a multiple of 64 and whose rows lie on 16 bytes; x as planes of bf16.  A
  * cudaError_t. */
 int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream);
-/* The same of queries, keys and values with heads of 128, of more than MF_CUDA_STREAM_TOKENS tokens: norms, rope and the
- * bf16 cache's rows, too.  Halves of whole heads are rotated, or nothing is. */
+/* The same of queries, keys and values with heads of 128, of more than MF_CUDA_STREAM_TOKENS tokens: norms, rope and
+ * the bf16 cache's rows, too.  Halves of whole heads are rotated, or nothing is. */
 int mf_cuda_linear_hopper_heads(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, const mf_cuda_gqa_prepare *heads,
                                 float query_scale, void *stream);
 

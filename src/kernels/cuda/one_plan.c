@@ -51,9 +51,9 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
         return;
     }
     const int64_t size = g->fp8 ? 1 : 2, columns = tokens <= 2 && pairs <= 32 ? 2 : 4, /* 2: a lane a pair */
-                  tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
-    /* Of weights, up to where it is quicker than grouped_few.cu (H200): bf16 of one token and two at 312 MB, of four not at
-     * 282 and 550 MB; FP8 of four at 198 MB. */
+        tiles = pairs < g->e.num_slots ? pairs : g->e.num_slots;
+    /* Of weights, up to where it is quicker than grouped_few.cu (H200): bf16 of one token and two at 312 MB, of four
+     * not at 282 and 550 MB; FP8 of four at 198 MB. */
     const int64_t most_bytes = g->fp8 ? 200000000 : tokens <= 2 ? 320000000 : 160000000;
     if (tiles * 3 * hidden * width * size > most_bytes) {
         return;

@@ -193,7 +193,7 @@ MF_DEV void multiply_few(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, 
                                              swizzled(8 * n + (lane & 7), 2 * (k & 2) + (lane >> 3)));
                     }
                 }
-                if (k == 6) { /* all of the stage is in registers */
+                if (k == 6) {                                /* all of the stage is in registers */
                     barrier_arrive(&s->empty[cursor.stage]); /* all lanes: each for what it has read */
                 }
                 uint32_t a[2][2], low[2][2];
