@@ -39,6 +39,20 @@ static void *get(const void *from, size_t bytes)
     return to;
 }
 
+/* The same bytes at another place of the device. */
+static void *another(const void *from, size_t bytes)
+{
+    void *v = get(from, bytes), *at = put(v, bytes);
+    free(v);
+    return at;
+}
+
+static void release_both(void *a, void *b)
+{
+    mf_device_free(device, a);
+    mf_device_free(device, b);
+}
+
 static float *random_floats(size_t n)
 {
     float *v = malloc(n * sizeof *v);
@@ -149,9 +163,7 @@ TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
         for (size_t n = 0; n < sizeof positions / sizeof positions[0]; n++) {
             float *left = random_floats(width), *rows = random_floats(row), *q[2], *out[2];
             for (int k = 0; k < 2; k++) {
-                void *v = get(left, width * 4);
-                q[k] = put(v, width * 4);
-                free(v);
+                q[k] = another(left, width * 4);
                 out[k] = room(width * 4);
                 CHECK_OK(mf_device_copy(device, caches[k], host, cached * 2, &err), err);
             }
@@ -200,17 +212,12 @@ TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
                     done++;
                 }
             }
-            for (int k = 0; k < 2; k++) {
-                mf_device_free(device, q[k]);
-                mf_device_free(device, out[k]);
-            }
-            mf_device_free(device, left);
-            mf_device_free(device, rows);
+            release_both(q[0], q[1]);
+            release_both(out[0], out[1]);
+            release_both(left, rows);
             mf_device_free(device, args.scratch);
         }
-        for (int k = 0; k < 2; k++) {
-            mf_device_free(device, caches[k]);
-        }
+        release_both(caches[0], caches[1]);
         mf_device_free(device, start);
         free(host);
     }
@@ -255,9 +262,7 @@ TEST(latents_made_on_the_way_have_the_bits_of_one_step_after_the_other)
             const size_t width = (size_t)tokens * heads * (nope + ROPE), wide = (size_t)tokens * heads * value;
             float *left = random_floats(width), *rows = random_floats((size_t)tokens * ROW), *q[2], *out[2];
             for (int k = 0; k < 2; k++) {
-                void *v = get(left, width * 4);
-                q[k] = put(v, width * 4);
-                free(v);
+                q[k] = another(left, width * 4);
                 out[k] = room(wide * 4);
                 CHECK_OK(mf_device_copy(device, caches[k], host, cached * 2, &err), err);
             }
@@ -301,17 +306,12 @@ TEST(latents_made_on_the_way_have_the_bits_of_one_step_after_the_other)
                     done++;
                 }
             }
-            for (int k = 0; k < 2; k++) {
-                mf_device_free(device, q[k]);
-                mf_device_free(device, out[k]);
-            }
-            mf_device_free(device, left);
-            mf_device_free(device, rows);
+            release_both(q[0], q[1]);
+            release_both(out[0], out[1]);
+            release_both(left, rows);
             mf_device_free(device, args.scratch);
         }
-        for (int k = 0; k < 2; k++) {
-            mf_device_free(device, caches[k]);
-        }
+        release_both(caches[0], caches[1]);
         mf_device_free(device, start);
         free(host);
     }
@@ -397,9 +397,7 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
              *host = get(before, cached * 2);
         const mf_kv_view view = view_of_many(s, NULL);
         for (int k = 0; k < 3; k++) {
-            void *v = get(start, tokens * hidden * 4);
-            acc[k] = put(v, tokens * hidden * 4);
-            free(v);
+            acc[k] = another(start, tokens * hidden * 4);
         }
         for (int k = 0; k < 2; k++) {
             caches[k] = put(host, cached * 2);

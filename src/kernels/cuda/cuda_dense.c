@@ -74,13 +74,23 @@ void mf_cuda_dense_close(mf_device *device)
 
 /* ---- linear ---- */
 
-/* x of a product as planes of bf16: where it is already, or in the device's own memory. */
-static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
+/* false: there is no room for so many planes in `rounded`, which a later call tells. */
+static bool has_room(mf_device *device, int64_t planes, int64_t num_tokens, int64_t width)
 {
     mf_cuda_state *state = mf_cuda_state_of(device);
     mf_error err;
-    if (mf_cuda_reserve(device, (size_t)(p->parts * p->num_tokens * width) * 2, &err) != MF_OK) {
+    if (mf_cuda_reserve(device, (size_t)(planes * num_tokens * width) * 2, &err) != MF_OK) {
         state->failure = state->failure.status == MF_OK ? err : state->failure;
+        return false;
+    }
+    return true;
+}
+
+/* x of a product as planes of bf16: where it is already, or in the device's own memory. */
+static bool round_x(mf_device *device, mf_cuda_linear *p, int64_t width)
+{
+    const mf_cuda_state *state = mf_cuda_state_of(device);
+    if (!has_room(device, p->parts, p->num_tokens, width)) {
         return false;
     }
     done(device,
@@ -176,16 +186,22 @@ static void launch_fp8(mf_device *device, mf_cuda_linear *p, const void *rounded
     done(device, mf_cuda_launch_linear_fp8(p, stream_of(device)), "linear");
 }
 
+/* The call's i-th product, behind those that p has. */
+static void add_product(mf_cuda_linear *p, const mf_linear_call *call, int i)
+{
+    p->w[p->num] = seen_matrix(call->w[i]);
+    p->bias[p->num] = call->bias[i];
+    p->out[p->num] = call->out[i];
+    p->out_stride[p->num++] = call->out_stride[i];
+}
+
 /* The products of `chosen` (a set of indices), all of one path and, unless it is that of bf16, of one format. */
 static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, linear_path path)
 {
     mf_cuda_linear p = { .x = call->x, .x_stride = call->x_stride, .num_tokens = call->num_tokens };
     for (int i = 0; i < call->num; i++) {
         if (chosen >> i & 1) {
-            p.w[p.num] = seen_matrix(call->w[i]);
-            p.bias[p.num] = call->bias[i];
-            p.out[p.num] = call->out[i];
-            p.out_stride[p.num++] = call->out_stride[i];
+            add_product(&p, call, i);
         }
     }
     p.x_is_wide = on16(call->x) && call->x_stride % 4 == 0;
@@ -223,20 +239,30 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
     }
 }
 
+/* The products of a norm's result, x and the norm left open.  false: one of them does not go through tensor cores. */
+static bool plan_of_norm(const mf_add_norm_call *norm, const mf_linear_call *call, mf_cuda_linear *p)
+{
+    *p = (mf_cuda_linear){ .num_tokens = call->num_tokens,
+                           .parts = call->act_dtype == MF_F32 ? 3 : 1,
+                           .runs = linear_runs(norm->n) };
+    for (int i = 0; i < call->num; i++) {
+        if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
+            return false;
+        }
+        add_product(p, call, i);
+    }
+    return true;
+}
+
 /* Several rows whose products read three planes: the norm leaves them. */
 static bool norm_planes_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, mf_cuda_linear *p)
 {
-    mf_cuda_state *state = mf_cuda_state_of(device);
-    mf_error err;
+    const mf_cuda_state *state = mf_cuda_state_of(device);
     if (p->parts != 3 || p->num_tokens > MF_NORM_LINEAR_ROWS || !takes_wgmma(device, p)) {
         return false;
     }
-    if (!begin(device)) {
+    if (!begin(device) || !has_room(device, 3, p->num_tokens, norm->n)) {
         return true; /* told by a later call */
-    }
-    if (mf_cuda_reserve(device, (size_t)(3 * p->num_tokens * norm->n) * 2, &err) != MF_OK) {
-        state->failure = state->failure.status == MF_OK ? err : state->failure;
-        return true;
     }
     const mf_cuda_norm n = { .acc = acc_out,
                              .add = norm->add,
@@ -275,80 +301,48 @@ static bool norm_linear_many(mf_device *device, const mf_add_norm_call *norm, co
                              const mf_linear_call *call)
 {
     enum { LEAST = 257 };
-    mf_cuda_state *state = mf_cuda_state_of(device);
+    const mf_cuda_state *state = mf_cuda_state_of(device);
+    mf_cuda_linear p;
     if (call->num_tokens <= MF_CUDA_STREAM_TOKENS || state->gpu.capability != 90 || !norm->rounded ||
         norm->rounded_dtype != MF_BF16 || !on16(norm->rounded) || (norm->add && acc_out != norm->acc) ||
-        norm->n < LEAST) {
+        norm->n < LEAST || !plan_of_norm(norm, call, &p)) {
         return false;
     }
-    mf_cuda_linear p = { .num = call->num,
-                         .num_tokens = call->num_tokens,
-                         .parts = call->act_dtype == MF_F32 ? 3 : 1,
-                         .runs = linear_runs(norm->n),
-                         .x = norm->rounded,
-                         .x_stride = norm->n };
-    for (int i = 0; i < call->num; i++) {
-        if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
-            return false;
-        }
-        p.w[i] = seen_matrix(call->w[i]);
-        p.bias[i] = call->bias[i];
-        p.out[i] = call->out[i];
-        p.out_stride[i] = call->out_stride[i];
-    }
-    mf_error err;
-    if (!begin(device)) {
+    if (!begin(device) || (p.parts == 3 && !has_room(device, 2, p.num_tokens, norm->n))) {
         return true; /* told by a later call */
     }
-    if (p.parts == 3) {
-        if (mf_cuda_reserve(device, (size_t)(2 * call->num_tokens * norm->n) * 2, &err) != MF_OK) {
-            state->failure = state->failure.status == MF_OK ? err : state->failure;
-            return true;
-        }
-        p.x_rests = state->rounded;
-    }
-    norm_rounded(device, norm, p.parts == 3 ? state->rounded : NULL);
+    uint16_t *rests = p.parts == 3 ? state->rounded : NULL;
+    p.x = norm->rounded;
+    p.x_stride = norm->n;
+    p.x_rests = rests;
+    norm_rounded(device, norm, rests);
     done(device, mf_cuda_linear_hopper(&state->gpu, &p, stream_of(device)), "linear");
     return true;
 }
 
 /* One token, whose blocks are few enough that each can take the norm itself; the norm's width is that of
- * norm_kernel<8>.  Or many. */
+ * norm_kernel<8>.  More tokens: a norm that leaves what the products read. */
 static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
 {
     enum { LEAST = 257, MOST = 16384 };
     if (norm_linear_many(device, norm, acc_out, call)) {
         return true;
     }
+    mf_cuda_linear p;
     if (norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) ||
-        !on16(norm->add) || !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded)) {
+        !on16(norm->add) || !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded) ||
+        !plan_of_norm(norm, call, &p)) {
         return false;
     }
-    for (int i = 0; i < call->num; i++) {
-        if (!takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
-            return false;
-        }
-    }
-    mf_cuda_linear p = { .num = call->num,
-                         .num_tokens = call->num_tokens,
-                         .parts = call->act_dtype == MF_F32 ? 3 : 1,
-                         .runs = linear_runs(norm->n),
-                         .norm_acc = norm->acc,
-                         .norm_add = norm->add,
-                         .norm_weight = norm->weight,
-                         .norm_out = norm->add ? acc_out : NULL,
-                         .norm_rounded = norm->rounded,
-                         .norm_eps = norm->eps };
-    for (int i = 0; i < call->num; i++) {
-        p.w[i] = seen_matrix(call->w[i]);
-        p.bias[i] = call->bias[i];
-        p.out[i] = call->out[i];
-        p.out_stride[i] = call->out_stride[i];
-    }
     if (call->num_tokens > 1) {
-        p.norm_weight = NULL;
         return norm_planes_linear(device, norm, acc_out, &p);
     }
+    p.norm_acc = norm->acc;
+    p.norm_add = norm->add;
+    p.norm_weight = norm->weight;
+    p.norm_out = norm->add ? acc_out : NULL;
+    p.norm_rounded = norm->rounded;
+    p.norm_eps = norm->eps;
     if (!plan_ring(device, &p)) {
         return false;
     }

@@ -2,13 +2,7 @@
  * fills in the stream's order, graphs.  cuda_device.c's table points here. */
 #include <cuda_runtime_api.h>
 
-#include "kernels/cuda/dense_calls.h"
-#include "kernels/cuda/device_state.h"
-
-static mf_cuda_stream stream_of(mf_device *device)
-{
-    return mf_cuda_state_of(device)->stream;
-}
+#include "kernels/cuda/dense_ops.h"
 
 /* ---- memory ---- */
 

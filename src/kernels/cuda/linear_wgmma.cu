@@ -327,23 +327,18 @@ template <int N, int BLOCKS> int launch_wave(mf_cuda_linear_maps &call, cudaStre
                            call);
 }
 
-template <int N> int launch_wave_of(mf_cuda_linear_maps &call, cudaStream_t stream)
-{
-    return call.p.runs == 8 ? launch_wave<N, 4>(call, stream) : launch_wave<N, 8>(call, stream);
-}
-
+/* Three planes: STREAM.  One: WAVE where its tokens fit. */
 template <int N> int launch_stream(mf_cuda_linear_maps &call, cudaStream_t stream)
 {
-    if constexpr (N <= 64) {
-        if (call.p.parts == 1) {
-            return launch_wave_of<N>(call, stream);
-        }
+    const bool is_short = call.p.runs == 8;
+    if (call.p.parts == 3) {
+        return is_short ? launch_stream_of<N, 3, 1>(call, stream) : launch_stream_of<N, 3, 2>(call, stream);
     }
-    const bool is_split = call.p.parts == 3;
-    return call.p.runs == 8
-               ? is_split ? launch_stream_of<N, 3, 1>(call, stream) : launch_stream_of<N, 1, 1>(call, stream)
-           : is_split ? launch_stream_of<N, 3, 2>(call, stream)
-                      : launch_stream_of<N, 1, 2>(call, stream);
+    if constexpr (N <= 64) {
+        return is_short ? launch_wave<N, 4>(call, stream) : launch_wave<N, 8>(call, stream);
+    } else {
+        return is_short ? launch_stream_of<N, 1, 1>(call, stream) : launch_stream_of<N, 1, 2>(call, stream);
+    }
 }
 
 } // namespace
