@@ -139,6 +139,8 @@ static bool plan_ring(const mf_device *device, mf_cuda_linear *p)
     }
     p->most_blocks = gpu->num_multiprocessors;
     p->early = EARLY;
+    p->most_window = gpu->window_bytes;
+    p->element_bytes = 2;
     for (p->is_deep = 1; p->is_deep >= 0; p->is_deep--) {
         mf_cuda_linear_ring_plan(p);
         if (mf_cuda_linear_ring_shared(p) <= room) {
@@ -177,6 +179,8 @@ static void launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded
 static void launch_fp8(mf_device *device, mf_cuda_linear *p, const void *rounded)
 {
     p->parts = 1;
+    p->most_window = p->num_tokens <= 32 ? mf_cuda_state_of(device)->gpu.window_bytes : 0; /* more read weights again */
+    p->element_bytes = 1;
     if (rounded && on16(rounded)) {
         p->x = rounded;
         p->x_stride = p->w[0].k;

@@ -649,7 +649,8 @@ static mf_status init(mf_device *device, mf_error *err)
     device->prefers_bf16 = device->rounds_outputs = true;
     state->gpu = (mf_cuda_gpu){ .capability = prop.major * 10 + prop.minor,
                                 .num_multiprocessors = multiprocessors(&prop),
-                                .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin };
+                                .shared_bytes = (int64_t)prop.sharedMemPerBlockOptin,
+                                .window_bytes = prop.accessPolicyMaxWindowSize };
     device->one_format_a_table = state->gpu.capability == 90;
     device->wants_fp8_inputs = state->gpu.capability >= 89;
     mf_cuda_starts_early = state->gpu.capability >= 90;

@@ -132,6 +132,8 @@ typedef struct mf_cuda_linear {
     float norm_eps;
     /* Batches: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
     int64_t num_batches, batch_rows, first_row, rows, x_step, out_step;
+    /* RING and few tokens' FP8: an access policy's longest stretch of weights, and an element's bytes. */
+    int64_t most_window, element_bytes;
 } mf_cuda_linear;
 
 int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);

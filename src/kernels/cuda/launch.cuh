@@ -64,4 +64,38 @@ static int launch_shared(bool early, void (*kernel)(Params...), dim3 grid, unsig
     return error != 0 ? error : launch_kernel(early, kernel, grid, threads, shared_bytes, stream, args...);
 }
 
+/* launch_shared of a kernel that reads `bytes` from `base` on once (0: nothing of the kind): these leave the second-level
+ * cache before what the kernels of a step share, their code above all. */
+template <typename... Params, typename... Args>
+static int launch_streaming(bool early, const void *base, size_t bytes, void (*kernel)(Params...), dim3 grid,
+                            unsigned threads, size_t shared_bytes, void *stream, Args... args)
+{
+    const int error = allow_shared(kernel, shared_bytes);
+    if (error != 0) {
+        return error;
+    }
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = (cudaStream_t)stream;
+    config.attrs = attributes;
+    if (early) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (bytes > 0) {
+        cudaAccessPolicyWindow window = {};
+        window.base_ptr = (void *)base;
+        window.num_bytes = bytes;
+        window.hitRatio = 1.0f;
+        window.hitProp = cudaAccessPropertyStreaming;
+        window.missProp = cudaAccessPropertyNormal;
+        attributes[config.numAttrs].id = cudaLaunchAttributeAccessPolicyWindow;
+        attributes[config.numAttrs++].val.accessPolicyWindow = window;
+    }
+    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 #endif

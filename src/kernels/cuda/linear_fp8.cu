@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/early.cuh"
+#include "kernels/cuda/linear_input.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 namespace
@@ -290,7 +291,9 @@ int launch(Kernel kernel, const mf_cuda_linear &call, int64_t rows, int64_t toke
     }
     p.first_block[p.num] = blocks;
     const dim3 grid((unsigned)blocks, (unsigned)((p.num_tokens + tokens - 1) / tokens));
-    return launch_early(kernel, grid, WARPS * 32, (size_t)0, stream, p);
+    const stretch weights = weights_of(p);
+    return launch_streaming(mf_cuda_starts_early != 0, weights.base, weights.bytes, kernel, grid, WARPS * 32, (size_t)0,
+                            stream, p);
 }
 
 template <int FORMAT> int launch_format(const mf_cuda_linear &p, void *stream)

@@ -29,6 +29,31 @@ static inline mf_cuda_linear cut(const mf_cuda_linear *call, int rows)
     return p;
 }
 
+/* Where the weights of a launch lie that an access policy holds for: all, with what is between them, or the largest
+ * matrix or its first part. */
+struct stretch {
+    const uint8_t *base;
+    size_t bytes;
+};
+
+static inline stretch weights_of(const mf_cuda_linear &p)
+{
+    const uintptr_t most = (uintptr_t)p.most_window;
+    uintptr_t low = UINTPTR_MAX, high = 0, largest = 0, largest_bytes = 0;
+    for (int i = 0; i < p.num; i++) {
+        const uintptr_t base = (uintptr_t)p.w[i].data,
+                        bytes = (uintptr_t)(p.w[i].n * p.w[i].row_stride * p.element_bytes);
+        low = base < low ? base : low;
+        high = base + bytes > high ? base + bytes : high;
+        largest = bytes > largest_bytes ? base : largest;
+        largest_bytes = bytes > largest_bytes ? bytes : largest_bytes;
+    }
+    if (high - low <= most) {
+        return { (const uint8_t *)low, (size_t)(high - low) };
+    }
+    return { (const uint8_t *)largest, (size_t)(largest_bytes < most ? largest_bytes : most) };
+}
+
 /* First unit of run `run` of a matrix whose k is cut into `runs`. */
 MF_DEV int run_start(int run, int units, int runs)
 {

@@ -303,8 +303,10 @@ int launch(const mf_cuda_linear &p, int64_t bytes, cudaStream_t stream)
     const dim3 grid((unsigned)(p.first_block[p.num] < p.most_blocks ? p.first_block[p.num] : p.most_blocks), 1,
                     p.num_batches > 0 ? (unsigned)p.num_batches : 1);
     want_all_shared(ring_kernel<RUNS, PARTS, NORM, DEEP>);
-    return launch_shared(mf_cuda_starts_early != 0, ring_kernel<RUNS, PARTS, NORM, DEEP>, grid,
-                         32u * RUNS * GROUPS<RUNS>, (size_t)bytes, stream, p);
+    const stretch weights = weights_of(p);
+    return launch_streaming(mf_cuda_starts_early != 0, weights.base, weights.bytes,
+                            ring_kernel<RUNS, PARTS, NORM, DEEP>, grid, 32u * RUNS * GROUPS<RUNS>, (size_t)bytes,
+                            stream, p);
 }
 
 template <int RUNS, int PARTS, bool DEEP> int launch_of(const mf_cuda_linear &p, int64_t bytes, cudaStream_t stream)

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
     auto bring_weights = [&](int i) {
         const int s = i % call.stages;
         barrier_expect(&full[s], STAGE);
-        copy_box(stages + s * STAGE, &call.w[which], map_row, first + i, &full[s]);
+        copy_box_once(stages + s * STAGE, &call.w[which], map_row, first + i, &full[s]);
     };
     auto bring_tokens = [&](int i) {
         const int s = i % call.stages;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_const
     uint8_t *tokens = stages + call.stages * SUB;
     auto bring_weights = [&](int i, int s) {
         barrier_expect(&w_full[s], SUB);
-        copy_box(stages + s * SUB, &call.w[which], map_row, first + i, &w_full[s]);
+        copy_box_once(stages + s * SUB, &call.w[which], map_row, first + i, &w_full[s]);
     };
     auto bring_tokens = [&](int i, int s) {
         barrier_expect(&x_full[s], X_BYTES);

@@ -13,6 +13,7 @@ typedef struct mf_cuda_gpu {
     int32_t capability;     /* 80, 90: major * 10 + minor */
     int32_t num_multiprocessors;
     int64_t shared_bytes;   /* a block may have */
+    int64_t window_bytes;   /* an access policy of the second-level cache may hold for */
 } mf_cuda_gpu;
 
 /* histogram_memset: zero the histogram first; it then takes the counts itself. */
