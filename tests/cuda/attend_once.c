@@ -135,6 +135,7 @@ typedef struct gqa_shape {
     int heads, kv_heads, dim, rope_dim;
     bool has_norm, pair, norm_after_rope, has_sinks;
     int window;
+    float scale; /* 0: 0.09 */
 } gqa_shape;
 
 TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
@@ -145,6 +146,8 @@ TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
         { 20, 1, 128, 64, .has_norm = false },
         { 24, 24, 64, 32, .has_norm = true, .pair = true },
         { 8, 8, 128, 0, .has_norm = true },
+        { 14, 2, 128, 128, .has_norm = true, .has_sinks = true, .scale = 3.0f }, /* pieces' maxima far apart */
+        { 5, 1, 64, 64, .has_norm = false, .window = 700, .scale = 3.0f },
     };
     CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
     const mf_device_ops *ops = device->ops;
@@ -172,7 +175,7 @@ TEST(grouped_queries_made_on_the_way_have_the_bits_of_one_step_after_the_other)
                                  .num_kv_heads = s->kv_heads,
                                  .head_dim = s->dim,
                                  .v_head_dim = s->dim,
-                                 .softmax_scale = 0.09f,
+                                 .softmax_scale = s->scale > 0 ? s->scale : 0.09f,
                                  .window = s->window,
                                  .sinks = s->has_sinks ? sinks : NULL,
                                  .kv = view_of(positions[n], (int64_t)row, NULL) };

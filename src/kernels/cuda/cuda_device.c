@@ -569,6 +569,7 @@ static void close_device(mf_device *device)
     (void)cudaFree(state->counts);
     (void)cudaFree(state->work);
     (void)cudaFree(state->work_beside);
+    (void)cudaFree(state->exchange);
     mf_cuda_dense_close(device);
     free(state);
     device->backend = NULL;
@@ -665,6 +666,11 @@ static mf_status init(mf_device *device, mf_error *err)
         const size_t size = MF_CUDA_WORK_WORDS * sizeof *state->work;
         MF_CUDA(device, cudaMalloc((void **)works[i], size), err);
         MF_CUDA(device, cudaMemsetAsync(*works[i], 0, size, state->stream), err);
+    }
+    if (state->gpu.capability == 90) {
+        const size_t size = MF_CUDA_ROW_FRONT + (size_t)MF_CUDA_ROW_UNITS * MF_CUDA_ROW_WORDS * 16;
+        MF_CUDA(device, cudaMalloc(&state->exchange, size), err);
+        MF_CUDA(device, cudaMemsetAsync(state->exchange, 0, size, state->stream), err);
     }
     MF_CUDA(device, cudaStreamCreateWithFlags(&state->beside, cudaStreamNonBlocking), err);
     MF_CUDA(device, cudaEventCreateWithFlags(&state->fork, cudaEventDisableTiming), err);

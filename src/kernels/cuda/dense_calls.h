@@ -188,6 +188,40 @@ int mf_cuda_launch_attention_prefill(const mf_cuda_attention *call, void *stream
 /* The same prefill on sm_90; with `prepare`, q is what the projection left. */
 int mf_cuda_launch_attention_hopper(const mf_cuda_attention *call, const mf_cuda_gqa_prepare *prepare, void *stream);
 int mf_cuda_launch_attention_merge_pieces(const mf_cuda_attention *call, void *stream);
+
+/* One row in one launch, which makes queries, key and value itself.
+ *
+ * A unit is up to MF_CUDA_ROW_HEADS heads of a kv head.  What its blocks tell each other goes through words of 16 bytes:
+ * two f32, each with the number of the launch above it.  A unit's words are no other's whatever the shape, and it counts
+ * its launches itself, so no word of another launch has this one's number. */
+enum {
+    MF_CUDA_ROW_HEADS = 8,
+    MF_CUDA_ROW_UNITS = 16,
+    MF_CUDA_ROW_PIECES = 256,
+    MF_CUDA_ROW_FACTORS = 1024, /* pieces of the heads that a block merges */
+    MF_CUDA_ROW_MERGERS = 64,   /* blocks of a unit that merge, at most: each counts for an equal part of as many */
+    MF_CUDA_ROW_WORDS = MF_CUDA_ROW_PIECES * (MF_CUDA_ROW_HEADS + MF_CUDA_ROW_HEADS / 2 * 128),
+    MF_CUDA_ROW_FRONT = 256, /* bytes before the words: MF_CUDA_ROW_UNITS counts */
+    MF_CUDA_ROW_SHARED = 52 * 1024
+};
+
+typedef struct mf_cuda_row {
+    const int32_t *position, *sequence, *block_table;
+    int32_t max_blocks, block_bits; /* a block has 1 << block_bits positions */
+    int32_t group, num_kv_heads, head_dim, splits, mergers, window, chunk;
+    const float *q, *rows, *cos_sin, *q_norm, *k_norm; /* what the projections left, and mf_cuda_gqa_prepare's */
+    float eps, scale;
+    int32_t rope_dim, rope_pair, norm_after_rope;
+    int32_t row_size, value_at;
+    uint16_t *cache;
+    uint64_t *words;    /* [units][MF_CUDA_ROW_WORDS][2] */
+    uint64_t *launches; /* [units]: MF_CUDA_ROW_MERGERS a launch */
+    const float *sinks;
+    uint16_t *rounded; /* or NULL: out */
+    float *out;
+} mf_cuda_row;
+
+int mf_cuda_launch_attention_row(const mf_cuda_row *call, void *stream);
 /* MLA with a latent of 512 and a rotated part of 64.  Decode leaves pieces in memory. */
 int mf_cuda_launch_attention_mla(const mf_cuda_attention *call, int is_decode, void *stream);
 int64_t mf_cuda_attention_mla_shared(void); /* bytes that a block needs */

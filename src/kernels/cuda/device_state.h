@@ -14,6 +14,7 @@ typedef struct mf_cuda_state {
     mf_cuda_stream own, stream;
     uint32_t *counts; /* [MF_CUDA_GATE_WORDS], the gate's between its launches: see calls.h */
     uint32_t *work;   /* [MF_CUDA_WORK_WORDS]: zero between calls of the grouped products */
+    void *exchange;   /* between blocks of attention of one row: see mf_cuda_row */
     void *rounded;    /* inputs of products in bf16; grows */
     size_t rounded_bytes;
     mf_cuda_stream beside;   /* the second stream, with work of its own */

@@ -40,7 +40,7 @@ template <int KEPT> MF_DEV void load_angles(float2 (&angle)[KEPT], int dim, int 
 {
 #pragma unroll
     for (int k = 0; k < KEPT; k++) {
-        const int e = k * 32 + lane, i = pair ? e / 2 : e % (dim / 2);
+        const int e = k * 32 + lane, i = pair ? e / 2 : e < dim / 2 ? e : e - dim / 2;
         angle[k] = e < dim ? *(const float2 *)(table + 2 * i) : make_float2(1.0f, 0.0f);
     }
 }
@@ -150,9 +150,9 @@ template <int KEPT> struct head_maker {
     float2 angle[KEPT];
 };
 
-template <int KEPT>
-MF_DEV void make_head(float (&v)[KEPT], const mf_cuda_gqa_prepare &r, const float *norm, const head_maker<KEPT> &maker,
-                      float *room, int lane)
+template <int KEPT, typename P>
+MF_DEV void make_head(float (&v)[KEPT], const P &r, const float *norm, const head_maker<KEPT> &maker, float *room,
+                      int lane)
 {
 #pragma unroll 1
     for (int turn = 0; turn < 2; turn++) { /* one place for the norm's code */

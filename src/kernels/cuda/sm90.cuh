@@ -173,9 +173,20 @@ MF_PTX void store_8_relaxed(uint64_t *p, uint64_t v)
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
+/* Two of them; each becomes whole. */
+MF_PTX void store_16_relaxed(uint64_t *p, uint64_t a, uint64_t b)
+{
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(p), "l"(a), "l"(b) : "memory");
+}
+
 MF_PTX void add_relaxed(uint32_t *p, uint32_t v)
 {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+MF_PTX void add_8_relaxed(uint64_t *p, uint64_t v)
+{
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
 /* Barrier `name` (not 0) of n threads of the block, whole warps; and one that says whether any of them came with true. */
