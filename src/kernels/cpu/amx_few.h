@@ -1,17 +1,14 @@
 /* amx_few.h - products of few tokens with vectors and the bits of tiles (products_amx_few.c,
- * products_amx_few_int8.c). */
+ * products_amx_few_int8.c).  Each says how many of a tile's first rows it has multiplied; the others are left to tiles. */
 #ifndef MF_KERNELS_CPU_AMX_FEW_H
 #define MF_KERNELS_CPU_AMX_FEW_H
 
 #include "kernels/cpu/cpu_kernels.h"
 
-enum { MF_CPU_AMX_FEW = 4 };
+/* One token of bf16, int4 codes. */
+int64_t mf_cpu_amx_few(const mf_cpu_tile *tile);
 
-/* Of a tile with one panel of bf16: how many of its first rows it has multiplied.  *rest: whether those after them are
- * all left to tiles, and not the next sixteen only. */
-int64_t mf_cpu_amx_few(const mf_cpu_tile *tile, bool *rest);
-
-/* The same for one panel of int8 codes, up to 16 tokens; needs VNNI.  All rows it leaves are left to tiles. */
+/* One panel of int8 codes; needs VNNI. */
 int64_t mf_cpu_amx_few_int8(const mf_cpu_tile *tile);
 
 #endif

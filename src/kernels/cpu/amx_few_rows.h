@@ -1,5 +1,5 @@
-/* amx_few_rows.h - sixteen rows as the lanes of vectors, for the products of few tokens on the amx rung: their next 64
- * bytes turned round, their scales, and what memory is asked for meanwhile. */
+/* amx_few_rows.h - sixteen rows at a time, for the products of few tokens on the amx rung: their next 64 bytes turned
+ * round, their scales as lanes of vectors, and what memory is asked for meanwhile. */
 #ifndef MF_KERNELS_CPU_AMX_FEW_ROWS_H
 #define MF_KERNELS_CPU_AMX_FEW_ROWS_H
 
@@ -37,14 +37,14 @@ INLINE void load_block(const uint8_t *p, int64_t stride, int64_t bytes, __m512i 
 
 /* Where memory is asked for the sixteen rows that come AHEAD rows later: their codes in `streams` streams of addresses,
  * whose pages end at different times, and their scales. */
-typedef struct ahead {
+typedef struct few_ahead {
     const uint8_t *codes, *scales;
     int64_t span, scale_bytes; /* from stream to stream; of scales with each block */
-} ahead;
+} few_ahead;
 
 /* `blocks` blocks of 64 bytes are all of a row.  Where nobody knows what comes next, the rows at hand serve: they are
  * there. */
-INLINE ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int64_t blocks)
+INLINE few_ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int64_t blocks)
 {
     const mf_matrix *w = tile->w;
     int64_t next = row + AHEAD;
@@ -53,7 +53,7 @@ INLINE ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int64_t
         next = known ? next + tile->next_row - tile->first_row - tile->num_rows : row;
         w = known ? tile->next : w;
     }
-    ahead a = { .codes = mf_matrix_row(w, next),
+    few_ahead a = { .codes = mf_matrix_row(w, next),
                 .span = LANES / streams * (w->row_stride * (int64_t)mf_format_bits(w->format) / 8) };
     if (w->format == MF_FORMAT_INT4_GROUP || w->format == MF_FORMAT_MXFP4) {
         const int64_t row_bytes = w->scale_row_stride * (int64_t)mf_dtype_size(w->scale_dtype);
@@ -64,7 +64,7 @@ INLINE ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int64_t
 }
 
 /* So many lines of each stream. */
-INLINE void ask_codes(ahead *a, int streams, int lines)
+INLINE void ask_codes(few_ahead *a, int streams, int lines)
 {
     UNROLL(16) for (int i = 0; i < lines; i++)
     {
@@ -76,7 +76,7 @@ INLINE void ask_codes(ahead *a, int streams, int lines)
     a->codes += lines * 64;
 }
 
-INLINE void ask_scales(ahead *a)
+INLINE void ask_scales(few_ahead *a)
 {
     for (int64_t i = 0; i < a->scale_bytes; i += 64) {
         __builtin_prefetch(a->scales + i, 0, 3);
@@ -86,14 +86,13 @@ INLINE void ask_scales(ahead *a)
 
 /* ---- scales ---- */
 
-/* `count` <= SPAN_STEPS scales from number `first` on of each of sixteen rows; false: outside what sums keep. */
-INLINE bool load_scales(const mf_matrix *w, const mf_dtype dtype, int64_t row, int64_t first, int64_t count,
+/* `count` <= SPAN_STEPS scales from number `first` on of each of sixteen rows. */
+INLINE void load_scales(const mf_matrix *w, const mf_dtype dtype, int64_t row, int64_t first, int64_t count,
                         float (*scale)[LANES])
 {
-    const int size = dtype == MF_F32 ? 4 : dtype == MF_F8_E8M0 ? 1 : 2;
+    const int size = dtype == MF_F32 ? 4 : 2;
     const int per_block = 64 / size;
     const uint8_t *p = (const uint8_t *)w->scale + (row * w->scale_row_stride + first) * size;
-    __mmask16 fits = 0xffff;
     for (int64_t g = 0; g < count; g += per_block, p += 64) {
         __m512i v[SIDE];
         load_block(p, w->scale_row_stride * size, (count - g) * size, v);
@@ -113,25 +112,12 @@ INLINE bool load_scales(const mf_matrix *w, const mf_dtype dtype, int64_t row, i
                 _mm512_store_ps(out[0], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v[j])));
                 _mm512_store_ps(out[1], _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v[j], 16))));
                 break;
-            case MF_F8_E8M0:
-                UNROLL(4) for (int i = 0; i < 4; i++)
-                {
-                    const __m512i code =
-                        _mm512_and_si512(_mm512_srli_epi32(v[j], (unsigned)(8 * i)), _mm512_set1_epi32(255));
-                    if (j * 4 + i < left) {
-                        fits &= _mm512_cmple_epu32_mask(_mm512_sub_epi32(code, _mm512_set1_epi32(127 - 37)),
-                                                        _mm512_set1_epi32(2 * 37));
-                    }
-                    _mm512_store_si512(out[i], _mm512_slli_epi32(code, 23));
-                }
-                break;
             default:
                 _mm512_store_si512(out[0], v[j]);
                 break;
             }
         }
     }
-    return fits == 0xffff;
 }
 
 #endif

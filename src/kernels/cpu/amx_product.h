@@ -1,11 +1,11 @@
 /* amx_product.h - how a product walks its matrix in tiles, for bf16 and for int8; the files that include it decode.
  *
  * 32 rows at a time, their columns in chunks.  A chunk's codes become tiles of 16 rows in a buffer in L1, and then the
- * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  With one panel whose sums
- * stay in tiles both go on at the same time.  Rows that are tiles as they lie (bf16, and int8 times int8) are loaded
- * from where they are, every two panels anew: from the second-level cache that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
+ * chunk before it is multiplied: no tile is loaded from a store that is still on its way.  Rows that are tiles as they
+ * lie (bf16, and int8 times int8) are loaded from where they are, every two panels anew: from the second-level cache
+ * that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
  * stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is [row][token]
- * and is turned round at the end.
+ * and is turned round at the end.  amx_lines.h and amx_many.h have other loops for most calls, with the same sums.
  *
  * Order of sums for one (row, token): tile products, k ascending, each as the instruction sums inside; where scales are
  * finer than a row, a segment of columns under one scale (at most a chunk) is summed so and enters the f32 total by
@@ -94,8 +94,6 @@ typedef struct amx_work {
 
 /* Decodes the feed's rows; each format has its own. */
 typedef void (*amx_feed_fn)(amx_work *work);
-/* The same, and multiplies the chunk before. */
-typedef void (*amx_mixed_fn)(amx_work *work, const amx_chunk *chunk);
 
 static inline int64_t amx_tokens(const amx_work *work, int64_t panel)
 {
@@ -613,26 +611,6 @@ INLINE void amx_feed_rows(const amx_kind kind, amx_decode_fn decode, amx_work *w
     }
 }
 
-/* The same with a whole chunk, times one panel, multiplied between rows: instructions for tiles and vectors overlap.
- * The feed's chunk is whole too. */
-INLINE void amx_feed_and_multiply(const amx_kind kind, amx_decode_fn decode, amx_work *work, const amx_chunk *chunk)
-{
-    enum { LINE = 64, ROWS = AMX_ROWS / AMX_STEPS };
-    const amx_feed *feed = &work->feed;
-    const int64_t whole = kind.steps * kind.width;
-    amx_codes codes = { .w = feed->w, .p = feed->p, .row = feed->first_row, .first = feed->chunk.first };
-    uint8_t *left = work->left[feed->number & 1][0][0];
-    for (int64_t s = 0; s < AMX_STEPS; s++) {
-        for (int64_t r = s * ROWS; r < (s + 1) * ROWS; r++, codes.p += feed->stride, codes.row++) {
-            for (int64_t i = 0; i < whole * mf_format_bits(kind.format) / 8; i += LINE) {
-                __builtin_prefetch(codes.p + feed->ahead + i, 0, 2);
-            }
-            decode(&codes, whole, left + r / AMX_SIDE * (AMX_STEPS * AMX_TILE_BYTES) + r % AMX_SIDE * AMX_ROW_BYTES);
-        }
-        amx_multiply(kind, 2, 1, false, work, 0, chunk->base, s, s + 1);
-    }
-}
-
 /* The chunk from column `first` of a block's rows on is the next to be decoded. */
 INLINE void amx_begin_feed(const amx_kind kind, amx_work *work, int64_t first_row, int64_t first)
 {
@@ -863,9 +841,8 @@ INLINE int64_t amx_direct(const amx_kind kind, amx_decode_fn decode, amx_work *w
 
 /* The chunks of the blocks from row `first` of the tile on, each decoded before the one that precedes it is multiplied.
  */
-INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed, amx_work *work, int64_t first)
+INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_work *work, int64_t first)
 {
-    const int64_t whole = kind.steps * kind.width;
     const mf_cpu_tile *tile = work->tile;
     work->feed.number = -1;
     amx_begin_feed(kind, work, tile->first_row + first, 0);
@@ -878,18 +855,6 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed
         work->number = work->feed.number;
         amx_begin_feed(kind, work, is_last ? work->first_row + AMX_ROWS : work->first_row,
                        is_last ? 0 : chunk.first + chunk.count);
-        if (!kind.scaled && work->num_panels == 1 && work->num_rows == AMX_ROWS && chunk.count == whole &&
-            work->feed.num_rows == AMX_ROWS && work->feed.chunk.count == whole) {
-            if (chunk.base == 0) {
-                amx_zero_sums(2, 1, false);
-            }
-            mixed(work, &chunk);
-            if (is_last) {
-                amx_keep_sums(2, 1, work, 0);
-                amx_finish(kind, work);
-            }
-            continue;
-        }
         if (work->feed.num_rows > 0) {
             feed(work);
         }
@@ -905,8 +870,7 @@ INLINE void amx_blocks(const amx_kind kind, amx_feed_fn feed, amx_mixed_fn mixed
     }
 }
 
-INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn feed, amx_mixed_fn mixed,
-                        const mf_cpu_tile *tile)
+INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn feed, const mf_cpu_tile *tile)
 {
     if (!amx_groups_fit(kind, tile->w)) {
         amx_any_group(kind, tile);
@@ -918,7 +882,7 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     AMX_CONFIGURE(&config);
     const int64_t done = kind.direct ? amx_direct(kind, decode, &work) : 0;
     if (done < tile->num_rows) {
-        amx_blocks(kind, feed, mixed, &work, done);
+        amx_blocks(kind, feed, &work, done);
     }
     AMX_RELEASE();
 }
@@ -929,13 +893,9 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     {                                                                                                                  \
         amx_feed_rows(kind, decode, work);                                                                             \
     }                                                                                                                  \
-    static __attribute__((noinline)) void name##_mixed(amx_work *work, const amx_chunk *chunk)                         \
-    {                                                                                                                  \
-        amx_feed_and_multiply(kind, decode, work, chunk);                                                              \
-    }                                                                                                                  \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        amx_product(kind, decode, name##_feed, name##_mixed, tile);                                                    \
+        amx_product(kind, decode, name##_feed, tile);                                                                  \
     }
 
 #endif

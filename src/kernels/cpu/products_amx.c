@@ -1,232 +1,10 @@
 /* products_amx.c - products with AMX: bf16 inputs with weights whose codes bf16 holds exactly (amx_product.h says how).
  */
 #include "base/cpu_features.h"
+#include "kernels/cpu/amx_codes.h"
 #include "kernels/cpu/amx_few.h"
+#include "kernels/cpu/amx_lines.h"
 #include "kernels/cpu/amx_many.h"
-
-enum { STEP = 32 }; /* columns of a tile: 64 bytes of bf16 */
-
-/* Most tokens for which vectors (products_amx_few.c) are faster than tiles. */
-enum { MOST_INT8 = 2, MOST_INT4 = 4, MOST_MXFP4 = 3, MOST_FP8 = 3 };
-
-/* ---- codes of one row as bf16 ---- */
-
-INLINE void put_step(uint8_t *out, int64_t i, __m512i values)
-{
-    _mm512_store_si512(out + i / STEP * AMX_TILE_BYTES, values);
-}
-
-INLINE __mmask32 mask32(int64_t left)
-{
-    return left >= 32 ? 0xffffffffu : (1u << left) - 1;
-}
-
-INLINE __mmask64 mask64(int64_t left)
-{
-    return left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
-}
-
-INLINE void decode_bf16(const amx_codes *codes, int64_t count, uint8_t *out)
-{
-    const uint8_t *p = codes->p;
-    int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP)
-    {
-        put_step(out, i, _mm512_loadu_si512(p + 2 * i));
-    }
-    if (i < count) {
-        put_step(out, i, _mm512_maskz_loadu_epi16(mask32(count - i), p + 2 * i));
-    }
-}
-
-/* bf16 of the e4m3 code c < 128; code 127 is a NaN. */
-#define BITS(c)                                                                                                        \
-    ((c) == 0     ? 0                                                                                                  \
-     : (c) == 127 ? 0x7fc0                                                                                             \
-     : (c) >= 8   ? 0x3c00 + ((c) << 4)                                                                                \
-     : (c) >= 4   ? 0x3c00 + (((c)-4) << 5)                                                                            \
-     : (c) >= 2   ? 0x3b80 + (((c)-2) << 6)                                                                            \
-                  : 0x3b00)
-#define LOW(c) (BITS(c) & 255)
-#define HIGH(c) (BITS(c) >> 8)
-#define FOUR(f, c) f(c), f((c) + 1), f((c) + 2), f((c) + 3)
-#define SIXTEEN(f, c) FOUR(f, c), FOUR(f, (c) + 4), FOUR(f, (c) + 8), FOUR(f, (c) + 12)
-#define SIXTY_FOUR(f, c) SIXTEEN(f, c), SIXTEEN(f, (c) + 16), SIXTEEN(f, (c) + 32), SIXTEEN(f, (c) + 48)
-
-static const _Alignas(64) uint8_t e4m3_low[128] = { SIXTY_FOUR(LOW, 0), SIXTY_FOUR(LOW, 64) };
-static const _Alignas(64) uint8_t e4m3_high[128] = { SIXTY_FOUR(HIGH, 0), SIXTY_FOUR(HIGH, 64) };
-
-/* 64 codes at a time: their low and high bytes by table, zipped. */
-INLINE void put_fp8(__m512i codes, int64_t i, bool is_half, uint8_t *out)
-{
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); /* zipping works inside lanes of 16 bytes */
-    codes = _mm512_permutexvar_epi64(order, codes);
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_low), codes, _mm512_load_si512(e4m3_low + 64));
-    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(e4m3_high), codes, _mm512_load_si512(e4m3_high + 64));
-    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (codes & 0x80) */
-    put_step(out, i, _mm512_unpacklo_epi8(low, high));
-    if (!is_half) {
-        put_step(out, i + STEP, _mm512_unpackhi_epi8(low, high));
-    }
-}
-
-INLINE void decode_fp8(const amx_codes *codes, int64_t count, uint8_t *out)
-{
-    const uint8_t *p = codes->p;
-    int64_t i = 0;
-    UNROLL(4) for (; i + 2 * STEP <= count; i += 2 * STEP)
-    {
-        put_fp8(_mm512_loadu_si512(p + i), i, false, out);
-    }
-    if (i < count) {
-        put_fp8(_mm512_maskz_loadu_epi8(mask64(count - i), p + i), i, count - i <= STEP, out);
-    }
-}
-
-#if defined(__AVX512FP16__)
-/* As f16, whose exponent and the seven bits behind it are then moved to where bf16 has them: a code fits in seven.  The
- * exponents' biases differ by 112; zero has none. */
-INLINE __m512i int8_values(__m256i codes)
-{
-    const __m512i half = _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(codes)));
-    const __mmask32 some = _mm512_test_epi16_mask(half, half);
-    const __m512i moved = _mm512_and_si512(_mm512_srai_epi16(half, 3), _mm512_set1_epi16((short)0x8fff));
-    return _mm512_mask_add_epi16(moved, some, moved, _mm512_set1_epi16(112 << 7));
-}
-#else /* emulated, on a machine without it: the same bits */
-/* A code goes to the top of a word of 32 bits, and down again with its sign, and becomes a float whose lower half is
- * zero. */
-INLINE __m512i int8_values(__m256i codes)
-{
-    const __mmask64 tops = 0x8888888888888888u;
-    const __m512i even =
-        _mm512_setr_epi32(0, 2 << 24, 4 << 24, 6 << 24, 8 << 24, 10 << 24, 12 << 24, 14 << 24, 16 << 24, 18 << 24,
-                          20 << 24, 22 << 24, 24 << 24, 26 << 24, 28 << 24, 30 << 24);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1 << 24));
-    const __m512i wide = _mm512_castsi256_si512(codes);
-    const __m512i a = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, even, wide), 24);
-    const __m512i b = _mm512_srai_epi32(_mm512_maskz_permutexvar_epi8(tops, odd, wide), 24);
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(a)), 16);
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_castps_si512(_mm512_cvtepi32_ps(b)));
-}
-#endif
-
-INLINE void decode_int8(const amx_codes *codes, int64_t count, uint8_t *out)
-{
-    const uint8_t *p = codes->p;
-    int64_t i = 0;
-    UNROLL(8) for (; i + STEP <= count; i += STEP)
-    {
-        put_step(out, i, int8_values(_mm256_loadu_si256((const __m256i *)(const void *)(p + i))));
-    }
-    if (i < count) {
-        put_step(out, i, int8_values(_mm256_maskz_loadu_epi8(mask32(count - i), p + i)));
-    }
-}
-
-/* 32 codes of four bits by a table of 16 words, twice.  The 16 bytes stand in each lane; there a word takes the two
- * bytes that hold its code, and moves the code to its lowest bits. */
-INLINE __m512i four_bit_values(__m512i table, __m128i bytes)
-{
-    const __m512i order = _mm512_set_epi8(15, 14, 15, 14, 15, 14, 15, 14, 13, 12, 13, 12, 13, 12, 13, 12, 11, 10, 11,
-                                          10, 11, 10, 11, 10, 9, 8, 9, 8, 9, 8, 9, 8, 7, 6, 7, 6, 7, 6, 7, 6, 5, 4, 5,
-                                          4, 5, 4, 5, 4, 3, 2, 3, 2, 3, 2, 3, 2, 1, 0, 1, 0, 1, 0, 1, 0);
-    const __m512i words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), order);
-    /* the permutation looks at five bits */
-    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, _mm512_set1_epi64(0x000c000800040000)), table);
-}
-
-/* The upper halves of sixteen floats, twice. */
-INLINE __m512i four_bit_table(__m512 values)
-{
-    const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23,
-                                         21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return _mm512_permutexvar_epi16(odd, _mm512_castps_si512(values));
-}
-
-/* Columns i to count of a row, i being a multiple of STEP. */
-INLINE void put_four_bit(__m512i table, const uint8_t *p, int64_t i, int64_t count, uint8_t *out)
-{
-    if (count - i >= STEP) {
-        put_step(out, i, four_bit_values(table, _mm_loadu_si128((const __m128i *)(const void *)(p + i / 2))));
-    } else {
-        const __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)mask32((count - i + 1) / 2), p + i / 2);
-        put_step(out, i, _mm512_maskz_mov_epi16(mask32(count - i), four_bit_values(table, bytes)));
-    }
-}
-
-INLINE void decode_int4(const amx_codes *row, int64_t count, uint8_t *out)
-{
-    const mf_matrix *w = row->w;
-    const uint8_t *p = row->p;
-    const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    if (!w->zero) {
-        const __m512i table = four_bit_table(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8))));
-        UNROLL(8) for (int64_t i = 0; i < count; i += STEP)
-        {
-            put_four_bit(table, p, i, count, out);
-        }
-        return;
-    }
-    const uint8_t *zero = w->zero + mf_matrix_scale_row(w, row->row);
-    const int64_t group = w->group_size;
-    int64_t next = row->first / group;
-    __m512i table = _mm512_setzero_si512();
-    for (int64_t i = 0; i < count; i += STEP) {
-        if (i == 0 || row->first + i == next * group) { /* at most 255 away: bf16 holds it */
-            table = four_bit_table(_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(zero[next++]))));
-        }
-        put_four_bit(table, p, i, count, out);
-    }
-}
-
-/* The scale is a power of two, so the value is as exact as the code, and no scale is left for the sums.  What is below
- * 2^-126 the tile product takes as zero. */
-INLINE void decode_mxfp4_slowly(const uint8_t *p, const uint8_t *scales, int64_t count, uint8_t *out)
-{
-    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
-                                         -2.0f, -3.0f, -4.0f, -6.0f);
-    const int64_t groups = (count + STEP - 1) / STEP;
-    _Alignas(16) float scale[AMX_STEPS];
-    for (int64_t g = 0; g < groups; g += 4) {
-        _mm_store_ps(scale + g, amx_scales(MF_F8_E8M0, scales + g, groups - g < 4 ? groups - g : 4));
-    }
-    for (int64_t i = 0; i < count; i += STEP) {
-        put_four_bit(four_bit_table(_mm512_mul_ps(values, _mm512_set1_ps(scale[i / STEP]))), p, i, count, out);
-    }
-}
-
-/* Eight groups whose values are all normal numbers: their scales are added to the exponents. */
-INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
-{
-    enum { GROUPS = 8, LEAST = 2, MOST = 252 };
-    const mf_matrix *w = codes->w;
-    const uint8_t *scales =
-        (const uint8_t *)w->scale + codes->row * w->scale_row_stride + codes->first / MF_MXFP4_GROUP;
-    __builtin_prefetch(scales + AMX_ROWS * w->scale_row_stride, 0, 3);
-    if (count < GROUPS * MF_MXFP4_GROUP) {
-        decode_mxfp4_slowly(codes->p, scales, count, out);
-        return;
-    }
-    const __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)scales);
-    const __m128i above = _mm_sub_epi8(eight, _mm_set1_epi8(LEAST));
-    if (_mm_cmpgt_epu8_mask(above, _mm_set1_epi8((char)(MOST - LEAST))) & 0xff) {
-        decode_mxfp4_slowly(codes->p, scales, count, out);
-        return;
-    }
-    /* (scale - 127) << 7 in both halves */
-    const __m256i exponents = _mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), _mm256_set1_epi32(127));
-    const __m256i word = _mm256_and_si256(_mm256_slli_epi32(exponents, 7), _mm256_set1_epi32(0xffff));
-    _Alignas(32) uint32_t added[GROUPS];
-    _mm256_store_si256((__m256i *)(void *)added, _mm256_or_si256(word, _mm256_slli_epi32(word, 16)));
-    const __m512i table = four_bit_table(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
-                                                        -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
-    UNROLL(8) for (int i = 0; i < GROUPS; i++)
-    {
-        const __m512i moved = _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi32((int)added[i]));
-        put_four_bit(moved, codes->p, i * STEP, GROUPS * STEP, out);
-    }
-}
 
 /* ---- the table's entries ---- */
 
@@ -243,24 +21,50 @@ AMX_MANY(many_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL), tile_int8)
 AMX_MANY(many_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true), tile_int4)
 AMX_MANY(many_mxfp4, KIND(.format = MF_FORMAT_MXFP4), tile_mxfp4)
 
-/* Few tokens by vectors as far as they reach, the rows they leave by tiles. */
-static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
+/* ---- one panel, a line of each row at a time ---- */
+
+#define LINES(name, ...)                                                                                               \
+    static __attribute__((noinline)) int64_t name(const mf_cpu_tile *tile)                                             \
+    {                                                                                                                  \
+        return lines_product((lines_kind){ __VA_ARGS__ }, tile);                                                       \
+    }
+LINES(lines_fp8_block, .format = MF_FORMAT_FP8_BLOCK, .group_steps = MF_FP8_BLOCK_SIZE / STEP)
+LINES(lines_fp8_channel, .format = MF_FORMAT_FP8_CHANNEL)
+LINES(lines_int8, .format = MF_FORMAT_INT8_CHANNEL)
+LINES(lines_mxfp4, .format = MF_FORMAT_MXFP4)
+LINES(lines_int4_32, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1)
+LINES(lines_int4_64, .format = MF_FORMAT_INT4_GROUP, .group_steps = 2)
+LINES(lines_int4_128, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4)
+
+static int64_t lines_int4(const mf_cpu_tile *tile)
 {
-    while (tile.num_rows > 0) {
-        bool rest;
-        const int64_t done = mf_cpu_amx_few(&tile, &rest);
-        tile.first_row += done;
-        tile.num_rows -= done;
-        tile.out += done;
-        if (tile.num_rows == 0) {
-            return;
-        }
-        mf_cpu_tile part = tile;
-        part.num_rows = rest ? tile.num_rows : AMX_SIDE;
-        tiles(&part);
-        tile.first_row += part.num_rows;
-        tile.num_rows -= part.num_rows;
-        tile.out += part.num_rows;
+    const mf_matrix *w = tile->w;
+    if (w->zero || w->scale_dtype == MF_F8_E8M0) {
+        return 0;
+    }
+    switch (w->group_size) {
+    case 32:
+        return lines_int4_32(tile);
+    case 64:
+        return lines_int4_64(tile);
+    case 128:
+        return lines_int4_128(tile);
+    default:
+        return 0;
+    }
+}
+
+typedef int64_t (*rows_fn)(const mf_cpu_tile *tile);
+
+/* The first rows by `first`, as many as it takes, the others by tiles. */
+static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
+{
+    const int64_t done = first(&tile);
+    tile.first_row += done;
+    tile.num_rows -= done;
+    tile.out += done;
+    if (tile.num_rows > 0) {
+        tiles(&tile);
     }
 }
 
@@ -268,22 +72,32 @@ static void few_then(mf_cpu_tile_fn tiles, mf_cpu_tile tile)
 enum { MOST_TILES = 2 * MF_CPU_PANEL };
 
 /* Tokens to the loops that are made for as many. */
-#define BY_TOKENS(name, tiles, most, many, most_tiles)                                                                 \
+#define BY_TOKENS(name, lines, tiles, many, most_tiles)                                                                \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        if (tile->num_tokens <= (most)) {                                                                              \
-            few_then(tiles, *tile);                                                                                    \
+        if (tile->num_tokens <= MF_CPU_PANEL) {                                                                        \
+            rest_by_tiles(lines, tiles, *tile);                                                                        \
         } else if (tile->num_tokens <= (most_tiles)) {                                                                 \
             tiles(tile);                                                                                               \
         } else {                                                                                                       \
             many(tile);                                                                                                \
         }                                                                                                              \
     }
-BY_TOKENS(any_fp8_block, tile_fp8_block, MOST_FP8, many_fp8_block, MOST_TILES)
-BY_TOKENS(any_fp8_channel, tile_fp8_channel, MOST_FP8, many_fp8_channel, MF_CPU_PANEL)
-BY_TOKENS(any_int8, tile_int8, MOST_INT8, many_int8, MF_CPU_PANEL)
-BY_TOKENS(any_int4, tile_int4, MOST_INT4, many_int4, MF_CPU_PANEL)
-BY_TOKENS(any_mxfp4, tile_mxfp4, MOST_MXFP4, many_mxfp4, MOST_TILES)
+BY_TOKENS(any_fp8_block, lines_fp8_block, tile_fp8_block, many_fp8_block, MOST_TILES)
+BY_TOKENS(any_fp8_channel, lines_fp8_channel, tile_fp8_channel, many_fp8_channel, MF_CPU_PANEL)
+BY_TOKENS(any_int8, lines_int8, tile_int8, many_int8, MF_CPU_PANEL)
+BY_TOKENS(some_int4, lines_int4, tile_int4, many_int4, MF_CPU_PANEL)
+BY_TOKENS(any_mxfp4, lines_mxfp4, tile_mxfp4, many_mxfp4, MOST_TILES)
+
+/* One token by vectors: they need no tile of sums per scale. */
+static void any_int4(const mf_cpu_tile *tile)
+{
+    if (tile->num_tokens == 1) {
+        rest_by_tiles(mf_cpu_amx_few, some_int4, *tile);
+    } else {
+        some_int4(tile);
+    }
+}
 
 #if defined(MF_AMX_EMULATE)
 #define FILL mf_cpu_kernels_fill_amx_emulated

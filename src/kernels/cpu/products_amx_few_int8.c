@@ -160,7 +160,7 @@ INLINE void multiply_int4_rows(const int low, const int high, const bool has_zer
     const mf_matrix *w = tile->w;
     const int64_t all = w->k / STEP, span = (int64_t)SPAN_STEPS << work->group_shift;
     const uint8_t *p = mf_matrix_row(w, work->row);
-    ahead next = ahead_at(tile, work->row, CODES_STREAMS, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
+    few_ahead next = ahead_at(tile, work->row, CODES_STREAMS, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
     memset(work->total, 0, sizeof work->total[0] * (size_t)(low + high));
     for (int64_t step = 0; step < all; step += BLOCK_STEPS, p += 64) {
         const int64_t steps = all - step < BLOCK_STEPS ? all - step : BLOCK_STEPS;
