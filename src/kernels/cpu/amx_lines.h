@@ -1,4 +1,5 @@
-/* amx_lines.h - products of one panel of tokens in tiles: the bits of amx_product.h, for memory's sake other loops.
+/* amx_lines.h - products of one or two panels of tokens in tiles: the bits of amx_product.h, for memory's sake other
+ * loops.
  *
  * Sixteen rows at a time, one line of 64 bytes of each: a block, whose codes become two or four tiles in a buffer while
  * the block before it is multiplied, and what that gave goes through its scales another block later.  Everything at
@@ -10,6 +11,7 @@
 
 enum {
     LINES_TILES = 4,         /* most tiles of a block */
+    LINES_PANELS = 2,        /* most panels */
     LINES_STREAMS = 4,       /* of addresses in which memory is asked for */
     LINES_AHEAD_BYTES = 8192 /* at least, where rows are short */
 };
@@ -17,6 +19,7 @@ enum {
 /* What is known when the compiler unfolds a product. */
 typedef struct lines_kind {
     mf_format format;
+    int panels;      /* of tokens, one or two */
     int group_steps; /* tiles of columns under one scale; 0: none finer than a row */
 } lines_kind;
 
@@ -29,12 +32,13 @@ typedef struct lines_block {
 
 typedef struct lines_work {
     _Alignas(64) uint8_t left[2][LINES_TILES][AMX_TILE_BYTES];
-    _Alignas(64) uint8_t parts[2][LINES_TILES][AMX_TILE_BYTES]; /* sums of segments, or of whole rows, [16][side] */
-    _Alignas(64) float total[AMX_SIDE * AMX_SIDE];
+    /* of each panel: sums of segments, or of whole rows, [16][side] */
+    _Alignas(64) uint8_t parts[2][LINES_TILES][LINES_PANELS][AMX_TILE_BYTES];
+    _Alignas(64) float total[LINES_PANELS][AMX_SIDE * AMX_SIDE];
     _Alignas(64) float scale[SPAN_STEPS + LANES][LANES];
-    _Alignas(64) int32_t row_of[AMX_SIDE][AMX_SIDE]; /* of a lane of sums */
+    _Alignas(64) int32_t row_of[AMX_SIDE][AMX_SIDE]; /* of a lane of the last panel's sums */
     const mf_cpu_tile *tile;
-    int64_t side, stride; /* tokens; bytes from row to row */
+    int64_t side, stride; /* tokens of the last panel; bytes from row to row */
     int64_t end, all;     /* past the last row; tiles of columns of a row */
 } lines_work;
 
@@ -108,62 +112,140 @@ INLINE const uint8_t *lines_scales(const lines_work *work, const lines_block *bl
 
 /* ---- products ---- */
 
-/* sums += or sums = a tile of the block times the panel. */
-#define LINES_PRODUCT(sums, left, right, row_bytes)                                                                    \
+/* Where the panels' tiles are, and the bytes of their rows. */
+typedef struct lines_right {
+    const uint8_t *p[LINES_PANELS];
+    int64_t row_bytes[LINES_PANELS];
+} lines_right;
+
+INLINE lines_right lines_right_at(const lines_kind kind, const lines_work *work, int64_t step)
+{
+    lines_right right;
+    UNROLL(2) for (int t = 0; t < kind.panels; t++)
+    {
+        right.row_bytes[t] = t + 1 < kind.panels ? AMX_ROW_BYTES : 4 * work->side;
+        right.p[t] = (const uint8_t *)work->tile->x[t] + step * (STEP / 2) * right.row_bytes[t];
+    }
+    return right;
+}
+
+INLINE void lines_advance(const lines_kind kind, lines_right *right)
+{
+    UNROLL(2) for (int t = 0; t < kind.panels; t++)
+    {
+        right->p[t] += STEP / 2 * right->row_bytes[t];
+    }
+}
+
+/* Sums of the panels in tiles a and b += a tile of the block times theirs. */
+#define LINES_PRODUCT(kind, a, b, left, right)                                                                         \
     do {                                                                                                               \
-        AMX_LOAD(6, right, row_bytes);                                                                                 \
+        AMX_LOAD(6, (right)->p[0], (right)->row_bytes[0]);                                                             \
         AMX_LOAD(4, left, AMX_ROW_BYTES);                                                                              \
-        AMX_BF16(sums, 4, 6);                                                                                          \
+        AMX_BF16(a, 4, 6);                                                                                             \
+        if ((kind).panels == 2) {                                                                                      \
+            AMX_LOAD(7, (right)->p[1], (right)->row_bytes[1]);                                                         \
+            AMX_BF16(b, 4, 7);                                                                                         \
+        }                                                                                                              \
     } while (0)
-
-/* Where each tile of a block has a scale of its own, it has a tile of sums of its own, which is stored when the next
- * block needs it: a store that waits for its product holds up everything behind it. */
-#define LINES_OWN(i, left, right, row_bytes, before)                                                                   \
+#define LINES_ZERO(kind, a, b)                                                                                         \
     do {                                                                                                               \
-        AMX_STORE(i, (before)[i], row_bytes);                                                                          \
-        AMX_ZERO(i);                                                                                                   \
-        LINES_PRODUCT(i, left, right, row_bytes);                                                                      \
+        AMX_ZERO(a);                                                                                                   \
+        if ((kind).panels == 2) {                                                                                      \
+            AMX_ZERO(b);                                                                                               \
+        }                                                                                                              \
+    } while (0)
+#define LINES_STORE(kind, a, b, parts, right)                                                                          \
+    do {                                                                                                               \
+        AMX_STORE(a, (parts)[0], (right)->row_bytes[0]);                                                               \
+        if ((kind).panels == 2) {                                                                                      \
+            AMX_STORE(b, (parts)[1], (right)->row_bytes[1]);                                                           \
+        }                                                                                                              \
     } while (0)
 
-INLINE void lines_multiply_own(const int i, const uint8_t *left, const uint8_t *right, int64_t row_bytes,
-                               uint8_t (*before)[AMX_TILE_BYTES])
+/* Where each tile of a block has a scale of its own, it has tiles of sums of its own, which are stored when others have
+ * been multiplied: a store that waits for its product holds up everything behind it.  One panel's wait until the next
+ * block needs their tile; two panels' until the next tile of the block. */
+INLINE bool lines_are_late(const lines_kind kind)
+{
+    return kind.group_steps == 1 && kind.panels == 1;
+}
+
+#define LINES_LATE(i, left, right, before)                                                                             \
+    do {                                                                                                               \
+        AMX_STORE(i, (before)[i][0], (right)->row_bytes[0]);                                                           \
+        AMX_ZERO(i);                                                                                                   \
+        AMX_LOAD(6, (right)->p[0], (right)->row_bytes[0]);                                                             \
+        AMX_LOAD(4, left, AMX_ROW_BYTES);                                                                              \
+        AMX_BF16(i, 4, 6);                                                                                             \
+    } while (0)
+
+INLINE void lines_multiply_late(const int i, const uint8_t *left, const lines_right *right,
+                                uint8_t (*before)[LINES_PANELS][AMX_TILE_BYTES])
 {
     switch (i) {
     case 0:
-        LINES_OWN(0, left, right, row_bytes, before);
+        LINES_LATE(0, left, right, before);
         break;
     case 1:
-        LINES_OWN(1, left, right, row_bytes, before);
+        LINES_LATE(1, left, right, before);
         break;
     case 2:
-        LINES_OWN(2, left, right, row_bytes, before);
+        LINES_LATE(2, left, right, before);
         break;
     default:
-        LINES_OWN(3, left, right, row_bytes, before);
+        LINES_LATE(3, left, right, before);
         break;
     }
 }
 
-INLINE void lines_store_own(lines_work *work, int64_t number)
+/* Of the block before one that the loops below take apart, or of the last one. */
+INLINE void lines_store_late(lines_work *work, int64_t number)
 {
-    uint8_t(*parts)[AMX_TILE_BYTES] = work->parts[number & 1];
+    uint8_t(*parts)[LINES_PANELS][AMX_TILE_BYTES] = work->parts[number & 1];
     const int64_t row_bytes = 4 * work->side;
-    AMX_STORE(0, parts[0], row_bytes);
-    AMX_STORE(1, parts[1], row_bytes);
-    AMX_STORE(2, parts[2], row_bytes);
-    AMX_STORE(3, parts[3], row_bytes);
+    AMX_STORE(0, parts[0][0], row_bytes);
+    AMX_STORE(1, parts[1][0], row_bytes);
+    AMX_STORE(2, parts[2][0], row_bytes);
+    AMX_STORE(3, parts[3][0], row_bytes);
 }
 
-/* A tile that begins a segment or not, and ends it or not: its sum is stored then. */
-INLINE void lines_multiply(const bool begins, const bool ends, const uint8_t *left, const uint8_t *right,
-                           int64_t row_bytes, uint8_t *part)
+INLINE void lines_store_pair(const int i, uint8_t (*parts)[LINES_PANELS][AMX_TILE_BYTES], const lines_right *right)
+{
+    if (i % 2 == 0) {
+        AMX_STORE(0, parts[i][0], right->row_bytes[0]);
+        AMX_STORE(1, parts[i][1], right->row_bytes[1]);
+    } else {
+        AMX_STORE(2, parts[i][0], right->row_bytes[0]);
+        AMX_STORE(3, parts[i][1], right->row_bytes[1]);
+    }
+}
+
+INLINE void lines_multiply_pair(const lines_kind kind, const int i, const uint8_t *left, const lines_right *right,
+                                uint8_t (*parts)[LINES_PANELS][AMX_TILE_BYTES])
+{
+    if (i % 2 == 0) {
+        LINES_ZERO(kind, 0, 1);
+        LINES_PRODUCT(kind, 0, 1, left, right);
+    } else {
+        LINES_ZERO(kind, 2, 3);
+        LINES_PRODUCT(kind, 2, 3, left, right);
+    }
+    if (i > 0) {
+        lines_store_pair(i - 1, parts, right);
+    }
+}
+
+/* A tile that begins a segment or not, and ends it or not: its sums are stored then. */
+INLINE void lines_multiply(const lines_kind kind, const bool begins, const bool ends, const uint8_t *left,
+                           const lines_right *right, uint8_t (*part)[AMX_TILE_BYTES])
 {
     if (begins) {
-        AMX_ZERO(0);
+        LINES_ZERO(kind, 0, 1);
     }
-    LINES_PRODUCT(0, left, right, row_bytes);
+    LINES_PRODUCT(kind, 0, 1, left, right);
     if (ends) {
-        AMX_STORE(0, part, row_bytes);
+        LINES_STORE(kind, 0, 1, part, right);
     }
 }
 
@@ -195,13 +277,14 @@ INLINE void lines_mixed(const lines_kind kind, lines_work *work, const lines_blo
                         int64_t number, __m512i table, few_ahead *next)
 {
     const int tiles = lines_tiles(kind), rows = AMX_SIDE / tiles, lines = AMX_SIDE / LINES_STREAMS / tiles;
-    const int64_t stride = work->stride, row_bytes = 4 * work->side;
+    const int64_t stride = work->stride;
     const uint8_t *p = lines_codes(kind, work, feed);
-    const uint8_t *right = (const uint8_t *)work->tile->x[0] + block->step * (STEP / 2) * row_bytes;
+    lines_right right = lines_right_at(kind, work, block->step);
     const uint8_t *left = work->left[number & 1][0];
     const uint8_t *scales = lines_scales(work, feed);
     const int64_t scale_stride = work->tile->w->scale_row_stride;
-    uint8_t *out = work->left[(number + 1) & 1][0], *parts = work->parts[number & 1][0];
+    uint8_t *out = work->left[(number + 1) & 1][0];
+    uint8_t(*parts)[LINES_PANELS][AMX_TILE_BYTES] = work->parts[number & 1];
     const bool first = lines_begins(kind, block->step), last = lines_ends(kind, work, block->step + tiles - 1);
     UNROLL(4) for (int i = 0; i < tiles; i++)
     {
@@ -210,16 +293,20 @@ INLINE void lines_mixed(const lines_kind kind, lines_work *work, const lines_blo
             lines_decode(kind, tiles, table, scales, p, out);
         }
         lines_ask(next, lines);
-        if (kind.group_steps == 1) {
-            lines_multiply_own(i, left + i * AMX_TILE_BYTES, right, row_bytes, work->parts[(number + 1) & 1]);
+        if (lines_are_late(kind)) {
+            lines_multiply_late(i, left + i * AMX_TILE_BYTES, &right, work->parts[(number + 1) & 1]);
+        } else if (kind.group_steps == 1) {
+            lines_multiply_pair(kind, i, left + i * AMX_TILE_BYTES, &right, parts);
         } else {
             const bool inside = kind.group_steps != 0 && kind.group_steps < tiles;
             const bool begins = i == 0 ? first : inside && i % kind.group_steps == 0;
             const bool ends = i == tiles - 1 ? last : inside && i % kind.group_steps == kind.group_steps - 1;
-            lines_multiply(begins, ends, left + i * AMX_TILE_BYTES, right, row_bytes,
-                           kind.group_steps == 0 ? parts : parts + i * AMX_TILE_BYTES);
+            lines_multiply(kind, begins, ends, left + i * AMX_TILE_BYTES, &right, parts[kind.group_steps ? i : 0]);
         }
-        right += STEP / 2 * row_bytes;
+        lines_advance(kind, &right);
+    }
+    if (kind.group_steps == 1 && !lines_are_late(kind)) {
+        lines_store_pair(tiles - 1, parts, &right);
     }
 }
 
@@ -239,23 +326,29 @@ INLINE void lines_decode_block(const lines_kind kind, lines_work *work, const li
 
 INLINE void lines_multiply_block(const lines_kind kind, lines_work *work, const lines_block *block, int64_t number)
 {
-    const int64_t row_bytes = 4 * work->side;
-    const uint8_t *right = (const uint8_t *)work->tile->x[0] + block->step * (STEP / 2) * row_bytes;
-    if (kind.group_steps == 1) {
-        lines_store_own(work, number - 1);
+    uint8_t(*parts)[LINES_PANELS][AMX_TILE_BYTES] = work->parts[number & 1];
+    lines_right right = lines_right_at(kind, work, block->step);
+    if (lines_are_late(kind)) {
+        lines_store_late(work, number - 1);
     }
-    UNROLL(4) for (int i = 0; i < lines_tiles(kind); i++, right += STEP / 2 * row_bytes)
+    UNROLL(4) for (int i = 0; i < lines_tiles(kind); i++)
     {
         const int64_t step = block->step + i;
         if (i >= block->steps) {
             break;
         }
-        if (kind.group_steps == 1) {
-            lines_multiply_own(i, work->left[number & 1][i], right, row_bytes, work->parts[(number + 1) & 1]);
+        if (lines_are_late(kind)) {
+            lines_multiply_late(i, work->left[number & 1][i], &right, work->parts[(number + 1) & 1]);
+        } else if (kind.group_steps == 1) {
+            lines_multiply_pair(kind, i, work->left[number & 1][i], &right, parts);
+            if (i + 1 == block->steps) {
+                lines_store_pair(i, parts, &right);
+            }
         } else {
-            lines_multiply(lines_begins(kind, step), lines_ends(kind, work, step), work->left[number & 1][i], right,
-                           row_bytes, work->parts[number & 1][kind.group_steps ? i : 0]);
+            lines_multiply(kind, lines_begins(kind, step), lines_ends(kind, work, step), work->left[number & 1][i],
+                           &right, parts[kind.group_steps ? i : 0]);
         }
+        lines_advance(kind, &right);
     }
 }
 
@@ -279,12 +372,11 @@ static void lines_load_scales(lines_work *work, int64_t row, int64_t first, int6
 }
 
 /* total = fma(scale, segment's sum, total), segments ascending, `count` of them that end with tiles first, first +
- * every
- * ... of the block. */
+ * every and so on of the block. */
 INLINE void lines_add(const lines_kind kind, const bool is_wide, lines_work *work, const lines_block *block,
-                      int64_t number, const int count, const int first, const int every)
+                      int64_t number, const int panel, const int count, const int first, const int every)
 {
-    const uint8_t *parts = work->parts[number & 1][first];
+    const uint8_t *parts = work->parts[number & 1][first][panel];
     const int64_t side = is_wide ? AMX_SIDE : work->side;
     const int64_t group = block->step / kind.group_steps;
     const float(*scale)[LANES] = (const float(*)[LANES])work->scale[group % SPAN_STEPS];
@@ -294,12 +386,12 @@ INLINE void lines_add(const lines_kind kind, const bool is_wide, lines_work *wor
         same = _mm512_set1_ps(mf_matrix_scale_at(w, mf_matrix_scale_row(w, block->row) + group));
     }
     for (int64_t v = 0; v < side; v++) {
-        float *total = work->total + v * AMX_SIDE;
+        float *total = work->total[panel] + v * AMX_SIDE;
         __m512 sum = group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total);
         const __m512i row_of = is_wide ? _mm512_setzero_si512() : _mm512_load_si512(work->row_of[v]);
         UNROLL(4) for (int g = 0; g < count; g++)
         {
-            const __m512 value = _mm512_load_ps(parts + g * every * AMX_TILE_BYTES + v * AMX_ROW_BYTES);
+            const __m512 value = _mm512_load_ps(parts + g * every * LINES_PANELS * AMX_TILE_BYTES + v * AMX_ROW_BYTES);
             const __m512 factor = kind.format == MF_FORMAT_FP8_BLOCK ? same
                                   : is_wide                          ? _mm512_set1_ps(scale[g][v])
                                             : _mm512_permutexvar_ps(row_of, _mm512_load_ps(scale[g]));
@@ -310,38 +402,40 @@ INLINE void lines_add(const lines_kind kind, const bool is_wide, lines_work *wor
 }
 
 INLINE void lines_scale(const lines_kind kind, const bool is_wide, lines_work *work, const lines_block *block,
-                        int64_t number)
+                        int64_t number, const int panel)
 {
     const int tiles = lines_tiles(kind), groups = kind.group_steps >= tiles ? 1 : tiles / kind.group_steps;
     if (kind.format == MF_FORMAT_FP8_BLOCK) { /* two blocks are a segment */
         if (block->step % kind.group_steps + block->steps == kind.group_steps || block->is_last) {
-            lines_add(kind, is_wide, work, block, number, 1, (int)block->steps - 1, 1);
+            lines_add(kind, is_wide, work, block, number, panel, 1, (int)block->steps - 1, 1);
         }
         return;
     }
     const int64_t first = block->step / kind.group_steps;
-    if (first % SPAN_STEPS == 0) {
+    if (panel == 0 && first % SPAN_STEPS == 0) {
         const int64_t all = (work->all + kind.group_steps - 1) / kind.group_steps;
         lines_load_scales(work, block->row, first, all - first);
     }
     if (block->steps == tiles) {
-        lines_add(kind, is_wide, work, block, number, groups, kind.group_steps - 1, kind.group_steps);
+        lines_add(kind, is_wide, work, block, number, panel, groups, kind.group_steps - 1, kind.group_steps);
         return;
     }
     lines_block part = *block; /* the end of a row, segment by segment */
     for (int64_t i = 0; i < block->steps; i += kind.group_steps) {
         const int64_t left = block->steps - i < kind.group_steps ? block->steps - i : kind.group_steps;
         part.step = block->step + i;
-        lines_add(kind, is_wide, work, &part, number, 1, (int)(i + left - 1), 1);
+        lines_add(kind, is_wide, work, &part, number, panel, 1, (int)(i + left - 1), 1);
     }
 }
 
 /* Sums of sixteen rows to where the caller wants them. */
-INLINE void lines_finish(const lines_kind kind, const lines_work *work, int64_t row, int64_t number)
+INLINE void lines_finish(const lines_kind kind, const bool is_wide, const lines_work *work, int64_t row, int64_t number,
+                         const int panel)
 {
     const mf_cpu_tile *tile = work->tile;
     const mf_matrix *w = tile->w;
-    const uint8_t *sums = kind.group_steps ? (const uint8_t *)work->total : work->parts[number & 1][0];
+    const uint8_t *sums = kind.group_steps ? (const uint8_t *)work->total[panel] : work->parts[number & 1][0][panel];
+    const int64_t side = is_wide ? AMX_SIDE : work->side;
     const bool has_scales = kind.format == MF_FORMAT_FP8_CHANNEL || kind.format == MF_FORMAT_INT8_CHANNEL;
     __m512 scale = _mm512_set1_ps(1.0f);
     if (has_scales && w->scale_dtype == MF_F32 && w->scale_row_stride == 1) {
@@ -353,24 +447,24 @@ INLINE void lines_finish(const lines_kind kind, const lines_work *work, int64_t 
         }
         scale = _mm512_loadu_ps(of_row);
     }
-    float *out = tile->out + row - tile->first_row;
-    if (work->side == 1) {
+    float *out = tile->out + panel * AMX_SIDE * tile->out_stride + row - tile->first_row;
+    if (side == 1) {
         const __m512 v = _mm512_load_ps(sums);
         _mm512_storeu_ps(out, has_scales ? _mm512_mul_ps(v, scale) : v);
         return;
     }
     _Alignas(64) float wide[AMX_SIDE][AMX_SIDE];
-    if (work->side < AMX_SIDE) {
-        const __mmask16 mask = mask16(work->side);
+    if (side < AMX_SIDE) {
+        const __mmask16 mask = mask16(side);
         for (int64_t r = 0; r < AMX_SIDE; r++) {
-            _mm512_store_ps(wide[r], _mm512_maskz_loadu_ps(mask, sums + r * 4 * work->side));
+            _mm512_store_ps(wide[r], _mm512_maskz_loadu_ps(mask, sums + r * 4 * side));
         }
         sums = (const uint8_t *)wide;
     }
-    for (int64_t t = 0; t < work->side; t += 4) {
+    for (int64_t t = 0; t < side; t += 4) {
         __m512 turned[4];
         amx_turn4((const float *)(const void *)sums + t, turned);
-        for (int64_t i = 0; i < 4 && t + i < work->side; i++) {
+        for (int64_t i = 0; i < 4 && t + i < side; i++) {
             const __m512 v = has_scales ? _mm512_mul_ps(turned[i], scale) : turned[i];
             _mm512_storeu_ps(out + (t + i) * tile->out_stride, v);
         }
@@ -381,11 +475,15 @@ INLINE void lines_finish(const lines_kind kind, const lines_work *work, int64_t 
 INLINE void lines_settle(const lines_kind kind, const bool is_wide, lines_work *work, const lines_block *block,
                          int64_t number)
 {
-    if (kind.group_steps) {
-        lines_scale(kind, is_wide, work, block, number);
-    }
-    if (block->is_last) {
-        lines_finish(kind, work, block->row, number);
+    UNROLL(2) for (int t = 0; t < kind.panels; t++)
+    {
+        const bool is_full = is_wide || t + 1 < kind.panels;
+        if (kind.group_steps) {
+            lines_scale(kind, is_full, work, block, number, t);
+        }
+        if (block->is_last) {
+            lines_finish(kind, is_full, work, block->row, number, t);
+        }
     }
 }
 
@@ -424,8 +522,7 @@ INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *
     const __m512i table = lines_table(kind);
     /* the block at hand, the one after it, those before it; blocks settle when their sums have been stored */
     lines_block block, feed = { .row = work->tile->first_row - AMX_SIDE, .is_last = true };
-    lines_block one_before = { .row = -1 }, two_before = { .row = -1 };
-    const bool is_late = kind.group_steps == 1;
+    lines_block before = { .row = -1 }, two_before = { .row = -1 };
     few_ahead next = lines_ahead_at(work, work->tile->first_row);
     int64_t number = 0;
     feed = lines_after(kind, work, feed);
@@ -448,33 +545,33 @@ INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *
             lines_ask(&next, AMX_SIDE / LINES_STREAMS);
             lines_multiply_block(kind, work, &block, number);
         }
-        const lines_block ready = is_late ? two_before : one_before;
-        if (ready.row >= 0) {
-            lines_settle(kind, is_wide, work, &ready, is_late ? number - 2 : number - 1);
+        const lines_block *ready = lines_are_late(kind) ? &two_before : &before;
+        if (ready->row >= 0) {
+            lines_settle(kind, is_wide, work, ready, lines_are_late(kind) ? number - 2 : number - 1);
         }
-        two_before = one_before;
-        one_before = block;
+        two_before = before;
+        before = block;
     }
-    if (is_late) {
+    if (lines_are_late(kind)) {
         if (two_before.row >= 0) {
             lines_settle(kind, is_wide, work, &two_before, number - 2);
         }
-        lines_store_own(work, number - 1);
+        lines_store_late(work, number - 1);
     }
-    lines_settle(kind, is_wide, work, &one_before, number - 1);
+    lines_settle(kind, is_wide, work, &before, number - 1);
 }
 
 /* How many rows, in sixteens, it has multiplied: what it leaves is left to other loops. */
 INLINE int64_t lines_product(const lines_kind kind, const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
-    if (tile->num_tokens > MF_CPU_PANEL || tile->num_rows < AMX_SIDE || w->k % STEP != 0 ||
+    if (tile->num_rows < AMX_SIDE || w->k % STEP != 0 ||
         (kind.format == MF_FORMAT_FP8_BLOCK && tile->first_row % AMX_SIDE != 0)) {
         return 0;
     }
     lines_work work;
     work.tile = tile;
-    work.side = tile->num_tokens;
+    work.side = tile->num_tokens - (kind.panels - 1) * MF_CPU_PANEL;
     work.stride = w->row_stride * mf_format_bits(kind.format) / 8;
     work.end = tile->first_row + tile->num_rows;
     work.all = w->k / STEP;
@@ -484,7 +581,10 @@ INLINE int64_t lines_product(const lines_kind kind, const mf_cpu_tile *tile)
         const __m512i inverse = _mm512_set1_epi32(65536 / (int)work.side + 1);
         _mm512_store_si512(work.row_of[v], _mm512_srli_epi32(_mm512_mullo_epi32(at, inverse), 16));
     }
-    const amx_config config = amx_config_of((int)work.side, STEP / 2);
+    amx_config config = amx_config_of((int)work.side, STEP / 2);
+    if (kind.panels == 2) { /* the first panel's tiles are full */
+        config.row_bytes[0] = config.row_bytes[2] = config.row_bytes[6] = AMX_ROW_BYTES;
+    }
     AMX_CONFIGURE(&config);
     if (work.side == AMX_SIDE) {
         lines_blocks(kind, true, &work);

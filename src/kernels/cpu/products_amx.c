@@ -21,12 +21,20 @@ AMX_MANY(many_int8, KIND(.format = MF_FORMAT_INT8_CHANNEL), tile_int8)
 AMX_MANY(many_int4, KIND(.format = MF_FORMAT_INT4_GROUP, .scaled = true), tile_int4)
 AMX_MANY(many_mxfp4, KIND(.format = MF_FORMAT_MXFP4), tile_mxfp4)
 
-/* ---- one panel, a line of each row at a time ---- */
+/* ---- one or two panels, a line of each row at a time ---- */
 
 #define LINES(name, ...)                                                                                               \
-    static __attribute__((noinline)) int64_t name(const mf_cpu_tile *tile)                                             \
+    static __attribute__((noinline)) int64_t name##_1(const mf_cpu_tile *tile)                                         \
     {                                                                                                                  \
-        return lines_product((lines_kind){ __VA_ARGS__ }, tile);                                                       \
+        return lines_product((lines_kind){ .panels = 1, __VA_ARGS__ }, tile);                                          \
+    }                                                                                                                  \
+    static __attribute__((noinline)) int64_t name##_2(const mf_cpu_tile *tile)                                         \
+    {                                                                                                                  \
+        return lines_product((lines_kind){ .panels = 2, __VA_ARGS__ }, tile);                                          \
+    }                                                                                                                  \
+    static int64_t name(const mf_cpu_tile *tile)                                                                       \
+    {                                                                                                                  \
+        return tile->num_tokens <= MF_CPU_PANEL ? name##_1(tile) : name##_2(tile);                                     \
     }
 LINES(lines_fp8_block, .format = MF_FORMAT_FP8_BLOCK, .group_steps = MF_FP8_BLOCK_SIZE / STEP)
 LINES(lines_fp8_channel, .format = MF_FORMAT_FP8_CHANNEL)
@@ -68,26 +76,21 @@ static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
     }
 }
 
-/* Most tokens for which the tiles of amx_product.h are as fast, where codes take long to decode or scales to apply. */
-enum { MOST_TILES = 2 * MF_CPU_PANEL };
-
 /* Tokens to the loops that are made for as many. */
-#define BY_TOKENS(name, lines, tiles, many, most_tiles)                                                                \
+#define BY_TOKENS(name, lines, tiles, many)                                                                            \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        if (tile->num_tokens <= MF_CPU_PANEL) {                                                                        \
+        if (tile->num_tokens <= LINES_PANELS * MF_CPU_PANEL) {                                                         \
             rest_by_tiles(lines, tiles, *tile);                                                                        \
-        } else if (tile->num_tokens <= (most_tiles)) {                                                                 \
-            tiles(tile);                                                                                               \
         } else {                                                                                                       \
             many(tile);                                                                                                \
         }                                                                                                              \
     }
-BY_TOKENS(any_fp8_block, lines_fp8_block, tile_fp8_block, many_fp8_block, MOST_TILES)
-BY_TOKENS(any_fp8_channel, lines_fp8_channel, tile_fp8_channel, many_fp8_channel, MF_CPU_PANEL)
-BY_TOKENS(any_int8, lines_int8, tile_int8, many_int8, MF_CPU_PANEL)
-BY_TOKENS(some_int4, lines_int4, tile_int4, many_int4, MF_CPU_PANEL)
-BY_TOKENS(any_mxfp4, lines_mxfp4, tile_mxfp4, many_mxfp4, MOST_TILES)
+BY_TOKENS(any_fp8_block, lines_fp8_block, tile_fp8_block, many_fp8_block)
+BY_TOKENS(any_fp8_channel, lines_fp8_channel, tile_fp8_channel, many_fp8_channel)
+BY_TOKENS(any_int8, lines_int8, tile_int8, many_int8)
+BY_TOKENS(some_int4, lines_int4, tile_int4, many_int4)
+BY_TOKENS(any_mxfp4, lines_mxfp4, tile_mxfp4, many_mxfp4)
 
 /* One token by vectors: they need no tile of sums per scale. */
 static void any_int4(const mf_cpu_tile *tile)
