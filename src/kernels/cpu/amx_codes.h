@@ -175,22 +175,8 @@ INLINE void decode_int4(const amx_codes *row, int64_t count, uint8_t *out)
 }
 
 /* The scale is a power of two, so the value is as exact as the code, and no scale is left for the sums.  What is below
- * 2^-126 the tile product takes as zero. */
-INLINE void decode_mxfp4_slowly(const uint8_t *p, const uint8_t *scales, int64_t count, uint8_t *out)
-{
-    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
-                                         -2.0f, -3.0f, -4.0f, -6.0f);
-    const int64_t groups = (count + STEP - 1) / STEP;
-    _Alignas(16) float scale[AMX_STEPS];
-    for (int64_t g = 0; g < groups; g += 4) {
-        _mm_store_ps(scale + g, amx_scales(MF_F8_E8M0, scales + g, groups - g < 4 ? groups - g : 4));
-    }
-    for (int64_t i = 0; i < count; i += STEP) {
-        put_four_bit(four_bit_table(_mm512_mul_ps(values, _mm512_set1_ps(scale[i / STEP]))), p, i, count, out);
-    }
-}
-
-/* Sixteen codes as bf16, twice, for every scale: x is an exponent, m the bit behind the leading one. */
+ * 2^-126 the tile product takes as zero.  Sixteen codes as bf16, twice, for every scale: x is an exponent, m the bit
+ * behind the leading one. */
 #define MXFP4_BITS(x, m)                                                                                               \
     ((x) >= 255 ? 0x7f80 : (x) >= 1 ? (x) * 128 + (m) * 64 : (x) == 0 ? 64 + (m) * 32 : 32 + (m) * 16)
 #define MXFP4_EIGHT(e, sign)                                                                                           \
@@ -205,35 +191,15 @@ static const _Alignas(64) uint16_t mxfp4_table[256][32] = {
     MXFP4_ROW(252), MXFP4_ROW(253), MXFP4_ROW(254), { NANS, NANS, NANS, NANS }
 };
 
-/* Eight groups whose values are all normal numbers: their scales are added to the exponents. */
 INLINE void decode_mxfp4(const amx_codes *codes, int64_t count, uint8_t *out)
 {
-    enum { GROUPS = 8, LEAST = 2, MOST = 252 };
     const mf_matrix *w = codes->w;
     const uint8_t *scales =
         (const uint8_t *)w->scale + codes->row * w->scale_row_stride + codes->first / MF_MXFP4_GROUP;
     __builtin_prefetch(scales + AMX_ROWS * w->scale_row_stride, 0, 3);
-    if (count < GROUPS * MF_MXFP4_GROUP) {
-        decode_mxfp4_slowly(codes->p, scales, count, out);
-        return;
-    }
-    const __m128i eight = _mm_loadl_epi64((const __m128i *)(const void *)scales);
-    const __m128i above = _mm_sub_epi8(eight, _mm_set1_epi8(LEAST));
-    if (_mm_cmpgt_epu8_mask(above, _mm_set1_epi8((char)(MOST - LEAST))) & 0xff) {
-        decode_mxfp4_slowly(codes->p, scales, count, out);
-        return;
-    }
-    /* (scale - 127) << 7 in both halves */
-    const __m256i exponents = _mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), _mm256_set1_epi32(127));
-    const __m256i word = _mm256_and_si256(_mm256_slli_epi32(exponents, 7), _mm256_set1_epi32(0xffff));
-    _Alignas(32) uint32_t added[GROUPS];
-    _mm256_store_si256((__m256i *)(void *)added, _mm256_or_si256(word, _mm256_slli_epi32(word, 16)));
-    const __m512i table = four_bit_table(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
-                                                        -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
-    UNROLL(8) for (int i = 0; i < GROUPS; i++)
+    UNROLL(8) for (int64_t i = 0; i < count; i += STEP)
     {
-        const __m512i moved = _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi32((int)added[i]));
-        put_four_bit(moved, codes->p, i * STEP, GROUPS * STEP, out);
+        put_four_bit(_mm512_load_si512(mxfp4_table[scales[i / STEP]]), codes->p, i, count, out);
     }
 }
 
