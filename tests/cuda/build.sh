@@ -18,18 +18,18 @@ kernels="device tensor tensor_check format api_gate api_align api_experts api_su
 support="conf staging staging_dense gate_case gate_random gate_oracle gate_events experts_case experts_batch attention_case"
 programs="gate gate_api align sum_reduce invariants traps experts experts_bits experts_units layer layer_chunks dense attention attention_bits delta_net"
 {
-    for f in grouped grouped_few grouped_one grouped_blocks grouped_packed grouped_wide grouped_pairs grouped_rows experts_tile gate gate_rows experts_few grouped_prepare sum_reduce combine_norm experts_plain align layer_rows dense pick linear linear_few linear_ring linear_wgmma linear_tiles linear_fp8 attention attention_mma attention_row attention_wgmma attention_mla attention_mla_wgmma mla_absorb delta_net; do
+    for f in grouped grouped_few grouped_one grouped_blocks grouped_packed grouped_wide grouped_pairs grouped_rows experts_tile gate gate_rows router_gate experts_few grouped_prepare sum_reduce combine_norm experts_plain align layer_rows dense pick linear linear_few linear_ring linear_wgmma linear_tiles linear_fp8 attention attention_mma attention_row attention_wgmma attention_mla attention_mla_wgmma mla_absorb delta_net; do
         echo "$ccache $nvcc $cu_flags -c $root/src/kernels/cuda/$f.cu -o $out/o/cu_$f.o"
     done
     for f in $base; do echo "$ccache cc $c_flags -c $root/src/base/$f.c -o $out/o/b_$f.o"; done
     for f in $kernels; do echo "$ccache cc $c_flags -c $root/src/kernels/$f.c -o $out/o/k_${f//\//_}.o"; done
-    for f in plan experts_plan grouped_plan one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
+    for f in plan router_plan experts_plan grouped_plan one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
     for f in $support; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
     for f in $programs; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
     echo "$ccache $nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"
     echo "$ccache cc $c_flags -c $root/tests/cuda/capture.c -o $out/o/t_capture.o"
     echo "$ccache cc $c_flags -c $root/tests/cuda/pick.c -o $out/o/t_pick.o"
-    echo "$ccache cc $c_flags -c $root/tests/cuda/attend_once.c -o $out/o/t_attend_once.o"
+    for f in attend_once router_once; do echo "$ccache cc $c_flags -c $root/tests/cuda/$f.c -o $out/o/t_$f.o"; done
     for f in sampler picks; do echo "$ccache cc $c_flags -O3 -fno-trapping-math -c $root/src/engine/$f.c -o $out/o/e_$f.o"; done
     echo "$ccache cc $c_flags -c $root/tests/cuda/stand_ins.c -o $out/o/n_stand_ins.o"
     echo "$ccache cc $c_flags -c $root/tests/test_main.c -o $out/o/m_test_main.o"
@@ -47,7 +47,7 @@ libraries="$out/o/n_stand_ins.o $(ls "$out"/o/k_*.o "$out"/o/b_*.o | tr '\n' ' '
         echo "cc -o $out/$f $out/o/t_$f.o $out/o/m_test_main.o $(ls "$out"/o/s_*.o | tr '\n' ' ') $libraries ${CMOCKA:--lcmocka} $wraps"
     done
     echo "cc -o $out/capture $out/o/t_capture.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka} $runtime -lstdc++ -lrt"
-    echo "cc -o $out/attend_once $out/o/t_attend_once.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"
+    for f in attend_once router_once; do echo "cc -o $out/$f $out/o/t_$f.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"; done
     echo "cc -o $out/pick $out/o/t_pick.o $out/o/e_sampler.o $out/o/e_picks.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"
     echo "cc -o $out/cuda_bench $out/o/x_cuda_bench.o $libraries $runtime -lstdc++ -lrt"
 } | xargs -P "$jobs" -I{} sh -c '{} || exit 255'

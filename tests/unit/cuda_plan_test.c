@@ -4,6 +4,7 @@
 
 #include "kernels/align_chunks.h"
 #include "kernels/cuda/plan.h"
+#include "kernels/cuda/router_gate.h"
 #include "kernels/quantise.h"
 #include "test.h"
 
@@ -162,6 +163,66 @@ TEST(gate_with_something_unusual_takes_the_general_kernel)
         CHECK_OK(plan(&p), err);
         CHECK_EQ(p.grid.rows_width, what < 8 ? 0 : 256);
     }
+}
+
+static mf_cuda_linear router_of(int64_t experts, int64_t k)
+{
+    static float row[1];
+    return (mf_cuda_linear){ .num = 1,
+                             .w = { { .n = experts, .k = k, .row_stride = k } },
+                             .out = { (float *)memory },
+                             .num_tokens = 1,
+                             .parts = 3,
+                             .runs = k >= 3072 ? 16 : 8,
+                             .norm_acc = row,
+                             .norm_add = row,
+                             .norm_weight = row };
+}
+
+TEST(a_router_of_whole_runs_waits_for_its_gate)
+{
+    static const struct {
+        int64_t experts, k;
+        bool is_one;
+    } cases[] = { { 64, 2048, true },   { 128, 2048, true },  { 128, 4096, true },  { 256, 2048, false },
+                  { 160, 2048, false }, { 128, 1024, false }, { 128, 3072, false }, { 128, 7168, false } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const mf_cuda_linear router = router_of(cases[i].experts, cases[i].k);
+        CHECK_EQ(mf_cuda_is_router(&h200, &router), cases[i].is_one);
+        CHECK(!mf_cuda_is_router(&a100, &router));
+        CHECK(!cases[i].is_one || mf_cuda_router_shared(cases[i].experts, 2) <= h200.shared_bytes - 16 * 1024);
+    }
+    mf_cuda_linear router = router_of(128, 2048);
+    router.parts = 1; /* a product of bf16 inputs */
+    CHECK(!mf_cuda_is_router(&h200, &router));
+    router.parts = 3;
+    router.norm_add = NULL;
+    CHECK(!mf_cuda_is_router(&h200, &router));
+}
+
+TEST(a_gate_is_its_routers_where_it_reads_just_its_logits)
+{
+    const mf_cuda_linear router = router_of(128, 2048);
+    gate_problem p;
+    make_usual_gate(&p, 1, 128, 1);
+    p.args.histogram = (mf_tensor){ 0 };
+    CHECK_OK(plan(&p), err);
+    CHECK(mf_cuda_router_chooses(&router, &p.gate, &p.grid));
+    const mf_cuda_linear smaller = router_of(64, 2048);
+    CHECK(!mf_cuda_router_chooses(&smaller, &p.gate, &p.grid));
+    mf_cuda_gate g = p.gate;
+    g.logits = memory + 16;
+    CHECK(!mf_cuda_router_chooses(&router, &g, &p.grid));
+    g = p.gate;
+    g.num_valid = memory;
+    CHECK(!mf_cuda_router_chooses(&router, &g, &p.grid));
+    g = p.gate;
+    g.histogram = memory;
+    CHECK(!mf_cuda_router_chooses(&router, &g, &p.grid));
+    p.call.cfg.pack = 1; /* not the usual kernels' */
+    p.args.packed = mf_tensor_2d(memory, MF_I32, 1, 9);
+    CHECK_OK(plan(&p), err);
+    CHECK(!mf_cuda_router_chooses(&router, &p.gate, &p.grid));
 }
 
 /* ---- align ---- */

@@ -10,6 +10,7 @@
 #include "kernels/cuda/attention_wgmma.h"
 #include "kernels/cuda/dense_ops.h"
 #include "kernels/cuda/linear_wgmma.h"
+#include "kernels/cuda/router_gate.h"
 #include "kernels/format.h"
 
 enum { MAX_PARTIAL_BYTES = 128 << 20, MAX_MLA_BYTES = 192 << 20, MAX_SPLITS = 64, DECODE_TOKENS = 64 };
@@ -351,7 +352,13 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
         return false;
     }
     if (begin(device)) { /* else told by a later call */
-        done(device, mf_cuda_launch_linear_ring(&p, stream_of(device)), "norm and linear");
+        mf_cuda_state *state = mf_cuda_state_of(device);
+        if (mf_cuda_is_router(&state->gpu, &p)) {
+            state->router = p;
+            state->router_waits = true;
+        } else {
+            done(device, mf_cuda_launch_linear_ring(&p, stream_of(device)), "norm and linear");
+        }
     }
     return true;
 }

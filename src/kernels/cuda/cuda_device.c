@@ -15,6 +15,7 @@
 #include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/device_state.h"
 #include "kernels/cuda/grouped_maps.h"
+#include "kernels/cuda/router_gate.h"
 #include "kernels/part.h"
 
 typedef mf_cuda_state cuda_state;
@@ -51,13 +52,29 @@ static mf_status check(mf_device *device, int code, const char *what, mf_error *
 }
 
 /* Makes the device current; refuses after a failure. */
-static mf_status enter(mf_device *device, mf_error *err)
+static mf_status make_current(mf_device *device, mf_error *err)
 {
     cuda_state *state = state_of(device);
     if (state->failure.status != MF_OK) {
         return mf_fail(err, MF_ERR_DEVICE, "%s", state->failure.message);
     }
     return check(device, cudaSetDevice(device->ordinal), "cudaSetDevice", err);
+}
+
+static mf_status launch_router(mf_device *device, mf_error *err)
+{
+    cuda_state *state = state_of(device);
+    if (!state->router_waits) {
+        return MF_OK;
+    }
+    state->router_waits = false;
+    return check(device, mf_cuda_launch_linear_ring(&state->router, state->stream), "norm and linear", err);
+}
+
+static mf_status enter(mf_device *device, mf_error *err)
+{
+    MF_TRY(make_current(device, err));
+    return launch_router(device, err);
 }
 
 mf_status mf_cuda_check(mf_device *device, int code, const char *what, mf_error *err)
@@ -202,16 +219,22 @@ static mf_status gate(mf_device *device, const mf_gate_call *call, bool fused, v
     mf_cuda_gate g;
     mf_cuda_grid grid;
     bool zero_first;
-    MF_TRY(enter(device, err));
-    MF_TRY(mf_cuda_plan_gate(&state->gpu, call, &g, &grid, &zero_first, err));
+    MF_TRY(make_current(device, err));
+    const mf_status planned = mf_cuda_plan_gate(&state->gpu, call, &g, &grid, &zero_first, err);
+    g.counts = state->counts;
+    g.ticket = state->counts + MF_CUDA_HISTOGRAM_SLOTS;
+    if (planned == MF_OK && fused && state->router_waits && mf_cuda_router_chooses(&state->router, &g, &grid)) {
+        state->router_waits = false;
+        return check(device, mf_cuda_launch_router_gate(&state->router, &g, &grid, state->stream), "router and gate", err);
+    }
+    MF_TRY(launch_router(device, err));
+    MF_TRY(planned);
     if (g.histogram && (zero_first || g.num_tokens == 0)) {
         MF_CUDA(device, cudaMemsetAsync(g.histogram, 0, (size_t)g.num_slots * 4, state->stream), err);
     }
     if (g.num_tokens == 0) {
         return MF_OK;
     }
-    g.counts = state->counts;
-    g.ticket = state->counts + MF_CUDA_HISTOGRAM_SLOTS;
     if (fused) {
         return check(device, mf_cuda_launch_gate(&g, &grid, MF_CUDA_GATE_FUSED, state->stream), "gate", err);
     }

@@ -96,6 +96,7 @@ static mf_status graph_end(mf_device *device, void **out, int64_t *num_launches,
     cudaGraphExec_t exec = NULL;
     size_t nodes = 0;
     *out = NULL;
+    (void)mf_cuda_enter(device, err); /* launches what waits; the capture ends all the same */
     cudaError_t error = cudaStreamEndCapture(stream_of(device), &graph);
     if (error == cudaSuccess) {
         error = cudaGraphGetNodes(graph, NULL, &nodes);

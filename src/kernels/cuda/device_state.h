@@ -2,6 +2,7 @@
 #ifndef MF_KERNELS_CUDA_DEVICE_STATE_H
 #define MF_KERNELS_CUDA_DEVICE_STATE_H
 
+#include "kernels/cuda/dense_calls.h"
 #include "kernels/cuda/plan.h"
 
 typedef struct CUstream_st *mf_cuda_stream; /* cudaStream_t */
@@ -25,6 +26,8 @@ typedef struct mf_cuda_state {
     mf_cuda_marks *marks; /* NULL: nobody asks where time goes */
     mf_add_norm_call offered; /* of the next combine; weight NULL: none */
     bool norm_is_taken;
+    mf_cuda_linear router; /* the last product, launched with the gate of its results if that comes next; see mf_cuda_enter */
+    bool router_waits;
     mf_error failure; /* status MF_OK: none so far */
 } mf_cuda_state;
 
@@ -35,7 +38,7 @@ static inline mf_cuda_state *mf_cuda_state_of(const mf_device *device)
 
 /* The runtime's code of a call: an error becomes the device's failure, which later operations return. */
 mf_status mf_cuda_check(mf_device *device, int code, const char *what, mf_error *err);
-/* Makes the device current; refuses after a failure. */
+/* Makes the device current, launches a product that has waited for its gate; refuses after a failure. */
 mf_status mf_cuda_enter(mf_device *device, mf_error *err);
 
 /* cuda_dense.c: the dense operations; room of at least `bytes` in `rounded`, which must not be in a graph already. */

@@ -245,6 +245,14 @@ MF_PTX void cluster_sync()
 #endif
 }
 
+/* The same, and only what was initialised (barrier_init_fence) is seen. */
+MF_PTX void cluster_meet()
+{
+#if MF_HAS_WGMMA
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 /* The float at the place of `p` in the shared memory of the cluster's block `rank`. */
 MF_PTX float load_of_block(const float *p, int rank)
 {
@@ -443,6 +451,16 @@ template <> struct products<8> {
 #endif
     }
 };
+
+/* Sums += 64 rows, of which a warp has 16 in registers (as mma.sync's), x eight tokens over 32 bytes of K. */
+MF_PTX void product_of_registers(float (&sums)[4], const uint32_t (&rows)[4], uint64_t tokens)
+{
+#if MF_HAS_WGMMA
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {" MF_SUMS_8 "}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
+                 : MF_OPERANDS_8
+                 : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "l"(tokens));
+#endif
+}
 
 template <> struct products<16> {
     static __device__ __forceinline__ void bf16(float (&sums)[8], uint64_t rows, uint64_t tokens, int add)
