@@ -17,6 +17,7 @@ constexpr int HEADS_ROOM = 16 * HEAD * 2; /* bytes of a warp: its 16 tokens' hea
 /* Columns of n of the thread's elements: v[4n + 2e + k] is column 8n + 2q + k of token e. */
 MF_DEV void norm_own_heads(float (&v)[64], const float *weight, float eps, int q)
 {
+    float scale[2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         float sum[4][2];
@@ -39,12 +40,17 @@ MF_DEV void norm_own_heads(float (&v)[64], const float *weight, float eps, int q
             s = __fadd_rn(s, __shfl_xor_sync(MF_FULL_WARP, s, 2));
             part[k] = __fadd_rn(s, __shfl_xor_sync(MF_FULL_WARP, s, 1));
         }
-        const float scale = norm_scale(__fadd_rn(part[0], part[1]), HEAD, eps);
+        const float mean =
+            __fmul_rn(__fadd_rn(part[0], part[1]), 1.0f / HEAD); /* HEAD is a power of two: no division */
+        scale[e] = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, eps)));
+    }
 #pragma unroll
-        for (int n = 0; n < 16; n++) {
-            const float2 w = *(const float2 *)(weight + 8 * n + 2 * q);
-            v[4 * n + 2 * e] = __fmul_rn(__fmul_rn(v[4 * n + 2 * e], scale), w.x);
-            v[4 * n + 2 * e + 1] = __fmul_rn(__fmul_rn(v[4 * n + 2 * e + 1], scale), w.y);
+    for (int n = 0; n < 16; n++) { /* for both tokens, so that no weight has to be kept */
+        const float2 w = *(const float2 *)(weight + 8 * n + 2 * q);
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            v[4 * n + 2 * e] = __fmul_rn(__fmul_rn(v[4 * n + 2 * e], scale[e]), w.x);
+            v[4 * n + 2 * e + 1] = __fmul_rn(__fmul_rn(v[4 * n + 2 * e + 1], scale[e]), w.y);
         }
     }
 }
@@ -154,25 +160,27 @@ MF_DEV void finish_heads(const mf_cuda_linear_maps &call, int which, int r0, int
             norm_own_heads(v, weight, r.eps, q);
         }
     }
-    __syncwarp(); /* what lay in the room has been read */
+    const float factor =
+        which == 0 ? call.query_scale : 1.0f; /* times 1 changes nothing, and is less code than a choice */
+    __syncwarp();                             /* what lay in the room has been read */
 #pragma unroll
     for (int n = 0; n < 16; n += 2) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float low = v[4 * (n + i / 2) + 2 * (i % 2)], high = v[4 * (n + i / 2) + 2 * (i % 2) + 1];
-            words[i] = which == 0 ? pack_bf16(__fmul_rn(low, call.query_scale), __fmul_rn(high, call.query_scale))
-                                  : (uint32_t)f32_to_bf16(low) | (uint32_t)f32_to_bf16(high) << 16;
+            words[i] = pack_bf16(__fmul_rn(low, factor), __fmul_rn(high, factor));
         }
         store_matrices(room + head_place(lane & 15, n + (lane >> 4)), words[0], words[1], words[2], words[3]);
     }
     __syncwarp();
+    const int left = r.num_tokens - t0 < 16 ? (int)(r.num_tokens - t0) : 16;
+    uint8_t *base = to.base + (lane & 15) * 16;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const int row = 2 * i + (lane >> 4), at = __shfl_sync(MF_FULL_WARP, to.row, row);
-        if (t0 + row < r.num_tokens) {
-            *(uint4 *)(to.base + at * to.pitch + (lane & 15) * 16) =
-                *(const uint4 *)(room + head_place(row, lane & 15));
+        if (row < left) {
+            *(uint4 *)(base + at * to.pitch) = *(const uint4 *)(room + head_place(row, lane & 15));
         }
     }
 }
