@@ -686,11 +686,29 @@ void mf_model_moe_call(const mf_model *model, int64_t layer, int64_t num_tokens,
     call->layer.gate = &call->gate;
 }
 
+/* The matrices of a layer's products of its input's norm, which nothing else reads. */
+static mf_linear_call readers_of_norm(const mf_model *model, int64_t layer)
+{
+    const mf_layer_weights *w = &model->weights->layers[layer];
+    mf_linear_call readers = { .act_dtype = model->act_dtype };
+    if (model->config->layer_is_linear[layer]) {
+        readers.w[readers.num++] = &w->linear_qkvz;
+        readers.w[readers.num++] = &w->linear_ba;
+    } else if (model->config->attention == MF_ATTENTION_GQA) {
+        readers.w[readers.num++] = &w->q_proj;
+        readers.w[readers.num++] = &w->k_proj;
+        readers.w[readers.num++] = &w->v_proj;
+    } else {
+        readers.w[readers.num++] = model->config->q_lora_rank > 0 ? &w->q_a_proj : &w->q_proj;
+        readers.w[readers.num++] = &w->kv_a_proj;
+    }
+    return readers;
+}
+
 /* x += routed experts and shared expert of h.  The router reads h itself: which experts are chosen does not depend on
- * what the experts' input is rounded to.  next_norm: weights of the norm of x that comes next, or NULL; *is_normed: it
- * is done. */
-static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows,
-                         const float *next_norm, bool *is_normed, mf_error *err)
+ * what the experts' input is rounded to.  *is_normed: the next layer's norm of x is done. */
+static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int32_t *load, int32_t *bad_rows, bool *is_normed,
+                         mf_error *err)
 {
     mf_model_scratch *s = &model->scratch;
     int64_t num_experts = model->layers[layer].gate.num_experts;
@@ -716,10 +734,11 @@ static mf_status run_moe(mf_model *model, int64_t layer, int64_t num_tokens, int
     if (bad_rows) {
         call.gate.bad_rows = mf_tensor_1d(bad_rows, MF_I32, 1);
     }
-    const bool offers = next_norm && model->device->ops->offer_norm;
+    const bool offers = layer + 1 < model->config->num_layers && model->device->ops->offer_norm;
     if (offers) {
-        const mf_add_norm_call norm = norm_of(model, NULL, next_norm, num_tokens);
-        model->device->ops->offer_norm(model->device, &norm);
+        const mf_add_norm_call norm = norm_of(model, NULL, model->weights->layers[layer + 1].input_norm, num_tokens);
+        const mf_linear_call readers = readers_of_norm(model, layer + 1);
+        model->device->ops->offer_norm(model->device, &norm, &readers);
     }
     const mf_status status = mf_moe_layer(model->device, &call.layer, s->workspace, s->workspace_bytes, err);
     *is_normed = offers && model->device->ops->took_norm(model->device);
@@ -788,8 +807,7 @@ static mf_status walk(mf_model *model, mf_kv_store *store, const mf_batch *batch
         beat(batch);
         add_and_norm(model, s->h, w->post_attention_norm, num_tokens, true);
         if (config->layer_is_moe[l]) {
-            const float *next_norm = l + 1 < config->num_layers ? model->weights->layers[l + 1].input_norm : NULL;
-            MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, next_norm, &is_normed, err));
+            MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, &is_normed, err));
         } else {
             MF_TRY(run_dense(model, l, num_tokens, err));
         }

@@ -1,5 +1,5 @@
-/* combine_norm.cu - the usual combine of few tokens, of f32 or bf16 into f32, and the norm of what it leaves: one
- * launch for sum_reduce.cu's and dense.cu's two, with their bits.
+/* combine_norm.cu - the usual combine, of f32 or bf16 (few tokens) or bf16 (many) into f32, and the norm of what it
+ * leaves: one launch for sum_reduce.cu's and dense.cu's two, with their bits.
  *
  * A block takes a token.  The row stands in shared memory between the two: the norm's sum has norm_kernel<8>'s order,
  * 256 threads' elements 256 apart. */
@@ -133,10 +133,100 @@ __global__ void __launch_bounds__(THREADS) combine_norm_kernel(const __grid_cons
     }
 }
 
+/* Many tokens of bf16, up to MOST columns, eight elements of each a load; several blocks a multiprocessor overlap. */
+template <int MOST>
+__global__ void __launch_bounds__(NORM_THREADS, MOST <= 8 ? 4 : 3)
+    combine_norm_rows_kernel(const __grid_constant__ mf_cuda_combine_norm p)
+{
+    constexpr int EACH = 8;
+    extern __shared__ __align__(16) float row[];
+    const int tid = threadIdx.x, n = p.hidden_size;
+    const int64_t t = blockIdx.x;
+    let_next_start();
+    wait_for_previous();
+    float w[MOST];
+    uint32_t use = 0;
+#pragma unroll
+    for (int c = 0; c < MOST; c++) {
+        use |= (uint32_t)(c < p.num_columns && (!p.ids || p.ids[t * p.ids_stride + c] >= 0)) << c;
+        w[c] = c < p.num_columns && p.weights ? p.weights[t * p.weights_stride + c] : 1.0f;
+    }
+#pragma unroll 1
+    for (int h = tid * EACH; h < n; h += NORM_THREADS * EACH) {
+        const uint16_t *x = (const uint16_t *)p.x + t * p.x_stride + h;
+        uint4 v[MOST];
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            if (use >> c & 1) {
+                v[c] = *(const uint4 *)(x + c * p.column_stride);
+            }
+        }
+        float r[EACH], s[EACH], add[EACH];
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            r[e] = s[e] = add[e] = 0.0f;
+        }
+        if (p.residual) {
+            const float *from = p.residual + t * p.residual_stride + h;
+            const float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
+            add[0] = low.x, add[1] = low.y, add[2] = low.z, add[3] = low.w;
+            add[4] = high.x, add[5] = high.y, add[6] = high.z, add[7] = high.w;
+        }
+#pragma unroll
+        for (int c = 0; c < MOST; c++) {
+            const uint32_t pairs[4] = { v[c].x, v[c].y, v[c].z, v[c].w };
+            if ((use >> c & 1) && c < p.routed) {
+#pragma unroll
+                for (int e = 0; e < EACH; e++) {
+                    r[e] =
+                        __fmaf_rn(w[c], __uint_as_float(e % 2 ? pairs[e / 2] & 0xffff0000u : pairs[e / 2] << 16), r[e]);
+                }
+            } else if (use >> c & 1) {
+#pragma unroll
+                for (int e = 0; e < EACH; e++) {
+                    s[e] =
+                        __fmaf_rn(w[c], __uint_as_float(e % 2 ? pairs[e / 2] & 0xffff0000u : pairs[e / 2] << 16), s[e]);
+                }
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            r[e] = __fmaf_rn(p.factor, r[e], s[e]);
+            r[e] = p.residual ? __fadd_rn(r[e], add[e]) : r[e];
+        }
+        float *out = p.out + t * p.out_stride + h;
+#pragma unroll
+        for (int e = 0; e < EACH; e += 4) {
+            const float4 four = make_float4(r[e], r[e + 1], r[e + 2], r[e + 3]);
+            *(float4 *)(row + h + e) = four;
+            *(float4 *)(out + e) = four;
+        }
+    }
+    const float scale = norm_scale(sum_of_squares(row, n), n, p.norm_eps);
+#pragma unroll 1
+    for (int h = tid * EACH; h < n; h += NORM_THREADS * EACH) {
+        const float4 low = normed(*(const float4 *)(row + h), scale, *(const float4 *)(p.norm_weight + h)),
+                     high = normed(*(const float4 *)(row + h + 4), scale, *(const float4 *)(p.norm_weight + h + 4));
+        if (p.norm_out) {
+            *(float4 *)(p.norm_out + t * n + h) = low;
+            *(float4 *)(p.norm_out + t * n + h + 4) = high;
+        }
+        if (p.norm_rounded) {
+            *(uint4 *)(p.norm_rounded + t * n + h) = make_uint4(pack_bf16(low.x, low.y), pack_bf16(low.z, low.w),
+                                                                pack_bf16(high.x, high.y), pack_bf16(high.z, high.w));
+        }
+    }
+}
+
 } // namespace
 
 int mf_cuda_launch_combine_norm(const mf_cuda_combine_norm *call, int starts_early, void *stream)
 {
+    if (call->num_tokens > MF_CUDA_COMBINE_NORM_FEW) {
+        return launch_kernel(
+            starts_early != 0, call->num_columns <= 8 ? combine_norm_rows_kernel<8> : combine_norm_rows_kernel<COLUMNS>,
+            dim3((unsigned)call->num_tokens), NORM_THREADS, (size_t)call->hidden_size * 4, stream, *call);
+    }
     auto kernel = call->x_is_bf16 ? combine_norm_kernel<uint16_t> : combine_norm_kernel<float>;
     want_all_shared(kernel);
     return launch_kernel(starts_early != 0, kernel, dim3((unsigned)call->num_tokens), THREADS,

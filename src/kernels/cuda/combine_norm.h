@@ -1,5 +1,4 @@
-/* combine_norm.h - the combine of few tokens with the norm behind it: whether a call can be one launch, and that
- * launch. */
+/* combine_norm.h - the combine with the norm behind it: one launch. */
 #ifndef MF_KERNELS_CUDA_COMBINE_NORM_H
 #define MF_KERNELS_CUDA_COMBINE_NORM_H
 
@@ -9,6 +8,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* More tokens than these: x is bf16, rows are multiples of 8 elements. */
+enum { MF_CUDA_COMBINE_NORM_FEW = 64 };
 
 /* f32 everywhere, but x may be bf16; rows on 16 bytes. */
 typedef struct mf_cuda_combine_norm {
@@ -20,7 +22,7 @@ typedef struct mf_cuda_combine_norm {
     int32_t hidden_size, num_columns, routed, x_is_bf16;
     float factor, norm_eps;
     const float *norm_weight;
-    float *norm_out;        /* [T, hidden_size] */
+    float *norm_out;        /* [T, hidden_size]; or NULL, of many tokens */
     uint16_t *norm_rounded; /* the same in bf16, or NULL */
 } mf_cuda_combine_norm;
 

@@ -404,10 +404,15 @@ static void add_norm(mf_device *device, const mf_add_norm_call *call)
     }
 }
 
-static void offer_norm(mf_device *device, const mf_add_norm_call *norm)
+static void offer_norm(mf_device *device, const mf_add_norm_call *norm, const mf_linear_call *readers)
 {
-    mf_cuda_state_of(device)->offered = *norm;
-    mf_cuda_state_of(device)->norm_is_taken = false;
+    mf_cuda_state *state = mf_cuda_state_of(device);
+    state->offered = *norm;
+    state->norm_is_taken = false;
+    state->norm_is_rounded = readers->num > 0 && readers->act_dtype == MF_BF16 && norm->rounded && norm->rounded_dtype == MF_BF16;
+    for (int i = 0; i < readers->num; i++) {
+        state->norm_is_rounded = state->norm_is_rounded && path_of(device, readers->w[i], MF_BF16) != LINEAR_PLAIN;
+    }
 }
 
 static bool took_norm(mf_device *device)

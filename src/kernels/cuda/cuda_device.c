@@ -462,16 +462,17 @@ static bool on16(const void *p)
     return (uintptr_t)p % 16 == 0;
 }
 
-/* Whether the offered norm is that of what this sum writes, and the usual sum of few rows into f32. */
+/* Whether the offered norm is that of what this sum writes, and the usual sum into f32, of many rows from bf16. */
 static bool takes_norm(const mf_cuda_sum *sum, const mf_add_norm_call *norm)
 {
-    enum { ROWS = 64, COLUMNS = 10, LEAST = 257, MOST = 8192 };
+    enum { COLUMNS = 10, LEAST = 257, MOST = 8192 };
+    const bool is_many = sum->num_tokens > MF_CUDA_COMBINE_NORM_FEW;
     const bool is_plain = sum->vector > 1 && (sum->dtype == MF_F32 || sum->dtype == MF_BF16) &&
                           sum->out_dtype == MF_F32 && sum->num_columns <= COLUMNS && !sum->identity &&
                           !sum->num_addends && !sum->num_valid && !sum->row_valid &&
                           (!sum->residual || sum->wide_residual);
     return norm->weight && is_plain && sum->out == norm->acc && sum->num_tokens == norm->num_tokens &&
-           sum->num_tokens <= ROWS && sum->hidden_size == norm->n && norm->n >= LEAST && norm->n <= MOST &&
+           (!is_many || (sum->dtype == MF_BF16 && norm->n % 8 == 0)) && sum->hidden_size == norm->n && norm->n >= LEAST && norm->n <= MOST &&
            !norm->add && sum->out_stride == norm->n && on16(norm->weight) && on16(norm->out) && on16(norm->rounded) &&
            on16(sum->out) && (!norm->rounded || norm->rounded_dtype == MF_BF16);
 }
@@ -480,6 +481,7 @@ static mf_status launch_sum(mf_device *device, const mf_cuda_sum *sum, mf_error 
 {
     cuda_state *state = state_of(device);
     const mf_add_norm_call *norm = &state->offered;
+    const bool is_many = sum->num_tokens > MF_CUDA_COMBINE_NORM_FEW;
     if (!takes_norm(sum, norm)) {
         return check(device, mf_cuda_launch_sum_reduce(sum, state->stream), "sum-reduce", err);
     }
@@ -502,7 +504,7 @@ static mf_status launch_sum(mf_device *device, const mf_cuda_sum *sum, mf_error 
                                         .factor = sum->factor,
                                         .norm_eps = norm->eps,
                                         .norm_weight = norm->weight,
-                                        .norm_out = norm->out,
+                                        .norm_out = state->norm_is_rounded && is_many ? NULL : norm->out,
                                         .norm_rounded = norm->rounded };
     state->norm_is_taken = true;
     return check(device, mf_cuda_launch_combine_norm(&call, sum->starts_early, state->stream), "sum-reduce and norm",

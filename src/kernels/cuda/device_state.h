@@ -25,6 +25,7 @@ typedef struct mf_cuda_state {
     bool must_join;       /* join is recorded and nobody has waited for it */
     mf_cuda_marks *marks; /* NULL: nobody asks where time goes */
     mf_add_norm_call offered; /* of the next combine; weight NULL: none */
+    bool norm_is_rounded; /* nobody reads it in f32 */
     bool norm_is_taken;
     mf_cuda_linear router; /* the last product, launched with the gate of its results if that comes next; see mf_cuda_enter */
     bool router_waits;
