@@ -374,6 +374,8 @@ typedef struct mf_device_ops {
      * it has room for MF_NORM_LINEAR_ROWS, the most that this does elsewhere), norm->rounded is written.
      * false: nothing was done, add_norm and linear_many are to be called; the bits are theirs. */
     bool (*norm_linear)(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call);
+    /* Optional: out += the product of one matrix, as add of linear_many's result.  false: nothing was done. */
+    bool (*linear_add)(mf_device *device, const mf_linear_call *call);
     /* Both or none.  The norm (nothing added) of what the next combine writes to acc: the combine may take it along.  readers: the
      * matrices of the products of it (num 0: anybody may read it); norm->out is not written where they read `rounded` alone.
      * took_norm: whether it did; the offer is over. */

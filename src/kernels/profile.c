@@ -151,6 +151,11 @@ static void add_norm(mf_device *device, const mf_add_norm_call *call)
     enter(device, MF_PART_REST)->add_norm(device, call);
 }
 
+static bool linear_add(mf_device *device, const mf_linear_call *call)
+{
+    return enter(device, MF_PART_DENSE)->linear_add(device, call);
+}
+
 static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *acc_out, const mf_linear_call *call)
 {
     return enter(device, MF_PART_DENSE)->norm_linear(device, norm, acc_out, call);
@@ -238,6 +243,7 @@ static void wrap(profile *p)
     WRAP(p, scale_rows)
     WRAP(p, add)
     WRAP(p, linear_many)
+    WRAP(p, linear_add)
     WRAP(p, add_norm)
     WRAP(p, norm_linear)
     WRAP(p, gqa_prepare)

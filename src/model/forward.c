@@ -564,9 +564,10 @@ static void run_delta_net(mf_model *model, int64_t layer, const mf_state_view *v
     run_linear(model, &w->linear_out, NULL, s->attention, mf_model_config_linear_v_size(config), num_tokens, s->h, hidden);
 }
 
-/* h [T, H] normed input -> h [T, H] output. */
-static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
+/* h [T, H] normed input -> h [T, H] output; true: x has it added already. */
+static bool run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, int64_t num_tokens)
 {
+    const mf_device_ops *ops = model->device->ops;
     const mf_model_config *config = model->config;
     const mf_layer_weights *w = &model->weights->layers[layer];
     mf_model_scratch *s = &model->scratch;
@@ -578,20 +579,25 @@ static void run_attention(mf_model *model, int64_t layer, const mf_kv_view *kv, 
         is_rounded = run_mla(model, layer, kv, num_tokens);
     }
     if (is_rounded) {
-        const mf_linear_call call = { .num = 1,
-                                      .w = { &w->o_proj },
-                                      .bias = { w->o_bias },
-                                      .out = { s->h },
-                                      .out_stride = { config->hidden_size },
-                                      .act_dtype = model->act_dtype,
-                                      .x = s->attention,
-                                      .x_stride = width,
-                                      .rounded = s->attention,
-                                      .num_tokens = num_tokens };
-        model->device->ops->linear_many(model->device, &call);
-        return;
+        mf_linear_call call = { .num = 1,
+                                .w = { &w->o_proj },
+                                .bias = { w->o_bias },
+                                .out = { s->x },
+                                .out_stride = { config->hidden_size },
+                                .act_dtype = model->act_dtype,
+                                .x = s->attention,
+                                .x_stride = width,
+                                .rounded = s->attention,
+                                .num_tokens = num_tokens };
+        if (ops->linear_add && ops->linear_add(model->device, &call)) {
+            return true;
+        }
+        call.out[0] = s->h;
+        ops->linear_many(model->device, &call);
+        return false;
     }
     run_linear(model, &w->o_proj, w->o_bias, s->attention, width, num_tokens, s->h, config->hidden_size);
+    return false;
 }
 
 /* ---- the MLP half of a layer ---- */
@@ -797,15 +803,16 @@ static mf_status walk(mf_model *model, mf_kv_store *store, const mf_batch *batch
             add_and_norm(model, NULL, w->input_norm, num_tokens, false);
         }
         is_normed = false;
+        bool is_added = false;
         if (config->layer_is_linear[l]) {
             states.states = store->states + (l - num_kv_layers) * store->num_states * store->slot_floats;
             run_delta_net(model, l, &states, num_tokens);
         } else {
             kv.cache = store->cache + num_kv_layers++ * store->layer_bytes;
-            run_attention(model, l, &kv, num_tokens);
+            is_added = run_attention(model, l, &kv, num_tokens);
         }
         beat(batch);
-        add_and_norm(model, s->h, w->post_attention_norm, num_tokens, true);
+        add_and_norm(model, is_added ? NULL : s->h, w->post_attention_norm, num_tokens, true);
         if (config->layer_is_moe[l]) {
             MF_TRY(run_moe(model, l, num_tokens, step->load, step->bad_rows, &is_normed, err));
         } else {

@@ -327,7 +327,7 @@ TEST(latents_made_on_the_way_have_the_bits_of_one_step_after_the_other)
 typedef struct many_shape {
     int tokens, behind; /* rows of two sequences; positions before the first one's */
     int hidden, heads, kv_heads, rope_dim;
-    bool has_norm, norm_after_rope, has_bias, adds;
+    bool has_norm, norm_after_rope, has_bias, adds, in_order; /* in_order: blocks of the cache follow one another */
 } many_shape;
 
 enum { HEAD = 128, MANY_BLOCKS = 256 };
@@ -350,7 +350,8 @@ static mf_kv_view view_of_many(const many_shape *s, void *cache)
         position[t] = t >= second ? t - second : t + s->behind;
     }
     for (int i = 0; i < 2 * MANY_BLOCKS; i++) {
-        table[i] = i % 2 == 0 ? i / 2 : 2 * MANY_BLOCKS - 1 - i / 2; /* each block once, neighbours apart */
+        const int apart = i % 2 == 0 ? i / 2 : 2 * MANY_BLOCKS - 1 - i / 2; /* each block once, neighbours apart */
+        table[i] = s->in_order ? i : apart;
     }
     const mf_kv_view view = { .dtype = MF_BF16,
                               .row_size = 2 * s->kv_heads * HEAD,
@@ -376,10 +377,13 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
         { 1500, 0, 1024, 12, 2, 128, .adds = true },
         { 4100, 0, 2048, 8, 2, 128, .has_norm = true },
         { 4200, 0, 576, 4, 4, 128, .has_norm = true },
+        { 3008, 160, 2048, 32, 4, 128, .has_norm = true, .in_order = true },
+        { 4400, 0, 2048, 4, 4, 128, .has_norm = true },
+        { 777, 0, 512, 8, 8, 128, .has_norm = true, .in_order = true },
     };
     CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
     const mf_device_ops *ops = device->ops;
-    int done = 0;
+    int done = 0, added = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const many_shape *s = &shapes[i];
         const size_t tokens = (size_t)s->tokens, width = (size_t)(s->heads * HEAD),
@@ -389,6 +393,8 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
         const mf_matrix w[3] = { random_matrix((int64_t)width, s->hidden), random_matrix(s->kv_heads * HEAD, s->hidden),
                                  random_matrix(s->kv_heads * HEAD, s->hidden) };
         const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
+        const mf_matrix few = random_matrix(i % 4 == 0 ? 128 : 100, s->hidden); /* a router's rows */
+        const mf_matrix *chosen = i % 2 == 0 ? &few : &w[1];
         float *cos_sin = random_floats((size_t)4096 * HEAD), *q_norm = random_floats(HEAD),
               *k_norm = random_floats(HEAD);
         float *weight = random_floats(hidden), *bias = random_floats(width), *start = random_floats(tokens * hidden);
@@ -451,10 +457,10 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
             mf_add_norm_call router_norm = norm;
             router_norm.acc = acc[2];
             const mf_linear_call router_call = { .num = 1, /* of inputs that count as f32 */
-                                                 .w = { &w[1] },
+                                                 .w = { chosen },
                                                  .bias = { s->has_bias ? bias : NULL },
                                                  .out = { router[k] },
-                                                 .out_stride = { (int64_t)row / 2 },
+                                                 .out_stride = { chosen->n },
                                                  .act_dtype = MF_F32,
                                                  .x = h,
                                                  .x_stride = s->hidden,
@@ -474,7 +480,8 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
                 if (ops->norm_linear(device, &router_norm, acc[2], &router_call)) {
                     CHECK_OK(mf_device_synchronize(device, &err), err);
                     same_bytes(acc[0], acc[2], tokens * hidden * 4, "sums", (int)i, s->behind);
-                    same_bytes(router[0], router[1], tokens * row * 2, "products of f32", (int)i, s->behind);
+                    same_bytes(router[0], router[1], tokens * (size_t)chosen->n * 4, "products of f32", (int)i,
+                               s->behind);
                     done++;
                 }
                 if (ops->gqa_project && ops->gqa_project(device, &norm, &call, &prepare, &args)) {
@@ -487,6 +494,31 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
                     done++;
                 }
             }
+            if (k == 0 && ops->linear_add) { /* to what is there, in one call or two */
+                const size_t bytes = tokens * (size_t)w[1].n * 4;
+                float *before_sum = random_floats(tokens * (size_t)w[1].n),
+                      *sums[2] = { another(before_sum, bytes), another(before_sum, bytes) };
+                mf_linear_call sum = { .num = 1,
+                                       .w = { &w[1] },
+                                       .bias = { s->has_bias ? bias : NULL },
+                                       .out = { sums[1] },
+                                       .out_stride = { w[1].n },
+                                       .act_dtype = MF_BF16,
+                                       .x = h,
+                                       .x_stride = s->hidden,
+                                       .rounded = rounded,
+                                       .num_tokens = s->tokens };
+                if (ops->linear_add(device, &sum)) {
+                    sum.out[0] = before_sum;
+                    ops->linear_many(device, &sum);
+                    ops->add(device, sums[0], before_sum, (int64_t)tokens * w[1].n);
+                    CHECK_OK(mf_device_synchronize(device, &err), err);
+                    same_bytes(sums[0], sums[1], bytes, "added products", (int)i, s->behind);
+                    added++;
+                }
+                release_both(sums[0], sums[1]);
+                mf_device_free(device, before_sum);
+            }
             mf_device_free(device, args.scratch);
         }
         void *const blocks[] = { acc[0], acc[1], acc[2], router[0], router[1], caches[0], caches[1], q,
@@ -498,6 +530,7 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
     }
     if (strcmp(device->gpu, "sm_90") == 0) {
         CHECK_EQ(done, 2 * (int)(sizeof shapes / sizeof shapes[0]));
+        CHECK(added > 0);
     }
     mf_device_close(&device);
 }

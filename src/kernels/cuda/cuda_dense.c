@@ -287,17 +287,22 @@ static bool norm_planes_linear(mf_device *device, const mf_add_norm_call *norm, 
     return true;
 }
 
+static mf_cuda_norm norm_of_rows(const mf_add_norm_call *call, uint16_t *rests)
+{
+    return (mf_cuda_norm){ .acc = call->acc,
+                           .add = call->add,
+                           .num_tokens = call->num_tokens,
+                           .n = call->n,
+                           .weight = call->weight,
+                           .eps = call->eps,
+                           .rounded = call->rounded,
+                           .rests = rests };
+}
+
 /* The norm of many rows where nobody reads it in f32: rounded, and what that leaves in `rests` where wanted. */
 static void norm_rounded(mf_device *device, const mf_add_norm_call *call, uint16_t *rests)
 {
-    const mf_cuda_norm p = { .acc = call->acc,
-                             .add = call->add,
-                             .num_tokens = call->num_tokens,
-                             .n = call->n,
-                             .weight = call->weight,
-                             .eps = call->eps,
-                             .rounded = call->rounded,
-                             .rests = rests };
+    const mf_cuda_norm p = norm_of_rows(call, rests);
     done(device, mf_cuda_launch_norm_rows(&p, stream_of(device)), "add and norm");
 }
 
@@ -312,6 +317,14 @@ static bool norm_linear_many(mf_device *device, const mf_add_norm_call *norm, co
         norm->rounded_dtype != MF_BF16 || !on16(norm->rounded) || (norm->add && acc_out != norm->acc) ||
         norm->n < LEAST || !plan_of_norm(norm, call, &p)) {
         return false;
+    }
+    if (p.parts == 3 && p.num == 1 && p.w[0].n <= MF_CUDA_ROUTER_ROWS && !norm->add && on16(norm->acc) && on16(norm->weight) &&
+        mf_cuda_linear_is_many(&state->gpu, p.num_tokens)) {
+        if (begin(device)) { /* else told by a later call */
+            const mf_cuda_norm n = norm_of_rows(norm, NULL);
+            done(device, mf_cuda_linear_hopper_router(&p, &n, stream_of(device)), "norm and linear");
+        }
+        return true;
     }
     if (!begin(device) || (p.parts == 3 && !has_room(device, 2, p.num_tokens, norm->n))) {
         return true; /* told by a later call */
@@ -376,6 +389,28 @@ static void linear(mf_device *device, const mf_matrix *w, const float *bias, mf_
                                   .x_stride = x_stride,
                                   .num_tokens = num_tokens };
     linear_many(device, &call);
+}
+
+/* So many tokens' product that norm_linear_many's is a launch with its norm, which is quick with nothing to add. */
+static bool linear_add(mf_device *device, const mf_linear_call *call)
+{
+    const mf_cuda_gpu *gpu = &mf_cuda_state_of(device)->gpu;
+    mf_cuda_linear p = { .num_tokens = call->num_tokens, .parts = 1, .runs = linear_runs(call->w[0]->k) };
+    if (call->num != 1 || call->num_tokens <= MF_CUDA_STREAM_TOKENS ||
+        !mf_cuda_linear_is_many(gpu, call->num_tokens) || call->act_dtype != MF_BF16 || !call->rounded ||
+        !on16(call->rounded) || !takes_mma(call->w[0], MF_BF16) || !takes_wgmma(device, &p)) {
+        return false;
+    }
+    add_product(&p, call, 0);
+    p.x = call->rounded;
+    p.x_stride = call->w[0]->k;
+    if (!mf_cuda_linear_can_add(&p)) {
+        return false;
+    }
+    if (begin(device)) { /* else told by a later call */
+        done(device, mf_cuda_linear_hopper_add(gpu, &p, stream_of(device)), "linear");
+    }
+    return true;
 }
 
 /* ---- rows and elements ---- */
@@ -976,6 +1011,7 @@ void mf_cuda_add_dense_ops(mf_device_ops *ops)
     ops->delta_net_scratch_floats = delta_net_scratch_floats;
     ops->delta_net = delta_net;
     ops->linear_many = linear_many;
+    ops->linear_add = linear_add;
     ops->add_norm = add_norm;
     ops->norm_linear = norm_linear;
     ops->offer_norm = offer_norm;

@@ -38,6 +38,12 @@ static bool is_even(const mf_cuda_linear *p)
     return is;
 }
 
+bool mf_cuda_linear_can_add(const mf_cuda_linear *call)
+{
+    return call->num == 1 && call->num_batches == 0 && is_even(call) && !mf_cuda_linear_is_tall(call) &&
+           call->w[0].n % 128 == 0 && call->out_stride[0] % 2 == 0 && (uintptr_t)call->out[0] % 8 == 0;
+}
+
 /* Tiles: those whose last wave leaves least undone; wider ones read less, but have no registers for a second set of
  * sums. Few rows of f32 inputs (a router's) are cut finer, so that every multiprocessor has some. */
 static void choose_tiles(const mf_cuda_gpu *gpu, mf_cuda_linear_maps *maps)
@@ -109,6 +115,36 @@ int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, vo
     return code != 0 ? code
            : is_few  ? mf_cuda_launch_linear_stream(&maps, stream)
                      : mf_cuda_launch_linear_tiles(&maps, gpu->num_multiprocessors, stream);
+}
+
+int mf_cuda_linear_hopper_add(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream)
+{
+    mf_cuda_linear_maps maps = { .p = *call, .adds = 1 };
+    choose_tiles(gpu, &maps);
+    const int code = encode_call(&maps);
+    return code != 0 ? code : mf_cuda_launch_linear_tiles(&maps, gpu->num_multiprocessors, stream);
+}
+
+bool mf_cuda_linear_is_many(const mf_cuda_gpu *gpu, int64_t num_tokens)
+{
+    return 2 * num_tokens > MF_CUDA_ROUTER_TOKENS * (int64_t)gpu->num_multiprocessors; /* of half of them at least */
+}
+
+int mf_cuda_linear_hopper_router(const mf_cuda_linear *call, const mf_cuda_norm *norm, void *stream)
+{
+    mf_cuda_router router = { .norm = *norm,
+                              .bias = call->bias[0],
+                              .out = call->out[0],
+                              .out_stride = call->out_stride[0],
+                              .rows = (int32_t)call->w[0].n,
+                              .runs = call->runs };
+    mf_cuda_encode_fn make = NULL;
+    int code = mf_cuda_find_encode(&make);
+    if (code == 0) {
+        code = encode(make, call->w[0].data, call->w[0].n, call->w[0].row_stride, call->w[0].k, MF_CUDA_ROUTER_ROWS,
+                      &router.w);
+    }
+    return code != 0 ? code : mf_cuda_launch_router(&router, stream);
 }
 
 int mf_cuda_linear_hopper_heads(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, const mf_cuda_gqa_prepare *heads,

@@ -5,7 +5,8 @@
  * rows where there are 64 tokens.  PAIRED: two blocks of a cluster have neighbouring tiles of tokens, and each brings
  * half of the weights for both.  DOUBLE: two sets of sums, so that a run is added to the total while the next one is
  * multiplied; runs have four lines, which are written out, as ptxas does products one by one where they are open over a
- * loop's end. HEADS: the rows of a tile are a head of queries, keys or values, which linear_heads.cuh ends. */
+ * loop's end. ADDS, with DOUBLE: to what is in out.  HEADS: the rows of a tile are a head of queries, keys or values,
+ * which linear_heads.cuh ends. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/linear_heads.cuh"
 #include "kernels/cuda/linear_input.cuh"
@@ -16,7 +17,7 @@ namespace
 
 constexpr int TILE_THREADS = 384;
 constexpr int GROUP = 2048; /* tokens that share weights while these are near */
-enum { PLAIN = 0, HEADS = 1, PAIRED = 2, DOUBLE = 4 };
+enum { PLAIN = 0, HEADS = 1, PAIRED = 2, DOUBLE = 4, ADDS = 8 };
 
 template <int TOKENS, int ROWS, int PARTS, int KIND> struct tile {
     static constexpr int STAGE = (PARTS * TOKENS + ROWS) * LINE, END = KIND & HEADS ? 8 * HEADS_ROOM : 0;
@@ -50,15 +51,50 @@ MF_DEV tile_place place_of(const mf_cuda_linear &p, int64_t at, int tokens, int 
     return place;
 }
 
-/* A thread's sums: of tokens t and t + 8, two neighbouring rows of each eight from r0 on. */
+/* What the thread's sums are added to, as store_sums has them: of whole tiles of rows, in pairs. */
+template <int N> MF_DEV void load_out(const mf_cuda_linear &p, int r0, int64_t t, float (&held)[N / 2])
+{
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int64_t token = t + 8 * e < p.num_tokens ? t + 8 * e : p.num_tokens - 1;
+        const float *from = p.out[0] + token * p.out_stride[0] + r0 + 2 * (threadIdx.x & 3);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            const float2 v = *(const float2 *)(from + 8 * n);
+            held[4 * n + 2 * e] = v.x;
+            held[4 * n + 2 * e + 1] = v.y;
+        }
+    }
+}
+
+/* A thread's sums: of tokens t and t + 8, two neighbouring rows of each eight from r0 on.  adds: to `held`. */
 template <int N>
-MF_DEV void store_sums(const mf_cuda_linear &p, const tile_place &at, int r0, int64_t t, const float (&total)[N / 2])
+MF_DEV void store_sums(const mf_cuda_linear &p, const tile_place &at, int r0, int64_t t, float (&total)[N / 2],
+                       bool adds, const float (&held)[N / 2])
 {
     const int q = threadIdx.x & 3;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[at.which].n, stride = p.out_stride[at.which];
     float *out = p.out[at.which] + (p.num_batches > 0 ? at.batch * p.out_step : 0);
     const float *bias = p.bias[at.which];
     const bool in_pairs = stride % 2 == 0 && (uintptr_t)out % 8 == 0;
+    if (!bias && in_pairs && r0 + N <= num_rows) { /* the usual tile, in little code */
+        float *to = out + t * stride + r0 + 2 * q;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            if (t + 8 * e < p.num_tokens) {
+#pragma unroll
+                for (int n = 0; n < N / 8; n++) {
+                    float2 v = make_float2(total[4 * n + 2 * e], total[4 * n + 2 * e + 1]);
+                    if (adds) {
+                        v = make_float2(__fadd_rn(held[4 * n + 2 * e], v.x), __fadd_rn(held[4 * n + 2 * e + 1], v.y));
+                    }
+                    *(float2 *)(to + 8 * n) = v;
+                }
+            }
+            to += 8 * stride;
+        }
+        return;
+    }
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
         const int r = r0 + n * 8 + 2 * q;
@@ -66,8 +102,10 @@ MF_DEV void store_sums(const mf_cuda_linear &p, const tile_place &at, int r0, in
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             float *to = out + (t + 8 * e) * stride + r;
-            const float x = bias ? __fadd_rn(total[4 * n + 2 * e], b0) : total[4 * n + 2 * e],
-                        y = bias ? __fadd_rn(total[4 * n + 2 * e + 1], b1) : total[4 * n + 2 * e + 1];
+            float x = bias ? __fadd_rn(total[4 * n + 2 * e], b0) : total[4 * n + 2 * e],
+                  y = bias ? __fadd_rn(total[4 * n + 2 * e + 1], b1) : total[4 * n + 2 * e + 1];
+            x = adds ? __fadd_rn(held[4 * n + 2 * e], x) : x;
+            y = adds ? __fadd_rn(held[4 * n + 2 * e + 1], y) : y;
             if (t + 8 * e >= p.num_tokens || r >= num_rows) {
                 continue;
             }
@@ -180,7 +218,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_kernel(const __grid_cons
                 to_rows = rows_of_heads(call.heads, at.which, at.r0, t + (lane & 15));
                 find_positions(call.heads, t, position);
             }
-            float acc[N / 2], total[N / 2];
+            float acc[N / 2], total[N / 2], held[N / 2]; /* held: ADDS, what is in out */
 #pragma unroll
             for (int k = 0; k < N / 2; k++) {
                 acc[k] = total[k] = 0.0f;
@@ -223,6 +261,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_kernel(const __grid_cons
                             }
                             if (u == 0 && is_last && rotates && runs + 8 == p.runs) { /* where `last` was */
                                 load_angles(angles, call.heads, position);
+                            }
+                            if (KIND & ADDS && u == 0 && is_last && runs + 8 == p.runs) {
+                                load_out<N>(p, at.r0, t + g, held);
                             }
                             before = stage;
                             next();
@@ -278,7 +319,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_kernel(const __grid_cons
                 finish_heads(call, at.which, at.r0, t, to_rows, angles, weight, total,
                              stages + STAGES * STAGE + (group * 4 + warp) * HEADS_ROOM);
             } else {
-                store_sums<N>(p, at, at.r0 + own_rows, t + g, total);
+                store_sums<N>(p, at, at.r0 + own_rows, t + g, total, KIND & ADDS, held);
             }
         }
         __syncwarp();
@@ -312,6 +353,10 @@ int mf_cuda_launch_linear_tiles(const mf_cuda_linear_maps *call, int multiproces
 {
     cudaStream_t s = (cudaStream_t)stream;
     const bool is_paired = call->is_paired, is_double = call->is_double;
+    if (call->adds) { /* is_double, too */
+        return is_paired ? launch_tile<128, 128, 1, PAIRED | DOUBLE | ADDS>(*call, multiprocessors, s)
+                         : launch_tile<128, 128, 1, DOUBLE | ADDS>(*call, multiprocessors, s);
+    }
     if (call->makes_heads) {
         return is_paired   ? is_double ? launch_tile<128, HEAD, 1, PAIRED | HEADS | DOUBLE>(*call, multiprocessors, s)
                                        : launch_tile<128, HEAD, 1, PAIRED | HEADS>(*call, multiprocessors, s)
