@@ -52,12 +52,15 @@ static const unit_case many_fp8[] = {
 enum { MANY_FP8_TOKENS = 500, SOME_FP8_TOKENS = 200 };
 
 /* Weights of 8 and 16 bits beside activations that are not quantised, or with a scale a token: sizes of whole 16 columns,
- * scales of every kind. */
+ * scales of every kind; FP8 blocks of slots of one width, too, which few tokens have a kernel of their own for. */
 static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 128, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 336, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 272, 96, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 104, 144, 176, 16, MF_BF16, MF_F16, false, true, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 208, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 1040, 464, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 100, 256, 192, 64, MF_BF16, MF_BF16, true, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 103, 592, 144, 272, MF_BF16, MF_F32, false, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_NONE, 101, 256, 192, 64, MF_BF16, MF_BF16, false, false, MF_ACT_SILU_CLAMP_AFTER },

@@ -596,6 +596,51 @@ TEST(packed_products_fit_shared_memory_and_cover_every_row)
     }
 }
 
+static const mf_cuda_grouped *plan_fp8_blocks(experts_problem *p, int64_t columns, int64_t hidden, int64_t width, int64_t tokens, const void *x)
+{
+    make_experts(p, 128, MF_CUDA_PATH_PLAIN, tokens, memory);
+    p->experts.hidden_size = hidden;
+    p->experts.max_intermediate_size = width;
+    p->args.x = mf_tensor_2d((void *)(uintptr_t)x, MF_BF16, tokens, hidden);
+    p->args.topk_ids = mf_tensor_2d(memory, MF_I32, tokens, columns);
+    p->args.y = mf_tensor_3d(memory, MF_BF16, tokens, columns, hidden);
+    p->call.num_columns = columns;
+    p->paths.maps = memory;
+    p->paths.packed = MF_CUDA_PACKED_FP8_BLOCK;
+    p->paths.width = (int32_t)width;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p->call, NULL, &p->paths, true, MF_BF16, &p->plan, &err), err);
+    return &p->plan.grouped;
+}
+
+TEST(a_few_tokens_beside_fp8_blocks_divide_columns_where_tiles_are_few)
+{
+    static const struct {
+        int64_t columns, hidden, width;
+        int32_t splits[4], splits2[4]; /* by tokens */
+    } shapes[] = { { 9, 7168, 256, { 8, 8, 8, 8 }, { 1, 1, 1, 1 } },
+                   { 8, 2048, 768, { 4, 2, 2, 2 }, { 2, 1, 1, 1 } },
+                   { 9, 4096, 1408, { 8, 4, 0, 0 }, { 4, 2, 0, 0 } }, /* 467 MB of three tokens */
+                   { 2, 16384, 16, { 8, 8, 8, 8 }, { 1, 1, 1, 1 } } };
+    experts_problem p;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (int64_t t = 1; t <= 5; t++) {
+            const mf_cuda_grouped *g = plan_fp8_blocks(&p, shapes[i].columns, shapes[i].hidden, shapes[i].width, t, memory);
+            CHECK_EQ(g->few_blocks, t <= 4 && shapes[i].splits[t - 1] ? 132 : 0);
+            if (t <= 4) {
+                CHECK_EQ(g->few_splits, shapes[i].splits[t - 1]);
+                CHECK_EQ(g->few_splits2, shapes[i].splits2[t - 1]);
+            }
+        }
+    }
+    CHECK_EQ(plan_fp8_blocks(&p, 9, 7168, 256, 1, memory + 2)->few_blocks, 0); /* rows of x are copied by 16 bytes */
+    CHECK_EQ(plan_fp8_blocks(&p, 17, 7168, 256, 4, memory)->few_blocks, 0);    /* 68 pairs */
+    CHECK_EQ(plan_fp8_blocks(&p, 9, 128 * 600, 256, 1, memory)->few_blocks, 0);
+    CHECK(p.plan.is_grouped && p.plan.grouped.stages >= 2); /* the other kernel's plan is there all the same */
+    p.paths.width = 0;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK_EQ(p.plan.grouped.few_blocks, 0);
+}
+
 static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens, int32_t width)
 {
     make_experts(p, slots, path, tokens, memory);

@@ -287,6 +287,8 @@ typedef struct mf_cuda_grouped {
     int64_t rows_group; /* grouped_rows.cu's tiles of tokens whose units are claimed together; 0: another kernel takes the call */
     int32_t quant; /* packed: x and the intermediate are codes of a scale per token (x_scales_out, h_scales): mf_quant */
     int32_t phase; /* with quant: 1 w13, 2 w2, for between them the intermediate becomes codes */
+    /* packed_few.cu: multiprocessors (0: another kernel), warps among which a tile's columns are divided in w13 and in w2 */
+    int32_t few_blocks, few_splits, few_splits2;
 } mf_cuda_grouped;
 
 /* grouped_pairs.cu: tokens of a block's tile at most, bytes of results on their way out and of its state. */
@@ -338,6 +340,7 @@ int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 /* sum: read if one.combines. */
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
 int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream);
+int mf_cuda_launch_packed_few(const mf_cuda_grouped *call, void *stream); /* few_blocks: nothing is sorted before */
 int mf_cuda_launch_quantise_packed(const mf_cuda_grouped *call, void *stream); /* between its phases */
 int mf_cuda_launch_grouped_blocks(const mf_cuda_grouped *call, void *stream); /* of its formats, these are */
 int mf_cuda_launch_grouped_wide(const mf_cuda_grouped *call, void *stream);   /* files of their own */

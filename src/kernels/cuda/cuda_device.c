@@ -435,6 +435,9 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     if (call.few_rows) { /* they are sorted, and their codes made, where they are multiplied */
         return check(device, mf_cuda_launch_grouped_few(&call, state->stream), "experts' products", err);
     }
+    if (call.few_blocks) {
+        return check(device, mf_cuda_launch_packed_few(&call, state->stream), "experts' products", err);
+    }
     if (call.packed) {
         MF_TRY(check(device, mf_cuda_launch_prepare(&call, state->stream), "experts' sorting", err));
         if (call.quant) {

@@ -1,5 +1,6 @@
 /* grouped_plan.c - which tables grouped.cu computes, and how a call of them is cut into tiles: see plan.h. */
 #include "kernels/carve.h"
+#include "kernels/cuda/packed_few.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/format.h"
 #include "kernels/quantise.h"
@@ -10,6 +11,8 @@ enum { FEW_PER_SLOT = 8, FEW_OF_WIDE = 4, SEVERAL_PER_SLOT = 20 }; /* grouped_pa
 enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192, PAIR_FULL_TOKENS = 128 };
 /* grouped_rows.cu's: tokens a slot from which on it is taken, lines of w2 a unit. */
 enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_MOST_STAGES = 4 };
+/* packed_few.cu: lines of a warp, at least, of w13 and of w2, for one token and for more. */
+enum { FEW_LINES_UP_ONE = 4, FEW_LINES_UP = 7, FEW_LINES_DOWN_ONE = 2, FEW_LINES_DOWN = 4, FEW_BYTES = 400 * 1000 * 1000 };
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -208,6 +211,33 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->stages = (int32_t)(stages < MOST_STAGES ? stages : MOST_STAGES);
 }
 
+/* Warps that divide a tile's `lines` among them, so that each has at least so many; 0: they do not fit. */
+static int32_t few_splits(const mf_cuda_gpu *gpu, const mf_cuda_experts *e, int64_t lines, int64_t at_least)
+{
+    const int most = e->num_tokens <= 2 ? (int)e->num_tokens : MF_CUDA_PACKED_FEW_TOKENS;
+    int32_t splits = MF_CUDA_PACKED_FEW_WARPS;
+    while (splits > 1 && lines / splits < at_least) {
+        splits /= 2;
+    }
+    const bool fits = mf_cuda_packed_few_bytes(e->num_pairs, most, lines, splits) <= gpu->shared_bytes;
+    return fits && 2 * lines <= 32 * MF_CUDA_PACKED_FEW_SCALES * splits ? splits : 0;
+}
+
+/* FP8 blocks and few tokens, whose rows can be copied 16 bytes at a time; past FEW_BYTES of weights the other kernel is faster. */
+static void plan_packed_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_grouped *g)
+{
+    const mf_cuda_experts *e = &g->e;
+    const bool one = e->num_tokens <= 1;
+    if (g->packed != MF_CUDA_PACKED_FP8_BLOCK || e->num_tokens > MF_CUDA_PACKED_FEW_TOKENS || e->num_pairs > MF_CUDA_PACKED_FEW_PAIRS ||
+        g->width == 0 || (uintptr_t)e->x % 16 != 0 || (!one && e->x_stride % 8 != 0) ||
+        e->num_pairs * 3 * experts->hidden_size * g->width > FEW_BYTES) {
+        return;
+    }
+    g->few_splits = few_splits(gpu, e, (experts->hidden_size + 127) / 128, one ? FEW_LINES_UP_ONE : FEW_LINES_UP);
+    g->few_splits2 = few_splits(gpu, e, (g->width + 127) / 128, one ? FEW_LINES_DOWN_ONE : FEW_LINES_DOWN);
+    g->few_blocks = g->few_splits && g->few_splits2 ? gpu->num_multiprocessors : 0;
+}
+
 /* Tiles of 64 rows or of 128; rows of x and of the intermediate in whole 128 columns. */
 static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
@@ -308,6 +338,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     }
     plan->is_grouped = true;
     if (g->packed) {
+        plan_packed_few(gpu, experts, g);
         return MF_OK;
     }
     if (fp8) {
