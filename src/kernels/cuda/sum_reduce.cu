@@ -12,7 +12,9 @@ namespace
 
 constexpr int THREADS = 128;
 constexpr int BATCH = 8; /* columns whose loads are in flight together */
-constexpr int PLAIN_THREADS = 128, PLAIN_COLUMNS = 10, MAX_Y = 65535;
+constexpr int PLAIN_COLUMNS = 10, MAX_Y = 65535;
+/* Threads of a block: few tokens take 2 to 3 us, of which starting blocks is a part; many keep more loads under way in small ones. */
+constexpr int FEW_THREADS = 256, MANY_THREADS = 128, FEW_TOKENS = 512;
 
 struct bf16_bits {
     uint16_t u;
@@ -259,9 +261,9 @@ MF_DEV void chain(const plain_call &p, const column_pack<T, V> (&v)[C], const fl
 
 /* bf16 in and out, weights, C columns, a block's row in grid.y: little code, which for few tokens is time, because a launch
  * finds none of it in the caches.  IDS: columns with a negative id are skipped, unread. */
-template <int V, int C, bool IDS> __global__ void __launch_bounds__(PLAIN_THREADS) sum_lean_kernel(const __grid_constant__ plain_call p)
+template <int V, int C, bool IDS, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_lean_kernel(const __grid_constant__ plain_call p)
 {
-    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
+    const int h = (int)(blockIdx.x * BLOCK + threadIdx.x) * V;
     let_next_start();
     wait_for_previous();
     if (h >= p.hidden_size) {
@@ -296,10 +298,10 @@ template <int V, int C, bool IDS> __global__ void __launch_bounds__(PLAIN_THREAD
     }
 }
 
-template <typename T> __global__ void __launch_bounds__(PLAIN_THREADS) sum_plain_kernel(const __grid_constant__ plain_call p)
+template <typename T, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_plain_kernel(const __grid_constant__ plain_call p)
 {
     constexpr int V = 4, C = PLAIN_COLUMNS;
-    const int h = (int)(blockIdx.x * PLAIN_THREADS + threadIdx.x) * V;
+    const int h = (int)(blockIdx.x * BLOCK + threadIdx.x) * V;
     let_next_start();
     wait_for_previous();
     for (int64_t t = blockIdx.y; h < p.hidden_size && t < p.num_tokens; t += gridDim.y) {
@@ -374,17 +376,23 @@ bool is_plain(const mf_cuda_sum *call)
            !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
 }
 
-template <typename KERNEL> int start(KERNEL kernel, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
+template <typename KERNEL> int start(KERNEL few, KERNEL many, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
 {
-    const int each = vector * PLAIN_THREADS;
+    const bool is_few = p.num_tokens <= FEW_TOKENS;
+    const int threads = is_few ? FEW_THREADS : MANY_THREADS, each = vector * threads;
     const dim3 grid((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
-    return launch_kernel(starts_early, kernel, grid, PLAIN_THREADS, 0, stream, p);
+    return launch_kernel(starts_early, is_few ? few : many, grid, threads, 0, stream, p);
+}
+
+template <typename T> int start_plain(const plain_call &p, bool starts_early, cudaStream_t stream)
+{
+    return start(sum_plain_kernel<T, FEW_THREADS>, sum_plain_kernel<T, MANY_THREADS>, p, 4, starts_early, stream);
 }
 
 template <int V, int C> int start_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
 {
-    return p.ids ? start(sum_lean_kernel<V, C, true>, p, V, starts_early, stream)
-                 : start(sum_lean_kernel<V, C, false>, p, V, starts_early, stream);
+    return p.ids ? start(sum_lean_kernel<V, C, true, FEW_THREADS>, sum_lean_kernel<V, C, true, MANY_THREADS>, p, V, starts_early, stream)
+                 : start(sum_lean_kernel<V, C, false, FEW_THREADS>, sum_lean_kernel<V, C, false, MANY_THREADS>, p, V, starts_early, stream);
 }
 
 template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
@@ -399,7 +407,7 @@ template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStr
     case 9:
         return start_lean<V, 9>(p, starts_early, stream);
     default:
-        return start(sum_plain_kernel<bf16_bits>, p, 4, starts_early, stream);
+        return start_plain<bf16_bits>(p, starts_early, stream);
     }
 }
 
@@ -425,10 +433,10 @@ int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
     p.factor = call->factor;
     const bool early = call->starts_early != 0;
     if (call->dtype == MF_F32) {
-        return start(sum_plain_kernel<float>, p, 4, early, stream);
+        return start_plain<float>(p, early, stream);
     }
     if (!p.weights || p.residual || p.out_dtype != MF_BF16 || p.num_tokens > MAX_Y) {
-        return start(sum_plain_kernel<bf16_bits>, p, 4, early, stream);
+        return start_plain<bf16_bits>(p, early, stream);
     }
     return call->narrow ? launch_lean<2>(p, early, stream) : launch_lean<4>(p, early, stream);
 }
