@@ -9,6 +9,14 @@
 #include "kernels/format.h"
 
 void mf_cuda_add_element_ops(mf_device_ops *ops); /* cuda_elements.c */
+/* Whether one row's attention is one launch, and that call (cuda_row.c): sizes and the GPU decide, and the context, of
+ * which a block's room holds so many pieces. */
+bool mf_cuda_plan_row(const mf_device *device, const mf_cuda_attention *a, const mf_cuda_gqa_prepare *r, mf_cuda_row *p);
+
+static inline int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 static inline mf_cuda_stream stream_of(mf_device *device)
 {
