@@ -58,9 +58,6 @@ static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 336, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 272, 96, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 104, 144, 176, 16, MF_BF16, MF_F16, false, true, MF_ACT_SILU },
-    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 208, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
-    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 1040, 464, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
-    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 100, 256, 192, 64, MF_BF16, MF_BF16, true, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 103, 592, 144, 272, MF_BF16, MF_F32, false, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_NONE, 101, 256, 192, 64, MF_BF16, MF_BF16, false, false, MF_ACT_SILU_CLAMP_AFTER },
@@ -71,6 +68,9 @@ static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 103, 592, 144, 272, MF_BF16, MF_F32, false, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_INT8, 101, 256, 192, 64, MF_BF16, MF_BF16, false, false, MF_ACT_SILU_CLAMP },
     { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_W8A8, 102, 592, 144, 272, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 208, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 1040, 464, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
 };
 
 /* Slots 0..3 of one width, slot 4 wider: a shared one. */
@@ -200,7 +200,9 @@ TEST(experts_of_8_and_16_bits_are_right_and_have_the_same_bits_alone_and_in_comp
 {
     for (size_t i = 0; i < sizeof wide_codes / sizeof wide_codes[0]; i++) {
         check_case(&wide_codes[i], 970 + i, 3);
-        check_case(&wide_codes[i], 970 + i, conf_whole() ? 150 : 45);
+        if (conf_whole() || wide_codes[i].hidden < 1000) {
+            check_case(&wide_codes[i], 970 + i, conf_whole() ? 150 : 45);
+        }
         if (conf_whole() || i % 4 == 1) {
             check_case(&wide_codes[i], 970 + i, conf_small() ? SMALL_TOKENS : MAX_TOKENS);
         }
