@@ -78,16 +78,7 @@ static inline rows_call rows_call_of(const mf_cuda_gate *g, const mf_cuda_grid *
 MF_DEV float exp_in_range(float x)
 {
     const float v = __fmul_rn(x, 0x1.715476p+0f), shifted = __fadd_rn(v, 0x1.8p23f), n = __fadd_rn(shifted, -0x1.8p23f);
-    float r = __fmaf_rn(-n, 0x1.62e400p-1f, x);
-    r = __fmaf_rn(-n, 0x1.7f7d1cp-20f, r);
-    float p = 0x1.a01a02p-13f;
-    p = __fmaf_rn(p, r, 0x1.6c16c2p-10f);
-    p = __fmaf_rn(p, r, 0x1.111112p-7f);
-    p = __fmaf_rn(p, r, 0x1.555556p-5f);
-    p = __fmaf_rn(p, r, 0x1.555556p-3f);
-    p = __fmaf_rn(p, r, 0x1p-1f);
-    p = __fmaf_rn(p, r, 1.0f);
-    p = __fmaf_rn(p, r, 1.0f);
+    const float p = exp_of_rest(x, n);
     return __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
 }
 

@@ -12,22 +12,35 @@ template <typename Kernel> static int allow_shared(Kernel kernel, size_t bytes)
                : (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 }
 
+/* What a launch is started with; attributes are added to it. */
+struct launch_config {
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config;
+};
+
 /* early: the launch may begin before the one in front of it has ended (sm_90); the kernel waits itself. */
+static inline void begin_launch(launch_config &c, bool early, dim3 grid, unsigned threads, size_t shared_bytes, void *stream)
+{
+    c.config = {};
+    c.config.gridDim = grid;
+    c.config.blockDim = dim3(threads);
+    c.config.dynamicSmemBytes = shared_bytes;
+    c.config.stream = (cudaStream_t)stream;
+    c.config.attrs = c.attributes;
+    if (early) {
+        c.attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        c.attributes[0].val.programmaticStreamSerializationAllowed = 1;
+        c.config.numAttrs = 1;
+    }
+}
+
 template <typename... Params, typename... Args>
 static int launch_kernel(bool early, void (*kernel)(Params...), dim3 grid, unsigned threads, size_t shared_bytes,
                          void *stream, Args... args)
 {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = &attribute;
-    config.numAttrs = early ? 1 : 0;
-    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+    launch_config c;
+    begin_launch(c, early, grid, threads, shared_bytes, stream);
+    return (int)cudaLaunchKernelEx(&c.config, kernel, args...);
 }
 
 /* A launch in clusters of `cluster` blocks, early and with as much shared memory as it asks for. */
@@ -39,20 +52,13 @@ static int launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 gri
     if (error != 0) {
         return error;
     }
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = cluster;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+    launch_config c;
+    begin_launch(c, true, grid, threads, shared_bytes, stream);
+    cudaLaunchAttribute &attribute = c.attributes[c.config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    return (int)cudaLaunchKernelEx(&c.config, kernel, args...);
 }
 
 /* Dynamic shared memory and an early start. */
@@ -74,28 +80,20 @@ static int launch_streaming(bool early, const void *base, size_t bytes, void (*k
     if (error != 0) {
         return error;
     }
-    cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = (cudaStream_t)stream;
-    config.attrs = attributes;
-    if (early) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
+    launch_config c;
+    begin_launch(c, early, grid, threads, shared_bytes, stream);
     if (bytes > 0) {
-        cudaAccessPolicyWindow window = {};
+        cudaLaunchAttribute &attribute = c.attributes[c.config.numAttrs++];
+        attribute.id = cudaLaunchAttributeAccessPolicyWindow;
+        cudaAccessPolicyWindow &window = attribute.val.accessPolicyWindow;
+        window = {};
         window.base_ptr = (void *)base;
         window.num_bytes = bytes;
         window.hitRatio = 1.0f;
         window.hitProp = cudaAccessPropertyStreaming;
         window.missProp = cudaAccessPropertyNormal;
-        attributes[config.numAttrs].id = cudaLaunchAttributeAccessPolicyWindow;
-        attributes[config.numAttrs++].val.accessPolicyWindow = window;
     }
-    return (int)cudaLaunchKernelEx(&config, kernel, args...);
+    return (int)cudaLaunchKernelEx(&c.config, kernel, args...);
 }
 
 #endif

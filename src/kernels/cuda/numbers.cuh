@@ -159,10 +159,9 @@ MF_DEV float canon_bias(float v)
     return is_nan(v) ? 0.0f : canon_input(v);
 }
 
-MF_DEV float gate_exp(float x)
+/* e^x / 2^n, n the nearest integer to x / ln 2. */
+MF_DEV float exp_of_rest(float x, float n)
 {
-    float v = __fmul_rn(x, 0x1.715476p+0f);
-    float n = __fadd_rn(__fadd_rn(v, 0x1.8p23f), -0x1.8p23f);
     float r = __fmaf_rn(-n, 0x1.62e400p-1f, x);
     r = __fmaf_rn(-n, 0x1.7f7d1cp-20f, r);
     float p = 0x1.a01a02p-13f;
@@ -172,7 +171,14 @@ MF_DEV float gate_exp(float x)
     p = __fmaf_rn(p, r, 0x1.555556p-3f);
     p = __fmaf_rn(p, r, 0x1p-1f);
     p = __fmaf_rn(p, r, 1.0f);
-    p = __fmaf_rn(p, r, 1.0f);
+    return __fmaf_rn(p, r, 1.0f);
+}
+
+MF_DEV float gate_exp(float x)
+{
+    float v = __fmul_rn(x, 0x1.715476p+0f);
+    float n = __fadd_rn(__fadd_rn(v, 0x1.8p23f), -0x1.8p23f);
+    float p = exp_of_rest(x, n);
     float e = __fmul_rn(p, __uint_as_float((uint32_t)(__float2int_rn(n) + 127) << 23));
     return x < -87.0f ? 0.0f : e;
 }
