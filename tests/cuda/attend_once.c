@@ -328,6 +328,7 @@ typedef struct many_shape {
     int tokens, behind; /* rows of two sequences; positions before the first one's */
     int hidden, heads, kv_heads, rope_dim;
     bool has_norm, norm_after_rope, has_bias, adds, in_order; /* in_order: blocks of the cache follow one another */
+    bool small;                                               /* runs under checkers, too */
 } many_shape;
 
 enum { HEAD = 128, MANY_BLOCKS = 256 };
@@ -367,25 +368,36 @@ static mf_kv_view view_of_many(const many_shape *s, void *cache)
     return view;
 }
 
+/* For checkers under which everything takes a hundred times as long. */
+static bool is_small(void)
+{
+    const char *v = getenv("MOEFUSE_CONFORMANCE");
+    return v && strcmp(v, "small") == 0;
+}
+
 TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_step_after_the_other)
 {
     static const many_shape shapes[] = {
-        { 300, 77, 512, 32, 4, 128, .has_norm = true },
+        { 300, 77, 512, 32, 4, 128, .has_norm = true, .small = true },
         { 1111, 5, 576, 8, 8, 128, .has_norm = true, .norm_after_rope = true, .adds = true },
-        { 200, 0, 3072, 20, 1, 0, .has_bias = true, .adds = true },
+        { 200, 0, 3072, 20, 1, 0, .has_bias = true, .adds = true, .small = true },
         { 2048, 300, 2048, 16, 4, 128, .has_norm = true, .has_bias = true },
         { 1500, 0, 1024, 12, 2, 128, .adds = true },
         { 4100, 0, 2048, 8, 2, 128, .has_norm = true },
-        { 4200, 0, 576, 4, 4, 128, .has_norm = true },
+        { 4200, 0, 576, 4, 4, 128, .has_norm = true, .small = true },
         { 3008, 160, 2048, 32, 4, 128, .has_norm = true, .in_order = true },
         { 4400, 0, 2048, 4, 4, 128, .has_norm = true },
-        { 777, 0, 512, 8, 8, 128, .has_norm = true, .in_order = true },
+        { 777, 0, 512, 8, 8, 128, .has_norm = true, .in_order = true, .small = true },
     };
     CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
     const mf_device_ops *ops = device->ops;
-    int done = 0, added = 0;
+    int done = 0, added = 0, run = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const many_shape *s = &shapes[i];
+        if (is_small() && !s->small) {
+            continue;
+        }
+        run++;
         const size_t tokens = (size_t)s->tokens, width = (size_t)(s->heads * HEAD),
                      row = (size_t)(2 * s->kv_heads * HEAD);
         const size_t hidden = (size_t)s->hidden, cached = (size_t)2 * MANY_BLOCKS * BLOCK * row;
@@ -529,7 +541,7 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
         free(host);
     }
     if (strcmp(device->gpu, "sm_90") == 0) {
-        CHECK_EQ(done, 2 * (int)(sizeof shapes / sizeof shapes[0]));
+        CHECK_EQ(done, 2 * run);
         CHECK(added > 0);
     }
     mf_device_close(&device);

@@ -80,7 +80,8 @@ MF_DEV choice choose(choice_memory<WARPS, SOFTMAX> &mem, int i, float x, float b
     const int lane = i & 31, warp = i >> 5;
     const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
     const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
-    const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
+    /* Below the largest number, so that + 1 stays one: a NaN's rank is its own, too, though nothing is made of it. */
+    const uint32_t key = min(ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b))), 0xfffffffeu);
     mem.keys[warp][lane] = key;
     mem.keys[warp][lane + 32] = key + 1;
     __syncwarp();
@@ -257,15 +258,12 @@ __global__ void __launch_bounds__(WARPS * 64 * OWN, 8 / (WARPS * OWN))
         barrier_expect(&full[0], OWN * N * 4);
         barrier_expect(&full[1], RUNS * N * 4);
     }
+    copy_wait<0>(); /* the first pass uses nothing of them, but a reader has to be behind its copies */
     __syncthreads();
     cluster_meet();
 #pragma unroll 1
     for (int pass = 0; pass < 2; pass++) {
         const bool real = pass == 1;
-        if (real) {
-            copy_wait<0>();
-            __syncwarp();
-        }
         row_tiles rows;
         load_rows(rows, weights + (tid >> 5 & 3) * (16 * LINE));
         if (real) {
