@@ -687,6 +687,42 @@ MF_DEV void prefetch_inputs(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
     }
 }
 
+/* The block's part of a matrix, at most `left` bytes, which it takes away from. */
+MF_DEV void prefetch_part(const mf_cuda_matrix &m, int64_t bytes, int tid, int threads, int &left)
+{
+    const int64_t from = bytes * blockIdx.x / gridDim.x / LINE * LINE,
+                  end = min(bytes * (blockIdx.x + 1) / gridDim.x / LINE * LINE, from + left);
+    for (int64_t i = from + tid * LINE; i < end; i += threads * LINE) {
+        prefetch_line(m.data + i);
+    }
+    left -= (int)(end - from);
+}
+
+/* Shared slots' gates and ups, then their w2, on their way to the second-level cache before the kernel in front has
+ * ended.  Only a hint: that kernel may write them yet, and ids may name other slots. */
+MF_DEV void prefetch_shared(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
+{
+    const int tid = (int)threadIdx.x - 32, threads = THREADS - 32, slots = min(sum.num_shared, (int)p.e.num_slots);
+    if (!p.one.combines || tid < 0) {
+        return;
+    }
+    const int64_t size = p.fp8 ? 1 : 2;
+    int left = HINT_BYTES;
+    for (int is_down = 0; is_down < 2; is_down++) {
+        for (int i = 0; i < slots && left > 0; i++) {
+            const mf_cuda_slot &slot = p.e.slots[p.e.num_slots - 1 - i];
+            if (is_down) {
+                const int64_t bytes = ((p.e.hidden_size - 1) * slot.down.row_stride + p.width) * size;
+                prefetch_part(slot.down, bytes, tid, threads, left);
+            } else {
+                const int64_t last = p.width - 1;
+                prefetch_part(slot.gate, (last * slot.gate.row_stride + p.e.hidden_size) * size, tid, threads, left);
+                prefetch_part(slot.up, (last * slot.up.row_stride + p.e.hidden_size) * size, tid, threads, left);
+            }
+        }
+    }
+}
+
 template <bool FP8, int T, bool WARPWISE>
 __global__ void __launch_bounds__(THREADS, 1)
     one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
@@ -724,6 +760,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     let_next_start();
     prefetch_inputs(p, sum);
     share w = share_of<FP8>(p, one.most_tiles, blockIdx.x); /* before it is known: pairs usually name as many slots */
+    prefetch_shared(p, sum);
     wait_for_previous();
     if (threadIdx.x < 32) {
         make_lists<T == 4>(p, s);

@@ -26,6 +26,10 @@ template <bool FP8, bool WARPWISE> struct order {
     static constexpr int AT_ONCE = WARPWISE ? 4 : WARPS;
 };
 
+/* Of shared slots' weights, what a block brings to the second-level cache before it knows the ids: about as much as
+ * comes in until the kernel in front has ended and the ids are there. */
+constexpr int HINT_BYTES = 96 * 1024;
+
 /* Named barriers; two of a kind take turns. */
 enum { LISTS = 1, HELPERS_LISTS, STAGED, OWN, PARTS, PARTS_FREE = PARTS + 2 };
 
