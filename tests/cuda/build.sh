@@ -23,7 +23,7 @@ programs="gate gate_api align sum_reduce invariants traps experts experts_bits e
     done
     for f in $base; do echo "$ccache cc $c_flags -c $root/src/base/$f.c -o $out/o/b_$f.o"; done
     for f in $kernels; do echo "$ccache cc $c_flags -c $root/src/kernels/$f.c -o $out/o/k_${f//\//_}.o"; done
-    for f in plan router_plan experts_plan grouped_plan one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_row cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
+    for f in plan router_plan experts_plan grouped_plan one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_linear cuda_row cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
     for f in $support; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
     for f in $programs; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
     echo "$ccache $nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"

@@ -13,6 +13,19 @@ void mf_cuda_add_element_ops(mf_device_ops *ops); /* cuda_elements.c */
  * which a block's room holds so many pieces. */
 bool mf_cuda_plan_row(const mf_device *device, const mf_cuda_attention *a, const mf_cuda_gqa_prepare *r, mf_cuda_row *p);
 
+/* ---- products (cuda_linear.c) ---- */
+
+void mf_cuda_add_linear_ops(mf_device_ops *ops);
+/* Whether a bf16 matrix goes through the tensor cores: it alone decides. */
+bool mf_cuda_takes_mma(const mf_matrix *m, mf_dtype act_dtype);
+int32_t mf_cuda_linear_runs(int64_t k);
+/* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
+void mf_cuda_launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded);
+/* The norm of many rows where nobody reads it in f32: rounded, and what that leaves in `rests` where wanted. */
+void mf_cuda_norm_rounded(mf_device *device, const mf_add_norm_call *call, uint16_t *rests);
+
+/* ---- what all of them use ---- */
+
 static inline int64_t min_i64(int64_t a, int64_t b)
 {
     return a < b ? a : b;
