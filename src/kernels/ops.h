@@ -411,9 +411,10 @@ typedef struct mf_device_ops {
     mf_status (*beside_begin)(mf_device *device, mf_error *err);
     mf_status (*beside_end)(mf_device *device, mf_error *err);
     mf_status (*beside_join)(mf_device *device, mf_error *err);
-    /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, taken now.  Without
-     * it, or past it, it is taken when it is needed, which a graph cannot hold. */
-    mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err);
+    /* Optional: memory of the device's own for linear's inputs of up to num_tokens rows of k columns, and for weights of
+     * `formats` (bit f: mf_format f) with bf16 inputs, taken now; *bytes: how much that is.  Without it, or past it, it is
+     * taken when it is needed, which a graph cannot hold. */
+    mf_status (*reserve)(mf_device *device, int64_t num_tokens, int64_t k, uint32_t formats, int64_t *bytes, mf_error *err);
     /* profile.c's alone: a step's operations are over. */
     void (*step_ends)(mf_device *device);
 } mf_device_ops;

@@ -270,8 +270,13 @@ static mf_status open_scratch(mf_model *model, mf_error *err)
         /* An input that counts as f32 takes three numbers where one of bf16 takes one; the router's always does. */
         const int64_t widest = larger(widest_input(model->config) * (model->act_dtype == MF_F32 ? 3 : 1),
                                       3 * model->config->hidden_size);
-        MF_TRY(model->device->ops->reserve(model->device, model->max_batch_tokens, widest, err));
-        s->total_bytes += model->max_batch_tokens * widest * 2;
+        uint32_t formats = 0;
+        for (int f = 0; f < MF_FORMAT_COUNT && model->act_dtype == MF_BF16; f++) {
+            formats |= (uint32_t)(model->weights->stats.bytes_by_format[f] > 0) << f;
+        }
+        int64_t bytes = 0;
+        MF_TRY(model->device->ops->reserve(model->device, model->max_batch_tokens, widest, formats, &bytes, err));
+        s->total_bytes += bytes;
     }
     return mf_device_uses_host_memory(model->device) ? MF_OK : mf_model_device_open(model, err);
 }

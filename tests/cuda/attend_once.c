@@ -340,6 +340,30 @@ static mf_matrix random_matrix(int64_t n, int64_t k)
     };
 }
 
+/* The same as INT4 or INT8 codes, which only sm_90 takes here. */
+static mf_matrix random_codes(mf_format format, int64_t n, int64_t k)
+{
+    enum { GROUP = 64 };
+    const bool is_int4 = format == MF_FORMAT_INT4_GROUP;
+    const size_t bytes = (size_t)(n * k / (is_int4 ? 2 : 1));
+    uint8_t *codes = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        codes[i] = (uint8_t)mf_random_next(&seed);
+    }
+    const mf_matrix m = { .data = put(codes, bytes),
+                          .n = n,
+                          .k = k,
+                          .row_stride = k,
+                          .format = format,
+                          .scale = is_int4 ? (const void *)random_bf16((size_t)(n * k / GROUP))
+                                           : (const void *)random_floats((size_t)n),
+                          .scale_dtype = is_int4 ? MF_BF16 : MF_F32,
+                          .scale_row_stride = is_int4 ? k / GROUP : 1,
+                          .group_size = is_int4 ? GROUP : 0 };
+    free(codes);
+    return m;
+}
+
 /* Two sequences, the second one from 0 on with a third of the rows. */
 static mf_kv_view view_of_many(const many_shape *s, void *cache)
 {
@@ -389,11 +413,15 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
         { 4400, 0, 2048, 4, 4, 128, .has_norm = true },
         { 777, 0, 512, 8, 8, 128, .has_norm = true, .in_order = true, .small = true },
     };
+    static const mf_format formats[] = { MF_FORMAT_BF16, MF_FORMAT_INT4_GROUP, MF_FORMAT_INT8_CHANNEL };
+    enum { SHAPES = sizeof shapes / sizeof shapes[0], FORMATS = sizeof formats / sizeof formats[0] };
     CHECK_OK(mf_device_open("cuda", NULL, &device, &err), err);
     const mf_device_ops *ops = device->ops;
+    const size_t rounds = strcmp(device->gpu, "sm_90") == 0 ? FORMATS : 1;
     int done = 0, added = 0, run = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        const many_shape *s = &shapes[i];
+    for (size_t i = 0; i < rounds * SHAPES; i++) {
+        const many_shape *s = &shapes[i % SHAPES];
+        const mf_format format = formats[i / SHAPES];
         if (is_small() && !s->small) {
             continue;
         }
@@ -402,11 +430,14 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
                      row = (size_t)(2 * s->kv_heads * HEAD);
         const size_t hidden = (size_t)s->hidden, cached = (size_t)2 * MANY_BLOCKS * BLOCK * row;
         seed = 30 + i;
-        const mf_matrix w[3] = { random_matrix((int64_t)width, s->hidden), random_matrix(s->kv_heads * HEAD, s->hidden),
-                                 random_matrix(s->kv_heads * HEAD, s->hidden) };
+        mf_matrix w[3];
+        for (int k = 0; k < 3; k++) {
+            const int64_t n = k == 0 ? (int64_t)width : s->kv_heads * HEAD;
+            w[k] = format == MF_FORMAT_BF16 ? random_matrix(n, s->hidden) : random_codes(format, n, s->hidden);
+        }
         const mf_matrix reader = { .data = room(4096), .n = 16, .k = 64, .row_stride = 64, .format = MF_FORMAT_BF16 };
         const mf_matrix few = random_matrix(i % 4 == 0 ? 128 : 100, s->hidden); /* a router's rows */
-        const mf_matrix *chosen = i % 2 == 0 ? &few : &w[1];
+        const mf_matrix *chosen = i % 2 == 0 || format != MF_FORMAT_BF16 ? &few : &w[1];
         float *cos_sin = random_floats((size_t)4096 * HEAD), *q_norm = random_floats(HEAD),
               *k_norm = random_floats(HEAD);
         float *weight = random_floats(hidden), *bias = random_floats(width), *start = random_floats(tokens * hidden);
@@ -540,9 +571,9 @@ TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_st
         }
         free(host);
     }
-    if (strcmp(device->gpu, "sm_90") == 0) {
+    if (rounds > 1) {
         CHECK_EQ(done, 2 * run);
-        CHECK(added > 0);
+        CHECK(added > 0 && added % FORMATS == 0);
     }
     mf_device_close(&device);
 }

@@ -269,11 +269,15 @@ static bool gqa_project(mf_device *device, const mf_add_norm_call *norm, const m
     const void *rounded = norm ? norm->rounded : call->rounded;
     mf_cuda_linear p = { .num = 3, .num_tokens = call->num_tokens, .parts = 1, .runs = mf_cuda_linear_runs(call->w[0]->k) };
     for (int i = 0; i < 3; i++) {
-        if (!rounded || !mf_cuda_takes_mma(call->w[i], MF_BF16) || call->w[i]->n != rows[i] || call->w[i]->k != call->w[0]->k) {
+        if (!rounded || call->w[i]->n != rows[i] || call->w[i]->k != call->w[0]->k) {
             return false;
         }
         p.w[i] = seen_matrix(call->w[i]);
         p.bias[i] = call->bias[i];
+    }
+    mf_cuda_linear_path path;
+    if (!mf_cuda_takes_wgmma_together(device, call, &p, &path)) {
+        return false;
     }
     if (!begin(device)) {
         return true; /* told by a later call */
@@ -284,10 +288,12 @@ static bool gqa_project(mf_device *device, const mf_add_norm_call *norm, const m
     p.x = rounded;
     p.x_stride = call->w[0]->k;
     const mf_cuda_gqa_prepare r = prepare_of(prepare);
-    done(device,
-         mf_cuda_linear_hopper_heads(&mf_cuda_state_of(device)->gpu, &p, &r,
-                                     mf_cuda_attention_scale(args->softmax_scale), stream_of(device)),
-         "queries, keys and values");
+    if (mf_cuda_make_bf16(device, &p, path)) {
+        done(device,
+             mf_cuda_linear_hopper_heads(&mf_cuda_state_of(device)->gpu, &p, &r,
+                                         mf_cuda_attention_scale(args->softmax_scale), stream_of(device)),
+             "queries, keys and values");
+    }
     return true;
 }
 
@@ -302,7 +308,7 @@ static bool gqa_at_once(mf_device *device, const mf_gqa_prepare_call *prepare, c
     if (!begin(device)) {
         return true; /* told by a later call */
     }
-    *is_rounded = act_dtype == MF_BF16 && mf_cuda_takes_mma(reader, act_dtype) && on16(args->out);
+    *is_rounded = act_dtype == MF_BF16 && mf_cuda_takes_bf16_inputs(device, reader) && on16(args->out);
     p.rounded = *is_rounded ? (uint16_t *)args->out : NULL;
     if (!prepare) {
         p.q_is_rounded = 1;
@@ -468,7 +474,7 @@ static bool mla_at_once(mf_device *device, const mf_mla_prepare_call *prepare, c
         unabsorb(device, args, r.attention.out, r.attention.rounded, args->num_tokens, args->out);
         return true;
     }
-    *is_rounded = act_dtype == MF_BF16 && mf_cuda_takes_mma(reader, act_dtype) && on16(args->out);
+    *is_rounded = act_dtype == MF_BF16 && mf_cuda_takes_bf16_inputs(device, reader) && on16(args->out);
     const mf_cuda_mla_values values = { .kv_b = seen_matrix(args->kv_b),
                                         .nope = (int32_t)args->qk_nope_head_dim,
                                         .v_dim = (int32_t)args->v_head_dim,

@@ -25,11 +25,35 @@ static bool takes_fp8(const mf_device *device, const mf_matrix *m, mf_dtype act_
            m->k % 128 == 0 && m->row_stride % 16 == 0 && on16(m->data) && mf_cuda_state_of(device)->gpu.capability >= 89;
 }
 
-typedef enum linear_path { LINEAR_PLAIN, LINEAR_MMA, LINEAR_FP8 } linear_path;
-
-static linear_path path_of(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype)
+static mf_cuda_linear_path path_of(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype)
 {
-    return mf_cuda_takes_mma(m, act_dtype) ? LINEAR_MMA : takes_fp8(device, m, act_dtype) ? LINEAR_FP8 : LINEAR_PLAIN;
+    const mf_cuda_packed kind = mf_cuda_codes_of(device, m, act_dtype);
+    return mf_cuda_takes_mma(m, act_dtype)   ? MF_CUDA_LINEAR_MMA
+           : takes_fp8(device, m, act_dtype) ? MF_CUDA_LINEAR_FP8
+           : kind != MF_CUDA_PACKED_NONE     ? (mf_cuda_linear_path)(MF_CUDA_LINEAR_CODES + kind)
+                                             : MF_CUDA_LINEAR_PLAIN;
+}
+
+bool mf_cuda_takes_bf16_inputs(const mf_device *device, const mf_matrix *m)
+{
+    return path_of(device, m, MF_BF16) != MF_CUDA_LINEAR_PLAIN;
+}
+
+bool mf_cuda_takes_wgmma_together(const mf_device *device, const mf_linear_call *call, const mf_cuda_linear *p,
+                                  mf_cuda_linear_path *path)
+{
+    *path = path_of(device, call->w[0], call->act_dtype);
+    for (int i = 1; i < call->num; i++) {
+        if (path_of(device, call->w[i], call->act_dtype) != *path) {
+            return false;
+        }
+    }
+    return *path == MF_CUDA_LINEAR_MMA || (*path >= MF_CUDA_LINEAR_CODES && mf_cuda_can_widen(p));
+}
+
+bool mf_cuda_make_bf16(mf_device *device, mf_cuda_linear *p, mf_cuda_linear_path path)
+{
+    return path < MF_CUDA_LINEAR_CODES || mf_cuda_widen(device, p, (mf_cuda_packed)(path - MF_CUDA_LINEAR_CODES));
 }
 
 /* ---- rounded inputs ---- */
@@ -54,15 +78,18 @@ mf_status mf_cuda_reserve(mf_device *device, size_t bytes, mf_error *err)
     return MF_OK;
 }
 
-static mf_status reserve(mf_device *device, int64_t num_tokens, int64_t k, mf_error *err)
+static mf_status reserve(mf_device *device, int64_t num_tokens, int64_t k, uint32_t formats, int64_t *bytes, mf_error *err)
 {
     MF_TRY(mf_cuda_enter(device, err));
-    return mf_cuda_reserve(device, (size_t)(num_tokens * k) * 2, err);
+    MF_TRY(mf_cuda_reserve(device, (size_t)(num_tokens * k) * 2, err));
+    *bytes = num_tokens * k * 2;
+    return mf_cuda_reserve_widened(device, formats, bytes, err);
 }
 
 void mf_cuda_dense_close(mf_device *device)
 {
     (void)cudaFree(mf_cuda_state_of(device)->rounded);
+    (void)cudaFree(mf_cuda_state_of(device)->widened);
 }
 
 /* ---- linear ---- */
@@ -133,7 +160,7 @@ static bool plan_ring(const mf_device *device, mf_cuda_linear *p)
     p->most_blocks = gpu->num_multiprocessors;
     p->early = EARLY;
     p->most_window = gpu->window_bytes;
-    p->element_bytes = 2;
+    p->element_bits = 16;
     for (p->is_deep = 1; p->is_deep >= 0; p->is_deep--) {
         mf_cuda_linear_ring_plan(p);
         if (mf_cuda_linear_ring_shared(p) <= room) {
@@ -172,7 +199,7 @@ static void launch_fp8(mf_device *device, mf_cuda_linear *p, const void *rounded
 {
     p->parts = 1;
     p->most_window = p->num_tokens <= 32 ? mf_cuda_state_of(device)->gpu.window_bytes : 0; /* more read weights again */
-    p->element_bytes = 1;
+    p->element_bits = 8;
     if (rounded && on16(rounded)) {
         p->x = rounded;
         p->x_stride = p->w[0].k;
@@ -180,6 +207,38 @@ static void launch_fp8(mf_device *device, mf_cuda_linear *p, const void *rounded
         return;
     }
     done(device, mf_cuda_launch_linear_fp8(p, stream_of(device)), "linear");
+}
+
+/* Some tokens' products take the codes as they are; more those of bf16, in pieces that fit where they are widened. */
+static void launch_codes(mf_device *device, mf_cuda_linear *p, const void *rounded, mf_cuda_linear_path path)
+{
+    const mf_cuda_gpu *gpu = &mf_cuda_state_of(device)->gpu;
+    const int kind = path - MF_CUDA_LINEAR_CODES;
+    p->parts = 1;
+    p->runs = mf_cuda_linear_runs(p->w[0].k);
+    const bool is_few = p->num_tokens <= MF_CUDA_CODES_FEW && mf_cuda_codes_are_a_wave(device, p);
+    if (rounded && on16(rounded)) {
+        p->x = rounded;
+        p->x_stride = p->w[0].k;
+    } else if (is_few && p->num_tokens <= MF_CUDA_LINEAR_RING && p->x_is_wide) {
+        p->x_is_f32 = 1;
+    } else if (!round_x(device, p, p->w[0].k)) {
+        return;
+    }
+    if (is_few) {
+        p->most_window = gpu->window_bytes;
+        p->element_bits = mf_format_bits((mf_format)p->w[0].format);
+        done(device, mf_cuda_launch_linear_codes(p, kind, stream_of(device)), "linear");
+    } else if (p->num_tokens <= MF_CUDA_CODES_TOKENS) {
+        done(device, mf_cuda_linear_hopper_codes(p, kind, stream_of(device)), "linear");
+    } else {
+        for (mf_cuda_codes_piece at = { 0 }; mf_cuda_next_piece(p, &at);) {
+            if (!mf_cuda_make_bf16(device, &at.p, path)) {
+                return;
+            }
+            done(device, mf_cuda_linear_hopper(gpu, &at.p, stream_of(device)), "linear");
+        }
+    }
 }
 
 /* The call's i-th product, behind those that p has. */
@@ -192,7 +251,7 @@ static void add_product(mf_cuda_linear *p, const mf_linear_call *call, int i)
 }
 
 /* The products of `chosen` (a set of indices), all of one path and, unless it is that of bf16, of one format. */
-static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, linear_path path)
+static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_t chosen, mf_cuda_linear_path path)
 {
     mf_cuda_linear p = { .x = call->x, .x_stride = call->x_stride, .num_tokens = call->num_tokens };
     for (int i = 0; i < call->num; i++) {
@@ -201,11 +260,13 @@ static void launch_linear(mf_device *device, const mf_linear_call *call, uint32_
         }
     }
     p.x_is_wide = on16(call->x) && call->x_stride % 4 == 0;
-    if (path == LINEAR_MMA) {
+    if (path == MF_CUDA_LINEAR_MMA) {
         p.parts = call->act_dtype == MF_F32 ? 3 : 1;
         mf_cuda_launch_mma(device, &p, call->rounded);
-    } else if (path == LINEAR_FP8) {
+    } else if (path == MF_CUDA_LINEAR_FP8) {
         launch_fp8(device, &p, call->rounded);
+    } else if (path >= MF_CUDA_LINEAR_CODES) {
+        launch_codes(device, &p, call->rounded, path);
     } else {
         p.round_x = call->act_dtype == MF_BF16;
         done(device, mf_cuda_launch_linear_plain(&p, stream_of(device)), "linear");
@@ -223,11 +284,11 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
         while (!(left >> first & 1)) {
             first++;
         }
-        const linear_path path = path_of(device, call->w[first], call->act_dtype);
+        const mf_cuda_linear_path path = path_of(device, call->w[first], call->act_dtype);
         uint32_t same = 0;
         for (int i = first; i < call->num; i++) {
             const bool alike = path_of(device, call->w[i], call->act_dtype) == path &&
-                               (path == LINEAR_MMA || call->w[i]->format == call->w[first]->format);
+                               (path == MF_CUDA_LINEAR_MMA || call->w[i]->format == call->w[first]->format);
             same |= (uint32_t)((left >> i & 1) && alike) << i;
         }
         launch_linear(device, call, same, path);
@@ -235,19 +296,20 @@ static void linear_many(mf_device *device, const mf_linear_call *call)
     }
 }
 
-/* The products of a norm's result, x and the norm left open.  false: one of them does not go through tensor cores. */
-static bool plan_of_norm(const mf_add_norm_call *norm, const mf_linear_call *call, mf_cuda_linear *p)
+/* The products of a norm's result, x and the norm left open.  false: they are not of one path through wgmma. */
+static bool plan_of_norm(const mf_device *device, const mf_add_norm_call *norm, const mf_linear_call *call,
+                         mf_cuda_linear *p, mf_cuda_linear_path *path)
 {
     *p = (mf_cuda_linear){ .num_tokens = call->num_tokens,
                            .parts = call->act_dtype == MF_F32 ? 3 : 1,
                            .runs = mf_cuda_linear_runs(norm->n) };
     for (int i = 0; i < call->num; i++) {
-        if (!mf_cuda_takes_mma(call->w[i], call->act_dtype) || call->w[i]->k != norm->n) {
+        if (call->w[i]->k != norm->n) {
             return false;
         }
         add_product(p, call, i);
     }
-    return true;
+    return mf_cuda_takes_wgmma_together(device, call, p, path);
 }
 
 /* Several rows whose products read three planes: the norm leaves them. */
@@ -303,9 +365,10 @@ static bool norm_linear_many(mf_device *device, const mf_add_norm_call *norm, co
     enum { LEAST = 257 };
     const mf_cuda_state *state = mf_cuda_state_of(device);
     mf_cuda_linear p;
+    mf_cuda_linear_path path;
     if (call->num_tokens <= MF_CUDA_STREAM_TOKENS || state->gpu.capability != 90 || !norm->rounded ||
         norm->rounded_dtype != MF_BF16 || !on16(norm->rounded) || (norm->add && acc_out != norm->acc) ||
-        norm->n < LEAST || !plan_of_norm(norm, call, &p)) {
+        norm->n < LEAST || !plan_of_norm(device, norm, call, &p, &path)) {
         return false;
     }
     if (p.parts == 3 && p.num == 1 && p.w[0].n <= MF_CUDA_ROUTER_ROWS && !norm->add && on16(norm->acc) && on16(norm->weight) &&
@@ -324,7 +387,9 @@ static bool norm_linear_many(mf_device *device, const mf_add_norm_call *norm, co
     p.x_stride = norm->n;
     p.x_rests = rests;
     mf_cuda_norm_rounded(device, norm, rests);
-    done(device, mf_cuda_linear_hopper(&state->gpu, &p, stream_of(device)), "linear");
+    if (mf_cuda_make_bf16(device, &p, path)) {
+        done(device, mf_cuda_linear_hopper(&state->gpu, &p, stream_of(device)), "linear");
+    }
     return true;
 }
 
@@ -337,9 +402,10 @@ static bool norm_linear(mf_device *device, const mf_add_norm_call *norm, float *
         return true;
     }
     mf_cuda_linear p;
+    mf_cuda_linear_path path;
     if (norm->n < LEAST || norm->n > MOST || (norm->rounded && norm->rounded_dtype != MF_BF16) || !on16(norm->acc) ||
         !on16(norm->add) || !on16(norm->weight) || !on16(acc_out) || !on16(norm->rounded) ||
-        !plan_of_norm(norm, call, &p)) {
+        !plan_of_norm(device, norm, call, &p, &path) || path != MF_CUDA_LINEAR_MMA) {
         return false;
     }
     if (call->num_tokens > 1) {
@@ -386,18 +452,19 @@ static bool linear_add(mf_device *device, const mf_linear_call *call)
 {
     const mf_cuda_gpu *gpu = &mf_cuda_state_of(device)->gpu;
     mf_cuda_linear p = { .num_tokens = call->num_tokens, .parts = 1, .runs = mf_cuda_linear_runs(call->w[0]->k) };
+    mf_cuda_linear_path path;
     if (call->num != 1 || call->num_tokens <= MF_CUDA_STREAM_TOKENS ||
         !mf_cuda_linear_is_many(gpu, call->num_tokens) || call->act_dtype != MF_BF16 || !call->rounded ||
-        !on16(call->rounded) || !mf_cuda_takes_mma(call->w[0], MF_BF16) || !takes_wgmma(device, &p)) {
+        !on16(call->rounded) || !takes_wgmma(device, &p)) {
         return false;
     }
     add_product(&p, call, 0);
     p.x = call->rounded;
     p.x_stride = call->w[0]->k;
-    if (!mf_cuda_linear_can_add(&p)) {
+    if (!mf_cuda_takes_wgmma_together(device, call, &p, &path) || !mf_cuda_linear_can_add(&p)) {
         return false;
     }
-    if (begin(device)) { /* else told by a later call */
+    if (begin(device) && mf_cuda_make_bf16(device, &p, path)) { /* else told by a later call */
         done(device, mf_cuda_linear_hopper_add(gpu, &p, stream_of(device)), "linear");
     }
     return true;
@@ -412,7 +479,7 @@ static void offer_norm(mf_device *device, const mf_add_norm_call *norm, const mf
     state->norm_is_taken = false;
     state->norm_is_rounded = readers->num > 0 && readers->act_dtype == MF_BF16 && norm->rounded && norm->rounded_dtype == MF_BF16;
     for (int i = 0; i < readers->num; i++) {
-        state->norm_is_rounded = state->norm_is_rounded && path_of(device, readers->w[i], MF_BF16) != LINEAR_PLAIN;
+        state->norm_is_rounded = state->norm_is_rounded && mf_cuda_takes_bf16_inputs(device, readers->w[i]);
     }
 }
 

@@ -110,6 +110,7 @@ typedef struct mf_cuda_linear {
     int32_t round_x; /* PLAIN: x becomes bf16 first */
     mf_cuda_matrix w[MF_CUDA_LINEAR_MOST];
     const float *bias[MF_CUDA_LINEAR_MOST];
+    const float *row_scale[MF_CUDA_LINEAR_MOST]; /* wgmma: [n] on 8 bytes, times a row's sums, or NULL */
     float *out[MF_CUDA_LINEAR_MOST];
     int64_t out_stride[MF_CUDA_LINEAR_MOST];
     int64_t first_block[MF_CUDA_LINEAR_MOST + 1]; /* of a matrix's rows in the grid */
@@ -121,6 +122,7 @@ typedef struct mf_cuda_linear {
     int64_t x_plane;   /* elements between planes */
     const uint16_t *x_rests; /* wgmma's tiles: planes past the first one, [2][T, k]; NULL: they follow the first */
     int32_t x_is_wide; /* rows of x begin on 16 bytes */
+    int32_t w_is_made; /* wgmma: w is the result of a launch in front */
     /* RING only: whether rings are long; units a warp asks for before it waits, with a norm; blocks at most; units of a
      * ring and groups of warps that are used. */
     int32_t is_deep, early, most_blocks, ring_units, ring_groups;
@@ -132,8 +134,8 @@ typedef struct mf_cuda_linear {
     float norm_eps;
     /* Batches: batch b takes rows b * batch_rows + first_row .. + rows of w[0], x + b * x_step, out + b * out_step. */
     int64_t num_batches, batch_rows, first_row, rows, x_step, out_step;
-    /* RING and few tokens' FP8: an access policy's longest stretch of weights, and an element's bytes. */
-    int64_t most_window, element_bytes;
+    /* RING and few tokens' codes: an access policy's longest stretch of weights, and an element's bits. */
+    int64_t most_window, element_bits;
 } mf_cuda_linear;
 
 int mf_cuda_launch_linear_plain(const mf_cuda_linear *call, void *stream);
@@ -148,6 +150,20 @@ int mf_cuda_launch_linear_tile(const mf_cuda_linear *call, void *stream); /* bf1
 int mf_cuda_launch_linear_fp8(const mf_cuda_linear *call, void *stream);
 int mf_cuda_launch_split(const float *x, int64_t x_stride, int64_t num_rows, int64_t n, void *out, void *stream);
 enum { MF_CUDA_LINEAR_FEW = 64 };
+/* Integer codes of a kind (mf_cuda_packed: INT4, INT4_ANY or INT8), k a multiple of 64, up to MF_CUDA_CODES_FEW tokens, x
+ * in bf16 on 8 bytes or f32 on 16 (x_is_f32), `runs` as of bf16; sm_90. */
+enum { MF_CUDA_CODES_FEW = 16 };
+int mf_cuda_launch_linear_codes(const mf_cuda_linear *call, int kind, void *stream);
+
+/* Such matrices as bf16 in memory, and the scales of INT8's rows. */
+typedef struct mf_cuda_widen_call {
+    int32_t num;
+    mf_cuda_matrix w[MF_CUDA_LINEAR_MOST];
+    uint16_t *out[MF_CUDA_LINEAR_MOST]; /* [n, k] on 16 bytes */
+    float *scale[MF_CUDA_LINEAR_MOST];  /* [n] */
+} mf_cuda_widen_call;
+
+int mf_cuda_launch_widen(const mf_cuda_widen_call *call, int kind, void *stream);
 
 /* ---- attention ---- */
 

@@ -16,13 +16,51 @@ bool mf_cuda_plan_row(const mf_device *device, const mf_cuda_attention *a, const
 /* ---- products (cuda_linear.c) ---- */
 
 void mf_cuda_add_linear_ops(mf_device_ops *ops);
+
+/* Codes: MF_CUDA_LINEAR_CODES + their kind (mf_cuda_packed). */
+typedef enum mf_cuda_linear_path {
+    MF_CUDA_LINEAR_PLAIN,
+    MF_CUDA_LINEAR_MMA,
+    MF_CUDA_LINEAR_FP8,
+    MF_CUDA_LINEAR_CODES
+} mf_cuda_linear_path;
+
 /* Whether a bf16 matrix goes through the tensor cores: it alone decides. */
 bool mf_cuda_takes_mma(const mf_matrix *m, mf_dtype act_dtype);
+/* Whether a matrix's products round inputs of bf16 before all else. */
+bool mf_cuda_takes_bf16_inputs(const mf_device *device, const mf_matrix *m);
 int32_t mf_cuda_linear_runs(int64_t k);
 /* One product, or several of one input, of bf16 matrices.  rounded: x in bf16 already, without gaps. */
 void mf_cuda_launch_mma(mf_device *device, mf_cuda_linear *p, const void *rounded);
 /* The norm of many rows where nobody reads it in f32: rounded, and what that leaves in `rests` where wanted. */
 void mf_cuda_norm_rounded(mf_device *device, const mf_add_norm_call *call, uint16_t *rests);
+/* Whether all products of a call, which p has already, can be one launch of wgmma: bf16, or codes of one kind that have
+ * room as such.  make_bf16 then puts bf16 in place of codes; false: told by a later call. */
+bool mf_cuda_takes_wgmma_together(const mf_device *device, const mf_linear_call *call, const mf_cuda_linear *p,
+                                  mf_cuda_linear_path *path);
+bool mf_cuda_make_bf16(mf_device *device, mf_cuda_linear *p, mf_cuda_linear_path path);
+
+/* ---- integer codes (cuda_codes.c) ---- */
+
+/* How a matrix of integer codes goes through the tensor cores, or MF_CUDA_PACKED_NONE: the matrix alone decides. */
+mf_cuda_packed mf_cuda_codes_of(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype);
+/* Whether all blocks of linear_codes.cu's FEW run at once; else linear_codes_wgmma.cu is as quick. */
+bool mf_cuda_codes_are_a_wave(const mf_device *device, const mf_cuda_linear *p);
+/* The product with bf16 in place of p's matrices, which are widened on the way: all at once where that has room.
+ * false: told by a later call. */
+bool mf_cuda_can_widen(const mf_cuda_linear *p);
+bool mf_cuda_widen(mf_device *device, mf_cuda_linear *p, mf_cuda_packed kind);
+
+/* The memory for that, where matrices of such formats (bit f: mf_format f) may need it; adds its bytes to *bytes. */
+mf_status mf_cuda_reserve_widened(mf_device *device, uint32_t formats, int64_t *bytes, mf_error *err);
+
+/* A product in pieces that have room, one after the other: from { 0 } until false. */
+typedef struct mf_cuda_codes_piece {
+    mf_cuda_linear p;
+    int which;
+    int64_t row;
+} mf_cuda_codes_piece;
+bool mf_cuda_next_piece(const mf_cuda_linear *whole, mf_cuda_codes_piece *at);
 
 /* ---- what all of them use ---- */
 

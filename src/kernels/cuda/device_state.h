@@ -18,6 +18,7 @@ typedef struct mf_cuda_state {
     void *exchange;   /* between blocks of attention of one row: see mf_cuda_row */
     void *rounded;    /* inputs of products in bf16; grows */
     size_t rounded_bytes;
+    void *widened; /* integer codes' matrices in bf16 on their way into a product: see cuda_codes.c; or NULL so far */
     mf_cuda_stream beside;   /* the second stream, with work of its own */
     mf_cuda_stream in_front; /* the first one while calls go to the second; else NULL */
     uint32_t *work_beside;

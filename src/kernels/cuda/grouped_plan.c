@@ -59,8 +59,7 @@ bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const
            stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
-/* What grouped_packed.cuh makes bf16 of: rows that the copy engine takes; 4 bits: a scale for whole 32 columns. */
-static mf_cuda_packed packed_matrix(const mf_cuda_matrix *m)
+mf_cuda_packed mf_cuda_packed_matrix(const mf_cuda_matrix *m)
 {
     const int64_t group = m->group_size, bits = mf_format_bits((mf_format)m->format), unit = bits == 4 ? 32 : 16;
     const bool by_token = (m->format == MF_FORMAT_FP8_CHANNEL && m->quant == MF_QUANT_FP8_TOKEN) ||
@@ -121,7 +120,7 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
     if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS) {
         return MF_CUDA_PACKED_NONE;
     }
-    mf_cuda_packed all = packed_matrix(&slots[0].up);
+    mf_cuda_packed all = mf_cuda_packed_matrix(&slots[0].up);
     for (int64_t s = 0; s < experts->num_slots && all != MF_CUDA_PACKED_NONE; s++) {
         const mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
         if (!slots[s].gate.data || !is_swiglu(slots[s].activation) || !lie_alike(of[0], of[1])) {
@@ -130,7 +129,7 @@ mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *exper
         for (int i = 0; i < 3; i++) {
             all = of[i]->quant != slots[0].up.quant
                       ? MF_CUDA_PACKED_NONE
-                      : both_packed(all, packed_matrix(of[i])); /* one matrix with zero points: all go that way */
+                      : both_packed(all, mf_cuda_packed_matrix(of[i])); /* one matrix with zero points: all go that way */
         }
     }
     const bool fits = all != MF_CUDA_PACKED_NONE && packed_stages(gpu, experts, all, MF_CUDA_PACKED_SOME) >= 2;

@@ -139,7 +139,16 @@ MF_DEV void finish_heads(const mf_cuda_linear_maps &call, int which, int r0, int
 {
     const mf_cuda_gqa_prepare &r = call.heads;
     const int lane = threadIdx.x & 31, q = lane & 3;
-    const float *bias = call.p.bias[which];
+    const float *bias = call.p.bias[which], *row_scale = call.p.row_scale[which];
+    if (row_scale) {
+#pragma unroll
+        for (int n = 0; n < 16; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                v[4 * n + i] = __fmul_rn(v[4 * n + i], row_scale[r0 + 8 * n + 2 * q + (i & 1)]);
+            }
+        }
+    }
     if (bias) {
 #pragma unroll
         for (int n = 0; n < 16; n++) {

@@ -117,6 +117,20 @@ int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, vo
                      : mf_cuda_launch_linear_tiles(&maps, gpu->num_multiprocessors, stream);
 }
 
+int mf_cuda_linear_hopper_codes(const mf_cuda_linear *call, int kind, void *stream)
+{
+    mf_cuda_linear_maps maps = { .p = *call };
+    mf_cuda_encode_fn make = NULL;
+    int code = mf_cuda_find_encode(&make);
+    for (maps.x_rows = 16; maps.x_rows < call->num_tokens; maps.x_rows *= 2) {
+    }
+    (void)cut(&maps.p, 64);
+    if (code == 0) {
+        code = encode(make, call->x, call->num_tokens, call->x_stride, call->w[0].k, maps.x_rows, &maps.x);
+    }
+    return code != 0 ? code : mf_cuda_launch_linear_codes_stream(&maps, kind, stream);
+}
+
 int mf_cuda_linear_hopper_add(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream)
 {
     mf_cuda_linear_maps maps = { .p = *call, .adds = 1 };

@@ -29,6 +29,13 @@ static inline mf_cuda_linear cut(const mf_cuda_linear *call, int rows)
     return p;
 }
 
+/* What a row's sum becomes. */
+MF_DEV float finish_row(const mf_cuda_linear &p, int which, int64_t row, float sum)
+{
+    const float v = p.row_scale[which] ? __fmul_rn(sum, p.row_scale[which][row]) : sum;
+    return p.bias[which] ? __fadd_rn(v, p.bias[which][row]) : v;
+}
+
 /* Where the weights of a launch lie that an access policy holds for: all, with what is between them, or the largest
  * matrix or its first part. */
 struct stretch {
@@ -42,7 +49,7 @@ static inline stretch weights_of(const mf_cuda_linear &p)
     uintptr_t low = UINTPTR_MAX, high = 0, largest = 0, largest_bytes = 0;
     for (int i = 0; i < p.num; i++) {
         const uintptr_t base = (uintptr_t)p.w[i].data,
-                        bytes = (uintptr_t)(p.w[i].n * p.w[i].row_stride * p.element_bytes);
+                        bytes = (uintptr_t)(p.w[i].n * p.w[i].row_stride * p.element_bits / 8);
         low = base < low ? base : low;
         high = base + bytes > high ? base + bytes : high;
         largest = bytes > largest_bytes ? base : largest;

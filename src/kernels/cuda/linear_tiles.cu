@@ -75,9 +75,20 @@ MF_DEV void store_sums(const mf_cuda_linear &p, const tile_place &at, int r0, in
     const int q = threadIdx.x & 3;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[at.which].n, stride = p.out_stride[at.which];
     float *out = p.out[at.which] + (p.num_batches > 0 ? at.batch * p.out_step : 0);
-    const float *bias = p.bias[at.which];
+    const float *bias = p.bias[at.which], *scale = p.row_scale[at.which];
     const bool in_pairs = stride % 2 == 0 && (uintptr_t)out % 8 == 0;
-    if (!bias && in_pairs && r0 + N <= num_rows) { /* the usual tile, in little code */
+    if (scale && r0 + N <= num_rows) {
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            const float2 s = *(const float2 *)(scale + r0 + 8 * n + 2 * q);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                total[4 * n + i] = __fmul_rn(total[4 * n + i], i % 2 ? s.y : s.x);
+            }
+        }
+        scale = NULL;
+    }
+    if (!bias && !scale && in_pairs && r0 + N <= num_rows) { /* the usual tile, in little code */
         float *to = out + t * stride + r0 + 2 * q;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -99,11 +110,13 @@ MF_DEV void store_sums(const mf_cuda_linear &p, const tile_place &at, int r0, in
     for (int n = 0; n < N / 8; n++) {
         const int r = r0 + n * 8 + 2 * q;
         const float b0 = bias && r < num_rows ? bias[r] : 0.0f, b1 = bias && r + 1 < num_rows ? bias[r + 1] : 0.0f;
+        const float s0 = scale && r < num_rows ? scale[r] : 1.0f, s1 = scale && r + 1 < num_rows ? scale[r + 1] : 1.0f;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             float *to = out + (t + 8 * e) * stride + r;
-            float x = bias ? __fadd_rn(total[4 * n + 2 * e], b0) : total[4 * n + 2 * e],
-                  y = bias ? __fadd_rn(total[4 * n + 2 * e + 1], b1) : total[4 * n + 2 * e + 1];
+            float x = __fmul_rn(total[4 * n + 2 * e], s0), y = __fmul_rn(total[4 * n + 2 * e + 1], s1);
+            x = bias ? __fadd_rn(x, b0) : x;
+            y = bias ? __fadd_rn(y, b1) : y;
             x = adds ? __fadd_rn(held[4 * n + 2 * e], x) : x;
             y = adds ? __fadd_rn(held[4 * n + 2 * e + 1], y) : y;
             if (t + 8 * e >= p.num_tokens || r >= num_rows) {

@@ -8,12 +8,12 @@
  * linear_tiles.cu. */
 #include "kernels/cuda/early.cuh"
 #include "kernels/cuda/linear_input.cuh"
-#include "kernels/cuda/linear_lines.cuh"
+#include "kernels/cuda/linear_wave.cuh"
 
 namespace
 {
 
-constexpr int CLUSTER = 8, STREAM_THREADS = 128;
+constexpr int CLUSTER = 8;
 constexpr int STREAM_STAGES = 16;
 
 /* ---- STREAM ---- */
@@ -61,7 +61,10 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
             barrier_init(&full[s], 1);
         }
         barrier_init_fence();
-        for (int i = 0; i < ahead; i++) { /* nobody writes weights: they need not wait for what comes before */
+        if (p.w_is_made) {
+            wait_for_previous();
+        }
+        for (int i = 0; i < ahead; i++) { /* else nobody writes weights: they need not wait for what comes before */
             bring_weights(i);
         }
     }
@@ -137,7 +140,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
             v = __fadd_rn(v, part[run]);
         }
         if (t < p.num_tokens && r0 + r < num_rows) {
-            out[t * p.out_stride[which] + r0 + r] = p.bias[which] ? __fadd_rn(v, p.bias[which][r0 + r]) : v;
+            out[t * p.out_stride[which] + r0 + r] = finish_row(p, which, r0 + r, v);
         }
     }
     cluster_sync(); /* nobody leaves whose sums are being read */
@@ -145,8 +148,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
 
 /* ---- WAVE ---- */
 
-/* Two runs of k a block: clusters of half as many blocks as there are runs. */
-constexpr int WAVE_EACH = 2, WAVE_UNITS = 8; /* at most, of a ring */
+constexpr int WAVE_UNITS = 8; /* at most, of a ring */
 constexpr int WAVE_BYTES = 72 * 1024,
               WAVE_X_BYTES = 32 * 1024; /* of rings, of tokens': three blocks a multiprocessor */
 
@@ -157,13 +159,12 @@ __global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_const
     if (!MF_HAS_WGMMA) {
         return;
     }
-    constexpr int X_BYTES = N * LINE, RUNS = BLOCKS * WAVE_EACH, OWN = 64 / BLOCKS, PITCH = 68;
+    constexpr int X_BYTES = N * LINE, RUNS = BLOCKS * WAVE_EACH;
     extern __shared__ __align__(1024) uint8_t stages[];
     __shared__ uint64_t w_full[WAVE_UNITS], x_full[WAVE_UNITS];
     const mf_cuda_linear &p = call.p;
     const int rank = blockIdx.x % BLOCKS, block = blockIdx.x / BLOCKS, which = matrix_of(p, block);
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
-    const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[which].n;
+    const int tid = threadIdx.x;
     const int r0 = (int)(block - p.first_block[which]) * 64;
     const int map_row = r0 + (p.num_batches > 0 ? (int)(blockIdx.z * p.batch_rows + p.first_row) : 0);
     const int x_line = p.num_batches > 0 ? (int)(blockIdx.z * p.x_step / 64) : 0;
@@ -184,7 +185,10 @@ __global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_const
             barrier_init(&x_full[s], 1);
         }
         barrier_init_fence();
-        for (int i = 0; i < min(count, call.stages); i++) { /* nobody writes weights: they need not wait */
+        if (p.w_is_made) {
+            wait_for_previous();
+        }
+        for (int i = 0; i < min(count, call.stages); i++) { /* else nobody writes weights: they need not wait */
             bring_weights(i, i);
         }
     }
@@ -237,62 +241,8 @@ __global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_const
             }
         }
     }
-    products_wait<0>();
-    float *sums = (float *)stages; /* [WAVE_EACH][N][PITCH] over what was multiplied */
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < WAVE_EACH; e++) {
-        pin(acc[e]);
-#pragma unroll
-        for (int n = 0; n < N / 8; n++) {
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int t = n * 8 + 2 * q + (k & 1), r = warp * 16 + g + 8 * (k >> 1);
-                sums[(e * N + t) * PITCH + r] = acc[e][4 * n + k];
-            }
-        }
-    }
-    cluster_sync();
-    float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
-    const int64_t stride = p.out_stride[which];
-    const float *bias = p.bias[which];
-    const bool is_wide = stride % 4 == 0 && (uintptr_t)out % 16 == 0;
-#pragma unroll 1
-    for (int at = tid; at < OWN / 4 * N; at += STREAM_THREADS) { /* this block's rows, four at a time */
-        const int r = rank * OWN + at % (OWN / 4) * 4, t = at / (OWN / 4);
-        float4 part[RUNS];
-#pragma unroll
-        for (int run = 0; run < RUNS; run++) {
-            part[run] = load_4_of_block(sums + (run % WAVE_EACH * N + t) * PITCH + r, run / WAVE_EACH);
-        }
-        float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-#pragma unroll
-        for (int run = 0; run < RUNS; run++) {
-            v[0] = __fadd_rn(v[0], part[run].x);
-            v[1] = __fadd_rn(v[1], part[run].y);
-            v[2] = __fadd_rn(v[2], part[run].z);
-            v[3] = __fadd_rn(v[3], part[run].w);
-        }
-        if (t >= p.num_tokens) {
-            continue;
-        }
-        float *to = out + t * stride + r0 + r;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            v[k] = bias && r0 + r + k < num_rows ? __fadd_rn(v[k], bias[r0 + r + k]) : v[k];
-        }
-        if (is_wide && r0 + r + 4 <= num_rows) {
-            *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
-            continue;
-        }
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            if (r0 + r + k < num_rows) {
-                to[k] = v[k];
-            }
-        }
-    }
-    cluster_sync(); /* nobody leaves whose sums are being read */
+    finish_wave<N, BLOCKS>(p, which, r0, rank, (float *)stages, acc,
+                           [&](int64_t row, float v) { return finish_row(p, which, row, v); });
 }
 
 /* ---- launches ---- */

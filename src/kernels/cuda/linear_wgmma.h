@@ -32,6 +32,9 @@ typedef struct mf_cuda_linear_maps {
 /* Products with bf16 matrices whose k is a multiple of 64 and whose rows lie on 16 bytes; x as planes of bf16.  A
  * cudaError_t. */
 int mf_cuda_linear_hopper(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, void *stream);
+/* The same of integer codes as they are, of up to MF_CUDA_CODES_TOKENS tokens. */
+enum { MF_CUDA_CODES_TOKENS = 64 };
+int mf_cuda_linear_hopper_codes(const mf_cuda_linear *call, int kind, void *stream);
 /* The same of queries, keys and values with heads of 128, of more than MF_CUDA_STREAM_TOKENS tokens: norms, rope and
  * the bf16 cache's rows, too.  Halves of whole heads are rotated, or nothing is. */
 int mf_cuda_linear_hopper_heads(const mf_cuda_gpu *gpu, const mf_cuda_linear *call, const mf_cuda_gqa_prepare *heads,
@@ -62,6 +65,8 @@ int mf_cuda_launch_router(const mf_cuda_router *call, void *stream);
 bool mf_cuda_linear_is_tall(const mf_cuda_linear *call);
 
 int mf_cuda_launch_linear_stream(mf_cuda_linear_maps *call, void *stream);
+/* Integer codes of a kind (mf_cuda_packed), up to MF_CUDA_CODES_TOKENS tokens; no map of w. */
+int mf_cuda_launch_linear_codes_stream(mf_cuda_linear_maps *call, int kind, void *stream);
 int mf_cuda_launch_linear_tiles(const mf_cuda_linear_maps *call, int multiprocessors, void *stream);
 
 #ifdef __cplusplus

@@ -52,6 +52,8 @@ typedef struct mf_cuda_paths {
 /* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
 bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
+/* What grouped_packed.cuh makes bf16 of: rows that the copy engine takes; 4 bits: a scale for whole 32 columns. */
+mf_cuda_packed mf_cuda_packed_matrix(const mf_cuda_matrix *m);
 /* The same for grouped_packed.cuh: how, or MF_CUDA_PACKED_NONE. */
 mf_cuda_packed mf_cuda_packed_of(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
 
