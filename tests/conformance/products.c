@@ -288,6 +288,24 @@ TEST(products_are_right_across_blocks_of_rows)
     for_each_product(check_many_rows);
 }
 
+/* Rows so long that a rung may take them in pieces: sums that wait meanwhile keep their bits. */
+static void check_long_rows(const conf_device *device, mf_format format, mf_cpu_input input)
+{
+    static const struct {
+        int64_t n, k, num_tokens;
+    } sizes[] = {
+        { 3, 7201, 1 }, { 5, 7201, 2 }, { 67, 2051, 6 }, { 67, 2051, 13 }, { 6, 2304, 24 }, { 66, 2051, 25 },
+    };
+    for (size_t i = 0; format == MF_FORMAT_BF16 && i < sizeof sizes / sizeof sizes[0]; i++) {
+        check_case(device, format, input, (int)i, sizes[i].n, sizes[i].k, sizes[i].num_tokens);
+    }
+}
+
+TEST(products_of_long_rows_are_right_and_have_the_same_bits_for_any_number_of_tokens)
+{
+    for_each_product(check_long_rows);
+}
+
 /* One code that means NaN makes its row NaN and no other. */
 static void check_nan_code(const conf_device *device, mf_format format, mf_cpu_input input)
 {

@@ -120,11 +120,15 @@ INLINE void load_scales_of(mf_format format, mf_dtype dtype, const uint8_t *p, i
 }
 
 #include "kernels/cpu/product_loops.h"
+#include "kernels/cpu/bf16_rows.h"
 
 /* Nothing is gained by a copy of rows that need no decoding, as long as a second-level cache holds the inputs. */
 static void bf16_avx512_bf16(const mf_cpu_tile *tile)
 {
     enum { INPUT_BYTES = 512 << 10 };
+    if (bf16_rows(tile)) {
+        return;
+    }
     if (tile->num_tokens * tile->w->k * COLUMN_BYTES <= INPUT_BYTES) {
         stream_rows(MF_FORMAT_BF16, 0, tile);
     } else {
