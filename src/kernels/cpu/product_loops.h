@@ -44,6 +44,15 @@
 #define CHUNK_VECTORS 32
 #endif
 
+/* Of these stream() asks for one stream of addresses and into the first-level cache.  4 bits take longer to decode than to
+ * read: they gain from that cache and lose by a second stream. */
+#ifndef ONE_STREAM
+#define ONE_STREAM(format) mf_format_is_4bit(format)
+#endif
+#ifndef STREAM_AHEAD
+#define STREAM_AHEAD(format) 6144
+#endif
+
 enum {
     SCALES = 64, /* of one row, converted at a time */
     CHUNK_COLUMNS = CHUNK_VECTORS * (int)sizeof(vec) / COLUMN_BYTES,
@@ -51,10 +60,10 @@ enum {
 };
 
 /* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks.  stream() asks for the
- * rows that come next, in two streams of addresses, at least this many bytes ahead and into the second-level cache:
+ * rows that come next, in two streams of addresses, at least STREAM_AHEAD bytes ahead and into the second-level cache:
  * memory gives 20 % more than when it asks for one stream, or into the first level beside the rows at hand.  gemm()
  * asks for its next chunk while it multiplies. */
-enum { LINE = 64, STREAM_AHEAD = 6144 };
+enum { LINE = 64 };
 
 /* ROWS stored rows; rows past the tile's last one repeat it.  `format` and NT below are compile-time constants once
  * inlined. */
@@ -132,7 +141,8 @@ INLINE void set_rows(mf_format format, const mf_cpu_tile *tile, int64_t r, rows 
         q->codes[i] = (const uint8_t *)w->data + row * row_bytes;
         q->scale[i] = (format == MF_FORMAT_FP8_BLOCK ? row / MF_FP8_BLOCK_SIZE : row) * w->scale_row_stride;
     }
-    q->next = mf_cpu_rows_ahead_of(tile, r, block > STREAM_AHEAD ? ROWS : (STREAM_AHEAD / (block + 1) + 1) * ROWS);
+    const int64_t ahead = STREAM_AHEAD(format), blocks = block > ahead ? 1 : ahead / (block + 1) + 1;
+    q->next = mf_cpu_rows_ahead_of(tile, r, blocks * ROWS);
     q->ahead = q->next.w ? (const uint8_t *)q->next.w->data + q->next.row * row_bytes : q->codes[0];
 }
 
@@ -187,14 +197,13 @@ INLINE int lines_of_step(mf_format format)
 }
 
 /* Before the codes from column k on, a line of each row or a longer step, are read by stream(): the same share of two
- * streams of addresses, the first and the second half of the next rows.  4 bits take longer to decode than to read: they
- * gain from the first-level cache and lose by a second stream. */
+ * streams of addresses, the first and the second half of the next rows, or of one. */
 INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
 {
     const int64_t half = ROWS / 2 * (q->bytes + q->next_rows) / ROWS;
     const int lines = ROWS / 2 * lines_of_step(format);
     const uint8_t *p = q->ahead + ROWS / 2 * offset_of(format, k);
-    if (mf_format_is_4bit(format)) {
+    if (ONE_STREAM(format)) {
         p = q->ahead + ROWS * offset_of(format, k);
         UNROLL(8) for (int i = 0; i < 2 * lines; i++)
         {

@@ -11,6 +11,9 @@
 #define COLUMN_BYTES 2
 #define TOKENS_IN_REGISTERS 6
 #define HAS_FLUSHED_FORMATS 0
+/* Prefetchers of AMD's cores follow what the code asks for when it is one stream, and then run ahead of it. */
+#define ONE_STREAM(format) ((format) != MF_FORMAT_BF16)
+#define STREAM_AHEAD(format) ((format) == MF_FORMAT_INT8_CHANNEL ? 12288 : 6144)
 enum { TOKENS = 6 };
 
 INLINE bool is_flushed(mf_format format)
