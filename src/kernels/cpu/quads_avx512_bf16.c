@@ -113,6 +113,19 @@ INLINE __m512i table_of(const quads_kind kind)
 typedef __m512i turned_words[8][MOST_QUADS * MOST_BLOCKS];
 typedef vec unit_sums[MOST_QUADS][MOST_BLOCKS][MOST];
 
+/* 8 bits decode for so long that the lines of a step, asked for at once, would leave the memory idle afterwards: they
+ * are asked for one by one between the products.  4 bits gain nothing by that. */
+INLINE bool asks_between(const quads_kind kind)
+{
+    return kind.format == MF_FORMAT_FP8_BLOCK;
+}
+
+INLINE void ask_line(cursor *ahead)
+{
+    __builtin_prefetch(ahead->codes, 0, 3);
+    ahead->codes += ahead->codes_step;
+}
+
 /* The words of block `at`, the g'th of G, of Q quads of rows; `left` of its columns are there. */
 INLINE void turn_block(const quads_kind kind, int Q, int G, const uint8_t *const *codes, cursor *ahead, int64_t at,
                        int64_t left, int g, turned_words words)
@@ -135,8 +148,9 @@ INLINE void turn_block(const quads_kind kind, int Q, int G, const uint8_t *const
                     const __mmask64 mask = bytes >= LINE ? ~0ull : bytes > 0 ? ~0ull >> (LINE - bytes) : 0;
                     v[r][l] = _mm512_maskz_loadu_epi8(mask, p);
                 }
-                __builtin_prefetch(ahead->codes, 0, 3);
-                ahead->codes += ahead->codes_step;
+                if (!asks_between(kind)) {
+                    ask_line(ahead);
+                }
             }
         }
         turn_quad(kind, (const __m512i(*)[2])v, turned);
@@ -147,9 +161,9 @@ INLINE void turn_block(const quads_kind kind, int Q, int G, const uint8_t *const
     }
 }
 
-/* Word number m of the blocks; x: the inputs that meet it in the first. */
+/* Word number m of the blocks, a line of codes for each vector of it; x: the inputs that meet it in the first. */
 INLINE void add_word(const quads_kind kind, int Q, int G, int NT, const __m512i *word, __m512i table, const spans *s,
-                     int64_t b, const uint8_t *const *x, unit_sums sums)
+                     int64_t b, const uint8_t *const *x, cursor *ahead, unit_sums sums)
 {
     const int steps = steps_of(kind);
     UNROLL(8) for (int g = 0; g < G; g++)
@@ -158,6 +172,9 @@ INLINE void add_word(const quads_kind kind, int Q, int G, int NT, const __m512i 
         UNROLL(2) for (int q = 0; q < Q; q++)
         {
             const __m512i zeros = kind.has_zero ? _mm512_load_si512(s->zero[q][b + g]) : table;
+            if (asks_between(kind)) {
+                ask_line(ahead);
+            }
             expand(kind, word[q * G + g], table, zeros, step[q]);
         }
         UNROLL(4) for (int i = 0; i < steps; i++)
@@ -207,14 +224,14 @@ INLINE void quads_step(const quads_kind kind, int Q, int G, int NT, const quads_
     }
     UNROLL(4) for (int m = 0; is_short && m < 4; m++)
     {
-        add_word(kind, Q, G, NT, words[m], table, s, b, xs, sums);
+        add_word(kind, Q, G, NT, words[m], table, s, b, xs, ahead, sums);
         UNROLL(4) for (int j = 0; j < NT; j++)
         {
             xs[j] += word_bytes;
         }
     }
     for (int m = 0; !is_short && m < words_of_unit; m++) {
-        add_word(kind, Q, G, NT, words[m], table, s, b, xs, sums);
+        add_word(kind, Q, G, NT, words[m], table, s, b, xs, ahead, sums);
         UNROLL(4) for (int j = 0; j < NT; j++)
         {
             xs[j] += word_bytes;
