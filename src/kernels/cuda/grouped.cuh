@@ -270,11 +270,11 @@ MF_DEV uint32_t two_results(const swiglu &act, bool has_bias, float gate0, float
     return pack_bf16(apply(act, gate0, up0), apply(act, gate1, up1));
 }
 
-/* x / scale rounded as a division is: what x * r is off by, twice.  r: 1 / scale, rounded, and normal. */
+/* x / scale, good for its code: x * r and what that is off by.  r: 1 / scale, rounded, and normal.  Of all numbers x of
+ * bf16 and all scales that a largest one of bf16 gives, none has another code than the division's. */
 MF_DEV float divided(float x, float scale, float r)
 {
-    float q = __fmul_rn(x, r);
-    q = __fmaf_rn(__fmaf_rn(-q, scale, x), r, q);
+    const float q = __fmul_rn(x, r);
     return __fmaf_rn(__fmaf_rn(-q, scale, x), r, q);
 }
 
@@ -286,43 +286,66 @@ MF_DEV uint32_t four_codes(const float *q)
     return low | high << 16;
 }
 
-/* 16 bf16 of a row and its seven neighbours' (8 lanes hold 128) to codes and their scale; ALONE: other lanes are
- * elsewhere. */
-template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
+/* 128 bf16 of a row, 128 / LANES in each of LANES lanes, to codes and their scale; ALONE: other lanes are elsewhere. */
+template <bool ALONE, int LANES>
+MF_DEV void quantise_group(const uint4 (&v)[16 / LANES], bool e8m0, uint4 (&codes)[8 / LANES], float &scale)
 {
-    const uint32_t lanes = ALONE ? 0xffu << (threadIdx.x & 24) : MF_FULL_WARP;
-    float x[16];
-    uint32_t amax = 0;
-    const uint32_t words[8] = { v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w };
+    constexpr int WORDS = 64 / LANES;
+    const uint32_t lanes = ALONE ? ((1u << LANES) - 1) << (threadIdx.x & (32 - LANES)) : MF_FULL_WARP;
+    uint32_t words[WORDS], largest = 0; /* two at a time, as 16 bits each: a NaN is the largest of all */
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        x[2 * i] = __uint_as_float(words[i] << 16);
-        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        const uint32_t a = words[i] << 16 & 0x7fffffffu, b = words[i] & 0x7fff0000u;
-        amax = a > amax ? a : amax;
-        amax = b > amax ? b : amax;
+    for (int i = 0; i < WORDS / 4; i++) {
+        words[4 * i] = v[i].x;
+        words[4 * i + 1] = v[i].y;
+        words[4 * i + 2] = v[i].z;
+        words[4 * i + 3] = v[i].w;
     }
 #pragma unroll
-    for (int d = 1; d < 8; d *= 2) {
-        const uint32_t other = __shfl_xor_sync(lanes, amax, d);
-        amax = other > amax ? other : amax;
+    for (int i = 0; i < WORDS; i++) {
+        largest = __vmaxu2(largest, words[i] & 0x7fff7fffu);
     }
-    scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0, __uint_as_float(amax));
+#pragma unroll
+    for (int d = 1; d < LANES; d *= 2) {
+        largest = __vmaxu2(largest, __shfl_xor_sync(lanes, largest, d));
+    }
+    scale = quant_scale(QUANT_FP8_GROUP, 0.0f, e8m0,
+                        __uint_as_float(max(largest << 16, largest & 0xffff0000u)));
     const float r = __frcp_rn(scale);
     const bool is_finite = scale < __uint_as_float(0x7f800000u);
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        x[i] = is_finite ? divided(x[i], scale, r) : __fdividef(x[i], scale); /* finite / inf, or NaN */
+    for (int i = 0; i < WORDS / 8; i++) {
+        float x[16];
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            x[2 * k] = __uint_as_float(words[8 * i + k] << 16);
+            x[2 * k + 1] = __uint_as_float(words[8 * i + k] & 0xffff0000u);
+        }
+        if (is_finite) {
+#pragma unroll
+            for (int k = 0; k < 16; k++) {
+                x[k] = divided(x[k], scale, r);
+            }
+        } else { /* finite / inf, or NaN */
+#pragma unroll
+            for (int k = 0; k < 16; k++) {
+                x[k] = __fdividef(x[k], scale);
+            }
+        }
+        codes[i] = make_uint4(four_codes(x), four_codes(x + 4), four_codes(x + 8), four_codes(x + 12));
     }
-    return make_uint4(four_codes(x), four_codes(x + 4), four_codes(x + 8), four_codes(x + 12));
 }
 
-/* Columns at .. at + 15 of the i-th group of 128 columns of x. */
-MF_DEV void load_group(const mf_cuda_grouped &p, int64_t i, int at, uint4 (&raw)[2])
+/* 16 bf16 of a row and its seven neighbours'. */
+template <bool ALONE> MF_DEV uint4 quantise_16(const uint4 (&v)[2], bool e8m0, float &scale)
 {
-    const uint32_t per_row = (uint32_t)p.x_groups;
-    const int64_t from =
-        (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at;
+    uint4 codes[1];
+    quantise_group<ALONE, 8>(v, e8m0, codes, scale);
+    return codes[0];
+}
+
+/* 16 columns of x from element `from` on. */
+MF_DEV void load_columns(const mf_cuda_grouped &p, int64_t from, uint4 (&raw)[2])
+{
     if (p.x_is_wide) {
         raw[0] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from));
         raw[1] = __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + 1);
@@ -338,21 +361,48 @@ MF_DEV void load_group(const mf_cuda_grouped &p, int64_t i, int at, uint4 (&raw)
     raw[1] = make_uint4(words[4], words[5], words[6], words[7]);
 }
 
-/* Codes and scales of groups first, first + step, .. below `groups` of x, groups of 128 columns; eight lanes each. */
+/* Columns at .. at + 15 of the i-th group of 128 columns of x. */
+MF_DEV void load_group(const mf_cuda_grouped &p, int64_t i, int at, uint4 (&raw)[2])
+{
+    const uint32_t per_row = (uint32_t)p.x_groups;
+    load_columns(p, (int64_t)((uint32_t)i / per_row) * p.e.x_stride + (int64_t)((uint32_t)i % per_row) * 128 + at, raw);
+}
+
+/* Codes and scales of groups first, first + step, .. below `groups` of x, groups of 128 columns; four lanes each, with
+ * two pieces of 16 columns. */
 MF_DEV void quantise_groups(const mf_cuda_grouped &p, int64_t first, int64_t step, int64_t groups)
 {
-    const int at = (threadIdx.x & 7) * 16;
-    uint4 next[2];
+    const int at = (threadIdx.x & 3) * 16;
+    const uint32_t per_row = (uint32_t)p.x_groups, rows = (uint32_t)step / per_row, more = (uint32_t)step % per_row;
+    uint32_t row = (uint32_t)first / per_row, group = (uint32_t)first % per_row;
+    uint4 next[4];
+    auto load = [&]() {
+        const int64_t from = (int64_t)row * p.e.x_stride + group * 128 + at;
+        uint4 half[2];
+        load_columns(p, from, half);
+        next[0] = half[0];
+        next[1] = half[1];
+        load_columns(p, from + 64, half);
+        next[2] = half[0];
+        next[3] = half[1];
+        row += rows;
+        group += more;
+        row += group >= per_row;
+        group -= group >= per_row ? per_row : 0;
+    };
     if (first < groups) {
-        load_group(p, first, at, next);
+        load();
     }
     for (int64_t i = first; i < groups; i += step) {
-        const uint4 raw[2] = { next[0], next[1] };
+        const uint4 raw[4] = { next[0], next[1], next[2], next[3] };
         if (i + step < groups) { /* on its way while these become codes */
-            load_group(p, i + step, at, next);
+            load();
         }
         float scale;
-        *(uint4 *)(p.x_codes + i * 128 + at) = quantise_16<true>(raw, p.e.e8m0, scale);
+        uint4 codes[2];
+        quantise_group<true, 4>(raw, p.e.e8m0, codes, scale);
+        *(uint4 *)(p.x_codes + i * 128 + at) = codes[0];
+        *(uint4 *)(p.x_codes + i * 128 + at + 64) = codes[1];
         if (at == 0) {
             p.x_scales_out[i] = scale;
         }

@@ -452,8 +452,8 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         }
     } else {
         if (FP8) {
-            const int tid = threadIdx.x - PRODUCERS; /* eight threads for 128 columns */
-            quantise_groups(p, tid >> 3, 32, p.e.num_tokens * p.x_groups);
+            const int tid = threadIdx.x - PRODUCERS; /* four threads for 128 columns */
+            quantise_groups(p, tid >> 2, 64, p.e.num_tokens * p.x_groups);
             named_arrive<BARRIER_CODES, THREADS>();
         }
         zero_strangers(p);

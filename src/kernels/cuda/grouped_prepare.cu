@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
     } else if (p.packed) {
         order_columns<false>(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
     } else if (p.fp8) {
-        quantise_groups(p, block * (BLOCK / 8) + (threadIdx.x >> 3), blocks * (BLOCK / 8), work);
+        quantise_groups(p, block * (BLOCK / 4) + (threadIdx.x >> 2), blocks * (BLOCK / 4), work);
     }
 }
 
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
     const bool is_small = call->e.num_pairs <= MF_CUDA_SORTED_PAIRS, early = call->e.starts_early != 0;
-    const int64_t per_block = call->quant ? BLOCK / 32 : call->packed ? BLOCK / 16 : BLOCK / 8;
+    const int64_t per_block = call->quant ? BLOCK / 32 : call->packed ? BLOCK / 16 : BLOCK / 4;
     const int64_t work = call->e.num_tokens * (call->quant ? 1 : call->x_groups);
     const int64_t groups = call->fp8 || call->packed ? (work + per_block - 1) / per_block : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;

@@ -297,16 +297,17 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
     }
 #pragma unroll
     for (int k = 0; k < 2; k++) { /* tokens `token` and token + 8 */
-        uint32_t pairs[16], amax = 0;
+        uint32_t pairs[16], largest = 0; /* two at a time, as 16 bits each */
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const int at = 4 * i + 2 * k;
             pairs[i] = pack_bf16(apply(act, gate[at], up[at]), apply(act, gate[at + 1], up[at + 1]));
-            amax = max(amax, max(pairs[i] << 16 & 0x7fffffffu, pairs[i] & 0x7fff0000u));
+            largest = __vmaxu2(largest, pairs[i] & 0x7fff7fffu);
         }
-        amax = max(amax, __shfl_xor_sync(MF_FULL_WARP, amax, 1));
-        amax = max(amax, __shfl_xor_sync(MF_FULL_WARP, amax, 2));
-        const float scale = quant_scale(QUANT_FP8_GROUP, 0.0f, p.e.e8m0, __uint_as_float(amax));
+        largest = __vmaxu2(largest, __shfl_xor_sync(MF_FULL_WARP, largest, 1));
+        largest = __vmaxu2(largest, __shfl_xor_sync(MF_FULL_WARP, largest, 2));
+        const float scale =
+            quant_scale(QUANT_FP8_GROUP, 0.0f, p.e.e8m0, __uint_as_float(max(largest << 16, largest & 0xffff0000u)));
         auto codes = [&](auto divide) {
 #pragma unroll
             for (int i = 0; i < 16; i++) {
