@@ -53,28 +53,58 @@ MF_DEV uint64_t operand_at(uint32_t place)
 
 /* ---- units ---- */
 
-/* What the n-th claim is: w13's first group of tiles, then by turns w13 of a group and w2 of the one before. */
+/* w2's units of the last group have few steps: with seven of them blocks end up to 20 us after one another. */
+constexpr int LAST_STEPS = 2;
+
+/* What the n-th claim is: w13's first group of tiles, then by turns w13 of a group and w2 of the one before.  Full
+ * groups come last; of the first one tiles are missing, they are below 0. */
 struct place_in_order {
     bool is_down;
     int64_t tile;
-    int row_tile;
+    int row_tile, steps; /* w2: in units of so many row tiles */
 };
 
-MF_DEV place_in_order place_of(const mf_cuda_grouped &p, int64_t n)
+struct order {
+    int64_t group, up_tiles, down_units, missing;
+    int64_t last, units; /* claims before w2 of the last group, and of all */
+    int down_steps, last_steps;
+};
+
+MF_DEV order order_of(const mf_cuda_grouped &p, int tiles)
 {
-    const int64_t group = p.rows_group, ups = group * p.up_tiles, both = ups + group * p.down_units;
+    order o;
+    o.group = p.rows_group;
+    o.up_tiles = p.up_tiles;
+    o.down_units = p.down_units;
+    o.down_steps = p.down_steps;
+    o.last_steps = min(LAST_STEPS, p.down_steps);
+    const int64_t groups = (max(tiles, 1) + o.group - 1) / o.group;
+    o.missing = groups * o.group - tiles;
+    o.last = o.group * (o.up_tiles + (groups - 1) * (o.up_tiles + o.down_units));
+    o.units = o.last + o.group * ((p.down_tiles + o.last_steps - 1) / o.last_steps);
+    return o;
+}
+
+MF_DEV place_in_order place_of(const order &o, int64_t n)
+{
+    const int64_t ups = o.group * o.up_tiles, both = ups + o.group * o.down_units;
     int64_t at = 0;
     place_in_order r;
-    r.is_down = false;
-    if (n >= ups) {
+    r.is_down = n >= ups;
+    r.steps = o.down_steps;
+    if (n >= o.last) {
+        at = (o.last - ups) / both;
+        n -= o.last;
+        r.steps = o.last_steps;
+    } else if (n >= ups) {
         at = (n - ups) / both;
         n = (n - ups) % both;
         r.is_down = n >= ups;
         n -= r.is_down ? ups : 0;
         at += r.is_down ? 0 : 1;
     }
-    r.tile = at * group + n % group;
-    r.row_tile = (int)(n / group);
+    r.tile = at * o.group + n % o.group - o.missing;
+    r.row_tile = (int)(n / o.group);
     return r;
 }
 
@@ -84,16 +114,15 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                           uint8_t *stages, shared_state *s)
 {
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
-    const int64_t groups = (tiles + p.rows_group - 1) / p.rows_group; /* behind the last one w13's turn is empty */
-    const int64_t units = p.rows_group * (p.up_tiles + groups * (p.up_tiles + p.down_units));
+    const order o = order_of(p, tiles);
     stage_cursor cursor = { 0, p.stages, 1 };
     int64_t next = first;
     int made = 0;
-    while (next < units) {
+    while (next < o.units) {
         const uint32_t claimed = claim_unit(p);
-        const place_in_order at = place_of(p, next);
+        const place_in_order at = place_of(o, next);
         next = claimed;
-        if (at.tile >= tiles) {
+        if (at.tile < 0) {
             continue;
         }
         const int low = slot_of(prefix, slots, at.tile);
@@ -104,8 +133,8 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.is_down = at.is_down;
         u.first = offsets[low] + inside * TILE;
         u.count = min(TILE, count - inside * TILE);
-        u.steps = at.is_down ? min(p.down_steps, p.down_tiles - at.row_tile * p.down_steps) : 1;
-        u.row = at.row_tile * (at.is_down ? ROWS * p.down_steps : ROWS / 2);
+        u.steps = at.is_down ? min(at.steps, p.down_tiles - at.row_tile * at.steps) : 1;
+        u.row = at.row_tile * (at.is_down ? ROWS * at.steps : ROWS / 2);
         u.lines = (at.is_down ? width : (int)p.e.hidden_size) / LINE;
         u.tile = (int)at.tile;
         u.need = (width + 127) / 128 * 2; /* warpgroups */
@@ -296,7 +325,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
         }
     }
 #pragma unroll
-    for (int k = 0; k < 2; k++) { /* tokens `token` and token + 8 */
+    for (int k = 0; k < 2; k++) {        /* tokens `token` and token + 8 */
         uint32_t pairs[16], largest = 0; /* two at a time, as 16 bits each */
 #pragma unroll
         for (int i = 0; i < 16; i++) {
