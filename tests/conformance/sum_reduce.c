@@ -375,6 +375,17 @@ TEST(every_hidden_size_with_every_dtype_and_no_unwritten_tail)
     }
 }
 
+/* More than a cache holds, which a device may bring to where it adds in pieces: the last one of few columns; rows apart, and
+ * columns that nobody may use. */
+TEST(many_tokens_of_long_rows_are_combined)
+{
+    for (int i = 0; i < 2; i++) {
+        sum_case c = { .T = conf_whole() ? 1930 : 30, .C = 8 + i, .H = 4104, .dtype = MF_BF16, .out_dtype = MF_BF16, .S = i,
+                       .factor = 2.5f, .ids = i > 0, .weights = true, .slack = i > 0 ? 8 : 0, .seed = 30 + (uint64_t)i };
+        check(&c);
+    }
+}
+
 TEST(rows_past_524280_are_combined)
 {
     sum_case c = { .T = 524281, .C = 2, .H = 8, .dtype = MF_BF16, .out_dtype = MF_BF16, .S = 1, .factor = 2.5f,

@@ -7,6 +7,8 @@
 #include "kernels/carve.h"
 
 enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
+/* Where the combine copies in pieces: bytes far past the L2 cache, rows at least so long; its blocks of a multiprocessor. */
+enum { SUM_PIECES_BYTES = 120 << 20, SUM_PIECES_HIDDEN = 4096, SUM_PIECES_BLOCKS = 4 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -358,6 +360,8 @@ mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *cal
     out->bytewise = odd;
     out->wide_residual = has_wide_rows(&a->residual);
     out->starts_early = gpu->capability >= 90;
+    const bool has_pieces = gpu->capability == 90 && bytes >= SUM_PIECES_BYTES && call->hidden_size >= SUM_PIECES_HIDDEN;
+    out->piece_blocks = has_pieces ? SUM_PIECES_BLOCKS * gpu->num_multiprocessors : 0;
     return MF_OK;
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sm90.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace
 {
@@ -333,6 +334,85 @@ template <typename T, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_pl
     }
 }
 
+/* sum_lean_kernel of many tokens: a warp copies pieces of a token's columns into shared memory, some blocks' stages of
+ * them a multiprocessor, which keeps more loads under way than registers could. */
+constexpr int PIECE = 512, PIECE_THREADS = PIECE / 4, PIECE_STAGES = 5;
+
+template <int C> __global__ void __launch_bounds__(PIECE_THREADS + 32) sum_pieces_kernel(const __grid_constant__ plain_call p)
+{
+    extern __shared__ __align__(128) uint8_t stages[]; /* [PIECE_STAGES][C][PIECE] bf16 */
+    __shared__ uint64_t full[PIECE_STAGES], empty[PIECE_STAGES];
+    constexpr uint32_t BYTES = PIECE * 2;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < PIECE_STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], PIECE_THREADS / 32);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    let_next_start();
+    wait_for_previous();
+    const uint32_t pieces = (uint32_t)(p.hidden_size + PIECE - 1) / PIECE, total = (uint32_t)p.num_tokens * pieces;
+    const int lane = threadIdx.x & 31;
+    int stage = 0;
+    uint32_t parity = 0;
+    auto next_stage = [&]() {
+        stage = stage + 1 == PIECE_STAGES ? 0 : stage + 1;
+        parity ^= stage == 0 ? 1 : 0;
+    };
+    if (threadIdx.x >= PIECE_THREADS) {
+        for (uint32_t i = blockIdx.x; lane == 0 && i < total; i += gridDim.x) {
+            const uint32_t t = i / pieces, h = i % pieces * PIECE, bytes = min(BYTES, (uint32_t)(p.hidden_size - h) * 2);
+            const uint16_t *from = (const uint16_t *)p.x + t * p.x_stride + h;
+            barrier_wait(&empty[stage], parity ^ 1);
+            barrier_expect(&full[stage], bytes * C);
+#pragma unroll
+            for (int c = 0; c < C; c++) { /* those that are not used, too */
+                copy_piece_once(stages + (stage * C + c) * BYTES, from + c * p.column_stride, bytes, &full[stage]);
+            }
+            next_stage();
+        }
+        return;
+    }
+    /* A lane's column, a piece ahead: its weight, and whether it is used. */
+    auto weight_of = [&](uint32_t i) {
+        return i < total && lane < C ? p.weights[i / pieces * p.weights_stride + lane] : 0.0f;
+    };
+    auto is_used = [&](uint32_t i) {
+        return i < total && lane < C && (!p.ids || p.ids[i / pieces * p.ids_stride + lane] >= 0);
+    };
+    float weight = weight_of(blockIdx.x);
+    bool used = is_used(blockIdx.x);
+    for (uint32_t i = blockIdx.x; i < total; i += gridDim.x) {
+        const uint32_t t = i / pieces, h = i % pieces * PIECE + threadIdx.x * 4, all = __ballot_sync(MF_FULL_WARP, used);
+        column_pack<bf16_bits, 4> v[C];
+        float w[C], r[4];
+        bool use[C];
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            w[c] = __shfl_sync(MF_FULL_WARP, weight, c);
+            use[c] = (all >> c & 1) != 0;
+        }
+        weight = weight_of(i + gridDim.x);
+        used = is_used(i + gridDim.x);
+        barrier_wait(&full[stage], parity);
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            v[c] = *(const column_pack<bf16_bits, 4> *)(stages + (stage * C + c) * BYTES + threadIdx.x * 8);
+        }
+        chain<bf16_bits, 4, C>(p, v, w, use, r);
+        __syncwarp();
+        if (lane == 0) {
+            barrier_arrive(&empty[stage]);
+        }
+        next_stage();
+        if (h < (uint32_t)p.hidden_size) {
+            store_elements<4>(p.out, MF_BF16, t * p.out_stride + h, r);
+        }
+    }
+}
+
 template <typename T, int V> __global__ void __launch_bounds__(THREADS) sum_kernel(const __grid_constant__ mf_cuda_sum p)
 {
     const int64_t chunks = (p.hidden_size + V * THREADS - 1) / (V * THREADS), work = p.num_tokens * chunks;
@@ -395,6 +475,12 @@ template <int V, int C> int start_lean(const plain_call &p, bool starts_early, c
                  : start(sum_lean_kernel<V, C, false, FEW_THREADS>, sum_lean_kernel<V, C, false, MANY_THREADS>, p, V, starts_early, stream);
 }
 
+template <int C> int start_pieces(const plain_call &p, int blocks, bool starts_early, cudaStream_t stream)
+{
+    return launch_shared(starts_early, sum_pieces_kernel<C>, dim3((unsigned)blocks), PIECE_THREADS + 32,
+                         (size_t)PIECE_STAGES * C * PIECE * 2, stream, p);
+}
+
 template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
 {
     switch (p.num_columns) {
@@ -437,6 +523,10 @@ int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
     }
     if (!p.weights || p.residual || p.out_dtype != MF_BF16 || p.num_tokens > MAX_Y) {
         return start_plain<bf16_bits>(p, early, stream);
+    }
+    if (call->piece_blocks > 0 && (p.num_columns == 8 || p.num_columns == 9)) {
+        return p.num_columns == 8 ? start_pieces<8>(p, call->piece_blocks, early, stream)
+                                  : start_pieces<9>(p, call->piece_blocks, early, stream);
     }
     return call->narrow ? launch_lean<2>(p, early, stream) : launch_lean<4>(p, early, stream);
 }
