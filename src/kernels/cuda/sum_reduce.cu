@@ -361,29 +361,34 @@ template <int C> __global__ void __launch_bounds__(PIECE_THREADS + 32) sum_piece
         stage = stage + 1 == PIECE_STAGES ? 0 : stage + 1;
         parity ^= stage == 0 ? 1 : 0;
     };
+    /* A lane's column, a piece ahead: whether it is used, and its weight. */
+    auto is_used = [&](uint32_t i) {
+        return i < total && lane < C && (!p.ids || p.ids[i / pieces * p.ids_stride + lane] >= 0);
+    };
+    auto weight_of = [&](uint32_t i) {
+        return i < total && lane < C ? p.weights[i / pieces * p.weights_stride + lane] : 0.0f;
+    };
+    bool used = is_used(blockIdx.x);
     if (threadIdx.x >= PIECE_THREADS) {
-        for (uint32_t i = blockIdx.x; lane == 0 && i < total; i += gridDim.x) {
+        for (uint32_t i = blockIdx.x; i < total; i += gridDim.x) {
             const uint32_t t = i / pieces, h = i % pieces * PIECE, bytes = min(BYTES, (uint32_t)(p.hidden_size - h) * 2);
-            const uint16_t *from = (const uint16_t *)p.x + t * p.x_stride + h;
+            const uint32_t all = __ballot_sync(MF_FULL_WARP, used);
+            const bool is_mine = used;
+            used = is_used(i + gridDim.x);
             barrier_wait(&empty[stage], parity ^ 1);
-            barrier_expect(&full[stage], bytes * C);
-#pragma unroll
-            for (int c = 0; c < C; c++) { /* those that are not used, too */
-                copy_piece_once(stages + (stage * C + c) * BYTES, from + c * p.column_stride, bytes, &full[stage]);
+            if (lane == 0) {
+                barrier_expect(&full[stage], bytes * (uint32_t)__popc(all));
+            }
+            __syncwarp();
+            if (is_mine) {
+                copy_piece_once(stages + (stage * C + lane) * BYTES,
+                                (const uint16_t *)p.x + t * p.x_stride + lane * p.column_stride + h, bytes, &full[stage]);
             }
             next_stage();
         }
         return;
     }
-    /* A lane's column, a piece ahead: its weight, and whether it is used. */
-    auto weight_of = [&](uint32_t i) {
-        return i < total && lane < C ? p.weights[i / pieces * p.weights_stride + lane] : 0.0f;
-    };
-    auto is_used = [&](uint32_t i) {
-        return i < total && lane < C && (!p.ids || p.ids[i / pieces * p.ids_stride + lane] >= 0);
-    };
     float weight = weight_of(blockIdx.x);
-    bool used = is_used(blockIdx.x);
     for (uint32_t i = blockIdx.x; i < total; i += gridDim.x) {
         const uint32_t t = i / pieces, h = i % pieces * PIECE + threadIdx.x * 4, all = __ballot_sync(MF_FULL_WARP, used);
         column_pack<bf16_bits, 4> v[C];
