@@ -73,6 +73,21 @@ static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
 };
 
+/* Codes of 8 bits on both sides, scales per row and token, in sizes of whole 128: one, two, three and five lines of w2, rows of
+ * H that end inside a tile, one scale for a whole matrix, rows of more columns than a warp holds; the last three: scales of bf16. */
+static const unit_case row_codes[] = {
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 102, 128, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_INT8, 105, 384, 256, 384, MF_BF16, MF_BF16, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 105, 640, 384, 256, MF_BF16, MF_F32, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_W8A8, 111, 128, 640, 128, MF_BF16, MF_F32, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 111, 384, 640, 640, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP_AFTER },
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_W8A8, 102, 2304, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 102, 128, 2304, 2304, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_W8A8, 103, 256, 384, 384, MF_BF16, MF_BF16, true, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 106, 384, 256, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_W8A8, 109, 256, 256, 256, MF_BF16, MF_F32, true, false, MF_ACT_SILU },
+};
+
 /* Slots 0..3 of one width, slot 4 wider: a shared one. */
 static void make_table(case_table *table, const unit_case *c, uint64_t *seed)
 {
@@ -101,7 +116,8 @@ static int64_t y_row(const batch *b)
  * boundary of its codes more often than by f32 sums: measured 2.7e-5 here. */
 static double bound_of(const unit_case *c, const char *device)
 {
-    const bool cuda_fp8 = c->format == MF_FORMAT_FP8_BLOCK && strncmp(device, "cuda", 4) == 0;
+    const bool fp8 = c->format == MF_FORMAT_FP8_BLOCK || c->format == MF_FORMAT_FP8_CHANNEL;
+    const bool cuda_fp8 = fp8 && strncmp(device, "cuda", 4) == 0;
     return c->act_quant == MF_ACT_QUANT_NONE ? 2e-5 : cuda_fp8 ? 5e-5 : 1e-5;
 }
 
@@ -209,22 +225,92 @@ TEST(experts_of_8_and_16_bits_are_right_and_have_the_same_bits_alone_and_in_comp
     }
 }
 
+TEST(experts_of_row_codes_are_right_and_have_the_same_bits_alone_and_in_company)
+{
+    for (size_t i = 0; i < sizeof row_codes / sizeof row_codes[0]; i++) {
+        const bool is_short = row_codes[i].hidden + row_codes[i].width < 1200;
+        check_case(&row_codes[i], 990 + i, 3);
+        check_case(&row_codes[i], 990 + i, conf_whole() ? 150 : is_short ? 45 : 9);
+        if (conf_whole() || (is_short && conf_small())) {
+            check_case(&row_codes[i], 990 + i, conf_whole() ? MANY_FP8_TOKENS : SOME_FP8_TOKENS);
+        }
+    }
+}
+
+/* A token that is not a number, infinite or zero leaves the others' bits alone, however they share a tile. */
+TEST(experts_of_row_codes_keep_odd_tokens_to_themselves)
+{
+    enum { HIDDEN = 256, WIDTH = 384 };
+    static const int64_t tokens[] = { 7, 40, SOME_FP8_TOKENS };
+    for (int i = 0; i < 6; i++) {
+        const bool fp8 = i % 2 == 0;
+        const int64_t num_tokens = tokens[i / 2];
+        uint64_t seed = 80 + (uint64_t)i;
+        case_table table = { .hidden_size = HIDDEN };
+        for (int s = 0; s < SLOTS; s++) {
+            case_slot_spec spec = silu(fp8 ? MF_FORMAT_FP8_CHANNEL : MF_FORMAT_INT8_CHANNEL, 102, WIDTH);
+            case_table_add(&table, &seed, &spec);
+        }
+        batch b;
+        make_batch(&b, &seed, num_tokens, COLUMNS, HIDDEN, MF_BF16, MF_BF16, SLOTS);
+        const size_t count = (size_t)(num_tokens * y_row(&b));
+        uint16_t *before = conf_alloc(count * 2), *kept = conf_alloc((size_t)(num_tokens * HIDDEN) * 2);
+        memcpy(kept, b.x, (size_t)(num_tokens * HIDDEN) * 2);
+        int num_devices;
+        const conf_device *devices = conf_devices(&num_devices);
+        for (int d = 0; d < num_devices; d++) {
+            mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, MF_ACT_QUANT_W8A8);
+            memcpy(b.x, kept, (size_t)(num_tokens * HIDDEN) * 2);
+            run_batch(devices[d].device, experts, &b);
+            memcpy(before, b.y, count * 2);
+            for (int64_t t = 0; t < num_tokens; t++) {
+                uint16_t *x = (uint16_t *)b.x + t * HIDDEN;
+                if (t % 5 == 1 || t % 5 == 2) {
+                    x[(t * 37) % HIDDEN] = t % 5 == 1 ? 0x7fc1 : t % 2 ? 0x7f80 : 0xff80;
+                } else if (t % 5 == 3) {
+                    memset(x, 0, HIDDEN * 2);
+                }
+            }
+            run_batch(devices[d].device, experts, &b);
+            mf_experts_destroy(&experts);
+            for (size_t k = 0; k < count; k++) {
+                const int kind = (int)(k / (size_t)y_row(&b) % 5);
+                const float v = (float)conf_get(b.y, MF_BF16, (int64_t)k);
+                const bool right = kind == 1   ? isnan(v)
+                                   : kind == 2 ? !isfinite(v)
+                                   : kind == 3 ? v == 0
+                                               : ((const uint16_t *)b.y)[k] == before[k];
+                if (!right) {
+                    fail_msg("%s: %s of %d tokens: token %d, column %d: %g", devices[d].label, fp8 ? "fp8" : "int8",
+                             (int)num_tokens, (int)(k / (size_t)y_row(&b)), (int)(k % HIDDEN), (double)v);
+                }
+            }
+        }
+        conf_free(before);
+        conf_free(kept);
+        free_batch(&b);
+        case_table_free(&table);
+    }
+}
+
 /* Codes 0x7f and 0xff of E4M3: in rows of w2 they are two columns of every output of their slot, and touch nothing else. */
 TEST(experts_of_fp8_have_nan_where_a_code_is_one)
 {
     enum { HIDDEN = 160, WIDTH = 96, TOKENS = 70 };
-    for (int channel = 0; channel < 2; channel++) {
-        uint64_t seed = 60 + (uint64_t)channel;
-        case_table table = { .hidden_size = HIDDEN };
+    for (int kind = 0; kind < 3; kind++) { /* blocks; rows; rows beside activations that are codes, too */
+        const bool channel = kind > 0;
+        const int64_t hidden = kind == 2 ? 256 : HIDDEN, width = kind == 2 ? 128 : WIDTH;
+        uint64_t seed = 60 + (uint64_t)kind;
+        case_table table = { .hidden_size = hidden };
         batch b;
         for (int s = 0; s < SLOTS; s++) {
-            case_slot_spec spec = silu(channel ? MF_FORMAT_FP8_CHANNEL : MF_FORMAT_FP8_BLOCK, 100, WIDTH);
+            case_slot_spec spec = silu(channel ? MF_FORMAT_FP8_CHANNEL : MF_FORMAT_FP8_BLOCK, kind == 2 ? 102 : 100, width);
             case_table_add(&table, &seed, &spec);
         }
-        make_batch(&b, &seed, TOKENS, COLUMNS, HIDDEN, MF_BF16, MF_F32, SLOTS);
+        make_batch(&b, &seed, TOKENS, COLUMNS, hidden, MF_BF16, MF_F32, SLOTS);
         float *before = conf_alloc((size_t)(TOKENS * y_row(&b)) * sizeof *before);
         uint8_t *codes = table.slots[1].down.codes;
-        const int64_t at[2] = { 9 * WIDTH + 37, 133 * WIDTH + 94 };
+        const int64_t at[2] = { 9 * width + 37, 133 * width + 94 };
         const uint8_t kept[2] = { codes[at[0]], codes[at[1]] };
         int count;
         const conf_device *devices = conf_devices(&count);
@@ -232,7 +318,8 @@ TEST(experts_of_fp8_have_nan_where_a_code_is_one)
             for (int with = 0; with < 2; with++) {
                 codes[at[0]] = with ? 0x7f : kept[0];
                 codes[at[1]] = with ? 0xff : kept[1];
-                mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, MF_ACT_QUANT_NONE);
+                mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16,
+                                                   kind == 2 ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE);
                 run_batch(devices[d].device, experts, &b);
                 mf_experts_destroy(&experts);
                 if (!with) {
@@ -240,11 +327,11 @@ TEST(experts_of_fp8_have_nan_where_a_code_is_one)
                 }
             }
             for (int64_t i = 0; i < TOKENS * COLUMNS; i++) {
-                for (int64_t k = 0; k < HIDDEN && b.ids[i] >= 0; k++) {
-                    const float v = ((const float *)b.y)[i * HIDDEN + k];
-                    if (b.ids[i] == 1 && (k == 9 || k == 133) ? !isnan(v) : v != before[i * HIDDEN + k]) {
+                for (int64_t k = 0; k < hidden && b.ids[i] >= 0; k++) {
+                    const float v = ((const float *)b.y)[i * hidden + k];
+                    if (b.ids[i] == 1 && (k == 9 || k == 133) ? !isnan(v) : v != before[i * hidden + k]) {
                         fail_msg("%s: pair %d of slot %d, column %d: %g, before %g", devices[d].label, (int)i, (int)b.ids[i],
-                                 (int)k, (double)v, (double)before[i * HIDDEN + k]);
+                                 (int)k, (double)v, (double)before[i * hidden + k]);
                     }
                 }
             }
@@ -358,9 +445,9 @@ TEST(layer_of_whole_units_has_the_same_bits_in_every_mode_and_batch)
     static const int64_t parts[][2] = { { 0, 1 }, { 5, 8 }, { 20, 42 }, { 9, 100 } };
     int count;
     const conf_device *devices = conf_devices(&count);
-    const size_t own = sizeof cases / sizeof cases[0], wide = sizeof wide_codes / sizeof wide_codes[0];
-    for (size_t i = 0; i < own + wide; i += 2) {
-        const unit_case *c = i < own ? &cases[i] : &wide_codes[i - own];
+    const size_t own = sizeof cases / sizeof cases[0], wide = own + sizeof wide_codes / sizeof wide_codes[0];
+    for (size_t i = 0; i < wide + sizeof row_codes / sizeof row_codes[0]; i += 2) {
+        const unit_case *c = i < own ? &cases[i] : i < wide ? &wide_codes[i - own] : &row_codes[i - wide];
         if (c->scales_input || (!conf_whole() && i % (conf_small() ? 8 : 4) != 0)) {
             continue;
         }

@@ -367,6 +367,7 @@ static void make_experts(experts_problem *p, int64_t slots, mf_cuda_path path, i
     memset(p, 0, sizeof *p);
     p->experts = (mf_experts){ .num_slots = slots, .hidden_size = 2048, .max_intermediate_size = 768, .act_dtype = MF_BF16 };
     p->paths = (mf_cuda_paths){ 1u << path, 1u << path };
+    p->paths.codes = path == MF_CUDA_PATH_FP8 ? MF_CUDA_CODES_FP8_BLOCK : MF_CUDA_CODES_NONE;
     p->args = (mf_experts_args){ .experts = &p->experts, .x = mf_tensor_2d(memory, MF_BF16, tokens, 2048),
                                  .topk_ids = mf_tensor_2d(memory, MF_I32, tokens, 8),
                                  .y = mf_tensor_3d(memory, MF_BF16, tokens, 8, 2048) };
@@ -431,7 +432,8 @@ static bool is_grouped(const mf_cuda_gpu *gpu, mf_slot slot, mf_dtype act_dtype,
     for (int64_t s = 0; s < slots; s++) {
         mf_cuda_plan_slot(gpu, &experts, &slot, &all[s]);
     }
-    const bool is = mf_cuda_is_grouped(gpu, &experts, all);
+    int32_t codes;
+    const bool is = mf_cuda_is_grouped(gpu, &experts, all, &codes);
     free(all);
     return is;
 }
@@ -457,6 +459,42 @@ TEST(hopper_groups_the_products_of_plain_swiglu_tables)
     other = fp8;
     other.up.scale_dtype = MF_BF16;
     CHECK(!is_grouped(&h200, other, MF_BF16, w8a8, 8));
+}
+
+static int32_t codes_of(mf_slot slot, mf_slot last, mf_act_quant act_quant)
+{
+    mf_experts experts = { .num_slots = 3, .hidden_size = slot.up.k, .act_dtype = MF_BF16, .act_quant = act_quant };
+    mf_cuda_slot all[3];
+    for (int s = 0; s < 3; s++) {
+        mf_cuda_plan_slot(&h200, &experts, s == 2 ? &last : &slot, &all[s]);
+    }
+    int32_t codes;
+    return mf_cuda_is_grouped(&h200, &experts, all, &codes) ? codes : -1;
+}
+
+TEST(hopper_multiplies_codes_with_a_scale_a_row_as_they_are_where_tokens_have_one_too)
+{
+    const mf_act_quant none = MF_ACT_QUANT_NONE, w8a8 = MF_ACT_QUANT_W8A8, int8 = MF_ACT_QUANT_INT8;
+    const mf_slot fp8 = slot_of(MF_FORMAT_FP8_CHANNEL, 2048, 768), bytes = slot_of(MF_FORMAT_INT8_CHANNEL, 4096, 1408);
+    CHECK_EQ(codes_of(fp8, fp8, w8a8), MF_CUDA_CODES_FP8_ROW);
+    CHECK_EQ(codes_of(bytes, bytes, w8a8), MF_CUDA_CODES_INT8_ROW);
+    CHECK_EQ(codes_of(bytes, bytes, int8), MF_CUDA_CODES_INT8_ROW);
+    CHECK_EQ(codes_of(fp8, fp8, none), -1);
+    CHECK_EQ(codes_of(fp8, fp8, int8), -1);
+    CHECK_EQ(codes_of(fp8, slot_of(MF_FORMAT_INT8_CHANNEL, 2048, 768), w8a8), -1);
+    CHECK_EQ(codes_of(fp8, slot_of(MF_FORMAT_FP8_CHANNEL, 2048, 256), w8a8), MF_CUDA_CODES_FP8_ROW); /* a width of its own */
+    CHECK_EQ(codes_of(fp8, slot_of(MF_FORMAT_FP8_CHANNEL, 2048, 784), w8a8), -1);
+    for (int what = 0; what < 7; what++) { /* whose codes are widened, or computed one by one */
+        mf_slot other = fp8;
+        other.down.data = memory + (what == 0 ? 8 : 0);
+        other.gate.row_stride += what == 1 ? 8 : 0;
+        other.activation = what == 2 ? MF_ACT_GELU_ERF : MF_ACT_SILU;
+        other.up.scale_dtype = what == 3 ? MF_F16 : MF_BF16;
+        other.down.scale = (const uint8_t *)other.down.scale + (what == 4);
+        other.input_scale2 = what == 5 ? 0.5f : 0.0f;
+        other.gate.data = what == 6 ? NULL : other.gate.data;
+        CHECK_EQ(codes_of(fp8, other, w8a8), -1);
+    }
 }
 
 static mf_slot packed_slot(mf_format format, int64_t hidden, int64_t width)
@@ -669,7 +707,7 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
             CHECK(g->up_tiles * up >= 768 && (g->up_tiles - 1) * up < 768);
             CHECK(g->down_tiles * down >= 2048 && g->down_units * g->down_steps >= g->down_tiles);
             CHECK((g->down_units - 1) * g->down_steps < g->down_tiles);
-            const int64_t stage = few ? mf_cuda_few_stage_bytes(g->few_rows) : mf_cuda_grouped_stage_bytes(g->fp8, g->max_tokens);
+            const int64_t stage = few ? mf_cuda_few_stage_bytes(g->few_rows) : mf_cuda_grouped_stage_bytes(g->codes, g->max_tokens);
             const int64_t fixed = g->x_in_order ? 4 * MF_CUDA_PAIR_PIECE + MF_CUDA_PAIR_STATE + 8 * 129 : 12 * 1024;
             CHECK(g->stages >= 3 && g->stages <= 6 && g->stages * stage + fixed <= h200.shared_bytes);
             CHECK_EQ(g->x_in_order, path == MF_CUDA_PATH_BF16 && tokens[i] * 8 / 128 >= 192);
@@ -699,7 +737,7 @@ TEST(fp8_tokens_are_rows_where_slots_have_many_of_them)
             CHECK(p.plan.is_grouped && g->max_tokens == 128);
             if (g->rows_group) {
                 CHECK_EQ(g->stages, 4);
-                CHECK(g->stages * MF_CUDA_ROWS_STAGE + 4096 <= h200.shared_bytes);
+                CHECK(g->stages * mf_cuda_rows_stage_bytes(g->codes) + 4096 <= h200.shared_bytes);
                 CHECK(g->up_tiles * 128 >= widths[w] && (g->up_tiles - 1) * 128 < widths[w]);
                 CHECK(g->down_units * g->down_steps >= g->down_tiles && (g->down_units - 1) * g->down_steps < g->down_tiles);
                 CHECK(g->down_tiles * 256 >= 2048 && g->rows_group * g->up_tiles >= g->blocks - g->up_tiles);
@@ -710,6 +748,32 @@ TEST(fp8_tokens_are_rows_where_slots_have_many_of_them)
             p.args.y.data = memory + 2;
             CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, false, MF_BF16, &p.plan, &err), err);
             CHECK_EQ(g->rows_group, 0);
+        }
+    }
+}
+
+TEST(rows_of_codes_have_scales_and_a_bf16_intermediate_of_their_own)
+{
+    static const int64_t tokens[] = { 1, 8, 9, 64, 1023, 1024, 8192 };
+    for (int codes = MF_CUDA_CODES_FP8_ROW; codes <= MF_CUDA_CODES_INT8_ROW; codes++) {
+        for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
+            experts_problem p;
+            make_experts(&p, 128, MF_CUDA_PATH_PLAIN, tokens[i], memory);
+            p.paths.maps = memory;
+            p.paths.codes = codes;
+            p.paths.width = 768;
+            CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+            const mf_cuda_grouped *g = &p.plan.grouped;
+            CHECK(p.plan.is_grouped && g->codes == codes && g->x_bytes == g->x_codes && g->h_bytes == g->h_codes);
+            CHECK_EQ(g->x_pitch, 2048);
+            CHECK_EQ((const uint8_t *)g->h_codes - (const uint8_t *)g->x_scales, mf_cuda_round_up(4 * tokens[i], 64));
+            CHECK_EQ((const uint8_t *)g->e.h - (const uint8_t *)g->h_scales, mf_cuda_round_up(4 * tokens[i] * 8, 64));
+            CHECK((const uint8_t *)p.plan.y - (const uint8_t *)g->e.h >= tokens[i] * 8 * 768 * 2);
+            CHECK_EQ(g->few_rows > 0, tokens[i] <= MF_CUDA_FEW_GROUPED_TOKENS);
+            CHECK_EQ(g->rows_group > 0, tokens[i] >= 1024);
+            if (g->rows_group) {
+                CHECK(g->stages == 4 && g->stages * mf_cuda_rows_stage_bytes(codes) + 6 * 1024 <= h200.shared_bytes);
+            }
         }
     }
 }
@@ -754,6 +818,31 @@ TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
             if (one->tokens) {
                 check_one_layout(one, cases[i].path == MF_CUDA_PATH_FP8, cases[i].width, tokens);
             }
+        }
+    }
+}
+
+TEST(a_few_tokens_of_row_codes_fit_one_launch_where_every_block_has_a_stage)
+{
+    static const struct {
+        int64_t hidden;
+        int32_t width, tokens; /* at most */
+    } cases[] = { { 2048, 768, 2 }, { 4096, 1408, 1 }, { 1024, 128, 4 }, { 2304, 128, 0 }, { 2048, 2176, 0 } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        for (int64_t tokens = 1; tokens <= 5; tokens++) {
+            experts_problem p;
+            make_experts(&p, 128, MF_CUDA_PATH_PLAIN, tokens, memory);
+            p.experts.hidden_size = cases[i].hidden;
+            p.experts.max_intermediate_size = p.paths.width = cases[i].width;
+            p.paths.maps = memory;
+            p.paths.codes = MF_CUDA_CODES_INT8_ROW;
+            p.args.x = mf_tensor_2d(memory, MF_BF16, tokens, cases[i].hidden);
+            p.args.y = mf_tensor_3d(memory, MF_BF16, tokens, 8, cases[i].hidden);
+            CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+            const mf_cuda_one *one = &p.plan.grouped.one;
+            CHECK_EQ(one->tokens, tokens > cases[i].tokens ? 0 : tokens > 2 ? 4 : 2);
+            const int64_t scales = 2 * 8 * one->most_units + (int64_t)one->most_tiles * one->down_rows; /* of one group, at least */
+            CHECK(!one->tokens || one->state_at - one->floats_at >= 4 * scales);
         }
     }
 }

@@ -235,6 +235,7 @@ typedef struct mf_cuda_even {
 } mf_cuda_even;
 
 /* grouped_one.cu: how a block's shared memory is laid out, places in bytes. */
+enum { MF_CUDA_ONE_ROW_LINES = 16 }; /* of the intermediate that a lane holds, where scales are rows' */
 enum { MF_CUDA_ONE_TOKENS = 4, MF_CUDA_ONE_PAIRS = 40, MF_CUDA_ONE_STAGES = 13, MF_CUDA_ONE_HALF = 8192, MF_CUDA_ONE_STATE = 5120 };
 
 typedef struct mf_cuda_one {
@@ -263,20 +264,28 @@ typedef enum mf_cuda_packed {
 } mf_cuda_packed;
 enum { MF_CUDA_PACKED_FEW = 16, MF_CUDA_PACKED_SEVERAL = 32, MF_CUDA_PACKED_SOME = 64, MF_CUDA_PACKED_MANY = 128 };
 
+/* What the grouped products on Hopper multiply natively: bf16, or codes of 8 bits on both sides with their scales. */
+typedef enum mf_cuda_codes {
+    MF_CUDA_CODES_NONE = 0,
+    MF_CUDA_CODES_FP8_BLOCK, /* e4m3; a scale per 128 columns of a token, per 128 x 128 weights */
+    MF_CUDA_CODES_FP8_ROW,   /* e4m3; a scale per token and per row of weights */
+    MF_CUDA_CODES_INT8_ROW   /* the same of int8 */
+} mf_cuda_codes;
+
 typedef struct mf_cuda_grouped {
     mf_cuda_experts e;
     const void *maps; /* CUtensorMap [num_slots][gate, up, down][MF_CUDA_BOXES] */
     uint32_t *work;   /* the device's counters */
     int32_t *offsets; /* [num_slots + 1] of each slot's pairs in sorted */
     int32_t *sorted;  /* [num_pairs] */
-    /* rows of tokens as the products read them, strides in bytes; FP8: codes, with a scale per 128 columns */
+    /* rows of tokens as the products read them, strides in bytes; codes: with a scale per 128 columns or per row */
     const uint8_t *x_bytes, *h_bytes;
     int64_t x_pitch, h_pitch;
     uint8_t *x_codes, *h_codes; /* [T, H] and, by place in sorted, [num_pairs, h_stride] */
     const float *x_scales;
     float *x_scales_out, *h_scales;
     int64_t x_groups, h_groups;
-    int32_t fp8, packed, x_is_wide, clears_counts; /* packed: mf_cuda_packed */
+    int32_t codes, packed, x_is_wide, clears_counts; /* mf_cuda_codes, mf_cuda_packed */
     int32_t x_in_order; /* bf16, many tokens: grouped_pairs.cu copies x by place in sorted */
     uint8_t *x_sorted;  /* [num_pairs, H] */
     int32_t max_tokens, stages, up_tiles, down_tiles; /* a tile's tokens at most; row tiles of the widest slot, of H */
@@ -304,14 +313,21 @@ typedef struct mf_cuda_row_maps {
     alignas(64) uint8_t h[MF_CUDA_ROW_BOXES][128];
 } mf_cuda_row_maps;
 
-/* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, the tokens' scales. */
-static inline int64_t mf_cuda_grouped_stage_bytes(int fp8, int max_tokens)
+/* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, their scales. */
+static inline int64_t mf_cuda_grouped_stage_bytes(int codes, int max_tokens)
 {
-    return 4 * 64 * 128 + (int64_t)max_tokens * 128 + (fp8 ? 1024 : 0);
+    const int64_t scales = codes == MF_CUDA_CODES_NONE ? 0 : codes == MF_CUDA_CODES_FP8_BLOCK ? 1024 : 2048;
+    return 4 * 64 * 128 + (int64_t)max_tokens * 128 + scales;
 }
 
-/* grouped_rows.cu: tokens of a tile; shared memory of a stage, 256 weight rows and the tokens' by 128 bytes of K with their scales. */
-enum { MF_CUDA_ROWS_TOKENS = 128, MF_CUDA_ROWS_STAGE = (256 + MF_CUDA_ROWS_TOKENS) * 128 + 1024 };
+/* grouped_rows.cu: tokens of a tile; shared memory of a stage, 256 weight rows and the tokens' by 128 bytes of K with their
+ * scales, a token's and two of weights or, where weights have a scale a row, 256. */
+enum { MF_CUDA_ROWS_TOKENS = 128 };
+
+static inline int64_t mf_cuda_rows_stage_bytes(int codes)
+{
+    return (256 + MF_CUDA_ROWS_TOKENS) * 128 + (codes == MF_CUDA_CODES_FP8_BLOCK ? 1024 : 2048);
+}
 
 /* The same of grouped_few.cu. */
 static inline int64_t mf_cuda_few_stage_bytes(int rows)

@@ -337,9 +337,10 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
     }
     MF_TRY_GOTO(memory_alloc(device, bytes, (void **)&own->slots, err), done);
     MF_TRY_GOTO(memory_copy(device, own->slots, slots, bytes, err), done);
-    own->paths.packed = mf_cuda_packed_of(&state_of(device)->gpu, experts, slots);
+    const bool grouped = mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots, &own->paths.codes);
+    own->paths.packed = grouped ? MF_CUDA_PACKED_NONE : mf_cuda_packed_of(&state_of(device)->gpu, experts, slots);
     own->paths.quant = own->paths.packed ? slots[0].up.quant : 0;
-    if (own->paths.packed || mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots)) {
+    if (grouped || own->paths.packed) {
         status = open_maps(device, experts, slots, own, err);
     }
 done:

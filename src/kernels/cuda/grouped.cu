@@ -7,7 +7,7 @@
  * Work is units (slot, tokens, rows), w13's before w2's, claimed one after the other from a counter; a unit of w2 waits
  * until w13's of its tokens have been written, while its weights are on the way already.  As units are claimed in order
  * and those of w13 wait for nothing, any number of resident blocks comes to an end. */
-#include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/row_codes.cuh"
 
 namespace
 {
@@ -21,31 +21,45 @@ constexpr int GATHERING_REGISTERS = 56,
 constexpr int LONE_TOKENS = 112;
 constexpr int STAGING = 9216; /* results on their way out: see write_up, write_down */
 
-template <bool FP8, int MAX> __host__ __device__ constexpr int stage_bytes()
+template <int CODES, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
-    return STAGE_ROWS + MAX * LINE + (FP8 ? SCALE_BYTES : 0);
+    return STAGE_ROWS + MAX * LINE + (BY_ROW<CODES> ? 2 * SCALE_BYTES : CODES ? SCALE_BYTES : 0);
 }
 
 /* ---- what goes out ---- */
 
-/* A unit of w13 is written, or this warpgroup has no rows of it. */
-MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
+/* A unit of w13 is written, or this warpgroup has no rows of it.  Where scales are rows', the last of a tile's units
+ * makes the tile's codes, which counts once more. */
+template <int CODES> MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u)
 {
     named_barrier<BARRIER_BOTH, 256>();
+    if constexpr (BY_ROW<CODES>) {
+        bool is_last = false;
+        if (threadIdx.x == PRODUCERS) {
+            is_last = add_acquire_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1) + 2 == (uint32_t)u->need;
+        }
+        if (!sync_threads_or(BARRIER_BOTH, 256, is_last)) {
+            return;
+        }
+        quantise_intermediate<CODES, 4>(p, u->first, u->count, (int)p.e.slots[u->slot].up.n,
+                                        (threadIdx.x - PRODUCERS) >> 5, 8);
+        named_barrier<BARRIER_BOTH, 256>();
+    }
     if (threadIdx.x == PRODUCERS) { /* released for all: the barrier put their stores before it */
         add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
     }
 }
 
-/* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 codes and a scale per token and 128 rows. */
-template <bool FP8, int N>
+/* 64 rows of the intermediate by N tokens: activation, bf16, and for FP8 blocks codes and a scale per token and 128
+ * rows. */
+template <int CODES, int N>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2], float (&up)[N / 2], uint8_t *staging)
 {
     const mf_cuda_slot &slot = p.e.slots[u->slot];
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, own = tid & 127, warp = own >> 5, lane = tid & 31;
     const int row = u->row + 64 * group; /* this warpgroup's */
     constexpr int CHUNK = N % 32 ? 16 : 32;
-    const bool is_there = FP8 || row < slot.up.n;
+    const bool is_there = CODES || row < slot.up.n;
     const swiglu act = swiglu_of(slot);
     float gb[2] = { 0.0f, 0.0f }, ub[2] = { 0.0f, 0.0f };
     const bool has_bias = slot.gate_bias || slot.up_bias;
@@ -60,7 +74,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
         const int half = i >> 1 & 1;
         return two_results(act, has_bias, gate[i], gate[i + 1], up[i], up[i + 1], gb[half], ub[half]);
     };
-    if constexpr (FP8) {
+    if constexpr (CODES == MF_CUDA_CODES_FP8_BLOCK) {
 #pragma unroll
         for (int c = 0; c < N / CHUNK; c++) {
             if (c * CHUNK >= u->count) {
@@ -124,7 +138,7 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, float (&gate)[N / 2],
             }
         }
     }
-    end_up(p, u);
+    end_up<CODES>(p, u);
 }
 
 /* 128 rows of the output by N tokens. */
@@ -210,11 +224,36 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
 
 /* ---- the two warpgroups that multiply ---- */
 
-template <bool FP8, int MAX, int N>
+/* Sums times their tokens' scales, MAX of them, and their rows', 256 behind. */
+template <int CODES, int MAX, int N>
+MF_DEV void scale_sums(const mf_cuda_slot &slot, const float *scales, bool is_down, int row0,
+                       const sum_type<CODES> (&acc)[2][N / 2], float (&sums)[2][N / 2])
+{
+    const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, r = (tid >> 5 & 3) * 16 + (tid >> 2 & 7), q = tid & 3;
+    float of[2][2];
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        const float *rows = scales + MAX + (is_down ? 128 * group + 64 * t : 64 * group + 128 * t) + r;
+        const scale_reader reader = reader_of(is_down ? slot.down : t ? slot.up : slot.gate, row0);
+        of[t][0] = read_scale(reader, r & 1, rows[0]);
+        of[t][1] = read_scale(reader, r & 1, rows[8]);
+    }
+#pragma unroll
+    for (int i = 0; i < N / 8; i++) {
+        const float2 token = *(const float2 *)(scales + 8 * i + 2 * q);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const int t = k >> 2, at = 4 * i + (k & 3);
+            sums[t][at] = scaled_sum<CODES>(acc[t][at], k & 1 ? token.y : token.x, of[t][k >> 1 & 1]);
+        }
+    }
+}
+
+template <int CODES, int MAX, int N>
 MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shared_state *s, stage_cursor &cursor,
                      uint8_t *staging)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>();
+    constexpr int STAGE = stage_bytes<CODES, MAX>();
     const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
     const int lines = u->lines, steps = u->steps;
     int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
@@ -226,10 +265,10 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
-        float acc[2][N / 2];
+        sum_type<CODES> acc[2][N / 2];
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {
-            acc[0][i] = acc[1][i] = 0.0f;
+            acc[0][i] = acc[1][i] = 0;
         }
         int previous = -1;
 #pragma unroll 1
@@ -239,34 +278,49 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             fence_shared_for_products();
             const uint64_t rows = product_operand(stage + 2 * group * SUBTILE),
                            tokens = product_operand(stage + STAGE_ROWS);
-            if (FP8) {
+            if constexpr (IS_FP8<CODES>) {
                 const float *token_scales = (const float *)(stage + STAGE_ROWS + MAX * LINE);
 #pragma unroll
                 for (int t = 0; t < 2; t++) {
                     float part[N / 2];
                     products_begin();
-                    add_line<FP8, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
+                    add_line<true, N>(part, rows + t * (SUBTILE >> 4), tokens, false);
                     products_commit();
                     products_wait<0>();
                     pin(part);
-                    promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
+                    if constexpr (BY_ROW<CODES>) {
+                        add_part<N>(acc[t], part);
+                    } else {
+                        promote<N>(acc[t], part, token_scales, token_scales[MAX + 2 * group + t]);
+                    }
                 }
-                barrier_arrive(&s->empty[cursor.stage]); /* all lanes: each for the scales that it has read */
+                if (!BY_ROW<CODES>) {
+                    barrier_arrive(&s->empty[cursor.stage]); /* all lanes: each for the scales that it has read */
+                } else if (line + 1 < lines) {               /* the last one has scales */
+                    barrier_arrive(&s->empty[cursor.stage]);
+                }
+                previous = cursor.stage;
             } else {
                 pin(acc[0]);
                 pin(acc[1]);
                 products_begin();
-                add_line<FP8, N>(acc[0], rows, tokens, true);
-                add_line<FP8, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
+                if constexpr (IS_INT8<CODES>) {
+                    add_line<N>(acc[0], rows, tokens, true);
+                    add_line<N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
+                } else {
+                    add_line<false, N>(acc[0], rows, tokens, true);
+                    add_line<false, N>(acc[1], rows + (SUBTILE >> 4), tokens, true);
+                }
                 products_commit();
                 if (N <= LONE_TOKENS) {
                     products_wait<0>();
-                    if (lane == 0) {
+                    if (CODES ? line + 1 < lines : lane == 0) {
                         barrier_arrive(&s->empty[cursor.stage]);
                     }
+                    previous = cursor.stage;
                 } else {
                     products_wait<1>();
-                    if (previous >= 0 && lane == 0) {
+                    if (previous >= 0 && (CODES || lane == 0)) {
                         barrier_arrive(&s->empty[previous]);
                     }
                     previous = cursor.stage;
@@ -274,25 +328,37 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
             }
             stage_cursor::next(cursor);
         }
-        if (!FP8) {
+        if (!IS_FP8<CODES>) {
             products_wait<0>();
             pin(acc[0]);
             pin(acc[1]);
-            if (N > LONE_TOKENS && lane == 0) {
+        }
+        auto write = [&](float(&low)[N / 2], float(&high)[N / 2]) {
+            if (u->is_down) {
+                write_down<N>(p, u, u->row + 256 * step, low, high, staging, places);
+            } else {
+                write_up<CODES, N>(p, u, low, high, staging);
+            }
+        };
+        if constexpr (BY_ROW<CODES>) {
+            float sums[2][N / 2];
+            scale_sums<CODES, MAX, N>(p.e.slots[u->slot],
+                                      (const float *)(stages + previous * STAGE + STAGE_ROWS + MAX * LINE), u->is_down,
+                                      u->row, acc, sums);
+            barrier_arrive(&s->empty[previous]); /* all lanes: each for the scales that it has read */
+            write(sums[0], sums[1]);
+        } else {
+            if (!CODES && N > LONE_TOKENS && lane == 0) {
                 barrier_arrive(&s->empty[previous]);
             }
-        }
-        if (u->is_down) {
-            write_down<N>(p, u, u->row + 256 * step, acc[0], acc[1], staging, places);
-        } else {
-            write_up<FP8, N>(p, u, acc[0], acc[1], staging);
+            write(acc[0], acc[1]);
         }
     }
 }
 
 template <int MAX, int N> constexpr int at_most = N < MAX ? N : MAX;
 
-template <bool FP8, int MAX>
+template <int CODES, int MAX>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared_state *s, uint8_t *staging)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
@@ -303,36 +369,36 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
             return;
         }
         if (u->count <= 16) {
-            multiply<FP8, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 16>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 32) {
-            multiply<FP8, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 32>>(p, u, stages, s, cursor, staging);
         } else if (u->count <= 48) {
-            multiply<FP8, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 48>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 64 ? u->count <= 64 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 64>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 80 ? u->count <= 80 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 80>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 96 ? u->count <= 96 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 96>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 112 ? u->count <= 112 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 112>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 128 ? u->count <= 128 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 128>>(p, u, stages, s, cursor, staging);
         } else if ((MAX > 144 ? u->count <= 144 : true)) {
-            multiply<FP8, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 144>>(p, u, stages, s, cursor, staging);
         } else {
-            multiply<FP8, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
+            multiply<CODES, MAX, at_most<MAX, 160>>(p, u, stages, s, cursor, staging);
         }
     }
 }
 
 /* ---- the warp that brings weights, and gives out work ---- */
 
-template <bool FP8, int MAX>
+template <int CODES, int MAX>
 MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint32_t first_unit,
                           uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), COLUMNS = FP8 ? 128 : 64;
+    constexpr int STAGE = stage_bytes<CODES, MAX>(), COLUMNS = CODES ? 128 : 64;
     const int slots = (int)p.e.num_slots, tiles = prefix[slots];
     const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
@@ -358,7 +424,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
         u.tile = prefix[low] + tile;
-        u.need = (width + 127) / 128;
+        u.need = (width + 127) / 128 + BY_ROW<CODES>;
         if (u.count > 0 && (is_down || u.row < width)) {
             const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG),
                               *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
@@ -406,9 +472,9 @@ MF_DEV const float *weight_scales(const mf_cuda_grouped &p, unit_ref u, int step
     return row < m.n ? (const float *)m.scale + row / 128 * m.scale_row_stride : nullptr;
 }
 
-template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *stages, shared_state *s)
+template <int CODES, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *stages, shared_state *s)
 {
-    constexpr int STAGE = stage_bytes<FP8, MAX>(), APART = GATHERERS / 8, EACH = (MAX + APART - 1) / APART;
+    constexpr int STAGE = stage_bytes<CODES, MAX>(), APART = GATHERERS / 8, EACH = (MAX + APART - 1) / APART;
     static_assert(APART == 12, "every other row of a thread's is swizzled alike");
     const int tid = threadIdx.x - 32, chunk = tid & 7, first_row = tid >> 3;
     const uint32_t tokens = shared_address(stages + STAGE_ROWS),
@@ -436,16 +502,22 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
         constexpr int SCALES = (MAX + GATHERERS - 1) / GATHERERS;
         uint32_t scale_at[SCALES];
 #pragma unroll
-        for (int k = 0; FP8 && k < SCALES; k++) {
+        for (int k = 0; CODES && k < SCALES; k++) {
             const int t = tid + GATHERERS * k;
-            scale_at[k] = t < count ? row_of(t) * (uint32_t)(is_down ? p.h_groups : p.x_groups) : 0;
+            const uint32_t groups = BY_ROW<CODES> ? 1u : (uint32_t)(is_down ? p.h_groups : p.x_groups);
+            scale_at[k] = t < count ? row_of(t) * groups : 0;
         }
+        const int row0 = u->row;
         if (is_down) {
             while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) < (uint32_t)u->need) {
             }
         }
         for (int step = 0; step < steps; step++) {
-            const float *weight_scale = FP8 && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
+            if (BY_ROW<CODES>) {
+                prefetch_scale_rows(p.e.slots[u->slot], is_down, row0 + 256 * step, tid);
+            }
+            const float *weight_scale =
+                CODES == MF_CUDA_CODES_FP8_BLOCK && tid < 4 ? weight_scales(p, u, step, tid >> 1, tid & 1) : nullptr;
             for (int line = 0; line < lines; line++) {
                 if (step + line > 0) {
                     barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
@@ -458,8 +530,8 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
                         copy_async_at(to[k & 1] + APART * k * LINE, from + (uint64_t)at[k] * 16, 16);
                     }
                 }
-                if (FP8) {
-                    const float *scales_from = (is_down ? p.h_scales : p.x_scales) + line;
+                if (BY_ROW<CODES> ? line + 1 == lines : CODES != MF_CUDA_CODES_NONE) {
+                    const float *scales_from = (is_down ? p.h_scales : p.x_scales) + (BY_ROW<CODES> ? 0 : line);
                     const uint32_t scales = tokens + cursor.stage * STAGE + MAX * LINE + tid * 4;
 #pragma unroll
                     for (int k = 0; k < SCALES; k++) {
@@ -470,6 +542,10 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
                     if (weight_scale) {
                         copy_word_async_at(scales + MAX * 4, weight_scale + line);
                     }
+                    if (BY_ROW<CODES>) {
+                        copy_scale_rows<GATHERERS>(p.e.slots[u->slot], is_down, row0 + 256 * step, tid,
+                                                   scales - tid * 4 + MAX * 4);
+                    }
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
                 stage_cursor::next(cursor);
@@ -478,18 +554,18 @@ template <bool FP8, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8_
     }
 }
 
-template <bool FP8, int MAX>
+template <int CODES, int MAX>
 __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
-    uint8_t *staging = stages + p.stages * stage_bytes<FP8, MAX>();
+    uint8_t *staging = stages + p.stages * stage_bytes<CODES, MAX>();
     shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
-        init_state(s, p.stages, FP8 ? 256 : 8);
+        init_state(s, p.stages, CODES ? 256 : 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */
@@ -498,23 +574,28 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_consta
     if (threadIdx.x < PRODUCERS) {
         give_registers<GATHERING_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights<FP8, MAX>(p, offsets, prefix, first, stages, s);
+            bring_weights<CODES, MAX>(p, offsets, prefix, first, stages, s);
         } else if (threadIdx.x >= 32) {
-            gather<FP8, MAX>(p, stages, s);
+            gather<CODES, MAX>(p, stages, s);
         }
     } else {
         take_registers<MULTIPLYING_REGISTERS>();
         zero_strangers(p);
-        consume<FP8, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
+        consume<CODES, MAX>(p, prefix[p.e.num_slots], stages, s, staging);
     }
 }
 
-template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+template <int CODES, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    const auto kernel = grouped_kernel<FP8, MAX>;
-    const size_t bytes = (size_t)call->stages * stage_bytes<FP8, MAX>() + STAGING + 2 * MAX * 8 + sizeof(shared_state) +
-                         ((size_t)call->e.num_slots + 1) * 8;
+    const auto kernel = grouped_kernel<CODES, MAX>;
+    const size_t bytes = (size_t)call->stages * stage_bytes<CODES, MAX>() + STAGING + 2 * MAX * 8 +
+                         sizeof(shared_state) + ((size_t)call->e.num_slots + 1) * 8;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
+}
+
+template <int CODES, int MOST> int launch_most(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    return call->max_tokens == 64 ? launch<CODES, 64>(call, stream) : launch<CODES, MOST>(call, stream);
 }
 
 } // namespace
@@ -522,8 +603,14 @@ template <bool FP8, int MAX> int launch(const mf_cuda_grouped *call, cudaStream_
 int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
-    if (call->fp8) {
-        return call->max_tokens == 64 ? launch<true, 64>(call, s) : launch<true, 128>(call, s);
+    switch (call->codes) {
+    case MF_CUDA_CODES_NONE:
+        return launch_most<MF_CUDA_CODES_NONE, 160>(call, s);
+    case MF_CUDA_CODES_FP8_BLOCK:
+        return launch_most<MF_CUDA_CODES_FP8_BLOCK, 128>(call, s);
+    case MF_CUDA_CODES_FP8_ROW:
+        return launch_most<MF_CUDA_CODES_FP8_ROW, 128>(call, s);
+    default:
+        return launch_most<MF_CUDA_CODES_INT8_ROW, 128>(call, s);
     }
-    return call->max_tokens == 64 ? launch<false, 64>(call, s) : launch<false, 160>(call, s);
 }

@@ -2,9 +2,10 @@
  *
  * A tile holds at most eight tokens of a slot, a unit 2 x ROWS weight rows: w13's gate rows for one warpgroup and the
  * matching up rows for the other, or w2's rows side by side.  The products' 64-row operand is filled up with whatever
- * lies behind the rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and, for
- * FP8, makes all tokens' codes while its first weights are on the way.  All write the same codes to the same place. */
-#include "kernels/cuda/grouped.cuh"
+ * lies behind the rows; nobody reads those sums.  There is no launch before it: every block sorts the pairs and makes
+ * all tokens' codes, where it multiplies codes, while its first weights are on the way.  All write the same codes to
+ * the same place. */
+#include "kernels/cuda/row_codes.cuh"
 
 namespace
 {
@@ -14,7 +15,7 @@ static_assert(PAIRS == PRODUCERS, "make_lists: a thread a pair");
 constexpr int TOKEN_LINE = TOKENS * LINE;
 
 template <int ROWS> constexpr int LINES = 128 / ROWS; /* of K in a stage */
-template <int ROWS> constexpr int ROW_LINE = ROWS * LINE;
+template <int ROWS> constexpr int ROW_LINE = ROWS *LINE;
 template <int ROWS> constexpr int BOX = ROWS == 32 ? MF_CUDA_BOX_32 : MF_CUDA_BOX_64;
 constexpr int BOX_BYTES = 128 * LINE; /* whatever its ROWS and LINES are */
 
@@ -40,6 +41,7 @@ struct few_lists {
     uint32_t starts[PAIRS / 32]; /* sorted places where a tile begins */
     int32_t valid[PAIRS / 32];   /* pairs with a slot, by warp */
     float up[2][64 * TOKENS];
+    uint32_t amax[TOKENS]; /* of x's rows, where scales are theirs */
     int32_t is_last;
 };
 
@@ -94,11 +96,11 @@ MF_DEV void make_lists(const mf_cuda_grouped &p, few_lists *l)
 
 /* ---- weights ---- */
 
-template <bool FP8, int ROWS>
+template <int CODES, int ROWS>
 MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint32_t first, uint8_t *stages,
                           shared_state *s)
 {
-    constexpr int COLUMNS = FP8 ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
+    constexpr int COLUMNS = CODES ? 128 : 64, STAGE = few_stage_bytes<ROWS>();
     const int tiles = l->num_tiles, ups = tiles * p.up_tiles, units = ups + tiles * p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
     int made = 0;
@@ -147,7 +149,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const few_lists *l, uint32_t
 
 /* ---- tokens ---- */
 
-template <bool FP8, int ROWS>
+template <int CODES, int ROWS>
 MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = few_stage_bytes<ROWS>(), TEAMS = GATHERERS / 8;
@@ -160,19 +162,22 @@ MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages
             return;
         }
         if (u.is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) < (uint32_t)u.need + FP8) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u.tile) <
+                   (uint32_t)u.need + (CODES != MF_CUDA_CODES_NONE)) {
             }
         }
         const uint8_t *rows_from = (u.is_down ? p.h_bytes : p.x_bytes) + chunk * 16;
         const float *scales_from = u.is_down ? p.h_scales : p.x_scales;
-        const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = u.is_down ? p.h_groups : p.x_groups;
+        const int64_t pitch = u.is_down ? p.h_pitch : p.x_pitch, groups = BY_ROW<CODES> ? 1
+                                                                          : u.is_down   ? p.h_groups
+                                                                                        : p.x_groups;
         const mf_cuda_slot &slot = p.e.slots[u.slot];
         bool is_first = true;
         for (int step = 0; step < u.steps; step++) {
             /* One thread a weight scale: lines of warpgroup 0, then of 1. */
             const float *weight_scale = nullptr;
             const int scale_group = tid / LINES<ROWS>, scale_line = tid % LINES<ROWS>;
-            if (FP8 && tid < 2 * LINES<ROWS>) {
+            if (CODES == MF_CUDA_CODES_FP8_BLOCK && tid < 2 * LINES<ROWS>) {
                 const mf_cuda_matrix &m = u.is_down ? slot.down : scale_group ? slot.up : slot.gate;
                 const int64_t row = u.row + (u.is_down ? step * 2 * ROWS + scale_group * ROWS : 0);
                 weight_scale =
@@ -191,11 +196,15 @@ MF_DEV void gather(const mf_cuda_grouped &p, const few_lists *l, uint8_t *stages
                     uint8_t *place = to + k * TOKEN_LINE + swizzled(t, chunk);
                     const int64_t row = u.is_down ? u.first + t : l->token[u.first + t];
                     copy_async(place, rows_from + row * pitch + (line + k) * LINE, true);
-                    if (FP8 && chunk == 0) {
+                    if (CODES == MF_CUDA_CODES_FP8_BLOCK && chunk == 0) {
                         copy_word_async(scales + k * TOKENS + t, scales_from + row * groups + line + k, true);
                     }
                 }
-                if (FP8 && weight_scale && scale_line < lines) {
+                if (BY_ROW<CODES> && line + LINES<ROWS> >= u.lines && tid < u.count) { /* for the end of the step */
+                    copy_word_async(scales + tid, scales_from + (u.is_down ? u.first + tid : l->token[u.first + tid]),
+                                    true);
+                }
+                if (weight_scale && scale_line < lines) {
                     copy_word_async(scales + LINES<ROWS> * TOKENS + tid, weight_scale + line, true);
                 }
                 barrier_arrive_after_copies(&s->full[cursor.stage]);
@@ -215,7 +224,7 @@ struct slot_end {
 };
 
 /* w13: one warpgroup has the gates' sums, the other the ups'. */
-template <bool FP8, int ROWS>
+template <int CODES, int ROWS>
 MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &end, const float (&acc)[4], few_lists *l,
                      int turn)
 {
@@ -249,13 +258,13 @@ MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &en
     }
     named_barrier<BARRIER_OWN, 128>();
     uint32_t *counter = p.work + MF_CUDA_WORK_TILES + u.tile;
-    if (!FP8) {
+    if (!CODES) {
         if (tid == 0) { /* released for all: the barrier put their stores before it */
             add_release(counter, 1);
         }
         return;
     }
-    /* The last of a tile's units makes its codes: groups of 128 cross units. */
+    /* The last of a tile's units makes its codes: groups of 128, and rows, cross units. */
     if (tid == 0) {
         l->is_last = add_acquire_release(counter, 1) + 1 == (uint32_t)u.need;
     }
@@ -263,16 +272,20 @@ MF_DEV void write_up(const mf_cuda_grouped &p, const unit &u, const slot_end &en
     if (!l->is_last) {
         return;
     }
-    const int groups = end.width / 128;
-    for (int i = tid >> 3; i < u.count * groups; i += 16) {
-        const int t = i / groups, group_of = i - t * groups;
-        const int64_t place = (int64_t)(u.first + t) * p.e.h_stride + group_of * 128 + (tid & 7) * 16;
-        const uint16_t *from = (const uint16_t *)p.e.h + place;
-        const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
-        float scale;
-        *(uint4 *)(p.h_codes + place) = quantise_16<true>(raw, p.e.e8m0, scale);
-        if ((tid & 7) == 0) {
-            p.h_scales[(int64_t)(u.first + t) * p.h_groups + group_of] = scale;
+    if constexpr (BY_ROW<CODES>) {
+        quantise_intermediate<CODES, 2>(p, u.first, u.count, end.width, warp, 4);
+    } else {
+        const int groups = end.width / 128;
+        for (int i = tid >> 3; i < u.count * groups; i += 16) {
+            const int t = i / groups, group_of = i - t * groups;
+            const int64_t place = (int64_t)(u.first + t) * p.e.h_stride + group_of * 128 + (tid & 7) * 16;
+            const uint16_t *from = (const uint16_t *)p.e.h + place;
+            const uint4 raw[2] = { load_fresh(from), load_fresh(from + 8) };
+            float scale;
+            *(uint4 *)(p.h_codes + place) = quantise_16<true>(raw, p.e.e8m0, scale);
+            if ((tid & 7) == 0) {
+                p.h_scales[(int64_t)(u.first + t) * p.h_groups + group_of] = scale;
+            }
         }
     }
     named_barrier<BARRIER_OWN, 128>();
@@ -306,20 +319,24 @@ MF_DEV void write_down(const mf_cuda_grouped &p, const unit &u, const float *bia
 }
 
 /* COUNT lines of each of STAGES stages. */
-template <bool FP8, int ROWS, int STAGES, int COUNT>
-MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
+template <int CODES, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], sum_type<CODES> (&acc)[4])
 {
     const int group = (threadIdx.x - PRODUCERS) >> 7, q = threadIdx.x & 3;
     auto rows = [&](int i) {
         return product_operand(stage[i / COUNT] + group * BOX_BYTES + i % COUNT * ROW_LINE<ROWS>);
     };
     auto tokens = [&](int i) { return product_operand(stage[i / COUNT] + STAGE_WEIGHTS + i % COUNT * TOKEN_LINE); };
-    if constexpr (!FP8) {
+    if constexpr (!IS_FP8<CODES>) {
         pin(acc);
         products_begin();
 #pragma unroll
         for (int i = 0; i < STAGES * COUNT; i++) {
-            add_line<FP8, TOKENS>(acc, rows(i), tokens(i), true);
+            if constexpr (IS_INT8<CODES>) {
+                add_line<TOKENS>(acc, rows(i), tokens(i), true);
+            } else {
+                add_line<false, TOKENS>(acc, rows(i), tokens(i), true);
+            }
         }
         products_commit();
         products_wait<0>();
@@ -334,13 +351,17 @@ MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
         products_begin();
 #pragma unroll
         for (int i = 0; i < STAGES * COUNT; i++) {
-            add_line<FP8, TOKENS>(part[i], rows(i), tokens(i), false);
+            add_line<true, TOKENS>(part[i], rows(i), tokens(i), false);
         }
         products_commit();
         products_wait<0>();
 #pragma unroll
         for (int i = 0; i < STAGES * COUNT; i++) {
             pin(part[i]);
+            if constexpr (BY_ROW<CODES>) {
+                add_part<TOKENS>(acc, part[i]);
+                continue;
+            }
             const float *scales = (const float *)(stage[i / COUNT] + scales_at<ROWS>());
             const int k = i % COUNT;
             const float2 t = *(const float2 *)(scales + k * TOKENS + 2 * q);
@@ -354,9 +375,10 @@ MF_DEV void multiply(const uint8_t *const (&stage)[STAGES], float (&acc)[4])
     }
 }
 
-/* The next STAGES stages of COUNT lines each. */
-template <bool FP8, int ROWS, int STAGES, int COUNT>
-MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &cursor, float (&acc)[4])
+/* The next STAGES stages of COUNT lines each; token_scales: what the last of them holds of a lane's two tokens. */
+template <int CODES, int ROWS, int STAGES, int COUNT>
+MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &cursor, sum_type<CODES> (&acc)[4],
+                            float2 &token_scales)
 {
     const uint8_t *stage[STAGES];
     uint64_t *empty[STAGES];
@@ -368,11 +390,14 @@ MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &curs
         stage_cursor::next(cursor);
     }
     fence_shared_for_products();
-    multiply<FP8, ROWS, STAGES, COUNT>(stage, acc);
-    if (!FP8) {
+    multiply<CODES, ROWS, STAGES, COUNT>(stage, acc);
+    if (BY_ROW<CODES>) {
+        token_scales = *(const float2 *)(stage[STAGES - 1] + scales_at<ROWS>() + 8 * (threadIdx.x & 3));
+    }
+    if (!CODES) {
         __syncwarp();
     }
-    if (FP8 || (threadIdx.x & 31) == 0) { /* FP8: all lanes, each for the scales that it has read */
+    if (CODES || (threadIdx.x & 31) == 0) { /* codes: all lanes, each for the scales that it has read */
 #pragma unroll
         for (int i = 0; i < STAGES; i++) {
             barrier_arrive(empty[i]);
@@ -380,7 +405,54 @@ MF_DEV void multiply_stages(uint8_t *stages, shared_state *s, stage_cursor &curs
     }
 }
 
-template <bool FP8, int ROWS>
+/* Scales of a lane's two rows, asked for before they are multiplied. */
+template <int CODES, int ROWS> MF_DEV float2 scales_of_rows(const mf_cuda_slot &slot, const unit &u, int step)
+{
+    if constexpr (BY_ROW<CODES>) {
+        const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, r = (tid >> 5 & 3) * 16 + (tid >> 2 & 7);
+        if (r < ROWS) {
+            const mf_cuda_matrix &m = u.is_down ? slot.down : group ? slot.up : slot.gate;
+            const int row = u.row + r + (u.is_down ? (2 * step + group) * ROWS : 0);
+            return make_float2(weight_scale_of(m, row), weight_scale_of(m, row + 8));
+        }
+    }
+    return make_float2(0.0f, 0.0f);
+}
+
+/* All tokens' codes of a scale a row, by the warpgroups that multiply: every block writes the same to the same place.
+ */
+template <int CODES> MF_DEV void quantise_tokens(const mf_cuda_grouped &p, few_lists *l)
+{
+    const int tid = threadIdx.x - PRODUCERS, at = (tid & 7) * 16, groups = (int)(p.e.num_tokens * p.x_groups),
+              per_row = (int)p.x_groups;
+    if (tid < TOKENS) {
+        l->amax[tid] = 0;
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    const bool once = groups <= 32; /* then they stay in registers */
+    uint4 raw[2] = {};
+    for (int i = tid >> 3; i < groups; i += 32) { /* eight threads each */
+        load_group(p, i, at, raw);
+        const uint32_t amax = larger_magnitude(larger_magnitude(0, raw[0]), raw[1]);
+        atomicMax(&l->amax[i / per_row], __reduce_max_sync(0xffu << (threadIdx.x & 24), amax));
+    }
+    named_barrier<BARRIER_BOTH, 256>();
+    for (int i = tid >> 3; i < groups; i += 32) {
+        if (!once) {
+            load_group(p, i, at, raw);
+        }
+        const int token = i / per_row;
+        const float scale = row_code_scale<CODES>(l->amax[token]);
+        const divisor d = divisor_of(scale);
+        const uint2 low = eight_codes<CODES>(raw[0], d), high = eight_codes<CODES>(raw[1], d);
+        *(uint4 *)(p.x_codes + (int64_t)i * 128 + at) = make_uint4(low.x, low.y, high.x, high.y);
+        if (at == 0 && i % per_row == 0) {
+            p.x_scales_out[token] = scale;
+        }
+    }
+}
+
+template <int CODES, int ROWS>
 MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, shared_state *s)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
@@ -394,33 +466,45 @@ MF_DEV void consume(const mf_cuda_grouped &p, few_lists *l, uint8_t *stages, sha
         const slot_end end = { swiglu_of(slot), slot.gate_bias, slot.up_bias, slot.down_bias, (int)slot.up.n };
 #pragma unroll 1
         for (int step = 0; step < u.steps; step++) {
-            float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+            sum_type<CODES> acc[4] = { 0, 0, 0, 0 };
+            float2 token_scales;
+            const float2 row_scales = scales_of_rows<CODES, ROWS>(slot, u, step);
             int line = 0;
 #pragma unroll 1
             for (; line + 2 * LINES<ROWS> <= u.lines; line += 2 * LINES<ROWS>) {
-                multiply_stages<FP8, ROWS, 2, LINES<ROWS>>(stages, s, cursor, acc);
+                multiply_stages<CODES, ROWS, 2, LINES<ROWS>>(stages, s, cursor, acc, token_scales);
             }
             if (line + LINES<ROWS> <= u.lines) {
-                multiply_stages<FP8, ROWS, 1, LINES<ROWS>>(stages, s, cursor, acc);
+                multiply_stages<CODES, ROWS, 1, LINES<ROWS>>(stages, s, cursor, acc, token_scales);
                 line += LINES<ROWS>;
             }
             if (line + 3 == u.lines) {
-                multiply_stages<FP8, ROWS, 1, 3>(stages, s, cursor, acc);
+                multiply_stages<CODES, ROWS, 1, 3>(stages, s, cursor, acc, token_scales);
             } else if (line + 2 == u.lines) {
-                multiply_stages<FP8, ROWS, 1, 2>(stages, s, cursor, acc);
+                multiply_stages<CODES, ROWS, 1, 2>(stages, s, cursor, acc, token_scales);
             } else if (line + 1 == u.lines) {
-                multiply_stages<FP8, ROWS, 1, 1>(stages, s, cursor, acc);
+                multiply_stages<CODES, ROWS, 1, 1>(stages, s, cursor, acc, token_scales);
+            }
+            float sums[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                if constexpr (BY_ROW<CODES>) {
+                    sums[k] = scaled_sum<CODES>(acc[k], k & 1 ? token_scales.y : token_scales.x,
+                                                k & 2 ? row_scales.y : row_scales.x);
+                } else {
+                    sums[k] = acc[k];
+                }
             }
             if (u.is_down) {
-                write_down<ROWS>(p, u, end.down_bias, u.row + 2 * ROWS * step, acc, l);
+                write_down<ROWS>(p, u, end.down_bias, u.row + 2 * ROWS * step, sums, l);
             } else {
-                write_up<FP8, ROWS>(p, u, end, acc, l, n);
+                write_up<CODES, ROWS>(p, u, end, sums, l, n);
             }
         }
     }
 }
 
-template <bool FP8, int ROWS>
+template <int CODES, int ROWS>
 __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
@@ -430,7 +514,7 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
     shared_state *s = (shared_state *)(stages + p.stages * few_stage_bytes<ROWS>() + BEHIND);
     few_lists *l = (few_lists *)(s + 1);
     if (threadIdx.x == 0) {
-        init_state(s, p.stages, FP8 ? 256 : 8);
+        init_state(s, p.stages, CODES ? 256 : 8);
     }
     __syncthreads();
     wait_for_previous();
@@ -439,36 +523,45 @@ __global__ void __launch_bounds__(THREADS, 1) few_kernel(const __grid_constant__
         const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
         make_lists(p, l);
         named_arrive<BARRIER_LISTS, THREADS>();
-        if (FP8 && threadIdx.x < 32) { /* waits for no codes, but a barrier is of all of a block's warps */
+        if (CODES && threadIdx.x < 32) { /* waits for no codes, but a barrier is of all of a block's warps */
             named_arrive<BARRIER_CODES, THREADS>();
         }
         if (threadIdx.x == 0) {
-            bring_weights<FP8, ROWS>(p, l, first, stages, s);
+            bring_weights<CODES, ROWS>(p, l, first, stages, s);
         } else if (threadIdx.x >= 32) {
-            if (FP8) {
+            if (CODES) {
                 named_barrier<BARRIER_CODES, THREADS>();
             }
-            gather<FP8, ROWS>(p, l, stages, s);
+            gather<CODES, ROWS>(p, l, stages, s);
         }
     } else {
-        if (FP8) {
+        if constexpr (BY_ROW<CODES>) {
+            quantise_tokens<CODES>(p, l);
+        } else if constexpr (CODES) {
             const int tid = threadIdx.x - PRODUCERS; /* four threads for 128 columns */
             quantise_groups(p, tid >> 2, 64, p.e.num_tokens * p.x_groups);
+        }
+        if (CODES) {
             named_arrive<BARRIER_CODES, THREADS>();
         }
         zero_strangers(p);
         named_barrier<BARRIER_LISTS, THREADS>();
-        consume<FP8, ROWS>(p, l, stages, s);
+        consume<CODES, ROWS>(p, l, stages, s);
     }
 }
 
-template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
+template <int CODES, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream_t stream)
 {
-    const auto kernel = few_kernel<FP8, ROWS>;
+    const auto kernel = few_kernel<CODES, ROWS>;
     static_assert(few_stage_bytes<ROWS>() == 32768 + 128 / ROWS * 1024 + 1024, "mf_cuda_few_stage_bytes");
     const size_t bytes =
         (size_t)call->stages * few_stage_bytes<ROWS>() + BEHIND + sizeof(shared_state) + sizeof(few_lists);
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
+}
+
+template <int CODES> int launch_rows(const mf_cuda_grouped *call, cudaStream_t stream)
+{
+    return call->few_rows == 32 ? launch<CODES, 32>(call, stream) : launch<CODES, 64>(call, stream);
 }
 
 } // namespace
@@ -476,8 +569,14 @@ template <bool FP8, int ROWS> int launch(const mf_cuda_grouped *call, cudaStream
 int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
-    if (call->fp8) {
-        return call->few_rows == 32 ? launch<true, 32>(call, s) : launch<true, 64>(call, s);
+    switch (call->codes) {
+    case MF_CUDA_CODES_NONE:
+        return launch_rows<MF_CUDA_CODES_NONE>(call, s);
+    case MF_CUDA_CODES_FP8_BLOCK:
+        return launch_rows<MF_CUDA_CODES_FP8_BLOCK>(call, s);
+    case MF_CUDA_CODES_FP8_ROW:
+        return launch_rows<MF_CUDA_CODES_FP8_ROW>(call, s);
+    default:
+        return launch_rows<MF_CUDA_CODES_INT8_ROW>(call, s);
     }
-    return call->few_rows == 32 ? launch<false, 32>(call, s) : launch<false, 64>(call, s);
 }

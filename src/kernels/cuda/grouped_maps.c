@@ -21,15 +21,15 @@ static CUresult encode_turned(mf_cuda_encode_fn make, const mf_cuda_matrix *m, C
 static CUresult encode_box(mf_cuda_encode_fn make, const mf_cuda_matrix *m, int64_t hidden, int64_t blocks, int box,
                            CUtensorMap *out)
 {
-    const bool fp8 = m->format == MF_FORMAT_FP8_BLOCK;
-    const int64_t size = fp8 ? 1 : 2;
-    if (box == MF_CUDA_BOX_TURNED && fp8) {
+    const bool has_codes = mf_format_bits((mf_format)m->format) == 8;
+    const int64_t size = has_codes ? 1 : 2;
+    if (box == MF_CUDA_BOX_TURNED && has_codes) {
         return encode_turned(make, m, out);
     }
-    const int32_t down_rows = mf_cuda_box_rows(fp8, hidden, blocks);
+    const int32_t down_rows = mf_cuda_box_rows(has_codes, hidden, blocks);
     const uint32_t rows[MF_CUDA_BOXES] = { 64, 32, 64, 8, (uint32_t)down_rows, 64 };
     const uint32_t lines[MF_CUDA_BOXES] = { 1, 4, 2, 8, (uint32_t)mf_cuda_box_lines(down_rows, m->k * size), 1 };
-    return mf_cuda_encode_lines(make, m->data, fp8, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
+    return mf_cuda_encode_lines(make, m->data, has_codes, m->n, m->k, m->row_stride * size, rows[box], lines[box], out);
 }
 
 /* A matrix of codes as rows of bytes; boxes of 64 rows by 128 bytes, swizzled, zeros past its end. */

@@ -144,7 +144,7 @@ MF_DEV void multiply_bf16(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_
         barrier_wait(&s->ends, 0);
         next_row(p, s, w.tiles, a);
     } else {
-        stage_h<false, 1>(p, s, w, h, nullptr);
+        stage_h<MF_CUDA_CODES_NONE, 1>(p, s, w, h, nullptr);
     }
     for (int n = 0; n < w.groups; n++) {
         float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
@@ -199,9 +199,45 @@ MF_DEV int own_warpgroup()
     return __shfl_sync(MF_FULL_WARP, (int)(threadIdx.x - PRODUCERS) >> 7, 0);
 }
 
-/* w13: [warpgroup: gate, up][line][8 rows][T] */
-template <int T> MF_DEV void put_up_parts(const float (&acc)[4 * T], float *parts, int line)
+/* Sums of either kind as they lie in shared memory. */
+MF_DEV float as_word(float v)
 {
+    return v;
+}
+
+MF_DEV float as_word(int32_t v)
+{
+    return __int_as_float(v);
+}
+
+template <int CODES> MF_DEV sum_type<CODES> of_word(float v)
+{
+    if constexpr (IS_INT8<CODES>) {
+        return __float_as_int(v);
+    } else {
+        return v;
+    }
+}
+
+/* sum + part, the one addition there is: rounded where it has to be. */
+MF_DEV float plus(float sum, float part)
+{
+    return __fadd_rn(sum, part);
+}
+
+MF_DEV int32_t plus(int32_t sum, int32_t part)
+{
+    return sum + part;
+}
+
+/* w13: [warpgroup: gate, up][line][8 rows][T] */
+template <int T, typename Number> MF_DEV void put_up_parts(const Number (&sums)[4 * T], float *parts, int line)
+{
+    float acc[4 * T];
+#pragma unroll
+    for (int i = 0; i < 4 * T; i++) {
+        acc[i] = as_word(sums[i]);
+    }
     const int warp = threadIdx.x >> 5 & 3, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
     float v[4];
 #pragma unroll
@@ -224,14 +260,15 @@ template <int T> MF_DEV void put_up_parts(const float (&acc)[4 * T], float *part
 }
 
 /* COUNT lines' products, all at once. */
-template <int N, int COUNT>
-MF_DEV void multiply_lines(const uint64_t (&rows)[COUNT], const uint64_t (&tokens)[COUNT], float (&acc)[COUNT][N / 2])
+template <int CODES, int N, int COUNT>
+MF_DEV void multiply_lines(const uint64_t (&rows)[COUNT], const uint64_t (&tokens)[COUNT],
+                           sum_type<CODES> (&acc)[COUNT][N / 2])
 {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
 #pragma unroll
         for (int k = 0; k < N / 2; k++) {
-            acc[i][k] = 0.0f;
+            acc[i][k] = 0;
         }
         pin(acc[i]);
     }
@@ -240,7 +277,11 @@ MF_DEV void multiply_lines(const uint64_t (&rows)[COUNT], const uint64_t (&token
     for (int k = 0; k < 4; k++) { /* 32 bytes of every line: the next product does not need the one before */
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            products<N>::e4m3(acc[i], rows[i] + 2 * k, tokens[i] + 2 * k, k > 0);
+            if constexpr (IS_INT8<CODES>) {
+                integer_products<N>::s8(acc[i], rows[i] + 2 * k, tokens[i] + 2 * k, k > 0);
+            } else {
+                products<N>::e4m3(acc[i], rows[i] + 2 * k, tokens[i] + 2 * k, k > 0);
+            }
         }
     }
     products_commit();
@@ -252,11 +293,11 @@ MF_DEV void multiply_lines(const uint64_t (&rows)[COUNT], const uint64_t (&token
 }
 
 /* w13: COUNT stages, the first of them a unit's stage k; stages: this warpgroup's half. */
-template <int T, int COUNT>
+template <int CODES, int T, int COUNT>
 MF_DEV void multiply_up(one_state *s, const uint8_t *stages, stage_cursor &r, const uint8_t *x, int k, float *parts)
 {
     constexpr int N = UP_LINES * T;
-    float acc[COUNT][N / 2];
+    sum_type<CODES> acc[COUNT][N / 2];
     uint64_t tokens[COUNT], rows[COUNT];
     stage_cursor ahead = r;
 #pragma unroll
@@ -266,7 +307,7 @@ MF_DEV void multiply_up(one_state *s, const uint8_t *stages, stage_cursor &r, co
         rows[i] = product_operand(stages + ahead.stage * STAGE);
         stage_cursor::next(ahead);
     }
-    multiply_lines<N, COUNT>(rows, tokens, acc);
+    multiply_lines<CODES, N, COUNT>(rows, tokens, acc);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         leave_stage(s, r);
@@ -277,23 +318,30 @@ MF_DEV void multiply_up(one_state *s, const uint8_t *stages, stage_cursor &r, co
 /* What multiplies and adds the lines of a tile's rows of w2. */
 struct down_lines {
     const uint8_t *rows, *h;
-    const float *token_scales, *low_scales, *high_scales; /* of the tile's lines: tokens, rows g and g + 8 of a lane */
+    const float *token_scales, *low_scales,
+        *high_scales; /* blocks: of the tile's lines: tokens, rows g and g + 8 of a lane */
     int line_bytes;
 };
 
 /* COUNT lines: their parts are added in the order of lines; a lane has two rows and two tokens. */
-template <int T, int COUNT> MF_DEV void add_down_lines(const down_lines &d, int line, int of_box, float (&sums)[4])
+template <int CODES, int T, int COUNT>
+MF_DEV void add_down_lines(const down_lines &d, int line, int of_box, sum_type<CODES> (&sums)[4])
 {
     const int q = threadIdx.x & 3;
-    float acc[COUNT][4];
+    sum_type<CODES> acc[COUNT][4];
     uint64_t rows[COUNT], tokens[COUNT];
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         rows[i] = product_operand(d.rows + (of_box + i) * d.line_bytes);
         tokens[i] = product_operand(d.h + (line + i) * (H_ROWS * LINE));
     }
-    multiply_lines<8, COUNT>(rows, tokens, acc);
-    if (2 * q < T) {
+    multiply_lines<CODES, 8, COUNT>(rows, tokens, acc);
+    if constexpr (BY_ROW<CODES>) {
+#pragma unroll
+        for (int i = 0; i < 4 * COUNT; i++) {
+            sums[i & 3] = plus(sums[i & 3], acc[i >> 2][i & 3]);
+        }
+    } else if (2 * q < T) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const float2 token = *(const float2 *)(d.token_scales + (line + i) * T + 2 * q);
@@ -310,6 +358,19 @@ template <int T, int COUNT> MF_DEV void add_down_lines(const down_lines &d, int 
 struct down_lane {
     int row, q, first_row, low_scales, high_scales; /* rows `row` and row + 8 of the group; where their scales begin */
 };
+
+/* A tile's sums of a lane's two rows and two tokens times their scales. */
+template <int CODES, int T>
+MF_DEV void scale_down_sums(const mf_cuda_grouped &p, const down_lane &l, int tile, const float *h_scales,
+                            const float *down_scales, const sum_type<CODES> (&sums)[4], float (&v)[4])
+{
+    const float2 token = *(const float2 *)(h_scales + tile * T + 2 * l.q);
+    const float *of = down_scales + tile * p.one.down_rows;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        v[e] = scaled_sum<CODES>(sums[e], e & 1 ? token.y : token.x, of[e < 2 ? l.low_scales : l.high_scales]);
+    }
+}
 
 template <int T>
 MF_DEV void put_down_sums(const mf_cuda_grouped &p, const one_state *s, const down_lane &l, int tile,
@@ -337,13 +398,13 @@ MF_DEV void put_down_sums(const mf_cuda_grouped &p, const one_state *s, const do
 }
 
 /* COUNT tiles of at most two lines in one box, every other one of the block's; r: at the first one's stage. */
-template <int T, int COUNT>
+template <int CODES, int T, int COUNT>
 MF_DEV void multiply_short_tiles(const mf_cuda_grouped &p, one_state *s, const share &w, const uint8_t *stages,
                                  stage_cursor &r, const uint8_t *h, const float *h_scales, const float *down_scales,
                                  const down_lane &l, int tile, float *sums)
 {
     const int lines = p.one.h_lines, second = lines - 1;
-    float acc[2 * COUNT][4];
+    sum_type<CODES> acc[2 * COUNT][4];
     uint64_t rows[2 * COUNT], tokens[2 * COUNT];
     stage_cursor ahead = r;
 #pragma unroll
@@ -359,7 +420,7 @@ MF_DEV void multiply_short_tiles(const mf_cuda_grouped &p, one_state *s, const s
         tokens[2 * i + 1] = product_operand(h + ((tile + 2 * i) * lines + second) * (H_ROWS * LINE));
         stage_cursor::next(ahead);
     }
-    multiply_lines<8, 2 * COUNT>(rows, tokens, acc);
+    multiply_lines<CODES, 8, 2 * COUNT>(rows, tokens, acc);
 #pragma unroll
     for (int i = 0; i < 2 * COUNT - 1; i++) {
         leave_stage(s, r);
@@ -367,34 +428,47 @@ MF_DEV void multiply_short_tiles(const mf_cuda_grouped &p, one_state *s, const s
     if (2 * l.q >= T) {
         return;
     }
-    float2 token[2 * COUNT];
-    float low[2 * COUNT], high[2 * COUNT];
+    if constexpr (BY_ROW<CODES>) {
 #pragma unroll
-    for (int i = 0; i < 2 * COUNT; i++) {
-        const int at = (tile + 2 * (i / 2)) * lines + (i & 1) * second;
-        token[i] = *(const float2 *)(h_scales + at * T + 2 * l.q);
-        low[i] = down_scales[l.low_scales + at];
-        high[i] = down_scales[l.high_scales + at];
-    }
+        for (int i = 0; i < COUNT; i++) {
+            float v[4];
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-#pragma unroll
-        for (int k = 2 * i; k < 2 * i + 2; k++) {
-            if (k == 2 * i || second > 0) {
-                v[0] = __fmaf_rn(acc[k][0], __fmul_rn(token[k].x, low[k]), v[0]);
-                v[1] = __fmaf_rn(acc[k][1], __fmul_rn(token[k].y, low[k]), v[1]);
-                v[2] = __fmaf_rn(acc[k][2], __fmul_rn(token[k].x, high[k]), v[2]);
-                v[3] = __fmaf_rn(acc[k][3], __fmul_rn(token[k].y, high[k]), v[3]);
+            for (int e = 0; e < 4; e++) {
+                acc[2 * i][e] = second > 0 ? plus(acc[2 * i][e], acc[2 * i + 1][e]) : acc[2 * i][e];
             }
+            scale_down_sums<CODES, T>(p, l, tile + 2 * i, h_scales, down_scales, acc[2 * i], v);
+            put_down_sums<T>(p, s, l, tile + 2 * i, v, sums);
         }
-        put_down_sums<T>(p, s, l, tile + 2 * i, v, sums);
+    } else {
+        float2 token[2 * COUNT];
+        float low[2 * COUNT], high[2 * COUNT];
+#pragma unroll
+        for (int i = 0; i < 2 * COUNT; i++) {
+            const int at = (tile + 2 * (i / 2)) * lines + (i & 1) * second;
+            token[i] = *(const float2 *)(h_scales + at * T + 2 * l.q);
+            low[i] = down_scales[l.low_scales + at];
+            high[i] = down_scales[l.high_scales + at];
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+#pragma unroll
+            for (int k = 2 * i; k < 2 * i + 2; k++) {
+                if (k == 2 * i || second > 0) {
+                    v[0] = __fmaf_rn(acc[k][0], __fmul_rn(token[k].x, low[k]), v[0]);
+                    v[1] = __fmaf_rn(acc[k][1], __fmul_rn(token[k].y, low[k]), v[1]);
+                    v[2] = __fmaf_rn(acc[k][2], __fmul_rn(token[k].x, high[k]), v[2]);
+                    v[3] = __fmaf_rn(acc[k][3], __fmul_rn(token[k].y, high[k]), v[3]);
+                }
+            }
+            put_down_sums<T>(p, s, l, tile + 2 * i, v, sums);
+        }
     }
 }
 
 /* A group of w2's rows: the warpgroups take tiles in turn.  What lies behind a line's rows is multiplied, and not
  * looked at. */
-template <int T>
+template <int CODES, int T>
 MF_DEV void multiply_down(const mf_cuda_grouped &p, one_state *s, const share &w, const uint8_t *stages,
                           stage_cursor &r, const uint8_t *h, const float *h_scales, const float *down_scales, int n,
                           float *sums)
@@ -408,6 +482,10 @@ MF_DEV void multiply_down(const mf_cuda_grouped &p, one_state *s, const share &w
     const int next_block = 128 - (l.first_row & 127); /* the first row with other scales */
     l.low_scales = (2 * n + (l.row >= next_block)) * w.tiles * lines;
     l.high_scales = (2 * n + (l.row + 8 >= next_block)) * w.tiles * lines;
+    if (BY_ROW<CODES>) { /* of the group's first tile */
+        l.low_scales = n * w.tiles * p.one.down_rows + min(l.row, p.one.down_rows - 1);
+        l.high_scales = n * w.tiles * p.one.down_rows + min(l.row + 8, p.one.down_rows - 1);
+    }
     auto pass = [&]() {
         barrier_wait(&s->full[r.stage], r.parity);
         leave_stage(s, r);
@@ -418,10 +496,10 @@ MF_DEV void multiply_down(const mf_cuda_grouped &p, one_state *s, const share &w
         }
         for (int tile = turn; tile < w.tiles;) {
             if (tile + 2 < w.tiles) {
-                multiply_short_tiles<T, 2>(p, s, w, stages, r, h, h_scales, down_scales, l, tile, sums);
+                multiply_short_tiles<CODES, T, 2>(p, s, w, stages, r, h, h_scales, down_scales, l, tile, sums);
                 tile += 4;
             } else {
-                multiply_short_tiles<T, 1>(p, s, w, stages, r, h, h_scales, down_scales, l, tile, sums);
+                multiply_short_tiles<CODES, T, 1>(p, s, w, stages, r, h, h_scales, down_scales, l, tile, sums);
                 tile += 2;
             }
             if (tile - 1 < w.tiles) {
@@ -433,7 +511,7 @@ MF_DEV void multiply_down(const mf_cuda_grouped &p, one_state *s, const share &w
     down_lines d;
     d.line_bytes = p.one.down_rows * LINE;
     for (int tile = 0; tile < w.tiles; tile++) {
-        float v[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+        sum_type<CODES> v[4] = { 0, 0, 0, 0 };
         d.h = h + tile * lines * (H_ROWS * LINE);
         d.token_scales = h_scales + tile * lines * T;
         d.low_scales = down_scales + l.low_scales + tile * lines;
@@ -445,22 +523,28 @@ MF_DEV void multiply_down(const mf_cuda_grouped &p, one_state *s, const share &w
                 const int here = min(p.one.box_lines, real - line);
                 int k = 0;
                 for (; k + 2 <= here; k += 2) {
-                    add_down_lines<T, 2>(d, line + k, k, v);
+                    add_down_lines<CODES, T, 2>(d, line + k, k, v);
                 }
                 if (k < here) {
-                    add_down_lines<T, 1>(d, line + k, k, v);
+                    add_down_lines<CODES, T, 1>(d, line + k, k, v);
                 }
             }
             leave_stage(s, r);
         }
         if ((tile & 1) == turn && 2 * l.q < T) {
-            put_down_sums<T>(p, s, l, tile, v, sums);
+            if constexpr (BY_ROW<CODES>) {
+                float scaled[4];
+                scale_down_sums<CODES, T>(p, l, tile, h_scales, down_scales, v, scaled);
+                put_down_sums<T>(p, s, l, tile, scaled, sums);
+            } else {
+                put_down_sums<T>(p, s, l, tile, v, sums);
+            }
         }
     }
 }
 
 /* A share of w13; half: of the stages, this warpgroup's. */
-template <int T>
+template <int CODES, int T>
 MF_DEV void multiply_segments(one_state *s, const uint8_t *half, stage_cursor &r, const share &w, const uint8_t *x,
                               float *up_parts)
 {
@@ -474,19 +558,19 @@ MF_DEV void multiply_segments(one_state *s, const uint8_t *half, stage_cursor &r
             }
             float *parts = up_parts + ((turn & 1) * 2 + group) * (PARTS_LINES * UP_ROWS * T);
             if (k + 1 < of.end) {
-                multiply_up<T, 2>(s, half, r, x, k, parts);
+                multiply_up<CODES, T, 2>(s, half, r, x, k, parts);
             } else {
-                multiply_up<T, 1>(s, half, r, x, k, parts);
+                multiply_up<CODES, T, 1>(s, half, r, x, k, parts);
             }
             arrive_in_turn<PARTS, CONSUMERS + HELPERS>(turn);
         }
     }
 }
 
-template <int T>
-MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages,
-                         const share &w, const uint8_t *x, uint8_t *h, float *h_scales, const float *down_scales,
-                         float *up_parts, float *sums)
+template <int CODES, int T>
+MF_DEV void multiply_codes(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, uint8_t *stages,
+                           const share &w, const uint8_t *x, uint8_t *h, float *h_scales, const float *down_scales,
+                           float *up_parts, float *sums)
 {
     const uint8_t *half = stages + own_warpgroup() * HALF;
     const uint32_t place = place_of(p);
@@ -494,16 +578,16 @@ MF_DEV void multiply_fp8(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_s
     share of = w;
     int n = 0;
     for (int block = w.block; block >= 0; n++) {
-        multiply_segments<T>(s, half, r, of, x, up_parts);
+        multiply_segments<CODES, T>(s, half, r, of, x, up_parts);
         block = next_share(s, n);
         if (block >= 0) {
             of = share_of<true>(p, w.tiles, block);
         }
     }
-    stage_h<true, T>(p, s, w, h, h_scales);
+    stage_h<CODES, T>(p, s, w, h, h_scales);
     barrier_wait(&s->added, 0); /* w2's sums lie where w13's parts were: the helpers have read them */
     for (n = 0; n < w.groups; n++) {
-        multiply_down<T>(p, s, w, stages, r, h, h_scales, down_scales, n, sums);
+        multiply_down<CODES, T>(p, s, w, stages, r, h, h_scales, down_scales, n, sums);
         named_barrier<STAGED, CONSUMERS>();
         end_groups<T>(p, sum, s, w, n, 1, sums, place);
         if (n + 1 < w.groups) {
@@ -529,6 +613,9 @@ MF_DEV void read_ends(const mf_cuda_grouped &p, one_state *s, const mf_cuda_sum 
         end.gate_stride = (int32_t)slot.gate.scale_row_stride;
         end.up_stride = (int32_t)slot.up.scale_row_stride;
         end.down_stride = (int32_t)slot.down.scale_row_stride;
+        end.gate_is_f32 = slot.gate.scale_dtype == MF_F32;
+        end.up_is_f32 = slot.up.scale_dtype == MF_F32;
+        end.down_is_f32 = slot.down.scale_dtype == MF_F32;
     }
     if (tid < 64) {
         __syncwarp();
@@ -543,9 +630,26 @@ MF_DEV void read_ends(const mf_cuda_grouped &p, one_state *s, const mf_cuda_sum 
     }
 }
 
-/* Of all segments: [segment][gate, up][x_lines]. */
+/* That of a row of weights, f32 or bf16. */
+MF_DEV float row_scale(const float *scales, int64_t stride, bool is_f32, int64_t row)
+{
+    return is_f32 ? __ldg(scales + row * stride) : bf16_to_f32(__ldg((const uint16_t *)scales + row * stride));
+}
+
+/* Of all segments: [segment][gate, up][x_lines], or [..][8 rows]. */
+template <int CODES>
 MF_DEV void read_up_scales(const mf_cuda_grouped &p, const one_state *s, const share &w, float *to, int tid)
 {
+    if constexpr (BY_ROW<CODES>) {
+        for (int i = tid; i < w.segments * 2 * UP_ROWS; i += HELPERS) {
+            const int unit = segment_of(w, i / (2 * UP_ROWS)).unit, tile = unit / up_units_of(p);
+            const int64_t row = (unit - tile * up_units_of(p)) * UP_ROWS + (i & 7);
+            const tile_end &end = s->end[tile];
+            to[i] = i & 8 ? row_scale(end.up_scale, end.up_stride, end.up_is_f32, row)
+                          : row_scale(end.gate_scale, end.gate_stride, end.gate_is_f32, row);
+        }
+        return;
+    }
     const int per_slot = up_units_of(p), lines = p.one.x_lines, each = 2 * lines;
     for (int i = tid; i < w.segments * each; i += HELPERS) {
         const int n = i / each, of = i - n * each, line = of < lines ? of : of - lines;
@@ -559,9 +663,21 @@ MF_DEV void read_up_scales(const mf_cuda_grouped &p, const one_state *s, const s
     }
 }
 
-/* Of all groups: [group][block of 128 rows][tile][h_lines]; a group's rows lie in two blocks at most. */
+/* Of all groups: [group][block of 128 rows][tile][h_lines], for a group's rows lie in two blocks at most, or
+ * [group][tile][down_rows]. */
+template <int CODES>
 MF_DEV void read_down_scales(const mf_cuda_grouped &p, const one_state *s, const share &w, float *to, int tid)
 {
+    if constexpr (BY_ROW<CODES>) {
+        const int rows = p.one.down_rows;
+        for (int i = tid; i < w.groups * w.tiles * rows; i += HELPERS) {
+            const int of = i / rows, n = of / w.tiles;
+            const tile_end &end = s->end[of - n * w.tiles];
+            const int64_t row = min((w.first_group + n) * rows + i - of * rows, (int)p.e.hidden_size - 1);
+            to[i] = row_scale(end.down_scale, end.down_stride, end.down_is_f32, row);
+        }
+        return;
+    }
     const int lines = p.one.h_lines, real = p.width / 128, last = ((int)p.e.hidden_size - 1) / 128;
     for (int i = tid; i < w.groups * 2 * w.tiles * lines; i += HELPERS) {
         const int of = i / lines, line = i - of * lines, n = of / w.tiles, tile = of - n * w.tiles;
@@ -589,7 +705,7 @@ MF_DEV void end_unit(const mf_cuda_grouped &p, const one_state *s, int unit, int
 }
 
 /* w13's parts, added in the order of lines while the next ones are multiplied. */
-template <int T>
+template <int CODES, int T>
 MF_DEV void add_up_parts(const mf_cuda_grouped &p, one_state *s, const share &w, const float *up_parts,
                          const float *x_scales, const float *up_scales, int warp)
 {
@@ -602,8 +718,8 @@ MF_DEV void add_up_parts(const mf_cuda_grouped &p, one_state *s, const share &w,
     }
     for (int i = 0; i < w.segments; i++) {
         const segment of = segment_of(w, i);
-        const float *weight = up_scales + (2 * i + half) * p.one.x_lines;
-        float acc = 0.0f;
+        const float *weight = up_scales + (2 * i + half) * (BY_ROW<CODES> ? UP_ROWS : p.one.x_lines);
+        sum_type<CODES> acc = 0;
         if (of.first > 0 && warp == 2) { /* it has nothing else to do, and is ahead of those that add */
             for (int k = lane; k < 16 * T; k += 32) {
                 s->handed[k] = __uint_as_float(take_word(handed_of(p, w.block - 1, k), s->tag));
@@ -615,12 +731,16 @@ MF_DEV void add_up_parts(const mf_cuda_grouped &p, one_state *s, const share &w,
             sync_in_turn<PARTS, CONSUMERS + HELPERS>(turn);
             if (adds) {
                 if (k == of.first && k > 0) {
-                    acc = s->handed[threadIdx.x - 32];
+                    acc = of_word<CODES>(s->handed[threadIdx.x - 32]);
                 }
 #pragma unroll 8
                 for (int line = 0; line < lines; line++) {
-                    acc = __fmaf_rn(parts[line * (UP_ROWS * T)],
-                                    __fmul_rn(x_scales[(first + line) * T + t], weight[first + line]), acc);
+                    if constexpr (BY_ROW<CODES>) {
+                        acc = plus(acc, of_word<CODES>(parts[line * (UP_ROWS * T)]));
+                    } else {
+                        acc = __fmaf_rn(parts[line * (UP_ROWS * T)],
+                                        __fmul_rn(x_scales[(first + line) * T + t], weight[first + line]), acc);
+                    }
                 }
             }
             if (turn + 2 < batches) {
@@ -631,32 +751,34 @@ MF_DEV void add_up_parts(const mf_cuda_grouped &p, one_state *s, const share &w,
             continue;
         }
         if (of.end < w.up_stages) {
-            put_word(handed_of(p, w.block, threadIdx.x - 32), __float_as_uint(acc), s->tag);
+            put_word(handed_of(p, w.block, threadIdx.x - 32), __float_as_uint(as_word(acc)), s->tag);
+        } else if constexpr (BY_ROW<CODES>) {
+            end_unit(p, s, of.unit, t, scaled_sum<CODES>(acc, x_scales[t], weight[row]));
         } else {
             end_unit(p, s, of.unit, t, acc);
         }
     }
 }
 
-template <bool FP8, int T>
+template <int CODES, int T>
 MF_DEV void help(const mf_cuda_grouped &p, const mf_cuda_sum &sum, one_state *s, const share &w, const float *x_scales,
                  const float *up_parts, float *up_scales, float *down_scales)
 {
     const int tid = threadIdx.x - 32;
     read_ends(p, s, sum, p.one.combines, tid);
-    if constexpr (FP8) {
+    if constexpr (CODES) {
         named_barrier<OWN, HELPERS>();
-        read_down_scales(p, s, w, down_scales, tid);
+        read_down_scales<CODES>(p, s, w, down_scales, tid);
         share of = w;
         for (int n = 0, block = w.block; block >= 0; n++) {
-            read_up_scales(p, s, of, up_scales, tid);
+            read_up_scales<CODES>(p, s, of, up_scales, tid);
             copy_commit();
             copy_wait<0>();
             named_barrier<OWN, HELPERS>();
             if (n == 0) {
                 barrier_arrive(&s->ends);
             }
-            add_up_parts<T>(p, s, of, up_parts, x_scales, up_scales, tid >> 5);
+            add_up_parts<CODES, T>(p, s, of, up_parts, x_scales, up_scales, tid >> 5);
             block = next_share(s, n);
             if (block >= 0) {
                 of = share_of<true>(p, w.tiles, block);
@@ -706,7 +828,7 @@ MF_DEV void prefetch_shared(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
     if (!p.one.combines || tid < 0) {
         return;
     }
-    const int64_t size = p.fp8 ? 1 : 2;
+    const int64_t size = p.codes ? 1 : 2;
     int left = HINT_BYTES;
     for (int is_down = 0; is_down < 2; is_down++) {
         for (int i = 0; i < slots && left > 0; i++) {
@@ -723,7 +845,7 @@ MF_DEV void prefetch_shared(const mf_cuda_grouped &p, const mf_cuda_sum &sum)
     }
 }
 
-template <bool FP8, int T, bool WARPWISE>
+template <int CODES, int T, bool WARPWISE>
 __global__ void __launch_bounds__(THREADS, 1)
     one_kernel(const __grid_constant__ mf_cuda_grouped p, const __grid_constant__ mf_cuda_sum sum)
 {
@@ -731,6 +853,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[];
+    constexpr bool FP8 = CODES != MF_CUDA_CODES_NONE;
     const mf_cuda_one &one = p.one;
     one_state *s = (one_state *)(stages + one.state_at);
     uint8_t *x = stages + one.x_at, *h = stages + one.h_at;
@@ -739,7 +862,7 @@ __global__ void __launch_bounds__(THREADS, 1)
      * w13's parts were. */
     float *x_scales = floats, *h_scales = x_scales + one.x_lines * T,
           *up_scales = h_scales + one.most_tiles * one.h_lines * T;
-    float *down_scales = up_scales + one.most_units * 2 * one.x_lines;
+    float *down_scales = up_scales + one.most_units * 2 * (BY_ROW<CODES> ? UP_ROWS : one.x_lines);
     float *up_parts = (float *)(stages + one.up_parts_at);
     if (threadIdx.x == 0) {
         for (int i = 0; i < one.stages; i++) {
@@ -751,6 +874,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         barrier_init(&s->decided, 1);
         barrier_init(&s->known, WARPS + (FP8 ? HELPERS / 32 : 0));
         barrier_init(&s->together, WARPS + (FP8 ? HELPERS / 32 : 0));
+        for (int t = 0; BY_ROW<CODES> && t < TOKENS; t++) {
+            s->amax[t] = 0;
+        }
         for (int i = 0; i < 3 && one.even.slots > 0; i++) { /* maps never change: no need to wait for anybody */
             prefetch_map(map_of(p, (int)p.e.num_slots, 0, i));
         }
@@ -769,7 +895,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     } else if (threadIdx.x < PRODUCERS) {
         named_barrier<HELPERS_LISTS, HELPERS + 32>();
     } else {
-        stage_x<FP8, T>(p, x, x_scales);
+        stage_x<CODES, T>(p, s, x, x_scales);
         named_barrier<LISTS, CONSUMERS + 32>();
     }
     if (s->num_tiles != w.tiles) {
@@ -784,19 +910,25 @@ __global__ void __launch_bounds__(THREADS, 1)
             }
         }
     } else if (threadIdx.x < PRODUCERS) {
-        help<FP8, T>(p, sum, s, w, x_scales, up_parts, up_scales, down_scales);
+        help<CODES, T>(p, sum, s, w, x_scales, up_parts, up_scales, down_scales);
     } else if constexpr (FP8) {
-        multiply_fp8<T>(p, sum, s, stages, w, x, h, h_scales, down_scales, up_parts, sums);
+        multiply_codes<CODES, T>(p, sum, s, stages, w, x, h, h_scales, down_scales, up_parts, sums);
     } else {
         multiply_bf16<WARPWISE>(p, sum, s, stages, w, x, h, sums);
     }
 }
 
-template <bool FP8, int T, bool WARPWISE>
+template <int CODES, int T, bool WARPWISE>
 int launch(const mf_cuda_grouped *call, const mf_cuda_sum *sum, cudaStream_t stream)
 {
-    return launch_shared(true, one_kernel<FP8, T, WARPWISE>, dim3((unsigned)call->blocks), THREADS,
+    return launch_shared(true, one_kernel<CODES, T, WARPWISE>, dim3((unsigned)call->blocks), THREADS,
                          (size_t)call->one.bytes, stream, *call, *sum);
+}
+
+template <int CODES> int launch_codes(const mf_cuda_grouped *call, const mf_cuda_sum *sum, cudaStream_t stream)
+{
+    return call->one.tokens == 2 ? launch<CODES, 2, false>(call, sum, stream)
+                                 : launch<CODES, 4, false>(call, sum, stream);
 }
 
 } // namespace
@@ -806,13 +938,17 @@ int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *s
     static const mf_cuda_sum none = {};
     cudaStream_t s = (cudaStream_t)stream;
     sum = sum ? sum : &none;
-    if (call->fp8) {
-        return call->one.tokens == 2 ? launch<true, 2, false>(call, sum, s) : launch<true, 4, false>(call, sum, s);
+    if (call->codes == MF_CUDA_CODES_FP8_BLOCK) {
+        return launch_codes<MF_CUDA_CODES_FP8_BLOCK>(call, sum, s);
+    }
+    if (call->codes) {
+        return call->codes == MF_CUDA_CODES_FP8_ROW ? launch_codes<MF_CUDA_CODES_FP8_ROW>(call, sum, s)
+                                                    : launch_codes<MF_CUDA_CODES_INT8_ROW>(call, sum, s);
     }
     if (call->one.tokens == 4) {
-        return launch<false, 4, true>(call, sum, s);
+        return launch<MF_CUDA_CODES_NONE, 4, true>(call, sum, s);
     }
     const bool has_shared = call->one.combines && sum->num_shared > 0 && sum->num_shared <= call->e.num_slots;
-    return call->e.num_tokens > 1 || has_shared ? launch<false, 2, true>(call, sum, s)
-                                                : launch<false, 2, false>(call, sum, s);
+    return call->e.num_tokens > 1 || has_shared ? launch<MF_CUDA_CODES_NONE, 2, true>(call, sum, s)
+                                                : launch<MF_CUDA_CODES_NONE, 2, false>(call, sum, s);
 }

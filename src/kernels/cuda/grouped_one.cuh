@@ -3,7 +3,7 @@
 #ifndef MF_KERNELS_CUDA_GROUPED_ONE_CUH
 #define MF_KERNELS_CUDA_GROUPED_ONE_CUH
 
-#include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/row_codes.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
 
 constexpr int PAIRS = MF_CUDA_ONE_PAIRS, TOKENS = MF_CUDA_ONE_TOKENS, HALF = MF_CUDA_ONE_HALF, STAGE = 2 * HALF;
@@ -40,6 +40,7 @@ struct tile_end {
     swiglu act;
     const float *gate_bias, *up_bias, *down_bias, *gate_scale, *up_scale, *down_scale;
     int32_t gate_stride, up_stride, down_stride;
+    bool gate_is_f32, up_is_f32, down_is_f32; /* of scales a row; else bf16 */
 };
 
 struct one_state {
@@ -58,6 +59,7 @@ struct one_state {
     float weight[PAIRS]; /* of pairs */
     tile_end end[PAIRS];
     float handed[MF_CUDA_ONE_HANDED]; /* sums of a unit that the block before has begun */
+    uint32_t amax[TOKENS];            /* of x's rows, where scales are theirs */
 };
 static_assert(sizeof(one_state) <= MF_CUDA_ONE_STATE, "calls.h");
 
@@ -459,10 +461,63 @@ MF_DEV uint4 quantise_alone(const uint4 (&v)[2], bool e8m0, float &scale)
     return make_uint4(four_codes(x), four_codes(x + 4), four_codes(x + 8), four_codes(x + 12));
 }
 
-template <bool FP8, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, uint8_t *x, float *scales)
+/* x as codes of a scale a token, eight threads for 128 columns; scales: of tokens. */
+template <int CODES, int T> MF_DEV void stage_x_rows(const mf_cuda_grouped &p, one_state *s, uint8_t *x, float *scales)
+{
+    constexpr int KEPT = 2,
+                  TEAMS = CONSUMERS / 8; /* groups of 128 that a thread holds a part of: others are read twice */
+    const int tid = threadIdx.x - PRODUCERS, at = tid & 7, groups = (int)p.x_groups, all = groups * (int)p.e.num_tokens;
+    uint4 raw[KEPT][2], other[2];
+    auto see = [&](int i, const uint4(&v)[2]) {
+        const uint32_t amax = larger_magnitude(larger_magnitude(0, v[0]), v[1]);
+        atomicMax(&s->amax[i / groups], __reduce_max_sync(0xffu << (threadIdx.x & 24), amax));
+    };
+    auto put = [&](int i, const uint4(&v)[2]) {
+        const int t = i / groups, line = i - t * groups, row = line * T + t;
+        const float scale = row_code_scale<CODES>(s->amax[t]);
+        const divisor d = divisor_of(scale);
+        const uint2 low = eight_codes<CODES>(v[0], d), high = eight_codes<CODES>(v[1], d);
+        *(uint4 *)(x + row * LINE + row_chunk(row, at)) = make_uint4(low.x, low.y, high.x, high.y);
+        if (at == 0 && line == 0) {
+            scales[t] = scale;
+        }
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if ((tid >> 3) + k * TEAMS < all) {
+            load_group(p, (tid >> 3) + k * TEAMS, at * 16, raw[k]);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if ((tid >> 3) + k * TEAMS < all) {
+            see((tid >> 3) + k * TEAMS, raw[k]);
+        }
+    }
+    for (int i = (tid >> 3) + KEPT * TEAMS; i < all; i += TEAMS) {
+        load_group(p, i, at * 16, other);
+        see(i, other);
+    }
+    named_barrier<STAGED, CONSUMERS>();
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if ((tid >> 3) + k * TEAMS < all) {
+            put((tid >> 3) + k * TEAMS, raw[k]);
+        }
+    }
+    for (int i = (tid >> 3) + KEPT * TEAMS; i < all; i += TEAMS) {
+        load_group(p, i, at * 16, other);
+        put(i, other);
+    }
+}
+
+template <int CODES, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, one_state *s, uint8_t *x, float *scales)
 {
     const int tid = threadIdx.x - PRODUCERS;
-    if constexpr (FP8) { /* eight threads for 128 columns */
+    if constexpr (BY_ROW<CODES>) {
+        stage_x_rows<CODES, T>(p, s, x, scales);
+        fence_shared_for_products();
+    } else if constexpr (CODES) { /* eight threads for 128 columns */
         const int groups = (int)p.x_groups, all = groups * (int)p.e.num_tokens, at = tid & 7;
         for (int i = tid >> 3; i < all; i += CONSUMERS / 8) {
             const int t = i / groups, line = i - t * groups, row = line * T + t;
@@ -539,15 +594,67 @@ MF_DEV void take_values(const uint64_t *const (&from)[COUNT], uint32_t missing, 
     }
 }
 
-/* The intermediate, by the whole block.  FP8: it comes over x, which nobody of the block multiplies any more. */
-template <bool FP8, int T>
+/* The intermediate as codes of a scale a row, a warp a row: a lane has four columns of each line.  scales: by tile and
+ * token. */
+template <int CODES, int T>
+MF_DEV void stage_h_rows(const mf_cuda_grouped &p, const one_state *s, const share &w, uint8_t *h, float *scales)
+{
+    constexpr int AT_ONCE = 8, BATCHES = MF_CUDA_ONE_ROW_LINES / AT_ONCE;
+    const int warp = (threadIdx.x - PRODUCERS) >> 5, lane = threadIdx.x & 31, lines = p.width / 128;
+    const int columns = (int)p.e.num_columns;
+    for (int pair = warp; pair < p.e.num_pairs; pair += WARPS) {
+        const int tile = s->tile[pair], t = pair / columns;
+        if (tile < 0 || s->row[tile * TOKENS + t] != pair) {
+            continue;
+        }
+        uint32_t words[MF_CUDA_ONE_ROW_LINES][2], amax = 0;
+#pragma unroll
+        for (int b = 0; b < BATCHES; b++) {
+            const uint64_t *from[AT_ONCE];
+            uint32_t missing = 0;
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                const int line = b * AT_ONCE + k;
+                from[k] = values_of(p, pair, line * 128 + lane * 4);
+                missing |= line < lines ? 1u << k : 0;
+                words[line][0] = words[line][1] = 0;
+            }
+            take_values(from, missing, s->tag, [&](int k, uint32_t low, uint32_t high) {
+                words[b * AT_ONCE + k][0] = low;
+                words[b * AT_ONCE + k][1] = high;
+            });
+        }
+#pragma unroll
+        for (int line = 0; line < MF_CUDA_ONE_ROW_LINES; line++) {
+            amax = larger_magnitude(larger_magnitude(amax, words[line][0]), words[line][1]);
+        }
+        const float scale = row_code_scale<CODES>(__reduce_max_sync(MF_FULL_WARP, amax));
+        const divisor d = divisor_of(scale);
+#pragma unroll
+        for (int line = 0; line < MF_CUDA_ONE_ROW_LINES; line++) {
+            if (line < lines) {
+                *(uint32_t *)(h + ((tile * p.one.h_lines + line) * H_ROWS + t) * LINE + row_chunk(t, lane >> 2) +
+                              (lane & 3) * 4) = four_codes_of<CODES>(words[line][0], words[line][1], d);
+            }
+        }
+        if (lane == 0) {
+            scales[tile * T + t] = scale;
+        }
+    }
+}
+
+/* The intermediate, by the whole block.  Codes: it comes over x, which nobody of the block multiplies any more. */
+template <int CODES, int T>
 MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint8_t *h, float *scales)
 {
     const int tid = threadIdx.x - PRODUCERS, tokens = (int)p.e.num_tokens;
     const uint32_t tag = s->tag;
     barrier_wait(&s->ends, 0); /* read next, behind the barrier below */
     named_barrier<STAGED, CONSUMERS>();
-    if constexpr (FP8) {
+    if constexpr (BY_ROW<CODES>) {
+        stage_h_rows<CODES, T>(p, s, w, h, scales);
+        fence_shared_for_products();
+    } else if constexpr (CODES) {
         /* Of four tokens by pairs: tiles have few of them. */
         const int groups = p.width / 128, all = (T == 4 ? (int)p.e.num_pairs : w.tiles * tokens) * groups, at = tid & 7;
         for (int i = tid >> 3; i < all;

@@ -13,6 +13,7 @@ enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192, PAIR_FULL_TOKENS
 enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_MOST_STAGES = 4 };
 /* packed_few.cu: lines of a warp, at least, of w13 and of w2, for one token and for more. */
 enum { FEW_LINES_UP_ONE = 4, FEW_LINES_UP = 7, FEW_LINES_DOWN_ONE = 2, FEW_LINES_DOWN = 4, FEW_BYTES = 400 * 1000 * 1000 };
+enum { MOST_ROW_COLUMNS = 1 << 17 }; /* of int8, whose products a sum of 32 bits holds */
 enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
@@ -26,10 +27,10 @@ static bool has_f32_scales(const mf_cuda_matrix *m)
     return m->scale_dtype == MF_F32 && !m->reserved;
 }
 
-static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, bool fp8, int32_t max_tokens)
+static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t codes, int32_t max_tokens)
 {
     const int64_t room = gpu->shared_bytes - FIXED_BYTES - 8 * (experts->num_slots + 1);
-    const int64_t stages = room / mf_cuda_grouped_stage_bytes(fp8, max_tokens);
+    const int64_t stages = room / mf_cuda_grouped_stage_bytes(codes, max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
 
@@ -41,22 +42,54 @@ static int64_t pair_stages(const mf_cuda_gpu *gpu, const mf_experts *experts)
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
 
-bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots)
+static bool has_row_scales(const mf_cuda_matrix *m)
 {
+    return (m->scale_dtype == MF_F32 || m->scale_dtype == MF_BF16) && !m->reserved && m->scale_row_stride >= 0 &&
+           m->scale_row_stride <= 1 << 16;
+}
+
+/* Codes of a scale a row that meet those of a scale a token, as the copy engine and the products take them. */
+static mf_cuda_codes row_codes(const mf_cuda_matrix *m)
+{
+    if (!has_row_scales(m) || m->n % 128 != 0 || m->k % 128 != 0 || (uintptr_t)m->data % 16 != 0 || m->row_stride % 16 != 0 ||
+        m->n > MOST_ROW_COLUMNS || m->k > MOST_ROW_COLUMNS) {
+        return MF_CUDA_CODES_NONE;
+    }
+    return m->format == MF_FORMAT_FP8_CHANNEL && m->quant == MF_QUANT_FP8_TOKEN     ? MF_CUDA_CODES_FP8_ROW
+           : m->format == MF_FORMAT_INT8_CHANNEL && m->quant == MF_QUANT_INT8_TOKEN ? MF_CUDA_CODES_INT8_ROW
+                                                                                    : MF_CUDA_CODES_NONE;
+}
+
+/* What all matrices of a slot are; its paths say the same of bf16 and FP8 blocks. */
+static bool slot_is(const mf_cuda_slot *slot, int32_t codes)
+{
+    const mf_cuda_matrix *of[3] = { &slot->gate, &slot->up, &slot->down };
+    bool is = slot->gate.data && is_swiglu(slot->activation);
+    for (int i = 0; i < 3 && is; i++) {
+        is = codes == MF_CUDA_CODES_NONE || (codes == MF_CUDA_CODES_FP8_BLOCK ? has_f32_scales(of[i]) : row_codes(of[i]) == codes);
+    }
+    const int32_t path = codes == MF_CUDA_CODES_NONE        ? MF_CUDA_PATH_BF16
+                         : codes == MF_CUDA_CODES_FP8_BLOCK ? MF_CUDA_PATH_FP8
+                                                            : MF_CUDA_PATH_PLAIN;
+    return is && slot->path13 == path && slot->path2 == path;
+}
+
+bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots, int32_t *codes)
+{
+    *codes = MF_CUDA_CODES_NONE;
     if (gpu->capability != 90 || experts->act_dtype != MF_BF16 || experts->num_slots > MF_CUDA_GROUPED_SLOTS) {
         return false;
     }
     const int32_t path = slots[0].path13;
-    const bool fp8 = path == MF_CUDA_PATH_FP8;
-    for (int64_t s = 0; s < experts->num_slots; s++) {
-        const mf_cuda_slot *slot = &slots[s];
-        if (slot->path13 != path || slot->path2 != path || !slot->gate.data || !is_swiglu(slot->activation) ||
-            (fp8 && !(has_f32_scales(&slot->gate) && has_f32_scales(&slot->up) && has_f32_scales(&slot->down)))) {
-            return false;
-        }
+    if (path != MF_CUDA_PATH_BF16) {
+        *codes = path == MF_CUDA_PATH_FP8 ? MF_CUDA_CODES_FP8_BLOCK : row_codes(&slots[0].up);
     }
-    return (path == MF_CUDA_PATH_BF16 || fp8) && stages_of(gpu, experts, fp8, TOKENS_FEW) >= 3 &&
-           stages_of(gpu, experts, fp8, fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
+    bool all = path == MF_CUDA_PATH_BF16 || *codes;
+    for (int64_t s = 0; s < experts->num_slots && all; s++) {
+        all = slot_is(&slots[s], *codes);
+    }
+    return all && stages_of(gpu, experts, *codes, TOKENS_FEW) >= 3 &&
+           stages_of(gpu, experts, *codes, *codes ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16) >= 3;
 }
 
 mf_cuda_packed mf_cuda_packed_matrix(const mf_cuda_matrix *m)
@@ -168,13 +201,14 @@ size_t mf_cuda_grouped_lay_out(const mf_experts *experts, const mf_cuda_paths *p
             g->x_scales_out = mf_carve(base, &total, num_tokens, 4);
             g->h_scales = mf_carve(base, &total, pairs, 4);
         }
-    } else if (paths->w13 == 1u << MF_CUDA_PATH_FP8) {
+    } else if (paths->codes) {
+        const bool by_row = paths->codes != MF_CUDA_CODES_FP8_BLOCK;
         g->x_codes = mf_carve(base, &total, mf_carve_count(num_tokens, hidden, 1), 1);
-        g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, hidden / 128, 1), 4);
+        g->x_scales_out = mf_carve(base, &total, mf_carve_count(num_tokens, by_row ? 1 : hidden / 128, 1), 4);
         g->h_codes = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 1);
-        g->h_scales = mf_carve(base, &total, mf_carve_count(pairs, stride / 128, 1), 4);
-        /* grouped_few.cu's, before they are codes */
-        const int64_t few = pairs < MF_CUDA_FEW_GROUPED_PAIRS ? pairs : MF_CUDA_FEW_GROUPED_PAIRS;
+        g->h_scales = mf_carve(base, &total, mf_carve_count(pairs, by_row ? 1 : stride / 128, 1), 4);
+        /* Before they are codes: all whose scale is a row's; of blocks, grouped_few.cu's. */
+        const int64_t few = by_row || pairs < MF_CUDA_FEW_GROUPED_PAIRS ? pairs : MF_CUDA_FEW_GROUPED_PAIRS;
         g->e.h = mf_carve(base, &total, mf_carve_count(few, stride, 1), 2);
     } else {
         g->e.h = mf_carve(base, &total, mf_carve_count(pairs, stride, 1), 2);
@@ -201,7 +235,7 @@ static void plan_few(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_
     g->few_rows = rows;
     g->up_tiles = (int32_t)((width + rows - 1) / rows);
     g->down_tiles = (int32_t)((hidden + 2 * rows - 1) / (2 * rows));
-    const int64_t row_bytes = width * (g->fp8 ? 1 : 2), unit_bytes = row_bytes * 2 * rows;
+    const int64_t row_bytes = width * (g->codes ? 1 : 2), unit_bytes = row_bytes * 2 * rows;
     int64_t steps = unit_bytes >= FEW_UNIT_BYTES ? 1 : FEW_UNIT_BYTES / (unit_bytes < 1 ? 1 : unit_bytes);
     steps = steps > g->down_tiles ? g->down_tiles : steps;
     g->down_steps = (int32_t)steps;
@@ -277,12 +311,13 @@ static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64
     g->h_pitch = g->e.h_stride * 2;
 }
 
-/* Many tokens of FP8, whose output is bf16 in whole 16 bytes; places in 32 bits. */
+/* Many tokens of codes, whose output is bf16 in whole 16 bytes; places in 32 bits. */
 static void plan_rows(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
     const mf_cuda_experts *e = &g->e;
-    const int64_t room = gpu->shared_bytes - ROWS_FIXED_BYTES - 8 * (experts->num_slots + 1), stages = room / MF_CUDA_ROWS_STAGE;
-    if (!g->fp8 || per_slot < ROWS_PER_SLOT || e->y_dtype != MF_BF16 || !e->y_is_wide || stages < 3 ||
+    const int64_t room = gpu->shared_bytes - ROWS_FIXED_BYTES - 8 * (experts->num_slots + 1),
+                  stages = room / mf_cuda_rows_stage_bytes(g->codes);
+    if (!g->codes || per_slot < ROWS_PER_SLOT || e->y_dtype != MF_BF16 || !e->y_is_wide || stages < 3 ||
         e->num_tokens * e->y_stride + e->num_columns * e->y_column_stride > (int64_t)8 * UINT32_MAX ||
         e->num_tokens * g->x_pitch > UINT32_MAX || e->num_pairs * g->h_pitch > UINT32_MAX) {
         return;
@@ -306,18 +341,18 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->e.h = h;
     const int64_t pairs = g->e.num_pairs, width = experts->max_intermediate_size, stride = (width + 127) / 128 * 128;
     const int64_t used = pairs < g->e.num_slots ? pairs : g->e.num_slots;
-    const bool fp8 = paths->w13 == 1u << MF_CUDA_PATH_FP8, many = used > 0 && pairs / used >= MANY_PER_SLOT;
+    const bool many = used > 0 && pairs / used >= MANY_PER_SLOT;
     g->maps = paths->maps;
-    g->fp8 = fp8;
+    g->codes = paths->codes;
     g->packed = paths->packed;
     g->quant = paths->quant;
     g->x_in_order = takes_pairs(gpu, experts, paths, &g->e);
-    g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS : !many ? TOKENS_FEW : fp8 ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
-    g->stages = (int32_t)(g->x_in_order ? pair_stages(gpu, experts) : stages_of(gpu, experts, fp8, g->max_tokens));
+    g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS : !many ? TOKENS_FEW : g->codes ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
+    g->stages = (int32_t)(g->x_in_order ? pair_stages(gpu, experts) : stages_of(gpu, experts, g->codes, g->max_tokens));
     g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
     g->down_tiles = (int32_t)((experts->hidden_size + DOWN_ROWS - 1) / DOWN_ROWS);
     /* Short products of w2 are taken several at a time: what a unit costs beside its products is paid once. */
-    const int64_t lines = width * (fp8 ? 1 : 2) / 128;
+    const int64_t lines = width * (g->codes ? 1 : 2) / 128;
     g->down_steps = (int32_t)(lines >= UNIT_LINES ? 1 : UNIT_LINES / (lines < 1 ? 1 : lines));
     g->down_units = (g->down_tiles + g->down_steps - 1) / g->down_steps;
     g->width = paths->width;
@@ -340,7 +375,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         plan_packed_few(gpu, experts, g);
         return MF_OK;
     }
-    if (fp8) {
+    if (g->codes) {
         g->x_bytes = g->x_codes;
         g->x_pitch = experts->hidden_size;
         g->x_scales = g->x_scales_out;

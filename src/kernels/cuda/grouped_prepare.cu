@@ -1,4 +1,4 @@
-/* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for FP8 the tokens' codes.
+/* grouped_prepare.cu - what the grouped products need first: pairs sorted by slot, and for products of codes the tokens' codes.
  *
  * Up to MF_CUDA_SORTED_PAIRS pairs: one launch, whose first block sorts while the others quantise.  More: that launch
  * counts the slots, and a second one places the pairs.
@@ -6,6 +6,7 @@
  * no bit of the result shows it. */
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/packed.cuh"
+#include "kernels/cuda/row_codes.cuh"
 
 namespace
 {
@@ -173,6 +174,31 @@ __global__ void __launch_bounds__(256) quantise_kernel(const __grid_constant__ m
     }
 }
 
+/* x as codes of one scale a token, in their order: rows first, first + step, .., a warp each. */
+template <int CODES> MF_DEV void quantise_rows(const mf_cuda_grouped &p, int64_t first, int64_t step)
+{
+    for (int64_t row = first; row < p.e.num_tokens; row += step) {
+        const int64_t from = row * p.e.x_stride;
+        const float scale = quantise_whole_row<CODES>(
+            (int)p.x_groups * 16, p.x_codes + row * p.x_groups * 128, [&](int piece) {
+                if (p.x_is_wide) {
+                    return __ldg((const uint4 *)((const uint16_t *)p.e.x + from) + piece);
+                }
+                uint32_t words[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const int64_t at = from + 8 * piece + 2 * k;
+                    words[k] = load_at<uint16_t>(p.e.x, at, p.e.bytewise) |
+                               (uint32_t)load_at<uint16_t>(p.e.x, at + 1, p.e.bytewise) << 16;
+                }
+                return make_uint4(words[0], words[1], words[2], words[3]);
+            });
+        if ((threadIdx.x & 31) == 0) {
+            p.x_scales_out[row] = scale;
+        }
+    }
+}
+
 __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     extern __shared__ uint32_t counts[];
@@ -203,7 +229,11 @@ __global__ void __launch_bounds__(BLOCK) prepare_kernel(const __grid_constant__ 
         order_columns<true>(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
     } else if (p.packed) {
         order_columns<false>(p, block * BLOCK + threadIdx.x, blocks * BLOCK, work * 16);
-    } else if (p.fp8) {
+    } else if (p.codes == MF_CUDA_CODES_FP8_ROW) {
+        quantise_rows<MF_CUDA_CODES_FP8_ROW>(p, block + blocks * (threadIdx.x >> 5), blocks * (BLOCK / 32));
+    } else if (p.codes == MF_CUDA_CODES_INT8_ROW) {
+        quantise_rows<MF_CUDA_CODES_INT8_ROW>(p, block + blocks * (threadIdx.x >> 5), blocks * (BLOCK / 32));
+    } else if (p.codes) {
         quantise_groups(p, block * (BLOCK / 4) + (threadIdx.x >> 2), blocks * (BLOCK / 4), work);
     }
 }
@@ -245,9 +275,11 @@ __global__ void __launch_bounds__(BLOCK) place_kernel(const __grid_constant__ mf
 int mf_cuda_launch_prepare(const mf_cuda_grouped *call, void *stream)
 {
     const bool is_small = call->e.num_pairs <= MF_CUDA_SORTED_PAIRS, early = call->e.starts_early != 0;
-    const int64_t per_block = call->quant ? BLOCK / 32 : call->packed ? BLOCK / 16 : BLOCK / 4;
-    const int64_t work = call->e.num_tokens * (call->quant ? 1 : call->x_groups);
-    const int64_t groups = call->fp8 || call->packed ? (work + per_block - 1) / per_block : 0;
+    /* A row's warp has many instructions: four rows a block, or as many as warps where there are too many rows for that. */
+    const bool by_row = call->codes > MF_CUDA_CODES_FP8_BLOCK, by_warp = call->quant || by_row;
+    const int64_t per_block = by_row ? 4 : by_warp ? BLOCK / 32 : call->packed ? BLOCK / 16 : BLOCK / 4;
+    const int64_t work = call->e.num_tokens * (by_warp ? 1 : call->x_groups);
+    const int64_t groups = call->codes || call->packed ? (work + per_block - 1) / per_block : 0;
     int64_t blocks = is_small ? 1 + groups : groups > call->blocks ? groups : call->blocks;
     blocks = blocks < 2 * call->blocks ? blocks : 2 * call->blocks;
     const size_t bytes = ((size_t)call->e.num_slots + 1) * 4;

@@ -1,25 +1,27 @@
-/* grouped_rows.cu - FP8 experts on Hopper where slots have many tokens: both grouped products in one launch, tiles of
- * 128 tokens by 256 weight rows of one slot.
+/* grouped_rows.cu - experts of 8-bit codes on Hopper where slots have many tokens: both grouped products in one launch,
+ * tiles of 128 tokens by 256 weight rows of one slot.
  *
  * Tokens are the products' 64-row operand, a warpgroup's 64 of the tile, and weights its columns: a thread then meets
  * two tokens' scales and one of the weights a part, where grouped.cu's meets the scales of all tokens; a thread's rows
  * hold whole groups of 128 columns of the intermediate together with three neighbours, so that a warpgroup quantises
  * alone; and a warp writes its own tokens' rows of the output.  The tensor cores give the same bits in either role.
+ * Where a token's scale is that of its whole row, the intermediate is written as bf16, and the warpgroup that comes
+ * last with its 64 tokens of a tile makes codes of them (row_codes.cuh).
  *
  * Units (slot, tokens, rows) are claimed one after the other from a counter.  Tiles go in groups, w2's units of a group
  * behind w13's of the next one: when they are claimed, what they wait for is done or nearly so, and the stores of the
  * output are spread over the whole launch.  A unit waits only for units claimed before it, so any number of resident
  * blocks ends. */
-#include "kernels/cuda/grouped.cuh"
+#include "kernels/cuda/row_codes.cuh"
 
 namespace
 {
 
 constexpr int TILE = MF_CUDA_ROWS_TOKENS, ROWS = 256, STAGE_TOKENS = ROWS * LINE;
-constexpr int STAGE_SCALES = STAGE_TOKENS + TILE * LINE,
-              STAGE = STAGE_SCALES + SCALE_BYTES; /* a token's each, two of weights */
-constexpr int RING = 2 * TILE * 16;               /* tokens' scales, two times four lines' */
-static_assert(STAGE == MF_CUDA_ROWS_STAGE, "the plan counts with it");
+constexpr int STAGE_SCALES = STAGE_TOKENS + TILE * LINE; /* a token's each, then weights': two, or a row's each */
+template <int CODES> constexpr int STAGE = STAGE_SCALES + (BY_ROW<CODES> ? 2 : 1) * SCALE_BYTES;
+constexpr int RING = 2 * TILE * 16; /* tokens' scales of blocks, two times four lines' */
+static_assert(TILE * 4 + ROWS * 4 <= 2 * SCALE_BYTES, "row scales fit");
 
 /* A block's first warp brings weights, the second says what has landed, two gather tokens. */
 constexpr int RELAY = 32, FIRST_GATHERER = 64, NUM_GATHERERS = 64;
@@ -28,6 +30,7 @@ constexpr int APART = NUM_GATHERERS / 8;                          /* rows that a
 
 struct rows_state : shared_state {
     uint64_t landed[STAGES_AT_MOST]; /* tokens and scales */
+    int32_t is_last[2];              /* a warpgroup's: end_up */
 };
 
 /* An operand of products from the lower half of its descriptor: what a warp's lanes have in common, so that it is made
@@ -36,6 +39,10 @@ MF_DEV uint32_t operand_place(uint32_t shared)
 {
     return __reduce_or_sync(MF_FULL_WARP, (shared & 0x3ffffu) >> 4 | 1u << 16);
 }
+
+/* A tile's counter: units of w13 that the first warpgroup has written, in its upper half those of the second one; with
+ * row scales one more when the codes are made. */
+constexpr uint32_t SECOND_GROUP = 1u << 16, BOTH_GROUPS = 1 + SECOND_GROUP;
 
 constexpr uint32_t NOWHERE = 0xffffffff;
 
@@ -110,6 +117,7 @@ MF_DEV place_in_order place_of(const order &o, int64_t n)
 
 /* ---- the warp that brings weights, and gives out work ---- */
 
+template <int CODES>
 MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint32_t first,
                           uint8_t *stages, shared_state *s)
 {
@@ -137,7 +145,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.row = at.row_tile * (at.is_down ? ROWS * at.steps : ROWS / 2);
         u.lines = (at.is_down ? width : (int)p.e.hidden_size) / LINE;
         u.tile = (int)at.tile;
-        u.need = (width + 127) / 128 * 2; /* warpgroups */
+        u.need = ((width + 127) / 128 + BY_ROW<CODES>)*BOTH_GROUPS;
         if (!at.is_down && u.row >= width) {
             continue;
         }
@@ -150,7 +158,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 announce(s, made++, u);
             }
             uint64_t *full = &s->full[cursor.stage];
-            uint8_t *to = stages + cursor.stage * STAGE;
+            uint8_t *to = stages + cursor.stage * STAGE<CODES>;
             barrier_expect(full, STAGE_TOKENS);
             copy_turned_box(to, m0, first / 32, line * LINE, full);
             copy_turned_box(to + 2 * SUBTILE, m1, (first + second) / 32, line * LINE, full);
@@ -189,7 +197,7 @@ MF_PTX void copy_four(uint32_t to, const uint8_t *const (&from)[4], uint32_t the
                  : "memory");
 }
 
-MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, rows_state *s)
+template <int CODES> MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, rows_state *s)
 {
     constexpr int EACH = TILE / APART; /* rows of a line, from first_row on */
     const int tid = threadIdx.x - FIRST_GATHERER, chunk = tid & 7, first_row = tid >> 3;
@@ -204,7 +212,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
             barrier_arrive(&s->landed[cursor.stage]);
             return;
         }
-        const bool is_down = u->is_down != 0, wide = !is_down && has_wide_scales(p);
+        const bool is_down = u->is_down != 0, wide = !BY_ROW<CODES> && !is_down && has_wide_scales(p);
         const uint32_t pitch = (uint32_t)(is_down ? p.h_pitch : p.x_pitch);
         const int count = u->count, first = u->first;
         auto row_of = [&](int t) {
@@ -217,10 +225,11 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
             at[k] = row_of(first_row + APART * k) * pitch + chunk * 16;
             there |= (first_row + APART * k < count ? 1u : 0u) << k;
         }
-        const uint32_t per_row = (uint32_t)(is_down ? p.h_groups : p.x_groups);
+        const uint32_t per_row = BY_ROW<CODES> ? 1u : (uint32_t)(is_down ? p.h_groups : p.x_groups);
         const uint32_t scales_at[2] = { row_of(tid) * per_row, row_of(tid + NUM_GATHERERS) * per_row };
+        const int row0 = u->row;
         if (is_down) {
-            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) < (uint32_t)u->need) {
+            while (load_acquire(p.work + MF_CUDA_WORK_TILES + u->tile) != (uint32_t)u->need) {
             }
         }
         const int lines = u->lines, total = u->steps * lines;
@@ -231,7 +240,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
             if (i > 0) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity ^ 1);
             }
-            const uint32_t to = own + cursor.stage * STAGE;
+            const uint32_t to = own + cursor.stage * STAGE<CODES>;
             if (i < copied) {
                 const uint8_t *from = (is_down ? p.h_bytes : p.x_bytes) + line * LINE;
 #pragma unroll
@@ -243,16 +252,28 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
                     }
                 }
             }
-            const float *scales_from = (is_down ? p.h_scales : p.x_scales) + line;
-            if (wide && (line & 3) == 0) { /* four lines'; with four stages nobody reads what this half held */
+            const float *scales_from = (is_down ? p.h_scales : p.x_scales) + (BY_ROW<CODES> ? 0 : line);
+            const uint32_t stage_scales = own_scales + cursor.stage * STAGE<CODES>;
+            if (BY_ROW<CODES>) { /* for the end of the step */
+                const int rows_at = row0 + i / lines * ROWS;
+                if (line == 0) {
+                    prefetch_scale_rows(p.e.slots[u->slot], is_down, rows_at, tid);
+                }
+                if (line + 1 == lines) {
+                    copy_word_async_at(stage_scales, scales_from + scales_at[0]);
+                    copy_word_async_at(stage_scales + NUM_GATHERERS * 4, scales_from + scales_at[1]);
+                    copy_scale_rows<NUM_GATHERERS>(p.e.slots[u->slot], is_down, rows_at, tid,
+                                                   stage_scales - tid * 4 + TILE * 4);
+                }
+            } else if (wide && (line & 3) == 0) { /* four lines'; with four stages nobody reads what this half held */
                 copy_async_at(own_ring + half, scales_from + scales_at[0], 16);
                 copy_async_at(own_ring + half + NUM_GATHERERS * 16, scales_from + scales_at[1], 16);
                 half ^= TILE * 16;
             } else if (!wide && i < copied) {
-                copy_word_async_at(own_scales + cursor.stage * STAGE, scales_from + scales_at[0]);
-                copy_word_async_at(own_scales + cursor.stage * STAGE + NUM_GATHERERS * 4, scales_from + scales_at[1]);
+                copy_word_async_at(stage_scales, scales_from + scales_at[0]);
+                copy_word_async_at(stage_scales + NUM_GATHERERS * 4, scales_from + scales_at[1]);
             }
-            if (tid < 2) {
+            if (!BY_ROW<CODES> && tid < 2) {
                 if (line == 0) {
                     const mf_cuda_slot &slot = p.e.slots[u->slot];
                     const mf_cuda_matrix &weights = is_down ? slot.down : tid == 0 ? slot.gate : slot.up;
@@ -262,7 +283,7 @@ MF_DEV void gather(const mf_cuda_grouped &p, uint8_t *ring, uint8_t *stages, row
                         (const float *)weights.scale +
                         (int64_t)min(block, last) * weights.scale_row_stride; /* rows past the last one: any */
                 }
-                copy_word_async_at(own_scales + cursor.stage * STAGE + TILE * 4, weight_scales + line);
+                copy_word_async_at(stage_scales + TILE * 4, weight_scales + line);
             }
             barrier_arrive_after_copies(&s->landed[cursor.stage]);
             stage_cursor::next(cursor);
@@ -301,9 +322,9 @@ MF_DEV int column_of(int i, int q)
     return (i >> 2) * 32 + 8 * q + (i & 3) * 2;
 }
 
-/* 64 tokens by 128 rows of the intermediate: activation, bf16, codes and a scale per token.  A token's columns are four
- * lanes'.  PLAIN: SiLU without biases, which is less code. */
-template <bool PLAIN>
+/* 64 tokens by 128 rows of the intermediate: activation, bf16 and, of blocks, codes and a scale per token.  A token's
+ * columns are four lanes'.  PLAIN: SiLU without biases, which is less code. */
+template <int CODES, bool PLAIN>
 MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &slot, float (&gate)[64], float (&up)[64])
 {
     const int tid = threadIdx.x - PRODUCERS, lane = tid & 31, q = lane & 3;
@@ -327,11 +348,24 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
 #pragma unroll
     for (int k = 0; k < 2; k++) {        /* tokens `token` and token + 8 */
         uint32_t pairs[16], largest = 0; /* two at a time, as 16 bits each */
+        const int64_t pos = u->first + token + 8 * k;
+        const bool is_there = token + 8 * k < u->count;
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const int at = 4 * i + 2 * k;
             pairs[i] = pack_bf16(apply(act, gate[at], up[at]), apply(act, gate[at + 1], up[at + 1]));
             largest = __vmaxu2(largest, pairs[i] & 0x7fff7fffu);
+        }
+        if constexpr (BY_ROW<CODES>) {
+            uint16_t *to = (uint16_t *)p.e.h + pos * p.e.h_stride + row + 8 * q;
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                if (is_there) {
+                    *(uint4 *)(to + 32 * m) =
+                        make_uint4(pairs[4 * m], pairs[4 * m + 1], pairs[4 * m + 2], pairs[4 * m + 3]);
+                }
+            }
+            continue;
         }
         largest = __vmaxu2(largest, __shfl_xor_sync(MF_FULL_WARP, largest, 1));
         largest = __vmaxu2(largest, __shfl_xor_sync(MF_FULL_WARP, largest, 2));
@@ -350,8 +384,6 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
         } else {
             codes([&](float x) { return __fdividef(x, scale); }); /* finite / inf, or NaN */
         }
-        const int64_t pos = u->first + token + 8 * k;
-        const bool is_there = token + 8 * k < u->count;
         uint8_t *to = p.h_codes + pos * p.e.h_stride + row + 8 * q;
 #pragma unroll
         for (int m = 0; m < 4; m++) {
@@ -366,12 +398,26 @@ MF_DEV void write_up(const mf_cuda_grouped &p, unit_ref u, const mf_cuda_slot &s
     }
 }
 
-/* This warpgroup has written its part of a unit of w13, or has none. */
-MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u, int group)
+/* This warpgroup has written its part of a unit of w13, or has none.  is_last: a word of its own in shared memory. */
+template <int CODES> MF_DEV void end_up(const mf_cuda_grouped &p, unit_ref u, int group, volatile int32_t *is_last)
 {
+    uint32_t *counter = p.work + MF_CUDA_WORK_TILES + u->tile;
+    const uint32_t one = group ? SECOND_GROUP : 1;
     own_barrier(group);
+    if constexpr (BY_ROW<CODES>) {
+        if ((threadIdx.x & 127) == 0) {
+            *is_last = add_acquire_release(counter, one) / one % SECOND_GROUP + 2 == (uint32_t)u->need % SECOND_GROUP;
+        }
+        own_barrier(group);
+        if (!*is_last) {
+            return;
+        }
+        quantise_intermediate<CODES, 4>(p, u->first + 64 * group, min(64, u->count - 64 * group),
+                                        (int)p.e.slots[u->slot].up.n, threadIdx.x >> 5 & 3, 4);
+        own_barrier(group);
+    }
     if ((threadIdx.x & 127) == 0) { /* released for all: the barrier put their stores before it */
-        add_release(p.work + MF_CUDA_WORK_TILES + u->tile, 1);
+        add_release(counter, one);
     }
 }
 
@@ -425,11 +471,31 @@ MF_DEV void promote_rows(float (&acc)[64], const float (&part)[64], float low, f
     }
 }
 
+/* Sums of two times 128 rows of weights times their scales and those of a lane's two tokens. */
+template <int CODES>
+MF_DEV void scale_sums(const mf_cuda_slot &slot, bool is_down, int row0, uint32_t scales, int token,
+                       const sum_type<CODES> (&acc)[2][64], float (&sums)[2][64])
+{
+    const int q = threadIdx.x & 3;
+    const float low = load_shared(scales + token * 4), high = load_shared(scales + (token + 8) * 4);
+    const scale_reader readers[2] = { reader_of(is_down ? slot.down : slot.gate, row0),
+                                      reader_of(is_down ? slot.down : slot.up, row0) };
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int t = i >> 5, at = i >> 1 & 15, e = i & 1; /* sums 4 at + e and 4 at + 2 + e */
+        const float w = read_scale(readers[t], e, load_shared(scales + (TILE + 128 * t + column_of(at, q) + e) * 4));
+        sums[t][4 * at + e] = scaled_sum<CODES>(acc[t][4 * at + e], low, w);
+        sums[t][4 * at + 2 + e] = scaled_sum<CODES>(acc[t][4 * at + 2 + e], high, w);
+    }
+}
+
+template <int CODES>
 MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_state *s, const uint8_t *ring)
 {
     stage_cursor cursor = { 0, p.stages, 0 };
     const int tid = threadIdx.x - PRODUCERS, group = tid >> 7, lane = tid & 31, token = (tid >> 5) * 16 + (lane >> 2);
-    int half = 0; /* of the ring */
+    const bool arrives = BY_ROW<CODES> || lane == 0; /* all lanes: each for the scales that it has read */
+    int half = 0;                                    /* of the ring */
     const uint32_t first_stage = shared_address(stages), ring_token = shared_address(ring) + token * 16;
     for (int n = 0;; n++) {
         barrier_wait(&s->full[cursor.stage], cursor.parity);
@@ -440,12 +506,12 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
         }
         const bool is_down = u->is_down != 0;
         const int lines = u->lines, steps = u->steps, count = u->count;
-        const bool wide = !is_down && has_wide_scales(p);
+        const bool wide = !BY_ROW<CODES> && !is_down && has_wide_scales(p);
         if (64 * group >= count) {
 #pragma unroll 1
             for (int i = 0; i < lines * steps; i++) {
                 barrier_wait(&s->full[cursor.stage], cursor.parity);
-                if (lane == 0) {
+                if (arrives) {
                     barrier_arrive(&s->empty[cursor.stage]);
                 }
                 stage_cursor::next(cursor);
@@ -454,7 +520,7 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
                 half ^= lines / 4 % 2 * TILE * 16;
             }
             if (!is_down) {
-                end_up(p, u, group);
+                end_up<CODES>(p, u, group, &s->is_last[group]);
             }
             continue;
         }
@@ -469,74 +535,118 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, rows_s
         }
 #pragma unroll 1
         for (int step = 0; step < steps; step++) {
-            float acc[2][64];
+            sum_type<CODES> acc[2][64];
+            int last = 0; /* stage of the step */
 #pragma unroll
             for (int i = 0; i < 64; i++) {
-                acc[0][i] = acc[1][i] = 0.0f;
+                acc[0][i] = acc[1][i] = 0;
             }
 #pragma unroll 1
             for (int line = 0; line < lines; line++) {
-                const uint32_t stage = first_stage + cursor.stage * STAGE;
+                const uint32_t stage = first_stage + cursor.stage * STAGE<CODES>;
                 const uint32_t rows = operand_place(stage);
                 const uint32_t tokens = operand_place(stage + STAGE_TOKENS + group * SUBTILE);
                 barrier_wait(&s->full[cursor.stage], cursor.parity);
-                float low, high, weight[2];
-#pragma unroll
-                for (int t = 0; t < 2; t++) {
-                    float part[64];
+                if constexpr (IS_INT8<CODES>) {
+                    pin(acc[0]);
+                    pin(acc[1]);
                     products_begin();
 #pragma unroll
-                    for (int k = 0; k < 4; k++) { /* 32 bytes of K each */
-                        products<128>::e4m3(part, operand_at(tokens + 2 * k),
-                                            operand_at(rows + t * (2 * SUBTILE >> 4) + 2 * k), k > 0);
+                    for (int t = 0; t < 2; t++) {
+#pragma unroll
+                        for (int k = 0; k < 4; k++) {
+                            integer_products<128>::s8(acc[t], operand_at(tokens + 2 * k),
+                                                      operand_at(rows + t * (2 * SUBTILE >> 4) + 2 * k), true);
+                        }
                     }
                     products_commit();
-                    if (t == 0) { /* here nothing waits for them */
-                        const uint32_t own = scales_at + (wide ? half + (line & 3) * 4 : stage);
-                        low = load_shared(own);
-                        high = load_shared(own + second);
-                        weight[0] = load_shared(stage + STAGE_SCALES + TILE * 4);
-                        weight[1] = load_shared(stage + STAGE_SCALES + TILE * 4 + 4);
+                    products_wait<1>();
+                    if (line > 0) { /* its products have been waited for */
+                        barrier_arrive(&s->empty[last]);
                     }
-                    products_wait<0>();
-                    pin(part);
-                    promote_rows(acc[t], part, __fmul_rn(low, weight[t]), __fmul_rn(high, weight[t]));
-                }
-                if (lane == 0) {
-                    barrier_arrive(&s->empty[cursor.stage]);
-                }
-                stage_cursor::next(cursor);
-                half ^= wide && (line & 3) == 3 ? TILE * 16 : 0;
-            }
-            if (is_down) {
-                write_down(p, p.e.slots[u->slot].down_bias, u->row + ROWS * step, acc[0], acc[1], to);
-            } else {
-                const mf_cuda_slot &slot = p.e.slots[u->slot];
-                if (slot.activation == MF_ACT_SILU && !slot.gate_bias && !slot.up_bias) {
-                    write_up<true>(p, u, slot, acc[0], acc[1]);
+                    last = cursor.stage;
+                    stage_cursor::next(cursor);
                 } else {
-                    write_up<false>(p, u, slot, acc[0], acc[1]);
+                    float low, high, weight[2];
+#pragma unroll
+                    for (int t = 0; t < 2; t++) {
+                        float part[64];
+                        products_begin();
+#pragma unroll
+                        for (int k = 0; k < 4; k++) { /* 32 bytes of K each */
+                            products<128>::e4m3(part, operand_at(tokens + 2 * k),
+                                                operand_at(rows + t * (2 * SUBTILE >> 4) + 2 * k), k > 0);
+                        }
+                        products_commit();
+                        if (!BY_ROW<CODES> && t == 0) { /* here nothing waits for them */
+                            const uint32_t own = scales_at + (wide ? half + (line & 3) * 4 : stage);
+                            low = load_shared(own);
+                            high = load_shared(own + second);
+                            weight[0] = load_shared(stage + STAGE_SCALES + TILE * 4);
+                            weight[1] = load_shared(stage + STAGE_SCALES + TILE * 4 + 4);
+                        }
+                        products_wait<0>();
+                        pin(part);
+                        if constexpr (BY_ROW<CODES>) {
+                            add_part<128>(acc[t], part);
+                        } else {
+                            promote_rows(acc[t], part, __fmul_rn(low, weight[t]), __fmul_rn(high, weight[t]));
+                        }
+                    }
+                    if (arrives && (!BY_ROW<CODES> || line + 1 < lines)) {
+                        barrier_arrive(&s->empty[cursor.stage]);
+                    }
+                    last = cursor.stage;
+                    stage_cursor::next(cursor);
+                    half ^= wide && (line & 3) == 3 ? TILE * 16 : 0;
                 }
-                end_up(p, u, group);
+            }
+            auto write = [&](float(&first)[64], float(&second)[64]) {
+                const mf_cuda_slot &slot = p.e.slots[u->slot];
+                if (is_down) {
+                    write_down(p, slot.down_bias, u->row + ROWS * step, first, second, to);
+                    return;
+                }
+                if (slot.activation == MF_ACT_SILU && !slot.gate_bias && !slot.up_bias) {
+                    write_up<CODES, true>(p, u, slot, first, second);
+                } else {
+                    write_up<CODES, false>(p, u, slot, first, second);
+                }
+                end_up<CODES>(p, u, group, &s->is_last[group]);
+            };
+            if constexpr (BY_ROW<CODES>) {
+                float sums[2][64];
+                if constexpr (IS_INT8<CODES>) {
+                    products_wait<0>();
+                    pin(acc[0]);
+                    pin(acc[1]);
+                }
+                scale_sums<CODES>(p.e.slots[u->slot], is_down, u->row, first_stage + last * STAGE<CODES> + STAGE_SCALES,
+                                  token, acc, sums);
+                barrier_arrive(&s->empty[last]);
+                write(sums[0], sums[1]);
+            } else {
+                write(acc[0], acc[1]);
             }
         }
     }
 }
 
+template <int CODES>
 __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant__ mf_cuda_grouped p)
 {
     if (!MF_HAS_WGMMA) {
         return;
     }
     extern __shared__ __align__(1024) uint8_t stages[]; /* no other shared memory: it begins at a swizzle atom */
-    uint8_t *ring = stages + p.stages * STAGE;
+    uint8_t *ring = stages + p.stages * STAGE<CODES>;
     rows_state *s = (rows_state *)(ring + RING);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(&s->full[i], 2);
             barrier_init(&s->landed[i], NUM_GATHERERS);
-            barrier_init(&s->empty[i], 8);
+            barrier_init(&s->empty[i], BY_ROW<CODES> ? 256 : 8);
         }
         init_announcements(s);
         barrier_init_fence();
@@ -547,23 +657,32 @@ __global__ void __launch_bounds__(THREADS, 1) rows_kernel(const __grid_constant_
     if (threadIdx.x < PRODUCERS) {
         give_registers<OTHERS_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights(p, offsets, prefix, first, stages, s);
+            bring_weights<CODES>(p, offsets, prefix, first, stages, s);
         } else if (threadIdx.x == RELAY) {
             relay(s, p.stages);
         } else if (threadIdx.x >= FIRST_GATHERER) {
-            gather(p, ring, stages, s);
+            gather<CODES>(p, ring, stages, s);
         }
     } else {
         take_registers<MULTIPLIERS_REGISTERS>();
         zero_strangers(p);
-        consume(p, prefix[p.e.num_slots], stages, s, ring);
+        consume<CODES>(p, prefix[p.e.num_slots], stages, s, ring);
     }
 }
 
 } // namespace
 
+template <int CODES> static int launch(const mf_cuda_grouped *call, void *stream)
+{
+    const size_t bytes =
+        (size_t)call->stages * STAGE<CODES> + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
+    const auto kernel = rows_kernel<CODES>;
+    return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
+}
+
 int mf_cuda_launch_grouped_rows(const mf_cuda_grouped *call, void *stream)
 {
-    const size_t bytes = (size_t)call->stages * STAGE + RING + sizeof(rows_state) + ((size_t)call->e.num_slots + 1) * 8;
-    return launch_shared(true, rows_kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
+    return call->codes == MF_CUDA_CODES_FP8_BLOCK ? launch<MF_CUDA_CODES_FP8_BLOCK>(call, stream)
+           : call->codes == MF_CUDA_CODES_FP8_ROW ? launch<MF_CUDA_CODES_FP8_ROW>(call, stream)
+                                                  : launch<MF_CUDA_CODES_INT8_ROW>(call, stream);
 }

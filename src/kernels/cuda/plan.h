@@ -45,12 +45,13 @@ typedef struct mf_cuda_paths {
     const void *maps; /* of a table that grouped.cu computes: every slot's tensor maps; NULL: the other kernels */
     int32_t width;    /* with maps: of every slot; 0: they differ */
     mf_cuda_even even;
+    int32_t codes;    /* with maps, not packed: mf_cuda_codes */
     int32_t packed;   /* with maps: grouped_packed.cuh's, mf_cuda_packed */
     int32_t quant;    /* with packed: mf_quant of every matrix */
 } mf_cuda_paths;
 
-/* Whether grouped.cu computes a table: a property of its slots, never of the batch. */
-bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots);
+/* Whether grouped.cu computes a table, and of what codes: a property of its slots, never of the batch. */
+bool mf_cuda_is_grouped(const mf_cuda_gpu *gpu, const mf_experts *experts, const mf_cuda_slot *slots, int32_t *codes);
 
 /* What grouped_packed.cuh makes bf16 of: rows that the copy engine takes; 4 bits: a scale for whole 32 columns. */
 mf_cuda_packed mf_cuda_packed_matrix(const mf_cuda_matrix *m);

@@ -16,6 +16,14 @@ MF_PTX uint4 load_stream(const void *p)
     return r;
 }
 
+/* A number that is needed much later, asked for here and not where it is used. */
+MF_PTX float load_early(const float *p)
+{
+    float v;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+}
+
 /* 16 bytes that another block wrote during this launch. */
 MF_PTX uint4 load_fresh(const void *p)
 {
@@ -70,6 +78,12 @@ MF_PTX void copy_async_at(uint32_t shared, const void *global, uint32_t bytes)
 MF_PTX void copy_word_async_at(uint32_t shared, const void *global)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
+/* The first `bytes` of a word, then zeros. */
+MF_PTX void copy_bytes_async_at(uint32_t shared, const void *global, int bytes)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
 
 /* One word, or zero. */
