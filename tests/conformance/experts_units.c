@@ -48,6 +48,8 @@ static const unit_case many_fp8[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 384, 256, 384, MF_BF16, MF_BF16, true, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8_E8M0, 0, 512, 256, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 128, 640, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU_CLAMP },
+    /* one token's stages of w13 are fewer than blocks, and a unit has three of them */
+    { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 2304, 128, 128, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
 };
 enum { MANY_FP8_TOKENS = 500, SOME_FP8_TOKENS = 200 };
 

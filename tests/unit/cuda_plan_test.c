@@ -847,6 +847,27 @@ TEST(a_few_tokens_of_row_codes_fit_one_launch_where_every_block_has_a_stage)
     }
 }
 
+/* A block hands a unit that it has begun to the next one: a block without a stage would hand nothing on, for ever. */
+TEST(a_token_of_fp8_blocks_does_not_take_one_launch_where_a_block_may_have_no_stage)
+{
+    static const struct {
+        int64_t hidden;
+        int32_t width;
+        bool fits;
+    } cases[] = { { 7168, 256, true }, { 2048, 768, true }, { 1024, 128, true }, { 1152, 128, false }, { 7168, 128, false } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        experts_problem p;
+        make_experts(&p, 128, MF_CUDA_PATH_FP8, 1, memory);
+        p.experts.hidden_size = cases[i].hidden;
+        p.experts.max_intermediate_size = p.paths.width = cases[i].width;
+        p.paths.maps = memory;
+        p.args.x = mf_tensor_2d(memory, MF_BF16, 1, cases[i].hidden);
+        p.args.y = mf_tensor_3d(memory, MF_BF16, 1, 8, cases[i].hidden);
+        CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+        CHECK_EQ(p.plan.grouped.one.tokens > 0, cases[i].fits);
+    }
+}
+
 TEST(boxes_of_w2_are_large_and_cover_a_row_alike)
 {
     CHECK_EQ(mf_cuda_box_rows(1, 7168, 132), 56); /* DeepSeek-V3: 54.3 rows a block, whole swizzle atoms */

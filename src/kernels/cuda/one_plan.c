@@ -63,7 +63,7 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
     /* A block hands a unit that it has begun to the next one, so each must have a stage of w13, though all pairs name
      * one slot. */
     const int64_t up_stages = (hidden + 8 * LINE - 1) / (8 * LINE);
-    if (by_row && up_stages > 1 && width / UP_ROWS * up_stages < g->blocks) {
+    if (g->codes && up_stages > 1 && width / UP_ROWS * up_stages < g->blocks) {
         return;
     }
     const int64_t x_lines = hidden * size / LINE, down_rows = mf_cuda_box_rows(g->codes, hidden, g->blocks),
