@@ -29,7 +29,7 @@ programs="gate gate_api align sum_reduce invariants traps experts experts_bits e
     echo "$ccache $nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"
     echo "$ccache cc $c_flags -c $root/tests/cuda/capture.c -o $out/o/t_capture.o"
     echo "$ccache cc $c_flags -c $root/tests/cuda/pick.c -o $out/o/t_pick.o"
-    for f in attend_once router_once; do echo "$ccache cc $c_flags -c $root/tests/cuda/$f.c -o $out/o/t_$f.o"; done
+    for f in attend_once router_once combine_once; do echo "$ccache cc $c_flags -c $root/tests/cuda/$f.c -o $out/o/t_$f.o"; done
     for f in sampler picks; do echo "$ccache cc $c_flags -O3 -fno-trapping-math -c $root/src/engine/$f.c -o $out/o/e_$f.o"; done
     echo "$ccache cc $c_flags -c $root/tests/cuda/stand_ins.c -o $out/o/n_stand_ins.o"
     echo "$ccache cc $c_flags -c $root/tests/test_main.c -o $out/o/m_test_main.o"
@@ -47,7 +47,7 @@ libraries="$out/o/n_stand_ins.o $(ls "$out"/o/k_*.o "$out"/o/b_*.o | tr '\n' ' '
         echo "cc -o $out/$f $out/o/t_$f.o $out/o/m_test_main.o $(ls "$out"/o/s_*.o | tr '\n' ' ') $libraries ${CMOCKA:--lcmocka} $wraps"
     done
     echo "cc -o $out/capture $out/o/t_capture.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka} $runtime -lstdc++ -lrt"
-    for f in attend_once router_once; do echo "cc -o $out/$f $out/o/t_$f.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"; done
+    for f in attend_once router_once combine_once; do echo "cc -o $out/$f $out/o/t_$f.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"; done
     echo "cc -o $out/pick $out/o/t_pick.o $out/o/e_sampler.o $out/o/e_picks.o $out/o/m_test_main.o $libraries ${CMOCKA:--lcmocka}"
     echo "cc -o $out/cuda_bench $out/o/x_cuda_bench.o $libraries $runtime -lstdc++ -lrt"
 } | xargs -P "$jobs" -I{} sh -c '{} || exit 255'

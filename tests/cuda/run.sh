@@ -54,6 +54,7 @@ tests() {
     start pick ${LIMIT:-170} "$out/pick"
     start attend_once ${LIMIT:-170} "$out/attend_once"
     start router_once ${LIMIT:-170} "$out/router_once"
+    start combine_once ${LIMIT:-170} "$out/combine_once"
     start sigmoid_sweep ${LIMIT:-170} "$out/sigmoid_sweep"
     start dense ${LIMIT:-170} "$out/dense"
     start attention ${LIMIT:-170} "$out/attention" -attention_needs_no_more
