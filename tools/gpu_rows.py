@@ -24,8 +24,12 @@ SHAPES = {
     "w8a16 GLM-4.5-Air fp8": ("glm-air", "fp8_block w8a16"),
     "w8a16 Qwen3 channel": ("qwen3-30b", "fp8_channel w8a16"),
     "w8a16 Qwen3 int8": ("qwen3-30b", "int8_channel w8a16"),
+    "w8a16 GLM-4.5-Air channel": ("glm-air", "fp8_channel w8a16"),
+    "w8a8 Qwen3 fp8": ("qwen3-30b", "fp8_block"),
     "w8a8 Qwen3 channel": ("qwen3-30b", "fp8_channel w8a8"),
     "w8a8 Qwen3 int8": ("qwen3-30b", "int8_channel w8a8"),
+    "w8a8 GLM-4.5-Air channel": ("glm-air", "fp8_channel w8a8"),
+    "w8a8 GLM-4.5-Air int8": ("glm-air", "int8_channel w8a8"),
     "f16 Qwen3-30B-A3B": ("qwen3-30b", "f16"),
 }
 GATES = {
