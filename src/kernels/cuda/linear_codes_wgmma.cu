@@ -87,14 +87,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) codes_kernel(const __grid_cons
     }
     __syncthreads();
     float acc[WAVE_EACH][N / 2];
-#pragma unroll
-    for (int e = 0; e < WAVE_EACH; e++) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            acc[e][i] = 0.0f;
-        }
-        pin(acc[e]);
-    }
+    clear_sums<WAVE_EACH, N>(acc);
     int unit = 0, slot = 0, column = first * 64;
     uint32_t parity = 0;
 #pragma unroll

@@ -11,19 +11,25 @@ constexpr int STREAM_THREADS = 128;
 /* Two runs of k a block: clusters of half as many blocks as there are runs. */
 constexpr int WAVE_EACH = 2;
 
-/* 64 rows from r0 on; sums: room for [WAVE_EACH][N][68] over what was multiplied; finish:
- * what a row's sum becomes. */
-template <int N, int BLOCKS, typename FINISH>
-MF_DEV void finish_wave(const mf_cuda_linear &p, int which, int r0, int rank, float *sums,
-                        float (&acc)[WAVE_EACH][N / 2], FINISH finish)
+/* Sums of EACH runs at zero; products may follow. */
+template <int EACH, int N> MF_DEV void clear_sums(float (&acc)[EACH][N / 2])
 {
-    constexpr int RUNS = BLOCKS * WAVE_EACH, OWN = 64 / BLOCKS, PITCH = 68;
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
-    const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[which].n;
-    products_wait<0>();
-    __syncthreads();
 #pragma unroll
-    for (int e = 0; e < WAVE_EACH; e++) {
+    for (int e = 0; e < EACH; e++) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            acc[e][i] = 0.0f;
+        }
+        pin(acc[e]);
+    }
+}
+
+/* A warpgroup's sums of 64 rows by N tokens, EACH runs, to [EACH][N][PITCH]. */
+template <int EACH, int N, int PITCH> MF_DEV void lay_sums(float *sums, float (&acc)[EACH][N / 2])
+{
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
         pin(acc[e]);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
@@ -34,6 +40,20 @@ MF_DEV void finish_wave(const mf_cuda_linear &p, int which, int r0, int rank, fl
             }
         }
     }
+}
+
+/* 64 rows from r0 on; sums: room for [WAVE_EACH][N][68] over what was multiplied; finish:
+ * what a row's sum becomes. */
+template <int N, int BLOCKS, typename FINISH>
+MF_DEV void finish_wave(const mf_cuda_linear &p, int which, int r0, int rank, float *sums,
+                        float (&acc)[WAVE_EACH][N / 2], FINISH finish)
+{
+    constexpr int RUNS = BLOCKS * WAVE_EACH, OWN = 64 / BLOCKS, PITCH = 68;
+    const int tid = threadIdx.x;
+    const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[which].n;
+    products_wait<0>();
+    __syncthreads();
+    lay_sums<WAVE_EACH, N, PITCH>(sums, acc);
     cluster_sync();
     float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
     const int64_t stride = p.out_stride[which];

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
     __shared__ uint64_t full[STREAM_STAGES];
     const mf_cuda_linear &p = call.p;
     const int rank = blockIdx.x % CLUSTER, block = blockIdx.x / CLUSTER, which = matrix_of(p, block);
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, q = lane & 3;
+    const int tid = threadIdx.x;
     const int64_t num_rows = p.num_batches > 0 ? p.rows : p.w[which].n;
     const int r0 = (int)(block - p.first_block[which]) * 64;
     const int map_row = r0 + (p.num_batches > 0 ? (int)(blockIdx.z * p.batch_rows + p.first_row) : 0);
@@ -77,14 +77,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
     }
     __syncthreads();
     float acc[EACH][N / 2];
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            acc[e][i] = 0.0f;
-        }
-        pin(acc[e]);
-    }
+    clear_sums<EACH, N>(acc);
     int i = 0;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
@@ -112,18 +105,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) stream_kernel(const __grid_con
     products_wait<0>();
     float *sums = (float *)stages; /* [EACH][N][PITCH] over what was multiplied */
     __syncthreads();
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        pin(acc[e]);
-#pragma unroll
-        for (int n = 0; n < N / 8; n++) {
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int t = n * 8 + 2 * q + (k & 1), r = warp * 16 + g + 8 * (k >> 1);
-                sums[(e * N + t) * PITCH + r] = acc[e][4 * n + k];
-            }
-        }
-    }
+    lay_sums<EACH, N, PITCH>(sums, acc);
     cluster_sync();
     float *out = p.out[which] + (p.num_batches > 0 ? blockIdx.z * p.out_step : 0);
 #pragma unroll(EACH == 1 ? 4 : 2)
@@ -201,14 +183,7 @@ __global__ void __launch_bounds__(STREAM_THREADS) wave_kernel(const __grid_const
     }
     __syncthreads();
     float acc[WAVE_EACH][N / 2];
-#pragma unroll
-    for (int e = 0; e < WAVE_EACH; e++) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            acc[e][i] = 0.0f;
-        }
-        pin(acc[e]);
-    }
+    clear_sums<WAVE_EACH, N>(acc);
     int i = 0, slot = 0, x_slot = 0;
     uint32_t parity = 0, x_parity = 0;
 #pragma unroll
