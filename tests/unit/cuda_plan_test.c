@@ -591,7 +591,7 @@ TEST(a_few_tokens_of_slots_of_one_width_fit_one_launch)
         int32_t width;
         int64_t tokens; /* at most: 320 MB of weights for two tokens, else 160, FP8 200; room for h */
     } cases[] = { { MF_CUDA_PATH_BF16, 1408, 2 }, { MF_CUDA_PATH_BF16, 768, 2 }, { MF_CUDA_PATH_FP8, 768, 2 },
-                  { MF_CUDA_PATH_BF16, 256, 4 }, { MF_CUDA_PATH_FP8, 256, 4 } };
+                  { MF_CUDA_PATH_BF16, 256, 4 }, { MF_CUDA_PATH_FP8, 640, 2 } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int64_t tokens = 1; tokens <= 5; tokens++) {
             experts_problem p;
@@ -637,23 +637,24 @@ TEST(a_few_tokens_of_row_codes_fit_one_launch_where_every_block_has_a_stage)
 }
 
 /* A block hands a unit that it has begun to the next one: a block without a stage would hand nothing on, for ever. */
-TEST(a_token_of_fp8_blocks_does_not_take_one_launch_where_a_block_may_have_no_stage)
+TEST(fp8_blocks_do_not_take_one_launch_where_a_block_may_have_no_stage)
 {
     static const struct {
         int64_t hidden;
-        int32_t width;
-        bool fits;
-    } cases[] = { { 7168, 256, true }, { 2048, 768, true }, { 1024, 128, true }, { 1152, 128, false }, { 7168, 128, false } };
+        int32_t width, tokens; /* at most */
+    } cases[] = { { 7168, 256, 4 }, { 2048, 768, 2 }, { 1024, 128, 4 }, { 1152, 128, 0 }, { 7168, 128, 0 } };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        experts_problem p;
-        make_experts(&p, 128, MF_CUDA_PATH_FP8, 1, memory);
-        p.experts.hidden_size = cases[i].hidden;
-        p.experts.max_intermediate_size = p.paths.width = cases[i].width;
-        p.paths.maps = memory;
-        p.args.x = mf_tensor_2d(memory, MF_BF16, 1, cases[i].hidden);
-        p.args.y = mf_tensor_3d(memory, MF_BF16, 1, 8, cases[i].hidden);
-        CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
-        CHECK_EQ(p.plan.grouped.one.tokens > 0, cases[i].fits);
+        for (int64_t tokens = 1; tokens <= 5; tokens++) {
+            experts_problem p;
+            make_experts(&p, 128, MF_CUDA_PATH_FP8, tokens, memory);
+            p.experts.hidden_size = cases[i].hidden;
+            p.experts.max_intermediate_size = p.paths.width = cases[i].width;
+            p.paths.maps = memory;
+            p.args.x = mf_tensor_2d(memory, MF_BF16, tokens, cases[i].hidden);
+            p.args.y = mf_tensor_3d(memory, MF_BF16, tokens, 8, cases[i].hidden);
+            CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+            CHECK_EQ(p.plan.grouped.one.tokens, tokens > cases[i].tokens ? 0 : tokens > 2 ? 4 : 2);
+        }
     }
 }
 
