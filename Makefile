@@ -25,7 +25,7 @@ help:
 	@echo "make tsan     engine and thread tests under ThreadSanitizer"
 	@echo "make test-aarch64  conformance of every rung of the aarch64 build, under qemu-user"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) of new input (clang)"
-	@echo "make bench    a sitting of measurements, about 20 minutes; BENCH_FLAGS=--quick about 5"
+	@echo "make bench    a sitting of measurements, 5 to 20 minutes; BENCH_FLAGS=--quick 2 to 5"
 	@echo "make accuracy greedy accuracy of the shipped model on its 1,000 held-out problems, fused and separate compared"
 	@echo "make report   serve the shipped model at 1 to 16 requests at once, fused and separate: build/report.html, some minutes"
 	@echo "make goldens  remake tests/model/goldens (needs torch and transformers: tools/make_tiny_model.py says which)"

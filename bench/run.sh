@@ -4,7 +4,7 @@
 #
 #   bench/run.sh [--quick] [--keep-readme]      BUILD=build/release THREADS=N
 #
-# Wants a quiet machine: other load shows up as lower figures, never as higher ones.  About 20 minutes; --quick about 5.
+# Wants a quiet machine: other load shows up as lower figures, never as higher ones.  5 to 20 minutes; --quick 2 to 5.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 quick=false; readme=true

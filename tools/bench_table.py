@@ -93,6 +93,10 @@ def cell(row):
 
 
 def machine(table):
+    """Of one machine: rows of what another had and this one lacks are left out."""
+    rates = {key: row for key, row in table.newest.items() if row["what"] == "read" or row["what"].startswith("rate ")}
+    last = max(rates.values(), key=lambda row: row["date"], default=None)
+    table.newest = {key: row for key, row in rates.items() if (row["date"], row["cpu"]) == (last["date"], last["cpu"])}
     table.head("what this machine does, all threads", "measured")
     for pages in ("4 KiB pages", "huge pages"):
         row = table.find("read", pages, "-")
