@@ -6,6 +6,7 @@
 
 #include "base/number.h"
 #include "kernels/ops.h"
+#include "small.h"
 #include "staging.h"
 
 enum { GUARD = 64, MAX_DEVICES = 16 };
@@ -99,8 +100,7 @@ bool conf_full(void)
 
 bool conf_small(void)
 {
-    const char *v = getenv("MOEFUSE_CONFORMANCE");
-    return v && strcmp(v, "small") == 0;
+    return is_small();
 }
 
 bool conf_whole(void)

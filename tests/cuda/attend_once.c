@@ -10,6 +10,7 @@
 #include "base/number.h"
 #include "base/random.h"
 #include "kernels/ops.h"
+#include "small.h"
 #include "test.h"
 
 enum { BLOCK = 16, MOST_CONTEXT = 5000, NUM_BLOCKS = (MOST_CONTEXT + BLOCK - 1) / BLOCK, MOST_HEADS = 128 };
@@ -390,13 +391,6 @@ static mf_kv_view view_of_many(const many_shape *s, void *cache)
     free(sequence);
     free(position);
     return view;
-}
-
-/* For checkers under which everything takes a hundred times as long. */
-static bool is_small(void)
-{
-    const char *v = getenv("MOEFUSE_CONFORMANCE");
-    return v && strcmp(v, "small") == 0;
 }
 
 TEST(queries_and_keys_that_leave_their_products_finished_have_the_bits_of_one_step_after_the_other)

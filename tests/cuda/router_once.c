@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "kernels/ops.h"
 #include "moefuse.h"
+#include "small.h"
 #include "test.h"
 
 enum {
@@ -45,13 +46,6 @@ typedef struct problem {
 
 static mf_error err;
 static uint64_t seed;
-
-/* For checkers under which everything takes a hundred times as long. */
-static bool is_small(void)
-{
-    const char *v = getenv("MOEFUSE_CONFORMANCE");
-    return v && strcmp(v, "small") == 0;
-}
 
 static void *put(mf_device *device, const void *data, size_t bytes)
 {
