@@ -267,7 +267,6 @@ static mf_status sum_reduce(mf_device *device, const mf_sum_reduce_call *call, m
     mf_cuda_sum sum;
     MF_TRY(enter(device, err));
     MF_TRY(mf_cuda_plan_sum(&state_of(device)->gpu, call, true, &sum, err));
-    sum.piece_blocks = 0; /* faster behind experts, at the clocks that these leave, and slower alone (lab/cuda/029) */
     if (sum.num_tokens == 0 || sum.hidden_size == 0) {
         return MF_OK;
     }
@@ -548,6 +547,7 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
         args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
     }
     MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
+    mf_cuda_plan_sum_behind_experts(&state->gpu, &sum);
     if (plan.is_grouped) {
         bool combined = false;
         MF_TRY(launch_grouped(device, &plan, &sum, &combined, err));

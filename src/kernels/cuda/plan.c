@@ -360,9 +360,15 @@ mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *cal
     out->bytewise = odd;
     out->wide_residual = has_wide_rows(&a->residual);
     out->starts_early = gpu->capability >= 90;
-    const bool has_pieces = gpu->capability == 90 && bytes >= SUM_PIECES_BYTES && call->hidden_size >= SUM_PIECES_HIDDEN;
-    out->piece_blocks = has_pieces ? SUM_PIECES_BLOCKS * gpu->num_multiprocessors : 0;
     return MF_OK;
+}
+
+void mf_cuda_plan_sum_behind_experts(const mf_cuda_gpu *gpu, mf_cuda_sum *sum)
+{
+    const int64_t bytes = sum->num_tokens * sum->num_columns * sum->hidden_size * 2;
+    if (gpu->capability == 90 && bytes >= SUM_PIECES_BYTES && sum->hidden_size >= SUM_PIECES_HIDDEN) {
+        sum->piece_blocks = SUM_PIECES_BLOCKS * gpu->num_multiprocessors;
+    }
 }
 
 /* ---- the layer's rows ---- */
