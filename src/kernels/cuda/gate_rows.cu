@@ -412,13 +412,14 @@ MF_DEV void emit_row(const rows_call &c, const warp_memory<V> *of, int row, uint
 
 MF_DEV void clear_histogram(const rows_call &c)
 {
+    const uint32_t arrivals = threadIdx.x == 0 ? load_relaxed(c.arrivals) : 0; /* on its way while zeros are written */
 #pragma unroll 1
     for (int i = threadIdx.x; i < c.num_slots; i += blockDim.x) {
         c.histogram[i] = 0;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        const uint32_t before = load_relaxed(c.arrivals) / ARRIVALS;
+        const uint32_t before = arrivals / ARRIVALS;
         store_release(c.generation, (before + 1) % (UINT32_MAX / ARRIVALS + 1));
         add_relaxed(c.arrivals, ARRIVALS - (gridDim.x - 1));
     }
@@ -546,7 +547,8 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
 
 /* ---- few rows: a block a row, a thread an expert ---- */
 
-/* A bound that at least 8 of the keys that may be chosen reach, from each warp's two largest; and whether this warp's may. */
+/* A bound that at least 8 of the keys that may be chosen reach, from each warp's two largest; and whether this warp's may.
+ * Without groups it is the least of four second largest, each of a quarter of the keys: some 12 reach it. */
 template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, uint2 top, int lane, int warp, bool *kept)
 {
     *kept = true;
@@ -564,7 +566,14 @@ template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, u
     if (WARPS < 4) {
         return 0u;
     }
-    return __reduce_min_sync(MF_FULL_WARP, WARPS < 8 ? (lane < WARPS ? top.y : UINT32_MAX) : lane < 8 ? top.x : UINT32_MAX);
+    uint32_t first = top.x, second = top.y; /* of this lane's warp and every fourth one from it on */
+#pragma unroll
+    for (int w = 4; w < WARPS; w += 4) {
+        const uint32_t x = __shfl_down_sync(MF_FULL_WARP, top.x, w), y = __shfl_down_sync(MF_FULL_WARP, top.y, w);
+        second = max(min(first, x), max(second, y));
+        first = max(first, x);
+    }
+    return __reduce_min_sync(MF_FULL_WARP, lane < 4 ? second : UINT32_MAX);
 }
 
 /* How many of 64 keys come before expert i's. */
