@@ -40,7 +40,7 @@ static CUresult encode_packed(mf_cuda_encode_fn make, const mf_cuda_matrix *m, C
     const cuuint64_t sizes[2] = { (cuuint64_t)m->k * bits / 8, (cuuint64_t)m->n };
     const cuuint32_t box[2] = { 128, 64 }, every[2] = { 1, 1 };
     return make(out, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)m->data, sizes, &pitch, box, every,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 

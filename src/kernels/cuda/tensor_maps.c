@@ -33,5 +33,5 @@ CUresult mf_cuda_encode_lines(mf_cuda_encode_fn make, const void *data, bool byt
     const cuuint32_t box[3] = { (cuuint32_t)columns, rows, lines }, every[3] = { 1, 1, 1 };
     return make(out, bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
                 (void *)(uintptr_t)data, sizes, pitch, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
