@@ -375,13 +375,24 @@ TEST(every_hidden_size_with_every_dtype_and_no_unwritten_tail)
     }
 }
 
-/* More than a cache holds, which a device may bring to where it adds in pieces: the last one of few columns; rows apart, and
- * columns that nobody may use. */
+/* Rows that end inside a block's piece; apart, and with columns that nobody may use, in some rows or in none; short
+ * ones. */
 TEST(many_tokens_of_long_rows_are_combined)
 {
-    for (int i = 0; i < 2; i++) {
-        sum_case c = { .T = conf_whole() ? 1930 : 30, .C = 8 + i, .H = 4104, .dtype = MF_BF16, .out_dtype = MF_BF16, .S = i,
-                       .factor = 2.5f, .ids = i > 0, .weights = true, .slack = i > 0 ? 8 : 0, .seed = 30 + (uint64_t)i };
+    static const int64_t columns[] = { 4, 6, 8, 9 };
+    for (int i = 0; i < 9; i++) {
+        const bool has_ids = i % 2 != 0 || i == 8;
+        sum_case c = { .T = conf_whole() ? 700 : 30,
+                       .C = columns[i / 2 % 4],
+                       .H = i == 8 ? 520 : 4104,
+                       .dtype = MF_BF16,
+                       .out_dtype = MF_BF16,
+                       .S = i % 3,
+                       .factor = 2.5f,
+                       .ids = has_ids,
+                       .weights = true,
+                       .slack = has_ids ? 8 : 0,
+                       .seed = 30 + (uint64_t)i };
         check(&c);
     }
 }

@@ -1,5 +1,5 @@
-/* combine_once.c - many tokens of long rows, whose combine behind the experts is another kernel than one alone: the
- * layer has the bits of gate, experts and sum-reduce one after the other.
+/* combine_once.c - many tokens of long rows: the layer, whose combine knows the ids, has the bits of gate, experts and
+ * sum-reduce one after the other.
  *
  * Needs a GPU; tests/cuda/run.sh runs it. */
 #include <stdlib.h>

@@ -102,28 +102,6 @@ TEST(combine_takes_16_bytes_a_thread_where_every_row_allows_it)
     CHECK_HAS(err.message, "num_addends 17");
 }
 
-TEST(a_combine_of_many_long_rows_copies_in_pieces_behind_experts_alone)
-{
-    static const struct {
-        int64_t tokens, hidden;
-        bool has_pieces;
-    } cases[] = { { 8192, 7168, true }, { 1024, 7168, true }, { 512, 7168, false }, { 8192, 2048, false } };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const int64_t t = cases[i].tokens, h = cases[i].hidden;
-        mf_sum_reduce_args args = { .x = mf_tensor_3d(memory, MF_BF16, t, 9, h), .routed_scaling_factor = 1,
-                                    .out = mf_tensor_2d(memory, MF_BF16, t, h) };
-        mf_sum_reduce_call call = { .args = &args, .num_tokens = t, .num_columns = 9, .hidden_size = h };
-        mf_cuda_sum sum;
-        CHECK_OK(mf_cuda_plan_sum(&h200, &call, true, &sum, &err), err);
-        CHECK_EQ(sum.piece_blocks, 0);
-        mf_cuda_plan_sum_behind_experts(&h200, &sum);
-        CHECK_EQ(sum.piece_blocks > 0, cases[i].has_pieces);
-        CHECK_OK(mf_cuda_plan_sum(&a100, &call, true, &sum, &err), err);
-        mf_cuda_plan_sum_behind_experts(&a100, &sum);
-        CHECK_EQ(sum.piece_blocks, 0);
-    }
-}
-
 /* ---- experts ---- */
 
 static mf_slot slot_of(mf_format format, int64_t hidden, int64_t width)

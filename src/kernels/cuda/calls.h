@@ -104,10 +104,9 @@ typedef struct mf_cuda_sum {
     int32_t vector;   /* elements a thread takes: 16 bytes of x, or 1 */
     int32_t bytewise;
     float factor;
-    int32_t narrow;        /* the usual combine takes two elements a thread, not four */
+    int32_t narrow;        /* the usual combine takes two elements a thread, not four or eight */
     int32_t wide_residual; /* its rows are aligned, too */
     int32_t starts_early;  /* the GPU knows programmatic dependent launch */
-    int32_t piece_blocks;  /* many tokens: the usual combine of 8 or 9 columns brings them to shared memory in so many blocks; 0: not */
 } mf_cuda_sum;
 
 int mf_cuda_launch_sum_reduce(const mf_cuda_sum *call, void *stream);

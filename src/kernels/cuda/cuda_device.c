@@ -547,7 +547,6 @@ static mf_status experts_combine(mf_device *device, const mf_experts_call *call,
         args.x = mf_tensor_3d(plan.y, y_dtype, call->num_tokens, call->num_columns, call->experts->hidden_size);
     }
     MF_TRY(mf_cuda_plan_sum(&state->gpu, &over_y, !plan.is_combined, &sum, err));
-    mf_cuda_plan_sum_behind_experts(&state->gpu, &sum);
     if (plan.is_grouped) {
         bool combined = false;
         MF_TRY(launch_grouped(device, &plan, &sum, &combined, err));

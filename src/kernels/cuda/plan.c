@@ -7,8 +7,6 @@
 #include "kernels/carve.h"
 
 enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
-/* Where the combine copies in pieces: bytes far past the L2 cache, rows at least so long; its blocks of a multiprocessor. */
-enum { SUM_PIECES_BYTES = 120 << 20, SUM_PIECES_HIDDEN = 4096, SUM_PIECES_BLOCKS = 4 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -361,14 +359,6 @@ mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *cal
     out->wide_residual = has_wide_rows(&a->residual);
     out->starts_early = gpu->capability >= 90;
     return MF_OK;
-}
-
-void mf_cuda_plan_sum_behind_experts(const mf_cuda_gpu *gpu, mf_cuda_sum *sum)
-{
-    const int64_t bytes = sum->num_tokens * sum->num_columns * sum->hidden_size * 2;
-    if (gpu->capability == 90 && bytes >= SUM_PIECES_BYTES && sum->hidden_size >= SUM_PIECES_HIDDEN) {
-        sum->piece_blocks = SUM_PIECES_BLOCKS * gpu->num_multiprocessors;
-    }
 }
 
 /* ---- the layer's rows ---- */

@@ -27,8 +27,6 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
 
 /* has_x: false in experts_combine, where x is never in memory. */
 mf_status mf_cuda_plan_sum(const mf_cuda_gpu *gpu, const mf_sum_reduce_call *call, bool has_x, mf_cuda_sum *out, mf_error *err);
-/* Copies in pieces where that is faster: at the clocks that experts leave; alone it is slower (lab/cuda/029). */
-void mf_cuda_plan_sum_behind_experts(const mf_cuda_gpu *gpu, mf_cuda_sum *sum);
 
 void mf_cuda_plan_layer_rows(const mf_layer_rows_call *call, mf_cuda_layer_rows *out);
 

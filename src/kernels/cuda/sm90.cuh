@@ -24,6 +24,21 @@ MF_PTX float load_early(const float *p)
     return v;
 }
 
+/* 4, 8 or 16 bytes, asked for here and in this order: left to itself the compiler asks for fewer at a time to save
+ * registers. */
+template <int WORDS> MF_PTX void load_now(const void *p, uint32_t (&v)[WORDS])
+{
+    if constexpr (WORDS == 1) {
+        asm volatile("ld.global.u32 %0, [%1];" : "=r"(v[0]) : "l"(p));
+    } else if constexpr (WORDS == 2) {
+        asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "l"(p));
+    } else {
+        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                     : "l"(p));
+    }
+}
+
 /* 16 bytes that another block wrote during this launch. */
 MF_PTX uint4 load_fresh(const void *p)
 {

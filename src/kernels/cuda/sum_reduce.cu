@@ -260,10 +260,67 @@ MF_DEV void chain(const plain_call &p, const column_pack<T, V> (&v)[C], const fl
     }
 }
 
-/* bf16 in and out, weights, C columns, a block's row in grid.y: little code, which for few tokens is time, because a launch
- * finds none of it in the caches.  IDS: columns with a negative id are skipped, unread. */
-template <int V, int C, bool IDS, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_lean_kernel(const __grid_constant__ plain_call p)
+/* Of sum_lean_kernel's elements, in their place. */
+template <int V> MF_DEV void store_bf16(uint16_t *to, const float (&r)[V])
 {
+    if constexpr (V == 2) {
+        *(uint32_t *)to = pack_bf16(r[0], r[1]);
+    } else if constexpr (V == 4) {
+        *(uint2 *)to = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
+    } else {
+        *(uint4 *)to =
+            make_uint4(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]), pack_bf16(r[4], r[5]), pack_bf16(r[6], r[7]));
+    }
+}
+
+/* A row with columns that are skipped, a few at a time: with as few registers as a row without. */
+template <int V, int C> MF_DEV void sum_row_with_gaps(const plain_call &p, int64_t t, int h)
+{
+    constexpr int EACH = 3;
+    const bf16_bits *x = (const bf16_bits *)p.x + t * p.x_stride + h;
+    float r[V], s[V];
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = s[e] = 0.0f;
+    }
+#pragma unroll 1
+    for (int c0 = 0; c0 < C; c0 += EACH) {
+        column_pack<bf16_bits, V> v[EACH];
+        bool use[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            use[k] = c0 + k < C && p.ids[t * p.ids_stride + c0 + k] >= 0;
+            if (use[k]) {
+                v[k] = *(const column_pack<bf16_bits, V> *)(x + (c0 + k) * p.column_stride);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const float w = use[k] ? p.weights[t * p.weights_stride + c0 + k] : 0.0f;
+#pragma unroll
+            for (int e = 0; e < V; e++) {
+                if (use[k] && c0 + k < p.routed) {
+                    r[e] = fused(w, widen(v[k].v[e]), r[e]);
+                } else if (use[k]) {
+                    s[e] = fused(w, widen(v[k].v[e]), s[e]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        r[e] = __fmaf_rn(p.factor, r[e], s[e]);
+    }
+    store_bf16<V>((uint16_t *)p.out + t * p.out_stride + h, r);
+}
+
+/* bf16 in and out, weights, C columns, a block's row in grid.y: little code, which for few tokens is time, because a
+ * launch finds none of it in the caches.  IDS: columns with a negative id are skipped, unread; of many tokens a row
+ * without has a way of its own, whose registers hold twice as many bytes under way. */
+template <int V, int C, bool IDS, int BLOCK>
+__global__ void __launch_bounds__(BLOCK) sum_lean_kernel(const __grid_constant__ plain_call p)
+{
+    constexpr bool APART = IDS && BLOCK == MANY_THREADS;
     const int h = (int)(blockIdx.x * BLOCK + threadIdx.x) * V;
     let_next_start();
     wait_for_previous();
@@ -271,6 +328,17 @@ template <int V, int C, bool IDS, int BLOCK> __global__ void __launch_bounds__(B
         return;
     }
     const int64_t t = blockIdx.y;
+    if constexpr (APART) {
+        int32_t lowest = 0;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            lowest = min(lowest, p.ids[t * p.ids_stride + c]);
+        }
+        if (lowest < 0) {
+            sum_row_with_gaps<V, C>(p, t, h);
+            return;
+        }
+    }
     const bf16_bits *x = (const bf16_bits *)p.x + t * p.x_stride + h;
     const float *weights = p.weights + t * p.weights_stride;
     column_pack<bf16_bits, V> v[C];
@@ -278,11 +346,15 @@ template <int V, int C, bool IDS, int BLOCK> __global__ void __launch_bounds__(B
     bool use[C];
 #pragma unroll
     for (int c = 0; c < C; c++) {
-        use[c] = !IDS || p.ids[t * p.ids_stride + c] >= 0;
+        use[c] = !IDS || APART || p.ids[t * p.ids_stride + c] >= 0;
     }
 #pragma unroll
     for (int c = 0; c < C; c++) {
-        if (use[c]) {
+        if constexpr (!IDS || APART) {
+            uint32_t words[V / 2];
+            load_now(x + c * p.column_stride, words); /* all before the first sum */
+            memcpy(&v[c], words, sizeof words);
+        } else if (use[c]) {
             v[c] = *(const column_pack<bf16_bits, V> *)(x + c * p.column_stride);
         }
     }
@@ -291,12 +363,7 @@ template <int V, int C, bool IDS, int BLOCK> __global__ void __launch_bounds__(B
         w[c] = weights[c];
     }
     chain<bf16_bits, V, C>(p, v, w, use, r);
-    uint16_t *out = (uint16_t *)p.out + t * p.out_stride + h;
-    if constexpr (V == 2) {
-        *(uint32_t *)out = pack_bf16(r[0], r[1]);
-    } else {
-        *(uint2 *)out = make_uint2(pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3]));
-    }
+    store_bf16<V>((uint16_t *)p.out + t * p.out_stride + h, r);
 }
 
 template <typename T, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_plain_kernel(const __grid_constant__ plain_call p)
@@ -331,90 +398,6 @@ template <typename T, int BLOCK> __global__ void __launch_bounds__(BLOCK) sum_pl
             }
         }
         store_elements<V>(p.out, p.out_dtype, t * p.out_stride + h, r);
-    }
-}
-
-/* sum_lean_kernel of many tokens: a warp copies pieces of a token's columns into shared memory, some blocks' stages of
- * them a multiprocessor, which keeps more loads under way than registers could. */
-constexpr int PIECE = 512, PIECE_THREADS = PIECE / 4, PIECE_STAGES = 5;
-
-template <int C> __global__ void __launch_bounds__(PIECE_THREADS + 32) sum_pieces_kernel(const __grid_constant__ plain_call p)
-{
-    extern __shared__ __align__(128) uint8_t stages[]; /* [PIECE_STAGES][C][PIECE] bf16 */
-    __shared__ uint64_t full[PIECE_STAGES], empty[PIECE_STAGES];
-    constexpr uint32_t BYTES = PIECE * 2;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < PIECE_STAGES; i++) {
-            barrier_init(&full[i], 1);
-            barrier_init(&empty[i], PIECE_THREADS / 32);
-        }
-        barrier_init_fence();
-    }
-    __syncthreads();
-    let_next_start();
-    wait_for_previous();
-    const uint32_t pieces = (uint32_t)(p.hidden_size + PIECE - 1) / PIECE, total = (uint32_t)p.num_tokens * pieces;
-    const int lane = threadIdx.x & 31;
-    int stage = 0;
-    uint32_t parity = 0;
-    auto next_stage = [&]() {
-        stage = stage + 1 == PIECE_STAGES ? 0 : stage + 1;
-        parity ^= stage == 0 ? 1 : 0;
-    };
-    /* A lane's column, a piece ahead: whether it is used, and its weight. */
-    auto is_used = [&](uint32_t i) {
-        return i < total && lane < C && (!p.ids || p.ids[i / pieces * p.ids_stride + lane] >= 0);
-    };
-    auto weight_of = [&](uint32_t i) {
-        return i < total && lane < C ? p.weights[i / pieces * p.weights_stride + lane] : 0.0f;
-    };
-    bool used = is_used(blockIdx.x);
-    if (threadIdx.x >= PIECE_THREADS) {
-        for (uint32_t i = blockIdx.x; i < total; i += gridDim.x) {
-            const uint32_t t = i / pieces, h = i % pieces * PIECE, bytes = min(BYTES, (uint32_t)(p.hidden_size - h) * 2);
-            const uint32_t all = __ballot_sync(MF_FULL_WARP, used);
-            const bool is_mine = used;
-            used = is_used(i + gridDim.x);
-            barrier_wait(&empty[stage], parity ^ 1);
-            if (lane == 0) {
-                barrier_expect(&full[stage], bytes * (uint32_t)__popc(all));
-            }
-            __syncwarp();
-            if (is_mine) {
-                copy_piece_once(stages + (stage * C + lane) * BYTES,
-                                (const uint16_t *)p.x + t * p.x_stride + lane * p.column_stride + h, bytes, &full[stage]);
-            }
-            next_stage();
-        }
-        return;
-    }
-    float weight = weight_of(blockIdx.x);
-    for (uint32_t i = blockIdx.x; i < total; i += gridDim.x) {
-        const uint32_t t = i / pieces, h = i % pieces * PIECE + threadIdx.x * 4, all = __ballot_sync(MF_FULL_WARP, used);
-        column_pack<bf16_bits, 4> v[C];
-        float w[C], r[4];
-        bool use[C];
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            w[c] = __shfl_sync(MF_FULL_WARP, weight, c);
-            use[c] = (all >> c & 1) != 0;
-        }
-        weight = weight_of(i + gridDim.x);
-        used = is_used(i + gridDim.x);
-        barrier_wait(&full[stage], parity);
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            v[c] = *(const column_pack<bf16_bits, 4> *)(stages + (stage * C + c) * BYTES + threadIdx.x * 8);
-        }
-        chain<bf16_bits, 4, C>(p, v, w, use, r);
-        __syncwarp();
-        if (lane == 0) {
-            barrier_arrive(&empty[stage]);
-        }
-        next_stage();
-        if (h < (uint32_t)p.hidden_size) {
-            store_elements<4>(p.out, MF_BF16, t * p.out_stride + h, r);
-        }
     }
 }
 
@@ -461,42 +444,43 @@ bool is_plain(const mf_cuda_sum *call)
            !call->num_valid && !call->row_valid && (!call->residual || call->wide_residual);
 }
 
-template <typename KERNEL> int start(KERNEL few, KERNEL many, const plain_call &p, int vector, bool starts_early, cudaStream_t stream)
-{
-    const bool is_few = p.num_tokens <= FEW_TOKENS;
-    const int threads = is_few ? FEW_THREADS : MANY_THREADS, each = vector * threads;
-    const dim3 grid((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
-    return launch_kernel(starts_early, is_few ? few : many, grid, threads, 0, stream, p);
-}
-
 template <typename T> int start_plain(const plain_call &p, bool starts_early, cudaStream_t stream)
 {
-    return start(sum_plain_kernel<T, FEW_THREADS>, sum_plain_kernel<T, MANY_THREADS>, p, 4, starts_early, stream);
+    const bool is_few = p.num_tokens <= FEW_TOKENS;
+    const int threads = is_few ? FEW_THREADS : MANY_THREADS, each = 4 * threads;
+    const dim3 grid((unsigned)((p.hidden_size + each - 1) / each), (unsigned)(p.num_tokens < MAX_Y ? p.num_tokens : MAX_Y));
+    return launch_kernel(starts_early, is_few ? sum_plain_kernel<T, FEW_THREADS> : sum_plain_kernel<T, MANY_THREADS>,
+                         grid, threads, 0, stream, p);
 }
 
-template <int V, int C> int start_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
+template <int V, int C, int BLOCK> int start_row(const plain_call &p, bool starts_early, cudaStream_t stream)
 {
-    return p.ids ? start(sum_lean_kernel<V, C, true, FEW_THREADS>, sum_lean_kernel<V, C, true, MANY_THREADS>, p, V, starts_early, stream)
-                 : start(sum_lean_kernel<V, C, false, FEW_THREADS>, sum_lean_kernel<V, C, false, MANY_THREADS>, p, V, starts_early, stream);
+    const dim3 grid((unsigned)((p.hidden_size + V * BLOCK - 1) / (V * BLOCK)), (unsigned)p.num_tokens);
+    return launch_kernel(starts_early, p.ids ? sum_lean_kernel<V, C, true, BLOCK> : sum_lean_kernel<V, C, false, BLOCK>,
+                         grid, BLOCK, 0, stream, p);
 }
 
-template <int C> int start_pieces(const plain_call &p, int blocks, bool starts_early, cudaStream_t stream)
+template <int C> int start_lean(const plain_call &p, bool narrow, bool starts_early, cudaStream_t stream)
 {
-    return launch_shared(starts_early, sum_pieces_kernel<C>, dim3((unsigned)blocks), PIECE_THREADS + 32,
-                         (size_t)PIECE_STAGES * C * PIECE * 2, stream, p);
+    if (p.num_tokens <= FEW_TOKENS) {
+        return narrow ? start_row<2, C, FEW_THREADS>(p, starts_early, stream)
+                      : start_row<4, C, FEW_THREADS>(p, starts_early, stream);
+    }
+    return narrow ? start_row<2, C, MANY_THREADS>(p, starts_early, stream)
+                  : start_row<8, C, MANY_THREADS>(p, starts_early, stream);
 }
 
-template <int V> int launch_lean(const plain_call &p, bool starts_early, cudaStream_t stream)
+int launch_lean(const plain_call &p, bool narrow, bool starts_early, cudaStream_t stream)
 {
     switch (p.num_columns) {
     case 4:
-        return start_lean<V, 4>(p, starts_early, stream);
+        return start_lean<4>(p, narrow, starts_early, stream);
     case 6:
-        return start_lean<V, 6>(p, starts_early, stream);
+        return start_lean<6>(p, narrow, starts_early, stream);
     case 8:
-        return start_lean<V, 8>(p, starts_early, stream);
+        return start_lean<8>(p, narrow, starts_early, stream);
     case 9:
-        return start_lean<V, 9>(p, starts_early, stream);
+        return start_lean<9>(p, narrow, starts_early, stream);
     default:
         return start_plain<bf16_bits>(p, starts_early, stream);
     }
@@ -529,11 +513,7 @@ int launch_plain(const mf_cuda_sum *call, cudaStream_t stream)
     if (!p.weights || p.residual || p.out_dtype != MF_BF16 || p.num_tokens > MAX_Y) {
         return start_plain<bf16_bits>(p, early, stream);
     }
-    if (call->piece_blocks > 0 && (p.num_columns == 8 || p.num_columns == 9)) {
-        return p.num_columns == 8 ? start_pieces<8>(p, call->piece_blocks, early, stream)
-                                  : start_pieces<9>(p, call->piece_blocks, early, stream);
-    }
-    return call->narrow ? launch_lean<2>(p, early, stream) : launch_lean<4>(p, early, stream);
+    return launch_lean(p, call->narrow != 0, early, stream);
 }
 
 template <typename T, int V> int launch(const mf_cuda_sum *call, cudaStream_t stream)

@@ -119,18 +119,6 @@ MF_PTX void copy_turned_box(void *shared, const CUtensorMap *map, int row, int c
 #endif
 }
 
-/* `bytes` in one piece, read for the last time: a multiple of 16, as places are. */
-MF_PTX void copy_piece_once(void *shared, const void *global, uint32_t bytes, uint64_t *barrier)
-{
-#if MF_HAS_WGMMA
-    constexpr uint64_t EVICT_FIRST = 0x12f0000000000000; /* as createpolicy.fractional.L2::evict_first makes it */
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-                     shared_address(shared)),
-                 "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(EVICT_FIRST)
-                 : "memory");
-#endif
-}
-
 /* copy_box of weights that a launch reads once, or a few times close together: they leave the second-level cache before
  * what the kernels of a step share - their code, tables, activations - which a layer's experts would push out. */
 MF_PTX void copy_box_once(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
