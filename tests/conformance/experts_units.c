@@ -142,12 +142,22 @@ static void check_part(const conf_device *d, const mf_experts *experts, const ba
     }
 }
 
-static void check_case(const unit_case *c, uint64_t seed, int64_t num_tokens)
+/* How many of seven tokens each have the last slot in their first column, and the one before it in their second. */
+typedef struct crowd {
+    int last, before_last;
+} crowd;
+
+static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens, crowd of)
 {
     case_table table;
     batch b;
     make_table(&table, c, &seed);
     make_batch(&b, &seed, num_tokens, COLUMNS, c->hidden, c->act_dtype, c->y_dtype, SLOTS);
+    for (int64_t t = 0; t < num_tokens; t++) {
+        int32_t *ids = b.ids + t * COLUMNS;
+        ids[0] = t % 7 < of.last ? SLOTS - 1 : ids[0];
+        ids[1] = t % 7 < of.before_last ? SLOTS - 2 : ids[1];
+    }
     for (int64_t i = 0; i < num_tokens * COLUMNS; i++) {
         if (i % 17 == 3) {
             b.ids[i] = -1;
@@ -188,6 +198,11 @@ static void check_case(const unit_case *c, uint64_t seed, int64_t num_tokens)
     case_table_free(&table);
 }
 
+static void check_case(const unit_case *c, uint64_t seed, int64_t num_tokens)
+{
+    check_crowded(c, seed, num_tokens, (crowd){ 0, 0 });
+}
+
 TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_company)
 {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -204,6 +219,22 @@ TEST(experts_of_many_tokens_a_slot_are_right_and_have_the_bits_of_few)
     for (size_t i = sizeof cases / sizeof cases[0] - FOR_MANY; i < sizeof cases / sizeof cases[0]; i++) {
         const bool many = conf_whole() || (conf_small() && i + 1 == sizeof cases / sizeof cases[0]);
         check_case(&cases[i], 900 + i, many ? MANY_TOKENS : 100);
+    }
+}
+
+/* One slot with many tiles of tokens, as a shared expert has them; two, alike, nearly and not at all. */
+TEST(experts_of_slots_that_most_tokens_share_are_right_and_have_the_bits_of_few)
+{
+    static const struct {
+        int of; /* cases[] */
+        int64_t num_tokens;
+        crowd crowd;
+    } crowded[] = { { 15, 900, { 7, 0 } }, { 15, 900, { 7, 7 } }, { 15, 900, { 7, 6 } }, { 15, 1400, { 7, 3 } },
+                    { 1, 530, { 7, 0 } },  { 1, 530, { 7, 7 } },  { 12, 530, { 7, 0 } } };
+    for (size_t i = 0; i < sizeof crowded / sizeof crowded[0]; i++) {
+        if (conf_whole() || i % 3 == 0) {
+            check_crowded(&cases[crowded[i].of], 930 + i, conf_whole() ? crowded[i].num_tokens : 100, crowded[i].crowd);
+        }
     }
 }
 

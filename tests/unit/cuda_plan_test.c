@@ -478,7 +478,7 @@ static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, i
 
 TEST(grouped_products_fit_shared_memory_and_cover_every_row)
 {
-    static const int64_t tokens[] = { 1, 2, 3, 8, 9, 64, 767, 768, 1535, 3071, 3072, 8192, 100000 };
+    static const int64_t tokens[] = { 1, 2, 3, 8, 9, 64, 767, 768, 1071, 1072, 1535, 3071, 3072, 8192, 100000 };
     for (int path = MF_CUDA_PATH_BF16; path <= MF_CUDA_PATH_FP8; path += MF_CUDA_PATH_FP8 - MF_CUDA_PATH_BF16) {
         for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
             experts_problem p;
@@ -505,10 +505,23 @@ TEST(grouped_products_fit_shared_memory_and_cover_every_row)
                 plan_grouped(&mixed, 128, (mf_cuda_path)path, tokens[i], 0);
                 CHECK(!mixed.plan.grouped.x_in_order && mixed.plan.is_grouped);
             }
-            CHECK_EQ(g->max_tokens, tokens[i] < 768 ? 64 : path == MF_CUDA_PATH_FP8 ? 128 : 160);
+            const bool some = tokens[i] < 1072; /* 66 a slot */
+            CHECK_EQ(g->max_tokens, tokens[i] < 768            ? 64
+                                    : path == MF_CUDA_PATH_FP8 ? 128
+                                    : some                     ? MF_CUDA_GROUPED_SOME
+                                                               : 160);
+            CHECK(g->max_tokens != MF_CUDA_GROUPED_SOME || g->stages == 5);
             CHECK_EQ(g->clears_counts, tokens[i] * 8 > MF_CUDA_SORTED_PAIRS);
         }
     }
+}
+
+TEST(many_tokens_of_many_slots_have_four_stages)
+{
+    experts_problem p;
+    plan_grouped(&p, 512, MF_CUDA_PATH_BF16, 512 * 100 / 8, 512);
+    CHECK_EQ(p.plan.grouped.max_tokens, 160);
+    CHECK_EQ(p.plan.grouped.stages, 4);
 }
 
 TEST(fp8_tokens_are_rows_where_slots_have_many_of_them)

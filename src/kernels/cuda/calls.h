@@ -312,6 +312,9 @@ typedef struct mf_cuda_row_maps {
     alignas(64) uint8_t h[MF_CUDA_ROW_BOXES][128];
 } mf_cuda_row_maps;
 
+/* grouped.cu's tiles of bf16 where slots have some tokens, few enough for a stage more than many have. */
+enum { MF_CUDA_GROUPED_SOME = 80 };
+
 /* Shared memory of a stage: 256 weight rows and the tokens' by 128 bytes of K, their scales. */
 static inline int64_t mf_cuda_grouped_stage_bytes(int codes, int max_tokens)
 {

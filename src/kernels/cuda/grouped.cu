@@ -257,11 +257,14 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
     const int group = (threadIdx.x - PRODUCERS) >> 7, lane = threadIdx.x & 31;
     const int lines = u->lines, steps = u->steps;
     int64_t *places = (int64_t *)(staging + STAGING) + group * MAX; /* where the tokens' rows of y begin */
-    if (u->is_down) {                                               /* its last readers have passed a barrier since */
-        for (int t = (threadIdx.x - PRODUCERS) & 127; t < u->count; t += 128) {
-            places[t] = y_offset(p.e, __ldg(p.sorted + u->first + t));
+    constexpr int OWN = (N + 127) / 128;
+    const int own = (threadIdx.x - PRODUCERS) & 127;
+    int32_t pairs[OWN] = {}; /* asked for here, written where they are needed */
+#pragma unroll
+    for (int k = 0; k < OWN; k++) {
+        if (u->is_down && own + 128 * k < u->count) {
+            pairs[k] = load_early(p.sorted + u->first + own + 128 * k);
         }
-        own_barrier(group);
     }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -335,6 +338,14 @@ MF_DEV void multiply(const mf_cuda_grouped &p, unit_ref u, uint8_t *stages, shar
         }
         auto write = [&](float(&low)[N / 2], float(&high)[N / 2]) {
             if (u->is_down) {
+                if (step == 0) { /* their last readers have passed a barrier since, the next ones pass one first */
+#pragma unroll
+                    for (int k = 0; k < OWN; k++) {
+                        if (own + 128 * k < u->count) {
+                            places[own + 128 * k] = y_offset(p.e, pairs[k]);
+                        }
+                    }
+                }
                 write_down<N>(p, u, u->row + 256 * step, low, high, staging, places);
             } else {
                 write_up<CODES, N>(p, u, low, high, staging);
@@ -392,27 +403,84 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
     }
 }
 
+/* ---- the order of work ---- */
+
+/* A slot of so many tiles asks memory for its weights once and the L2 cache for the rest.  Were such slots the last
+ * ones of w13 and of w2, as shared experts are by their numbers, memory would idle there: they come first.  (Dealt out
+ * among the others they cost more than that at some sizes; codes gain nothing: lab/cuda/034.) */
+constexpr int TALL_TILES = 4;
+
+/* As scan_tiles, of slots in the order of work: prefix[i] of slot order[i]. */
+template <int CODES>
+MF_DEV void scan_order(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, uint16_t *order,
+                       int32_t *sums)
+{
+    constexpr int COUNT = 17, TILES = (1 << COUNT) - 1; /* of tall slots: how many, above the number of their tiles */
+    static_assert(MF_CUDA_GROUPED_TILES <= TILES && MF_CUDA_GROUPED_SLOTS < 1 << (31 - COUNT), "both fit");
+    const int slots = (int)p.e.num_slots, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    for (int i = tid; i <= slots; i += THREADS) {
+        offsets[i] = p.offsets[i];
+    }
+    __syncthreads();
+    const int each = (slots + THREADS - 1) / THREADS, from = tid * each, to = min(slots, from + each);
+    auto tiles_at = [&](int i) { return tiles_of(offsets[i + 1] - offsets[i], most); };
+    auto tall_at = [&](int i) {
+        const int tiles = tiles_at(i);
+        return !CODES && tiles >= TALL_TILES ? 1 << COUNT | tiles : 0;
+    };
+    int32_t mine = 0, tall = 0;
+    for (int i = from; i < to; i++) {
+        mine += tiles_at(i);
+        tall += tall_at(i);
+    }
+    const bool has_tall = __syncthreads_or(tall);
+    int32_t before = sum_before(mine, lane, warp, sums), tall_before = 0, all_tall = 0;
+    if (has_tall) {
+        __syncthreads();
+        tall_before = sum_before(tall, lane, warp, sums);
+        __syncthreads();
+        if (tid == THREADS - 1) {
+            sums[0] = tall_before + tall;
+        }
+        __syncthreads();
+        all_tall = sums[0];
+    }
+    for (int i = from; i < to; i++) {
+        const int is_tall = tall_at(i), count = tall_before >> COUNT, tiles = tall_before & TILES;
+        const int place = is_tall ? count : (all_tall >> COUNT) + i - count;
+        prefix[place] = is_tall ? tiles : (all_tall & TILES) + before - tiles;
+        order[place] = (uint16_t)i;
+        before += tiles_at(i);
+        tall_before += is_tall;
+    }
+    if (tid == THREADS - 1) {
+        prefix[slots] = before;
+    }
+    __syncthreads();
+}
+
 /* ---- the warp that brings weights, and gives out work ---- */
 
 template <int CODES, int MAX>
-MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix, uint32_t first_unit,
-                          uint8_t *stages, shared_state *s)
+MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, const int32_t *prefix,
+                          const uint16_t *order, uint32_t first_unit, uint8_t *stages, shared_state *s)
 {
     constexpr int STAGE = stage_bytes<CODES, MAX>(), COLUMNS = CODES ? 128 : 64;
-    const int slots = (int)p.e.num_slots, tiles = prefix[slots];
-    const int64_t ups = (int64_t)tiles * p.up_tiles, units = ups + (int64_t)tiles * p.down_units;
+    const int slots = (int)p.e.num_slots;
+    const uint32_t tiles = (uint32_t)prefix[slots], ups = tiles * (uint32_t)p.up_tiles,
+                   units = ups + tiles * (uint32_t)p.down_units;
     stage_cursor cursor = { 0, p.stages, 1 };
-    int64_t next = first_unit;
+    uint32_t next = first_unit;
     int made = 0;
     while (next < units) {
         const uint32_t claimed = claim_unit(p);
         const bool is_down = next >= ups;
-        const int64_t local = is_down ? next - ups : next;
-        const int row_tiles = is_down ? p.down_units : p.up_tiles;
-        const int low = slot_of(prefix, slots, (int)(local / row_tiles));
-        const int slot_tiles = prefix[low + 1] - prefix[low], inside = (int)(local - (int64_t)prefix[low] * row_tiles);
-        const int row_tile = inside / slot_tiles, tile = inside % slot_tiles;
-        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, slot_tiles);
+        const uint32_t local = is_down ? next - ups : next, row_tiles = (uint32_t)(is_down ? p.down_units : p.up_tiles);
+        const int at = slot_of(prefix, slots, (int)(local / row_tiles)), low = order[at];
+        const uint32_t slot_tiles = (uint32_t)(prefix[at + 1] - prefix[at]),
+                       inside = local - (uint32_t)prefix[at] * row_tiles;
+        const int row_tile = (int)(inside / slot_tiles), tile = (int)(inside % slot_tiles);
+        const int begin = offsets[low], count = offsets[low + 1] - begin, size = tile_size(count, (int)slot_tiles);
         const mf_cuda_slot &slot = p.e.slots[low];
         unit u;
         u.slot = low;
@@ -423,11 +491,13 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
         u.steps = is_down ? min(p.down_steps, p.down_tiles - row_tile * p.down_steps) : 1;
         u.row = row_tile * (is_down ? 256 * p.down_steps : 128);
         u.lines = (is_down ? width : (int)p.e.hidden_size) / COLUMNS;
-        u.tile = prefix[low] + tile;
+        u.tile = prefix[at] + tile;
         u.need = (width + 127) / 128 + BY_ROW<CODES>;
         if (u.count > 0 && (is_down || u.row < width)) {
             const CUtensorMap *m0 = map_of(p, low, is_down ? 2 : 0, MF_CUDA_BOX_LONG),
                               *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
+            /* Nobody else reads them: what tokens and results are read again from stays in the cache. */
+            const bool once = slot_tiles == 1 && (!CODES || p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS);
             const int stages_used = u.steps * u.lines;
             for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
@@ -441,7 +511,7 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                 for (int k = 0; k < 4; k++) {
                     const CUtensorMap *map = k & 1 ? m1 : m0;
                     const int row = first + 64 * (is_down ? k : k >> 1);
-                    if (slot_tiles == 1 && p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS) {
+                    if (once) {
                         copy_box_once(to + k * SUBTILE, map, row, line, full);
                     } else { /* other blocks read it for their tokens */
                         copy_box(to + k * SUBTILE, map, row, line, full);
@@ -564,17 +634,18 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_consta
     uint8_t *staging = stages + p.stages * stage_bytes<CODES, MAX>();
     shared_state *s = (shared_state *)(staging + STAGING + 2 * MAX * 8);
     int32_t *offsets = (int32_t *)(s + 1), *prefix = offsets + p.e.num_slots + 1;
+    uint16_t *order = (uint16_t *)(prefix + p.e.num_slots + 1);
     if (threadIdx.x == 0) {
         init_state(s, p.stages, CODES ? 256 : 8);
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */
     const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
-    scan_tiles(p, MAX, offsets, prefix, s->sums);
+    scan_order<CODES>(p, MAX, offsets, prefix, order, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<GATHERING_REGISTERS>();
         if (threadIdx.x == 0) {
-            bring_weights<CODES, MAX>(p, offsets, prefix, first, stages, s);
+            bring_weights<CODES, MAX>(p, offsets, prefix, order, first, stages, s);
         } else if (threadIdx.x >= 32) {
             gather<CODES, MAX>(p, stages, s);
         }
@@ -589,7 +660,7 @@ template <int CODES, int MAX> int launch(const mf_cuda_grouped *call, cudaStream
 {
     const auto kernel = grouped_kernel<CODES, MAX>;
     const size_t bytes = (size_t)call->stages * stage_bytes<CODES, MAX>() + STAGING + 2 * MAX * 8 +
-                         sizeof(shared_state) + ((size_t)call->e.num_slots + 1) * 8;
+                         sizeof(shared_state) + ((size_t)call->e.num_slots + 1) * 10;
     return launch_shared(true, kernel, dim3((unsigned)call->blocks), THREADS, bytes, stream, *call);
 }
 
@@ -605,7 +676,8 @@ int mf_cuda_launch_grouped(const mf_cuda_grouped *call, void *stream)
     cudaStream_t s = (cudaStream_t)stream;
     switch (call->codes) {
     case MF_CUDA_CODES_NONE:
-        return launch_most<MF_CUDA_CODES_NONE, 160>(call, s);
+        return call->max_tokens == MF_CUDA_GROUPED_SOME ? launch<MF_CUDA_CODES_NONE, MF_CUDA_GROUPED_SOME>(call, s)
+                                                        : launch_most<MF_CUDA_CODES_NONE, 160>(call, s);
     case MF_CUDA_CODES_FP8_BLOCK:
         return launch_most<MF_CUDA_CODES_FP8_BLOCK, 128>(call, s);
     case MF_CUDA_CODES_FP8_ROW:

@@ -5,7 +5,8 @@
 #include "kernels/format.h"
 #include "kernels/quantise.h"
 
-enum { MANY_PER_SLOT = 48, TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128, MOST_STAGES = 6 };
+enum { MANY_PER_SLOT = 48, SOME_PER_SLOT = 66, MOST_STAGES = 6 };
+enum { TOKENS_FEW = 64, TOKENS_MANY_BF16 = 160, TOKENS_MANY_FP8 = 128 };
 enum { UNIT_LINES = 8, SHORT_PAIRS = 16, UNITS_EACH = 4, FEW_UNIT_BYTES = 32768 };
 enum { FEW_PER_SLOT = 8, FEW_OF_WIDE = 4, SEVERAL_PER_SLOT = 20 }; /* grouped_packed.cuh's tiles */
 enum { UP_ROWS = 128, DOWN_ROWS = 256, IN_ORDER_PER_SLOT = 192, PAIR_FULL_TOKENS = 128 };
@@ -14,7 +15,7 @@ enum { ROWS_PER_SLOT = 64, ROWS_UNIT_LINES = 14, ROWS_FIXED_BYTES = 6144, ROWS_M
 /* packed_few.cu: lines of a warp, at least, of w13 and of w2, for one token and for more. */
 enum { FEW_LINES_UP_ONE = 4, FEW_LINES_UP = 7, FEW_LINES_DOWN_ONE = 2, FEW_LINES_DOWN = 4, FEW_BYTES = 400 * 1000 * 1000 };
 enum { MOST_ROW_COLUMNS = 1 << 17 }; /* of int8, whose products a sum of 32 bits holds */
-enum { FIXED_BYTES = 14 * 1024, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
+enum { FIXED_BYTES = 12 * 1024 + 512, PACKED_FIXED_BYTES = 6656 }; /* of shared memory: staging, barriers, units */
 
 static bool is_swiglu(int32_t activation)
 {
@@ -29,7 +30,7 @@ static bool has_f32_scales(const mf_cuda_matrix *m)
 
 static int64_t stages_of(const mf_cuda_gpu *gpu, const mf_experts *experts, int32_t codes, int32_t max_tokens)
 {
-    const int64_t room = gpu->shared_bytes - FIXED_BYTES - 8 * (experts->num_slots + 1);
+    const int64_t room = gpu->shared_bytes - FIXED_BYTES - 10 * (experts->num_slots + 1);
     const int64_t stages = room / mf_cuda_grouped_stage_bytes(codes, max_tokens);
     return stages < MOST_STAGES ? stages : MOST_STAGES;
 }
@@ -347,7 +348,12 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     g->packed = paths->packed;
     g->quant = paths->quant;
     g->x_in_order = takes_pairs(gpu, experts, paths, &g->e);
-    g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS : !many ? TOKENS_FEW : g->codes ? TOKENS_MANY_FP8 : TOKENS_MANY_BF16;
+    const bool some = used > 0 && pairs / used <= SOME_PER_SLOT;
+    g->max_tokens = g->x_in_order ? MF_CUDA_PAIR_TOKENS
+                    : !many       ? TOKENS_FEW
+                    : g->codes    ? TOKENS_MANY_FP8
+                    : some        ? MF_CUDA_GROUPED_SOME
+                                  : TOKENS_MANY_BF16;
     g->stages = (int32_t)(g->x_in_order ? pair_stages(gpu, experts) : stages_of(gpu, experts, g->codes, g->max_tokens));
     g->up_tiles = (int32_t)((width + UP_ROWS - 1) / UP_ROWS);
     g->down_tiles = (int32_t)((experts->hidden_size + DOWN_ROWS - 1) / DOWN_ROWS);

@@ -24,6 +24,13 @@ MF_PTX float load_early(const float *p)
     return v;
 }
 
+MF_PTX int32_t load_early(const int32_t *p)
+{
+    int32_t v;
+    asm volatile("ld.global.nc.s32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
 /* 4, 8 or 16 bytes, asked for here and in this order: left to itself the compiler asks for fewer at a time to save
  * registers. */
 template <int WORDS> MF_PTX void load_now(const void *p, uint32_t (&v)[WORDS])
