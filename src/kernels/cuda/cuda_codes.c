@@ -30,6 +30,40 @@ static int64_t widened_bytes(int64_t rows, int64_t k)
     return rows * k * 2 + (rows * 4 + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+bool mf_cuda_plan_codes_ring(const mf_device *device, mf_cuda_linear *p, mf_cuda_packed kind)
+{
+    enum { ROWS = 16, LEAST_GROUP = 64, RESERVED = 1024 /* of a block */, DEEP = 4, SHALLOW = 2 };
+    const mf_cuda_gpu *gpu = &mf_cuda_state_of(device)->gpu;
+    const bool is_8bit = kind == MF_CUDA_PACKED_INT8;
+    const int64_t columns = is_8bit ? 128 : 256, of_run = (p->w[0].k / 64 + p->runs - 1) / p->runs * 64,
+                  units = (of_run + columns - 1) / columns;
+    int64_t tiles = 0;
+    for (int i = 0; i < p->num; i++) {
+        const mf_cuda_matrix *m = &p->w[i];
+        if (!is_8bit && m->group_size < LEAST_GROUP) {
+            return false;
+        }
+        tiles += (m->n + ROWS - 1) / ROWS;
+    }
+    if (p->num_tokens > MF_CUDA_LINEAR_RING || tiles > INT32_MAX) {
+        return false;
+    }
+    for (int64_t together = p->runs == 8 ? 4 : 2; together >= 1; together--) {
+        if (together > 1 && tiles <= (together - 1) * gpu->num_multiprocessors) {
+            continue;
+        }
+        p->most_blocks = (int32_t)(together * gpu->num_multiprocessors);
+        const int64_t of_block = (tiles + p->most_blocks - 1) / p->most_blocks * units;
+        for (p->is_deep = of_block > SHALLOW; p->is_deep >= 0; p->is_deep--) {
+            p->ring_units = (int32_t)min_i64(of_block, p->is_deep ? DEEP : SHALLOW);
+            if (mf_cuda_codes_ring_shared(p, kind) + RESERVED <= (gpu->shared_bytes + RESERVED) / together) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 bool mf_cuda_codes_are_a_wave(const mf_device *device, const mf_cuda_linear *p)
 {
     enum { ROWS = 16, TOGETHER = 3 }; /* of 8 runs; of 16 half as many */

@@ -217,18 +217,22 @@ static void launch_codes(mf_device *device, mf_cuda_linear *p, const void *round
     p->parts = 1;
     p->runs = mf_cuda_linear_runs(p->w[0].k);
     const bool is_few = p->num_tokens <= MF_CUDA_CODES_FEW && mf_cuda_codes_are_a_wave(device, p);
+    const bool rings = !is_few && mf_cuda_plan_codes_ring(device, p, (mf_cuda_packed)kind);
     if (rounded && on16(rounded)) {
         p->x = rounded;
         p->x_stride = p->w[0].k;
-    } else if (is_few && p->num_tokens <= MF_CUDA_LINEAR_RING && p->x_is_wide) {
+    } else if ((rings || (is_few && p->num_tokens <= MF_CUDA_LINEAR_RING)) && p->x_is_wide) {
         p->x_is_f32 = 1;
     } else if (!round_x(device, p, p->w[0].k)) {
         return;
     }
-    if (is_few) {
+    if (rings || is_few) {
         p->most_window = gpu->window_bytes;
         p->element_bits = mf_format_bits((mf_format)p->w[0].format);
-        done(device, mf_cuda_launch_linear_codes(p, kind, stream_of(device)), "linear");
+        done(device,
+             rings ? mf_cuda_launch_codes_ring(p, kind, stream_of(device))
+                   : mf_cuda_launch_linear_codes(p, kind, stream_of(device)),
+             "linear");
     } else if (p->num_tokens <= MF_CUDA_CODES_TOKENS) {
         done(device, mf_cuda_linear_hopper_codes(p, kind, stream_of(device)), "linear");
     } else {

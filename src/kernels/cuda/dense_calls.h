@@ -154,6 +154,10 @@ enum { MF_CUDA_LINEAR_FEW = 64 };
  * in bf16 on 8 bytes or f32 on 16 (x_is_f32), `runs` as of bf16; sm_90. */
 enum { MF_CUDA_CODES_FEW = 16 };
 int mf_cuda_launch_linear_codes(const mf_cuda_linear *call, int kind, void *stream);
+/* The same for up to MF_CUDA_LINEAR_RING tokens, x on 16 bytes, groups of 64 columns and more; is_deep, ring_units
+ * and most_blocks as planned (cuda_codes.c). */
+int mf_cuda_launch_codes_ring(const mf_cuda_linear *call, int kind, void *stream);
+int64_t mf_cuda_codes_ring_shared(const mf_cuda_linear *call, int kind);
 
 /* Such matrices as bf16 in memory, and the scales of INT8's rows. */
 typedef struct mf_cuda_widen_call {

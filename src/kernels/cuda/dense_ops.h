@@ -44,6 +44,8 @@ bool mf_cuda_make_bf16(mf_device *device, mf_cuda_linear *p, mf_cuda_linear_path
 
 /* How a matrix of integer codes goes through the tensor cores, or MF_CUDA_PACKED_NONE: the matrix alone decides. */
 mf_cuda_packed mf_cuda_codes_of(const mf_device *device, const mf_matrix *m, mf_dtype act_dtype);
+/* Whether few tokens' products go through linear_codes_ring.cu, and how: x, which must lie on 16 bytes, is not looked at. */
+bool mf_cuda_plan_codes_ring(const mf_device *device, mf_cuda_linear *p, mf_cuda_packed kind);
 /* Whether all blocks of linear_codes.cu's FEW run at once; else linear_codes_wgmma.cu is as quick. */
 bool mf_cuda_codes_are_a_wave(const mf_device *device, const mf_cuda_linear *p);
 /* The product with bf16 in place of p's matrices, which are widened on the way: all at once where that has room.
