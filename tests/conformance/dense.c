@@ -232,11 +232,11 @@ TEST(dense_linear_of_integer_codes_has_the_bits_of_their_bf16_matrix_on_sm_90)
         { MF_FORMAT_INT8_CHANNEL, 101, 0, 200, 192, false },
         { MF_FORMAT_INT8_CHANNEL, 103, 0, 640, 2048, false },
         { MF_FORMAT_INT8_CHANNEL, 102, 0, 47, 4096, false },
-        { MF_FORMAT_INT4_GROUP, 101, 128, 17000, 2048, false }, /* in pieces */
-        { MF_FORMAT_INT8_CHANNEL, 101, 0, 17000, 2048, false },
+        { MF_FORMAT_INT4_GROUP, 101, 128, 66000, 2048, false }, /* in pieces */
+        { MF_FORMAT_INT8_CHANNEL, 101, 0, 66000, 2048, false },
     };
     static const int64_t counts[] = { 1, 8, 9, 17, 33, 129, 300 };
-    enum { TOKENS = 300, PIECES = 17000 };
+    enum { TOKENS = 300, PIECES = 66000 };
     int count;
     const conf_device *devices = conf_devices(&count);
     for (int d = 0; d < count; d++) {

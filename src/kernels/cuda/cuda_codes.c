@@ -8,7 +8,7 @@
 #include "kernels/cuda/dense_ops.h"
 
 enum {
-    WIDENED_BYTES = 64 << 20,
+    WIDENED_BYTES = 256 << 20,
     LEAST_ROWS = 384, /* of a piece: whole tiles of 128 and of 192 */
     ALIGNMENT = 256
 };
