@@ -347,6 +347,8 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
 
 /* ---- experts and layer ---- */
 
+enum { NUM_POINTS = 9 };
+
 typedef struct shape {
     const char *name;
     mf_format format;
@@ -356,11 +358,13 @@ typedef struct shape {
     struct {
         int64_t t;
         double peer, target;
-    } points[8];
+    } points[NUM_POINTS];
     int64_t group; /* columns of a scale, 4-bit formats */
     bool w8a16;    /* codes of 8 bits with activations that are not quantised */
+    bool gptq;     /* INT4_GROUP: scales of f16 and zero points */
 } shape;
 
+#define FEW_T { { 1, 0, 0 }, { 2, 0, 0 }, { 4, 0, 0 }, { 8, 0, 0 }, { 16, 0, 0 }, { 64, 0, 0 }, { 256, 0, 0 }, { 1024, 0, 0 }, { 8192, 0, 0 } }
 #define EVERY_T { { 1, 0, 0 }, { 4, 0, 0 }, { 16, 0, 0 }, { 64, 0, 0 }, { 256, 0, 0 }, { 1024, 0, 0 }, { 8192, 0, 0 } }
 
 static const shape shapes[] = {
@@ -373,10 +377,12 @@ static const shape shapes[] = {
     { "GLM-4.5-Air TP2 bf16", MF_FORMAT_BF16, 4096, 704, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID,
       { { 1, 54.3, 40 }, { 2, 0, 0 }, { 4, 140.4, 0 }, { 16, 363.3, 0 }, { 64, 532.9, 515 }, { 256, 612.1, 0 }, { 1024, 676.0, 0 }, { 8192, 3304, 2250 } } },
     { "GLM-4.5-Air fp8", MF_FORMAT_FP8_BLOCK, 4096, 1408, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID, EVERY_T },
-    { "Qwen3-30B-A3B int4/128", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 128 },
-    { "Qwen3-30B-A3B int4/32", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
-    { "gpt-oss-20b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 32, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
-    { "gpt-oss-120b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 128, 0, 4, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 32 },
+    { "Qwen3-30B-A3B int4/128", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, FEW_T, 128 },
+    { "Qwen3-30B-A3B int4/32", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, FEW_T, 32 },
+    { "Qwen3-30B-A3B gptq/128", MF_FORMAT_INT4_GROUP, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, FEW_T, 128, false, true },
+    { "GLM-4.5-Air int4/128", MF_FORMAT_INT4_GROUP, 4096, 1408, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID, FEW_T, 128 },
+    { "gpt-oss-20b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 32, 0, 4, 1, 1, MF_SCORING_SOFTMAX, FEW_T, 32 },
+    { "gpt-oss-120b mxfp4", MF_FORMAT_MXFP4, 2880, 2880, 128, 0, 4, 1, 1, MF_SCORING_SOFTMAX, FEW_T, 32 },
     { "w8a16 V3 TP8 fp8", MF_FORMAT_FP8_BLOCK, 7168, 256, 256, 1, 8, 8, 4, MF_SCORING_SIGMOID, EVERY_T, 0, true },
     { "w8a16 Qwen3 fp8", MF_FORMAT_FP8_BLOCK, 2048, 768, 128, 0, 8, 1, 1, MF_SCORING_SOFTMAX, EVERY_T, 0, true },
     { "w8a16 GLM-4.5-Air fp8", MF_FORMAT_FP8_BLOCK, 4096, 1408, 128, 1, 8, 1, 1, MF_SCORING_SIGMOID, EVERY_T, 0, true },
@@ -434,7 +440,7 @@ static size_t format_bytes(const shape *s, int64_t count)
 static size_t bytes_with_scales(const shape *s, int64_t count)
 {
     const size_t scales = s->format == MF_FORMAT_MXFP4        ? (size_t)(count / s->group)
-                          : s->format == MF_FORMAT_INT4_GROUP ? (size_t)(count / s->group * 2)
+                          : s->format == MF_FORMAT_INT4_GROUP ? (size_t)(count / s->group * (s->gptq ? 3 : 2))
                                                               : 0;
     return format_bytes(s, count) + scales;
 }
@@ -449,14 +455,14 @@ static void give_scales(const shape *s, mf_matrix *m)
     const int64_t rows = s->format == MF_FORMAT_FP8_BLOCK ? m->n / 128 : m->n;
     const int64_t columns = s->format == MF_FORMAT_FP8_BLOCK ? m->k / 128 : is_4bit(s->format) ? m->k / s->group : 1;
     const int64_t count = rows * columns;
-    m->scale_dtype = is_f32 ? MF_F32 : s->format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : MF_BF16;
+    m->scale_dtype = is_f32 ? MF_F32 : s->format == MF_FORMAT_MXFP4 ? MF_F8_E8M0 : s->gptq ? MF_F16 : MF_BF16;
     m->scale_row_stride = columns;
     m->group_size = s->group;
     const size_t size = is_f32 ? 4 : s->format == MF_FORMAT_MXFP4 ? 1 : 2;
     uint8_t *scales = malloc((size_t)count * size);
     for (int64_t i = 0; i < count; i++) {
         const float v = 0.01f + 0.0001f * (float)(i % 100);
-        const uint16_t h = mf_f32_to_bf16(v);
+        const uint16_t h = s->gptq ? mf_f32_to_f16(v) : mf_f32_to_bf16(v);
         if (is_f32) {
             memcpy(scales + 4 * i, &v, 4);
         } else if (size == 2) {
@@ -466,6 +472,12 @@ static void give_scales(const shape *s, mf_matrix *m)
         }
     }
     m->scale = put(scales, (size_t)count * size);
+    if (s->gptq) {
+        for (int64_t i = 0; i < count; i++) {
+            scales[i] = (uint8_t)(7 + i % 3);
+        }
+        m->zero = put(scales, (size_t)count);
+    }
     free(scales);
 }
 
@@ -512,19 +524,19 @@ static void bench_shape(const shape *given, bool experts, bool layer)
 {
     shape wanted = *given;
     bool is_listed = !only_tokens;
-    for (int p = 0; p < 8; p++) {
+    for (int p = 0; p < NUM_POINTS; p++) {
         is_listed |= wanted.points[p].t == only_tokens;
     }
     if (!is_listed) { /* any other number of tokens takes the last place, without a peer */
-        memset(&wanted.points[7], 0, sizeof wanted.points[7]);
-        wanted.points[7].t = only_tokens;
+        memset(&wanted.points[NUM_POINTS - 1], 0, sizeof wanted.points[NUM_POINTS - 1]);
+        wanted.points[NUM_POINTS - 1].t = only_tokens;
     }
     const shape *s = &wanted;
     layer_bench b = { .s = s, .config = gate_config(s->experts, s->top_k, s->groups, s->kept, s->shared, s->scoring) };
     const int columns = s->top_k + s->shared;
     open_layers(&b, false);
     const size_t slot_bytes = bytes_with_scales(s, 3 * s->hidden * s->width);
-    for (int p = 0; p < 8 && s->points[p].t; p++) {
+    for (int p = 0; p < NUM_POINTS && s->points[p].t; p++) {
         const int64_t t = s->points[p].t;
         if ((quick && t != 1 && t != 64 && t != 8192) || (few && t > 16) || (only_tokens && t != only_tokens)) {
             continue;
