@@ -75,6 +75,22 @@ static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
 };
 
+/* 4 bits of slots of one width, which a few tokens have a kernel of their own for: rows that end inside 128 columns and
+ * inside 256, groups of 32, 64 and 128, scales of every dtype at any alignment, zero points, biases. */
+static const unit_case four_bits[] = {
+    { MF_FORMAT_MXFP4, MF_ACT_QUANT_NONE, 100, 160, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_MXFP4, MF_ACT_QUANT_NONE, 101, 1056, 160, 160, MF_BF16, MF_BF16, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_MXFP4, MF_ACT_QUANT_NONE, 100, 64, 544, 544, MF_BF16, MF_F32, true, false, MF_ACT_SILU_CLAMP_AFTER },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 100, 160, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 106, 576, 320, 320, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 112, 1184, 96, 96, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 101, 256, 384, 384, MF_BF16, MF_F16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 105, 608, 224, 224, MF_BF16, MF_BF16, true, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 107, 544, 192, 192, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 110, 352, 160, 160, MF_BF16, MF_F32, false, false, MF_ACT_SILU },
+    { MF_FORMAT_INT4_GROUP, MF_ACT_QUANT_NONE, 115, 96, 544, 544, MF_BF16, MF_BF16, true, false, MF_ACT_SILU },
+};
+
 /* Codes of 8 bits on both sides, scales per row and token, in sizes of whole 128: one, two, three and five lines of w2, rows of
  * H that end inside a tile, one scale for a whole matrix, rows of more columns than a warp holds; the last three: scales of bf16. */
 static const unit_case row_codes[] = {
@@ -185,6 +201,9 @@ static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens,
         }
         if (num_tokens > 40) {
             check_part(&devices[d], experts, &b, scale, 7, 30, y, name);
+            for (int64_t few = 2; few <= 16; few *= 2) {
+                check_part(&devices[d], experts, &b, scale, 3, few, y, name);
+            }
             if (!conf_small()) {
                 check_part(&devices[d], experts, &b, scale, 1, num_tokens - 30, y, name);
             }
@@ -255,6 +274,14 @@ TEST(experts_of_8_and_16_bits_are_right_and_have_the_same_bits_alone_and_in_comp
         if (conf_whole() || i % 4 == 1) {
             check_case(&wide_codes[i], 970 + i, conf_small() ? SMALL_TOKENS : MAX_TOKENS);
         }
+    }
+}
+
+TEST(experts_of_4_bits_are_right_and_have_the_same_bits_alone_and_in_company)
+{
+    for (size_t i = 0; i < sizeof four_bits / sizeof four_bits[0]; i++) {
+        check_case(&four_bits[i], 930 + i, 3);
+        check_case(&four_bits[i], 930 + i, conf_whole() ? 150 : 45);
     }
 }
 
@@ -475,12 +502,16 @@ static void run_layer(mf_device *device, const unit_case *c, const case_table *t
 TEST(layer_of_whole_units_has_the_same_bits_in_every_mode_and_batch)
 {
     enum { TOKENS = 150 };
-    static const int64_t parts[][2] = { { 0, 1 }, { 5, 8 }, { 20, 42 }, { 9, 100 } };
+    static const int64_t parts[][2] = { { 0, 1 }, { 5, 8 }, { 20, 42 }, { 9, 100 }, { 3, 2 }, { 30, 4 } };
     int count;
     const conf_device *devices = conf_devices(&count);
-    const size_t own = sizeof cases / sizeof cases[0], wide = own + sizeof wide_codes / sizeof wide_codes[0];
-    for (size_t i = 0; i < wide + sizeof row_codes / sizeof row_codes[0]; i += 2) {
-        const unit_case *c = i < own ? &cases[i] : i < wide ? &wide_codes[i - own] : &row_codes[i - wide];
+    const size_t own = sizeof cases / sizeof cases[0], wide = own + sizeof wide_codes / sizeof wide_codes[0],
+                 four = wide + sizeof four_bits / sizeof four_bits[0];
+    for (size_t i = 0; i < four + sizeof row_codes / sizeof row_codes[0]; i += 2) {
+        const unit_case *c = i < own    ? &cases[i]
+                             : i < wide ? &wide_codes[i - own]
+                             : i < four ? &four_bits[i - wide]
+                                        : &row_codes[i - four];
         if (c->scales_input || (!conf_whole() && i % (conf_small() ? 8 : 4) != 0)) {
             continue;
         }
