@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "kernels/align_chunks.h"
+#include "kernels/cuda/packed_few4.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/quantise.h"
 #include "test.h"
@@ -463,6 +464,81 @@ TEST(a_few_tokens_beside_fp8_blocks_divide_columns_where_tiles_are_few)
     CHECK_EQ(plan_fp8_blocks(&p, 17, 7168, 256, 4, memory)->few_blocks, 0);    /* 68 pairs */
     CHECK_EQ(plan_fp8_blocks(&p, 9, 128 * 600, 256, 1, memory)->few_blocks, 0);
     CHECK(p.plan.is_grouped && p.plan.grouped.stages >= 2); /* the other kernel's plan is there all the same */
+    p.paths.width = 0;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
+    CHECK_EQ(p.plan.grouped.few_blocks, 0);
+}
+
+static const mf_cuda_grouped *plan_four_bits(experts_problem *p, mf_cuda_packed kind, int64_t slots, int64_t columns, int64_t hidden,
+                                             int64_t width, int64_t tokens, const void *x)
+{
+    make_experts(p, slots, MF_CUDA_PATH_PLAIN, tokens, memory);
+    p->experts.hidden_size = hidden;
+    p->experts.max_intermediate_size = width;
+    p->args.x = mf_tensor_2d((void *)(uintptr_t)x, MF_BF16, tokens, hidden);
+    p->args.topk_ids = mf_tensor_2d(memory, MF_I32, tokens, columns);
+    p->args.y = mf_tensor_3d(memory, MF_BF16, tokens, columns, hidden);
+    p->call.num_columns = columns;
+    p->paths.maps = memory;
+    p->paths.packed = (int32_t)kind;
+    p->paths.width = (int32_t)width;
+    CHECK_OK(mf_cuda_plan_experts(&h200, &p->call, NULL, &p->paths, true, MF_BF16, &p->plan, &err), err);
+    return &p->plan.grouped;
+}
+
+TEST(a_few_tokens_beside_4_bits_have_rings_that_fit_and_a_thread_a_pair)
+{
+    static const struct {
+        mf_cuda_packed kind;
+        int64_t slots, columns, hidden, width, tokens; /* at most */
+    } shapes[] = { { MF_CUDA_PACKED_INT4, 128, 8, 2048, 768, 8 },   { MF_CUDA_PACKED_INT4_ANY, 128, 8, 2048, 768, 8 },
+                   { MF_CUDA_PACKED_MXFP4, 128, 4, 2880, 2880, 16 }, { MF_CUDA_PACKED_INT4, 129, 9, 4096, 1408, 8 },
+                   { MF_CUDA_PACKED_INT4, 257, 9, 7168, 256, 8 },   { MF_CUDA_PACKED_MXFP4, 5, 2, 64, 32, 16 },
+                   { MF_CUDA_PACKED_MXFP4, 64, 10, 512, 512, 16 } };
+    experts_problem p;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (int64_t t = 1; t <= 17; t++) {
+            const mf_cuda_grouped *g = plan_four_bits(&p, shapes[i].kind, shapes[i].slots, shapes[i].columns, shapes[i].hidden,
+                                                      shapes[i].width, t, memory);
+            CHECK(p.plan.is_grouped && g->stages >= 2); /* the other kernel's plan is there all the same */
+            CHECK_EQ(g->few_blocks, t <= shapes[i].tokens ? 132 : 0);
+            if (!g->few_blocks) {
+                continue;
+            }
+            const int64_t pairs = t * shapes[i].columns;
+            CHECK(g->few_warps * 32 >= pairs && g->few_warps2 * 32 >= pairs && g->few_warps <= 16 && g->few_warps2 <= 16);
+            CHECK(g->few_depth >= 2 && g->few_depth <= 4 && g->few_depth2 >= 2 && g->few_depth2 <= 4);
+            CHECK(g->few_bytes <= h200.shared_bytes && g->few_bytes2 <= h200.shared_bytes);
+            CHECK(g->few_most >= 1 && g->few_most <= MF_CUDA_FEW4_MOST && (t > 2 || g->few_most == t));
+            const bool mxfp4 = shapes[i].kind == MF_CUDA_PACKED_MXFP4, any = shapes[i].kind == MF_CUDA_PACKED_INT4_ANY;
+            CHECK(g->few_bytes >= g->few_warps * g->few_depth * mf_cuda_few4_stage_bytes(mxfp4, any, 0) + pairs * MF_CUDA_FEW4_SLOT +
+                                      t * 2 * shapes[i].hidden);
+            const int64_t tiles = (shapes[i].hidden / 16 + 131) / 132; /* of a block, whose results wait for the combine */
+            CHECK(g->few_bytes2 >= g->few_warps2 * g->few_depth2 * mf_cuda_few4_stage_bytes(mxfp4, any, g->few_most) +
+                                       pairs * MF_CUDA_FEW4_SLOT + pairs * 4 * (1 + 16 * tiles));
+        }
+    }
+}
+
+TEST(a_few_tokens_beside_4_bits_combine_where_blocks_have_like_shares)
+{
+    experts_problem p;
+    const mf_cuda_grouped *g = plan_four_bits(&p, MF_CUDA_PACKED_INT4, 128, 8, 2048, 768, 4, memory); /* 128 tiles of w2, 132 blocks */
+    CHECK(g->few_combines);
+    mf_cuda_sum sum = { .ids = g->e.ids, .ids_stride = g->e.ids_stride };
+    CHECK(mf_cuda_few4_combines(g, &sum));
+    sum.num_addends = 1;
+    CHECK(!mf_cuda_few4_combines(g, &sum));
+    CHECK(!plan_four_bits(&p, MF_CUDA_PACKED_MXFP4, 32, 4, 2880, 2880, 2, memory)->few_combines); /* 180 */
+    CHECK(plan_four_bits(&p, MF_CUDA_PACKED_MXFP4, 32, 4, 2880, 2880, 1, memory)->few_combines);
+    /* One token: both launches' rings share a multiprocessor where w13 has a warp for every unit then. */
+    g = plan_four_bits(&p, MF_CUDA_PACKED_INT4, 128, 8, 2048, 768, 1, memory);
+    CHECK(g->few_bytes + g->few_bytes2 + 2048 <= h200.shared_bytes && g->few_warps == 6 && g->few_warps2 == 8);
+    g = plan_four_bits(&p, MF_CUDA_PACKED_INT4, 129, 9, 4096, 1408, 1, memory);
+    CHECK(g->few_bytes + g->few_bytes2 > h200.shared_bytes && g->few_warps == 12);
+    CHECK_EQ(plan_four_bits(&p, MF_CUDA_PACKED_INT4, 128, 8, 2048, 768, 1, memory + 2)->few_blocks, 0); /* x is read 16 bytes at a time */
+    CHECK_EQ(plan_four_bits(&p, MF_CUDA_PACKED_MXFP4, 128, 11, 2048, 768, 15, memory)->few_blocks, 0); /* 165 pairs */
+    CHECK_EQ(plan_four_bits(&p, MF_CUDA_PACKED_INT4, 128, 8, 65536, 768, 8, memory)->few_blocks, 0);  /* x does not fit */
     p.paths.width = 0;
     CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
     CHECK_EQ(p.plan.grouped.few_blocks, 0);

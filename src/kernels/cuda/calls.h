@@ -298,6 +298,9 @@ typedef struct mf_cuda_grouped {
     int32_t phase; /* with quant: 1 w13, 2 w2, for between them the intermediate becomes codes */
     /* packed_few.cu: multiprocessors (0: another kernel), warps among which a tile's columns are divided in w13 and in w2 */
     int32_t few_blocks, few_splits, few_splits2;
+    /* packed_few4.cu (codes of 4 bits): tokens multiplied together, warps of a block, stages of a warp's ring and shared memory of
+     * w13 and w2; w2 ends with the combine */
+    int32_t few_most, few_warps, few_depth, few_bytes, few_warps2, few_depth2, few_bytes2, few_combines;
 } mf_cuda_grouped;
 
 /* grouped_pairs.cu: tokens of a block's tile at most, bytes of results on their way out and of its state. */
@@ -360,6 +363,8 @@ int mf_cuda_launch_grouped_few(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_grouped_one(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
 int mf_cuda_launch_grouped_packed(const mf_cuda_grouped *call, void *stream);
 int mf_cuda_launch_packed_few(const mf_cuda_grouped *call, void *stream); /* few_blocks: nothing is sorted before */
+/* The same of codes of 4 bits; sum: read if few_combines. */
+int mf_cuda_launch_packed_few4(const mf_cuda_grouped *call, const mf_cuda_sum *sum, void *stream);
 int mf_cuda_launch_quantise_packed(const mf_cuda_grouped *call, void *stream); /* between its phases */
 int mf_cuda_launch_grouped_blocks(const mf_cuda_grouped *call, void *stream); /* of its formats, these are */
 int mf_cuda_launch_grouped_wide(const mf_cuda_grouped *call, void *stream);   /* files of their own */

@@ -436,6 +436,11 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     if (call.few_rows) { /* they are sorted, and their codes made, where they are multiplied */
         return check(device, mf_cuda_launch_grouped_few(&call, state->stream), "experts' products", err);
     }
+    if (call.few_blocks && call.packed < MF_CUDA_PACKED_FP8_BLOCK) {
+        call.few_combines = sum && mf_cuda_few4_combines(&call, sum);
+        *combined = call.few_combines != 0;
+        return check(device, mf_cuda_launch_packed_few4(&call, sum, state->stream), "experts' products", err);
+    }
     if (call.few_blocks) {
         return check(device, mf_cuda_launch_packed_few(&call, state->stream), "experts' products", err);
     }

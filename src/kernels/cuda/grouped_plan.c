@@ -1,6 +1,7 @@
 /* grouped_plan.c - which tables grouped.cu computes, and how a call of them is cut into tiles: see plan.h. */
 #include "kernels/carve.h"
 #include "kernels/cuda/packed_few.h"
+#include "kernels/cuda/packed_few4.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/format.h"
 #include "kernels/quantise.h"
@@ -272,6 +273,61 @@ static void plan_packed_few(const mf_cuda_gpu *gpu, const mf_experts *experts, m
     g->few_blocks = g->few_splits && g->few_splits2 ? gpu->num_multiprocessors : 0;
 }
 
+/* packed_few4.cu's rings: warps, at most `wanted`, and stages of which these have room; as many warps as can be with two
+ * stages, then stages while a unit has a use for them. */
+static bool few4_rings(int64_t wanted, int64_t least, int64_t stage_bytes, int64_t stages, int64_t room, int32_t *warps,
+                       int32_t *depth)
+{
+    const int64_t fit = room > 0 ? room / (2 * stage_bytes) : 0;
+    *warps = (int32_t)(wanted < fit ? wanted : fit);
+    *depth = 2;
+    while (*depth < MF_CUDA_FEW4_DEPTH && *depth < stages && *warps * (*depth + 1) * stage_bytes <= room) {
+        ++*depth;
+    }
+    return *warps >= least;
+}
+
+/* Codes of 4 bits and few tokens: up to as many as were faster so (H200).  One token: both launches' blocks share a
+ * multiprocessor if w13 has its warps then. */
+static void plan_packed_few4(const mf_cuda_gpu *gpu, const mf_experts *experts, mf_cuda_grouped *g)
+{
+    enum { TOKENS_MXFP4 = 16, TOKENS_INT4 = 8, TOGETHER = 4, MOST_COLUMNS = 1 << 20 };
+    const mf_cuda_experts *e = &g->e;
+    const bool mxfp4 = g->packed == MF_CUDA_PACKED_MXFP4, any = g->packed == MF_CUDA_PACKED_INT4_ANY, one = e->num_tokens <= 1;
+    const int64_t pairs = e->num_pairs, hidden = experts->hidden_size, width = g->width, blocks = gpu->num_multiprocessors;
+    if (e->num_tokens > (mxfp4 ? TOKENS_MXFP4 : TOKENS_INT4) || pairs > MF_CUDA_FEW4_PAIRS || width == 0 ||
+        hidden > MOST_COLUMNS || width > MOST_COLUMNS || (uintptr_t)e->x % 16 != 0 || (!one && e->x_stride % 8 != 0)) {
+        return;
+    }
+    const int64_t slots = pairs < e->num_slots ? pairs : e->num_slots, tiles = hidden / 16, own_tiles = (tiles + blocks - 1) / blocks;
+    /* With the combine a block has whole tiles: not where some have an eighth more than their share, but for one token. */
+    g->few_combines = one || own_tiles * blocks * 8 <= tiles * 9;
+    g->few_most = e->num_tokens <= 2 ? (int32_t)e->num_tokens : TOGETHER;
+    const int64_t up = (slots * (width / 8) + blocks - 1) / blocks,
+                  down = g->few_combines ? own_tiles * slots : (slots * tiles + blocks - 1) / blocks;
+    const int64_t least = (pairs + 31) / 32 > 4 ? (pairs + 31) / 32 : 4; /* a thread a pair */
+    const int64_t warps = up < least ? least : up > MF_CUDA_FEW4_WARPS ? MF_CUDA_FEW4_WARPS : up,
+                  warps2 = down < least ? least : down > MF_CUDA_FEW4_WARPS ? MF_CUDA_FEW4_WARPS : down;
+    const int64_t list = MF_CUDA_FEW4_LIST_BYTES(pairs), beside = list + e->num_tokens * MF_CUDA_FEW4_X_PITCH(hidden),
+                  beside2 = list + 4 * ((pairs + 31) / 32 * 32 + own_tiles * pairs * 16);
+    const int64_t stage = mf_cuda_few4_stage_bytes(mxfp4, any, 0), stage2 = mf_cuda_few4_stage_bytes(mxfp4, any, g->few_most);
+    const int64_t half = gpu->shared_bytes / 2 - 1024,
+                  room = one && beside + warps * 2 * stage <= half ? half : gpu->shared_bytes;
+    if (!few4_rings(warps, least, stage, (hidden + 511) / 512, room - beside, &g->few_warps, &g->few_depth) ||
+        !few4_rings(warps2, least, stage2, (width + 511) / 512, room - beside2, &g->few_warps2, &g->few_depth2)) {
+        return;
+    }
+    g->few_bytes = (int32_t)(beside + g->few_warps * g->few_depth * stage);
+    g->few_bytes2 = (int32_t)(beside2 + g->few_warps2 * g->few_depth2 * stage2);
+    g->few_blocks = (int32_t)blocks;
+}
+
+bool mf_cuda_few4_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum)
+{
+    return call->few_combines && sum->ids == call->e.ids && sum->ids_stride == call->e.ids_stride && !sum->identity &&
+           !sum->num_addends && !sum->num_valid && !sum->row_valid;
+}
+
 /* Tiles of 64 rows or of 128; rows of x and of the intermediate in whole 128 columns. */
 static void plan_packed(const mf_cuda_gpu *gpu, const mf_experts *experts, int64_t per_slot, mf_cuda_grouped *g)
 {
@@ -378,7 +434,11 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
     }
     plan->is_grouped = true;
     if (g->packed) {
-        plan_packed_few(gpu, experts, g);
+        if (g->packed < MF_CUDA_PACKED_FP8_BLOCK) {
+            plan_packed_few4(gpu, experts, g);
+        } else {
+            plan_packed_few(gpu, experts, g);
+        }
         return MF_OK;
     }
     if (g->codes) {

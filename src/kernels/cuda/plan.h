@@ -88,6 +88,9 @@ void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cud
 /* Whether grouped_one.cu can end with this combine. */
 bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
 
+/* Whether packed_few4.cu can end with this combine, and should. */
+bool mf_cuda_few4_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
+
 size_t mf_cuda_experts_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens, int64_t num_columns);
 /* The same and room for y where w2 and the combine are two launches. */
 size_t mf_cuda_experts_combine_bytes(const mf_experts *experts, const mf_cuda_paths *paths, int64_t num_tokens,
