@@ -5,7 +5,8 @@
  * lie (bf16, and int8 times int8) are loaded from where they are, every two panels anew: from the second-level cache
  * that is faster than a copy.  Every pair of 16 rows by every pair of 16 tokens is four sums in tile registers.  The
  * stored rows are the left factor and the panels of tokens the right one as they are, so a tile of sums is [row][token]
- * and is turned round at the end.  amx_lines.h and amx_many.h have other loops for most calls, with the same sums.
+ * and is turned round at the end.  amx_lines.h, amx_panels.h and amx_many.h have other loops for most calls, with the
+ * same sums.
  *
  * Order of sums for one (row, token): tile products, k ascending, each as the instruction sums inside; where scales are
  * finer than a row, a segment of columns under one scale (at most a chunk) is summed so and enters the f32 total by

@@ -5,6 +5,7 @@
 #include "kernels/cpu/amx_few.h"
 #include "kernels/cpu/amx_lines.h"
 #include "kernels/cpu/amx_many.h"
+#include "kernels/cpu/amx_panels.h"
 
 /* ---- the table's entries ---- */
 
@@ -44,7 +45,25 @@ LINES(lines_int4_32, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1)
 LINES(lines_int4_64, .format = MF_FORMAT_INT4_GROUP, .group_steps = 2)
 LINES(lines_int4_128, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4)
 
-static int64_t lines_int4(const mf_cpu_tile *tile)
+/* ---- more panels, 32 rows of 128 columns at a time ---- */
+
+#define PANELS(name, ...)                                                                                              \
+    static __attribute__((noinline)) int64_t name(const mf_cpu_tile *tile)                                             \
+    {                                                                                                                  \
+        return panels_product((lines_kind){ __VA_ARGS__ }, tile);                                                      \
+    }
+PANELS(panels_fp8_block, .format = MF_FORMAT_FP8_BLOCK, .group_steps = MF_FP8_BLOCK_SIZE / STEP)
+PANELS(panels_fp8_channel, .format = MF_FORMAT_FP8_CHANNEL)
+PANELS(panels_int8, .format = MF_FORMAT_INT8_CHANNEL)
+PANELS(panels_mxfp4, .format = MF_FORMAT_MXFP4)
+PANELS(panels_int4_32, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1)
+PANELS(panels_int4_64, .format = MF_FORMAT_INT4_GROUP, .group_steps = 2)
+PANELS(panels_int4_128, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4)
+
+typedef int64_t (*rows_fn)(const mf_cpu_tile *tile);
+
+/* Of int4 by the size of groups. */
+static int64_t by_group(const mf_cpu_tile *tile, rows_fn of_32, rows_fn of_64, rows_fn of_128)
 {
     const mf_matrix *w = tile->w;
     if (w->zero || w->scale_dtype == MF_F8_E8M0) {
@@ -52,17 +71,25 @@ static int64_t lines_int4(const mf_cpu_tile *tile)
     }
     switch (w->group_size) {
     case 32:
-        return lines_int4_32(tile);
+        return of_32(tile);
     case 64:
-        return lines_int4_64(tile);
+        return of_64(tile);
     case 128:
-        return lines_int4_128(tile);
+        return of_128(tile);
     default:
         return 0;
     }
 }
 
-typedef int64_t (*rows_fn)(const mf_cpu_tile *tile);
+static int64_t lines_int4(const mf_cpu_tile *tile)
+{
+    return by_group(tile, lines_int4_32, lines_int4_64, lines_int4_128);
+}
+
+static int64_t panels_int4(const mf_cpu_tile *tile)
+{
+    return by_group(tile, panels_int4_32, panels_int4_64, panels_int4_128);
+}
 
 /* The first rows by `first`, as many as it takes, the others by tiles. */
 static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
@@ -76,21 +103,21 @@ static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
     }
 }
 
-/* Tokens to the loops that are made for as many. */
-#define BY_TOKENS(name, lines, tiles, many)                                                                            \
+/* Tokens to the loops that are made for as many: lines of rows up to `few` tokens. */
+#define BY_TOKENS(name, few, lines, tiles, panels, many)                                                               \
     static void name(const mf_cpu_tile *tile)                                                                          \
     {                                                                                                                  \
-        if (tile->num_tokens <= LINES_PANELS * MF_CPU_PANEL) {                                                         \
+        if (tile->num_tokens <= (few)) {                                                                               \
             rest_by_tiles(lines, tiles, *tile);                                                                        \
         } else {                                                                                                       \
-            many(tile);                                                                                                \
+            rest_by_tiles(panels, tile->num_tokens <= LINES_PANELS * MF_CPU_PANEL ? tiles : many, *tile);              \
         }                                                                                                              \
     }
-BY_TOKENS(any_fp8_block, lines_fp8_block, tile_fp8_block, many_fp8_block)
-BY_TOKENS(any_fp8_channel, lines_fp8_channel, tile_fp8_channel, many_fp8_channel)
-BY_TOKENS(any_int8, lines_int8, tile_int8, many_int8)
-BY_TOKENS(some_int4, lines_int4, tile_int4, many_int4)
-BY_TOKENS(any_mxfp4, lines_mxfp4, tile_mxfp4, many_mxfp4)
+BY_TOKENS(any_fp8_block, 22, lines_fp8_block, tile_fp8_block, panels_fp8_block, many_fp8_block)
+BY_TOKENS(any_fp8_channel, 32, lines_fp8_channel, tile_fp8_channel, panels_fp8_channel, many_fp8_channel)
+BY_TOKENS(any_int8, 32, lines_int8, tile_int8, panels_int8, many_int8)
+BY_TOKENS(some_int4, 22, lines_int4, tile_int4, panels_int4, many_int4)
+BY_TOKENS(any_mxfp4, 26, lines_mxfp4, tile_mxfp4, panels_mxfp4, many_mxfp4)
 
 /* One token by vectors: they need no tile of sums per scale. */
 static void any_int4(const mf_cpu_tile *tile)
