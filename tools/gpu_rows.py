@@ -17,6 +17,8 @@ SHAPES = {
     "GLM-4.5-Air fp8": ("glm-air", "fp8_block"),
     "Qwen3-30B-A3B int4/128": ("qwen3-30b", "int4 group 128"),
     "Qwen3-30B-A3B int4/32": ("qwen3-30b", "int4 group 32"),
+    "Qwen3-30B-A3B gptq/128": ("qwen3-30b", "int4 group 128, f16 scales, zero points"),
+    "GLM-4.5-Air int4/128": ("glm-air", "int4 group 128"),
     "gpt-oss-20b mxfp4": ("gpt-oss-20b", "mxfp4"),
     "gpt-oss-120b mxfp4": ("gpt-oss-120b", "mxfp4"),
     "w8a16 V3 TP8 fp8": ("v3-tp8", "fp8_block w8a16"),
