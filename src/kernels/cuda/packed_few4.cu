@@ -304,11 +304,10 @@ MF_DEV void few4_store(const mf_cuda_grouped &p, int pair, int row, float v)
     }
 }
 
-/* A row of scales or zero points as words: they begin `phase` bytes behind `words`, and the last one is at byte `last`.
- */
+/* A row of scales or zero points as words: they begin `phase` bytes behind `words` and end before byte `end`. */
 struct few4_row {
     const uint8_t *words;
-    int32_t phase, last;
+    int32_t phase, end;
 };
 
 MF_DEV few4_row few4_row_at(const uint8_t *first, int bytes)
@@ -316,12 +315,11 @@ MF_DEV few4_row few4_row_at(const uint8_t *first, int bytes)
     few4_row r;
     r.phase = (int)((uintptr_t)first & 3);
     r.words = first - r.phase;
-    r.last = r.phase + bytes - 1 & ~3;
+    r.end = r.phase + bytes;
     return r;
 }
 
-/* The `count` words that hold what begins at byte `at` of a row, every other one; past the row's end: its last one,
- * which nobody takes for a scale. */
+/* The `count` words that hold what begins at byte `at` of a row, every other one; past the row's end: zeros, unread. */
 template <int MOST_WORDS> MF_DEV void copy_words(uint32_t to, const few4_row &row, int at, int count, int first)
 {
     at = (row.phase + at & ~3) + 4 * first;
@@ -329,7 +327,7 @@ template <int MOST_WORDS> MF_DEV void copy_words(uint32_t to, const few4_row &ro
 #pragma unroll
     for (int i = 0; i < MOST_WORDS; i += 2) {
         if (i < count) {
-            copy_word_async_at(to + 4 * i, row.words + (uint32_t)min(at + 4 * i, row.last));
+            copy_bytes_async_at(to + 4 * i, row.words + (uint32_t)(at + 4 * i), max(0, min(row.end - at - 4 * i, 4)));
         }
     }
 }
