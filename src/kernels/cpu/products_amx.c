@@ -113,7 +113,7 @@ static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
             rest_by_tiles(panels, tile->num_tokens <= LINES_PANELS * MF_CPU_PANEL ? tiles : many, *tile);              \
         }                                                                                                              \
     }
-BY_TOKENS(any_fp8_block, 22, lines_fp8_block, tile_fp8_block, panels_fp8_block, many_fp8_block)
+BY_TOKENS(any_fp8_block, 32, lines_fp8_block, tile_fp8_block, panels_fp8_block, many_fp8_block)
 BY_TOKENS(any_fp8_channel, 32, lines_fp8_channel, tile_fp8_channel, panels_fp8_channel, many_fp8_channel)
 BY_TOKENS(any_int8, 32, lines_int8, tile_int8, panels_int8, many_int8)
 BY_TOKENS(some_int4, 22, lines_int4, tile_int4, panels_int4, many_int4)
