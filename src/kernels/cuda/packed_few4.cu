@@ -117,6 +117,21 @@ template <> struct few4_scale<MF_CUDA_PACKED_INT4> {
 
 /* ---- which slots ---- */
 
+MF_DEV void few4_put(few4_slot &to, const few4_slot &found)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        to.codes[half] = found.codes[half];
+        to.scales[half] = found.scales[half];
+        to.zeros[half] = found.zeros[half];
+        to.bias[half] = found.bias[half];
+        to.strides[half] = found.strides[half];
+        to.scale_strides[half] = found.scale_strides[half];
+    }
+    to.act = found.act;
+    to.grid = found.grid;
+}
+
 /* Lists the slots in use, a pair a thread; returns how many.  What a slot has more than `most` pairs for comes again.
  * ids: room for whole 32, counts behind them.  last: what is to be done, too, before the block's last barrier here. */
 template <int KIND, bool DOWN, typename Last>
@@ -183,17 +198,7 @@ MF_DEV int few4_list(const mf_cuda_grouped &p, int most, few4_slot *list, int32_
             }
         }
         to.count = count;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            to.codes[half] = found.codes[half];
-            to.scales[half] = found.scales[half];
-            to.zeros[half] = found.zeros[half];
-            to.bias[half] = found.bias[half];
-            to.strides[half] = found.strides[half];
-            to.scale_strides[half] = found.scale_strides[half];
-        }
-        to.act = found.act;
-        to.grid = found.grid;
+        few4_put(to, found);
     }
     last();
     __syncthreads();
@@ -254,17 +259,7 @@ MF_DEV int few4_list_one(const mf_cuda_grouped &p, int most, few4_slot *list, in
             }
         }
         to.count = count;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            to.codes[half] = found.codes[half];
-            to.scales[half] = found.scales[half];
-            to.zeros[half] = found.zeros[half];
-            to.bias[half] = found.bias[half];
-            to.strides[half] = found.strides[half];
-            to.scale_strides[half] = found.scale_strides[half];
-        }
-        to.act = found.act;
-        to.grid = found.grid;
+        few4_put(to, found);
     }
     __syncthreads();
     return total;

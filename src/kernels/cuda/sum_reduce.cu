@@ -6,7 +6,6 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sm90.cuh"
 #include "kernels/cuda/sum_reduce.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace
 {
