@@ -328,7 +328,7 @@ static void bench_combine(int64_t columns, int64_t hidden, const int64_t *ts, in
                                               .routed_scaling_factor = 1.0f,
                                               .out = mf_tensor_2d(room((size_t)(t * hidden) * 2), MF_BF16, t, hidden) };
         }
-        /* So many that what the sweep left to be written back does not count: it takes as long as half a call. */
+        /* So many that what the sweep left to be written back does not count. */
         const int calls = t <= 256 ? 80 : 40;
         const double us = measure(sum_work, &b, calls);
         printf("  T %lld %.2f", (long long)t, us);
