@@ -73,6 +73,11 @@ static const unit_case wide_codes[] = {
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 101, 592, 208, 208, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 102, 1040, 464, 464, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
     { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_NONE, 100, 4112, 96, 96, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    /* A scale a row and slots of one width, which one token has a kernel of its own for: rows that end inside 128 columns. */
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_NONE, 102, 592, 208, 208, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_NONE, 101, 1040, 336, 336, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 103, 592, 208, 208, MF_BF16, MF_BF16, true, false, MF_ACT_SILU_CLAMP },
+    { MF_FORMAT_FP8_CHANNEL, MF_ACT_QUANT_NONE, 100, 272, 96, 96, MF_BF16, MF_F32, false, false, MF_ACT_SILU },
 };
 
 /* 4 bits of slots of one width, which a few tokens have a kernel of their own for: rows that end inside 128 columns and
@@ -368,7 +373,7 @@ TEST(experts_of_fp8_have_nan_where_a_code_is_one)
             case_table_add(&table, &seed, &spec);
         }
         make_batch(&b, &seed, TOKENS, COLUMNS, hidden, MF_BF16, MF_F32, SLOTS);
-        float *before = conf_alloc((size_t)(TOKENS * y_row(&b)) * sizeof *before);
+        float *before = conf_alloc((size_t)(TOKENS * y_row(&b)) * sizeof *before), *alone = conf_alloc((size_t)y_row(&b) * sizeof *alone);
         uint8_t *codes = table.slots[1].down.codes;
         const int64_t at[2] = { 9 * width + 37, 133 * width + 94 };
         const uint8_t kept[2] = { codes[at[0]], codes[at[1]] };
@@ -381,6 +386,9 @@ TEST(experts_of_fp8_have_nan_where_a_code_is_one)
                 mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16,
                                                    kind == 2 ? MF_ACT_QUANT_W8A8 : MF_ACT_QUANT_NONE);
                 run_batch(devices[d].device, experts, &b);
+                for (int64_t t = 0; t < TOKENS; t += 23) {
+                    check_part(&devices[d], experts, &b, NULL, t, 1, alone, with ? "NaNs" : "none");
+                }
                 mf_experts_destroy(&experts);
                 if (!with) {
                     memcpy(before, b.y, (size_t)(TOKENS * y_row(&b)) * sizeof *before);
@@ -396,6 +404,7 @@ TEST(experts_of_fp8_have_nan_where_a_code_is_one)
                 }
             }
         }
+        conf_free(alone);
         conf_free(before);
         free_batch(&b);
         case_table_free(&table);
@@ -441,6 +450,7 @@ TEST(experts_of_4_bits_take_scales_of_any_size_and_any_zero_point)
             change_scales(&slot->down, powers[s], &seed);
         }
         make_batch(&b, &seed, TOKENS, COLUMNS, HIDDEN, MF_BF16, MF_F32, SLOTS);
+        float *alone = conf_alloc((size_t)y_row(&b) * sizeof *alone);
         int count;
         const conf_device *devices = conf_devices(&count);
         for (int64_t s = 0; s < SLOTS; s++) { /* apart: their results differ by many powers of 2 */
@@ -451,12 +461,16 @@ TEST(experts_of_4_bits_take_scales_of_any_size_and_any_zero_point)
             for (int d = 0; d < count; d++) {
                 mf_experts *experts = case_experts(devices[d].device, &table, MF_BF16, MF_ACT_QUANT_NONE);
                 run_batch(devices[d].device, experts, &b);
-                check_nmse(&b, expected, 2e-5, devices[d].label,
-                           label("%s variant %d, scales times 2^%d", mf_format_name(kinds[i].format), kinds[i].variant, powers[s]));
+                const char *what = label("%s variant %d, scales times 2^%d", mf_format_name(kinds[i].format), kinds[i].variant, powers[s]);
+                check_nmse(&b, expected, 2e-5, devices[d].label, what);
+                for (int64_t t = 0; t < TOKENS; t += 9) {
+                    check_part(&devices[d], experts, &b, NULL, t, 1, alone, what);
+                }
                 mf_experts_destroy(&experts);
             }
             free(expected);
         }
+        conf_free(alone);
         free_batch(&b);
         case_table_free(&table);
     }

@@ -18,12 +18,12 @@ kernels="device tensor tensor_check format api_gate api_align api_experts api_su
 support="conf staging staging_dense gate_case gate_random gate_oracle gate_events experts_case experts_batch attention_case"
 programs="gate gate_api align sum_reduce invariants traps experts experts_bits experts_units layer layer_chunks dense attention attention_bits delta_net"
 {
-    for f in grouped grouped_few grouped_one grouped_blocks grouped_packed grouped_wide packed_few packed_few4 grouped_pairs grouped_rows experts_tile gate gate_rows router_gate experts_few grouped_prepare sum_reduce combine_norm experts_plain align layer_rows dense pick linear linear_few linear_ring linear_wgmma linear_tiles linear_router linear_fp8 linear_codes linear_codes_ring linear_codes_wgmma attention attention_mma attention_row attention_wgmma attention_mla attention_mla_wgmma mla_absorb delta_net; do
+    for f in grouped grouped_few grouped_one grouped_blocks grouped_packed grouped_wide packed_few packed_few4 packed_one grouped_pairs grouped_rows experts_tile gate gate_rows router_gate experts_few grouped_prepare sum_reduce combine_norm experts_plain align layer_rows dense pick linear linear_few linear_ring linear_wgmma linear_tiles linear_router linear_fp8 linear_codes linear_codes_ring linear_codes_wgmma attention attention_mma attention_row attention_wgmma attention_mla attention_mla_wgmma mla_absorb delta_net; do
         echo "$ccache $nvcc $cu_flags -c $root/src/kernels/cuda/$f.cu -o $out/o/cu_$f.o"
     done
     for f in $base; do echo "$ccache cc $c_flags -c $root/src/base/$f.c -o $out/o/b_$f.o"; done
     for f in $kernels; do echo "$ccache cc $c_flags -c $root/src/kernels/$f.c -o $out/o/k_${f//\//_}.o"; done
-    for f in plan router_plan experts_plan grouped_plan one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_linear cuda_codes cuda_row cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
+    for f in plan router_plan experts_plan grouped_plan one_plan packed_one_plan tensor_maps grouped_maps attention_hopper linear_hopper cuda_device cuda_dense cuda_linear cuda_codes cuda_row cuda_elements cuda_memory cuda_marks; do echo "$ccache cc $c_flags -fvisibility=hidden -c $root/src/kernels/cuda/$f.c -o $out/o/d_$f.o"; done
     for f in $support; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/s_$f.o"; done
     for f in $programs; do echo "$ccache cc $c_flags -c $root/tests/conformance/$f.c -o $out/o/t_$f.o"; done
     echo "$ccache $nvcc $cu_flags -cudart static -o $out/sigmoid_sweep $root/tests/cuda/sigmoid_sweep.cu"

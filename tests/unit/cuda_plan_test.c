@@ -469,10 +469,10 @@ TEST(a_few_tokens_beside_fp8_blocks_divide_columns_where_tiles_are_few)
     CHECK_EQ(p.plan.grouped.few_blocks, 0);
 }
 
-static const mf_cuda_grouped *plan_four_bits(experts_problem *p, mf_cuda_packed kind, int64_t slots, int64_t columns, int64_t hidden,
-                                             int64_t width, int64_t tokens, const void *x)
+/* After make_experts. */
+static const mf_cuda_grouped *plan_four_bits_again(experts_problem *p, mf_cuda_packed kind, int64_t columns, int64_t hidden,
+                                                   int64_t width, int64_t tokens, const void *x)
 {
-    make_experts(p, slots, MF_CUDA_PATH_PLAIN, tokens, memory);
     p->experts.hidden_size = hidden;
     p->experts.max_intermediate_size = width;
     p->args.x = mf_tensor_2d((void *)(uintptr_t)x, MF_BF16, tokens, hidden);
@@ -484,6 +484,13 @@ static const mf_cuda_grouped *plan_four_bits(experts_problem *p, mf_cuda_packed 
     p->paths.width = (int32_t)width;
     CHECK_OK(mf_cuda_plan_experts(&h200, &p->call, NULL, &p->paths, true, MF_BF16, &p->plan, &err), err);
     return &p->plan.grouped;
+}
+
+static const mf_cuda_grouped *plan_four_bits(experts_problem *p, mf_cuda_packed kind, int64_t slots, int64_t columns, int64_t hidden,
+                                             int64_t width, int64_t tokens, const void *x)
+{
+    make_experts(p, slots, MF_CUDA_PATH_PLAIN, tokens, memory);
+    return plan_four_bits_again(p, kind, columns, hidden, width, tokens, x);
 }
 
 TEST(a_few_tokens_beside_4_bits_have_rings_that_fit_and_a_thread_a_pair)
@@ -542,6 +549,91 @@ TEST(a_few_tokens_beside_4_bits_combine_where_blocks_have_like_shares)
     p.paths.width = 0;
     CHECK_OK(mf_cuda_plan_experts(&h200, &p.call, NULL, &p.paths, true, MF_BF16, &p.plan, &err), err);
     CHECK_EQ(p.plan.grouped.few_blocks, 0);
+}
+
+/* Slots whose matrices follow one another, group columns a scale (f16) and a zero point. */
+static void fill_slots(mf_cuda_slot *slots, int64_t count, int64_t hidden, int64_t width, int64_t group)
+{
+    for (int64_t s = 0; s < count; s++) {
+        mf_cuda_matrix *of[3] = { &slots[s].gate, &slots[s].up, &slots[s].down };
+        slots[s] = (mf_cuda_slot){ .activation = MF_ACT_SILU };
+        for (int64_t i = 0; i < 3; i++) {
+            const int64_t n = i < 2 ? width : hidden, k = i < 2 ? hidden : width, scales = (k + group - 1) / group;
+            *of[i] = (mf_cuda_matrix){ .data = (uint8_t *)(0x10000000 + (3 * s + i) * n * k / 2),
+                                       .scale = (uint8_t *)(0x20000000 + (3 * s + i) * n * scales * 2),
+                                       .zero = (uint8_t *)(0x30000000 + (3 * s + i) * n * scales),
+                                       .row_stride = k,
+                                       .scale_row_stride = scales,
+                                       .group_size = group,
+                                       .n = n,
+                                       .k = k,
+                                       .format = MF_FORMAT_INT4_GROUP,
+                                       .scale_dtype = MF_F16 };
+        }
+    }
+}
+
+TEST(slots_are_alike_where_addresses_alone_differ)
+{
+    mf_cuda_slot slots[5];
+    mf_cuda_alike alike;
+    fill_slots(slots, 5, 2048, 768, 128);
+    mf_cuda_alike_slots(slots, 5, &alike);
+    CHECK(alike.is && !alike.has_biases);
+    CHECK(alike.up.row_bytes == 1024 && alike.up.scale_stride == 16 && alike.up.group_shift == 7);
+    CHECK(alike.down.row_bytes == 384 && alike.down.scale_size == 2 && alike.down.has_zeros);
+    slots[2].down_bias = (const float *)memory;
+    mf_cuda_alike_slots(slots, 5, &alike);
+    CHECK(alike.is && alike.has_biases);
+    mf_cuda_alike_slots(slots, 1, &alike);
+    CHECK(alike.is && !alike.has_biases);
+    for (int i = 0; i < 5; i++) { /* what kernels read from one slot for all */
+        fill_slots(slots, 5, 2048, 768, 128);
+        slots[4].gate.group_size = i == 0 ? 64 : 128;
+        slots[4].up.row_stride += i == 1 ? 32 : 0;
+        slots[4].down.zero = i == 2 ? NULL : slots[4].down.zero;
+        slots[4].activation = i == 3 ? MF_ACT_SWIGLU_OAI : MF_ACT_SILU;
+        for (int s = 0; s < 5; s++) {
+            slots[s].down.scale_row_stride += i == 4; /* gaps between rows of scales */
+        }
+        mf_cuda_alike_slots(slots, 5, &alike);
+        CHECK(!alike.is);
+    }
+}
+
+TEST(one_token_beside_codes_has_rings_of_both_launches_that_fit_together)
+{
+    static const struct {
+        mf_cuda_packed kind;
+        int64_t columns, hidden, width, group, tokens; /* at most */
+    } shapes[] = { { MF_CUDA_PACKED_INT4_ANY, 8, 2048, 768, 128, 1 }, { MF_CUDA_PACKED_INT4_ANY, 8, 2048, 768, 32, 1 },
+                   { MF_CUDA_PACKED_INT4_ANY, 9, 4096, 1408, 128, 0 }, { MF_CUDA_PACKED_INT4_ANY, 1, 64, 32, 32, 1 },
+                   { MF_CUDA_PACKED_INT8, 8, 2048, 768, 128, 2 },      { MF_CUDA_PACKED_FP8_CHANNEL, 9, 4096, 1408, 128, 1 },
+                   { MF_CUDA_PACKED_MXFP4, 8, 2048, 768, 32, 0 } };
+    experts_problem p;
+    mf_cuda_slot slots[4];
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const mf_cuda_packed_one_launch *up = &p.plan.packed_one.of[0], *down = &p.plan.packed_one.of[1];
+        plan_four_bits(&p, shapes[i].kind, 4, shapes[i].columns, shapes[i].hidden, shapes[i].width, 1, memory);
+        CHECK_EQ(up->warps, 0); /* slots that are not alike */
+        fill_slots(slots, 4, shapes[i].hidden, shapes[i].width, shapes[i].group);
+        for (int64_t t = 1; t <= 3; t++) {
+            make_experts(&p, 4, MF_CUDA_PATH_PLAIN, t, memory);
+            mf_cuda_alike_slots(slots, 4, &p.paths.alike);
+            const mf_cuda_grouped *g =
+                plan_four_bits_again(&p, shapes[i].kind, shapes[i].columns, shapes[i].hidden, shapes[i].width, t, memory);
+            CHECK_EQ(up->warps > 0, t <= shapes[i].tokens);
+            if (t > shapes[i].tokens) {
+                continue;
+            }
+            CHECK(g->few_blocks == 132 && g->few_combines);
+            CHECK(up->bytes + down->bytes + 2048 <= h200.shared_bytes);
+            CHECK(up->warps >= 4 && down->warps >= 4 && (up->warps + down->warps) * 32 * 72 <= 65536);
+            CHECK(up->depth >= 2 && down->depth >= 2 && up->depth <= MF_CUDA_PACKED_ONE_DEPTH && down->depth <= MF_CUDA_PACKED_ONE_DEPTH);
+            const int64_t stages = (shapes[i].hidden + 511) / 512; /* of a unit: its scales stay while a stage of it does */
+            CHECK(shapes[i].kind >= MF_CUDA_PACKED_FP8_BLOCK || (up->turns - 1) * stages >= up->depth - 1);
+        }
+    }
 }
 
 static void plan_grouped(experts_problem *p, int64_t slots, mf_cuda_path path, int64_t tokens, int32_t width)

@@ -340,6 +340,9 @@ static mf_status experts_open(mf_device *device, mf_experts *experts, mf_error *
     const bool grouped = mf_cuda_is_grouped(&state_of(device)->gpu, experts, slots, &own->paths.codes);
     own->paths.packed = grouped ? MF_CUDA_PACKED_NONE : mf_cuda_packed_of(&state_of(device)->gpu, experts, slots);
     own->paths.quant = own->paths.packed ? slots[0].up.quant : 0;
+    if (own->paths.packed) {
+        mf_cuda_alike_slots(slots, experts->num_slots, &own->paths.alike);
+    }
     if (grouped || own->paths.packed) {
         status = open_maps(device, experts, slots, own, err);
     }
@@ -435,6 +438,11 @@ static mf_status launch_grouped(mf_device *device, const mf_cuda_experts_plan *p
     }
     if (call.few_rows) { /* they are sorted, and their codes made, where they are multiplied */
         return check(device, mf_cuda_launch_grouped_few(&call, state->stream), "experts' products", err);
+    }
+    if (plan->packed_one.of[0].warps) {
+        call.few_combines = sum && mf_cuda_few4_combines(&call, sum);
+        *combined = call.few_combines != 0;
+        return check(device, mf_cuda_launch_packed_one(&call, &plan->packed_one, sum, state->stream), "experts' products", err);
     }
     if (call.few_blocks && call.packed < MF_CUDA_PACKED_FP8_BLOCK) {
         call.few_combines = sum && mf_cuda_few4_combines(&call, sum);

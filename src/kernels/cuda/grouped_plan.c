@@ -439,6 +439,7 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
         } else {
             plan_packed_few(gpu, experts, g);
         }
+        mf_cuda_plan_packed_one(gpu, paths, plan);
         return MF_OK;
     }
     if (g->codes) {

@@ -5,7 +5,7 @@
 #ifndef MF_KERNELS_CUDA_PLAN_H
 #define MF_KERNELS_CUDA_PLAN_H
 
-#include "kernels/cuda/calls.h"
+#include "kernels/cuda/packed_one.h"
 #include "kernels/ops.h"
 
 /* What a plan needs to know of the GPU. */
@@ -48,6 +48,7 @@ typedef struct mf_cuda_paths {
     int32_t codes;    /* with maps, not packed: mf_cuda_codes */
     int32_t packed;   /* with maps: grouped_packed.cuh's, mf_cuda_packed */
     int32_t quant;    /* with packed: mf_quant of every matrix */
+    mf_cuda_alike alike; /* with packed */
 } mf_cuda_paths;
 
 /* Whether grouped.cu computes a table, and of what codes: a property of its slots, never of the batch. */
@@ -73,6 +74,7 @@ typedef struct mf_cuda_experts_plan {
     mf_cuda_experts call;
     mf_cuda_align align;
     mf_cuda_grouped grouped;
+    mf_cuda_packed_one packed_one;
 } mf_cuda_experts_plan;
 
 mf_cuda_even mf_cuda_even_slots(const mf_cuda_slot *slots, int64_t num_slots);
@@ -87,6 +89,10 @@ mf_status mf_cuda_plan_grouped(const mf_cuda_gpu *gpu, const mf_experts_call *ca
 void mf_cuda_plan_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_grouped *call);
 /* Whether grouped_one.cu can end with this combine. */
 bool mf_cuda_one_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
+
+/* How the slots of a packed table lie, and packed_one.cu's calls: fills plan->packed_one if it takes this one. */
+void mf_cuda_alike_slots(const mf_cuda_slot *slots, int64_t num_slots, mf_cuda_alike *out);
+void mf_cuda_plan_packed_one(const mf_cuda_gpu *gpu, const mf_cuda_paths *paths, mf_cuda_experts_plan *plan);
 
 /* Whether packed_few4.cu can end with this combine, and should. */
 bool mf_cuda_few4_combines(const mf_cuda_grouped *call, const mf_cuda_sum *sum);
