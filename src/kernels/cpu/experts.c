@@ -28,6 +28,7 @@ enum {
     MAX_SOURCES = 16 /* (quantisation, form) pairs */
 };
 _Static_assert((int)UP_ROWS == (int)MF_CPU_COLUMNS, "rows of one task are columns of one pack");
+_Static_assert(MF_CPU_PANEL * MOST_DOWN_BLOCKS <= MOST_TOKENS, "sums of one product have room");
 
 /* x in one of the forms that products take. */
 typedef struct input_rows {
@@ -567,8 +568,16 @@ static void run_requant(void *context, int64_t task, int32_t thread)
     }
 }
 
-/* At most DOWN_ROWS rows of w2 of active slot a from first_row on times its pairs; each pair's sums go to store(). */
+/* At most down_step() rows of w2 of active slot a from first_row on times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
+
+/* Rows of one product: for a panel of tokens or less as many as there is room for, since each product begins and ends
+ * with steps that wait. */
+static int64_t down_step(const pass *p, int64_t a)
+{
+    const int64_t pairs = p->offsets[p->active[a] + 1] - p->offsets[p->active[a]];
+    return pairs <= MF_CPU_PANEL ? DOWN_ROWS * MOST_DOWN_BLOCKS : DOWN_ROWS;
+}
 
 static void multiply_down_block(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
                                 const mf_matrix *next, int64_t next_row, store_fn store)
@@ -577,6 +586,7 @@ static void multiply_down_block(const pass *p, int32_t thread, int64_t a, int64_
     const mf_cpu_source source = source2(p, slot);
     const int64_t begin = p->offsets[p->active[a]];
     const int64_t end = p->offsets[p->active[a] + 1];
+    const int64_t stride = down_step(p, a);
     for (int64_t i = begin, n; i < end; i += n) {
         const void *h[MOST_TOKENS];
         _Alignas(64) float out[MOST_TOKENS * DOWN_ROWS];
@@ -588,11 +598,11 @@ static void multiply_down_block(const pass *p, int32_t thread, int64_t a, int64_
                              .x = h,
                              .x_scale = p->h_scales + i,
                              .out = out,
-                             .out_stride = DOWN_ROWS };
+                             .out_stride = stride };
         set_next(&tile, i + n == end ? next : NULL, next_row);
         multiply(source.fn, &slot->down, slot->down_bias, &tile);
         for (int64_t j = 0; j < n; j++) {
-            store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * DOWN_ROWS);
+            store(p, thread, p->pairs[i + j], first_row, num_rows, out + j * stride);
         }
     }
 }
@@ -602,9 +612,10 @@ static void multiply_down(const pass *p, int32_t thread, int64_t a, int64_t firs
                           const mf_matrix *next, int64_t next_row, store_fn store)
 {
     const mf_matrix *w = &p->experts->slots[p->active[a]].down;
+    const int64_t step = down_step(p, a);
     int64_t row = first;
-    for (; first + num_rows - row > DOWN_ROWS; row += DOWN_ROWS) {
-        multiply_down_block(p, thread, a, row, DOWN_ROWS, w, row + DOWN_ROWS, store);
+    for (; first + num_rows - row > step; row += step) {
+        multiply_down_block(p, thread, a, row, step, w, row + step, store);
     }
     multiply_down_block(p, thread, a, row, first + num_rows - row, next, next_row, store);
 }
