@@ -364,6 +364,22 @@ static bool can_turn(const pass *p, const mf_cpu_source *to, int64_t count)
            p->experts->act_dtype == MF_BF16 && count >= MF_CPU_PANEL;
 }
 
+/* Rows of bf16 as the caller has them, to a panel. */
+static void interleave_panel(const pass *p, const int32_t *pairs, int64_t n, uint8_t *panel)
+{
+    const int64_t hidden = p->experts->hidden_size, words = hidden / 2;
+    for (int64_t t = 0; t < n; t++) {
+        const uint8_t *row = element(&p->args->x, p->first_token + pairs[t] / p->num_columns, 0);
+        if (n == 1) {
+            memcpy(panel, row, (size_t)words * 4);
+        }
+        for (int64_t i = 0; n > 1 && i < words; i++) {
+            memcpy(panel + 4 * (i * n + t), row + 4 * i, 4);
+        }
+    }
+    memset(panel + 4 * words * n, 0, (size_t)((mf_cpu_round_columns(hidden) - hidden) * n) * 2);
+}
+
 /* One panel of a slot's pairs. */
 static void prepare_panel(void *context, int64_t task, int32_t thread)
 {
@@ -386,6 +402,12 @@ static void prepare_panel(void *context, int64_t task, int32_t thread)
             x[i] = (const uint16_t *)(const void *)element(&p->args->x, p->first_token + pair / p->num_columns, 0);
         }
         p->kernels->turn_panel(x, p->experts->hidden_size, rows + begin * step->x->row_bytes);
+        return;
+    }
+    if (source.form == MF_CPU_FORM_BF16_PANEL && source.quant == MF_QUANT_NONE && p->experts->act_dtype == MF_BF16 &&
+        p->experts->hidden_size % 2 == 0 && !p->args->input_scale.data) {
+        const int64_t n = count - begin < MF_CPU_PANEL ? count - begin : MF_CPU_PANEL;
+        interleave_panel(p, p->pairs + first + begin, n, rows + begin * step->x->row_bytes);
         return;
     }
     for (int64_t i = begin; i < begin + MF_CPU_PANEL && i < count; i++) {
