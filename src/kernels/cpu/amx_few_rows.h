@@ -10,7 +10,10 @@ enum {
     SIDE = 16,       /* vectors of a block: 64 bytes of sixteen rows */
     STEP = 32,       /* columns of a tile */
     SPAN_STEPS = 64, /* whose scales are converted at a time */
-    AHEAD = 16       /* rows that memory is asked for */
+    STREAMS = 4,     /* of addresses in which memory is asked for what comes next */
+    AHEAD_ROWS = 16, /* so far ahead is that, or so many bytes where rows are short, but no further than 64 rows */
+    AHEAD_BYTES = 8192,
+    SHORT_ROWS = 512 /* bytes; what most products ask for in one stream */
 };
 
 /* ---- blocks ---- */
@@ -35,27 +38,36 @@ INLINE void load_block(const uint8_t *p, int64_t stride, int64_t bytes, __m512i 
 
 /* ---- what comes next ---- */
 
-/* Where memory is asked for the sixteen rows that come AHEAD rows later: their codes in `streams` streams of addresses,
- * whose pages end at different times, and their scales. */
+/* Where memory is asked for sixteen rows that come sixteen or more rows later: their codes in STREAMS streams of
+ * addresses, whose pages end at different times, and their scales. */
 typedef struct few_ahead {
     const uint8_t *codes, *scales;
-    int64_t span, scale_bytes; /* from stream to stream; of scales with each block */
+    int64_t span, step, scale_bytes; /* from stream to stream; from line to line; of scales with each block */
 } few_ahead;
 
-/* `blocks` blocks of 64 bytes are all of a row.  Where nobody knows what comes next, the rows at hand serve: they are
- * there. */
-INLINE few_ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int64_t blocks)
+/* Rows of up to short_rows bytes are one stream; `blocks` blocks of 64 bytes are all of a row.  Where nobody knows what
+ * comes next, the rows at hand serve: they are there. */
+INLINE few_ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int64_t short_rows, int64_t blocks)
 {
     const mf_matrix *w = tile->w;
-    int64_t next = row + AHEAD;
-    if (next >= tile->first_row + tile->num_rows) {
+    const int64_t stride = w->row_stride * (int64_t)mf_format_bits(w->format) / 8;
+    int64_t rows = AHEAD_ROWS;
+    while (rows * stride < AHEAD_BYTES && rows < 4 * AHEAD_ROWS) {
+        rows *= 2;
+    }
+    int64_t next = row + rows;
+    const int64_t past = next - tile->first_row - tile->num_rows;
+    if (past >= 0) {
         const bool known = tile->next && tile->next->format == w->format;
-        next = known ? next + tile->next_row - tile->first_row - tile->num_rows : row;
+        next = known ? tile->next_row + past : row;
         w = known ? tile->next : w;
     }
-    few_ahead a = { .codes = mf_matrix_row(w, next),
-                .span = LANES / streams * (w->row_stride * (int64_t)mf_format_bits(w->format) / 8) };
-    if (w->format == MF_FORMAT_INT4_GROUP || w->format == MF_FORMAT_MXFP4) {
+    few_ahead a = { .codes = (const uint8_t *)w->data + next * stride, .span = LANES / STREAMS * stride, .step = 64 };
+    if (stride <= short_rows) {
+        a.span = 64;
+        a.step = STREAMS * 64;
+    }
+    if (mf_format_is_4bit(w->format)) {
         const int64_t row_bytes = w->scale_row_stride * (int64_t)mf_dtype_size(w->scale_dtype);
         a.scales = (const uint8_t *)w->scale + next * row_bytes;
         a.scale_bytes = (LANES * row_bytes + blocks - 1) / blocks;
@@ -63,17 +75,21 @@ INLINE few_ahead ahead_at(const mf_cpu_tile *tile, int64_t row, int streams, int
     return a;
 }
 
-/* So many lines of each stream. */
-INLINE void ask_codes(few_ahead *a, int streams, int lines)
+/* So many lines of each stream, into the first-level cache or, far, into the second. */
+INLINE void ask_codes(const bool is_far, few_ahead *a, int lines)
 {
-    UNROLL(16) for (int i = 0; i < lines; i++)
+    UNROLL(4) for (int i = 0; i < lines; i++)
     {
-        UNROLL(16) for (int s = 0; s < streams; s++)
+        UNROLL(4) for (int s = 0; s < STREAMS; s++)
         {
-            __builtin_prefetch(a->codes + s * a->span + i * 64, 0, 3);
+            if (is_far) {
+                __builtin_prefetch(a->codes + s * a->span + i * a->step, 0, 2);
+            } else {
+                __builtin_prefetch(a->codes + s * a->span + i * a->step, 0, 3);
+            }
         }
     }
-    a->codes += lines * 64;
+    a->codes += lines * a->step;
 }
 
 INLINE void ask_scales(few_ahead *a)

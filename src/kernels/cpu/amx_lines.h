@@ -10,10 +10,8 @@
 #include "kernels/cpu/amx_codes.h"
 
 enum {
-    LINES_TILES = 4,         /* most tiles of a block */
-    LINES_PANELS = 2,        /* most panels */
-    LINES_STREAMS = 4,       /* of addresses in which memory is asked for */
-    LINES_AHEAD_BYTES = 8192 /* at least, where rows are short */
+    LINES_TILES = 4, /* most tiles of a block */
+    LINES_PANELS = 2 /* most panels */
 };
 
 /* What is known when the compiler unfolds a product. */
@@ -259,24 +257,11 @@ INLINE bool lines_ends(const lines_kind kind, const lines_work *work, int64_t st
     return step + 1 == work->all || (kind.group_steps != 0 && step % kind.group_steps == kind.group_steps - 1);
 }
 
-/* Into the second-level cache, `lines` of each stream. */
-INLINE void lines_ask(few_ahead *next, int lines)
-{
-    UNROLL(4) for (int i = 0; i < lines; i++)
-    {
-        UNROLL(4) for (int s = 0; s < LINES_STREAMS; s++)
-        {
-            __builtin_prefetch(next->codes + s * next->span + i * 64, 0, 2);
-        }
-    }
-    next->codes += lines * 64;
-}
-
 /* A whole block, and the decoding of another one between its tiles. */
 INLINE void lines_mixed(const lines_kind kind, lines_work *work, const lines_block *block, const lines_block *feed,
                         int64_t number, __m512i table, few_ahead *next)
 {
-    const int tiles = lines_tiles(kind), rows = AMX_SIDE / tiles, lines = AMX_SIDE / LINES_STREAMS / tiles;
+    const int tiles = lines_tiles(kind), rows = AMX_SIDE / tiles, lines = AMX_SIDE / STREAMS / tiles;
     const int64_t stride = work->stride;
     const uint8_t *p = lines_codes(kind, work, feed);
     lines_right right = lines_right_at(kind, work, block->step);
@@ -292,7 +277,7 @@ INLINE void lines_mixed(const lines_kind kind, lines_work *work, const lines_blo
         {
             lines_decode(kind, tiles, table, scales, p, out);
         }
-        lines_ask(next, lines);
+        ask_codes(true, next, lines);
         if (lines_are_late(kind)) {
             lines_multiply_late(i, left + i * AMX_TILE_BYTES, &right, work->parts[(number + 1) & 1]);
         } else if (kind.group_steps == 1) {
@@ -489,33 +474,6 @@ INLINE void lines_settle(const lines_kind kind, const bool is_wide, lines_work *
 
 /* ---- all blocks ---- */
 
-/* Where memory is asked for rows that come sixteen or more rows later. */
-INLINE few_ahead lines_ahead_at(const lines_work *work, int64_t row)
-{
-    const mf_cpu_tile *tile = work->tile;
-    const mf_matrix *w = tile->w;
-    int64_t rows = LANES;
-    while (rows * work->stride < LINES_AHEAD_BYTES && rows < 4 * LANES) {
-        rows *= 2;
-    }
-    int64_t next = row + rows;
-    const int64_t past = next - tile->first_row - tile->num_rows;
-    if (past >= 0) { /* where nobody knows what comes next, the rows at hand serve: they are there */
-        const bool known = tile->next && tile->next->format == w->format;
-        next = known ? tile->next_row + past : row;
-        w = known ? tile->next : w;
-    }
-    few_ahead a = { .codes = (const uint8_t *)w->data + next * work->stride,
-                    .span = LANES / LINES_STREAMS * work->stride };
-    if (mf_format_is_4bit(w->format)) {
-        const int64_t row_bytes = w->scale_row_stride * (int64_t)mf_dtype_size(w->scale_dtype);
-        const int64_t blocks = (work->all + 3) / 4;
-        a.scales = (const uint8_t *)w->scale + next * row_bytes;
-        a.scale_bytes = (LANES * row_bytes + blocks - 1) / blocks;
-    }
-    return a;
-}
-
 INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *work)
 {
     const int tiles = lines_tiles(kind);
@@ -523,7 +481,7 @@ INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *
     /* the block at hand, the one after it, those before it; blocks settle when their sums have been stored */
     lines_block block, feed = { .row = work->tile->first_row - AMX_SIDE, .is_last = true };
     lines_block before = { .row = -1 }, two_before = { .row = -1 };
-    few_ahead next = lines_ahead_at(work, work->tile->first_row);
+    few_ahead next = ahead_at(work->tile, work->tile->first_row, SHORT_ROWS, (work->all + 3) / 4);
     int64_t number = 0;
     feed = lines_after(kind, work, feed);
     lines_decode_block(kind, work, &feed, 0, table);
@@ -531,7 +489,7 @@ INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *
         block = feed;
         feed = lines_after(kind, work, block);
         if (block.step == 0) {
-            next = lines_ahead_at(work, block.row);
+            next = ahead_at(work->tile, block.row, SHORT_ROWS, (work->all + 3) / 4);
         }
         if (mf_format_is_4bit(kind.format)) {
             ask_scales(&next);
@@ -542,7 +500,7 @@ INLINE void lines_blocks(const lines_kind kind, const bool is_wide, lines_work *
             if (feed.row >= 0) {
                 lines_decode_block(kind, work, &feed, number + 1, table);
             }
-            lines_ask(&next, AMX_SIDE / LINES_STREAMS);
+            ask_codes(true, &next, AMX_SIDE / STREAMS);
             lines_multiply_block(kind, work, &block, number);
         }
         const lines_block *ready = lines_are_late(kind) ? &two_before : &before;

@@ -14,8 +14,7 @@
 enum {
     MOST_INPUTS = 16384, /* floats */
     BLOCK_STEPS = 4,     /* tiles of columns in 64 bytes */
-    STEP_WORDS = SIDE / BLOCK_STEPS,
-    STREAMS = 2 /* of addresses in which memory is asked for what comes next */
+    STEP_WORDS = SIDE / BLOCK_STEPS
 };
 
 /* What is known when the compiler unfolds a product. */
@@ -96,7 +95,7 @@ INLINE void multiply_rows(const few_kind kind, few_work *work)
     const mf_matrix *w = work->tile->w;
     const int64_t stride = w->row_stride / 2, all = w->k / STEP, span = SPAN_STEPS * kind.group_steps;
     const uint8_t *p = mf_matrix_row(w, work->row);
-    few_ahead next = ahead_at(work->tile, work->row, STREAMS, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
+    few_ahead next = ahead_at(work->tile, work->row, SHORT_ROWS, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
     few_sums s = { _mm512_setzero_ps(), _mm512_setzero_ps() };
     for (int64_t step = 0; step < all; step += BLOCK_STEPS, p += 64) {
         const int64_t steps = all - step < BLOCK_STEPS ? all - step : BLOCK_STEPS;
@@ -113,7 +112,7 @@ INLINE void multiply_rows(const few_kind kind, few_work *work)
         }
         ask_scales(&next);
         for (int64_t i = 0; i < steps; i++) {
-            ask_codes(&next, STREAMS, SIDE / BLOCK_STEPS / STREAMS);
+            ask_codes(false, &next, SIDE / BLOCK_STEPS / STREAMS);
             const __m512 sum =
                 multiply_step(work, (const uint32_t(*)[LANES])work->block + i * STEP_WORDS, (step + i) * STEP);
             add_step(kind, work, step + i, sum, &s);

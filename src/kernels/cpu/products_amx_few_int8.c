@@ -13,7 +13,7 @@ enum {
     AT_ONCE = 8,        /* tokens whose sums are in registers */
     MOST_WORDS = 14336, /* of inputs of one parity: eight columns are one of each */
     BLOCK_STEPS = 4,    /* of 32 columns: 64 bytes of codes */
-    CODES_STREAMS = 4   /* of addresses in which memory is asked for what comes next */
+    SHORTEST = 256      /* bytes of rows that are asked for in one stream */
 };
 
 /* ---- int4 ---- */
@@ -160,7 +160,7 @@ INLINE void multiply_int4_rows(const int low, const int high, const bool has_zer
     const mf_matrix *w = tile->w;
     const int64_t all = w->k / STEP, span = (int64_t)SPAN_STEPS << work->group_shift;
     const uint8_t *p = mf_matrix_row(w, work->row);
-    few_ahead next = ahead_at(tile, work->row, CODES_STREAMS, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
+    few_ahead next = ahead_at(tile, work->row, SHORTEST, (all + BLOCK_STEPS - 1) / BLOCK_STEPS);
     memset(work->total, 0, sizeof work->total[0] * (size_t)(low + high));
     for (int64_t step = 0; step < all; step += BLOCK_STEPS, p += 64) {
         const int64_t steps = all - step < BLOCK_STEPS ? all - step : BLOCK_STEPS;
@@ -171,7 +171,7 @@ INLINE void multiply_int4_rows(const int low, const int high, const bool has_zer
             load_span(work, first_group, groups < SPAN_STEPS ? groups : SPAN_STEPS);
         }
         ask_scales(&next);
-        ask_codes(&next, CODES_STREAMS, SIDE / CODES_STREAMS);
+        ask_codes(false, &next, SIDE / STREAMS);
         load_block(p, w->row_stride / 2, steps * STEP / 2, v);
         UNROLL(16) for (int j = 0; j < SIDE; j++)
         {
