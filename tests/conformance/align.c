@@ -219,6 +219,26 @@ TEST(align_is_a_stable_sort_by_slot_padded_to_blocks)
     }
 }
 
+/* Around 32, 512, 4,096, 8,192 and 40,960 pairs and 512 and 1,024 slots, where device cuda's ways end. */
+TEST(align_is_that_sort_on_both_sides_of_its_ways_bounds)
+{
+    static const int64_t ts[] = { 31,   33,   511,  512,  513,   1025,  4095,  4096,
+                                  4097, 8191, 8192, 8193, 36865, 40959, 40960, 40961 };
+    static const int64_t ps[] = { 1, 257, 512, 513, 1024, 1025 };
+    static const int64_t bs[] = { 64, 1, 48 };
+    uint64_t seed = 35;
+    int turn = 0;
+    for (size_t t = 0; t < sizeof ts / sizeof ts[0]; t++) {
+        for (size_t p = 0; p < sizeof ps / sizeof ps[0]; p++, turn++) {
+            const int64_t columns = ts[t] % 9 == 0 ? 9 : ts[t] % 8 == 0 ? 8 : 1;
+            align_case c =
+                open_case(ts[t] / columns, columns, bs[turn % 3], ps[p], (id_kind)(turn / 3 % IDS_COUNT), &seed);
+            check(&c);
+            conf_free(c.ids);
+        }
+    }
+}
+
 TEST(align_worked_example)
 {
     /* T 3, C 2, b 4, P 4: slot 0 takes flats 1 and 2, slot 2 takes 0, 3 and 5; flat 4 is dropped; slots 1 and 3 are empty. */

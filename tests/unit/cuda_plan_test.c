@@ -27,23 +27,34 @@ static mf_cuda_align plan_align(const mf_cuda_gpu *gpu, int64_t tokens, int64_t 
     return out;
 }
 
-TEST(align_is_one_launch_up_to_4096_pairs_and_its_tables_fit)
+TEST(align_is_one_launch_where_its_tables_fit_and_two_else)
 {
-    static const int64_t tokens[] = { 0, 1, 64, 455, 456, 8192, 200000000 };
-    static const int64_t slots[] = { 1, 257, 1025, 8192, 13824 };
+    static const int64_t tokens[] = { 0, 1, 64, 113, 114, 455, 456, 4096, 8192, 9102, 9103, 200000000 };
+    static const int64_t slots[] = { 1, 257, 1024, 1025, 8192, 13824 };
     const mf_cuda_gpu *gpus[] = { &h200, &a100 };
-    for (size_t t = 0; t < 7; t++) {
-        for (size_t s = 0; s < 5; s++) {
+    for (size_t t = 0; t < sizeof tokens / sizeof tokens[0]; t++) {
+        for (size_t s = 0; s < sizeof slots / sizeof slots[0]; s++) {
             for (size_t g = 0; g < 2; g++) {
-                mf_cuda_align a = plan_align(gpus[g], tokens[t], slots[s]);
+                const mf_cuda_align a = plan_align(gpus[g], tokens[t], slots[s]);
+                const bool hopper = gpus[g] == &h200;
                 CHECK_EQ(a.chunks == 1, tokens[t] * 9 <= 4096);
                 CHECK(a.chunks * a.chunk >= a.num_pairs && a.warps >= 1 && a.warps <= 32);
                 CHECK((2 + a.warps) * slots[s] * 4 + 1024 <= gpus[g]->shared_bytes);
-                CHECK_EQ(a.slice > 0, tokens[t] * 9 <= 4096 && slots[s] <= 1024);
-                CHECK(a.slice == 0 || (a.slice % 4 == 0 && a.capacity <= a.slice * 264));
+                /* A block of a cluster counts up to 5,120 pairs of 257 slots, 512 of 1,024. */
+                const int64_t most = slots[s] <= 257 ? (hopper ? 81920 : 4096) : (hopper ? 8192 : 1024);
+                CHECK_EQ(a.once_blocks > 0, tokens[t] * 9 <= most && slots[s] <= 1024);
+                CHECK_EQ(a.once_blocks > 0 && a.run > 0, hopper && tokens[t] * 9 > 1024 && a.once_blocks > 0);
+                if (a.once_blocks > 0 && a.run > 0) {
+                    CHECK(a.run % 32 == 0 && a.run <= 5120 && a.run * a.shares >= a.num_pairs);
+                    CHECK(a.shares == (tokens[t] * 9 <= 4096 ? 8 : 16) && a.once_blocks % a.shares == 0);
+                } else if (a.once_blocks > 0) {
+                    CHECK(a.slice % 4 == 0 && a.capacity <= (int64_t)a.slice * a.once_blocks);
+                }
             }
         }
     }
+    const mf_cuda_gpu part = { .capability = 90, .num_multiprocessors = 16, .shared_bytes = 232448 };
+    CHECK_EQ(plan_align(&part, 1024, 257).shares, 8); /* a part of a GPU may have no 16 neighbours */
 }
 
 TEST(align_refuses_more_slots_than_shared_memory_holds)

@@ -1,13 +1,13 @@
 /* align.cu - token-expert pairs sorted by slot, stable, each slot's run padded to whole blocks; bit-equal to ref/align.c.
  *
- * Up to 4,096 pairs are one launch: every block counts all pairs and writes its own piece of the output, which it makes in
- * shared memory - padding first, pairs over it - so that global memory sees whole lines.  More pairs are chunks, counted by
- * a first launch.  Each warp takes a run of consecutive pairs: it counts its slots, and, once everybody's counts have been
- * scanned, it places its pairs.  Equal slots among the 32 pairs of a step are told apart by their lane, so the order is the
- * flat index's and no result depends on timing. */
+ * Up to some 80,000 pairs are one launch (plan.c): of few every block counts all, of more the blocks of a cluster share
+ * them.  What does not fit is chunks, counted by a first launch.  Each warp takes a run of consecutive pairs: it counts its
+ * slots, and, once everybody's counts have been scanned, it places its pairs.  Equal slots among the 32 pairs of a step are
+ * told apart by their lane, so the order is the flat index's and no result depends on timing. */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/sm90.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace
 {
@@ -229,44 +229,118 @@ MF_DEV uint32_t blocks_of(const mf_cuda_align &p, uint32_t n)
     return p.block_shift >= 0 ? (n + b - 1) >> p.block_shift : n > 0 ? (n - 1) / b + 1 : 0;
 }
 
-/* The slots' counts lie as 16-bit numbers, one a warp, in rows of an odd number of words. */
+/* A slot's row has a byte a warp: how many of the warp's pairs are the slot's, at most 32 a step. */
 template <int WARPS> struct slot_row {
-    static constexpr int WORDS = WARPS / 2, STRIDE = WORDS + 1;
+    static constexpr int WORDS = WARPS / 4;
+    uint32_t w[WORDS];
+    __device__ __forceinline__ explicit slot_row(const uint32_t *row)
+    {
+#pragma unroll
+        for (int i = 0; i < WORDS; i += 4) {
+            const uint4 q = *(const uint4 *)(row + i);
+            w[i] = q.x;
+            w[i + 1] = q.y;
+            w[i + 2] = q.z;
+            w[i + 3] = q.w;
+        }
+    }
+    /* Of the warps that ones has a 1 for. */
+    __device__ __forceinline__ uint32_t sum(const uint32_t (&ones)[WORDS]) const
+    {
+        uint32_t n = 0;
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+            n = __dp4a(w[i], ones[i], n);
+        }
+        return n;
+    }
 };
 
-template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_kernel(const __grid_constant__ mf_cuda_align p)
+/* Sums over the slots: blocks, and pairs in the low half.  Halves of 16 bits hold one step's of all blocks. */
+template <bool WIDE> struct sum_of {
+    using type = uint32_t;
+};
+template <> struct sum_of<true> {
+    using type = uint64_t;
+};
+template <typename T> MF_DEV T reduce_add(T v)
 {
-    constexpr int THREADS = WARPS * 32, STEPS = WARPS == 32 ? 4 : 2, WORDS = slot_row<WARPS>::WORDS, STRIDE = slot_row<WARPS>::STRIDE;
-    static_assert(MF_CUDA_ALIGN_PAIRS < 65536 && WARPS <= 32, "counts of 16 bits, one sum a lane");
+    if constexpr (sizeof(T) == 4) {
+        return __reduce_add_sync(MF_FULL_WARP, v);
+    } else {
+        return (T)__reduce_add_sync(MF_FULL_WARP, (uint32_t)(v >> 32)) << 32 |
+               __reduce_add_sync(MF_FULL_WARP, (uint32_t)v);
+    }
+}
+
+/* SHARES 0: every block counts all pairs and writes its own piece of the output, which it makes in shared memory -
+ * padding first, pairs over it - so that global memory sees whole lines.  Else so many blocks are a cluster: each
+ * counts a run of pairs and gives its counts to all.  Clusters count the same and share the slots: a block writes its
+ * run's pairs of its cluster's slots where they belong - single words, which is what takes time -, and a part of these
+ * slots' padding. */
+template <int WARPS, int STEPS, int SHARES>
+__global__ void __launch_bounds__(WARPS * 32) align_once_kernel(const __grid_constant__ mf_cuda_align p)
+{
+    constexpr int THREADS = WARPS * 32, WORDS = slot_row<WARPS>::WORDS, OF = SHARES > 0 ? SHARES : 1;
+    static_assert(STEPS * 32 < 256, "counts of a byte");
     extern __shared__ __align__(16) uint32_t shared[];
-    __shared__ uint32_t sums[32];
+    using sum_t = typename sum_of<(SHARES > 0 && STEPS > 1)>::type;
+    constexpr int HALF = sizeof(sum_t) * 4;
+    constexpr sum_t low = ((sum_t)1 << HALF) - 1;
+    __shared__ sum_t sums[32];
+    __shared__ __align__(8) uint64_t full;
     const int slots = p.num_slots, pairs = (int)p.num_pairs, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int32_t *piece = (int32_t *)shared;                                      /* [slice] this block's part of sorted */
-    uint32_t *table = shared + p.slice;                                      /* [P, STRIDE] */
-    uint32_t *masks = table + slots * STRIDE, *mask = masks + warp * slots;  /* [WARPS, P] */
-    uint32_t *starts = masks + slots * WARPS;                                /* [P] */
-    uint16_t *mine = (uint16_t *)table + warp;                               /* of slot s at s * STRIDE * 2 */
-    const int64_t from = (int64_t)blockIdx.x * p.slice, to = from + p.slice < p.capacity ? from + p.slice : p.capacity;
+    const int blocks = gridDim.x, clusters = blocks / OF; /* a power of two */
+    const int block = blockIdx.x % OF, cluster = blockIdx.x / OF;
+    int32_t *piece = (int32_t *)shared;                                    /* [slice] this block's part of sorted */
+    uint32_t *table = shared + p.slice;                                    /* [P, WARPS bytes] */
+    uint32_t *masks = table + slots * WORDS, *mask = masks + warp * slots; /* [WARPS, P] */
+    uint32_t *starts = masks + slots * WARPS, *ends = starts + slots;      /* [P] of this run's pairs; [P] of all */
+    uint32_t *given = ends + slots;                                        /* [SHARES, P] */
+    uint8_t *mine = (uint8_t *)table + warp;                               /* of slot s at s * WARPS */
+    const uint32_t lanes_before = (1u << lane) - 1u;
     let_next_start();
-    for (int i = threadIdx.x * 4; i < slots * (STRIDE + WARPS); i += THREADS * 4) {
+    for (int i = threadIdx.x * 4; i < slots * (WORDS + WARPS); i += THREADS * 4) {
         *(int4 *)(table + i) = make_int4(0, 0, 0, 0); /* the masks, too, and up to three words behind them */
     }
-    for (int i = threadIdx.x * 4; i < p.slice; i += THREADS * 4) {
+    for (int i = threadIdx.x * 4; SHARES == 0 && i < p.slice; i += THREADS * 4) {
         *(int4 *)(piece + i) = make_int4(pairs, pairs, pairs, pairs);
     }
-    const int steps = (pairs + THREADS - 1) / THREADS, first = warp * steps * 32 + lane;
+    if (SHARES > 0 && threadIdx.x == 0) {
+        barrier_init(&full, 1);
+        barrier_init_fence();
+        barrier_expect(&full, (uint32_t)(SHARES * slots) * 4);
+    }
+    uint32_t ones[WORDS];  /* 1 for each warp before this one */
+    uint32_t of_block[OF]; /* `given` of the cluster's blocks */
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
+        const int n = min(max(warp - i * 4, 0), 4);
+        ones[i] = n == 4 ? 0x01010101u : 0x01010101u & ((1u << n * 8) - 1u);
+    }
+#pragma unroll
+    for (int r = 0; r < SHARES; r++) {
+        of_block[r] = address_of_block(given, r);
+    }
+    const uint32_t to_barrier = shared_address(&full) - shared_address(given), to_own = (uint32_t)(block * slots) * 4;
+    const int run = SHARES > 0 ? block * p.run : 0, run_end = SHARES > 0 ? min(run + p.run, pairs) : pairs;
+    const int steps = STEPS == 1 ? 1 : ((SHARES > 0 ? p.run : pairs) + THREADS - 1) / THREADS,
+              first = run + warp * steps * 32 + lane;
     const bool dense = p.ids_stride == p.num_columns;
+    __syncthreads(); /* the zeros */
+    if (SHARES > 0) {
+        cluster_meet();
+    }
     wait_for_previous();
     int32_t slot[STEPS];
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
         const int i = first + k * 32;
         slot[k] = -1;
-        if (k < steps && i < pairs) {
-            slot[k] = dense ? load_at<int32_t>(p.ids, i, p.bytewise) : slot_at(p, (uint32_t)i);
+        if (k < steps && i < run_end) {
+            slot[k] = dense ? load_at<int32_t>(p.ids, i, false) : slot_at(p, (uint32_t)i);
         }
     }
-    __syncthreads(); /* the zeros */
     uint32_t rank[STEPS]; /* among the warp's pairs of that slot */
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
@@ -275,7 +349,7 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
         if (slot[k] >= slots) {
             slot[k] = -1;
-            if (p.errors && blockIdx.x == 0) {
+            if (p.errors && cluster == 0) {
                 atomicAdd((int32_t *)p.errors, 1);
             }
         }
@@ -288,87 +362,154 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         uint32_t same = 0, before = 0;
         if (slot[k] >= 0) {
             same = *lanes;
-            before = mine[slot[k] * (STRIDE * 2)];
+            before = STEPS > 1 ? mine[slot[k] * WARPS] : 0;
         }
-        const uint32_t of_lane = __popc(same & ((1u << lane) - 1u));
+        const uint32_t of_lane = __popc(same & lanes_before);
         rank[k] = before + of_lane;
-        __syncwarp();
-        if (slot[k] >= 0 && of_lane == 0) {
-            *lanes = 0;
-            mine[slot[k] * (STRIDE * 2)] = (uint16_t)(before + __popc(same));
+        if (STEPS > 1) {
+            __syncwarp();
         }
-        __syncwarp();
+        if (slot[k] >= 0 && of_lane == 0) {
+            if (STEPS > 1) {
+                *lanes = 0;
+            }
+            mine[slot[k] * WARPS] = (uint8_t)(before + __popc(same));
+        }
+        if (STEPS > 1) {
+            __syncwarp();
+        }
     }
     __syncthreads();
 
-    /* Per slot the warps' counts become sums of those before; then blocks (high half) and counts (low half) over the slots. */
-    const int rounds = (slots + THREADS - 1) / THREADS;
-    uint32_t carried = 0;
-    for (int round = 0; round < rounds; round++) {
-        const int s = round * THREADS + threadIdx.x;
-        uint32_t n = 0;
-        if (s < slots) {
-            uint32_t row[WORDS];
+    if (SHARES > 0) {
+        uint32_t all[WORDS];
 #pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                row[i] = table[s * STRIDE + i];
-            }
+        for (int i = 0; i < WORDS; i++) {
+            all[i] = 0x01010101u;
+        }
+#pragma unroll 1
+        for (int s = threadIdx.x; s < slots; s += THREADS) {
+            const uint32_t n = slot_row<WARPS>(table + s * WORDS).sum(all);
 #pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                const uint32_t low = row[i] & 0xffffu, high = row[i] >> 16;
-                table[s * STRIDE + i] = n | (n + low) << 16;
-                n += low + high;
+            for (int r = 0; r < SHARES; r++) {
+                give_word_at(of_block[r] + to_own + s * 4, n, of_block[r] + to_barrier);
             }
         }
-        const uint32_t own = blocks_of(p, n) << 16 | n;
-        uint32_t sum = own;
+        if (warp * 32 < slots) { /* others need not know */
+            barrier_wait(&full, 0);
+        }
+    }
+    /* Blocks (high half) and pairs (low half) of the slots before. */
+    sum_t carried = 0;
+#pragma unroll 1
+    for (int from = 0; from < slots; from += THREADS) {
+        const int s = from + threadIdx.x;
+        uint32_t n = 0, of_runs_before = 0;
+        if (s < slots) {
+            if (SHARES > 0) {
+#pragma unroll
+                for (int r = 0; r < SHARES; r++) {
+                    const uint32_t v = given[r * slots + s];
+                    of_runs_before += r < block ? v : 0;
+                    n += v;
+                }
+            } else {
+                uint32_t all[WORDS];
+#pragma unroll
+                for (int i = 0; i < WORDS; i++) {
+                    all[i] = 0x01010101u;
+                }
+                n = slot_row<WARPS>(table + s * WORDS).sum(all);
+            }
+        }
+        const sum_t own = (sum_t)blocks_of(p, n) << HALF | n;
+        sum_t sum = own;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
-            const uint32_t v = __shfl_up_sync(MF_FULL_WARP, sum, d);
+            const sum_t v = __shfl_up_sync(MF_FULL_WARP, sum, d);
             sum += lane >= d ? v : 0;
         }
         if (lane == 31) {
             sums[warp] = sum;
         }
         __syncthreads();
-        const uint32_t of_warp = lane < WARPS ? sums[lane] : 0;
-        const uint32_t before = carried + sum - own + __reduce_add_sync(MF_FULL_WARP, lane < warp ? of_warp : 0);
-        carried += __reduce_add_sync(MF_FULL_WARP, of_warp);
+        const sum_t of_warp = lane < WARPS ? sums[lane] : 0;
+        const sum_t earlier = carried + sum - own + reduce_add<sum_t>(lane < warp ? of_warp : 0);
+        carried += reduce_add<sum_t>(of_warp);
         if (s < slots) {
-            starts[s] = (before >> 16) * (uint32_t)p.block_size;
+            const uint32_t start = (uint32_t)(earlier >> HALF) * (uint32_t)p.block_size;
+            starts[s] = start + of_runs_before;
+            if (SHARES > 0) {
+                ends[s] = start + n;
+            }
             if (p.offsets && blockIdx.x == 0) {
-                store_at<int32_t>(p.offsets, s, (int32_t)(before & 0xffffu), p.bytewise);
+                store_at<int32_t>(p.offsets, s, (int32_t)(earlier & low), false);
             }
         }
         __syncthreads();
     }
-    const int blocks = (int)(carried >> 16);
-    if (threadIdx.x == 0 && blockIdx.x == 0) {
-        if (p.offsets) {
-            store_at<int32_t>(p.offsets, slots, (int32_t)(carried & 0xffffu), p.bytewise);
-        }
-        store_at<int32_t>(p.total, 0, (int32_t)((int64_t)blocks * p.block_size), p.bytewise);
-    }
-    #pragma unroll 1
-    for (int i = blocks + (int)(blockIdx.x * THREADS + threadIdx.x); i < (int)p.num_blocks; i += gridDim.x * THREADS) {
-        store_at<int32_t>(p.experts, i, -1, p.bytewise);
-    }
+    const int used = (int)(carried >> HALF);
+    const int64_t from = (int64_t)blockIdx.x * p.slice, to = from + p.slice < p.capacity ? from + p.slice : p.capacity;
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
-        if (k < steps && slot[k] >= 0) {
-            const uint32_t place = mine[slot[k] * (STRIDE * 2)] + rank[k], at = starts[slot[k]] + place;
-            if (at >= from && at < to) {
-                piece[at - from] = first + k * 32;
-                /* A block's first entry names the block. */
-                if (p.block_shift >= 0) {
-                    if ((place & ((uint32_t)p.block_size - 1)) == 0) {
-                        store_at<int32_t>(p.experts, at >> p.block_shift, slot[k], p.bytewise);
-                    }
-                } else if (place % (uint32_t)p.block_size == 0) {
-                    store_at<int32_t>(p.experts, at / (uint32_t)p.block_size, slot[k], p.bytewise);
+        if (k < steps && slot[k] >= 0 && (SHARES == 0 || (slot[k] & (clusters - 1)) == cluster)) {
+            const uint32_t at = starts[slot[k]] + slot_row<WARPS>(table + slot[k] * WORDS).sum(ones) + rank[k];
+            if (SHARES > 0 || (at >= from && at < to)) {
+                if (SHARES > 0) {
+                    store_at<int32_t>(p.sorted, at, first + k * 32, false);
+                } else {
+                    piece[at - from] = first + k * 32;
+                }
+                const uint32_t in = p.block_shift >= 0 ? at >> p.block_shift : at / (uint32_t)p.block_size;
+                if (in * (uint32_t)p.block_size == at) { /* a block's first entry names the block */
+                    store_at<int32_t>(p.experts, in, slot[k], false);
                 }
             }
         }
+    }
+    if (SHARES > 0) {
+        /* What fills slots' last blocks: half a warp a slot. */
+#pragma unroll 1
+        for (int s = cluster + (block + (warp * 2 + (lane >> 4)) * SHARES) * clusters; s < slots;
+             s += SHARES * WARPS * 2 * clusters) {
+            const uint32_t end = ends[s], rest = blocks_of(p, end) * (uint32_t)p.block_size;
+            if (p.wide && p.block_size % 4 == 0) {
+#pragma unroll 1
+                for (uint32_t i = (end & ~3u) + (lane & 15) * 4; i < rest; i += 64) {
+                    if (i >= end) {
+                        *(int4 *)((int32_t *)p.sorted + i) = make_int4(pairs, pairs, pairs, pairs);
+                    } else {
+                        for (uint32_t j = end; j < i + 4; j++) {
+                            store_at<int32_t>(p.sorted, j, pairs, false);
+                        }
+                    }
+                }
+            } else {
+#pragma unroll 1
+                for (uint32_t i = end + (lane & 15); i < rest; i += 16) {
+                    store_at<int32_t>(p.sorted, i, pairs, false);
+                }
+            }
+        }
+        /* What no slot has. */
+#pragma unroll 1
+        for (int64_t i = (int64_t)used * p.block_size + blockIdx.x * THREADS + threadIdx.x; i < p.capacity;
+             i += blocks * THREADS) {
+            store_at<int32_t>(p.sorted, i, pairs, false);
+        }
+    }
+#pragma unroll 1
+    for (int i = used + (int)(blockIdx.x * THREADS + threadIdx.x); i < (int)p.num_blocks; i += blocks * THREADS) {
+        store_at<int32_t>(p.experts, i, -1, false);
+    }
+    if (threadIdx.x == 0 && blockIdx.x == 0) {
+        if (p.offsets) {
+            store_at<int32_t>(p.offsets, slots, (int32_t)(carried & low), false);
+        }
+        store_at<int32_t>(p.total, 0, (int32_t)((int64_t)used * p.block_size), false);
+    }
+    if (SHARES > 0) {
+        return;
     }
     __syncthreads();
     const int length = (int)(to - from);
@@ -378,7 +519,7 @@ template <int WARPS> __global__ void __launch_bounds__(WARPS * 32) align_once_ke
         }
     }
     for (int i = (p.wide ? length & ~3 : 0) + threadIdx.x; i < length; i += THREADS) {
-        store_at<int32_t>(p.sorted, from + i, piece[i], p.bytewise);
+        store_at<int32_t>(p.sorted, from + i, piece[i], false);
     }
 }
 
@@ -388,19 +529,40 @@ int start(KERNEL kernel, const mf_cuda_align *call, unsigned blocks, unsigned th
     return launch_shared(call->starts_early != 0, kernel, dim3(blocks), threads, bytes, stream, *call);
 }
 
+template <int WARPS, int STEPS, int SHARES> int start_once(const mf_cuda_align *call, cudaStream_t stream)
+{
+    const unsigned blocks = (unsigned)call->once_blocks;
+    const size_t bytes = (size_t)mf_cuda_align_shared(call->num_slots, WARPS, SHARES, call->slice);
+    const auto kernel = align_once_kernel<WARPS, STEPS, SHARES>;
+    if (SHARES == 0) {
+        return start(kernel, call, blocks, WARPS * 32, bytes, stream);
+    }
+    if (SHARES > 8) {
+        (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    return launch_clusters(SHARES, kernel, dim3(blocks), WARPS * 32, bytes, stream, *call);
+}
+
+template <int SHARES> int start_cluster(const mf_cuda_align *call, cudaStream_t stream)
+{
+    return call->run <= 512    ? start_once<16, 1, SHARES>(call, stream)
+           : call->run <= 1024 ? start_once<32, 1, SHARES>(call, stream)
+                               : start_once<32, MF_CUDA_ALIGN_STEPS, SHARES>(call, stream);
+}
+
 } // namespace
 
 int mf_cuda_launch_align(const mf_cuda_align *call, void *stream)
 {
     cudaStream_t s = (cudaStream_t)stream;
     const size_t counts = (size_t)call->num_slots * 4, bytes = counts * (2 + (size_t)call->warps);
-    if (call->slice > 0) {
-        const int64_t blocks = call->capacity > 0 ? (call->capacity - 1) / call->slice + 1 : 1;
-        const size_t piece = (size_t)call->slice * 4;
-        return call->warps <= 16 ? start(align_once_kernel<16>, call, (unsigned)blocks, 512,
-                                         piece + counts * (1 + slot_row<16>::STRIDE + 16) + 16, s)
-                                 : start(align_once_kernel<32>, call, (unsigned)blocks, 1024,
-                                         piece + counts * (1 + slot_row<32>::STRIDE + 32) + 16, s);
+    if (call->once_blocks > 0) {
+        if (call->run == 0) {
+            return call->num_pairs <= 512    ? start_once<16, 1, 0>(call, s)
+                   : call->num_pairs <= 1024 ? start_once<16, 2, 0>(call, s)
+                                             : start_once<32, 4, 0>(call, s);
+        }
+        return call->shares == 8 ? start_cluster<8>(call, s) : start_cluster<16>(call, s);
     }
     const unsigned threads = call->num_pairs > 512 || call->num_slots > 2048 ? 1024 : 256;
     int error = 0;

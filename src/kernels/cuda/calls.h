@@ -67,7 +67,7 @@ int mf_cuda_launch_gate_rows(const mf_cuda_gate *call, const mf_cuda_grid *grid,
 
 /* ---- align ---- */
 
-enum { MF_CUDA_ALIGN_PAIRS = 4096 }; /* one launch up to here */
+enum { MF_CUDA_ALIGN_STEPS = 5 }; /* of 32 pairs that a warp takes, at most, where all is one launch */
 
 typedef struct mf_cuda_align {
     const void *ids;
@@ -77,12 +77,22 @@ typedef struct mf_cuda_align {
     int32_t num_slots, chunks, warps, bytewise;
     int64_t chunk; /* pairs of a chunk */
     uint32_t *counts; /* [chunks, P], workspace; chunks > 1 */
-    int32_t slice;        /* entries of sorted that a block makes in shared memory; 0: the way of many pairs or slots */
+    int32_t once_blocks;  /* of the one launch; 0: the way of many pairs or slots */
+    int32_t run;          /* pairs that a block counts of a cluster's; 0: each counts all */
+    int32_t shares;       /* blocks of a cluster, 8 or 16 */
+    int32_t slice;        /* run 0: entries of sorted that a block makes in shared memory */
     int32_t block_shift;  /* block_size is 1 << block_shift; -1: no power of two */
     int64_t num_blocks;   /* capacity / block_size */
     int32_t wide;         /* four entries of sorted can be stored at once */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
+    int32_t reserved;
 } mf_cuda_align;
+
+/* Shared memory of align_once_kernel. */
+static inline int64_t mf_cuda_align_shared(int64_t slots, int32_t warps, int32_t shares, int64_t slice)
+{
+    return (slice + slots * (warps / 4 + warps + 2 + shares)) * 4 + 16;
+}
 
 int mf_cuda_launch_align(const mf_cuda_align *call, void *stream);
 

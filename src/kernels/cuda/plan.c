@@ -6,7 +6,9 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, SUM_NARROW_BYTES = 16 << 20 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2 };
+enum { ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, ALIGN_FEW_PAIRS = 1024, ALIGN_CLUSTERS = 2 };
+enum { SUM_NARROW_BYTES = 16 << 20 };
 
 static bool is_aligned(const void *data, size_t size)
 {
@@ -227,19 +229,33 @@ void mf_cuda_plan_gate_steps(const mf_cuda_gpu *gpu, const mf_gate_call *call, v
 
 /* ---- align ---- */
 
-/* Few pairs: a piece of the output a block, 8 KiB or, for huge capacities, more; beside it a count and a mask of lanes for
- * every warp and slot. */
-static void plan_align_slice(const mf_cuda_gpu *gpu, mf_cuda_align *a)
+/* One launch: of few pairs every block counts all, and makes a piece of the output, 8 KiB or, for huge capacities,
+ * more; of more the blocks of a cluster count a run each.  More than 120 multiprocessors leave one of the GPU's eight
+ * parts 16. */
+static void plan_align_once(const mf_cuda_gpu *gpu, mf_cuda_align *a)
 {
-    if (a->num_pairs > MF_CUDA_ALIGN_PAIRS || a->num_slots > ALIGN_ONCE_SLOTS) {
+    const bool has_clusters = gpu->capability == 90;
+    int64_t blocks, warps;
+    if (a->bytewise || a->num_slots > ALIGN_ONCE_SLOTS) {
         return;
     }
-    const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
-    const int64_t each = (a->capacity + most_blocks - 1) / most_blocks, slice = each > 2048 ? (each + 3) / 4 * 4 : 2048;
-    const int64_t warps = a->num_pairs > 1024 ? 32 : 16;
-    if (slice * 4 + (int64_t)a->num_slots * 4 * (2 + warps / 2 + warps) + 1024 <= gpu->shared_bytes) {
-        a->slice = (int32_t)slice;
-        a->warps = (int32_t)warps;
+    if (a->num_pairs <= (has_clusters ? ALIGN_FEW_PAIRS : MF_ALIGN_CHUNK)) {
+        const int64_t most_blocks = (int64_t)gpu->num_multiprocessors * 2;
+        const int64_t each = (a->capacity + most_blocks - 1) / most_blocks;
+        a->slice = (int32_t)(each > 2048 ? (each + 3) / 4 * 4 : 2048);
+        warps = a->num_pairs > ALIGN_FEW_PAIRS ? 32 : 16;
+        blocks = a->capacity > 0 ? (a->capacity - 1) / a->slice + 1 : 1;
+    } else if (has_clusters) {
+        a->shares = a->num_pairs > MF_ALIGN_CHUNK && gpu->num_multiprocessors > 120 ? 16 : 8;
+        a->run = (int32_t)(((a->num_pairs + a->shares - 1) / a->shares + 31) / 32 * 32);
+        warps = a->run > 512 ? 32 : 16;
+        blocks = a->shares * ALIGN_CLUSTERS;
+    } else {
+        return;
+    }
+    if (a->run <= MF_CUDA_ALIGN_STEPS * 1024 &&
+        mf_cuda_align_shared(a->num_slots, (int32_t)warps, a->shares, a->slice) + 1024 <= gpu->shared_bytes) {
+        a->once_blocks = (int32_t)blocks;
     }
 }
 
@@ -286,7 +302,7 @@ mf_status mf_cuda_plan_align(const mf_cuda_gpu *gpu, const mf_align_call *call, 
         }
     }
     out->num_blocks = out->capacity / out->block_size;
-    plan_align_slice(gpu, out);
+    plan_align_once(gpu, out);
     return MF_OK;
 }
 

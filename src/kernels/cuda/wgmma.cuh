@@ -202,6 +202,16 @@ MF_PTX void give_word(uint32_t *word, uint32_t v, uint64_t *barrier, int rank)
 #endif
 }
 
+/* The same, where the addresses in that block's shared memory are known. */
+MF_PTX void give_word_at(uint32_t word, uint32_t v, uint32_t barrier)
+{
+#if MF_HAS_WGMMA
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(word), "r"(v),
+                 "r"(barrier)
+                 : "memory");
+#endif
+}
+
 /* copy_box to the same place of both blocks; each one's barrier counts the bytes. */
 MF_PTX void copy_box_to_both(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
 {
