@@ -59,7 +59,7 @@ typedef struct mf_cuda_grid {
     int32_t rows_width;   /* gate_rows.cu's kernel of this width; 0 = gate.cu's */
     int32_t rows;         /* a warp takes together, up to 4, or 0: a block a row; gate_rows.cu */
     int32_t starts_early; /* the GPU knows programmatic dependent launch */
-    int32_t reserved;
+    int32_t warms;        /* a block a row: it runs its code once before it waits for the kernel in front */
 } mf_cuda_grid;
 
 int mf_cuda_launch_gate(const mf_cuda_gate *call, const mf_cuda_grid *grid, mf_cuda_gate_stage stage, void *stream);

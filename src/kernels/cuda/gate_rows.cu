@@ -1,11 +1,13 @@
 /* gate_rows.cu - the gate of the usual models: SIGMOID with or without a SCORE bias, or SOFTMAX, 64 to 384 experts, up to 8
  * choices, no maps; bit-equal to ref/gate.c.  plan.c says what comes here.
  *
- * Few rows: a block a row, a thread an expert - little code, because a launch finds none of it in the caches.  Many: a warp
- * takes a row; lane l holds experts l * V .. l * V + V - 1, so that the lowest lane of equals has the lowest id and
- * four lanes are a group.  Each lane sorts its few largest keys and the choice is eight pops of the warp's largest.  A row
- * that the quick way cannot vouch for - a NaN, a logit past 64 in magnitude, a lane with more chosen than it has sorted -
- * takes gate_row.cuh's way instead; that decides no bit.  What follows the choice is done for up to four rows at once. */
+ * Few rows: a block a row, a thread an expert; each warp ranks its 32 keys, then the warps' eight best are ranked among
+ * one another.  Up to GATE_WARM_ROWS of them run all of their code once on what lies in memory, and store nothing, before
+ * they wait for the kernel in front: behind other kernels a launch finds none of it in the caches.  Many: a warp takes a
+ * row; lane l holds experts l * V .. l * V + V - 1, so that the lowest lane of equals has the lowest id and four lanes are
+ * a group.  Each lane sorts its few largest keys and the choice is eight pops of the warp's largest.  A row that the quick
+ * way cannot vouch for - a NaN, a logit past 64 in magnitude, a lane with more chosen than it has sorted - takes
+ * gate_row.cuh's way instead; that decides no bit.  What follows the choice is done for up to four rows at once. */
 #include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/gate_usual.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -547,196 +549,194 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
 
 /* ---- few rows: a block a row, a thread an expert ---- */
 
-/* A bound that at least 8 of the keys that may be chosen reach, from each warp's two largest; and whether this warp's may.
- * Without groups it is the least of four second largest, each of a quarter of the keys: some 12 reach it. */
-template <int WARPS, bool GROUPS> MF_DEV uint32_t bound_of(const rows_call &c, uint2 top, int lane, int warp, bool *kept)
+/* ordered() in two instructions. */
+MF_DEV uint32_t ordered_by_shift(float v)
 {
-    *kept = true;
-    if (GROUPS) { /* a warp is a group */
-        const float score = __fadd_rn(unordered(top.x), unordered(top.y)), mine = __shfl_sync(MF_FULL_WARP, score, lane >> 2);
-        const int group = lane >> 2, other = (lane & 3) * 2;
-        const float o0 = __shfl_sync(MF_FULL_WARP, score, other), o1 = __shfl_sync(MF_FULL_WARP, score, other + 1);
-        const uint32_t b0 = __ballot_sync(MF_FULL_WARP, o0 > mine || (o0 == mine && other < group));
-        const uint32_t b1 = __ballot_sync(MF_FULL_WARP, o1 > mine || (o1 == mine && other + 1 < group));
-        const int of = 4 * (lane & 7);
-        const bool keeps = __popc(b0 >> of & 15u) + __popc(b1 >> of & 15u) < c.topk_group;
-        *kept = __ballot_sync(MF_FULL_WARP, keeps) >> warp & 1u;
-        return c.topk_group < 4 ? 0u : __reduce_min_sync(MF_FULL_WARP, lane < 8 && keeps ? top.y : UINT32_MAX);
-    }
-    if (WARPS < 4) {
-        return 0u;
-    }
-    uint32_t first = top.x, second = top.y; /* of this lane's warp and every fourth one from it on */
-#pragma unroll
-    for (int w = 4; w < WARPS; w += 4) {
-        const uint32_t x = __shfl_down_sync(MF_FULL_WARP, top.x, w), y = __shfl_down_sync(MF_FULL_WARP, top.y, w);
-        second = max(min(first, x), max(second, y));
-        first = max(first, x);
-    }
-    return __reduce_min_sync(MF_FULL_WARP, lane < 4 ? second : UINT32_MAX);
+    const uint32_t u = __float_as_uint(v);
+    uint32_t sign;
+    asm("shr.s32 %0, %1, 31;" : "=r"(sign) : "r"(u));
+    return (sign | 0x80000000u) ^ u;
 }
 
-/* How many of 64 keys come before expert i's. */
-MF_DEV int rank_among(const uint32_t (&keys)[64], uint32_t key, int i)
+/* The eight largest keys of each warp, largest first, and whose they are. */
+template <int WARPS> struct warp_lists {
+    alignas(16) uint32_t keys[WARPS][32];
+    alignas(16) uint32_t best[16 * WARPS]; /* then the same + 1, for those of lower ids win a tie */
+    int32_t id[8 * WARPS];
+    float score[8 * WARPS];
+};
+
+/* Which of eight groups, a warp each, may be chosen from; bit by group. */
+template <int WARPS> MF_DEV uint32_t kept_groups(const rows_call &c, const warp_lists<WARPS> &lists, int lane)
 {
-    int rank = 0;
-#pragma unroll 4
-    for (int j = 0; j < 64; j += 4) {
-        const uint4 k = *(const uint4 *)(keys + j);
-        rank += k.x >= key + (j >= i);
-        rank += k.y >= key + (j + 1 >= i);
-        rank += k.z >= key + (j + 2 >= i);
-        rank += k.w >= key + (j + 3 >= i);
-    }
-    return rank;
+    const int group = lane >> 2, other = (lane & 3) * 2;
+    const auto score_of_group = [&](int g) {
+        const uint2 top = *(const uint2 *)&lists.best[g * MAX_K];
+        return __fadd_rn(unordered(top.x), unordered(top.y));
+    };
+    const float mine = score_of_group(group), o0 = score_of_group(other), o1 = score_of_group(other + 1);
+    const uint32_t b0 = __ballot_sync(MF_FULL_WARP, o0 > mine || (o0 == mine && other < group));
+    const uint32_t b1 = __ballot_sync(MF_FULL_WARP, o1 > mine || (o1 == mine && other + 1 < group));
+    const int of = 4 * (lane & 7);
+    return __ballot_sync(MF_FULL_WARP, __popc(b0 >> of & 15u) + __popc(b1 >> of & 15u) < c.topk_group) & 0xffu;
 }
 
 template <int WARPS, bool GROUPS, bool SOFTMAX, bool BF16>
-__global__ void __launch_bounds__(WARPS * 32 + 64) gate_row_kernel(const __grid_constant__ rows_call c)
+__global__ void __launch_bounds__(WARPS * 32 + 32) gate_row_kernel(const __grid_constant__ rows_call c)
 {
     constexpr int N = WARPS * 32;
-    constexpr bool ALL = N == 64; /* all are candidates */
-    __shared__ candidate list[N == 64 ? 128 : N];
+    __shared__ union {
+        warp_lists<WARPS> lists;
+        candidate general[N == 64 ? 128 : N];
+    } mem;
     __shared__ float parts[SOFTMAX ? N : 1];
-    __shared__ uint2 tops[WARPS];
-    __shared__ __align__(16) uint32_t keys[64];
-    __shared__ choice chosen[2 * MAX_K]; /* the second half: nobody's, for the warp that only fetches code */
-    __shared__ int num_candidates;
+    __shared__ choice chosen[MAX_K];
+    warp_lists<WARPS> &lists = mem.lists;
     const int i = threadIdx.x, lane = i & 31, warp = i >> 5;
     let_next_start();
-    if (i == 0) {
-        num_candidates = 0;
-    }
     const bool extra = c.histogram && gridDim.x > 1; /* block 0 */
-    wait_for_previous();
-    if (extra && blockIdx.x == 0) {
-        clear_histogram(c);
-        return;
-    }
-    const int t = (int)blockIdx.x - extra;
-    bool valid = false;
-    float sum = 1.0f;
-    if (warp == WARPS + 1) { /* awaits the histogram's zeros; only where there are others to wait for */
-        if (lane == 0) {
+    if (extra && (blockIdx.x == 0 || warp == WARPS)) {
+        wait_for_previous();
+        if (blockIdx.x == 0) {
+            clear_histogram(c);
+            return;
+        }
+        if (lane == 0) { /* one warp awaits the histogram's zeros */
             await_zeros(c, load_relaxed(c.arrivals));
         }
         __syncwarp();
         sync_threads(2, N + 32);
         return;
     }
-    if (warp < WARPS) {
-        valid = (!c.num_valid || t < *c.num_valid) && (!c.row_valid || c.row_valid[t] != 0);
+    const int t = (int)blockIdx.x - extra;
+    float b = 0.0f;
+    if (!SOFTMAX && c.bias) {
+        b = c.bias[i];
+    }
+    /* What the kernel in front writes is read past the first-level cache, for the first pass may have read it before. */
+#pragma unroll 1
+    for (int pass = c.warms ? 0 : 1; pass < 2; pass++) {
+        const bool real = pass == 1;
+        if (real) {
+            wait_for_previous();
+        }
+        bool valid = true;
+        if (real) {
+            valid = (!c.num_valid || t < __ldcg(c.num_valid)) && (!c.row_valid || __ldcg(c.row_valid + t) != 0);
+        }
         bool general = false;
+        float most = 0.0f;
         if (valid) {
-            float b = 0.0f, x;
+            float x;
             if (BF16) {
-                x = bf16_to_f32(((const uint16_t *)c.logits)[(int64_t)t * c.logits_stride + i]);
+                x = bf16_to_f32(__ldcg((const uint16_t *)c.logits + (int64_t)t * c.logits_stride + i));
             } else {
-                x = ((const float *)c.logits)[(int64_t)t * c.logits_stride + i];
-            }
-            if (!SOFTMAX && c.bias) {
-                b = c.bias[i];
+                x = __ldcg((const float *)c.logits + (int64_t)t * c.logits_stride + i);
             }
             const bool odd = !(fabsf(x) <= (SOFTMAX ? 1e15f : 64.0f)) || !(fabsf(b) <= FLT_MAX);
             const float score = SOFTMAX ? flush_to_zero(x) : sigmoid_in_range(x);
-            const uint32_t key = ordered(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b)));
-            const uint32_t best = __reduce_max_sync(MF_FULL_WARP, key);
-            const int first = __ffs(__ballot_sync(MF_FULL_WARP, key == best)) - 1;
-            const uint32_t second = __reduce_max_sync(MF_FULL_WARP, lane == first ? 0u : key);
-            if (lane == 0) {
-                tops[warp] = make_uint2(best, second);
+            /* Below the largest number, so that + 1 stays one: a NaN's rank is its own, too, though nothing is made of it. */
+            const uint32_t key = min(ordered_by_shift(SOFTMAX ? score : __fadd_rn(score, flush_to_zero(b))), 0xfffffffeu);
+            lists.keys[warp][lane] = key;
+            __syncwarp();
+            int ranks[4] = { 0, 0, 0, 0 };
+            uint4 k[8]; /* all asked for before the first is used */
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                k[j] = load_shared_16(&lists.keys[warp][j * 4]);
             }
-            if (ALL) {
-                keys[i & 63] = key;
+            __syncwarp(); /* or the loads are sunk to their uses, one behind the other */
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                count_if_more(ranks[0], k[j].x, key);
+                count_if_more(ranks[1], k[j].y, key);
+                count_if_more(ranks[2], k[j].z, key);
+                count_if_more(ranks[3], k[j].w, key);
+            }
+            int rank = ranks[0] + ranks[1] + (ranks[2] + ranks[3]);
+            if (rarely(__reduce_or_sync(MF_FULL_WARP, 1u << rank) != MF_FULL_WARP)) { /* equals */
+                rank += __popc(__match_any_sync(MF_FULL_WARP, key) & ((1u << lane) - 1u));
+            }
+            if (rank < MAX_K) {
+                const int at = warp * MAX_K + rank;
+                lists.best[at] = key;
+                lists.best[at + MAX_K * WARPS] = key + 1;
+                lists.id[at] = i;
+                lists.score[at] = score;
             }
             general = sync_threads_or(1, N, odd);
-            if (!general) {
-                const uint2 top = lane < WARPS ? tops[lane] : make_uint2(0u, 0u);
-                float w = score;
+            if (!general) { /* four lanes an entry of the warp's list: how many of the others' come before it */
                 if (SOFTMAX) {
-                    const float m = unordered(__reduce_max_sync(MF_FULL_WARP, top.x)), d = __fsub_rn(score, m);
-                    w = zero_if_below(d, -87.0f, exp_in_range(d));
-                    parts[i] = w;
+                    uint32_t largest = 0;
+#pragma unroll
+                    for (int w = 0; w < WARPS; w++) {
+                        largest = max(largest, lists.best[w * MAX_K]);
+                    }
+                    most = unordered(largest);
+                    const float d = __fsub_rn(score, most);
+                    parts[i] = zero_if_below(d, -87.0f, exp_in_range(d));
                 }
-                if constexpr (ALL) {
-                    const int rank = rank_among(keys, key, i);
-                    if (rank < MAX_K) {
-                        chosen[rank] = choice{ i, w };
-                    }
-                } else {
-                    bool kept;
-                    const uint32_t bound = bound_of<WARPS, GROUPS>(c, top, lane, warp, &kept);
-                    const bool is_candidate = kept && key >= bound;
-                    const uint32_t has = __ballot_sync(MF_FULL_WARP, is_candidate);
-                    int at = 0;
-                    if (lane == 0 && has != 0) {
-                        at = add_shared(&num_candidates, __popc(has));
-                    }
-                    at = __shfl_sync(MF_FULL_WARP, at, 0) + __popc(has & ((1u << lane) - 1u));
-                    if (is_candidate) {
-                        list[at] = candidate{ key, i, w, 0 };
-                    }
+                const uint32_t kept = GROUPS ? kept_groups(c, lists, lane) : ~0u;
+                const int at = warp * MAX_K + (lane >> 2);
+                const uint32_t mine = lists.best[at];
+                int place = 0;
+#pragma unroll
+                for (int d = 1; d < WARPS; d++) {
+                    const uint2 k = *(const uint2 *)&lists.best[(warp + d) * MAX_K + (lane & 3) * 2];
+                    const uint32_t least = !GROUPS || (kept >> ((warp + d) % WARPS) & 1u) ? mine : UINT32_MAX;
+                    count_if_more(place, k.x, least);
+                    count_if_more(place, k.y, least);
+                }
+                place += __shfl_xor_sync(MF_FULL_WARP, place, 1);
+                place += __shfl_xor_sync(MF_FULL_WARP, place, 2);
+                place += lane >> 2;
+                if ((lane & 3) == 0 && place < MAX_K && (kept >> warp & 1u)) {
+                    chosen[place] = choice{ lists.id[at], lists.score[at] };
                 }
             }
         }
-        if (c.histogram && !extra) {
+        if (real && c.histogram && !extra) {
 #pragma unroll 1
             for (int s = i; s < c.num_slots; s += N) {
                 c.histogram[s] = 0;
             }
         }
-        sync_threads(1, N);
-        if (valid && !general) { /* eight lanes a candidate: how many come before it */
-            const int n = ALL ? 0 : num_candidates, eighth = lane & 7;
-#pragma unroll 1
-            for (int a = 0; a < n; a += WARPS * 4) {
-                const int own = a + warp * 4 + (lane >> 3);
-                const candidate mine = list[min(own, N - 1)];
-                int rank = 0;
-#pragma unroll 4
-                for (int o = eighth; o < n; o += 8) {
-                    const uint2 other = *(const uint2 *)&list[o];
-                    rank += other.x > mine.key || (other.x == mine.key && (int)other.y < mine.id);
-                }
-#pragma unroll
-                for (int d = 1; d < 8; d *= 2) {
-                    rank += __shfl_xor_sync(MF_FULL_WARP, rank, d);
-                }
-                if (eighth == 0 && own < n && rank < MAX_K) {
-                    chosen[rank] = choice{ mine.id, mine.w };
-                }
-            }
-            if (SOFTMAX && warp == 0) {
-                sum = 0.0f;
-#pragma unroll
-                for (int j = 0; j < WARPS; j++) {
-                    sum = __fadd_rn(sum, parts[j * 32 + lane]);
-                }
-#pragma unroll
-                for (int d = 16; d > 0; d /= 2) {
-                    sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
-                }
-            }
-        }
-        sync_threads(2, extra ? N + 32 : N); /* the choice, and the histogram's zeros */
+        sync_threads(real ? 2 : 1, real && extra ? N + 32 : N); /* the choice, and the histogram's zeros */
         if (warp > 0) {
-            return;
+            continue;
         }
         if (general) {
-            take_general_row_alone<N>(c.general, list, t, c.num_tokens);
-            return;
+            if (real) {
+                take_general_row_alone<N>(c.general, mem.general, t, c.num_tokens);
+                return;
+            }
+            continue;
         }
+        choice own = chosen[lane & 7];
+        float sum = 1.0f;
+        if (SOFTMAX) {
+            sum = 0.0f;
+#pragma unroll
+            for (int j = 0; j < WARPS; j++) {
+                sum = __fadd_rn(sum, parts[j * 32 + lane]);
+            }
+#pragma unroll
+            for (int d = 16; d > 0; d /= 2) {
+                sum = __fadd_rn(sum, __shfl_xor_sync(MF_FULL_WARP, sum, d));
+            }
+            const float d = __fsub_rn(own.w, most);
+            own.w = zero_if_below(d, -87.0f, exp_in_range(d));
+        }
+        const bool here = real && lane < MAX_K;
+        emit<SOFTMAX>(c, t, lane & 7, here, here && valid, own, sum, [&](int32_t id) {
+            if (c.histogram) {
+                add_relaxed(c.histogram + id, 1);
+            }
+            if (c.load && id < c.num_experts) {
+                add_relaxed(c.load + id, 1);
+            }
+        });
     }
-    /* The warp after those comes here at once and changes nothing: it fetches the code that the first will need. */
-    const choice own = chosen[(lane & 7) + (warp == 0 ? 0 : MAX_K)];
-    emit<SOFTMAX>(c, t, lane & 7, warp == 0 && lane < MAX_K, valid && lane < MAX_K, own, sum, [&](int32_t id) {
-        if (c.histogram) {
-            add_relaxed(c.histogram + id, 1);
-        }
-        if (c.load && id < c.num_experts) {
-            add_relaxed(c.load + id, 1);
-        }
-    });
 }
 
 template <typename KERNEL>
@@ -750,7 +750,7 @@ template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 int launch(const rows_call &c, const mf_cuda_grid *grid, cudaStream_t stream)
 {
     if (grid->rows == 0) {
-        const int helpers = c.histogram && grid->blocks > 1 ? 64 : 32;
+        const int helpers = c.histogram && grid->blocks > 1 ? 32 : 0;
         want_all_shared(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>);
         return start(gate_row_kernel<V, GROUPS, SOFTMAX, BF16>, c, grid, V * 32 + helpers, 0, stream);
     }

@@ -27,6 +27,7 @@ struct rows_call {
     int32_t logits_stride, ids_stride, weights_stride, num_tokens, rows;
     int32_t top_k, num_shared, num_slots, shared_base, shared_stride, topk_group, renorm, fold, reciprocal;
     int32_t num_experts, counting; /* ids are counted: for histogram, load or both */
+    int32_t warms;                 /* all code runs once before the kernel in front has ended */
     float renorm_eps, factor;
     mf_cuda_gate general;
 };
@@ -61,6 +62,7 @@ static inline rows_call rows_call_of(const mf_cuda_gate *g, const mf_cuda_grid *
     c.reciprocal = g->shared_weight == MF_SHARED_RECIPROCAL;
     c.num_experts = g->num_experts;
     c.counting = g->histogram || g->load;
+    c.warms = grid->warms;
     c.renorm_eps = g->renorm_eps;
     c.factor = g->factor;
     c.general = *g;

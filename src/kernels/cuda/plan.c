@@ -6,7 +6,7 @@
 #include "kernels/align_chunks.h"
 #include "kernels/carve.h"
 
-enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2 };
+enum { GATE_ROW_WARPS = 8, GATE_ROWS_WARPS = 16, GATE_ROWS_SLOTS = 2048, GATE_FEW_ROWS = 2, GATE_WARM_ROWS = 8 };
 enum { ALIGN_MAX_SLOTS = 16384, ALIGN_ONCE_SLOTS = 1024, ALIGN_FEW_PAIRS = 1024, ALIGN_CLUSTERS = 2 };
 enum { SUM_NARROW_BYTES = 16 << 20 };
 
@@ -103,6 +103,7 @@ static void plan_gate_rows(const mf_cuda_gpu *gpu, const mf_cuda_gate *g, mf_cud
     if (g->num_tokens <= GATE_FEW_ROWS * gpu->num_multiprocessors) {
         grid->warps = g->width / 32;
         grid->blocks = g->num_tokens + extra;
+        grid->warms = grid->starts_early && g->num_tokens <= GATE_WARM_ROWS;
         return;
     }
     grid->warps = GATE_ROWS_WARPS;

@@ -261,6 +261,23 @@ MF_PTX int add_shared(int *p, int v)
     return before;
 }
 
+/* 16 bytes of shared memory, asked for here. */
+MF_PTX uint4 load_shared_16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(p))
+                 : "memory");
+    return v;
+}
+
+/* n += a > b in two instructions, where the compiler makes three. */
+MF_PTX void count_if_more(int &n, uint32_t a, uint32_t b)
+{
+    asm("{ .reg .pred p; setp.gt.u32 p, %1, %2; @p add.s32 %0, %0, 1; }" : "+r"(n) : "r"(a), "r"(b));
+}
+
 /* 2^x; results below the smallest normal number are 0. */
 MF_PTX float exp2_fast(float x)
 {
