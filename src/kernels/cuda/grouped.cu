@@ -19,7 +19,12 @@ constexpr int GATHERING_REGISTERS = 56,
 /* Up to so many tokens bf16's products of a line end before the next ones begin: such tiles wait for weights, and with
  * its stage given back a line earlier there are more of them on their way. */
 constexpr int LONE_TOKENS = 112;
-constexpr int STAGING = 9216; /* results on their way out: see write_up, write_down */
+/* Tiles of at most so many tokens wait for memory.  Two lines of the same weight rows are asked for together, for it
+ * gives 256 bytes of a row, one half right behind the other, quicker than twice 128 apart; x and the intermediate stay
+ * in the second-level cache while weights pass through.  Larger tiles give stages back late, and have four of them. */
+constexpr int SMALL_TOKENS = 80;
+constexpr int KEPT_PAIRS = 1280; /* of so many y stays there, too, for the combine */
+constexpr int STAGING = 9216;    /* results on their way out: see write_up, write_down */
 
 template <int CODES, int MAX> __host__ __device__ constexpr int stage_bytes()
 {
@@ -168,6 +173,7 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
     const int at = row + warp * 16;
     if (p.e.y_dtype == MF_BF16 && p.e.y_is_wide) {
         uint8_t *whole = staging + group * (STAGING / 2);
+        const uint64_t policy = p.e.num_pairs <= KEPT_PAIRS ? EVICT_LAST : EVICT_NORMAL;
 #pragma unroll
         for (int c = 0; c < N / 16; c++) {
             if (c * 16 >= u->count) {
@@ -187,8 +193,13 @@ MF_DEV void write_down(const mf_cuda_grouped &p, unit_ref u, int first_row, floa
             for (int i = 0; i < 2; i++) {
                 const int token = (own >> 4) + 8 * i, t = c * 16 + token, r = row + (own & 15) * 8;
                 if (t < u->count && r < hidden) {
-                    *(uint4 *)((uint16_t *)p.e.y + places[t] + r) =
-                        *(const uint4 *)(whole + (token * WIDE_PITCH + (own & 15) * 8) * 2);
+                    uint16_t *to = (uint16_t *)p.e.y + places[t] + r;
+                    const uint4 v = *(const uint4 *)(whole + (token * WIDE_PITCH + (own & 15) * 8) * 2);
+                    if (N <= 64) {
+                        store_by(to, v, policy);
+                    } else {
+                        *(uint4 *)to = v;
+                    }
                 }
             }
         }
@@ -407,11 +418,10 @@ MF_DEV void consume(const mf_cuda_grouped &p, int tiles, uint8_t *stages, shared
 
 /* A slot of so many tiles asks memory for its weights once and the L2 cache for the rest.  Were such slots the last
  * ones of w13 and of w2, as shared experts are by their numbers, memory would idle there: they come first.  (Dealt out
- * among the others they cost more than that at some sizes; codes gain nothing: lab/cuda/034.) */
+ * among the others they cost more than that at some sizes: lab/cuda/034.) */
 constexpr int TALL_TILES = 4;
 
 /* As scan_tiles, of slots in the order of work: prefix[i] of slot order[i]. */
-template <int CODES>
 MF_DEV void scan_order(const mf_cuda_grouped &p, int most, int32_t *offsets, int32_t *prefix, uint16_t *order,
                        int32_t *sums)
 {
@@ -426,7 +436,7 @@ MF_DEV void scan_order(const mf_cuda_grouped &p, int most, int32_t *offsets, int
     auto tiles_at = [&](int i) { return tiles_of(offsets[i + 1] - offsets[i], most); };
     auto tall_at = [&](int i) {
         const int tiles = tiles_at(i);
-        return !CODES && tiles >= TALL_TILES ? 1 << COUNT | tiles : 0;
+        return tiles >= TALL_TILES ? 1 << COUNT | tiles : 0;
     };
     int32_t mine = 0, tall = 0;
     for (int i = from; i < to; i++) {
@@ -498,26 +508,47 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, const int32_t *offsets, cons
                               *m1 = map_of(p, low, is_down ? 2 : 1, MF_CUDA_BOX_LONG);
             /* Nobody else reads them: what tokens and results are read again from stays in the cache. */
             const bool once = slot_tiles == 1 && (!CODES || p.e.num_pairs <= MF_CUDA_PREPARE_PAIRS);
-            const int stages_used = u.steps * u.lines;
-            for (int i = 0, line = 0, first = u.row; i < stages_used; i++) {
+            const uint64_t policy = once ? EVICT_FIRST : EVICT_NORMAL;
+            int line = 0, first = u.row;
+            auto begin = [&]() {
                 barrier_wait(&s->empty[cursor.stage], cursor.parity);
-                if (i == 0) {
-                    announce(s, made++, u);
+                barrier_expect(&s->full[cursor.stage], STAGE_ROWS);
+                const int stage = cursor.stage;
+                stage_cursor::next(cursor);
+                return stage;
+            };
+            auto bring = [&](int stage, int k, int line_of) {
+                uint8_t *to = stages + stage * STAGE + k * SUBTILE;
+                const CUtensorMap *map = k & 1 ? m1 : m0;
+                const int row = first + 64 * (is_down ? k : k >> 1);
+                if (MAX <= SMALL_TOKENS) {
+                    copy_box_by(to, map, row, line_of, &s->full[stage], policy);
+                } else if (once) {
+                    copy_box_once(to, map, row, line_of, &s->full[stage]);
+                } else {
+                    copy_box(to, map, row, line_of, &s->full[stage]);
                 }
-                uint64_t *full = &s->full[cursor.stage];
-                uint8_t *to = stages + cursor.stage * STAGE;
-                barrier_expect(full, STAGE_ROWS);
+            };
+            barrier_wait(&s->empty[cursor.stage], cursor.parity);
+            announce(s, made++, u);
+            for (int left = u.steps * u.lines; left > 0;) {
+                const int stage = begin();
+                if (MAX <= SMALL_TOKENS && line + 1 < u.lines) {
+                    const int other = begin();
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    const CUtensorMap *map = k & 1 ? m1 : m0;
-                    const int row = first + 64 * (is_down ? k : k >> 1);
-                    if (once) {
-                        copy_box_once(to + k * SUBTILE, map, row, line, full);
-                    } else { /* other blocks read it for their tokens */
-                        copy_box(to + k * SUBTILE, map, row, line, full);
+                    for (int k = 0; k < 4; k++) {
+                        bring(stage, k, line);
+                        bring(other, k, line + 1);
+                    }
+                    line++;
+                    left--;
+                } else {
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        bring(stage, k, line);
                     }
                 }
-                stage_cursor::next(cursor);
+                left--;
                 if (++line == u.lines) {
                     line = 0;
                     first += 256;
@@ -597,7 +628,11 @@ template <int CODES, int MAX> MF_DEV void gather(const mf_cuda_grouped &p, uint8
 #pragma unroll
                 for (int k = 0; k < EACH; k++) {
                     if (first_row + APART * k < count) {
-                        copy_async_at(to[k & 1] + APART * k * LINE, from + (uint64_t)at[k] * 16, 16);
+                        if (MAX <= SMALL_TOKENS) {
+                            copy_async_kept_at(to[k & 1] + APART * k * LINE, from + (uint64_t)at[k] * 16);
+                        } else {
+                            copy_async_at(to[k & 1] + APART * k * LINE, from + (uint64_t)at[k] * 16, 16);
+                        }
                     }
                 }
                 if (BY_ROW<CODES> ? line + 1 == lines : CODES != MF_CUDA_CODES_NONE) {
@@ -640,13 +675,16 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_kernel(const __grid_consta
     }
     wait_for_previous();
     let_next_start(); /* after the wait: who starts now may read what was written before this launch */
-    const uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
-    scan_order<CODES>(p, MAX, offsets, prefix, order, s->sums);
+    uint32_t first = threadIdx.x == 0 ? claim_unit(p) : 0;
+    scan_order(p, MAX, offsets, prefix, order, s->sums);
     if (threadIdx.x < PRODUCERS) {
         give_registers<GATHERING_REGISTERS>();
-        if (threadIdx.x == 0) {
-            bring_weights<CODES, MAX>(p, offsets, prefix, order, first, stages, s);
-        } else if (threadIdx.x >= 32) {
+        if (threadIdx.x < 32) {
+            first = __shfl_sync(MF_FULL_WARP, first, 0); /* whichever lane is elected */
+            if (is_elected()) {
+                bring_weights<CODES, MAX>(p, offsets, prefix, order, first, stages, s);
+            }
+        } else {
             gather<CODES, MAX>(p, stages, s);
         }
     } else {

@@ -97,6 +97,28 @@ MF_PTX void copy_async_at(uint32_t shared, const void *global, uint32_t bytes)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
 
+/* What becomes of something in the second-level cache, as createpolicy.fractional makes it: it leaves when its turn
+ * comes, first, or last. */
+constexpr uint64_t EVICT_NORMAL = 0x1000000000000000, EVICT_FIRST = 0x12f0000000000000, EVICT_LAST = 0x14f0000000000000;
+
+/* 16 bytes that are read again while much else passes through that cache. */
+MF_PTX void copy_async_kept_at(uint32_t shared, const void *global)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "l"(EVICT_LAST)
+                 : "memory");
+#endif
+}
+
+MF_PTX void store_by(void *global, uint4 v, uint64_t policy)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w), "l"(policy)
+                 : "memory");
+#endif
+}
+
 MF_PTX void copy_word_async_at(uint32_t shared, const void *global)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");

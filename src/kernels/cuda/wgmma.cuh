@@ -119,18 +119,34 @@ MF_PTX void copy_turned_box(void *shared, const CUtensorMap *map, int row, int c
 #endif
 }
 
+/* copy_box with such a policy. */
+MF_PTX void copy_box_by(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier, uint64_t policy)
+{
+#if MF_HAS_WGMMA
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%3, %4, "
+                 "%5}], [%2], %6;" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "l"(policy)
+                 : "memory");
+#endif
+}
+
 /* copy_box of weights that a launch reads once, or a few times close together: they leave the second-level cache before
  * what the kernels of a step share - their code, tables, activations - which a layer's experts would push out. */
 MF_PTX void copy_box_once(void *shared, const CUtensorMap *map, int row, int line, uint64_t *barrier)
 {
+    copy_box_by(shared, map, row, line, barrier, EVICT_FIRST);
+}
+
+/* Whether this is the lane of a whole warp that does what one of them shall: with a test of its number instead the
+ * compiler does not know that it is but one, and puts a loop around every copy. */
+MF_PTX bool is_elected()
+{
+    uint32_t is = 0;
 #if MF_HAS_WGMMA
-    constexpr uint64_t EVICT_FIRST = 0x12f0000000000000; /* as createpolicy.fractional.L2::evict_first makes it */
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-                 "[%1, {%3, %4, "
-                 "%5}], [%2], %6;" ::"r"(shared_address(shared)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(line), "l"(EVICT_FIRST)
-                 : "memory");
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(is));
 #endif
+    return is != 0;
 }
 
 /* What ordinary stores and cp.async wrote to shared memory is seen by wgmma. */
