@@ -163,9 +163,10 @@ static void check_part(const conf_device *d, const mf_experts *experts, const ba
     }
 }
 
-/* How many of seven tokens each have the last slot in their first column, and the one before it in their second. */
+/* How many of seven tokens each have the last slot in their first column, and the one before it in their second; slots
+ * that are named at most, 0: all. */
 typedef struct crowd {
-    int last, before_last;
+    int last, before_last, most;
 } crowd;
 
 static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens, crowd of)
@@ -178,6 +179,9 @@ static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens,
         int32_t *ids = b.ids + t * COLUMNS;
         ids[0] = t % 7 < of.last ? SLOTS - 1 : ids[0];
         ids[1] = t % 7 < of.before_last ? SLOTS - 2 : ids[1];
+        for (int i = 0; i < COLUMNS && of.most > 0; i++) {
+            ids[i] = SLOTS - 1 - ids[i] % of.most;
+        }
     }
     for (int64_t i = 0; i < num_tokens * COLUMNS; i++) {
         if (i % 17 == 3) {
@@ -199,16 +203,17 @@ static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens,
         mf_experts *experts = case_experts(devices[d].device, &table, c->act_dtype, c->act_quant);
         case_run(devices[d].device, experts, b.x, b.act_dtype, b.ids, scale, num_tokens, COLUMNS, c->hidden, c->y_dtype, b.y);
         if (expected) {
-            check_nmse(&b, expected, bound_of(c, devices[d].label), devices[d].label, name);
+            /* Of a few like rows it shows if one code of the intermediate rounds the other way. */
+            check_nmse(&b, expected, bound_of(c, devices[d].label) * (of.most > 0 ? 8 : 1), devices[d].label, name);
         }
         for (int64_t t = 0; t < num_tokens; t += conf_small() ? num_tokens : num_tokens / 5 + 1) {
             check_part(&devices[d], experts, &b, scale, t, 1, y, name);
         }
+        for (int64_t few = 2; few <= 16 && few + 4 <= num_tokens; few *= 2) {
+            check_part(&devices[d], experts, &b, scale, 3, few, y, name);
+        }
         if (num_tokens > 40) {
             check_part(&devices[d], experts, &b, scale, 7, 30, y, name);
-            for (int64_t few = 2; few <= 16; few *= 2) {
-                check_part(&devices[d], experts, &b, scale, 3, few, y, name);
-            }
             if (!conf_small()) {
                 check_part(&devices[d], experts, &b, scale, 1, num_tokens - 30, y, name);
             }
@@ -224,7 +229,7 @@ static void check_crowded(const unit_case *c, uint64_t seed, int64_t num_tokens,
 
 static void check_case(const unit_case *c, uint64_t seed, int64_t num_tokens)
 {
-    check_crowded(c, seed, num_tokens, (crowd){ 0, 0 });
+    check_crowded(c, seed, num_tokens, (crowd){ 0, 0, 0 });
 }
 
 TEST(experts_of_whole_units_are_right_and_have_the_same_bits_alone_and_in_company)
@@ -253,11 +258,26 @@ TEST(experts_of_slots_that_most_tokens_share_are_right_and_have_the_bits_of_few)
         int of; /* cases[] */
         int64_t num_tokens;
         crowd crowd;
-    } crowded[] = { { 15, 900, { 7, 0 } }, { 15, 900, { 7, 7 } }, { 15, 900, { 7, 6 } }, { 15, 1400, { 7, 3 } },
-                    { 1, 530, { 7, 0 } },  { 1, 530, { 7, 7 } },  { 12, 530, { 7, 0 } } };
+    } crowded[] = { { 15, 900, { 7, 0, 0 } }, { 15, 900, { 7, 7, 0 } }, { 15, 900, { 7, 6, 0 } }, { 15, 1400, { 7, 3, 0 } },
+                    { 1, 530, { 7, 0, 0 } },  { 1, 530, { 7, 7, 0 } },  { 12, 530, { 7, 0, 0 } } };
     for (size_t i = 0; i < sizeof crowded / sizeof crowded[0]; i++) {
         if (conf_whole() || i % 3 == 0) {
             check_crowded(&cases[crowded[i].of], 930 + i, conf_whole() ? crowded[i].num_tokens : 100, crowded[i].crowd);
+        }
+    }
+}
+
+/* Sums of w13 that go from block to block, where there are fewer chains of them than blocks and where there are more: the
+ * bits are those of many tokens. */
+TEST(experts_of_few_tokens_and_slots_have_the_bits_of_many_where_blocks_go_on_with_sums)
+{
+    static const unit_case long_rows[] = {
+        { MF_FORMAT_FP8_BLOCK, MF_ACT_QUANT_W8A8, 0, 2304, 384, 384, MF_BF16, MF_BF16, false, false, MF_ACT_SILU },
+        { MF_FORMAT_INT8_CHANNEL, MF_ACT_QUANT_INT8, 105, 1152, 640, 640, MF_BF16, MF_F32, true, false, MF_ACT_SWIGLU_OAI },
+    };
+    for (size_t i = 0; i < sizeof long_rows / sizeof long_rows[0]; i++) {
+        for (int most = 1; most <= SLOTS; most += conf_whole() ? 1 : 2) {
+            check_crowded(&long_rows[i], 950 + i, 9, (crowd){ .most = most });
         }
     }
 }

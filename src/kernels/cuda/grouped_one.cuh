@@ -13,17 +13,19 @@ constexpr int H_ROWS = 8;                /* FP8: of a line of h, as many columns
 constexpr int HELPERS = 96, CONSUMERS = 256, WARPS = CONSUMERS / 32;
 static_assert(UP_ROWS * UP_LINES * LINE == HALF && PAIRS <= 64, "half a stage; a lane two pairs");
 
-/* Stages that are asked for and not there yet.  More would bring no byte sooner, and let every other load wait behind
- * them; w2's are not urgent while other blocks still need w13's. */
-constexpr int UP_AHEAD = 4;
-
 /* How a kernel's blocks go about it.  WARPWISE (bf16): a few units of w13 and a few slots of w2 at a time, from both
  * ends of their lists in turn, a warp asking for the intermediate of the slots that it multiplies: with several tokens,
  * or where shared slots' weights are in the second-level cache.  Else all side by side, the block asking for all of the
- * intermediate: one token without shared slots. */
+ * intermediate: one token without shared slots.
+ * UP_AHEAD, down_ahead: stages that are asked for and not there yet.  More would bring no byte sooner, and let every
+ * other load wait behind them; w2's are not urgent while other blocks still need w13's. */
 template <bool FP8, bool WARPWISE> struct order {
-    static constexpr int DOWN_AHEAD = FP8 ? 2 : WARPWISE ? 4 : 3;
+    static constexpr int UP_AHEAD = 4;
     static constexpr int AT_ONCE = WARPWISE ? 4 : WARPS;
+    MF_DEV_MEMBER int down_ahead(int64_t tokens)
+    {
+        return FP8 ? (tokens > 1 ? 3 : 2) : WARPWISE ? 4 : 3;
+    }
 };
 
 /* Of shared slots' weights, what a block brings to the second-level cache before it knows the ids: about as much as
@@ -55,8 +57,10 @@ struct one_state {
     int32_t slot[PAIRS];                                                /* of tiles */
     uint32_t uses[PAIRS];                                               /* a tile's tokens, as bits */
     alignas(8) int16_t row[PAIRS * TOKENS];                             /* of h, by tile and token */
-    int16_t tile[PAIRS]; /* of pairs; -1: a negative id, -2: one past the last slot */
-    float weight[PAIRS]; /* of pairs */
+    int16_t tile[PAIRS];    /* of pairs; -1: a negative id, -2: one past the last slot */
+    float weight[PAIRS];    /* of pairs */
+    int16_t by_tile[PAIRS]; /* FP8 blocks: tile * TOKENS + token of the intermediate's rows, `num_rows` */
+    int32_t num_rows;
     tile_end end[PAIRS];
     float handed[MF_CUDA_ONE_HANDED]; /* sums of a unit that the block before has begun */
     uint32_t amax[TOKENS];            /* of x's rows, where scales are theirs */
@@ -89,6 +93,7 @@ struct share {
     int block, tiles, units, up_stages;
     int own_units;                                    /* bf16: whole ones */
     int first_unit, segments, first_stage, end_stage; /* FP8: of the first unit and of the last one */
+    int next_unit, unit_after, each; /* FP8: first units of the next block and of the one behind it; units of a block */
     int first_group, groups, down_boxes, down_stages; /* boxes: of a slot's rows */
 };
 
@@ -126,6 +131,9 @@ MF_DEV void deal_stages(const mf_cuda_grouped &p, share &s, int block)
               to = (int)((uint32_t)(all * (block + 1)) / (uint32_t)blocks);
     const int last = to / s.up_stages, of_last = to - last * s.up_stages;
     s.first_unit = from / s.up_stages;
+    s.next_unit = last;
+    s.unit_after = (int)((uint32_t)(s.units * (block + 2)) / (uint32_t)blocks);
+    s.each = s.units / blocks;
     s.first_stage = from - s.first_unit * s.up_stages;
     s.segments = from == to ? 0 : last - s.first_unit + (of_last > 0);
     s.end_stage = of_last > 0 ? of_last : s.up_stages;
@@ -155,10 +163,19 @@ struct segment {
     int unit, first, end;
 };
 
+/* The units are numbered as they end, first the first ones of all blocks, then the second ones: of the first tiles the
+ * intermediate is there before the last units are, and their w2 need not wait for these. */
 MF_DEV segment segment_of(const share &w, int i)
 {
-    return { w.first_unit + w.segments - 1 - i, i == w.segments - 1 ? w.first_stage : 0,
-             i == 0 ? w.end_stage : w.up_stages };
+    const int place = w.first_unit + w.segments - 1 - i;
+    const bool is_next = place >= w.next_unit; /* the next block ends it */
+    const int owner = w.block + is_next, from = is_next ? w.next_unit : w.first_unit,
+              turn = (is_next ? w.unit_after : w.next_unit) - 1 - place;
+    const int blocks = gridDim.x;            /* some of them have one more than `each`: these come last */
+    const int unit = w.each == 0     ? place /* it may be of several blocks */
+                     : turn < w.each ? turn * blocks + owner
+                                     : w.each * blocks + from - owner * w.each;
+    return { unit, i == w.segments - 1 ? w.first_stage : 0, i == 0 ? w.end_stage : w.up_stages };
 }
 
 /* Slots in use, by one warp, a lane a pair; MANY: two pairs. */
@@ -354,7 +371,7 @@ MF_DEV void bring_w13(const mf_cuda_grouped &p, one_state *s, uint8_t *stages, c
     const int per_slot = up_units_of(p);
     auto bring = [&](int unit, int k) {
         const int tile = unit / per_slot, row = (unit - tile * per_slot) * UP_ROWS;
-        uint8_t *to = asking::begin(a, s, stages, UP_AHEAD, STAGE);
+        uint8_t *to = asking::begin(a, s, stages, order<FP8, WARPWISE>::UP_AHEAD, STAGE);
         copy_rows(p, to, s->slot[tile], 0, row, k * UP_LINES, &s->full[a.now.stage]);
         copy_rows(p, to + HALF, s->slot[tile], 1, row, k * UP_LINES, &s->full[a.now.stage]);
         asking::end(a);
@@ -399,15 +416,26 @@ MF_DEV void bring_weights(const mf_cuda_grouped &p, one_state *s, uint8_t *stage
         bring_w13<FP8, WARPWISE>(p, s, stages, share_of<FP8>(p, w.tiles, next), a);
     }
     const uint32_t box_bytes = (uint32_t)(p.one.down_rows * p.one.box_lines * LINE);
+    const int ahead = order<FP8, WARPWISE>::down_ahead(p.e.num_tokens);
     for (int group = w.first_group; group < w.first_group + w.groups; group++) {
         down_order o = first_of<FP8, WARPWISE>(w);
         for (int i = 0; i < w.down_stages; i++, o = next_of<FP8, WARPWISE>(w, o)) {
-            uint8_t *to = asking::begin(a, s, stages, order<FP8, WARPWISE>::DOWN_AHEAD, box_bytes);
+            uint8_t *to = asking::begin(a, s, stages, ahead, box_bytes);
             copy_rows(p, to, s->slot[in_turn<WARPWISE>(o.tile, w.tiles)], 2, group * p.one.down_rows,
                       o.part * p.one.box_lines, &s->full[a.now.stage]);
             asking::end(a);
         }
     }
+}
+
+/* By each warp that multiplies. */
+MF_DEV void leave_stage(one_state *s, stage_cursor &r)
+{
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+        barrier_arrive(&s->empty[r.stage]);
+    }
+    stage_cursor::next(r);
 }
 
 /* ---- tokens in shared memory ---- */
@@ -517,12 +545,24 @@ template <int CODES, int T> MF_DEV void stage_x(const mf_cuda_grouped &p, one_st
     if constexpr (BY_ROW<CODES>) {
         stage_x_rows<CODES, T>(p, s, x, scales);
         fence_shared_for_products();
-    } else if constexpr (CODES) { /* eight threads for 128 columns */
-        const int groups = (int)p.x_groups, all = groups * (int)p.e.num_tokens, at = tid & 7;
-        for (int i = tid >> 3; i < all; i += CONSUMERS / 8) {
-            const int t = i / groups, line = i - t * groups, row = line * T + t;
-            uint4 raw[2];
-            load_group(p, i, at * 16, raw);
+    } else if constexpr (CODES) { /* eight threads for 128 columns, the next ones on their way; a line's tokens together
+                                   */
+        const bool one = p.e.num_tokens == 1; /* no thread waits for a token that is not there */
+        const int team = tid >> 3, at = tid & 7, t = one ? 0 : team % T, step = one ? CONSUMERS / 8 : CONSUMERS / 8 / T;
+        int line = one ? team : team / T;
+        const int64_t token = t * p.e.x_stride + at * 16;
+        const int lines = t < p.e.num_tokens ? (int)p.x_groups : 0;
+        uint4 next[2] = {};
+        if (line < lines) {
+            load_columns(p, token + line * 128, next);
+        }
+        while (line < lines) {
+            const uint4 raw[2] = { next[0], next[1] };
+            const int row = line * T + t;
+            line += step;
+            if (line < lines) {
+                load_columns(p, token + line * 128, next);
+            }
             float scale;
             *(uint4 *)(x + row * LINE + row_chunk(row, at)) = quantise_alone(raw, p.e.e8m0, scale);
             if (at == 0) {
@@ -643,63 +683,94 @@ MF_DEV void stage_h_rows(const mf_cuda_grouped &p, const one_state *s, const sha
     }
 }
 
-/* The intermediate, by the whole block.  Codes: it comes over x, which nobody of the block multiplies any more. */
+/* The intermediate as codes of a scale per 128 columns, by the whole block, eight threads for as many: some lines at a
+ * time, in the order of tiles, whose products follow.  It comes over x, which nobody multiplies any more. */
+struct h_codes {
+    int done, all, groups; /* lines of rows */
+    bool one;              /* of one token: a row a tile */
+    uint64_t v[4][2];      /* of the thread's next line four columns of every 32, as they were when it was asked for */
+};
+
+/* Line i's tile * TOKENS + token; line: of the row. */
+MF_DEV int row_of_line(const one_state *s, const h_codes &a, int i, int &line)
+{
+    const int n = i / a.groups;
+    line = i - n * a.groups;
+    return a.one ? n * TOKENS : s->by_tile[n];
+}
+
+MF_DEV void ask_for_codes(const mf_cuda_grouped &p, const one_state *s, h_codes &a)
+{
+    const int i = a.done + ((threadIdx.x - PRODUCERS) >> 3);
+    if (i < a.all) {
+        int line;
+        const int row = s->row[row_of_line(s, a, i, line)];
+        const uint64_t *from = values_of(p, row, line * 128 + (threadIdx.x & 7) * 4);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            load_16_relaxed(from + 16 * k, a.v[k][0], a.v[k][1]);
+        }
+    }
+}
+
+/* The next `count` lines at most; returns how many tiles are there. */
+template <int T>
+MF_DEV int make_codes(const mf_cuda_grouped &p, const one_state *s, const share &w, uint8_t *h, float *scales,
+                      int count, h_codes &a)
+{
+    const int team = (threadIdx.x - PRODUCERS) >> 3, at = threadIdx.x & 7, i = a.done + team;
+    int line;
+    if (team < count && i < a.all) {
+        const int of = row_of_line(s, a, i, line), tile = of / TOKENS, t = of & (TOKENS - 1);
+        const uint64_t *from = values_of(p, s->row[of], line * 128 + at * 4);
+        const uint32_t tag = s->tag;
+        bool again;
+        do { /* only what was missing: all blocks read the same few lines */
+            again = false;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                if ((uint32_t)(a.v[k][0] >> 32) != tag || (uint32_t)(a.v[k][1] >> 32) != tag) {
+                    load_16_relaxed(from + 16 * k, a.v[k][0], a.v[k][1]);
+                    again = true;
+                }
+            }
+        } while (again);
+        uint32_t words[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            words[k] = (uint32_t)a.v[k >> 1][k & 1];
+        }
+        const uint4 raw[2] = { make_uint4(words[0], words[1], words[2], words[3]),
+                               make_uint4(words[4], words[5], words[6], words[7]) };
+        float scale;
+        const uint4 q = quantise_alone(raw, p.e.e8m0, scale);
+        const uint32_t codes[4] = { q.x, q.y, q.z, q.w };
+        const int row = (tile * p.one.h_lines + line) * H_ROWS + t;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            *(uint32_t *)(h + row * LINE + row_chunk(row, 2 * k + (at >> 2)) + (at & 3) * 4) = codes[k];
+        }
+        if (at == 0) {
+            scales[(tile * p.one.h_lines + line) * T + t] = scale;
+        }
+    }
+    fence_shared_for_products();
+    a.done = min(a.done + count, a.all);
+    ask_for_codes(p, s, a); /* on their way while these are multiplied */
+    named_barrier<STAGED, CONSUMERS>();
+    return a.done == a.all ? w.tiles : row_of_line(s, a, a.done, line) / TOKENS;
+}
+
+/* The intermediate, by the whole block: bf16, or codes of a scale a row, which come over x. */
 template <int CODES, int T>
 MF_DEV void stage_h(const mf_cuda_grouped &p, one_state *s, const share &w, uint8_t *h, float *scales)
 {
-    const int tid = threadIdx.x - PRODUCERS, tokens = (int)p.e.num_tokens;
+    const int tid = threadIdx.x - PRODUCERS;
     const uint32_t tag = s->tag;
     barrier_wait(&s->ends, 0); /* read next, behind the barrier below */
     named_barrier<STAGED, CONSUMERS>();
     if constexpr (BY_ROW<CODES>) {
         stage_h_rows<CODES, T>(p, s, w, h, scales);
-        fence_shared_for_products();
-    } else if constexpr (CODES) {
-        /* Of four tokens by pairs: tiles have few of them. */
-        const int groups = p.width / 128, all = (T == 4 ? (int)p.e.num_pairs : w.tiles * tokens) * groups, at = tid & 7;
-        for (int i = tid >> 3; i < all;
-             i += CONSUMERS / 8) { /* eight lanes have a line, four columns of every 32 each */
-            const int of = i / groups, line = i - of * groups;
-            int tile, t, of_row = of;
-            if (T == 4) {
-                tile = s->tile[of];
-                t = of / (int)p.e.num_columns;
-                if (tile < 0 || s->row[tile * TOKENS + t] != of) {
-                    continue;
-                }
-            } else {
-                tile = tokens == 1 ? of : of / tokens;
-                t = of - tile * tokens;
-                if (!(s->uses[tile] >> t & 1)) {
-                    continue;
-                }
-                of_row = s->row[tile * TOKENS + t];
-            }
-            const int row = (tile * p.one.h_lines + line) * H_ROWS + t;
-            const uint64_t *from[4];
-            uint32_t words[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                from[k] = values_of(p, of_row, line * 128 + k * 32 + at * 4);
-            }
-            take_values(from, 0xf, tag, [&](int k, uint32_t low, uint32_t high) {
-                words[2 * k] = low;
-                words[2 * k + 1] = high;
-            });
-            const uint4 raw[2] = { make_uint4(words[0], words[1], words[2], words[3]),
-                                   make_uint4(words[4], words[5], words[6], words[7]) };
-            float scale;
-            const uint4 q = quantise_alone(raw, p.e.e8m0, scale);
-            const uint32_t codes[4] = { q.x, q.y, q.z, q.w };
-            uint8_t *to = h + row * LINE;
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                *(uint32_t *)(to + row_chunk(row, 2 * k + (at >> 2)) + (at & 3) * 4) = codes[k];
-            }
-            if (at == 0) {
-                scales[(tile * p.one.h_lines + line) * T + t] = scale;
-            }
-        }
         fence_shared_for_products();
     } else {
         constexpr int AT_ONCE = 6;
