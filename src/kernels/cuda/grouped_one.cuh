@@ -20,11 +20,11 @@ static_assert(UP_ROWS * UP_LINES * LINE == HALF && PAIRS <= 64, "half a stage; a
  * UP_AHEAD, down_ahead: stages that are asked for and not there yet.  More would bring no byte sooner, and let every
  * other load wait behind them; w2's are not urgent while other blocks still need w13's. */
 template <bool FP8, bool WARPWISE> struct order {
-    static constexpr int UP_AHEAD = 4;
+    static constexpr int UP_AHEAD = FP8 ? 4 : 6;
     static constexpr int AT_ONCE = WARPWISE ? 4 : WARPS;
     MF_DEV_MEMBER int down_ahead(int64_t tokens)
     {
-        return FP8 ? (tokens > 1 ? 3 : 2) : WARPWISE ? 4 : 3;
+        return !FP8 ? 4 : tokens > 1 ? 3 : 2;
     }
 };
 
