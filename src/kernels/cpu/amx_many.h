@@ -1,5 +1,5 @@
-/* amx_many.h - products of more than one panel of tokens in tiles, int8 ones and what amx_panels.h does not take: the
- * bits of amx_product.h, other loops.
+/* amx_many.h - products of more than one panel of tokens in tiles that amx_panels.h does not take: the bits of
+ * amx_product.h, other loops.
  *
  * What costs time here is L1: a store that misses it holds up the tile loads behind it, and panels that stream through
  * it push everything else out.  So there is one buffer of decoded rows and not two, panels are loaded past L1, and

@@ -1,10 +1,10 @@
-/* amx_panels.h - products of more than two panels of tokens in tiles: the bits of amx_product.h, other loops.
+/* amx_panels.h - products of many tokens in tiles: the bits of amx_product.h, other loops.
  *
- * 32 rows at a time, 128 columns of each: a chunk, whose codes become eight tiles in a buffer while the chunk before it
- * is multiplied by all pairs of panels, a row between two tile products.  Sums leave their tile register three products
- * after the last one that changed them, just before the next pair or segment needs it, and segments with scales of
- * their own enter the totals some products later still: nothing waits for a store that is on its way.  Panels are
- * loaded past L1, which holds two chunks, the sums and a segment. */
+ * 32 rows at a time, four tiles of columns of each: a chunk, whose codes become eight tiles in a buffer while the chunk
+ * before it is multiplied by all pairs of panels, a row between two tile products.  Sums leave their tile register
+ * three products after the last one that changed them, just before the next pair or segment needs it, and segments with
+ * scales of their own enter the totals some products later still: nothing waits for a store that is on its way.  Panels
+ * are loaded past L1, which holds two chunks, the sums and a segment. */
 #ifndef MF_KERNELS_CPU_AMX_PANELS_H
 #define MF_KERNELS_CPU_AMX_PANELS_H
 
@@ -15,6 +15,14 @@ enum {
     PANELS_STREAMS = 4, /* of addresses in which memory is asked for */
     PANELS_TILES = 4    /* of sums: 2 * (tile of rows) + panel of the pair */
 };
+
+/* What is known when the compiler unfolds a product. */
+typedef struct panels_kind {
+    mf_format format;
+    bool int8;       /* int8 times int8 to i32, not bf16 times bf16 to f32 */
+    int width;       /* columns of a tile */
+    int group_steps; /* tiles of columns under one scale; 0: none finer than a row */
+} panels_kind;
 
 /* Rows on their way into a buffer. */
 typedef struct panels_feed {
@@ -54,22 +62,75 @@ INLINE uint8_t *panels_row(const panels_feed *feed)
     return feed->left + row / AMX_SIDE * (PANELS_STEPS * AMX_TILE_BYTES) + row % AMX_SIDE * AMX_ROW_BYTES;
 }
 
-INLINE void panels_decode_row(const lines_kind kind, __m512i table, int64_t stride, int64_t scale_stride,
+INLINE int panels_step_bytes(const panels_kind kind) /* of codes */
+{
+    return kind.width * (int)mf_format_bits(kind.format) / 8;
+}
+
+INLINE int panels_depth(const panels_kind kind) /* words of four bytes of a tile's row */
+{
+    return kind.int8 ? kind.width / 4 : kind.width / 2;
+}
+
+/* Where rows of tiles are half a line, two tiles share lines. */
+INLINE bool panels_are_halves(const panels_kind kind)
+{
+    return panels_depth(kind) < AMX_SIDE;
+}
+
+INLINE __m512i panels_table(const panels_kind kind)
+{
+    return kind.int8 ? _mm512_set1_epi8(8) : lines_table((lines_kind){ .format = kind.format });
+}
+
+/* int4 codes of 64 columns less 8: a byte becomes a word, its upper nibble the upper byte. */
+INLINE __m512i panels_nibbles(__m256i pairs, __m512i eight)
+{
+    const __m512i words = _mm512_cvtepu8_epi16(pairs);
+    const __m512i low = _mm512_set1_epi8(15);
+    return _mm512_sub_epi8(_mm512_ternarylogic_epi32(words, _mm512_slli_epi16(words, 4), low, 0xa8), eight);
+}
+
+/* `steps` tiles of a row, four or one; scales: of mxfp4, one a tile. */
+INLINE void panels_decode_steps(const panels_kind kind, const int steps, __m512i table, const uint8_t *scales,
+                                const uint8_t *p, uint8_t *out)
+{
+    const lines_kind lines = { .format = kind.format };
+    if (!kind.int8) {
+        const int at_once = steps == 1 ? 1 : lines_tiles(lines);
+        UNROLL(2) for (int i = 0; i < steps; i += at_once)
+        {
+            lines_decode(lines, at_once, table, scales + i, p + i * panels_step_bytes(kind), out + i * AMX_TILE_BYTES);
+        }
+    } else if (kind.format == MF_FORMAT_INT8_CHANNEL) {
+        UNROLL(4) for (int i = 0; i < steps; i++)
+        {
+            _mm512_store_si512(out + i * AMX_TILE_BYTES, _mm512_loadu_si512(p + i * AMX_ROW_BYTES));
+        }
+    } else if (panels_are_halves(kind) && steps == 1) {
+        const __m256i pairs = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+        _mm256_store_si256((__m256i *)(void *)out, _mm512_castsi512_si256(panels_nibbles(pairs, table)));
+    } else {
+        const int tiles = panels_are_halves(kind) ? steps / 2 : steps;
+        UNROLL(4) for (int i = 0; i < tiles; i++)
+        {
+            const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)(p + i * AMX_ROW_BYTES / 2));
+            _mm512_store_si512(out + i * AMX_TILE_BYTES, panels_nibbles(pairs, table));
+        }
+    }
+}
+
+INLINE void panels_decode_row(const panels_kind kind, __m512i table, int64_t stride, int64_t scale_stride,
                               panels_feed *feed)
 {
-    uint8_t *out = panels_row(feed);
-    UNROLL(2) for (int i = 0; i < PANELS_STEPS; i += lines_tiles(kind))
-    {
-        lines_decode(kind, lines_tiles(kind), table, feed->scales + i, feed->codes + i * lines_step_bytes(kind),
-                     out + i * AMX_TILE_BYTES);
-    }
+    panels_decode_steps(kind, PANELS_STEPS, table, feed->scales, feed->codes, panels_row(feed));
     feed->codes += stride;
     feed->scales += scale_stride;
     feed->row++;
 }
 
 /* All rows of a chunk, which may be the last of its rows and short. */
-INLINE void panels_decode(const lines_kind kind, __m512i table, int64_t stride, int64_t scale_stride, int64_t steps,
+INLINE void panels_decode(const panels_kind kind, __m512i table, int64_t stride, int64_t scale_stride, int64_t steps,
                           panels_feed *feed)
 {
     while (feed->row < AMX_ROWS) {
@@ -79,8 +140,9 @@ INLINE void panels_decode(const lines_kind kind, __m512i table, int64_t stride, 
         }
         uint8_t *out = panels_row(feed);
         for (int64_t i = 0; i < steps; i++) {
-            lines_decode(kind, 1, table, feed->scales + i, feed->codes + i * lines_step_bytes(kind),
-                         out + i * AMX_TILE_BYTES);
+            uint8_t *to = panels_are_halves(kind) ? out + i / 2 * AMX_TILE_BYTES + i % 2 * (AMX_ROW_BYTES / 2)
+                                                  : out + i * AMX_TILE_BYTES;
+            panels_decode_steps(kind, 1, table, feed->scales + i, feed->codes + i * panels_step_bytes(kind), to);
         }
         feed->codes += stride;
         feed->scales += scale_stride;
@@ -90,13 +152,13 @@ INLINE void panels_decode(const lines_kind kind, __m512i table, int64_t stride, 
 
 /* ---- scales ---- */
 
-INLINE int panels_segments(const lines_kind kind) /* that are added at a time */
+INLINE int panels_segments(const panels_kind kind) /* that are added at a time */
 {
     return kind.group_steps == 1 ? 2 : 1;
 }
 
 /* total = fma(scale, segment's sum, total) for one tile, segments ascending. */
-INLINE void panels_add_tile(const lines_kind kind, const int segments, const int tile,
+INLINE void panels_add_tile(const panels_kind kind, const int segments, const int tile,
                             uint8_t (*parts)[PANELS_TILES][AMX_TILE_BYTES], const panels_pending *p)
 {
     float *total = p->total + (tile % 2 * AMX_ROW_TILES + tile / 2) * (AMX_TILE_BYTES / 4);
@@ -108,7 +170,8 @@ INLINE void panels_add_tile(const lines_kind kind, const int segments, const int
         __m512 sum = _mm512_maskz_load_ps(before, total + v * AMX_SIDE);
         UNROLL(2) for (int g = 0; g < segments; g++)
         {
-            const __m512 value = _mm512_load_ps(parts[g][tile] + v * AMX_ROW_BYTES);
+            const uint8_t *part = parts[g][tile] + v * AMX_ROW_BYTES;
+            const __m512 value = kind.int8 ? _mm512_cvtepi32_ps(_mm512_load_si512(part)) : _mm512_load_ps(part);
             const __m512 factor = kind.format == MF_FORMAT_FP8_BLOCK ? same : _mm512_set1_ps(scale[g * LANES + v]);
             sum = _mm512_fmadd_ps(factor, value, sum);
         }
@@ -117,7 +180,7 @@ INLINE void panels_add_tile(const lines_kind kind, const int segments, const int
 }
 
 /* What is in the registers and what waits, before anything else is multiplied. */
-INLINE void panels_drain(const lines_kind kind, const int segments, panels_work *work, panels_pending *p)
+INLINE void panels_drain(const panels_kind kind, const int segments, panels_work *work, panels_pending *p)
 {
     if (!p->total) {
         return;
@@ -144,7 +207,8 @@ INLINE void panels_drain(const lines_kind kind, const int segments, panels_work 
 typedef struct panels_step {
     const uint8_t *left0, *left1;
     const uint8_t *right0, *right1, *spare, *spare_tile;
-    int64_t step0, step1, stride1;      /* bytes to the next tile of the panels; from row to row of the second */
+    int64_t step_left;                  /* bytes to the next tile of the rows */
+    int64_t step0, step1, stride1;      /* the same of the panels; from row to row of the second */
     int64_t stride, scale_stride, rows; /* of codes; of scales; decoded in a step */
     __m512i table;
     panels_feed feed;
@@ -183,7 +247,7 @@ INLINE void panels_ask(panels_ahead *a, const int slot)
             }                                                                                                          \
         }                                                                                                              \
         if (panels == 2 || (i) % 2 == 0) {                                                                             \
-            AMX_BF16(i, left_tile, right_tile);                                                                        \
+            AMX_PRODUCT(kind, i, left_tile, right_tile);                                                               \
         }                                                                                                              \
         panels_ask(&s->ahead, i);                                                                                      \
         if (s->feed.row < AMX_ROWS && (i) < s->rows) {                                                                 \
@@ -196,9 +260,9 @@ INLINE void panels_ask(panels_ahead *a, const int slot)
 
 /* One tile of columns.  begins: a segment, or the pair's, whose sums go on from `from` (NULL: from zero), while those
  * before them go to `to`.  adds: what waits goes through its scales. */
-INLINE void panels_one_step(const lines_kind kind, const int panels, const bool begins, const bool adds, panels_step *s,
-                            uint8_t *const *to, const uint8_t *from, uint8_t (*parts)[PANELS_TILES][AMX_TILE_BYTES],
-                            const panels_pending *p)
+INLINE void panels_one_step(const panels_kind kind, const int panels, const bool begins, const bool adds,
+                            panels_step *s, uint8_t *const *to, const uint8_t *from,
+                            uint8_t (*parts)[PANELS_TILES][AMX_TILE_BYTES], const panels_pending *p)
 {
     const uint8_t *right0 = s->right0, *right1 = s->right1;
     int64_t stride0 = AMX_ROW_BYTES, stride1 = s->stride1;
@@ -222,8 +286,9 @@ INLINE void panels_one_step(const lines_kind kind, const int panels, const bool 
     AMX_LOAD(5, s->left1, AMX_ROW_BYTES);
     PANELS_SLOT(2, 5, 6);
     PANELS_SLOT(3, 5, 7);
-    s->left0 += AMX_TILE_BYTES;
-    s->left1 += AMX_TILE_BYTES;
+    s->left0 += s->step_left;
+    s->left1 += s->step_left;
+    s->step_left = panels_are_halves(kind) ? AMX_TILE_BYTES - s->step_left : AMX_TILE_BYTES;
     s->right0 += s->step0;
     s->right1 += s->step1;
 }
@@ -236,7 +301,7 @@ typedef struct panels_pair {
     float same;
 } panels_pair;
 
-INLINE void panels_multiply(const lines_kind kind, const int panels, panels_work *work, panels_step *s,
+INLINE void panels_multiply(const panels_kind kind, const int panels, panels_work *work, panels_step *s,
                             panels_pending *p, const panels_pair *pair)
 {
     uint8_t *sums = work->work.sums[pair->panel][0];
@@ -294,7 +359,7 @@ INLINE void panels_multiply(const lines_kind kind, const int panels, panels_work
 /* ---- blocks of rows ---- */
 
 /* The rows after the block at hand, in `steps` steps. */
-INLINE panels_ahead panels_ahead_at(const lines_kind kind, const amx_work *work, int64_t steps)
+INLINE panels_ahead panels_ahead_at(const panels_kind kind, const amx_work *work, int64_t steps)
 {
     const mf_cpu_tile *tile = work->tile;
     const int64_t after = work->first_row + AMX_ROWS, left = tile->first_row + tile->num_rows - after;
@@ -315,10 +380,10 @@ INLINE panels_ahead panels_ahead_at(const lines_kind kind, const amx_work *work,
     return a;
 }
 
-INLINE panels_feed panels_feed_at(const lines_kind kind, const mf_matrix *w, int64_t stride, int64_t row, int64_t step,
+INLINE panels_feed panels_feed_at(const panels_kind kind, const mf_matrix *w, int64_t stride, int64_t row, int64_t step,
                                   uint8_t *left)
 {
-    panels_feed feed = { .codes = (const uint8_t *)w->data + row * stride + step * lines_step_bytes(kind),
+    panels_feed feed = { .codes = (const uint8_t *)w->data + row * stride + step * panels_step_bytes(kind),
                          .scales = (const uint8_t *)w->scale + row * w->scale_row_stride + step,
                          .left = left };
     return feed;
@@ -341,12 +406,12 @@ static void panels_load_scales(panels_work *work, int64_t tile, int64_t row, int
     }
 }
 
-INLINE void panels_blocks(const lines_kind kind, panels_work *work, int64_t rows)
+INLINE void panels_blocks(const panels_kind kind, panels_work *work, int64_t rows)
 {
     amx_work *amx = &work->work;
     const mf_cpu_tile *tile = amx->tile;
     const mf_matrix *w = tile->w;
-    const int64_t all = w->k / STEP, panels = amx->num_panels, pairs = (panels + 1) / 2;
+    const int64_t all = w->k / kind.width, panels = amx->num_panels, pairs = (panels + 1) / 2;
     const int64_t stride = w->row_stride * mf_format_bits(kind.format) / 8;
     const int64_t end = tile->first_row + rows;
     const int64_t tokens = amx_tokens(amx, panels - 1); /* of the last panel */
@@ -356,7 +421,7 @@ INLINE void panels_blocks(const lines_kind kind, panels_work *work, int64_t rows
     for (int i = 0; i < PANELS_TILES; i++) {
         pending.sums[i] = work->parts[0][i];
     }
-    panels_step s = { .stride = stride, .scale_stride = w->scale_row_stride, .table = lines_table(kind) };
+    panels_step s = { .stride = stride, .scale_stride = w->scale_row_stride, .table = panels_table(kind) };
     const int64_t of_chunk = pairs * PANELS_STEPS;
     s.rows = (AMX_ROWS + of_chunk - 1) / of_chunk;
     s.spare_tile = amx->spare;
@@ -398,8 +463,9 @@ INLINE void panels_blocks(const lines_kind kind, panels_work *work, int64_t rows
                 s.left0 = work->left[number & 1][0][0];
                 s.left1 = work->left[number & 1][1][0];
                 s.stride1 = ends ? 4 * tokens : AMX_ROW_BYTES;
-                s.step0 = AMX_TILE_BYTES;
-                s.step1 = STEP / 2 * s.stride1;
+                s.step_left = panels_are_halves(kind) ? AMX_ROW_BYTES / 2 : AMX_TILE_BYTES;
+                s.step0 = panels_depth(kind) * AMX_ROW_BYTES;
+                s.step1 = panels_depth(kind) * s.stride1;
                 s.right0 = (const uint8_t *)tile->x[t] + step * s.step0;
                 s.right1 = (const uint8_t *)tile->x[other] + step * s.step1;
                 s.spare = ends && amx->spare_offset >= 0 ? (const uint8_t *)tile->x[other] + amx->spare_offset : NULL;
@@ -414,25 +480,31 @@ INLINE void panels_blocks(const lines_kind kind, panels_work *work, int64_t rows
             }
         }
         panels_drain(kind, panels_segments(kind), work, &pending);
-        amx_finish((amx_kind){ .format = kind.format, .scaled = kind.group_steps != 0 }, amx);
+        amx_finish((amx_kind){ .format = kind.format, .int8 = kind.int8, .scaled = kind.group_steps != 0 }, amx);
     }
 }
 
 /* How many rows, in 32s, it has multiplied: what it leaves is left to other loops. */
-INLINE int64_t panels_product(const lines_kind kind, const mf_cpu_tile *tile)
+INLINE int64_t panels_product(const panels_kind kind, const mf_cpu_tile *tile)
 {
     const mf_matrix *w = tile->w;
     const int64_t rows = tile->num_rows / AMX_ROWS * AMX_ROWS;
-    if (rows == 0 || w->k % STEP != 0 || (kind.format == MF_FORMAT_FP8_BLOCK && tile->first_row % AMX_ROWS != 0)) {
+    if (rows == 0 || w->k % kind.width != 0 ||
+        (kind.format == MF_FORMAT_FP8_BLOCK && tile->first_row % AMX_ROWS != 0)) {
         return 0;
     }
     panels_work work;
-    amx_begin((amx_kind){ .format = kind.format, .width = STEP }, &work.work, tile);
-    amx_config config = amx_config_of(AMX_SIDE, STEP / 2);
+    amx_begin((amx_kind){ .format = kind.format, .int8 = kind.int8, .width = kind.width }, &work.work, tile);
+    amx_config config = amx_config_of(AMX_SIDE, panels_depth(kind));
     if (work.work.num_panels == 2) { /* the second one's tiles are as wide as it */
         config.row_bytes[1] = config.row_bytes[3] = config.row_bytes[7] =
             (uint16_t)(4 * (tile->num_tokens - MF_CPU_PANEL));
         work.work.spare_offset = -1;
+        memset(work.parts, 0, sizeof work.parts);
+    }
+    if (work.work.num_panels == 1) { /* so are the only one's, but not the rows of its sums */
+        config.row_bytes[0] = config.row_bytes[2] = config.row_bytes[6] = (uint16_t)(4 * tile->num_tokens);
+        work.work.side = AMX_SIDE;
         memset(work.parts, 0, sizeof work.parts);
     }
     AMX_CONFIGURE(&config);

@@ -888,6 +888,42 @@ INLINE void amx_product(const amx_kind kind, amx_decode_fn decode, amx_feed_fn f
     AMX_RELEASE();
 }
 
+/* ---- which loops ---- */
+
+/* How many of its first rows such a function has multiplied. */
+typedef int64_t (*rows_fn)(const mf_cpu_tile *tile);
+
+/* As many rows as `first` takes, the others by `rest`. */
+static inline void rest_by_tiles(rows_fn first, mf_cpu_tile_fn rest, mf_cpu_tile tile)
+{
+    const int64_t done = first(&tile);
+    tile.first_row += done;
+    tile.num_rows -= done;
+    tile.out += done;
+    if (tile.num_rows > 0) {
+        rest(&tile);
+    }
+}
+
+/* Of int4 by the size of groups, as far as loops are made for it. */
+static inline int64_t by_group(const mf_cpu_tile *tile, rows_fn of_32, rows_fn of_64, rows_fn of_128)
+{
+    const mf_matrix *w = tile->w;
+    if (w->zero || w->scale_dtype == MF_F8_E8M0) {
+        return 0;
+    }
+    switch (w->group_size) {
+    case 32:
+        return of_32(tile);
+    case 64:
+        return of_64(tile);
+    case 128:
+        return of_128(tile);
+    default:
+        return 0;
+    }
+}
+
 /* The entry `name` of a kind, with what decodes its rows. */
 #define AMX_TILE(name, kind, decode)                                                                                   \
     static __attribute__((noinline)) void name##_feed(amx_work *work)                                                  \

@@ -50,7 +50,7 @@ LINES(lines_int4_128, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4)
 #define PANELS(name, ...)                                                                                              \
     static __attribute__((noinline)) int64_t name(const mf_cpu_tile *tile)                                             \
     {                                                                                                                  \
-        return panels_product((lines_kind){ __VA_ARGS__ }, tile);                                                      \
+        return panels_product((panels_kind){ .width = STEP, __VA_ARGS__ }, tile);                                      \
     }
 PANELS(panels_fp8_block, .format = MF_FORMAT_FP8_BLOCK, .group_steps = MF_FP8_BLOCK_SIZE / STEP)
 PANELS(panels_fp8_channel, .format = MF_FORMAT_FP8_CHANNEL)
@@ -60,27 +60,6 @@ PANELS(panels_int4_32, .format = MF_FORMAT_INT4_GROUP, .group_steps = 1)
 PANELS(panels_int4_64, .format = MF_FORMAT_INT4_GROUP, .group_steps = 2)
 PANELS(panels_int4_128, .format = MF_FORMAT_INT4_GROUP, .group_steps = 4)
 
-typedef int64_t (*rows_fn)(const mf_cpu_tile *tile);
-
-/* Of int4 by the size of groups. */
-static int64_t by_group(const mf_cpu_tile *tile, rows_fn of_32, rows_fn of_64, rows_fn of_128)
-{
-    const mf_matrix *w = tile->w;
-    if (w->zero || w->scale_dtype == MF_F8_E8M0) {
-        return 0;
-    }
-    switch (w->group_size) {
-    case 32:
-        return of_32(tile);
-    case 64:
-        return of_64(tile);
-    case 128:
-        return of_128(tile);
-    default:
-        return 0;
-    }
-}
-
 static int64_t lines_int4(const mf_cpu_tile *tile)
 {
     return by_group(tile, lines_int4_32, lines_int4_64, lines_int4_128);
@@ -89,18 +68,6 @@ static int64_t lines_int4(const mf_cpu_tile *tile)
 static int64_t panels_int4(const mf_cpu_tile *tile)
 {
     return by_group(tile, panels_int4_32, panels_int4_64, panels_int4_128);
-}
-
-/* The first rows by `first`, as many as it takes, the others by tiles. */
-static void rest_by_tiles(rows_fn first, mf_cpu_tile_fn tiles, mf_cpu_tile tile)
-{
-    const int64_t done = first(&tile);
-    tile.first_row += done;
-    tile.num_rows -= done;
-    tile.out += done;
-    if (tile.num_rows > 0) {
-        tiles(&tile);
-    }
 }
 
 /* Tokens to the loops that are made for as many: lines of rows up to `few` tokens. */
