@@ -39,6 +39,9 @@ typedef struct input_rows {
     uint8_t *rows;
     int64_t row_bytes;
     float *scales;   /* [rows], of codes */
+    uint8_t *codes;  /* [tokens][codes_bytes]: int8 panels are made of rows that are quantised once for all pairs */
+    float *code_scales; /* [tokens] */
+    int64_t codes_bytes;
 } input_rows;
 
 typedef struct pass {
@@ -155,6 +158,9 @@ static size_t lay_out(pass *p, int64_t tokens, int64_t num_columns, int32_t num_
         const int64_t rows = x->by_pair ? pairs : tokens;
         x->rows = mf_carve(base, &total, mf_carve_count(rows, x->row_bytes, 1), 1);
         x->scales = mf_carve(base, &total, rows, sizeof(float));
+        x->codes_bytes = x->form == MF_CPU_FORM_I8_PANEL ? mf_cpu_row_bytes(MF_CPU_FORM_I8, e->hidden_size) : 0;
+        x->codes = mf_carve(base, &total, mf_carve_count(tokens, x->codes_bytes, 1), 1);
+        x->code_scales = mf_carve(base, &total, x->codes_bytes ? tokens : 0, sizeof(float));
     }
     p->row_floats = mf_cpu_round_columns(e->hidden_size);
     p->thread_rows = mf_carve(base, &total, mf_carve_count(num_threads, p->row_floats, 1), sizeof(float));
@@ -425,6 +431,56 @@ static bool can_read_directly(const pass *p, const input_rows *x)
            p->experts->hidden_size % MF_CPU_COLUMNS == 0 && (uintptr_t)t->data % 64 == 0 && t->stride[0] % 16 == 0;
 }
 
+/* The row that int8 panels of all the token's pairs are made of. */
+static void prepare_codes(void *context, int64_t task, int32_t thread)
+{
+    const input_step *step = context;
+    const input_rows row = { .quant = step->x->quant, .form = MF_CPU_FORM_I8, .row_bytes = step->x->codes_bytes };
+    prepare_row(step->p, &row, thread, task, 0, 0.0f, step->x->codes, task, 1, step->x->code_scales + task);
+}
+
+/* [words][count] of four bytes from `count` rows of them. */
+static void turn_words(const uint8_t *const *rows, int64_t words, int64_t count, uint8_t *panel)
+{
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t j = 0; j < words; j++) {
+            memcpy(panel + (j * count + i) * 4, rows[i] + j * 4, 4);
+        }
+    }
+}
+
+/* One panel of a slot's pairs, of rows of codes and their sums. */
+static void prepare_panel_of_codes(void *context, int64_t task, int32_t thread)
+{
+    const input_step *step = context;
+    const pass *p = step->p;
+    const input_rows *x = step->x;
+    (void)thread;
+    const int64_t a = active_of(p, task);
+    const mf_cpu_source source = source13(p, &p->experts->slots[p->active[a]]);
+    if (source.quant != x->quant || source.form != x->form) {
+        return;
+    }
+    const int64_t begin = p->offsets[p->active[a]] + (task - p->first_task[a]) * MF_CPU_PANEL;
+    const int64_t left = p->offsets[p->active[a] + 1] - begin, count = left < MF_CPU_PANEL ? left : MF_CPU_PANEL;
+    const int64_t columns = mf_cpu_round_columns(p->experts->hidden_size);
+    const uint8_t *codes[MF_CPU_PANEL], *sums[MF_CPU_PANEL];
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t t = p->pairs[begin + i] / p->num_columns;
+        codes[i] = x->codes + t * x->codes_bytes;
+        sums[i] = codes[i] + columns;
+        x->scales[begin + i] = x->code_scales[t];
+    }
+    uint8_t *panel = x->rows + begin * x->row_bytes;
+    if (p->kernels->turn_panel && count == MF_CPU_PANEL && columns % (2 * MF_CPU_COLUMNS) == 0) {
+        /* pairs of bf16 are words of four bytes, too */
+        p->kernels->turn_panel((const uint16_t *const *)(const void *)codes, columns / 2, panel);
+    } else {
+        turn_words(codes, columns / 4, count, panel);
+    }
+    turn_words(sums, columns / 32, count, panel + columns * count);
+}
+
 static void prepare_inputs(mf_device *device, pass *p)
 {
     const double hidden = (double)p->experts->hidden_size;
@@ -434,7 +490,10 @@ static void prepare_inputs(mf_device *device, pass *p)
         if (step.x->is_direct) {
             continue;
         }
-        if (mf_cpu_form_is_panel(step.x->form)) {
+        if (step.x->codes_bytes && step.x->quant == MF_QUANT_INT8_TOKEN && !p->args->input_scale.data) {
+            mf_cpu_run(device, (double)p->num_tokens * hidden, p->num_tokens, prepare_codes, &step);
+            mf_cpu_run(device, (double)p->num_kept * hidden, count_tasks(p, count_panels), prepare_panel_of_codes, &step);
+        } else if (mf_cpu_form_is_panel(step.x->form)) {
             mf_cpu_run(device, (double)p->num_kept * hidden, count_tasks(p, count_panels), prepare_panel, &step);
         } else if (step.x->by_pair) {
             mf_cpu_run(device, (double)p->num_kept * hidden, p->num_kept, prepare_pair, &step);
