@@ -44,6 +44,12 @@
 #define CHUNK_VECTORS 32
 #endif
 
+/* More bytes of inputs than these are multiplied in parts: each block of rows goes through all of them, and from beyond
+ * the second-level cache they come too slowly where a block is few rows. */
+#ifndef NEAR_INPUTS
+#define NEAR_INPUTS INT64_MAX
+#endif
+
 /* Of these stream() asks for one stream of addresses and into the first-level cache.  4 bits take longer to decode than to
  * read: they gain from that cache and lose by a second stream. */
 #ifndef ONE_STREAM
@@ -58,6 +64,7 @@ enum {
     CHUNK_COLUMNS = CHUNK_VECTORS * (int)sizeof(vec) / COLUMN_BYTES,
     GEMM_TOKENS = 96 /* tokens whose sums are kept beside decoded rows */
 };
+_Static_assert((int)CHUNK_COLUMNS / 32 < (int)SCALES, "the scales of a chunk, and of a group that it begins inside");
 
 /* A few short rows at a time are no pattern that hardware prefetchers follow, so the code asks.  stream() asks for the
  * rows that come next, in two streams of addresses, at least STREAM_AHEAD bytes ahead and into the second-level cache:
@@ -218,16 +225,31 @@ INLINE void prefetch_next(mf_format format, const rows *q, int64_t k)
     }
 }
 
-/* The part'th of num_parts equal shares of what gemm() decodes next: `bytes` of each row, `offset` from where they
- * start. */
-INLINE void prefetch_share(const rows *q, int64_t offset, int64_t bytes, int64_t part, int64_t num_parts)
+/* A share of what gemm() decodes next: lines [line, end) of each row, `offset` bytes from where its codes start; one of
+ * each row every `every` vectors. */
+typedef struct asked {
+    const rows *q;
+    int64_t offset, line, end, every;
+} asked;
+
+/* The part'th of num_parts equal shares of `bytes` of each row, for a run of n vectors. */
+INLINE asked asked_of(const rows *q, int64_t offset, int64_t bytes, int64_t part, int64_t num_parts, int64_t n)
 {
     const int64_t lines = (bytes + LINE - 1) / LINE;
-    for (int64_t i = lines * part / num_parts; i < lines * (part + 1) / num_parts; i++) {
+    asked a = { .q = q, .offset = offset, .line = lines * part / num_parts, .end = lines * (part + 1) / num_parts };
+    const int64_t count = a.end - a.line;
+    a.every = count > 1 ? n / count + 1 : n;
+    return a;
+}
+
+INLINE void ask(asked *a)
+{
+    if (a->line < a->end) {
         UNROLL(4) for (int row = 0; row < ROWS; row++)
         {
-            __builtin_prefetch(q->codes[row] + offset + i * LINE, 0, 2);
+            __builtin_prefetch(a->q->codes[row] + a->offset + a->line * LINE, 0, 2);
         }
+        a->line++;
     }
 }
 
@@ -496,21 +518,11 @@ INLINE void decode(mf_format format, const mf_matrix *w, rows *q, const scales *
     }
 }
 
-/* Two rows of one, since a chunk of values counts vectors of inputs: n of them times NT tokens, added to their sums. */
-INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, const uint8_t *const *x, int64_t offset,
-                     vec sums[][ROWS])
+/* Vectors [v, end) of a chunk times NT tokens. */
+INLINE void multiply_some(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t v, int64_t end,
+                          const uint8_t *const *xs, vec acc[TOKENS][ROWS])
 {
-    const uint8_t *xs[TOKENS];
-    vec acc[TOKENS][ROWS];
-    UNROLL(8) for (int j = 0; j < NT; j++)
-    {
-        xs[j] = x[j] + offset;
-        UNROLL(4) for (int i = 0; i < ROWS; i++)
-        {
-            acc[j][i] = sums[j][i];
-        }
-    }
-    for (int64_t v = 0; (int)TOKENS < (int)ROWS && v < n; v++) { /* the smaller side stays in registers */
+    for (; (int)TOKENS < (int)ROWS && v < end; v++) { /* the smaller side stays in registers */
         vec xv[TOKENS];
         UNROLL(8) for (int j = 0; j < NT; j++)
         {
@@ -526,7 +538,7 @@ INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, c
             pace();
         }
     }
-    for (int64_t v = 0; (int)TOKENS >= (int)ROWS && v < n; v++) {
+    for (; (int)TOKENS >= (int)ROWS && v < end; v++) {
         vec w[ROWS];
         UNROLL(4) for (int i = 0; i < ROWS; i++)
         {
@@ -541,6 +553,30 @@ INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, c
             }
             pace();
         }
+    }
+}
+
+/* The n vectors of a chunk times NT tokens, added to their sums. */
+INLINE void multiply(int NT, const vec values[ROWS][CHUNK_VECTORS], int64_t n, const uint8_t *const *x, int64_t offset,
+                     vec sums[][ROWS], asked *a)
+{
+    const uint8_t *xs[TOKENS];
+    vec acc[TOKENS][ROWS];
+    UNROLL(8) for (int j = 0; j < NT; j++)
+    {
+        xs[j] = x[j] + offset;
+        UNROLL(4) for (int i = 0; i < ROWS; i++)
+        {
+            acc[j][i] = sums[j][i];
+        }
+    }
+    while (BLOCK > 1 && a->line < a->end) { /* runs are short */
+        ask(a);
+    }
+    const int64_t every = BLOCK > 1 ? n : a->every;
+    for (int64_t v = 0; v < n; v += every) {
+        ask(a);
+        multiply_some(NT, values, v, n - v < every ? n : v + every, xs, acc);
     }
     UNROLL(8) for (int j = 0; j < NT; j++)
     {
@@ -601,20 +637,23 @@ INLINE void multiply_groups(int NT, const vec values[ROWS][CHUNK_VECTORS], int64
 }
 
 typedef void (*multiply_fn)(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,
-                            const uint8_t *const *x, int64_t offset, vec sums[][ROWS]);
+                            const uint8_t *const *x, int64_t offset, vec sums[][ROWS], asked *a);
 
 #define MULTIPLY(NT)                                                                                                   \
     static void multiply_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s,        \
-                              const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                               \
+                              const uint8_t *const *x, int64_t offset, vec sums[][ROWS], asked *a)                      \
     {                                                                                                                  \
         (void)group;                                                                                                   \
         (void)s;                                                                                                       \
-        multiply(NT, values, n, x, offset, sums);                                                                      \
+        multiply(NT, values, n, x, offset, sums, a);                                                                   \
     }
 #define MULTIPLY_GROUPS(NT)                                                                                            \
     static void multiply_groups_##NT(const vec values[ROWS][CHUNK_VECTORS], int64_t n, int64_t group, const scales *s, \
-                                     const uint8_t *const *x, int64_t offset, vec sums[][ROWS])                        \
+                                     const uint8_t *const *x, int64_t offset, vec sums[][ROWS], asked *a)               \
     {                                                                                                                  \
+        while (a->line < a->end) {                                                                                     \
+            ask(a);                                                                                                    \
+        }                                                                                                              \
         multiply_groups(NT, values, n, group, s, x, offset, sums);                                                     \
     }
 MULTIPLY(1)
@@ -653,8 +692,11 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
     rows q[BLOCK];
     const mf_matrix *w = tile->w;
     const int64_t group = group_columns(format, w);
-    const int64_t chunk =
-        group < CHUNK_COLUMNS && !is_halved(format) ? CHUNK_COLUMNS / group * group : CHUNK_COLUMNS;
+    int64_t chunk = group < CHUNK_COLUMNS && !is_halved(format) ? CHUNK_COLUMNS / group * group : CHUNK_COLUMNS;
+    if (BLOCK == 1 && !is_grouped(format)) { /* as equal as possible; scales are converted by eights */
+        const int64_t num_chunks = (w->k + chunk - 1) / chunk, equal = (w->k + num_chunks - 1) / num_chunks;
+        chunk = (equal + step_columns(format) - 1) / step_columns(format) * step_columns(format);
+    }
     const int64_t group_vectors = is_flushed(format) ? group * COLUMN_BYTES / (int64_t)sizeof(vec) : 0;
     for (int64_t r = 0; r < tile->num_rows; r += BLOCK * ROWS) {
         int num_blocks = 0;
@@ -686,12 +728,10 @@ INLINE void gemm(mf_format format, const mf_cpu_tile *tile)
                     const int64_t t = num_tokens * run / num_runs;
                     const int64_t count = num_tokens * (run + 1) / num_runs - t;
                     for (int b = 0; b < num_blocks; b++) {
-                        if (t0 == 0) {
-                            prefetch_share(&q[b], next, next_bytes, run, num_runs);
-                        }
+                        asked a = asked_of(&q[b], next, t0 == 0 ? next_bytes : 0, run, num_runs, n);
                         multiplies[count - 1]((const vec(*)[CHUNK_VECTORS])values[b], n, group_vectors, &s[b],
                                               (const uint8_t *const *)tile->x + t0 + t, first * COLUMN_BYTES,
-                                              &sums[b][t]);
+                                              &sums[b][t], &a);
                     }
                 }
             }
@@ -751,10 +791,25 @@ INLINE void stream_rows(mf_format format, int GROUP, const mf_cpu_tile *tile)
     }
 }
 
+/* Every block of rows goes through all inputs: as many at a time as stay near. */
+INLINE void gemm_parts(mf_format format, const mf_cpu_tile *tile)
+{
+    const int64_t fit = NEAR_INPUTS / (tile->w->k * COLUMN_BYTES), most = fit < TOKENS ? TOKENS : fit;
+    const int64_t num_parts = (tile->num_tokens + most - 1) / most;
+    for (int64_t part = 0; part < num_parts; part++) { /* as equal as possible */
+        mf_cpu_tile some = *tile;
+        const int64_t t = tile->num_tokens * part / num_parts;
+        some.num_tokens = tile->num_tokens * (part + 1) / num_parts - t;
+        some.x += t;
+        some.out += t * tile->out_stride;
+        gemm(format, &some);
+    }
+}
+
 INLINE void product(mf_format format, const mf_cpu_tile *tile)
 {
     if (tile->num_tokens > stream_tokens(format) * stream_passes(format)) {
-        gemm(format, tile);
+        gemm_parts(format, tile);
     } else if (format == MF_FORMAT_INT4_GROUP && tile->w->group_size == 32) {
         stream_rows(format, 32, tile);
     } else if (format == MF_FORMAT_INT4_GROUP && tile->w->group_size == 128) {

@@ -7,6 +7,10 @@
 #define COLUMN_BYTES 4
 #define TOKENS_IN_REGISTERS 6
 #define HAS_FLUSHED_FORMATS 0
+/* As in products_avx2.c. */
+#define BLOCK 1
+#define CHUNK_VECTORS 64
+#define NEAR_INPUTS ((int64_t)1 << 20)
 enum { TOKENS = 6 };
 
 INLINE int step_columns(mf_format format)
