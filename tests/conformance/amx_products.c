@@ -426,30 +426,33 @@ TEST(amx_products_of_few_tokens_have_the_promised_bits)
     }
 }
 
-/* More panels, and full second ones, go through loops of their own in blocks of 32 rows; widths end inside a chunk of
- * 128 columns, and beyond 2,048 a row's scales come in two spans. */
+/* More panels, and full second ones, go through loops of their own in blocks of 32 rows; widths end inside a chunk of four
+ * tiles of columns, and beyond 2,048 a row's scales come in two spans. */
 TEST(amx_products_of_many_tokens_have_the_promised_bits)
 {
     const rungs r = all_rungs();
     static const int64_t tokens[10] = { 33, 17, 48, 27, 49, 31, 63, 80, 97, 128 };
     static const mf_format formats[] = { MF_FORMAT_FP8_BLOCK, MF_FORMAT_FP8_CHANNEL, MF_FORMAT_INT8_CHANNEL,
-                                         MF_FORMAT_INT4_GROUP, MF_FORMAT_MXFP4 };
+                                         MF_FORMAT_INT4_GROUP, MF_FORMAT_MXFP4,
+                                         MF_FORMAT_INT8_CHANNEL, MF_FORMAT_INT4_GROUP }; /* the last two: int8 inputs */
     static const int64_t widths[] = { 32, 64, 96, 128, 160, 256, 416, 2336 };
     uint64_t seed = 27;
     for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++) {
         for (int i = 0; i < 40; i++) {
             const int64_t rows = 64 + conf_below(&seed, 60);
+            const bool int8 = f >= 5;
             const shape s = { .format = formats[f],
+                              .int8 = int8,
                               .rows = rows,
-                              .k = widths[i % 8],
+                              .k = widths[i % 8] + (int8 && i & 8 ? 32 : 0),
                               .gap = conf_below(&seed, 3) * 8,
                               .group = CONF_PICK(&seed, 32, 128, 64),
                               .scale_dtype = (mf_dtype)CONF_PICK(&seed, MF_F32, MF_BF16, MF_F16),
                               .num_rows = rows - 31 * (i % 2),
                               .first_row = i % 2 * CONF_PICK(&seed, 5, 16, 31),
                               .tokens = tokens[(i + i / 8 + (int)f) % 10],
-                              .wild = i % 3 == 0,
-                              .normal = i % 3 == 1 };
+                              .wild = !int8 && i % 3 == 0,
+                              .normal = !int8 && i % 3 == 1 };
             check_shape(&r, &s, 600 + 100 * f + (size_t)i);
         }
     }
