@@ -11,7 +11,6 @@
 #include "kernels/cuda/carveout.cuh"
 #include "kernels/cuda/gate_usual.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace
 {
@@ -196,71 +195,6 @@ template <int V, bool SCORES> static __device__ __noinline__ void choose_among_e
 
 /* ---- the choice ---- */
 
-/* ordered() in two instructions. */
-MF_DEV uint32_t ordered_by_shift(float v)
-{
-    const uint32_t u = __float_as_uint(v);
-    uint32_t sign;
-    asm("shr.s32 %0, %1, 31;" : "=r"(sign) : "r"(u));
-    return (sign | 0x80000000u) ^ u;
-}
-
-template <int DEPTH> MF_DEV void shift(uint32_t (&head)[DEPTH])
-{
-#pragma unroll
-    for (int i = 0; i + 1 < DEPTH; i++) {
-        head[i] = head[i + 1];
-    }
-    head[DEPTH - 1] = 0;
-}
-
-/* Eight times the warp's largest, of equals the lowest lane's.  most: the first one, and then the last. */
-template <int DEPTH> MF_DEV void pop_in_turns(uint32_t (&head)[DEPTH], uint32_t &most, pick *picks, int lane)
-{
-    const uint32_t lanes_before = (1u << lane) - 1u;
-#pragma unroll
-    for (int k = 0; k < MAX_K; k++) {
-        if (k > 0) {
-            most = __reduce_max_sync(MF_FULL_WARP, head[0]);
-        }
-        const uint32_t has = __ballot_sync(MF_FULL_WARP, head[0] == most);
-        if (head[0] == most && (has & lanes_before) == 0) {
-            picks[k] = pick{ most, lane };
-            shift(head);
-        }
-    }
-}
-
-/* The same where no two lanes have equals; else more than eight are popped in all, and nothing of it is right. */
-template <int K, int DEPTH>
-MF_DEV void pop(uint32_t (&head)[DEPTH], uint32_t &most, uint32_t &popped, uint32_t picks, int lane)
-{
-    if constexpr (K < MAX_K) {
-        if (K > 0) {
-            most = __reduce_max_sync(MF_FULL_WARP, head[0]);
-        }
-        pop_if_equal<K * (int)sizeof(pick)>(picks, most, (uint32_t)lane, head, popped);
-        pop<K + 1, DEPTH>(head, most, popped, picks, lane);
-    }
-}
-
-/* Two lanes had equals: again, in turns.  Returns the last pick's key and what this lane would have next. */
-template <int V, int DEPTH> static __device__ __noinline__ uint2 choose_again(warp_memory<V> *own, int slot, int lane, bool kept)
-{
-    float key[V];
-    load_row<V>(own->key[slot], key, lane);
-    const lane_list<V, DEPTH> list(key);
-    uint32_t head[DEPTH];
-#pragma unroll
-    for (int i = 0; i < DEPTH; i++) {
-        head[i] = kept ? ordered(list.v[i]) : 0u;
-    }
-    __syncwarp();
-    uint32_t most = __reduce_max_sync(MF_FULL_WARP, head[0]);
-    pop_in_turns<DEPTH>(head, most, own->picks[slot], lane);
-    return make_uint2(most, head[0]);
-}
-
 /* false: the general way must do this row.  used: called when raw has been. */
 template <int V, bool GROUPS, bool SOFTMAX, bool BF16, typename USED>
 MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const float *bias, warp_memory<V> *own, int row,
@@ -333,8 +267,9 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
     uint32_t head[DEPTH];
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) {
-        head[i] = kept ? ordered_by_shift(list.v[i]) : 0u;
+        head[i] = kept ? ordered(list.v[i]) : 0u;
     }
+    const uint32_t lanes_before = (1u << lane) - 1u;
     uint32_t most = __reduce_max_sync(MF_FULL_WARP, head[0]);
     float m = 0.0f;
     if (SOFTMAX) {
@@ -347,15 +282,19 @@ MF_DEV bool choose_row(const rows_call &c, const raw_row<V, BF16> &raw, const fl
         }
         store_row<V>(own->score, part, lane);
     }
-    if (BF16) { /* equals are frequent */
-        pop_in_turns<DEPTH>(head, most, own->picks[slot], lane);
-    } else {
-        uint32_t popped = 0;
-        pop<0, DEPTH>(head, most, popped, shared_address(own->picks[slot]), lane);
-        if (rarely(__reduce_add_sync(MF_FULL_WARP, popped) != MAX_K)) {
-            const uint2 last = choose_again<V, DEPTH>(own, slot, lane, kept);
-            most = last.x;
-            head[0] = last.y;
+#pragma unroll
+    for (int k = 0; k < MAX_K; k++) {
+        if (k > 0) {
+            most = __reduce_max_sync(MF_FULL_WARP, head[0]);
+        }
+        const uint32_t has = __ballot_sync(MF_FULL_WARP, head[0] == most);
+        if (head[0] == most && (has & lanes_before) == 0) {
+            own->picks[slot][k] = pick{ most, lane };
+#pragma unroll
+            for (int i = 0; i + 1 < DEPTH; i++) {
+                head[i] = head[i + 1];
+            }
+            head[DEPTH - 1] = 0;
         }
     }
     __syncwarp();
@@ -419,28 +358,22 @@ template <int V> MF_DEV choice find_pick(const warp_memory<V> *of, int row, int 
     const pick mine = of->picks[slot][k];
     const float value = unordered(mine.key);
     const int first = (mine.lane & 31) * V; /* of no valid row: anything */
+    int e = 0, skip = 0;
     const uint32_t key = __shfl_up_sync(MF_FULL_WARP, mine.key, 1, 8);
     const int owner = __shfl_up_sync(MF_FULL_WARP, mine.lane, 1, 8);
-    float keys[V];
-    load_row<V>(of->key[slot], keys, mine.lane & 31);
-    int e = V - 1;
-#pragma unroll
-    for (int o = V - 2; o >= 0; o--) {
-        e = keys[o] == value ? o : e;
-    }
-    if (rarely(__any_sync(MF_FULL_WARP, k > 0 && key == mine.key && owner == mine.lane))) { /* equals: each takes the next */
-        int skip = 0;
-#pragma unroll 1
+    if (__any_sync(MF_FULL_WARP, k > 0 && key == mine.key && owner == mine.lane)) { /* equals: each takes the next */
         for (int o = 0; o < k; o++) {
             skip += of->picks[slot][o].key == mine.key && of->picks[slot][o].lane == mine.lane;
         }
+    }
 #pragma unroll
-        for (int o = V - 1; o >= 0; o--) {
-            int before = 0;
-            for (int q = 0; q < o; q++) {
-                before += keys[q] == value;
+    for (int o = V - 1; o >= 0; o--) {
+        int before = 0;
+        if (of->key[slot][place_of<V>(first + o)] == value) {
+            for (int q = 0; skip > 0 && q < o; q++) {
+                before += of->key[slot][place_of<V>(first + q)] == value;
             }
-            e = keys[o] == value && before == skip ? o : e;
+            e = before == skip ? o : e;
         }
     }
     return choice{ first + e, value };
@@ -524,16 +457,14 @@ MF_DEV void add_counts(const rows_call &c, const uint32_t *counts)
     }
 }
 
+/* MAX_THREADS threads: there are as many as experts. */
 template <int V, bool GROUPS, bool SOFTMAX, bool BF16>
 __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_constant__ rows_call c)
 {
     extern __shared__ __align__(16) uint8_t shared[];
-    const int warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    /* Through shuffles, or both are made anew for each row, from registers that are slow to read. */
-    const int lane = __shfl_sync(MF_FULL_WARP, (int)threadIdx.x & 31, threadIdx.x & 31);
-    static_assert(sizeof(warp_memory<V>) % 16 == 0, "bias aligned");
-    warp_memory<V> *all = (warp_memory<V> *)shared;
-    warp_memory<V> *own = (warp_memory<V> *)__cvta_shared_to_generic(__shfl_sync(MF_FULL_WARP, shared_address(all + warp), 0));
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    static_assert(32 * V <= MAX_THREADS && sizeof(warp_memory<V>) % 16 == 0, "a thread an expert; bias aligned");
+    warp_memory<V> *all = (warp_memory<V> *)shared, *own = all + warp;
     float *bias = (float *)(all + warps);         /* [32 V], canonical */
     uint32_t *counts = (uint32_t *)bias + 32 * V; /* [P] */
     let_next_start();
@@ -554,15 +485,9 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
     if (c.num_valid) {
         valid_rows = min(max(*c.num_valid, 0), tokens);
     }
-    const auto is_valid = [&](int t) {
-        int is = t < valid_rows;
-        if (c.row_valid && is) {
-            is = c.row_valid[t];
-        }
-        return is;
-    };
+    const auto is_valid = [&](int t) { return t < valid_rows && (!c.row_valid || c.row_valid[t] != 0); };
     raw_row<V, BF16> raw = {};
-    int raw_valid = is_valid(first);
+    bool raw_valid = is_valid(first);
     if (raw_valid) {
         raw.load(c.logits, (int64_t)first * c.logits_stride, lane);
     }
@@ -571,14 +496,14 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
     if (extra && is_last) {
         arrivals = load_relaxed(c.arrivals);
     }
-    for (int i = threadIdx.x; !SOFTMAX && c.bias && i < 32 * V; i += blockDim.x) {
-        bias[place_of<V>(i)] = canon_bias(c.bias[i]);
+    if (!SOFTMAX && c.bias && threadIdx.x < 32 * V) {
+        bias[place_of<V>(threadIdx.x)] = canon_bias(c.bias[threadIdx.x]);
     }
     __syncthreads(); /* bias and the zeros of counts */
     const bool alone = c.rows == 1; /* the grid has a warp for every row */
     do {
         for (int row = 0; row < c.rows; row++) {
-            const int valid = raw_valid;
+            const bool valid = raw_valid;
             const auto load_next = [&] {
                 if (!alone) {
                     const int after = row + 1 < c.rows ? first + row + 1 : first + step;
@@ -623,6 +548,15 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) gate_rows_kernel(const __grid_
 }
 
 /* ---- few rows: a block a row, a thread an expert ---- */
+
+/* ordered() in two instructions. */
+MF_DEV uint32_t ordered_by_shift(float v)
+{
+    const uint32_t u = __float_as_uint(v);
+    uint32_t sign;
+    asm("shr.s32 %0, %1, 31;" : "=r"(sign) : "r"(u));
+    return (sign | 0x80000000u) ^ u;
+}
 
 /* The eight largest keys of each warp, largest first, and whose they are. */
 template <int WARPS> struct warp_lists {

@@ -300,33 +300,6 @@ MF_PTX void count_if_more(int &n, uint32_t a, uint32_t b)
     asm("{ .reg .pred p; setp.gt.u32 p, %1, %2; @p add.s32 %0, %0, 1; }" : "+r"(n) : "r"(a), "r"(b));
 }
 
-/* If head[0] is `most`: it and `lane` to an address in shared memory, OFFSET bytes on, count + 1, the others one forward
- * and 0 behind them.  Left to itself the compiler makes two instructions of what is predicated here. */
-template <int OFFSET, int DEPTH>
-MF_PTX void pop_if_equal(uint32_t shared, uint32_t most, uint32_t lane, uint32_t (&head)[DEPTH], uint32_t &count)
-{
-    static_assert(DEPTH >= 2 && DEPTH <= 4, "lists of two to four");
-    if constexpr (DEPTH == 2) {
-        asm volatile("{ .reg .pred p; setp.eq.u32 p, %0, %4; @p st.shared.v2.u32 [%3 + %6], {%0, %5}; @p add.u32 %2, %2, 1;"
-                     " @p mov.u32 %0, %1; @p mov.u32 %1, 0; }"
-                     : "+r"(head[0]), "+r"(head[1]), "+r"(count)
-                     : "r"(shared), "r"(most), "r"(lane), "n"(OFFSET)
-                     : "memory");
-    } else if constexpr (DEPTH == 3) {
-        asm volatile("{ .reg .pred p; setp.eq.u32 p, %0, %5; @p st.shared.v2.u32 [%4 + %7], {%0, %6}; @p add.u32 %3, %3, 1;"
-                     " @p mov.u32 %0, %1; @p mov.u32 %1, %2; @p mov.u32 %2, 0; }"
-                     : "+r"(head[0]), "+r"(head[1]), "+r"(head[2]), "+r"(count)
-                     : "r"(shared), "r"(most), "r"(lane), "n"(OFFSET)
-                     : "memory");
-    } else {
-        asm volatile("{ .reg .pred p; setp.eq.u32 p, %0, %6; @p st.shared.v2.u32 [%5 + %8], {%0, %7}; @p add.u32 %4, %4, 1;"
-                     " @p mov.u32 %0, %1; @p mov.u32 %1, %2; @p mov.u32 %2, %3; @p mov.u32 %3, 0; }"
-                     : "+r"(head[0]), "+r"(head[1]), "+r"(head[2]), "+r"(head[3]), "+r"(count)
-                     : "r"(shared), "r"(most), "r"(lane), "n"(OFFSET)
-                     : "memory");
-    }
-}
-
 /* 2^x; results below the smallest normal number are 0. */
 MF_PTX float exp2_fast(float x)
 {
