@@ -92,7 +92,7 @@ class Layer:
 
     def __init__(self, shape, tokens, x):
         self.H, self.I, self.E, top_k, shared, self.form = shape
-        self.C, slots, self.x = top_k + shared, self.E + shared, x
+        self.C, self.shared, slots, self.x = top_k + shared, shared, self.E + shared, x
         fp8 = self.form == "fp8"
         random_weight = lambda *s: (torch.randn(*s, device="cuda", dtype=torch.bfloat16) * (1.0 if fp8 else 0.02)).to(
             torch.float8_e4m3fn if fp8 else torch.bfloat16)
@@ -117,7 +117,7 @@ class Layer:
 
     def moefuse(self):
         options = dict(w1_scale=self.s13, w2_scale=self.s2, block_shape=[128, 128], act_quant="w8a8") if self.form == "fp8" else {}
-        return moefuse.fused_experts(self.x, self.w13, self.w2, self.weights, self.ids, **options)
+        return moefuse.fused_experts(self.x, self.w13, self.w2, self.weights, self.ids, num_shared_columns=self.shared, **options)
 
     def deepgemm(self, room, only_products=False):
         H, I, M, T = self.H, self.I, self.M, self.x.shape[0]
