@@ -450,4 +450,17 @@ MF_DEV void zero_strangers(const mf_cuda_grouped &p)
     }
 }
 
+/* The same of a few pairs, whose ids a launch has at hand: by all threads of all blocks, a row after the other. */
+MF_DEV void zero_few_strangers(const mf_cuda_grouped &p, const int32_t *ids, int pairs, uint32_t threads)
+{
+    for (int pair = 0; pair < pairs; pair++) {
+        if (ids[pair] >= p.e.num_slots) {
+            for (int64_t i = (int64_t)blockIdx.x * threads + threadIdx.x; i < p.e.hidden_size;
+                 i += (int64_t)gridDim.x * threads) {
+                store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + i, 0.0f, p.e.bytewise);
+            }
+        }
+    }
+}
+
 #endif

@@ -409,14 +409,7 @@ __global__ void __maxnreg__(ONE ? FEW4_REGISTERS_ONE : FEW4_REGISTERS)
             copy_commit(); /* the first one has all codes so far */
         }
         if (!combines) {
-            for (int pair = 0; pair < pairs; pair++) { /* ids past the last slot */
-                if (ids[pair] >= p.e.num_slots) {
-                    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.e.hidden_size;
-                         i += (int64_t)gridDim.x * blockDim.x) {
-                        store_float(p.e.y, p.e.y_dtype, y_offset(p.e, pair) + i, 0.0f, p.e.bytewise);
-                    }
-                }
-            }
+            zero_few_strangers(p, ids, pairs, blockDim.x);
         }
     } else {
 #pragma unroll 1
