@@ -649,7 +649,6 @@ static void run_requant(void *context, int64_t task, int32_t thread)
     }
 }
 
-/* At most down_step() rows of w2 of active slot a from first_row on times its pairs; each pair's sums go to store(). */
 typedef void (*store_fn)(const pass *p, int32_t thread, int32_t pair, int64_t first_row, int64_t num_rows, const float *y);
 
 /* Rows of one product: for a panel of tokens or less as many as there is room for, since each product begins and ends
@@ -660,6 +659,7 @@ static int64_t down_step(const pass *p, int64_t a)
     return pairs <= MF_CPU_PANEL ? DOWN_ROWS * MOST_DOWN_BLOCKS : DOWN_ROWS;
 }
 
+/* At most down_step() rows of w2 of active slot a from first_row on times its pairs; each pair's sums go to store(). */
 static void multiply_down_block(const pass *p, int32_t thread, int64_t a, int64_t first_row, int64_t num_rows,
                                 const mf_matrix *next, int64_t next_row, store_fn store)
 {
